@@ -1,0 +1,60 @@
+# Every target creates .venv when it is missing, installs under constraints.txt, and is quick when nothing changed.
+#
+# The pinned torch comes from the package index. To choose a build by hand (a CUDA version, the CPU-only wheels),
+# install it first, for example:
+#   make .venv/bin/python && .venv/bin/python -m pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: help install quickstart test lint format soak tables wheel clean
+
+help:
+	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
+	@echo "make test         set up and run the tests"
+	@echo "make lint         formatting, lint and types"
+	@echo "make format       apply formatting and safe lint fixes"
+	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
+	@echo "make soak         the tests that take long"
+	@echo "make wheel        build the wheel into dist/"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11)' 2>/dev/null \
+		|| { echo "error: $(PYTHON) is not Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+quickstart: install
+	$(BIN)/peftly quickstart
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not soak'
+
+soak: install
+	$(BIN)/python -m pytest -m soak
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: install
+	$(BIN)/python benchmarks/quickstart_seeds.py
+
+wheel: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
