@@ -1,0 +1,71 @@
+"""peftly: parameter-efficient fine-tuning, from raw data to an adapter that other tools can load.
+
+The public names are imported when they are first used, so that the command line's `--help` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftly.adapt import attach, detach, merge, trainable_parameters
+    from peftly.base import Base, load_base
+    from peftly.checkpoint import load, load_adapter, save_adapter
+    from peftly.evaluate import Evaluation, evaluate
+    from peftly.generate import generate
+    from peftly.methods import METHODS, LoRA, PromptTuning
+    from peftly.train import TrainConfig, TrainResult, train
+
+__all__ = [
+    "METHODS",
+    "Base",
+    "Evaluation",
+    "LoRA",
+    "PromptTuning",
+    "TrainConfig",
+    "TrainResult",
+    "__version__",
+    "attach",
+    "detach",
+    "evaluate",
+    "generate",
+    "load",
+    "load_adapter",
+    "load_base",
+    "merge",
+    "save_adapter",
+    "train",
+    "trainable_parameters",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "METHODS": "methods",
+    "Base": "base",
+    "Evaluation": "evaluate",
+    "LoRA": "methods",
+    "PromptTuning": "methods",
+    "TrainConfig": "train",
+    "TrainResult": "train",
+    "attach": "adapt",
+    "detach": "adapt",
+    "evaluate": "evaluate",
+    "generate": "generate",
+    "load": "checkpoint",
+    "load_adapter": "checkpoint",
+    "load_base": "base",
+    "merge": "adapt",
+    "save_adapter": "checkpoint",
+    "train": "train",
+    "trainable_parameters": "adapt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"peftly.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'peftly' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

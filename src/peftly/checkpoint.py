@@ -1,0 +1,275 @@
+"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, read them with care."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from peftly.adapt import attached, detach, install
+from peftly.errors import AdapterError, MethodError
+from peftly.methods import METHODS, MethodConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from peftly.base import Base
+
+__all__ = ["load", "load_adapter", "read_notes", "save_adapter"]
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+CARD = "README.md"
+NOTES = "peftly.json"
+"""What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
+
+PEFT_VERSION = "0.21.2"
+"""The version of PEFT whose format is written."""
+
+
+def save_adapter(
+    model: PreTrainedModel, folder: str | Path, *, notes: Mapping[str, Any] | None = None, card: str | None = None
+) -> Path:
+    """Write the adapter on `model` to `folder`, so that PEFT and `load_adapter` can read it.
+
+    The files are complete before the first of them appears under its name.
+
+    Args:
+        model: a model with an adapter on it.
+        folder: made if it is missing; an adapter in it is replaced.
+        notes: JSON values to keep beside it under the key they have here (see `read_notes`).
+        card: the text of the model card; None writes a short one.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        AdapterError: the folder cannot be written.
+        MethodError: the model carries no adapter.
+    """
+    adapter = attached(model)
+    if adapter is None:
+        raise MethodError("this model carries no adapter to save; attach one first")
+    folder = Path(folder)
+    base = model.config.name_or_path or None
+    config = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "peft_type": adapter.peft_type,
+        "peft_version": PEFT_VERSION,
+        "revision": None,
+        "task_type": "CAUSAL_LM" if model.can_generate() else None,
+        **adapter.peft_config(),
+    }
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in adapter.parameters().items()}
+    notes = {"method": adapter.config.model_dump(mode="json"), **(notes or {})}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+            _write_json(scratch / CONFIG, config)
+            _write_json(scratch / NOTES, notes)
+            (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
+            _move_into(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "default") -> PreTrainedModel:
+    """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterError: the folder holds no adapter, or one that is damaged, of an unknown kind, or for another base.
+        MethodError: the model carries an adapter already, or cannot carry this one.
+    """
+    folder = Path(folder)
+    peft = read_peft_config(folder)
+    config = _method_config(folder, peft)
+    tensors = _read_tensors(folder)
+    kind = METHODS[config.name].adapter
+    adapter = install(model, name, lambda: kind.blank(model, config, name))
+    try:
+        _copy_tensors(folder, adapter.parameters(), tensors)
+    except AdapterError:
+        detach(model)
+        raise
+    return model
+
+
+def load(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    quantization: str | None = None,
+) -> Base:
+    """Open an adapter together with the base that it names.
+
+    Args:
+        path_or_hub_id: an adapter folder, a run folder (its `adapter` is opened), or the Hub id of an adapter.
+        dtype, device, quantization: as for `load_base`.
+
+    Returns:
+        The adapted model and its tokenizer.
+
+    Raises:
+        AdapterError: no adapter there, or it names no base.
+        BaseModelError: its base cannot be opened.
+    """
+    from peftly.base import load_base
+
+    folder = find_adapter(path_or_hub_id)
+    spec = read_peft_config(folder).get("base_model_name_or_path")
+    if not spec:
+        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
+    base = load_base(spec, dtype=dtype, device=device, quantization=quantization)
+    load_adapter(base.model, folder)
+    return base
+
+
+def find_adapter(path_or_hub_id: str | Path) -> Path:
+    """Return the folder of an adapter, given that folder, a run folder, or a Hub id (which is downloaded).
+
+    Raises:
+        AdapterError: there is none.
+    """
+    folder = Path(path_or_hub_id)
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
+        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor has a folder adapter in it")
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, NOTES, CARD]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
+
+
+def read_notes(folder: str | Path) -> dict[str, Any]:
+    """Return what was noted beside an adapter; empty for one that PEFT wrote."""
+    path = Path(folder) / NOTES
+    return _read_json(path) if path.is_file() else {}
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """Return `adapter_config.json`.
+
+    Raises:
+        AdapterError: it is missing, is no JSON object, or names no `peft_type`.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}")
+    config = _read_json(path)
+    if "peft_type" not in config:
+        raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
+    return config
+
+
+def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
+    kinds = {method.adapter.peft_type: None for method in METHODS.values()}
+    for method in METHODS.values():
+        if method.adapter.peft_type != peft["peft_type"]:
+            continue
+        try:
+            config = method.adapter.config_from_peft(peft)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {error}") from None
+        if config is not None:
+            return _settings_as_trained(folder, config)
+    raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
+
+
+def _settings_as_trained(folder: Path, config: MethodConfig) -> MethodConfig:
+    """Return our own record of the settings where it stands beside the adapter and is of the same method."""
+    noted = read_notes(folder).get("method", {})
+    if noted.get("name") != config.name:
+        return config
+    try:
+        return type(config).model_validate(noted)
+    except ValueError as error:
+        raise AdapterError(f"{folder / NOTES} does not describe a {config.name} adapter: {error}") from None
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors" if pickled else ""
+        raise AdapterError(f"{folder} has no {TENSORS}{hint}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged: {error}") from None
+
+
+def _copy_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    if missing or extra:
+        kind, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
+        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
+        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {kind} {name}{more}")
+    for name, parameter in own.items():
+        if parameter.shape != found[name].shape:
+            raise AdapterError(
+                f"{folder / TENSORS} does not fit this base: {name} is {tuple(found[name].shape)}, "
+                f"and the base needs {tuple(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
+
+
+def _move_into(scratch: Path, folder: Path) -> None:
+    if not folder.exists():
+        scratch.chmod(0o755)  # mkdtemp makes folders for the owner only
+        scratch.rename(folder)
+        return
+    # The configuration goes last: a folder that has one is an adapter.
+    for file in sorted(scratch.iterdir(), key=lambda path: path.name == CONFIG):
+        os.replace(file, folder / file.name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path} should hold a JSON object, and holds a {type(value).__name__}")
+    return value
+
+
+def _card(base: str | None, config: MethodConfig) -> str:
+    settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
+    front = f"base_model: {json.dumps(base)}\n" if base else ""
+    return (
+        f"---\n{front}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
+        f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
+        "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`.\n"
+    )

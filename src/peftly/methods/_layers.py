@@ -1,0 +1,172 @@
+"""Change layers of a model in place: find them, run adapters around them, and put everything back.
+
+A changed layer stays the same module object with the same parameters under the same names, so checkpoints, tied
+weights and other hooks go on working. Two things are added to it: a submodule `peftly` that holds one change per
+adapter, and a `forward` of its own that runs them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peftly.errors import MethodError
+
+__all__ = [
+    "ALL_LINEAR",
+    "CHANGES",
+    "LayerChange",
+    "OwnForward",
+    "add_change",
+    "changed_layers",
+    "drop_changes",
+    "find_targets",
+    "override_method",
+    "restore_method",
+    "short_names",
+]
+
+CHANGES = "peftly"
+ALL_LINEAR = "all-linear"
+
+
+class LayerChange(nn.Module):
+    """What one adapter does at one layer."""
+
+    def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the layer's new output for its input `x`.
+
+        Args:
+            layer: the module that is changed.
+            inner: what the layer computes without this change: an `OwnForward`, or an earlier adapter's work.
+            x: the layer's input.
+            args, kwargs: what else it was called with.
+        """
+        raise NotImplementedError
+
+
+class OwnForward:
+    """A layer's forward as it was before any change, whoever had set it (accelerate's device hooks do)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.replaced: Callable[..., Tensor] | None = layer.__dict__.get("forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.replaced is not None:
+            return self.replaced(*args, **kwargs)
+        output: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
+        return output
+
+    def is_plain(self, kind: type[nn.Module]) -> bool:
+        """Whether the layer is exactly a `kind` that nobody has altered, so that its product may be fused."""
+        return type(self.layer) is kind and self.replaced is None
+
+
+class _ChangedForward:
+    """Stands in for `layer.forward`: the adapters' changes in the order they were attached, innermost first.
+
+    An object and not a closure, so that deepcopy and pickle take it along with the layer.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.own = OwnForward(layer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        forward: Callable[..., Tensor] = self.own
+        for change in self.layer.peftly.values():
+            forward = partial(change.run, self.layer, forward)
+        return forward(*args, **kwargs)
+
+
+def add_change(layer: Any, name: str, change: LayerChange) -> None:
+    """Let adapter `name` run `change` at `layer`."""
+    if not hasattr(layer, CHANGES):
+        forward = _ChangedForward(layer)
+        layer.peftly = nn.ModuleDict()
+        layer.forward = forward
+    layer.peftly[name] = change
+
+
+def drop_changes(model: nn.Module, name: str) -> None:
+    """Take adapter `name` off every layer of `model`; a layer that nothing changes any more is as it was."""
+    for _, layer, _ in list(changed_layers(model, name)):
+        del layer.peftly[name]
+        if not len(layer.peftly):
+            replaced = layer.__dict__.pop("forward").own.replaced
+            if replaced is not None:
+                layer.forward = replaced
+            del layer.peftly
+
+
+def changed_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the path, the layer and the change of every layer that adapter `name` touches, in the model's order."""
+    for path, layer in model.named_modules():
+        changes = dict(layer.named_children()).get(CHANGES)
+        if isinstance(changes, nn.ModuleDict) and name in changes:
+            yield path, layer, changes[name]
+
+
+def override_method(model: Any, name: str, replacement: Callable[..., Any]) -> None:
+    """Let this one `model` answer `name` with `replacement`; `restore_method` undoes it.
+
+    The replacement should be an object that holds what it needs, so that deepcopy and pickle take it along.
+    """
+    replacement.shadowed = model.__dict__.get(name)  # type: ignore[attr-defined]
+    setattr(model, name, replacement)
+
+
+def restore_method(model: Any, name: str) -> None:
+    """Undo `override_method`: what stood there before is back, on the instance or from its class."""
+    shadowed = model.__dict__.pop(name).shadowed
+    if shadowed is not None:
+        setattr(model, name, shadowed)
+
+
+def find_targets(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
+    """Return the linear layers that `targets` names, by path, in the model's order.
+
+    Args:
+        model: the model to search.
+        targets: `"all-linear"` (every linear layer but the output head), a regular expression that a whole path
+            must match, or a list of paths and ends of paths (`"q_proj"` matches `model.layers.0.self_attn.q_proj`).
+
+    Raises:
+        MethodError: nothing matches, or a name in the list matches nothing.
+    """
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    present = sorted({path.rpartition(".")[2] for path in linear})
+    if targets == ALL_LINEAR:
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        found = {path: layer for path, layer in linear.items() if layer is not head}
+    elif isinstance(targets, str):
+        try:
+            found = {path: layer for path, layer in linear.items() if re.fullmatch(targets, path)}
+        except re.error as error:
+            raise MethodError(f"target_modules={targets!r} is no regular expression: {error}") from None
+    else:
+        unmatched = [target for target in targets if not any(_names(target, path) for path in linear)]
+        if unmatched:
+            raise MethodError(f"target_modules={unmatched} match no linear layer; this model has {present}")
+        found = {path: layer for path, layer in linear.items() if any(_names(target, path) for target in targets)}
+    if not found:
+        raise MethodError(f"target_modules={targets!r} matches no linear layer; this model has {present}")
+    return found
+
+
+def short_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
+    """Return the shortest list of names that stands for just these paths, as `find_targets` reads such a list."""
+    ends = sorted({path.rpartition(".")[2] for path in paths})
+    meant = {path for path, _ in model.named_modules() if any(_names(end, path) for end in ends)}
+    return ends if meant == set(paths) else sorted(paths)
+
+
+def _names(target: str, path: str) -> bool:
+    return path == target or path.endswith(f".{target}")

@@ -1,0 +1,129 @@
+"""What every method is made of: settings, an adapter that sits on a model, and the facts that the registry lists."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from peftly.errors import MethodError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Adapter", "Method", "MethodConfig", "Setup"]
+
+
+class MethodConfig(BaseModel):
+    """The settings of one method. Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may use while it initialises its parameters.
+
+    Attributes:
+        tokenizer: needed where words are turned into rows; None where there is none.
+        labels: the label texts of a labelled task, in order.
+        seed: of every random number drawn; the global generators are left alone.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    labels: Sequence[str] = ()
+    seed: int = 0
+
+
+class Adapter(ABC):
+    """One adapter on one model. Making it puts it there; `remove` leaves the model as it was found.
+
+    Parameters live inside the model, in a submodule named `peftly` of each layer that the adapter touches, so
+    that `.to`, `.train`, optimizers and checkpoints of any framework find them.
+    """
+
+    config: Any
+    peft_type: ClassVar[str]
+
+    def __init__(self, model: PreTrainedModel, config: MethodConfig, name: str) -> None:
+        self.model = model
+        self.config = config
+        self.name = name
+
+    @classmethod
+    @abstractmethod
+    def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
+        """Put a freshly initialised adapter on `model`.
+
+        Raises:
+            MethodError: the model cannot carry it; the model is then unchanged.
+        """
+
+    @classmethod
+    def blank(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
+        """Put an adapter on `model` whose values are about to be read from a file."""
+        return cls.attach(model, config, name, Setup())
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take the adapter off its model."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by the name that they have in a PEFT file."""
+
+    @abstractmethod
+    def peft_config(self) -> dict[str, Any]:
+        """Return what `adapter_config.json` says of this method, beyond the keys that all methods share."""
+
+    @classmethod
+    @abstractmethod
+    def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
+        """Return the settings that an `adapter_config.json` of this `peft_type` stands for.
+
+        Returns:
+            None if the file is of another method that shares the type.
+
+        Raises:
+            AdapterError: it asks for something that is not supported here.
+        """
+
+    def merge(self) -> None:
+        """Fold the adapter into the base's own weights (in place).
+
+        Raises:
+            MethodError: the method is no change of weights.
+        """
+        raise MethodError(
+            f"{self.config.name} cannot be merged: it changes no weight of the base; "
+            "save the adapter and load it beside the base instead"
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the registry: facts that tests, docs and the command line read.
+
+    Attributes:
+        adapter: the class that puts the method on a model.
+        config: its settings.
+        summary: what is trained, in a few words.
+        paper: where the method comes from.
+        learning_rate: the default for AdamW.
+        mergeable: whether its effect can be folded into the base's weights.
+        identity_at_init: whether a fresh adapter leaves the base's outputs unchanged.
+    """
+
+    adapter: type[Adapter]
+    config: type[MethodConfig]
+    summary: str
+    paper: str
+    learning_rate: float
+    mergeable: bool
+    identity_at_init: bool

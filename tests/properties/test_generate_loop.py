@@ -1,0 +1,160 @@
+"""transformers' `generate` on an adapted model, against a loop written by hand without a cache on the plain base."""
+
+import pytest
+import torch
+from references import METHODS, adapted
+from tiny import ARCHITECTURES, padded, random_rows
+from transformers import AutoModelForCausalLM, LogitsProcessorList, TextStreamer
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+ROWS = random_rows([5, 15, 9])
+NEW = 8
+EVERY_MODEL = [(architecture, method) for architecture in ARCHITECTURES for method in METHODS]
+
+
+def by_hand(logits, row, *, processors=(), sample=False, new=NEW):
+    """Choose one token after another, from the whole row each time; stops after the end token (2)."""
+    ids = torch.tensor([row])
+    processors = LogitsProcessorList(processors)
+    while ids.shape[1] < len(row) + new and (ids.shape[1] == len(row) or ids[0, -1] != 2):
+        with torch.no_grad():
+            scores = processors(ids, logits(ids)[:, -1].float())
+        chosen = torch.multinomial(scores.softmax(-1), 1) if sample else scores.argmax(-1, keepdim=True)
+        ids = torch.cat([ids, chosen], 1)
+    return ids[0].tolist()
+
+
+def beams_by_hand(logits, row, *, beams, new=NEW):
+    """Return the score of the best of `beams` hypotheses (summed log-probability / length, no early stop)."""
+    running, finished = [((), 0.0)], []
+    for _ in range(new):
+        ids = torch.tensor([[*row, *tokens] for tokens, _ in running])
+        with torch.no_grad():
+            steps = logits(ids)[:, -1].float().log_softmax(-1)
+        grown = [
+            ((*tokens, token), score + float(steps[i, token]))
+            for i, (tokens, score) in enumerate(running)
+            for token in steps[i].topk(2 * beams).indices.tolist()
+        ]
+        best = sorted(grown, key=lambda hypothesis: -hypothesis[1])[: 2 * beams]
+        finished += [(tokens, score / len(tokens)) for tokens, score in best[:beams] if tokens[-1] == 2]
+        running = [(tokens, score) for tokens, score in best if tokens[-1] != 2][:beams]
+    finished += [(tokens, score / new) for tokens, score in running]
+    return [*row, *max(finished, key=lambda hypothesis: hypothesis[1])[0]]
+
+
+def trimmed(ids, row):
+    """The row's own tokens and what was generated up to its end token, without padding on either side."""
+    ids = ids.tolist()
+    start = next(i for i in range(len(ids)) if ids[i : i + len(row)] == row)
+    text, new = ids[start : start + len(row)], ids[start + len(row) :]
+    return text + (new[: new.index(2) + 1] if 2 in new else new)
+
+
+@pytest.mark.parametrize(("architecture", "method"), EVERY_MODEL)
+class TestGenerate:
+    def test_greedy_batched_with_left_padding(self, architecture, method):
+        model, logits = adapted(architecture, method, torch.float32)
+        ids, mask = padded(ROWS, "left")
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+        assert [trimmed(g, row) for g, row in zip(generated, ROWS, strict=True)] == [by_hand(logits, r) for r in ROWS]
+
+    def test_beams(self, architecture, method):
+        model, logits = adapted(architecture, method, torch.float32)
+        ids, mask = padded(ROWS, "left")
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, num_beams=3, do_sample=False)
+        expected = [beams_by_hand(logits, row, beams=3) for row in ROWS]
+        assert [trimmed(g, row) for g, row in zip(generated, ROWS, strict=True)] == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestOptions:
+    @pytest.fixture
+    def case(self, method):
+        return adapted("llama", method, torch.float32)
+
+    def test_sampling_with_a_seed(self, case):
+        model, logits = case
+        torch.manual_seed(3)
+        expected = by_hand(logits, ROWS[1], sample=True)
+        torch.manual_seed(3)
+        generated = model.generate(torch.tensor([ROWS[1]]), max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0)
+        assert generated[0].tolist() == expected
+
+    @pytest.mark.parametrize(
+        ("option", "processor"),
+        [
+            ({"repetition_penalty": 1.7}, RepetitionPenaltyLogitsProcessor(1.7)),
+            ({"no_repeat_ngram_size": 2}, NoRepeatNGramLogitsProcessor(2)),
+        ],
+    )
+    def test_processors_see_text_only(self, case, option, processor):
+        model, logits = case
+        row = ROWS[0] * 2
+        generated = model.generate(torch.tensor([row]), max_new_tokens=NEW, do_sample=False, **option)
+        assert generated[0].tolist() == by_hand(logits, row, processors=[processor])
+
+    def test_max_length_counts_text(self, case):
+        model, logits = case
+        generated = model.generate(torch.tensor([ROWS[0]]), max_length=11, do_sample=False)
+        assert generated[0].tolist() == by_hand(logits, ROWS[0], new=11 - len(ROWS[0]))
+
+    def test_streamer_gets_text_tokens(self, case):
+        model, logits = case
+
+        class Collect(TextStreamer):
+            def __init__(self):
+                self.seen = []
+
+            def put(self, value):
+                self.seen += value.flatten().tolist()
+
+            def end(self):
+                self.seen.append("end")
+
+        streamer = Collect()
+        model.generate(torch.tensor([ROWS[0]]), max_new_tokens=NEW, do_sample=False, streamer=streamer)
+        assert streamer.seen == [*by_hand(logits, ROWS[0]), "end"]
+
+    @pytest.mark.parametrize("cache", ["static", "offloaded"])
+    def test_other_caches(self, case, cache):
+        if cache == "offloaded" and not torch.cuda.is_available():
+            cache = "dynamic"
+        model, logits = case
+        ids, mask = padded(ROWS, "left")
+        generated = model.generate(
+            ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, cache_implementation=cache
+        )
+        assert [trimmed(g, row) for g, row in zip(generated, ROWS, strict=True)] == [by_hand(logits, r) for r in ROWS]
+
+    def test_without_a_cache(self, case):
+        model, logits = case
+        ids, mask = padded(ROWS, "left")
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, use_cache=False)
+        assert [trimmed(g, row) for g, row in zip(generated, ROWS, strict=True)] == [by_hand(logits, r) for r in ROWS]
+
+    def test_a_reused_cache_goes_on_where_it_was(self, case):
+        model, logits = case
+        first = model.generate(
+            torch.tensor([ROWS[0]]), max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+        )
+        longer = torch.cat([first.sequences, torch.tensor([ROWS[2]])], 1)
+        again = model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=NEW, do_sample=False)
+        assert again[0].tolist() == by_hand(logits, longer[0].tolist())
+
+    def test_chunked_prefill(self, case):
+        model, logits = case
+        generated = model.generate(torch.tensor([ROWS[1]]), max_new_tokens=NEW, do_sample=False, prefill_chunk_size=4)
+        assert generated[0].tolist() == by_hand(logits, ROWS[1])
+
+    def test_assisted_by_prompt_lookup(self, case):
+        model, logits = case
+        row = ROWS[0] * 3
+        generated = model.generate(torch.tensor([row]), max_new_tokens=NEW, do_sample=False, prompt_lookup_num_tokens=3)
+        assert generated[0].tolist() == by_hand(logits, row)
+
+    def test_assisted_by_another_model(self, case):
+        model, logits = case
+        helper = AutoModelForCausalLM.from_config(model.config)
+        generated = model.generate(torch.tensor([ROWS[1]]), max_new_tokens=NEW, do_sample=False, assistant_model=helper)
+        assert generated[0].tolist() == by_hand(logits, ROWS[1])

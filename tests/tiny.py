@@ -1,0 +1,93 @@
+"""Tiny random models of the architectures that people use, in float64 so that tests can ask for 1e-10."""
+
+import torch
+import transformers as tf
+
+VOCABULARY = 97
+ARCHITECTURES = ("llama", "bloom", "gpt2", "opt", "qwen3", "gemma3", "glm4")
+WINDOW = 6  # of gemma3's sliding layers: tests use texts that are longer
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = _COMMON | {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def tiny_config(architecture: str) -> tf.PreTrainedConfig:
+    match architecture:
+        case "llama":
+            return tf.LlamaConfig(**_GROUPED)
+        case "bloom":
+            return tf.BloomConfig(
+                vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2
+            )
+        case "gpt2":
+            return tf.GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=128,
+                embd_pdrop=0.0,
+                resid_pdrop=0.0,
+                attn_pdrop=0.0,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+        case "opt":
+            return tf.OPTConfig(**_COMMON, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0)
+        case "qwen3":
+            return tf.Qwen3Config(**_GROUPED)
+        case "gemma3":
+            return tf.Gemma3TextConfig(
+                **_GROUPED, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+            )
+        case "glm4":
+            return tf.Glm4Config(**_GROUPED)
+    raise KeyError(architecture)
+
+
+def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tf.PreTrainedModel:
+    """A model whose every tensor is random: at their defaults, biases and norms would hide mistakes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = tf.AutoModelForCausalLM.from_config(tiny_config(architecture), attn_implementation="sdpa" if architecture != "bloom" else "eager")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    # bloom computes its softmax in fp32, where the masks of a float64 model overflow
+    return model.to(torch.float32 if architecture == "bloom" else dtype).eval()
+
+
+def perturb(parameters, scale: float = 0.1, seed: int = 1) -> None:
+    """Move trained parameters away from their initial values, where most mistakes are invisible."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype) * scale)
+
+
+def padded(rows: list[list[int]], side: str, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as (ids, mask), padded on one side."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (tokens, ones) in zip(rows, zip(ids, mask, strict=True), strict=True):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), None)
+        tokens[place] = torch.tensor(row)
+        ones[place] = 1
+    return ids, mask
+
+
+def random_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
