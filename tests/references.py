@@ -4,11 +4,11 @@ import copy
 from collections.abc import Callable
 
 import torch
+from tiny import perturb, tiny_model
 from torch import Tensor
 
 from peftly import LoRA, PromptTuning, attach, detach, merge, trainable_parameters
 from peftly.adapt import attached
-from tiny import perturb, tiny_model
 
 Logits = Callable[[Tensor], Tensor]
 

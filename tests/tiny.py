@@ -27,7 +27,13 @@ def tiny_config(architecture: str) -> tf.PreTrainedConfig:
             return tf.LlamaConfig(**_GROUPED)
         case "bloom":
             return tf.BloomConfig(
-                vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                n_layer=2,
+                n_head=4,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
             )
         case "gpt2":
             return tf.GPT2Config(
@@ -60,7 +66,9 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, seed: int 
     """A model whose every tensor is random: at their defaults, biases and norms would hide mistakes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = tf.AutoModelForCausalLM.from_config(tiny_config(architecture), attn_implementation="sdpa" if architecture != "bloom" else "eager")
+        model = tf.AutoModelForCausalLM.from_config(
+            tiny_config(architecture), attn_implementation="sdpa" if architecture != "bloom" else "eager"
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -73,7 +81,9 @@ def perturb(parameters, scale: float = 0.1, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype) * scale)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype) * scale
+            )
 
 
 def padded(rows: list[list[int]], side: str, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -219,9 +218,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors" if pickled else ""
         raise AdapterError(f"{folder} has no {TENSORS}{hint}")
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from None
+    return tensors
 
 
 def _copy_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -248,7 +248,7 @@ def _move_into(scratch: Path, folder: Path) -> None:
         return
     # The configuration goes last: a folder that has one is an adapter.
     for file in sorted(scratch.iterdir(), key=lambda path: path.name == CONFIG):
-        os.replace(file, folder / file.name)
+        file.replace(folder / file.name)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -135,9 +135,7 @@ class TestOptions:
 
     def test_a_reused_cache_goes_on_where_it_was(self, case):
         model, logits = case
-        first = model.generate(
-            torch.tensor([ROWS[0]]), max_new_tokens=3, do_sample=False, return_dict_in_generate=True
-        )
+        first = model.generate(torch.tensor([ROWS[0]]), max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         longer = torch.cat([first.sequences, torch.tensor([ROWS[2]])], 1)
         again = model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=NEW, do_sample=False)
         assert again[0].tolist() == by_hand(logits, longer[0].tolist())

@@ -76,7 +76,7 @@ class TestOneBatchManyWays:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "glm4"])
 def test_a_packed_row_equals_its_examples(architecture, method):
     model, _ = adapted(architecture, method)
-    ids = torch.tensor([sum(ROWS, [])])
+    ids = torch.tensor([[token for row in ROWS for token in row]])
     positions = torch.cat([torch.arange(len(row)) for row in ROWS])[None]
     with torch.no_grad():
         packed = model(ids, position_ids=positions, use_cache=False).logits[0].split([len(row) for row in ROWS])

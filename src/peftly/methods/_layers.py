@@ -92,7 +92,7 @@ def add_change(layer: Any, name: str, change: LayerChange) -> None:
         forward = _ChangedForward(layer)
         layer.peftly = nn.ModuleDict()
         layer.forward = forward
-    layer.peftly[name] = change
+    layer.peftly[name] = change.train(layer.training)
 
 
 def drop_changes(model: nn.Module, name: str) -> None:

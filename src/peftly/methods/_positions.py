@@ -40,7 +40,7 @@ class TextPositions:
         call |= call.pop("kwargs", {})
         mask, text = call.get("attention_mask"), call.get("input_ids")
         text = call.get("inputs_embeds") if text is None else text
-        is_counted = isinstance(mask, Tensor) and mask.ndim == 2 and text is not None
-        if is_counted and call.get("position_ids") is None and "position_ids" in self.signature.parameters:
+        is_open = call.get("position_ids") is None and "position_ids" in self.signature.parameters
+        if is_open and text is not None and isinstance(mask, Tensor) and mask.ndim == 2:
             call["position_ids"] = positions_of(mask)[:, -text.shape[1] :]
         return (), call

@@ -204,7 +204,9 @@ class VirtualTokens:
             output["hidden_states"] = tuple(_pick(states, columns) for states in output["hidden_states"])
         if output.get("attentions") is not None:
             # A text's view of the virtual tokens stays visible: only the rows of the virtual tokens go.
-            output["attentions"] = tuple(_pick(heads.transpose(1, 2), columns).transpose(1, 2) for heads in output["attentions"])
+            output["attentions"] = tuple(
+                _pick(heads.transpose(1, 2), columns).transpose(1, 2) for heads in output["attentions"]
+            )
         cache = output.get("past_key_values")
         if cache is not None:
             cache.prompt_at = ids.prompt_at

@@ -84,8 +84,8 @@ def lora_linear(
     Returns:
         (..., out_features).
     """
-    output: Tensor = _LowRankLinear.apply(x, weight, bias, lora_a.to(weight.dtype), lora_b.to(weight.dtype), scaling)
-    return output
+    apply: Callable[..., Tensor] = _LowRankLinear.apply
+    return apply(x, weight, bias, lora_a.to(weight.dtype), lora_b.to(weight.dtype), scaling)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -102,7 +102,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, lora_a, lora_b = ctx.saved_tensors
         for_x, _, _, for_a, for_b, _ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])
@@ -126,7 +126,8 @@ class BiasChange(LayerChange):
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = inner(x, *args, **kwargs)
-        return output + (self.bias - layer.bias).to(output.dtype)
+        change: Tensor = self.bias - layer.bias
+        return output + change.to(output.dtype)
 
 
 class LoRALinear(LayerChange):

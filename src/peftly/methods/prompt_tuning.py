@@ -76,7 +76,8 @@ class PromptTuningAdapter(Adapter):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
-        return {"prompt_embeddings": change.rows for _, _, change in changed_layers(self.model, self.name)}
+        (_, _, change), *_ = changed_layers(self.model, self.name)
+        return {"prompt_embeddings": change.rows}
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""

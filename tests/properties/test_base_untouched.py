@@ -1,0 +1,152 @@
+"""Promise 2: whatever was done with an adapter, `detach` gives back the very same model."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from references import DEFAULTS
+from tiny import ARCHITECTURES, padded, perturb, random_rows, tiny_model
+
+from peftly import LoRA, PromptTuning, attach, detach, load_adapter, merge, save_adapter, trainable_parameters
+from peftly.errors import MethodError
+from peftly.methods import METHODS
+
+IDS, MASK = padded(random_rows([4, 9]), "left")
+HOOKS = [name for name in vars(torch.nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_always_called"))]
+EVERY_MODEL = [(architecture, method) for architecture in ARCHITECTURES for method in METHODS]
+
+
+def everything(model) -> dict:
+    """All that a user could notice of a model."""
+    found = {"config": model.config.to_dict(), "generation": model.generation_config.to_dict()}
+    found["attributes"] = sorted(vars(model))
+    found["attention"] = model.config._attn_implementation
+    for path, module in model.named_modules():
+        found[path] = (id(module), type(module), sorted(module._modules), sorted(vars(module)))
+        found[f"{path} hooks"] = {hooks: list(getattr(module, hooks)) for hooks in HOOKS}
+        found[f"{path} flags"] = (module.training, getattr(module, "gradient_checkpointing", None))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found[f"tensor {name}"] = (id(tensor), tensor.requires_grad, tensor.dtype, tensor.detach().numpy().tobytes())
+    return found
+
+
+def settings(method):
+    return METHODS[method].config(**DEFAULTS[method])
+
+
+@pytest.mark.parametrize(("architecture", "method"), EVERY_MODEL)
+def test_detach_gives_back_the_same_model(architecture, method):
+    model = tiny_model(architecture)
+    model.get_parameter(next(name for name, _ in model.named_parameters())).requires_grad_(False)
+    before = everything(model)
+    attach(model, settings(method))
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.1)
+    for _ in range(2):
+        model(IDS, attention_mask=MASK, labels=IDS).loss.backward()
+        optimizer.step()
+    model.generate(IDS, attention_mask=MASK, max_new_tokens=2)
+    detach(model)
+    after = everything(model)
+    assert after.keys() == before.keys()
+    assert [key for key in before if before[key] != after[key]] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_adapter_is_trained_and_named_once(method):
+    model = attach(tiny_model("llama"), settings(method))
+    trained = trainable_parameters(model)
+    assert trained
+    assert all(".peftly.default." in name for name in trained)
+    assert len({id(parameter) for parameter in trained.values()}) == len(trained)
+    assert all(parameter.dtype == torch.float32 for parameter in trained.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_identity_at_init_is_what_the_registry_says(method):
+    model = tiny_model("llama")
+    before = model(IDS[1:]).logits
+    after = attach(model, settings(method))(IDS[1:]).logits
+    assert torch.equal(before, after) == METHODS[method].identity_at_init
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_and_pickles_live_on_their_own(method):
+    model = attach(tiny_model("llama"), settings(method))
+    perturb(trainable_parameters(model).values())
+    logits = model(IDS, attention_mask=MASK).logits
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    perturb(trainable_parameters(model).values(), seed=7)
+    assert not torch.equal(model(IDS, attention_mask=MASK).logits, logits)
+    for other in copies:
+        torch.testing.assert_close(other(IDS, attention_mask=MASK).logits, logits, rtol=0, atol=0)
+        detach(other)
+    assert trainable_parameters(model)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_merge_keeps_the_outputs(architecture, bias):
+    model = tiny_model(architecture)
+    if bias == "all" and not any(name.endswith("bias") for name, _ in model.named_parameters()):
+        with pytest.raises(MethodError, match="have no bias"):
+            attach(model, LoRA(rank=4, bias=bias))
+        return
+    attach(model, LoRA(rank=4, bias=bias))
+    perturb(trainable_parameters(model).values())
+    expected = model(IDS[1:]).logits
+    actual = merge(model)(IDS[1:]).logits
+    assert (actual - expected).norm() / expected.norm() < 1e-5
+    assert not trainable_parameters(model) or all("peftly" not in name for name in trainable_parameters(model))
+
+
+def test_a_prompt_cannot_be_merged():
+    model = attach(tiny_model("llama"), PromptTuning(init="random"))
+    with pytest.raises(MethodError, match="cannot be merged"):
+        merge(model)
+
+
+def test_merging_into_tied_weights_is_refused():
+    model = tiny_model("gpt2")
+    before = model.lm_head.weight.clone()
+    attach(model, LoRA(target_modules=("lm_head", "c_attn")))
+    perturb(trainable_parameters(model).values())
+    with pytest.raises(MethodError, match="shares its weight"):
+        merge(model)
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_save_pretrained_writes_the_adapter(tmp_path):
+    model = attach(tiny_model("llama", torch.float32), LoRA(rank=4))
+    perturb(trainable_parameters(model).values())
+    model.save_pretrained(tmp_path / "checkpoint", safe_serialization=True)
+    assert sum(file.stat().st_size for file in (tmp_path / "checkpoint").iterdir()) < 60_000
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "checkpoint")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_a_resized_vocabulary_moves_the_virtual_ids(tmp_path):
+    model = attach(tiny_model("llama", torch.float32), PromptTuning(num_virtual_tokens=4, init="random"))
+    perturb(trainable_parameters(model).values())
+    before = model(IDS).logits
+    save_adapter(model, tmp_path / "adapter")
+    model.resize_token_embeddings(120)
+    torch.testing.assert_close(model(IDS).logits[..., : before.shape[-1]], before)
+    model(torch.tensor([[100, 119]]))
+
+
+def test_two_adapters_at_once_and_impossible_ones_leave_the_model_alone():
+    model = tiny_model("llama")
+    before = everything(model)
+    with pytest.raises(MethodError, match=r"target_modules=\['nothing'\] match no linear layer.*q_proj"):
+        attach(model, LoRA(target_modules=("nothing",)))
+    with pytest.raises(MethodError, match="matches no linear layer"):
+        attach(model, LoRA(target_modules="nothing.*"))
+    with pytest.raises(MethodError, match="without dots"):
+        attach(model, LoRA(), name="a.b")
+    with pytest.raises(MethodError, match="no adapter to detach"):
+        detach(model)
+    assert everything(model) == before
+    attach(model, LoRA())
+    with pytest.raises(MethodError, match="detach it first"):
+        attach(model, LoRA())
