@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -194,7 +195,7 @@ def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, AdapterError):
                 raise
-            raise AdapterError(f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {error}") from None
+            raise AdapterError(f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}") from None
         if config is not None:
             return _settings_as_trained(folder, config)
     raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
@@ -208,7 +209,15 @@ def _settings_as_trained(folder: Path, config: MethodConfig) -> MethodConfig:
     try:
         return type(config).model_validate(noted)
     except ValueError as error:
-        raise AdapterError(f"{folder / NOTES} does not describe a {config.name} adapter: {error}") from None
+        raise AdapterError(f"{folder / NOTES} does not describe a {config.name} adapter: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what a settings class objected to."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,82 @@
+"""An adapted model stays a transformers model: Trainer and pipeline go on working with it."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from references import METHODS, adapted
+from tiny import padded, random_rows
+
+from peftly import load_adapter, trainable_parameters
+
+ROWS = random_rows([5, 9, 7, 12, 6, 8])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trainer_with_metrics_and_label_smoothing(method, tmp_path):
+    model, _ = adapted("llama", method, torch.float32)
+    rows = []
+    for row in ROWS:
+        ids, mask = padded([row], "right")
+        rows.append({"input_ids": row, "attention_mask": mask[0].tolist(), "labels": row})
+
+    def collate(batch):
+        ids, mask = padded([row["input_ids"] for row in batch], "right")
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+    shapes = []
+
+    def metrics(prediction):
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
+        hit = prediction.predictions[:, :-1].argmax(-1) == prediction.label_ids[:, 1:]
+        return {"accuracy": float(np.mean(hit[prediction.label_ids[:, 1:] != -100]))}
+
+    trainer = tf.Trainer(
+        model,
+        tf.TrainingArguments(
+            str(tmp_path),
+            max_steps=6,
+            per_device_train_batch_size=3,
+            per_device_eval_batch_size=6,
+            learning_rate=0.05,
+            label_smoothing_factor=0.1,
+            save_steps=6,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+        compute_metrics=metrics,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < before["eval_loss"]
+    assert {logits[:2] == labels for logits, labels in shapes} == {True}, "text columns only"
+    again, _ = adapted("llama", method, torch.float32)
+    from peftly import detach
+
+    load_adapter(detach(again), tmp_path / "checkpoint-6")
+    ids = torch.tensor([ROWS[0]])
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pipeline(method, tiny_llama_folder):
+    from peftly import LoRA, PromptTuning, attach
+    from tiny import perturb
+
+    model = tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
+    tokenizer = tf.AutoTokenizer.from_pretrained(tiny_llama_folder)
+    attach(model, PromptTuning(init="random") if method == "prompt_tuning" else LoRA())
+    perturb(trainable_parameters(model).values(), scale=1.0)
+    generator = tf.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    texts = ["The train was", "Tweet text : thanks for the quick help", "What"]
+    tokenizer.padding_side = "left"
+    options = {"max_new_tokens": 6, "do_sample": False}
+    batched = generator(texts, batch_size=3, **options)
+    alone = [generator(text, **options) for text in texts]
+    assert [b[0]["generated_text"] for b in batched] == [a[0]["generated_text"] for a in alone]
+    assert len({b[0]["generated_text"] for b in batched}) == 3

@@ -1,0 +1,169 @@
+"""Adapter folders: whole or not at all, read with care."""
+
+import json
+import os
+
+import pytest
+import torch
+from references import DEFAULTS
+from safetensors.torch import load_file, save_file
+from tiny import perturb, tiny_model
+
+from peftly import LoRA, PromptTuning, attach, load_adapter, save_adapter, trainable_parameters
+from peftly.adapt import attached
+from peftly.checkpoint import find_adapter, read_notes
+from peftly.errors import AdapterError, MethodError
+from peftly.methods import METHODS
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def make(method="lora"):
+    model = attach(tiny_model("llama", torch.float32), METHODS[method].config(**DEFAULTS[method]))
+    perturb(trainable_parameters(model).values())
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_adapter(make(), tmp_path / "adapter")
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_saved_is_what_is_loaded(method, tmp_path):
+    model = make(method)
+    save_adapter(model, tmp_path / "adapter", notes={"shape": {"kind": "text"}})
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert attached(again).config == attached(model).config
+    assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
+    assert read_notes(tmp_path / "adapter")["shape"] == {"kind": "text"}
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "peftly.json",
+    }  # fmt: skip
+
+
+def test_files_are_written_as_peft_writes_them(folder):
+    text = (folder / "adapter_config.json").read_text()
+    config = json.loads(text)
+    assert text == json.dumps(config, indent=2, sort_keys=True) + "\n"
+    assert config["inference_mode"] is True
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(folder / "adapter_model.safetensors").values())
+
+
+def test_a_new_adapter_replaces_an_old_one_and_nothing_else(folder):
+    (folder / "mine.txt").write_text("keep")
+    save_adapter(make("prompt_tuning"), folder)
+    assert attached(load_adapter(tiny_model("llama", torch.float32), folder)).config.name == "prompt_tuning"
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peftly.checkpoint.save_file", full)
+    with pytest.raises(AdapterError, match="No space left on device"):
+        save_adapter(make(), tmp_path / "adapter")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bf16_base_gets_fp32_masters_both_ways(tmp_path):
+    model = attach(tiny_model("llama", torch.bfloat16), LoRA(rank=4))
+    perturb(trainable_parameters(model).values())
+    assert model(IDS).logits.dtype == torch.bfloat16
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(tiny_model("llama", torch.bfloat16), tmp_path / "adapter")
+    assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(again).values())
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+class TestBadFolders:
+    def refused(self, folder, match, architecture="llama"):
+        model = tiny_model(architecture, torch.float32)
+        with pytest.raises((AdapterError, MethodError), match=match) as caught:
+            load_adapter(model, folder)
+        assert "\n" not in str(caught.value)
+        assert attached(model) is None
+        assert trainable_parameters(model), "the base is as it was"
+
+    def test_nothing_there(self, tmp_path):
+        self.refused(tmp_path, "holds no adapter")
+        with pytest.raises(AdapterError, match="holds no adapter"):
+            find_adapter(tmp_path)
+
+    def test_broken_json(self, folder):
+        (folder / "adapter_config.json").write_text("{")
+        self.refused(folder, "cannot be read as JSON")
+
+    def test_no_type(self, folder):
+        (folder / "adapter_config.json").write_text("{}")
+        self.refused(folder, "names no peft_type")
+
+    def test_unknown_type(self, folder):
+        edit(folder, peft_type="LOHA")
+        self.refused(folder, "peft_type 'LOHA'; peftly reads PROMPT_TUNING, LORA")
+
+    def test_dora_is_not_run_as_lora(self, folder):
+        edit(folder, use_dora=True)
+        self.refused(folder, "peftly reads")
+
+    @pytest.mark.parametrize("key", ["modules_to_save", "rank_pattern", "lora_bias"])
+    def test_features_that_would_be_ignored(self, folder, key):
+        edit(folder, **{key: {"x": 1}})
+        self.refused(folder, key)
+
+    def test_an_impossible_value(self, folder):
+        (folder / "peftly.json").unlink()
+        edit(folder, r=0)
+        self.refused(folder, "not a sound LORA configuration")
+
+    def test_no_tensors(self, folder):
+        (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+        self.refused(folder, "is a pickle, which is not opened")
+
+    def test_cut_off_tensors(self, folder):
+        path = folder / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        self.refused(folder, "is damaged")
+
+    def test_missing_and_extra_tensors(self, folder):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        removed = tensors.pop(sorted(tensors)[0])
+        save_file(tensors, path)
+        self.refused(folder, "lacks base_model.model.model.layers.0")
+        save_file(tensors | {sorted(make_names())[0]: removed, "other": removed.clone()}, path)
+        self.refused(folder, "also has other")
+
+    def test_another_base(self, folder):
+        self.refused(folder, "lacks base_model.model.transformer.h.0", architecture="gpt2")
+        (folder / "peftly.json").unlink()
+        self.refused(folder, "match no linear layer", architecture="gpt2")
+
+    def test_another_width(self, folder):
+        path = folder / "adapter_model.safetensors"
+        save_file({name: tensor[:, :3].contiguous() for name, tensor in load_file(path).items()}, path)
+        self.refused(folder, r"is \(4, 3\), and the base needs \(4, \d+\)")
+
+
+def make_names():
+    return attached(make()).parameters()
+
+
+def test_saving_without_an_adapter(tmp_path):
+    with pytest.raises(MethodError, match="no adapter to save"):
+        save_adapter(tiny_model("llama"), tmp_path / "adapter")
+
+
+def test_prompt_of_peft_keeps_its_length(tmp_path):
+    model = attach(tiny_model("llama", torch.float32), PromptTuning(num_virtual_tokens=3, init="random"))
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "peftly.json").unlink()
+    assert attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")).config.num_virtual_tokens == 3
