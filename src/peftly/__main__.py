@@ -1,0 +1,6 @@
+"""`python -m peftly` is `peftly`."""
+
+from peftly.cli import main
+
+if __name__ == "__main__":
+    main()

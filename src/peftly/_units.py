@@ -1,0 +1,38 @@
+"""Numbers as people read them, the same on the screen and in reports."""
+
+import math
+
+__all__ = ["bytes_text", "count_text", "score_text", "seconds_text", "share_text"]
+
+
+def bytes_text(size: float | None) -> str:
+    """Return a size such as `18.4 KB` (thousands, as file managers show), or `—` for None."""
+    if size is None:
+        return "—"
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(4, int(math.log10(size)) // 3)
+    return f"{size / 1000**power:.3g} {('KB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def count_text(count: int) -> str:
+    """Return a count with its thousands apart."""
+    return f"{count:,}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration such as `7.3 s`, `4 min 05 s` or `2 h 10 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def share_text(share: float | None) -> str:
+    """Return a share such as `83.7%`, or `—` for None."""
+    return "—" if share is None else f"{share:.1%}"
+
+
+def score_text(value: float | None) -> str:
+    """Return a loss or a perplexity with the digits that mean something, or `—` for None."""
+    return "—" if value is None else f"{value:.4g}"

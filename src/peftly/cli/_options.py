@@ -1,0 +1,46 @@
+"""Options that several commands share, each with one name and one help text."""
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BaseOption",
+    "BatchSize",
+    "ConfigFile",
+    "DataFile",
+    "MaxLength",
+    "MaxNewTokens",
+    "Overrides",
+    "Target",
+    "Temperature",
+    "Template",
+    "TestFile",
+    "ValidationFile",
+]
+
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="A short name (smollm2-135m), a Hub id, a folder or a .gguf file.")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Examples that go through the model at once.")]
+ConfigFile = Annotated[str | None, typer.Argument(help="A YAML file; without one the options say everything.")]
+DataFile = Annotated[
+    str | None,
+    typer.Option("--data", help="Training rows: a JSON Lines, JSON, CSV or Parquet file, a folder or a Hub id."),
+]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens that a longer example is cut to.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Where a text that does not end is cut.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path, as in --set method.rank=16; repeatable."),
+]
+Target = Annotated[str | None, typer.Option("--target", help="The field that is to be predicted.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0: the likeliest words; above: drawn, more freely.")]
+Template = Annotated[
+    str | None, typer.Option("--template", help='What the model reads, as in "Tweet text : {text} Label :".')
+]
+TestFile = Annotated[str | None, typer.Option("--test", help="Rows for the final scores.")]
+ValidationFile = Annotated[
+    str | None,
+    typer.Option("--validation", help="Rows to watch during training; without: a tenth of the training rows."),
+]

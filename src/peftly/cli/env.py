@@ -1,0 +1,31 @@
+"""`peftly env`."""
+
+from typing import Annotated
+
+import typer
+
+from peftly.cli._console import quiet
+
+__all__ = ["env"]
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show versions, devices and caches: what a bug report needs, and nothing secret."""
+    quiet()
+    import json
+
+    from peftly._units import bytes_text
+    from peftly.environment import automatic_dtype, cache_folders, environment
+    from peftly.report import machine_lines
+
+    machine, caches = environment(), cache_folders()
+    if as_json:
+        typer.echo(json.dumps({**machine, "dtype_auto": automatic_dtype(), "caches": caches}, indent=1))
+        return
+    lines = [*machine_lines(machine), ("dtype auto", automatic_dtype())]
+    for name, cache in caches.items():
+        size = "empty" if cache["bytes"] is None else bytes_text(cache["bytes"])
+        lines.append((f"{name} cache", f"{cache['path']} ({size})"))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")

@@ -1,0 +1,59 @@
+"""`peftly generate`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftly.cli._console import quiet
+from peftly.cli._model import RunArgument, open_model
+from peftly.cli._options import BaseOption, MaxNewTokens, Temperature
+from peftly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peftly.data import Shape
+
+__all__ = ["generate"]
+
+
+def generate(
+    run: RunArgument = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="A text, put into the template that the run was trained with.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What the model reads, as it is.")] = None,
+    base: BaseOption = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest words of this probability.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: say less twice.")] = 1.0,
+    num_beams: Annotated[int, typer.Option("--num-beams", help="Above 1: search for the likeliest whole text.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Repeat the same draws.")] = None,
+) -> None:
+    """Let a trained adapter (or, with --base, an untouched base) write."""
+    if (text is None) == (prompt is None):
+        raise ConfigError("give --text (put into the run's template) or --prompt (read as it is); one of the two")
+    quiet()
+    from peftly.generate import generate as write
+
+    opened = open_model(run, base)
+    words = _in_template(opened.shape, text) if text is not None else str(prompt)
+    streams = num_beams == 1
+    completions = write(
+        opened.model,
+        opened.tokenizer,
+        words,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
+        seed=seed,
+        stream=(lambda piece: typer.echo(piece, nl=False)) if streams else None,
+    )
+    typer.echo("" if streams else completions[0])
+
+
+def _in_template(shape: "Shape | None", text: str) -> str | list[dict[str, str]]:
+    if shape is None:
+        raise ConfigError("this model does not say how a text becomes a prompt; give the whole prompt with --prompt")
+    return [{"role": "user", "content": text}] if shape.kind == "chat" else shape.prompt(text)

@@ -1,0 +1,101 @@
+"""`peftly train`."""
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftly.cli._console import console, quiet
+from peftly.cli._options import (
+    BaseOption,
+    BatchSize,
+    ConfigFile,
+    DataFile,
+    MaxLength,
+    Overrides,
+    Target,
+    Template,
+    TestFile,
+    ValidationFile,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from peftly.run import RunResult
+
+__all__ = ["train"]
+
+
+def train(
+    config: ConfigFile = None,
+    base: BaseOption = None,
+    data: DataFile = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
+    template: Template = None,
+    target: Target = None,
+    max_length: MaxLength = None,
+    method: Annotated[str | None, typer.Option("--method", help="What is trained; see peftly methods.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The folder that the run writes.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="How often every example is seen.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="The highest one; without: the method's own.")
+    ] = None,
+    batch_size: BatchSize = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Decides what is drawn at random.")] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the out folder holds.")] = False,
+) -> None:
+    """Train an adapter on your data, from a YAML file, from options, or from both (an option wins)."""
+    flags = {
+        "base": base,
+        "data": data,
+        "validation": validation,
+        "test": test,
+        "template": template,
+        "target": target,
+        "max_length": max_length,
+        "method": method,
+        "out": out,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    from functools import partial
+    from pathlib import Path
+
+    from peftly.config import load_config
+    from peftly.run_folder import check_out
+
+    resolved = load_config(config, overrides or (), flags)
+    check_out(Path(resolved.out), overwrite=overwrite)
+    quiet()
+    from peftly.progress import ProgressBar
+    from peftly.run import run
+
+    screen = console()
+    with ProgressBar(screen) as bar:
+        result = run(resolved, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=[bar])
+    _print_summary(screen, result)
+
+
+def _print_summary(screen: "Console", result: "RunResult") -> None:
+    from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
+
+    screen.print()
+    if result.evaluation is not None:
+        scores = f"loss {score_text(result.evaluation.loss)}"
+        if result.evaluation.accuracy is not None:
+            scores += f", accuracy {share_text(result.evaluation.accuracy)}"
+            scores += f", macro-F1 {share_text(result.evaluation.macro_f1)}"
+        screen.print(f"{result.split}: {scores}")
+    screen.print(
+        f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
+        f"the adapter takes {bytes_text(result.size)}"
+    )
+    folder = shlex.quote(str(result.out))
+    screen.print(f"report: {result.report}\n\nNext:", markup=False)
+    for command in (f"evaluate {folder}", f'generate {folder} --text "…"', f"inspect {folder}"):
+        screen.print(f"  peftly {command}", markup=False)

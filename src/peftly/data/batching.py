@@ -1,0 +1,65 @@
+"""Which examples come when, and how a handful of them becomes tensors."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from peftly.data.encoding import Encoded
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from torch import Tensor
+
+__all__ = ["collate", "epoch_order"]
+
+UNTRAINED = -100
+"""The label that losses of torch and transformers leave out."""
+
+
+def collate(
+    batch: Sequence[Encoded], *, pad_id: int, side: "Literal['left', 'right']" = "right"
+) -> "dict[str, Tensor]":
+    """Return the batch as padded tensors.
+
+    The mask comes from the lengths, never from comparing with `pad_id`: that id may well be the end token, which is
+    part of the text.
+
+    Args:
+        batch: at least one example.
+        pad_id: what fills the places past an example's own tokens.
+        side: where the padding goes. Train with "right"; "left" is for generation.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (-100 where nothing is trained), each int64 (examples, longest).
+    """
+    import torch
+
+    if not batch:
+        raise ValueError("collate() was given an empty batch")
+    if side not in ("left", "right"):
+        raise ValueError(f"side={side!r} is neither 'left' nor 'right'")
+    width = max(len(example.input_ids) for example in batch)
+    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    labels = torch.full((len(batch), width), UNTRAINED, dtype=torch.long)
+    for row, example in enumerate(batch):
+        start = width - len(example.input_ids) if side == "left" else 0
+        place = slice(start, start + len(example.input_ids))
+        tokens = torch.tensor(example.input_ids, dtype=torch.long)
+        ids[row, place] = tokens
+        mask[row, place] = 1
+        labels[row, place] = torch.where(torch.tensor(example.trained), tokens, UNTRAINED)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """Return the order in which `count` examples are seen in an epoch: a function of these three numbers only.
+
+    A resumed run asks again and gets the same answer, on any platform: the raw stream of the counter-based generator
+    Philox is fixed by its key, where the shuffles built on top of generators may change between library versions.
+    """
+    import numpy as np
+
+    key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
+    draws = np.random.Philox(key=key).random_raw(count)
+    return [int(index) for index in np.argsort(draws, kind="stable")]

@@ -1,0 +1,237 @@
+"""From text to tokens: what generation will start from, then what is trained, then the end.
+
+The untrained head of a training sequence is `encode_prompt(prompt)`, token by token. So the completion is never
+tokenised together with the prompt when that would change the prompt's own tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peftly.data.templates import Example, Shape, spaced
+from peftly.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoded", "encode", "encode_all", "encode_prompt", "label_ids"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as tokens.
+
+    Attributes:
+        input_ids: prompt, completion, end.
+        trained: whether the loss counts each token. The very first never is: nothing comes before it to predict it.
+        cut: how many tokens were left out to fit the length.
+    """
+
+    input_ids: list[int]
+    trained: list[bool]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer puts around a text, and the text's own tokens.
+
+    Attributes:
+        tokenizer: the tokenizer itself.
+        front: special tokens that it puts before any text, such as a start token or [CLS].
+        end: the token that ends a text.
+        special: ids of all its special tokens.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    front: list[int]
+    end: int | None
+    special: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
+        """Find these out by asking the tokenizer, whatever family it is of."""
+        body = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+        full = tokenizer("a", verbose=False)["input_ids"]
+        start = next((at for at in range(len(full)) if full[at : at + len(body)] == body), 0)
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+        return cls(tokenizer, list(full[:start]), end, frozenset([*tokenizer.all_special_ids, *added]))
+
+    def bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's own tokens, without any that the tokenizer puts around it."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def body(self, text: str) -> list[int]:
+        """Return one text's own tokens."""
+        return self.bodies([text])[0]
+
+    def required_end(self) -> int:
+        """Return the end token, or raise DataError: without one a model cannot learn to stop."""
+        if self.end is None:
+            raise DataError("the tokenizer has no end token, so a model cannot learn to stop; set tokenizer.eos_token")
+        return self.end
+
+    def continuation(self, completion: str) -> list[int]:
+        """Return a completion's tokens as they come after some other text, whichever it is.
+
+        On its own a text may gain tokens: SentencePiece puts a space before it. So it is tokenised after an anchor that
+        does not grow together with it, and the anchor's tokens are taken off.
+        """
+        for anchor in (":", "\n", "a"):
+            before, both = self.bodies([anchor, anchor + completion])
+            if _goes_on(before, both):
+                return both[len(before) :]
+        return self.body(completion)
+
+
+def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded | None:
+    """Return an example as at most `max_length` tokens, or None if none of them would be trained.
+
+    What is too long loses the prompt first. The row's own texts in it are shortened from their ends, all to the same
+    length if several are long, so that the template's words stay: the instruction before them and the cue ("Label:")
+    after them. A prompt that is the row's text alone, or a template that is too long itself, is cut from the left,
+    after the tokenizer's leading special tokens. A conversation loses its oldest exchanges, then the ends of what is
+    not the assistant's. The completion is cut, at its end, only if it does not fit alone; then it does not teach to
+    stop, either: no end token follows.
+    """
+    return encode_all([example], tokenizer, max_length)[0]
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    *,
+    room: int = 0,
+    places: Sequence[str] | None = None,
+) -> list[Encoded | None]:
+    """Encode many examples at once, which is faster than one by one.
+
+    Args:
+        examples: from `Shape.examples`.
+        tokenizer: the base's own.
+        max_length: tokens of an example, at most.
+        room: tokens to keep for the completion, at least: with that of the longest label, how much of a prompt is cut
+            does not tell which label follows.
+        places: where each example comes from, for messages.
+    """
+    from peftly.data import chat
+
+    vocabulary = Vocabulary.of(tokenizer)
+    if any(example.messages for example in examples):
+        return [
+            chat.encode_messages(example.messages, vocabulary, max_length, f"{places[index]}: " if places else "")
+            for index, example in enumerate(examples)
+        ]
+    pairs = [spaced(example.prompt, example.completion) for example in examples]
+    heads = vocabulary.bodies([prompt for prompt, _ in pairs])
+    joints = vocabulary.bodies([prompt + completion for prompt, completion in pairs])
+    of_label: dict[str, list[int]] = {}
+    encoded = []
+    for example, (prompt, completion), head, joint in zip(examples, pairs, heads, joints, strict=True):
+        if not completion.strip():
+            answer = []  # a blank, perhaps moved over from the prompt, is nothing to learn
+        elif example.label is not None:  # the same tokens in every row, so that labels can be compared
+            if completion not in of_label:
+                of_label[completion] = vocabulary.continuation(completion)
+            answer = of_label[completion]
+        elif _goes_on(head, joint):
+            answer = joint[len(head) :]
+        else:
+            answer = vocabulary.continuation(completion)
+        encoded.append(_fitted(vocabulary, prompt, example.spans, head, answer, max_length, room))
+    return encoded
+
+
+def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens that generation starts from: exactly those that `encode` puts before the first trained one.
+
+    Special tokens that the tokenizer puts in front of a text are there, those that it puts at the end are not, and a
+    space at the prompt's end is left for the model to say (see `spaced`).
+    """
+    vocabulary = Vocabulary.of(tokenizer)
+    return vocabulary.front + vocabulary.body(spaced(prompt, "")[0])
+
+
+def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
+    """Return the tokens of every label's completion, end token included, as `encode` puts them after any prompt.
+
+    Raises:
+        DataError: the tokenizer makes the same tokens of two labels, or none of one.
+    """
+    vocabulary = Vocabulary.of(tokenizer)
+    end = vocabulary.required_end()
+    found: dict[str, list[int]] = {}
+    for label in shape.labels:
+        ids = [*vocabulary.continuation(shape.completion(label)), end]
+        if len(ids) == 1:
+            raise DataError(f"the tokenizer makes no token of the label {label!r}; name it otherwise")
+        twin = next((other for other, others in found.items() if others == ids), None)
+        if twin is not None:
+            raise DataError(
+                f"the tokenizer makes the same tokens of the labels {twin!r} and {label!r}; name one otherwise"
+            )
+        found[label] = ids
+    return found
+
+
+def _goes_on(head: list[int], joint: list[int]) -> bool:
+    """Say whether `joint` is `head` and more; two unknown words, fused into one token, are nothing more."""
+    return len(joint) > len(head) and joint[: len(head)] == head
+
+
+def _fitted(
+    vocabulary: Vocabulary,
+    prompt: str,
+    spans: tuple[tuple[int, int], ...],
+    body: list[int],
+    answer: list[int],
+    max_length: int,
+    room: int,
+) -> Encoded | None:
+    if not answer:
+        return None
+    head, tail = vocabulary.front + body, [*answer, vocabulary.required_end()]
+    whole = len(head) + len(tail)
+    space = max_length - max(len(tail), room)
+    if len(head) > space:
+        head = vocabulary.front + _shortened(vocabulary, prompt, spans, body, max(0, space - len(vocabulary.front)))
+        if len(head) + len(tail) > max_length:
+            tail = tail[: max(0, max_length - len(head))]
+    ids = head + tail
+    trained = [False] * len(head) + [True] * len(tail)
+    trained[:1] = [False]
+    return Encoded(ids, trained, whole - len(ids)) if any(trained) else None
+
+
+def _shortened(
+    vocabulary: Vocabulary, prompt: str, spans: tuple[tuple[int, int], ...], body: list[int], space: int
+) -> list[int]:
+    def capped(cap: int) -> list[int]:
+        text, done = "", 0
+        for start, end in spans:
+            text += prompt[done : min(end, start + cap)]
+            done = end
+        return vocabulary.body(text + prompt[done:])
+
+    longest = max((end - start for start, end in spans), default=0)
+    kept = largest_fit(longest, lambda cap: len(capped(cap)) <= space) if space else None
+    if kept is not None:
+        return capped(kept)
+    return body[len(body) - space :]
+
+
+def largest_fit(most: int, fits: Callable[[int], bool]) -> int | None:
+    """Return the largest number up to `most` for which `fits` holds, taking it to hold for all below; None for none."""
+    low, high = -1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low if low >= 0 else None

@@ -1,0 +1,248 @@
+"""From the files that a run names to its three splits, encoded, with everything counted."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from peftly.data.batching import epoch_order
+from peftly.data.encoding import Encoded, encode_all, label_ids
+from peftly.data.formats import Rows, read
+from peftly.data.recognise import recognise
+from peftly.data.report import DataReport, Overlap, SplitReport, counted
+from peftly.data.templates import Example, Shape, Template
+from peftly.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Data", "DataConfig", "Split", "load_data"]
+
+_SPLITTING = -1
+"""The "epoch" whose order chooses the validation rows: one that no epoch of training has."""
+
+
+class DataConfig(BaseModel):
+    """Where a run's rows come from, and how they become text.
+
+    Attributes:
+        train: a file, a `datasets` folder or the id of a data set on the Hub.
+        validation: likewise; None: the data set's own validation split, or else a part of `train`.
+        test: likewise; None: the data set's own test split, or else none.
+        template: the prompt, as in "Tweet text : {text} Label :"; None: that of the recognised shape.
+        target: the field to learn; None: guessed, and said.
+        max_length: tokens of an example, at most.
+        validation_fraction: the part of `train` that becomes validation when there is none.
+        seed: of that choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    template: str | None = None
+    target: str | None = None
+    max_length: int = Field(default=512, ge=2)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples and their tokens, side by side; what was dropped is in neither."""
+
+    examples: list[Example]
+    encoded: list[Encoded]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's data: three splits, how their rows became text, and what was counted on the way."""
+
+    train: Split
+    validation: Split | None
+    test: Split | None
+    shape: Shape
+    report: DataReport
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split before encoding: its examples and where each comes from."""
+
+    source: str
+    examples: list[Example]
+    places: list[str]
+
+    def chosen(self, indices: Sequence[int]) -> "_Part":
+        return _Part(self.source, [self.examples[at] for at in indices], [self.places[at] for at in indices])
+
+
+def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Data:
+    """Read, split and encode a run's data.
+
+    Args:
+        config: where from and how.
+        tokenizer: the base's own.
+
+    Raises:
+        DataError: a file, row or label cannot be used, or a split has no row with a trained token.
+    """
+    sources, notes = _sources(config)
+    shape, guesses = recognise(sources["train"], config.template, config.target)
+    notes += guesses
+    if "test" in sources and config.test is None and _is_unlabelled(sources["test"], shape):
+        notes.append(f"{sources['test'].name} has no value in {shape.target!r}, so there is no test split")
+        del sources["test"]
+    parts = {name: _part(rows, shape) for name, rows in sources.items()}
+    if "validation" not in parts:
+        parts, note = _with_validation(parts, config)
+        notes.append(note)
+    notes += _added_spaces(shape, sources["train"])
+    room = max(map(len, label_ids(shape, tokenizer).values()), default=0)
+    splits: dict[str, Split] = {}
+    reports: dict[str, SplitReport] = {}
+    for name in ("train", "validation", "test"):
+        if name in parts:
+            splits[name], reports[name] = _encoded(parts[name], tokenizer, config.max_length, room)
+    report = DataReport(reports, _overlaps(parts), notes)
+    return Data(splits["train"], splits.get("validation"), splits.get("test"), shape, report)
+
+
+def _sources(config: DataConfig) -> tuple[dict[str, Rows], list[str]]:
+    found, notes = read(config.train), []
+    sources = {"train": _one_of(config.train, found, ("train",))}
+    for name, given, own in (
+        ("validation", config.validation, ("validation", "valid", "dev")),
+        ("test", config.test, ("test",)),
+    ):
+        if given is not None:
+            sources[name] = _one_of(given, read(given), own)
+        elif part := next((split for split in own if split in found and found[split] is not sources["train"]), None):
+            sources[name] = found[part]
+            notes.append(f"{name} is the split {part!r} of {config.train}")
+    return sources, notes
+
+
+def _one_of(source: str, found: Mapping[str, Rows], wanted: tuple[str, ...]) -> Rows:
+    for name in wanted:
+        if name in found:
+            return found[name]
+    if len(found) > 1:
+        raise DataError(f"{source}: has the splits {', '.join(map(repr, found))}, none of them {wanted[0]!r}")
+    return next(iter(found.values()))
+
+
+def _is_unlabelled(rows: Rows, shape: Shape) -> bool:
+    return all(row.get(shape.target) is None for row in rows.rows)
+
+
+def _part(rows: Rows, shape: Shape) -> _Part:
+    places = [rows.where(index) for index in range(len(rows))]
+    return _Part(rows.name, shape.examples(rows.rows, rows.where), places)
+
+
+def _with_validation(parts: dict[str, _Part], config: DataConfig) -> tuple[dict[str, _Part], str]:
+    train = parts["train"]
+    if not config.validation_fraction:
+        return parts, "no validation split: validation_fraction is 0"
+    chosen = _validation_rows(train.examples, config.validation_fraction, config.seed)
+    if not chosen:
+        return parts, "no validation split: there are too few rows to take one from training"
+    taken = set(chosen)
+    rest = [index for index in range(len(train.examples)) if index not in taken]
+    note = f"validation is {counted(len(chosen), 'row')} taken from {train.source} by seed {config.seed}"
+    return {**parts, "train": train.chosen(rest), "validation": train.chosen(chosen)}, note
+
+
+def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) -> list[int]:
+    """Return which rows become validation, in order.
+
+    The share of every label is kept as nearly as whole rows allow (largest remainders), every label keeps a row to
+    train on, and rows whose prompt stands there once come first, so that splitting makes no duplicates by itself.
+    """
+    keys = [_key(example) for example in examples]
+    times = Counter(keys)
+    groups: dict[str | None, list[int]] = {}
+    for index in epoch_order(len(examples), seed=seed, epoch=_SPLITTING):
+        groups.setdefault(examples[index].label, []).append(index)
+    total = max(1, round(fraction * len(examples)))
+    names = sorted(groups, key=lambda label: label or "")
+    quota = {name: min(int(fraction * len(groups[name])), len(groups[name]) - 1) for name in names}
+    by_remainder = sorted(names, key=lambda name: int(fraction * len(groups[name])) - fraction * len(groups[name]))
+    for name in by_remainder:
+        if sum(quota.values()) < total and quota[name] < len(groups[name]) - 1:
+            quota[name] += 1
+    return sorted(
+        index for name in names for index in sorted(groups[name], key=lambda at: times[keys[at]] > 1)[: quota[name]]
+    )
+
+
+def _key(example: Example) -> str:
+    """Return what makes two rows the same to a model: all that comes before the answer, or else the text."""
+    if not example.messages:
+        return example.prompt or example.completion
+    messages = list(example.messages)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return json.dumps(messages or list(example.messages), sort_keys=True, default=str)
+
+
+def _overlaps(parts: Mapping[str, _Part]) -> list[Overlap]:
+    found = []
+    names = [name for name in ("train", "validation", "test") if name in parts]
+    for position, name in enumerate(names):
+        keys = [_key(example) for example in parts[name].examples]
+        for other in names[:position]:
+            firsts: dict[str, int] = {}
+            for index, example in enumerate(parts[other].examples):
+                firsts.setdefault(_key(example), index)
+            both = [index for index, key in enumerate(keys) if key in firsts]
+            if both:
+                place, other_place = parts[name].places[both[0]], parts[other].places[firsts[keys[both[0]]]]
+                found.append(Overlap(name, other, len(both), place, other_place))
+    return found
+
+
+def _encoded(
+    part: _Part, tokenizer: "PreTrainedTokenizerBase", max_length: int, room: int
+) -> tuple[Split, SplitReport]:
+    made = encode_all(part.examples, tokenizer, max_length, room=room, places=part.places)
+    kept = [(example, encoded) for example, encoded in zip(part.examples, made, strict=True) if encoded is not None]
+    if not kept:
+        raise DataError(
+            f"{part.source}: no trained token is left in any of {counted(len(made), 'row')} (first: {part.places[0]}); "
+            f"completions are empty, or max_length={max_length} is too small"
+        )
+    encoded = [tokens for _, tokens in kept]
+    labels = Counter(example.label for example, _ in kept if example.label is not None)
+    report = SplitReport(
+        source=part.source,
+        rows=len(made),
+        kept=len(kept),
+        truncated=sum(tokens.cut > 0 for tokens in encoded),
+        tokens_cut=sum(tokens.cut for tokens in encoded),
+        dropped=len(made) - len(kept),
+        first_dropped=next((place for place, one in zip(part.places, made, strict=True) if one is None), None),
+        tokens=sum(len(tokens.input_ids) for tokens in encoded),
+        trained_tokens=sum(sum(tokens.trained) for tokens in encoded),
+        labels=dict(sorted(labels.items())),
+    )
+    return Split([example for example, _ in kept], encoded), report
+
+
+def _added_spaces(shape: Shape, rows: Rows) -> list[str]:
+    """Return a note if spaces were put between prompts and completions that are written without."""
+    if shape.kind != "completion" or not Template(shape.template or "").is_one_field:
+        return []
+    pairs = zip(rows.rows, shape.examples(rows.rows, rows.where), strict=True)
+    name = Template(shape.template or "").fields[0]
+    added = sum(
+        len(example.prompt) + len(example.completion) > len(row[name]) + len(row[shape.target])
+        for row, example in pairs
+    )
+    return [f"{counted(added, 'completion')} got a space in front, since the prompt ends in none"] if added else []

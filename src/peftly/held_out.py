@@ -1,0 +1,76 @@
+"""Which rows speak about a finished run, and how new rows are brought into the shape it was trained with."""
+
+from typing import NamedTuple
+
+from peftly.data import Data, DataConfig, Shape, Split, label_ids, load_data
+from peftly.data.encoding import encode_all
+from peftly.data.formats import read
+from peftly.errors import ConfigError, DataError
+from peftly.run_folder import OpenRun
+
+__all__ = ["HeldOut", "evaluation_split", "held_out_rows"]
+
+
+class HeldOut(NamedTuple):
+    """Rows to score.
+
+    Attributes:
+        name: the split or the file they come from.
+        split: the rows.
+        shape: how they became text.
+        lines: what a person should know about them.
+    """
+
+    name: str
+    split: Split
+    shape: Shape
+    lines: list[str]
+
+
+def evaluation_split(data: Data) -> tuple[str, Split | None]:
+    """Return the test rows, else the validation rows, and which of the two they are."""
+    return ("test", data.test) if data.test is not None else ("validation", data.validation)
+
+
+def held_out_rows(opened: OpenRun, source: str | None) -> HeldOut:
+    """Return the rows to score a model on.
+
+    Args:
+        opened: the model, with its run if it is known.
+        source: a file, folder or Hub id in the shape of the training rows; None: the run's own held-out rows.
+
+    Raises:
+        ConfigError: there is no telling which rows, or how they become text.
+        DataError: the rows cannot be read or do not have that shape.
+    """
+    if source is not None:
+        return _from_source(opened, source)
+    if opened.config is None:
+        raise ConfigError("this adapter is not in a run folder, so it has no rows of its own; give --data")
+    data = load_data(opened.config.data, opened.tokenizer)
+    name, split = evaluation_split(data)
+    if split is None:
+        raise ConfigError("this run has neither test nor validation rows; give --data")
+    return HeldOut(name, split, data.shape, [f"{len(split.examples)} {name} rows of the run"])
+
+
+def _from_source(opened: OpenRun, source: str) -> HeldOut:
+    if opened.shape is None:
+        raise ConfigError("this adapter does not say how a row becomes text (no peftly.json); evaluate it from Python")
+    splits = read(source)
+    name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
+    rows = splits[name]
+    max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
+    examples = opened.shape.examples(rows.rows, rows.where)
+    room = max(map(len, label_ids(opened.shape, opened.tokenizer).values()), default=0)
+    encoded = encode_all(examples, opened.tokenizer, max_length, room=room)
+    pairs = [(example, row) for example, row in zip(examples, encoded, strict=True) if row is not None]
+    if not pairs:
+        raise DataError(f"{source}: no row has a trained token left within {max_length} tokens")
+    lines = [f"{len(pairs)} rows of {rows.name}"]
+    cut = sum(row.cut > 0 for _, row in pairs)
+    if cut or len(pairs) < len(rows):
+        lines.append(
+            f"{cut} truncated to {max_length} tokens, {len(rows) - len(pairs)} dropped (no trained token left)"
+        )
+    return HeldOut(rows.name, Split([example for example, _ in pairs], [row for _, row in pairs]), opened.shape, lines)

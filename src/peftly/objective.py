@@ -1,0 +1,134 @@
+"""The loss of a batch: minus the log-probability of every labelled token, with the output head at labelled rows only.
+
+In text that is mostly prompt the head is the largest single product of a small model with a large vocabulary, and
+almost all of its rows go unread. Here a hook on the head itself keeps the rows whose *next* token is labelled,
+so any model saves the work, and its logit scales and soft-capping stay where the model applies them.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from peftly.errors import MethodError
+
+__all__ = ["IGNORED", "head_rows", "labelled_logits", "row_logits", "row_losses", "text_positions", "token_loss"]
+
+IGNORED = -100
+"""The label of a token that is not trained, as everywhere in transformers."""
+
+_CHUNK_ELEMENTS = 2**22
+
+
+def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Return the summed loss of a batch and how many tokens it sums over.
+
+    Args:
+        model: a causal language model, wrapped for data parallelism or not.
+        batch: `input_ids`, `attention_mask` and `labels`, each (rows, columns); labels stand in the column of their own
+            token and are `IGNORED` where nothing is trained.
+
+    Returns:
+        The sum of -log p over labelled tokens, a scalar of fp32 (fp64 for a model in fp64), and their number. Without
+        a labelled token the sum is 0 and still has a (zero) gradient, as data parallelism needs.
+    """
+    logits, targets = labelled_logits(model, batch)
+    return row_losses(logits, targets).sum(), targets.numel()
+
+
+def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits at the rows whose next token is labelled, (count, vocabulary), and those tokens, (count,)."""
+    following = torch.full_like(batch["labels"], IGNORED)
+    following[:, :-1] = batch["labels"][:, 1:]
+    rows = following.flatten().ne(IGNORED).nonzero().squeeze(1)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs["position_ids"] = text_positions(batch["attention_mask"])
+    logits, _ = row_logits(model, rows, inputs, use_cache=False)
+    return logits, following.flatten()[rows]
+
+
+def row_logits(model: nn.Module, rows: Tensor, inputs: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
+    """Run `model` and return its logits at `rows` only, and its whole output.
+
+    Args:
+        model: a causal language model, wrapped for data parallelism or not.
+        rows: (count,) indices into the flattened (rows x columns) of the input.
+        inputs: what the model reads; `position_ids` is left out for a model that takes none.
+        options: passed to the model as they are.
+    """
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    taken = inspect.signature(bare.forward).parameters
+    given = {name: value for name, value in inputs.items() if name != "position_ids" or name in taken}
+    with head_rows(bare, rows):
+        output = model(**given, **options)
+    return output.logits.squeeze(0), output
+
+
+@contextmanager
+def head_rows(model: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Let the output head of `model` see only `rows` of its input, (..., features) -> (1, count, features).
+
+    Raises:
+        MethodError: the model has no output head.
+    """
+    head = cast(Any, model).get_output_embeddings()
+    if head is None:
+        raise MethodError(f"{type(model).__name__} has no output head, so it gives no token a probability")
+
+    def pick(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0].flatten(0, -2)
+        return hidden.index_select(0, rows.to(hidden.device))[None], *args[1:]
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def text_positions(attention_mask: Tensor) -> Tensor:
+    """Return the position of every token within its own text, so that padding on the left shifts nothing."""
+    return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return -log softmax(logits)[target] of every row, (count, vocabulary) and (count,) -> (count,) in fp32.
+
+    Works through a few rows at a time and keeps nothing but the logits in their own dtype, so that neither the forward
+    nor the backward pass holds all logits in fp32.
+    """
+    return cast(Tensor, _RowLosses.apply(logits, targets.to(logits.device)))  # type: ignore[no-untyped-call]
+
+
+class _RowLosses(torch.autograd.Function):
+    """d loss / d logits = softmax(logits) - onehot(target), from the logits and the normaliser of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        normalisers = logits.new_empty(len(targets), dtype=dtype)
+        for part in _chunks(logits):
+            normalisers[part] = logits[part].to(dtype).logsumexp(-1)
+        ctx.save_for_backward(logits, targets, normalisers)
+        return normalisers - logits.gather(1, targets[:, None]).squeeze(1).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normalisers = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for part in _chunks(logits):
+            wide = (logits[part].to(normalisers.dtype) - normalisers[part, None]).exp_()
+            wide[torch.arange(len(wide), device=wide.device), targets[part]] -= 1
+            gradient[part] = wide.mul_(upstream[part, None])
+        return gradient, None
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    size = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[1]))
+    return (slice(start, start + size) for start in range(0, len(logits), size))

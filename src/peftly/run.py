@@ -1,0 +1,144 @@
+"""A run from its configuration to its report: load, attach, train, evaluate, save."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftly.adapt import attach, trainable_parameters
+from peftly.base import Base, load_base
+from peftly.config import RunConfig, dump_config
+from peftly.data import Data, Shape, Split, load_data
+from peftly.environment import environment
+from peftly.errors import PeftlyError
+from peftly.evaluate import Evaluation, evaluate
+from peftly.generate import generate
+from peftly.held_out import evaluation_split
+from peftly.report import write_report
+from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
+from peftly.train import TrainResult, train
+
+if TYPE_CHECKING:
+    from peftly.progress import Callback
+
+__all__ = ["RunResult", "run"]
+
+SAMPLES = 12
+WRITTEN_SAMPLES = 4  # without labels a sample has to be generated, which takes seconds
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        out: the run folder.
+        training: what the loop says: durations, the best evaluation.
+        split: which rows `evaluation` is about, `test` or `validation`.
+        evaluation: their scores; None if there are no such rows.
+        parameters: how many numbers were trained.
+        size: bytes of the adapter on disk.
+        report: the page that shows all of it.
+    """
+
+    out: Path
+    training: TrainResult
+    split: str
+    evaluation: Evaluation | None
+    parameters: int
+    size: int
+    report: Path
+
+
+def run(
+    config: RunConfig,
+    *,
+    base: Base | None = None,
+    data: Data | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    callbacks: Sequence["Callback"] = (),
+) -> RunResult:
+    """Do what `config` says and write the run folder.
+
+    Nothing is written before the base, the data and the method are known to fit together.
+
+    Args:
+        config: what to do.
+        base: the base that `config` names, if it is loaded already; it carries the trained adapter afterwards.
+        data: the data that `config` names, if they are loaded already.
+        overwrite: replace the run that the out folder holds.
+        say: takes one line about what is happening.
+        callbacks: passed to `train`.
+    """
+    out = Path(config.out)
+    check_out(out, overwrite=overwrite)
+    if base is None:
+        say(f"base: {config.base}")
+        base = load_base(config.base, dtype=config.dtype, device=config.device)
+    if data is None:
+        data = load_data(config.data, base.tokenizer)
+        for line in data.report.lines():
+            say(line)
+    method = config.method
+    model = attach(base.model, method, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
+    parameters = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    say(f"method: {method.name}, {parameters:,} trained parameters")
+    clear_run(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_json(
+        out / "data.json", {**data.report.to_dict(), "lines": data.report.lines(), "shape": data.shape.to_dict()}
+    )
+    try:
+        training = train(model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
+    except PeftlyError:
+        if (out / "adapter").exists():
+            write_report(out)
+        else:
+            clear_run(out)
+        raise
+    split_name, split = evaluation_split(data)
+    evaluation = None
+    if split is not None:
+        say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
+        evaluation = evaluate(model, base.tokenizer, split, data.shape, batch_size=config.train.evaluation_batch_size)
+        write_json(out / "evaluation.json", _evaluation_dict(base, data.shape, split_name, split, evaluation))
+    size = folder_bytes(out / "adapter")
+    summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
+    summary |= {"steps": training.steps, "best_step": training.best_step}
+    write_json(out / "summary.json", {**summary, "environment": environment()})
+    report = write_report(out)
+    return RunResult(out, training, split_name, evaluation, parameters, size, report)
+
+
+def _evaluation_dict(base: Base, shape: Shape, name: str, split: Split, evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain JSON values, with samples for people to look at."""
+    return {"split": name, **asdict(evaluation), "samples": _samples(base, shape, split, evaluation)}
+
+
+def _samples(base: Base, shape: Shape, split: Split, evaluation: Evaluation) -> list[dict[str, str]]:
+    if evaluation.predictions:
+        return [
+            {"text": row.prompt, "gold": row.label, "predicted": row.predicted}
+            for row in _wrong_and_right(evaluation)[:SAMPLES]
+        ]
+    if shape.kind == "text":
+        return []
+    examples = split.examples[:WRITTEN_SAMPLES]
+    golds = [str(row.messages[-1]["content"]) if row.messages else row.completion for row in examples]
+    texts = [row.messages[-2]["content"] if row.messages else row.prompt for row in examples]
+    written = generate(
+        base.model, base.tokenizer, [list(row.messages[:-1]) or row.prompt for row in examples], max_new_tokens=64
+    )
+    return [
+        {"text": text, "gold": gold.strip(), "predicted": words.strip()}
+        for text, gold, words in zip(texts, golds, written, strict=True)
+    ]
+
+
+def _wrong_and_right(evaluation: Evaluation) -> list[Any]:
+    """Return the predictions with up to a third of mistakes first, so that a sample shows what goes wrong too."""
+    wrong = [row for row in evaluation.predictions if row.predicted != row.label]
+    right = [row for row in evaluation.predictions if row.predicted == row.label]
+    return wrong[: SAMPLES // 3] + right

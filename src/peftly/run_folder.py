@@ -1,0 +1,148 @@
+"""The folder of a run: which files peftly writes there, when a new run may have it, and how it is opened again.
+
+config.yaml      the resolved configuration, the first file of a run
+data.json        what was trained on, and how a row becomes text
+metrics.jsonl    one line a step, an evaluation or a saved adapter
+adapter/         the best adapter
+step-N/          the adapter after N steps
+adapter-interrupted/  the adapter at Ctrl-C
+evaluation.json  scores, predictions and samples of the test (or validation) split
+summary.json     sizes, durations, versions and hardware
+report.html      all of it to look at
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from peftly.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from peftly.config import RunConfig
+    from peftly.data import Shape
+
+__all__ = [
+    "OpenRun",
+    "check_out",
+    "clear_run",
+    "folder_bytes",
+    "open_base",
+    "open_run",
+    "plain",
+    "read_config",
+    "write_json",
+]
+
+FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summary.json", "report.html")
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
+    "peftly.json",
+)
+
+
+class OpenRun(NamedTuple):
+    """A model ready for use.
+
+    Attributes:
+        model, tokenizer: the base, adapted unless it is the untouched base that was asked for.
+        shape: how a row becomes text; None: the adapter does not say.
+        config: of the run, if it was opened from a run folder.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    shape: "Shape | None" = None
+    config: "RunConfig | None" = None
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a run cannot have; nothing is changed.
+
+    Raises:
+        ConfigError: it is a file, holds another run, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not _is_run(out):
+        raise ConfigError(f"out: {out} exists and holds files that are not from a run; choose a new or empty folder")
+    if not overwrite:
+        raise ConfigError(f"out: {out} holds another run; choose another folder, or replace that run with --overwrite")
+
+
+def clear_run(out: Path) -> None:
+    """Delete the files of a run, and the folder if nothing else is in it; what peftly did not write stays."""
+    for folder in _adapter_folders(out):
+        for name in ADAPTER_FILES:
+            (folder / name).unlink(missing_ok=True)
+        _remove_if_empty(folder)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    _remove_if_empty(out)
+
+
+def open_run(spec: str) -> OpenRun:
+    """Open a run folder, an adapter folder or an adapter on the Hub, with the base that it names."""
+    from peftly.checkpoint import find_adapter, load, read_notes
+    from peftly.data import Shape
+
+    folder = Path(spec)
+    config = read_config(folder)
+    if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
+        raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
+    adapter = find_adapter(spec)
+    base = load(adapter, dtype=config.dtype, device=config.device) if config else load(adapter)
+    noted = read_notes(adapter).get("shape")
+    return OpenRun(base.model, base.tokenizer, Shape.from_dict(noted) if noted else None, config)
+
+
+def open_base(spec: str) -> OpenRun:
+    """Open an untouched base."""
+    from peftly.base import load_base
+
+    base = load_base(spec)
+    return OpenRun(base.model, base.tokenizer)
+
+
+def read_config(folder: Path) -> "RunConfig | None":
+    """Return the configuration of the run in `folder` (or of the run that the adapter in `folder` belongs to)."""
+    from peftly.config import load_config
+
+    for place in (folder, folder.parent):
+        if (place / "config.yaml").is_file() and (place == folder or folder in _adapter_folders(place)):
+            return load_config(place / "config.yaml")
+    return None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return how many bytes the files of a folder hold."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object for people and programs to read."""
+    file.write_text(json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `content` as JSON has it: tuples are lists, and infinity, for which it has no word, is null."""
+    values: dict[str, Any] = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return values
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "adapter" / "adapter_config.json").is_file()
+
+
+def _adapter_folders(out: Path) -> list[Path]:
+    return [out / "adapter", out / "adapter-interrupted", *out.glob("step-*")]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,75 @@
+"""The settings of a training run, checked without importing torch."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["TrainConfig"]
+
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt"]
+
+
+class TrainConfig(BaseModel):
+    """How long, how fast, and how often to look.
+
+    A step is one update of the trained weights: `batch_size` x `accumulation` examples on every process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: int = Field(default=5, ge=1)
+    """How often every example is seen."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """The number of steps, which then decides the length instead of `epochs`."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Examples that go through the model at once, on each process."""
+
+    accumulation: int = Field(default=1, ge=1)
+    """Batches to a step; the gradient is that of one large batch, token by token."""
+
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The highest learning rate; None: the method's own."""
+
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """What turns gradients into updates."""
+
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Decay of the trained weights, decoupled from the gradient (for sgd: added to it)."""
+
+    schedule: Schedule = "linear"
+    """How the learning rate goes after the warm-up, by its name in transformers."""
+
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """The share of the steps in which the learning rate rises from 0."""
+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """The length that a longer gradient is cut to; None: never cut."""
+
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of the examples and the dropout."""
+
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on the validation rows; None: once an epoch. The last step is always evaluated."""
+
+    evaluation_batch_size: int = Field(default=32, ge=1)
+    """Rows that go through the model at once in an evaluation."""
+
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between saved adapters, each in its own `step-N` folder; None: only the best is saved."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations in a row without a better one; None: never stop early."""
+
+    metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """What makes an evaluation the best; equal accuracies or F1 scores are told apart by the loss."""
+
+    gradient_checkpointing: bool = False
+    """Compute every block twice and keep less: about a third slower, for a fraction of the memory."""
+
+    @model_validator(mode="after")
+    def _every_setting_counts(self) -> Self:
+        if self.schedule == "constant_with_warmup" and self.warmup == 0:
+            raise ValueError("schedule constant_with_warmup needs a warmup above 0; for none, say schedule: constant")
+        return self

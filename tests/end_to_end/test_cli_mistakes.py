@@ -1,0 +1,182 @@
+"""What a person can get wrong: one line on standard error, exit code 2, no traceback, nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import Peftly, peftly_apart
+
+
+def failed(outcome, *words: str) -> str:
+    """Check that the command ended as it should for bad input, and return its line."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: "), lines
+    assert "Traceback" not in outcome.out
+    for word in words:
+        assert word in lines[0], lines[0]
+    return lines[0]
+
+
+@pytest.fixture
+def train(peftly: Peftly, tiny_llama_folder: Path, tweets: Path, tmp_path: Path):
+    """Train with what is right by default; an option given again wins."""
+
+    def run(*options: str, data: Path = tweets):
+        out = tmp_path / "out"
+        arguments = ["train", "--base", tiny_llama_folder, "--data", data, "--method", "lora", "--out", out, *options]
+        outcome = peftly(*arguments)
+        assert not out.exists(), f"left {sorted(out.rglob('*'))}"
+        return outcome
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.jsonl", "", ["empty"]),
+        ("broken.jsonl", '{"text": "a b", "label": "x"}\n' * 6 + '{"text": "a\n', ["line 7", "JSON"]),
+        ("listed.jsonl", '{"text": "a b", "label": "x"}\n[1]\n', ["line 2"]),
+        ("field.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', ["line 2", "label"]),
+        ("notes.docx", "PK", [".docx"]),
+    ],
+)
+def test_bad_data(train, tmp_path, name, content, words):
+    file = tmp_path / name
+    file.write_text(content)
+    failed(train(data=file), name, *words)
+
+
+def test_data_that_is_not_there(train, tmp_path):
+    failed(train(data=tmp_path / "nothing.jsonl"), "nothing.jsonl")
+
+
+def test_a_label_never_seen(train, tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"text": "a b", "label": "complaint"}\n{"text": "a b", "label": "praise"}\n')
+    failed(train("--test", str(file)), "line 2", "praise", "no complaint")
+
+
+def test_no_trained_token_left(train, tmp_path):
+    file = tmp_path / "blank.jsonl"
+    file.write_text('{"text": ""}\n{"text": ""}\n')
+    failed(train(data=file), "blank.jsonl", "no trained token", "line")
+
+
+def test_a_template_field_that_no_row_has(train):
+    failed(train("--template", "Tweet: {tweet} Label:", "--target", "label"), "tweet", "text")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "lroa"], ["lroa", "did you mean lora?", "prompt_tuning"]),
+        (["--set", "method.target_modules=[nothing_here]"], ["nothing_here", "q_proj"]),
+        (["--set", "train.lerning_rate=1"], ["train.lerning_rate", "train.learning_rate"]),
+        (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
+        (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
+        (["--set", "train.metric=accuracy", "--set", "data.validation_fraction=0"], ["train.metric", "validation"]),
+        (["--base", "no-such-folder/at-all/here"], ["no-such-folder/at-all/here"]),
+    ],
+)
+def test_bad_settings(train, options, words):
+    failed(train(*options), *words)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(peftly, tiny_llama_folder, tweets, tmp_path):
+    arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", tmp_path / "out"]
+    outcome = peftly(*arguments, "--learning-rate", "1e30", "--set", "train.max_grad_norm=null")
+    failed(outcome, "learning_rate")
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file()
+    assert "1.0e+30" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_out_folder_that_holds_another_run(peftly, tiny_llama_folder, tweets, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text("base: mine\n")
+    arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", out]
+    failed(peftly(*arguments), "another run", "--overwrite")
+    assert [file.name for file in out.iterdir()] == ["config.yaml"]
+    assert (out / "config.yaml").read_text() == "base: mine\n"
+
+
+def test_an_out_folder_that_holds_something_else(peftly, tiny_llama_folder, tweets, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    arguments = [
+        "train",
+        "--base",
+        tiny_llama_folder,
+        "--data",
+        tweets,
+        "--method",
+        "lora",
+        "--out",
+        out,
+        "--overwrite",
+    ]
+    failed(peftly(*arguments), "not from a run")
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_an_out_that_is_a_file(peftly, tiny_llama_folder, tweets):
+    arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", tweets]
+    failed(peftly(*arguments), "is a file")
+
+
+def test_a_quickstart_into_somebody_elses_folder(peftly, tiny_llama_folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    failed(peftly("quickstart", "--base", tiny_llama_folder, "--out", tmp_path), "not from a quickstart")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["generate", "--prompt", "a"], ["chat"], ["inspect"]])
+def test_a_run_that_is_not_there(peftly, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    failed(peftly(command[0], tmp_path / "empty", *command[1:]), "empty")
+
+
+def test_neither_run_nor_base(peftly):
+    failed(peftly("generate", "--prompt", "a"), "--base")
+    failed(peftly("chat"), "--base")
+
+
+def test_text_and_prompt_at_once(peftly, tiny_llama_folder):
+    failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a", "--prompt", "b"), "--text", "--prompt")
+
+
+def test_a_text_without_a_template(peftly, tiny_llama_folder):
+    failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a"), "--prompt")
+
+
+def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
+    mute = tmp_path / "mute"
+    shutil.copytree(tiny_llama_folder, mute)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        file = mute / name
+        if file.is_file() and name.endswith(".jinja"):
+            file.unlink()
+        elif file.is_file():
+            content = {key: value for key, value in json.loads(file.read_text()).items() if key != "chat_template"}
+            file.write_text(json.dumps(content))
+    failed(peftly("chat", "--base", mute), "chat template")
+
+
+def test_wrong_usage_ends_with_2(peftly):
+    outcome = peftly("train", "--nonsense")
+    assert outcome.code == 2
+    assert "--nonsense" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    file = tmp_path / "nothing.yaml"
+    for outcome in (peftly_apart("--debug", "train", file), peftly_apart("train", file, PEFTLY_DEBUG="1")):
+        assert outcome.code == 2
+        assert "Traceback" in outcome.err
+        assert outcome.err.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,85 @@
+"""The quickstart on a tiny base and a few rows: the same job as the real one, in seconds."""
+
+import json
+import shlex
+
+import pytest
+from commands import Peftly
+
+
+@pytest.fixture(scope="module")
+def quickstart_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("quick") / "start"
+
+
+def test_quickstart_compares_three_and_says_what_next(
+    peftly: Peftly, tiny_llama_folder, quickstart_folder, tmp_path, monkeypatch
+):
+    arguments = [
+        "quickstart",
+        "--base",
+        tiny_llama_folder,
+        "--out",
+        quickstart_folder,
+        "--epochs",
+        "1",
+        "--limit",
+        "24",
+    ]
+    outcome = peftly(*arguments, "--json", tmp_path / "results.json", "--seed", "3")
+    assert (outcome.code, outcome.err) == (0, "")
+    for words in ("untouched base", "prompt tuning", "LoRA", "accuracy", "macro-F1", "report: ", "Next:"):
+        assert words in outcome.out
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results == json.loads((quickstart_folder / "quickstart.json").read_text())
+    base, prompt_tuning, lora = results["rows"]
+    assert (base["parameters"], base["bytes"]) == (0, 0)
+    assert prompt_tuning["parameters"] == 8 * 32
+    assert lora["parameters"] > prompt_tuning["parameters"]
+    assert all(
+        len(row["predictions"]) == len(results["gold"]) == len(results["texts"]) == 24 for row in results["rows"]
+    )
+    assert results["seed"] == 3
+    assert results["environment"]["versions"]["torch"]
+
+    for name in ("prompt_tuning", "lora"):
+        assert (quickstart_folder / name / "report.html").is_file()
+        assert f'href="{name}/report.html"' in (quickstart_folder / "report.html").read_text()
+
+    # The commands that it names are run as they stand, but for a shorter training.
+    commands = [line.strip() for line in outcome.out.partition("Next:")[2].splitlines() if line.strip()]
+    assert len(commands) == 4
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert program == "peftly"
+        shorter = ["--epochs", "1"] if words[0] == "train" else []
+        assert peftly(*words, *shorter).code == 0, command
+
+
+def test_both_start_from_the_same_base(quickstart_folder, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    """LoRA after prompt tuning gives the very adapter that LoRA alone gives."""
+    import torch
+    from safetensors.torch import load_file
+
+    alone = tmp_path / "alone"
+    config = quickstart_folder / "lora" / "config.yaml"
+    assert peftly("train", config, "--out", alone).code == 0
+    first, second = (
+        load_file(run / "adapter" / "adapter_model.safetensors") for run in (quickstart_folder / "lora", alone)
+    )
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_second_quickstart_replaces_the_first_only(peftly: Peftly, tiny_llama_folder, quickstart_folder):
+    (quickstart_folder / "notes.txt").write_text("mine")
+    (quickstart_folder / "data" / "more.jsonl").write_text("mine")
+    arguments = ["quickstart", "--base", tiny_llama_folder, "--out", quickstart_folder, "--epochs", "1", "--limit", "8"]
+    outcome = peftly(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "replacing the earlier quickstart" in outcome.out
+    assert len(json.loads((quickstart_folder / "quickstart.json").read_text())["gold"]) == 8
+    assert (quickstart_folder / "notes.txt").read_text() == "mine"
+    assert (quickstart_folder / "data" / "more.jsonl").read_text() == "mine"

@@ -1,0 +1,48 @@
+"""How quickly the command line answers, and what it needs for that."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+from commands import environment, peftly_apart
+
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "numpy", "jinja2", "huggingface_hub")
+
+
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        outcome = peftly_apart("--help")
+        seconds.append(time.perf_counter() - started)
+        assert outcome.code == 0
+    # The machine may be busy with other tests: the quickest answer says what the program itself needs.
+    assert min(seconds) < 0.5, f"median {statistics.median(seconds):.2f} s"
+    for command in ("quickstart", "train", "evaluate", "generate", "chat", "inspect", "methods", "env"):
+        assert command in outcome.out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom peftly.cli import app\n"
+        "for words in (['--help'], ['train', '--help'], ['quickstart', '--help']):\n"
+        "    try:\n        app(words, prog_name='peftly')\n    except SystemExit as end:\n        assert not end.code\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert outcome.stdout.splitlines()[-1:] == ["heavy: []"], outcome
+
+
+def test_version():
+    import peftly as package
+
+    outcome = peftly_apart("--version")
+    assert (outcome.code, outcome.out) == (0, f"peftly {package.__version__}\n")
+
+
+def test_without_a_command_it_explains_itself():
+    outcome = peftly_apart()
+    assert "Usage" in outcome.out + outcome.err

@@ -1,0 +1,185 @@
+import copy
+
+import pytest
+from data_tokenizers import family
+
+from peftly.data import Encoded, Example, Shape, encode
+from peftly.errors import DataError
+
+HEADER = "<|im_start|>{{ message['role'] }}\n"
+CUE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PLAIN = "{% for message in messages %}" + HEADER + "{{ message['content'] }}<|im_end|>\n{% endfor %}" + CUE
+TURN = (
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}INSIDE{% endgeneration %}OUTSIDE"
+    "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}"
+)
+MARKED = "{% for message in messages %}" + HEADER + TURN + "{% endfor %}" + CUE
+CONVERSATION = (
+    {"role": "system", "content": "say it in one word"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "the train was late"},
+    {"role": "assistant", "content": "no, never"},
+)
+
+
+def chatty(template, end="<|im_end|>"):
+    tokenizer = copy.deepcopy(family("byte_level"))
+    tokenizer.eos_token = end
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def runs(encoded: Encoded, tokenizer) -> list[str]:
+    """The trained stretches, as text."""
+    found, before = [], False
+    for token, trained in zip(encoded.input_ids, encoded.trained, strict=True):
+        if trained:
+            found[len(found) if not before else -1 :] = [[*(found[-1] if before else []), token]]
+        before = trained
+    return [tokenizer.decode(run) for run in found]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PLAIN,
+        MARKED.replace("INSIDE", "<|im_end|>").replace("OUTSIDE", "{{ '\n' }}"),
+        MARKED.replace("INSIDE", "<|im_end|>\n").replace("OUTSIDE", ""),
+        MARKED.replace("INSIDE", "").replace("OUTSIDE", "<|im_end|>\n"),
+    ],
+    ids=["prefixes", "marks", "marks with the line break", "marks without the end"],
+)
+def test_only_the_assistants_turns_are_trained_each_with_its_end(template):
+    tokenizer = chatty(template)
+    encoded = encode(Example(messages=CONVERSATION), tokenizer, 1000)
+    assert runs(encoded, tokenizer) == ["yes<|im_end|>", "no, never<|im_end|>"]
+    whole = tokenizer.apply_chat_template(list(CONVERSATION), return_dict=True)["input_ids"]
+    assert encoded.input_ids == whole
+    assert tokenizer.decode(whole[-2:]) == "<|im_end|>\n"
+    assert encoded.trained[-2:] == [True, False]
+
+
+def test_the_untrained_head_is_the_prompt_that_generation_starts_from():
+    tokenizer = chatty(PLAIN)
+    shape = Shape("chat", None, "messages")
+    example = shape.examples([{"messages": list(CONVERSATION[:3])}])[0]
+    encoded = encode(example, tokenizer, 1000)
+    head = shape.prompt_ids({"messages": list(CONVERSATION[:3])}, tokenizer)
+    assert encoded.input_ids[: encoded.trained.index(True)] == head
+    assert head == shape.prompt_ids({"messages": list(CONVERSATION[:2])}, tokenizer)
+    one_turn = encode(Example(messages=CONVERSATION[1:3]), tokenizer, 1000)
+    assert shape.prompt_ids("hello", tokenizer) == one_turn.input_ids[: one_turn.trained.index(True)]
+    with pytest.raises(DataError, match="prompt_ids"):
+        shape.prompt("hello")
+
+
+def test_sharegpt_reads_as_the_same_conversation():
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[message["role"]], "value": message["content"]} for message in CONVERSATION]
+    shape = Shape("chat", None, "conversations")
+    assert shape.examples([{"conversations": turns}]) == [Example(messages=CONVERSATION)]
+
+
+def test_other_keys_of_a_message_reach_the_template_and_empty_ones_do_not():
+    turns = [{"role": "user", "content": "hello", "name": "Ann", "tool": None}, {"role": "assistant", "content": "yes"}]
+    example = Shape("chat", None, "messages").examples([{"messages": turns}])[0]
+    assert example.messages[0] == {"role": "user", "content": "hello", "name": "Ann"}
+
+
+@pytest.mark.parametrize("end", [(), ({"role": "user", "content": "thanks for the quick help"},)])
+def test_what_follows_the_last_answer_is_left_out(end):
+    tokenizer = chatty(PLAIN)
+    assert encode(Example(messages=CONVERSATION + end), tokenizer, 1000) == encode(
+        Example(messages=CONVERSATION), tokenizer, 1000
+    )
+
+
+def test_a_turn_that_opens_the_conversation_is_not_trained():
+    tokenizer = chatty(PLAIN)
+    greeting = ({"role": "assistant", "content": "hello"}, *CONVERSATION[1:3])
+    assert runs(encode(Example(messages=greeting), tokenizer, 1000), tokenizer) == ["yes<|im_end|>"]
+
+
+def test_without_an_answer_nothing_is_left_to_train():
+    assert encode(Example(messages=CONVERSATION[:2]), chatty(PLAIN), 1000) is None
+
+
+def test_a_long_conversation_loses_its_oldest_exchange_but_not_the_system_message():
+    tokenizer = chatty(PLAIN)
+    whole = encode(Example(messages=CONVERSATION), tokenizer, 1000)
+    cut = encode(Example(messages=CONVERSATION), tokenizer, len(whole.input_ids) - 1)
+    assert cut.input_ids == encode(Example(messages=CONVERSATION[:1] + CONVERSATION[3:]), tokenizer, 1000).input_ids
+    assert runs(cut, tokenizer) == ["no, never<|im_end|>"]
+    assert cut.cut == len(whole.input_ids) - len(cut.input_ids)
+
+
+def test_a_long_question_is_shortened_at_its_end_and_the_answer_stays():
+    tokenizer = chatty(PLAIN)
+    messages = ({"role": "user", "content": "late " * 50}, {"role": "assistant", "content": "yes"})
+    cut = encode(Example(messages=messages), tokenizer, 60)
+    assert 50 < len(cut.input_ids) <= 60
+    assert runs(cut, tokenizer) == ["yes<|im_end|>"]
+    assert "<|im_start|>user\nlate late" in tokenizer.decode(cut.input_ids)
+    assert cut.cut > 0
+
+
+def test_a_long_answer_is_cut_at_its_end_and_does_not_teach_to_stop():
+    tokenizer = chatty(PLAIN)
+    messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes " * 50})
+    cut = encode(Example(messages=messages), tokenizer, 60)
+    assert len(cut.input_ids) == 60
+    assert cut.trained[-1]
+    assert "<|im_end|>" not in runs(cut, tokenizer)[0]
+
+
+def test_without_a_chat_template_it_is_said_what_to_do():
+    with pytest.raises(DataError, match="no chat template; use a base that is tuned for chat"):
+        encode(Example(messages=CONVERSATION), chatty(None), 1000)
+
+
+def test_a_template_whose_prompt_is_no_prefix_is_refused():
+    tokenizer = chatty(PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
+    with pytest.raises(DataError, match="message 3 is not how the whole conversation begins"):
+        encode(Example(messages=CONVERSATION), tokenizer, 1000)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    rewriting = PLAIN.replace("{{ message['content'] }}", "{{ message['content'] if loop.last else 'x' }}")
+    tokenizer = chatty(rewriting.replace("'x'", "'x' if message['role'] == 'assistant' else message['content']"))
+    with pytest.raises(DataError, match="the turn cannot be found"):
+        encode(Example(messages=CONVERSATION[1:]), tokenizer, 1000)
+
+
+def test_marks_that_begin_elsewhere_than_the_prompt_ends_are_refused():
+    template = MARKED.replace("{% generation %}", "so {% generation %}")
+    tokenizer = chatty(template.replace("INSIDE", "<|im_end|>").replace("OUTSIDE", "\n"))
+    with pytest.raises(DataError, match="generation marks do not begin where"):
+        encode(Example(messages=CONVERSATION), tokenizer, 1000)
+
+
+def test_a_template_that_refuses_the_messages_says_why():
+    tokenizer = chatty("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match=r"^the chat template refuses the messages \(roles must alternate\)$"):
+        encode(Example(messages=CONVERSATION), tokenizer, 1000)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "row 1: field 'messages' holds nothing where a list of messages is needed"),
+        ({"messages": []}, "row 1: field 'messages' holds no messages where a list of messages is needed"),
+        ({"messages": "hi"}, "row 1: field 'messages' holds a text where a list of messages is needed"),
+        ({"messages": ["hi"]}, "row 1: message 1 is a text; expected an object with 'role' and 'content'"),
+        ({"messages": [{"role": "user"}]}, "row 1: message 1: 'content' is null where a text is needed"),
+        ({"messages": [{"content": "x"}]}, "row 1: message 1: 'role' is null where a text is needed"),
+        (
+            {"messages": [{"from": "narrator", "value": "x"}]},
+            "row 1: message 1 is from 'narrator'; known are 'human', 'user', 'gpt', 'chatgpt', 'assistant', 'system'",
+        ),
+    ],
+)
+def test_a_bad_conversation_is_named_with_its_row(row, message):
+    with pytest.raises(DataError) as caught:
+        Shape("chat", None, "messages").examples([row])
+    assert str(caught.value) == message
