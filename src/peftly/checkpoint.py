@@ -195,7 +195,9 @@ def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, AdapterError):
                 raise
-            raise AdapterError(f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}") from None
+            raise AdapterError(
+                f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
+            ) from None
         if config is not None:
             return _settings_as_trained(folder, config)
     raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -95,7 +95,7 @@ class TrainResult:
     trained_parameters: int
 
 
-class Callback(Protocol):
+class Callback:
     """What `train` calls; inherit from it and define the events of interest."""
 
     def on_step(self, record: StepRecord) -> None:

@@ -13,7 +13,7 @@ from peftly.config import RunConfig
 from peftly.data import Data, DataConfig, Split, load_data
 from peftly.environment import environment
 from peftly.errors import ConfigError
-from peftly.evaluate import Evaluation, evaluate
+from peftly.evaluation import Evaluation, evaluate
 from peftly.methods import LoRA, MethodConfig, PromptTuning
 from peftly.progress import ProgressBar
 from peftly.report import COLUMNS, comparison_cells, pick_samples, write_comparison
@@ -23,8 +23,9 @@ from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["quickstart"]
+__all__ = ["quickstart", "results_table"]
 
 TASK = "Is this tweet a complaint or not?"
 TEMPLATE = "Tweet text : {text} Label :"
@@ -174,17 +175,24 @@ def _row(name: str, evaluation: Evaluation, result: RunResult | None = None) -> 
     }
 
 
-def _print(results: dict[str, Any], report: Path, out: Path, screen: "Console") -> None:
+def results_table(results: dict[str, Any]) -> "Table":
+    """Return the one table that the quickstart is about."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("", *COLUMNS)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in results["rows"]:
         table.add_row(row["name"], *comparison_cells(row))
+    return table
+
+
+def _print(results: dict[str, Any], report: Path, out: Path, screen: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     screen.print()
-    screen.print(table)
+    screen.print(results_table(results))
     samples = Table("tweet", "is", *(row["name"] for row in results["rows"]))
     for sample in pick_samples(results, SHOWN):
         marks = (

@@ -11,12 +11,12 @@ from peftly.config import RunConfig, dump_config
 from peftly.data import Data, Shape, Split, load_data
 from peftly.environment import environment
 from peftly.errors import PeftlyError
-from peftly.evaluate import Evaluation, evaluate
-from peftly.generate import generate
+from peftly.evaluation import Evaluation, evaluate
+from peftly.generation import generate
 from peftly.held_out import evaluation_split
 from peftly.report import write_report
 from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
-from peftly.train import TrainResult, train
+from peftly.training import TrainResult, train
 
 if TYPE_CHECKING:
     from peftly.progress import Callback

@@ -65,8 +65,9 @@ def test_trainer_with_metrics_and_label_smoothing(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_pipeline(method, tiny_llama_folder):
-    from peftly import LoRA, PromptTuning, attach
     from tiny import perturb
+
+    from peftly import LoRA, PromptTuning, attach
 
     model = tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     tokenizer = tf.AutoTokenizer.from_pretrained(tiny_llama_folder)

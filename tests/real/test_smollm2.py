@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tiny import perturb
 
 from peftly import LoRA, PromptTuning, attach, detach, load_base, trainable_parameters
-from tiny import perturb
 
 TEXTS = [
     "Where is my parcel?",

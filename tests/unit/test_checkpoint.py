@@ -1,7 +1,6 @@
 """Adapter folders: whole or not at all, read with care."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -71,7 +70,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("peftly.checkpoint.save_file", full)
     with pytest.raises(AdapterError, match="No space left on device"):
         save_adapter(make(), tmp_path / "adapter")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bf16_base_gets_fp32_masters_both_ways(tmp_path):
@@ -166,4 +165,6 @@ def test_prompt_of_peft_keeps_its_length(tmp_path):
     model = attach(tiny_model("llama", torch.float32), PromptTuning(num_virtual_tokens=3, init="random"))
     save_adapter(model, tmp_path / "adapter")
     (tmp_path / "adapter" / "peftly.json").unlink()
-    assert attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")).config.num_virtual_tokens == 3
+    assert (
+        attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")).config.num_virtual_tokens == 3
+    )

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 from data_tokenizers import FAMILIES, LOSSLESS, family
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peftly.data import Example, Shape, encode, encode_prompt, label_ids
@@ -33,6 +33,13 @@ def end_of(tokenizer):
 
 
 @given(families, texts.filter(str.strip), texts.filter(str.strip))
+@example("byte_level", "Label : ", "complaint")
+@example("byte_level", "Label :", "complaint")
+@example("unigram_prefix", "Label :", "complaint")
+@example("whole_text", "Label :", "complaint")
+@example("wordpiece", "Label : ", "complaint")
+@example("byte_level", "no comp", "-laint")
+@example("unigram_prefix", "0", "\x1b")
 @quick
 def test_the_untrained_head_is_the_prompt_that_generation_starts_from(name, prompt, completion):
     tokenizer = family(name)
@@ -50,6 +57,7 @@ def test_the_untrained_head_is_the_prompt_that_generation_starts_from(name, prom
 
 
 @given(families, texts)
+@example("byte_level", "Label : ")
 @quick
 def test_the_prompt_is_what_the_tokenizer_itself_makes_but_for_an_end(name, prompt):
     tokenizer = family(name)
@@ -95,6 +103,15 @@ def test_a_label_has_the_same_tokens_after_every_prompt(name, text, label, templ
     ids = label_ids(labelled, tokenizer)[label]
     assert encoded.input_ids == encode_prompt(labelled.prompt({"text": text}), tokenizer) + ids
     assert encoded.trained[1:][-len(ids) :] == [True] * len(encoded.trained[1:][-len(ids) :])
+
+
+def test_a_label_does_not_fuse_with_the_unknown_word_before_it():
+    """Tokenised together, the unknown signs of both become one token, which would be missing from the label."""
+    tokenizer, labelled = family("unigram_prefix"), shape("{text}", ("中complaint", "no"))
+    ids = label_ids(labelled, tokenizer)["中complaint"]
+    rows = [{"text": text, "label": "中complaint"} for text in ("late", "late 中")]
+    for row, encoded in zip(labelled.examples(rows), encode_all(labelled.examples(rows), tokenizer, 100), strict=True):
+        assert encoded.input_ids == encode_prompt(row.prompt, tokenizer) + ids
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -151,11 +151,11 @@ def test_no_validation_when_none_can_be_taken_or_is_wanted():
 
 
 def test_rows_in_two_splits_are_reported_with_their_places():
-    write("a.jsonl", tweets(8))
+    write("a.jsonl", tweets(8) + tweets(8))
     write("b.jsonl", tweets(4, 6))
     data = load(train="a.jsonl", validation="b.jsonl", test=write("c.jsonl", tweets(3, 7)))
     assert [(o.split, o.other, o.count, o.place, o.other_place) for o in data.report.overlaps] == [
-        ("validation", "train", 2, "b.jsonl: line 1", "a.jsonl: line 7"),
+        ("validation", "train", 2, "b.jsonl: line 1", "a.jsonl: line 7"),  # the first of the two there
         ("test", "train", 1, "c.jsonl: line 1", "a.jsonl: line 8"),
         ("test", "validation", 3, "c.jsonl: line 1", "b.jsonl: line 2"),
     ]

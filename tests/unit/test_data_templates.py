@@ -158,6 +158,14 @@ def test_a_label_follows_every_row_alike(text, template):
     assert example.completion.strip() == example.label == "no"
 
 
+@pytest.mark.parametrize("text", ["late", "late \n", "late   "])
+def test_the_end_of_a_rows_text_does_not_come_between_it_and_its_label(text):
+    example = Shape("label", "{text}", "label").examples([{"text": text, "label": "no"}])[0]
+    assert (example.prompt, example.completion) == ("late", " no")
+    code = Shape("completion", "{text}", "label").examples([{"text": "late \n  ", "label": "no"}])[0]
+    assert (code.prompt, code.completion) == ("late \n", "  no")
+
+
 @pytest.mark.parametrize(("value", "label"), [("yes ", "yes"), (1, "1"), (0, "0"), (2.0, "2"), (True, "True")])
 def test_what_may_be_a_label(value, label):
     assert Shape("label", "{text}", "label").examples([{"text": "", "label": value}])[0].label == label

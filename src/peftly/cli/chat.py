@@ -21,8 +21,8 @@ def chat(
 ) -> None:
     """Talk with a trained adapter or a base. /reset begins anew, /exit or Ctrl-D ends."""
     quiet()
-    from peftly.generate import chat_prompt
-    from peftly.generate import generate as write
+    from peftly.generation import chat_prompt
+    from peftly.generation import generate as write
 
     opened = open_model(run, base)
     opening = [{"role": "system", "content": system}] if system else []

@@ -9,7 +9,7 @@ from peftly.cli._console import console, quiet
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from peftly.evaluate import Evaluation
+    from peftly.evaluation import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -26,7 +26,7 @@ def evaluate(
 ) -> None:
     """Score a trained adapter on held-out rows."""
     quiet()
-    from peftly.evaluate import evaluate as score
+    from peftly.evaluation import evaluate as score
     from peftly.held_out import held_out_rows
     from peftly.run_folder import open_run
 

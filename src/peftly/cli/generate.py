@@ -33,7 +33,7 @@ def generate(
     if (text is None) == (prompt is None):
         raise ConfigError("give --text (put into the run's template) or --prompt (read as it is); one of the two")
     quiet()
-    from peftly.generate import generate as write
+    from peftly.generation import generate as write
 
     opened = open_model(run, base)
     words = _in_template(opened.shape, text) if text is not None else str(prompt)

@@ -172,7 +172,7 @@ def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) ->
         groups.setdefault(examples[index].label, []).append(index)
     total = max(1, round(fraction * len(examples)))
     names = sorted(groups, key=lambda label: label or "")
-    quota = {name: min(int(fraction * len(groups[name])), len(groups[name]) - 1) for name in names}
+    quota = {name: int(fraction * len(groups[name])) for name in names}
     by_remainder = sorted(names, key=lambda name: int(fraction * len(groups[name])) - fraction * len(groups[name]))
     for name in by_remainder:
         if sum(quota.values()) < total and quota[name] < len(groups[name]) - 1:

@@ -8,10 +8,10 @@ from tiny import ARCHITECTURES, VOCABULARY, WINDOW, perturb, random_rows, tiny_m
 from peftly import LoRA, PromptTuning, attach, trainable_parameters
 from peftly.data import Encoded, Example, Shape, Split
 from peftly.errors import DataError
-from peftly.evaluate import evaluate, score_labels
+from peftly.evaluation import evaluate, score_labels
 
 # Imported by name, for the package's attribute of that name is the function.
-EVALUATE = import_module("peftly.evaluate")
+EVALUATE = import_module("peftly.evaluation")
 PROMPTS = random_rows([3, 2 * WINDOW + 1, 7, 4, 3])
 LABELS = {"no": [5, 2], "yes, of course": [5, 9, 11, 2], "one token": [2], "maybe": [7, 2], "so": [5, 9, 2]}
 

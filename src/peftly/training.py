@@ -20,7 +20,7 @@ from peftly.adapt import trainable_parameters
 from peftly.checkpoint import save_adapter
 from peftly.data import Data, Encoded, Split, collate, epoch_order
 from peftly.errors import ConfigError, TrainingError
-from peftly.evaluate import Evaluation, evaluate
+from peftly.evaluation import Evaluation, evaluate
 from peftly.modes import training_mode
 from peftly.objective import IGNORED, token_loss
 from peftly.optimizer import choose_learning_rate, make_optimizer, make_schedule

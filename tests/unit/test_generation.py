@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peftly import LoRA, PromptTuning, attach, trainable_parameters
 from peftly.data import encode_prompt
 from peftly.errors import ConfigError, DataError
-from peftly.generate import chat_prompt, generate
+from peftly.generation import chat_prompt, generate
 
 PROMPTS = ["The train was late again", "thanks", "What time do you open on Sunday? I love", "thanks"]
 
@@ -209,7 +209,7 @@ def test_alibi_and_learned_positions_with_padding(monkeypatch):
             return " ".join(str(token) for token in ids if token != 2)
 
     # Imported by name, for the package's attribute of that name is the function.
-    monkeypatch.setattr(import_module("peftly.generate"), "encode_prompt", lambda text, read: read(text)["input_ids"])
+    monkeypatch.setattr(import_module("peftly.generation"), "encode_prompt", lambda text, read: read(text)["input_ids"])
     for name in ("bloom", "gpt2", "gemma3"):
         model = tiny_model(name, torch.float32)
         model.generation_config.pad_token_id = model.generation_config.bos_token_id = None

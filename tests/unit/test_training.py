@@ -21,12 +21,12 @@ from peftly import LoRA, attach, load_adapter, trainable_parameters
 from peftly.checkpoint import read_notes
 from peftly.data import Data, Encoded, Example, Shape, Split
 from peftly.errors import ConfigError, TrainingError
-from peftly.evaluate import Evaluation
+from peftly.evaluation import Evaluation
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
-from peftly.train import TrainConfig, train
+from peftly.training import TrainConfig, train
 
 # Imported by name, for the package's attribute of that name is the function.
-TRAIN = import_module("peftly.train")
+TRAIN = import_module("peftly.training")
 SHAPE = Shape("completion", "{prompt}", "completion")
 
 

@@ -1,0 +1,54 @@
+"""The public namespace: what it holds, and that it holds it whatever was imported before."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import peftly
+
+
+def test_names():
+    assert peftly.__all__ == [
+        "METHODS",
+        "Base",
+        "Evaluation",
+        "LoRA",
+        "PromptTuning",
+        "TrainConfig",
+        "TrainResult",
+        "__version__",
+        "attach",
+        "detach",
+        "evaluate",
+        "generate",
+        "load",
+        "load_adapter",
+        "load_base",
+        "merge",
+        "save_adapter",
+        "train",
+        "trainable_parameters",
+    ]
+
+
+def test_no_module_hides_a_name():
+    for module in pkgutil.walk_packages(peftly.__path__, "peftly."):
+        if module.name != "peftly.__main__":
+            importlib.import_module(module.name)
+    for name in peftly.__all__:
+        assert not inspect.ismodule(getattr(peftly, name)), name
+        assert name in dir(peftly)
+
+
+def test_every_public_function_and_class_is_documented():
+    for name in peftly.__all__:
+        found = getattr(peftly, name)
+        if callable(found):
+            assert inspect.getdoc(found), name
+
+
+def test_importing_peftly_imports_nothing_heavy():
+    code = "import sys, peftly; print(sorted({'torch', 'transformers', 'pydantic', 'datasets'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
