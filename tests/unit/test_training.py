@@ -410,7 +410,7 @@ def test_two_processes_make_the_same_weights_as_one(tmp_path):
     script.write_text(
         "import sys, torch\n"
         f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}\n"
-        "from test_train import *\n"
+        "from test_training import *\n"
         "model, result = run(lora_model(torch.float64), data_of(19), batch_size=4, optimizer='sgd', out=sys.argv[1])\n"
         "torch.save((weights(model), result.history), f'{sys.argv[1]}/{os.environ[\"RANK\"]}.pt')\n"
     )
