@@ -8,7 +8,6 @@ picture in the README.
 
 import io
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -28,7 +27,7 @@ def measure() -> dict[str, Any]:
     """Run every seed and return what the table needs."""
     from rich.console import Console
 
-    from peftly.environment import environment
+    from peftly.environment import automatic_dtype, environment
     from peftly.quickstart import quickstart
 
     screen = Console()
@@ -48,7 +47,7 @@ def measure() -> dict[str, Any]:
             if seed == SEEDS[0]:
                 draw(results)
             runs.append(summary(seed, results, time.perf_counter() - began))
-    return {"environment": environment(), "machine": platform.machine(), "runs": runs}
+    return {"environment": environment(), "dtype": automatic_dtype(), "runs": runs}
 
 
 def draw(results: dict[str, Any]) -> None:
@@ -103,7 +102,12 @@ def table(results: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     seconds = statistics.median(run["seconds"] for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    note = f"Seeds {seeds}; {runs[0]['test_rows']} test rows; the whole quickstart took {seconds:.0f} seconds (median)."
+    machine = results["environment"]
+    note = (
+        f"Seeds {seeds}; {runs[0]['test_rows']} test rows. The whole quickstart took {seconds:.0f} seconds (median) in "
+    )
+    note += f"{results['dtype']} on {machine['cpu_cores']} cores ({machine['cpu']}, bf16 instructions: "
+    note += f"{machine['cpu_bf16'] or 'none'})."
     return "\n".join([*lines, "", note, ""])
 
 

@@ -17,7 +17,7 @@ from peftly.modes import evaluation_mode
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["chat_prompt", "generate"]
+__all__ = ["generate"]
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
@@ -96,15 +96,6 @@ def generate(
     return completions
 
 
-def chat_prompt(messages: Conversation, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the token ids of a conversation up to where the assistant speaks next.
-
-    Raises:
-        DataError: the tokenizer has no chat template, or its template refuses the messages.
-    """
-    return prompt_ids(messages, tokenizer)
-
-
 class _Draw(LogitsProcessor):  # type: ignore[misc]
     """Turns taking the likeliest token into a draw: argmax(logits + Gumbel noise) is distributed as softmax(logits).
 
@@ -155,7 +146,7 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, num_beams: int
 def _encode(prompt: str | Conversation, tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[int]:
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
-    ids = encode_prompt(prompt, tokenizer) if isinstance(prompt, str) else chat_prompt(prompt, tokenizer)
+    ids = encode_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt_ids(prompt, tokenizer)
     if not ids:
         raise DataError(f"the prompt {prompt!r} has no tokens; give at least one word to go on from")
     return ids

@@ -28,17 +28,22 @@ if TYPE_CHECKING:
 __all__ = ["quickstart", "results_table"]
 
 TASK = "Is this tweet a complaint or not?"
-TEMPLATE = "Tweet text : {text} Label :"
 SPLITS = ("train", "validation", "test")
 RESULTS = "quickstart.json"
 SHOWN = 6
 
-PROMPT_TUNING = PromptTuning(num_virtual_tokens=8, init="text", init_text="Is this tweet a complaint or no complaint?")
-METHODS: dict[str, tuple[str, MethodConfig, int]] = {
-    "prompt_tuning": ("prompt tuning", PROMPT_TUNING, 8),
-    "lora": ("LoRA", LoRA(), 3),
+# Eight tokens that show the form of an answer: the base says one of the labels from the start, and training is left
+# with which. A question to the model ("Is this tweet a complaint?") took an epoch longer to get there.
+ANSWERS = "Label: complaint\nLabel: no complaint"
+METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
+    "prompt_tuning": (
+        "prompt tuning",
+        PromptTuning(num_virtual_tokens=8, init="text", init_text=ANSWERS),
+        {"epochs": 5, "batch_size": 4, "evaluate_every": 125},
+    ),
+    "lora": ("LoRA", LoRA(), {"epochs": 2}),
 }
-"""Folder: the name in the table, the settings, the epochs."""
+"""Folder: the name in the table, the settings of the method, and those of its training."""
 
 
 def quickstart(
@@ -77,9 +82,9 @@ def quickstart(
     screen.print(f"\n[bold]untouched base[/]\nevaluating on the test split: {len(test.examples)} rows")
     untouched = evaluate(base.model, base.tokenizer, test, data.shape)
     rows = [_row("untouched base", untouched)]
-    for folder, (name, method, own_epochs) in METHODS.items():
+    for folder, (name, method, training) in METHODS.items():
         screen.print(f"\n[bold]{name}[/]")
-        train = TrainConfig(seed=seed, epochs=epochs or own_epochs)
+        train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
         settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
         rows.append(_train(name, settings, base, data, screen))
     results = {
@@ -129,7 +134,7 @@ def _data_config(folder: Path, limit: int | None) -> DataConfig:
             lines = source.read_text(encoding="utf-8").splitlines()
         (folder / f"{split}.jsonl").write_text("\n".join(_few(lines, limit)) + "\n", encoding="utf-8")
     train, validation, test = (str(folder / f"{split}.jsonl") for split in SPLITS)
-    return DataConfig(train=train, validation=validation, test=test, template=TEMPLATE, target="label")
+    return DataConfig(train=train, validation=validation, test=test)
 
 
 def _few(lines: list[str], limit: int | None) -> list[str]:
@@ -214,6 +219,5 @@ def next_commands(out: Path, base: str) -> list[str]:
         f"peftly evaluate {lora}",
         f"peftly inspect {lora}",
         f"peftly train --base {shlex.quote(base)} --data {shlex.quote(str(data / 'train.jsonl'))} "
-        f'--test {shlex.quote(str(data / "test.jsonl"))} --template "{TEMPLATE}" --target label '
-        f"--method lora --out {shlex.quote(str(out.parent / 'mine'))}",
+        f"--test {shlex.quote(str(data / 'test.jsonl'))} --method lora --out {shlex.quote(str(out.parent / 'mine'))}",
     ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from peftly.adapt import trainable_parameters
 from peftly.checkpoint import save_adapter
-from peftly.data import Data, Encoded, Split, collate, epoch_order
+from peftly.data import Data, Encoded, Split, collate, epoch_steps
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.modes import training_mode
@@ -146,11 +146,12 @@ class _Run:
     def batches_of_rows(self) -> Iterator[list[Encoded]]:
         """Yield the rows of every step. They depend on the seed and on the step's number, and on nothing else."""
         rows = self.data.train.encoded
+        lengths = [len(row.input_ids) for row in rows]
         for step in range(self.steps):
             epoch, part = divmod(step, self.steps_per_epoch)
             if part == 0:
-                order = epoch_order(len(rows), seed=self.config.seed, epoch=epoch)
-            yield [rows[index] for index in order[part * self.rows_per_step :][: self.rows_per_step]]
+                steps = epoch_steps(lengths, self.rows_per_step, seed=self.config.seed, epoch=epoch)
+            yield [rows[index] for index in steps[part]]
 
     def update(self, rows: Sequence[Encoded]) -> None:
         """Make one step: gradients of all its rows, one change of the weights."""

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Encoded, collate, epoch_order
+from peftly.data import Encoded, collate, epoch_order, epoch_steps
 
 BATCH = [Encoded([5, 2, 7], [False, True, True]), Encoded([9, 2], [False, True])]
 
@@ -45,6 +45,37 @@ def test_orders_differ_between_epochs_and_seeds():
 
 def test_the_order_is_the_same_on_every_machine():
     assert epoch_order(10, seed=7, epoch=3) == [2, 5, 9, 7, 3, 0, 6, 8, 4, 1]
+
+
+@given(st.lists(st.integers(1, 60), max_size=200), st.integers(1, 9), st.integers(0, 3), st.integers(0, 3))
+@settings(deadline=None, max_examples=60)
+def test_steps_have_every_example_once_and_only_one_step_is_short(lengths, size, seed, epoch):
+    steps = epoch_steps(lengths, size, seed=seed, epoch=epoch)
+    assert sorted(index for step in steps for index in step) == list(range(len(lengths)))
+    assert sorted(map(len, steps), reverse=True) == [size] * (len(lengths) // size) + [len(lengths) % size] * (
+        len(lengths) % size > 0
+    )
+    assert steps == epoch_steps(lengths, size, seed=seed, epoch=epoch)
+
+
+def test_steps_hold_examples_of_much_the_same_length_and_little_padding():
+    lengths = [epoch_order(60, seed=index, epoch=0)[0] + 1 for index in range(400)]
+
+    def read(steps):
+        return sum(max(lengths[index] for index in step) * len(step) for step in steps) / sum(lengths)
+
+    order = epoch_order(400, seed=0, epoch=0)
+    assert read([order[at : at + 8] for at in range(0, 400, 8)]) > 1.6
+    assert read(epoch_steps(lengths, 8, seed=0, epoch=0)) < 1.15
+
+
+def test_examples_meet_others_in_every_epoch_and_the_longest_do_not_make_up_the_short_step():
+    lengths = list(range(1, 42))
+    epochs = [epoch_steps(lengths, 4, seed=0, epoch=epoch) for epoch in range(20)]
+    mates = {frozenset(step) for steps in epochs for step in steps if 40 in step}
+    assert len(mates) > 10
+    alone = [step[0] for steps in epochs for step in steps if len(step) == 1]
+    assert len(set(alone)) > 10
 
 
 def test_no_global_generator_is_read_or_moved():

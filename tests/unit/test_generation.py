@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters
 from peftly.data import encode_prompt
+from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
-from peftly.generation import chat_prompt, generate
+from peftly.generation import generate
 
 PROMPTS = ["The train was late again", "thanks", "What time do you open on Sunday? I love", "thanks"]
 
@@ -139,7 +140,7 @@ def test_beams_find_a_text_at_least_as_likely(base):
 def test_chat(base):
     model, tokenizer = base
     messages = [{"role": "user", "content": "hello"}]
-    ids = chat_prompt(messages, tokenizer)
+    ids = prompt_ids(messages, tokenizer)
     assert tokenizer.decode(ids) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     answer = by_hand(model, tokenizer, ids, 6)
     assert generate(model, tokenizer, "hello", chat=True, max_new_tokens=6) == [answer]

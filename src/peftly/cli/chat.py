@@ -21,13 +21,13 @@ def chat(
 ) -> None:
     """Talk with a trained adapter or a base. /reset begins anew, /exit or Ctrl-D ends."""
     quiet()
-    from peftly.generation import chat_prompt
+    from peftly.data.chat import prompt_ids
     from peftly.generation import generate as write
 
     opened = open_model(run, base)
     opening = [{"role": "system", "content": system}] if system else []
     # A model that cannot chat says so now, not after the first question.
-    chat_prompt([*opening, {"role": "user", "content": "?"}], opened.tokenizer)
+    prompt_ids([*opening, {"role": "user", "content": "?"}], opened.tokenizer)
     typer.echo("/reset begins anew, /exit or Ctrl-D ends", err=False)
     history = list(opening)
     while (question := _ask()) is not None:

@@ -1,6 +1,6 @@
 """From files to batches: rows, the shape that makes text of them, tokens, and what was counted on the way."""
 
-from peftly.data.batching import collate, epoch_order
+from peftly.data.batching import collate, epoch_order, epoch_steps
 from peftly.data.encoding import Encoded, encode, encode_prompt, label_ids
 from peftly.data.formats import Rows, read
 from peftly.data.report import DataReport, SplitReport
@@ -22,6 +22,7 @@ __all__ = [
     "encode",
     "encode_prompt",
     "epoch_order",
+    "epoch_steps",
     "label_ids",
     "load_data",
     "read",

@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["collate", "epoch_order"]
+__all__ = ["collate", "epoch_order", "epoch_steps"]
 
 UNTRAINED = -100
 """The label that losses of torch and transformers leave out."""
+
+_WINDOWS = 4
+_WINDOW_STEPS = 50
+"""An epoch has at least so many windows, none of more steps than this; see `epoch_steps`."""
 
 
 def collate(
@@ -63,3 +67,26 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
     draws = np.random.Philox(key=key).random_raw(count)
     return [int(index) for index in np.argsort(draws, kind="stable")]
+
+
+def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Return which examples each step of an epoch is made of: `size` of much the same length, to pad little.
+
+    The shuffled examples are cut into windows, and only within a window are they put in order of length: examples meet
+    others in every epoch. Where their number is no multiple of `size`, the short step is drawn before that, or the
+    longest examples would make it up in every epoch and count for more.
+
+    Args:
+        lengths: tokens of each example.
+        size: examples of a step.
+        seed, epoch: decide the order, and nothing else does.
+    """
+    order = epoch_order(len(lengths), seed=seed, epoch=epoch)
+    whole = len(order) - len(order) % size
+    window = size * max(1, min(_WINDOW_STEPS, len(order) // (_WINDOWS * size)))
+    steps = [order[whole:]] if whole < len(order) else []
+    for start in range(0, whole, window):
+        alike = sorted(order[start : min(start + window, whole)], key=lambda index: lengths[index])
+        steps += [alike[at : at + size] for at in range(0, len(alike), size)]
+    # A stream of its own: the epochs below -1 are no epochs of training (-1 chooses the validation rows).
+    return [steps[index] for index in epoch_order(len(steps), seed=seed, epoch=-2 - epoch)]

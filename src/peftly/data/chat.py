@@ -61,7 +61,11 @@ def _message(turn: object, place: str) -> dict[str, Any]:
 
 
 def prompt_ids(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens from which the assistant's next turn is generated."""
+    """Return the tokens from which the assistant's next turn is generated.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or its template refuses the messages.
+    """
     return list(_render(messages, tokenizer, add_generation_prompt=True)["input_ids"])
 
 

@@ -12,7 +12,7 @@ METHODS: dict[str, Method] = {
         PromptTuning,
         summary="a few rows in front of every text",
         paper="arXiv:2104.08691",
-        learning_rate=3e-2,
+        learning_rate=6e-3,
         mergeable=False,
         identity_at_init=False,
     ),

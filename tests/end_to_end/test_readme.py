@@ -1,0 +1,49 @@
+"""What the README shows works as it stands, on a tiny base in place of the real one."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from commands import Peftly
+
+from peftly import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(name="here")
+def _here(tmp_path, tweets, monkeypatch):
+    (tmp_path / "tweets.jsonl").write_text(tweets.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_its_commands(here, peftly: Peftly, tiny_llama_folder):
+    commands = re.findall(r"^    peftly (.+)$", README, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        outcome = peftly(*shlex.split(command.replace("smollm2-135m", str(tiny_llama_folder))))
+        assert outcome.code == 0, (command, outcome.err)
+
+
+def test_its_python(here, tiny_llama_folder):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0].replace("smollm2-135m", str(tiny_llama_folder)), "README.md", "exec"), {})
+    assert (here / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_its_table_of_methods():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (\S+) \|$", README, re.MULTILINE)
+    assert rows == [(name, method.summary, method.paper) for name, method in METHODS.items()]
+
+
+def test_its_tree_names_every_module():
+    tree = README[README.index("    src/peftly/") : README.index("    tests/")]
+    shown = set(re.findall(r"[\w/]+\.py", tree))
+    assert shown
+    source = ROOT / "src" / "peftly"
+    here = {path.name for path in source.glob("*.py")} | {path.name for path in (source / "methods").glob("*.py")}
+    assert shown == here - {"__init__.py", "__main__.py"}
