@@ -33,7 +33,7 @@ RESULTS = "quickstart.json"
 SHOWN = 6
 
 # Eight tokens that show the form of an answer: the base says one of the labels from the start, and training is left
-# with which. A question to the model ("Is this tweet a complaint?") took an epoch longer to get there.
+# with which. Rows that start as a question spend their first epoch on the form (docs/log.md).
 ANSWERS = "Label: complaint\nLabel: no complaint"
 METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
     "prompt_tuning": (
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
         PromptTuning(num_virtual_tokens=8, init="text", init_text=ANSWERS),
         {"epochs": 5, "batch_size": 4, "evaluate_every": 125},
     ),
-    "lora": ("LoRA", LoRA(), {"epochs": 2}),
+    "lora": ("LoRA", LoRA(), {"epochs": 2, "batch_size": 4}),
 }
 """Folder: the name in the table, the settings of the method, and those of its training."""
 

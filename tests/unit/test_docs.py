@@ -38,10 +38,14 @@ def test_both_methods_beat_the_base_with_every_seed(tables, results):
             assert row["p"] < 0.01, (run["seed"], row["name"])
 
 
-def test_the_readme_shows_the_picture_of_the_results(tables):
+def test_the_readme_shows_the_picture_of_the_results(tables, results):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables.PICTURE.relative_to(ROOT).as_posix() in readme
-    assert tables.PICTURE.read_text(encoding="utf-8").lstrip().startswith("<svg")
+    picture = tables.PICTURE.read_text(encoding="utf-8")
+    assert picture.lstrip().startswith("<svg")
+    for row in results["runs"][0]["rows"]:
+        for value in (f"{row['accuracy']:.1%}", f"{row['macro_f1']:.1%}"):
+            assert value in picture, (row["name"], value)
 
 
 def test_mcnemar_counts_rows_that_changed_sides(tables):

@@ -181,7 +181,7 @@ def test_schedule_and_warmup():
 
 
 def test_the_methods_own_learning_rate_is_the_default():
-    assert run(learning_rate=None, max_steps=1)[1].learning_rate == 1e-3
+    assert run(learning_rate=None, max_steps=1)[1].learning_rate == 5e-4
     config = TrainConfig(max_steps=1)
     assert train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), learning_rate=0.5).learning_rate == 0.5
     with pytest.raises(ConfigError, match="not for sgd"):

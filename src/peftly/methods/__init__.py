@@ -21,7 +21,7 @@ METHODS: dict[str, Method] = {
         LoRA,
         summary="a low-rank change of linear layers",
         paper="arXiv:2106.09685",
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         mergeable=True,
         identity_at_init=True,
     ),
