@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,13 @@ def test_interrupted_training_says_where_the_weights_are(tiny_llama_folder, twee
     out = tmp_path / "run"
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", out, "--epochs", "100000"]
     process = subprocess.Popen(
-        command("train", *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command("train", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A test run in the background may ignore Ctrl-C, and what it starts would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
