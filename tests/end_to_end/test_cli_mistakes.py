@@ -167,11 +167,21 @@ def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
     failed(peftly("chat", "--base", mute), "chat template")
 
 
-def test_wrong_usage_ends_with_2(peftly):
-    outcome = peftly("train", "--nonsense")
-    assert outcome.code == 2
-    assert "--nonsense" in outcome.err
-    assert "Traceback" not in outcome.err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nonsense"], ["--nonsense", "peftly --help"]),
+        (["trian"], ["trian", "train"]),
+        (["train", "--nonsense"], ["--nonsense", "peftly train --help"]),
+        (["train", "--epochs", "many"], ["--epochs", "integer"]),
+        (["quickstart", "--epochs", "0"], ["--epochs", "1"]),
+        (["evaluate"], ["RUN"]),
+        (["methods", "extra"], ["extra"]),
+    ],
+    ids=lambda part: " ".join(part),
+)
+def test_wrong_usage_is_one_line(peftly, arguments, words):
+    failed(peftly(*arguments), *words)
 
 
 def test_debug_shows_the_traceback(tmp_path):
