@@ -1,12 +1,15 @@
-"""What a run ran on: versions, devices and caches, for reports and bug reports; no secrets and no host name."""
+"""What a run ran on (versions, devices, caches; no secrets and no host name), and how peftly is called there."""
 
 import os
 import platform
+import shlex
+import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["automatic_dtype", "cache_folders", "environment"]
+__all__ = ["automatic_dtype", "cache_folders", "environment", "program"]
 
 PACKAGES = (
     "peftly",
@@ -55,6 +58,17 @@ def cache_folders() -> dict[str, dict[str, Any]]:
         "datasets": Path(os.environ.get("HF_DATASETS_CACHE", f"{home}/datasets")),
     }
     return {name: {"path": str(path), "bytes": _bytes_in(path)} for name, path in folders.items()}
+
+
+def program() -> str:
+    """Return what to type in front of a command of peftly here: its path, where no activated environment has it."""
+    if shutil.which("peftly"):
+        return "peftly"
+    beside = Path(sys.executable).with_name("peftly")
+    if not beside.is_file():
+        return f"{shlex.quote(sys.executable)} -m peftly"
+    below = beside.is_relative_to(Path.cwd())
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if below else beside))
 
 
 def _version(name: str) -> str | None:

@@ -11,7 +11,7 @@ from peftly.adapt import attached, detach
 from peftly.base import Base, load_base
 from peftly.config import RunConfig
 from peftly.data import Data, DataConfig, Split, load_data
-from peftly.environment import environment
+from peftly.environment import environment, program
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.methods import LoRA, MethodConfig, PromptTuning
@@ -213,11 +213,11 @@ def _print(results: dict[str, Any], report: Path, out: Path, screen: "Console") 
 
 def next_commands(out: Path, base: str) -> list[str]:
     """Return commands that go on from here; each works as it is printed."""
-    lora, data = shlex.quote(str(out / "lora")), out / "data"
+    peftly, lora, data = program(), shlex.quote(str(out / "lora")), out / "data"
     return [
-        f'peftly generate {lora} --text "@parcels third day of waiting, where is my order?"',
-        f"peftly evaluate {lora}",
-        f"peftly inspect {lora}",
-        f"peftly train --base {shlex.quote(base)} --data {shlex.quote(str(data / 'train.jsonl'))} "
+        f'{peftly} generate {lora} --text "@parcels third day of waiting, where is my order?"',
+        f"{peftly} evaluate {lora}",
+        f"{peftly} inspect {lora}",
+        f"{peftly} train --base {shlex.quote(base)} --data {shlex.quote(str(data / 'train.jsonl'))} "
         f"--test {shlex.quote(str(data / 'test.jsonl'))} --method lora --out {shlex.quote(str(out.parent / 'mine'))}",
     ]

@@ -202,10 +202,10 @@ class _Run:
         return float(total) / max(1, trained)
 
     def mine(self, rows: Sequence[Encoded]) -> list[dict[str, Tensor]]:
-        """Return this process's batches of a step; every process gets as many, in order of length to pad little."""
+        """Return this process's batches of a step; every process gets as many."""
         size, processes = self.config.batch_size, self.accelerator.num_processes
-        ordered = sorted(rows, key=lambda row: len(row.input_ids))
-        cut = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        # A step's rows are in order of length, so its batches have little padding.
+        cut = [rows[start : start + size] for start in range(0, len(rows), size)]
         pad_id = int(self.tokenizer.pad_token_id or 0)
         batches = []
         for start in range(0, len(cut), processes):

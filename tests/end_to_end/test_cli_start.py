@@ -45,4 +45,5 @@ def test_version():
 
 def test_without_a_command_it_explains_itself():
     outcome = peftly_apart()
-    assert "Usage" in outcome.out + outcome.err
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Usage" in outcome.out

@@ -56,6 +56,7 @@ def test_steps_have_every_example_once_and_only_one_step_is_short(lengths, size,
         len(lengths) % size > 0
     )
     assert steps == epoch_steps(lengths, size, seed=seed, epoch=epoch)
+    assert all([lengths[index] for index in step] == sorted(lengths[index] for index in step) for step in steps)
 
 
 def test_steps_hold_examples_of_much_the_same_length_and_little_padding():

@@ -83,6 +83,7 @@ def train(
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
     from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
+    from peftly.environment import program
 
     screen.print()
     if result.evaluation is not None:
@@ -98,4 +99,4 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
     folder = shlex.quote(str(result.out))
     screen.print(f"report: {result.report}\n\nNext:", markup=False)
     for command in (f"evaluate {folder}", f'generate {folder} --text "…"', f"inspect {folder}"):
-        screen.print(f"  peftly {command}", markup=False)
+        screen.print(f"  {program()} {command}", markup=False)

@@ -70,7 +70,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Return which examples each step of an epoch is made of: `size` of much the same length, to pad little.
+    """Return which examples each step of an epoch is made of: `size` of like length, to pad little; shortest first.
 
     The shuffled examples are cut into windows, and only within a window are they put in order of length: examples meet
     others in every epoch. Where their number is no multiple of `size`, the short step is drawn before that, or the
@@ -81,12 +81,16 @@ def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> 
         size: examples of a step.
         seed, epoch: decide the order, and nothing else does.
     """
+
+    def alike(indices: list[int]) -> list[int]:
+        return sorted(indices, key=lambda index: lengths[index])
+
     order = epoch_order(len(lengths), seed=seed, epoch=epoch)
     whole = len(order) - len(order) % size
     window = size * max(1, min(_WINDOW_STEPS, len(order) // (_WINDOWS * size)))
-    steps = [order[whole:]] if whole < len(order) else []
+    steps = [alike(order[whole:])] if whole < len(order) else []
     for start in range(0, whole, window):
-        alike = sorted(order[start : min(start + window, whole)], key=lambda index: lengths[index])
-        steps += [alike[at : at + size] for at in range(0, len(alike), size)]
+        ordered = alike(order[start : min(start + window, whole)])
+        steps += [ordered[at : at + size] for at in range(0, len(ordered), size)]
     # A stream of its own: the epochs below -1 are no epochs of training (-1 chooses the validation rows).
     return [steps[index] for index in epoch_order(len(steps), seed=seed, epoch=-2 - epoch)]
