@@ -28,9 +28,9 @@ DEFAULTS = {"prompt_tuning": {"num_virtual_tokens": 4, "init": "random"}, "lora"
 METHODS = tuple(DEFAULTS)
 
 
-def prompted(model) -> Logits:
+def prompted(model, name="default") -> Logits:
     """Trained rows in front of the word embeddings, through `inputs_embeds`."""
-    rows = attached(model).parameters()["prompt_embeddings"].detach().clone()
+    rows = attached(model)[name].parameters()["prompt_embeddings"].detach().clone()
     base = detach(copy.deepcopy(model))
 
     def logits(ids: Tensor) -> Tensor:

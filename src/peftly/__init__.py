@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftly.adapt import attach, detach, merge, trainable_parameters
+    from peftly.adapt import attach, attached, detach, merge, set_adapters, trainable_parameters, use_adapters
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.evaluation import Evaluation, evaluate
@@ -25,6 +25,7 @@ __all__ = [
     "TrainResult",
     "__version__",
     "attach",
+    "attached",
     "detach",
     "evaluate",
     "generate",
@@ -33,8 +34,10 @@ __all__ = [
     "load_base",
     "merge",
     "save_adapter",
+    "set_adapters",
     "train",
     "trainable_parameters",
+    "use_adapters",
 ]
 
 __version__ = "0.1.0"
@@ -48,6 +51,7 @@ _HOME = {
     "TrainConfig": "training",
     "TrainResult": "training",
     "attach": "adapt",
+    "attached": "adapt",
     "detach": "adapt",
     "evaluate": "evaluation",
     "generate": "generation",
@@ -56,8 +60,10 @@ _HOME = {
     "load_base": "base",
     "merge": "adapt",
     "save_adapter": "checkpoint",
+    "set_adapters": "adapt",
     "train": "training",
     "trainable_parameters": "adapt",
+    "use_adapters": "adapt",
 }
 
 

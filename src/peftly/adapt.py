@@ -1,34 +1,57 @@
-"""Put adapters on a model, take them off, merge them: plain functions over a transformers model that stays one."""
+"""Put adapters on a model, choose among them, take them off, merge them: plain functions over a transformers model.
+
+A model may carry several adapters, of one method or of several. Those that are on work together on every row of a call,
+in the order in which they were attached; `set_adapters` and `use_adapters` choose others, for all rows or row by row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
-from peftly.methods._layers import override_method, restore_method
+from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._positions import TextPositions
+from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["attach", "attached", "detach", "merge", "trainable_parameters"]
+    from peftly.methods._virtual_tokens import VirtualTokens
+
+__all__ = [
+    "attach",
+    "attached",
+    "detach",
+    "install",
+    "merge",
+    "set_adapters",
+    "trainable_parameters",
+    "use_adapters",
+]
 
 _ATTRIBUTE = "_peftly"
+
+RowChoice = str | Sequence[str] | None
+"""What works on one row: one adapter, several together, or none."""
 
 
 @dataclass
 class _Attached:
-    """What a model remembers of the adapter on it: enough to take everything off again."""
+    """What a model remembers of the adapters on it: enough to take everything off again."""
 
-    adapter: Adapter
-    positions: TextPositions | None
     unfrozen: list[str]
+    selection: Selection = field(default_factory=Selection)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    positions: TextPositions | None = None
+    virtual_tokens: VirtualTokens | None = None
 
 
 def attach(
@@ -40,7 +63,7 @@ def attach(
     labels: Sequence[str] = (),
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Freeze `model` and put a fresh adapter on it, in place.
+    """Freeze `model` and put a fresh adapter on it, in place. The adapter is on, beside those that were on before.
 
     Args:
         model: any transformers model that the method can work on. Its tensors never change.
@@ -51,10 +74,10 @@ def attach(
         seed: of the random numbers drawn here; the global generators are left alone.
 
     Returns:
-        The same model. Its `save_pretrained` now writes the adapter.
+        The same model. Its `save_pretrained` now writes its adapters.
 
     Raises:
-        MethodError: the model carries an adapter already, or cannot carry this one; it is then unchanged.
+        MethodError: the model has an adapter of this name, or cannot carry this one; it is then unchanged.
     """
     setup = Setup(tokenizer, tuple(labels), seed)
     install(model, name, lambda: METHODS[config.name].adapter.attach(model, config, name, setup))
@@ -63,54 +86,91 @@ def attach(
 
 def install(model: PreTrainedModel, name: str, make: Callable[[], Adapter]) -> Adapter:
     """Freeze `model` and let `make` put an adapter called `name` on it; see `attach`."""
-    if attached(model) is not None:
-        raise MethodError("this model carries an adapter already; detach it first")
+    if name in attached(model):
+        raise MethodError(f"this model has an adapter {name!r} already; detach it first, or give this one another name")
     if not name or "." in name:
         raise MethodError(f"an adapter's name is a word without dots, got {name!r}")
-    positions = TextPositions(model) if model.can_generate() and not model.config.is_encoder_decoder else None
+    is_first = not attached(model)
+    if is_first:
+        _prepare(model)
+    state: _Attached = getattr(model, _ATTRIBUTE)
     try:
         adapter = make()
     except BaseException:
-        if positions is not None:
-            positions.remove()
+        drop_changes(model, name)
+        if is_first:
+            _restore(model)
         raise
-    own = {id(parameter) for parameter in adapter.parameters().values()}
-    base = [(path, parameter) for path, parameter in model.named_parameters() if id(parameter) not in own]
-    unfrozen = [path for path, parameter in base if parameter.requires_grad]
-    for _, parameter in base:
-        parameter.requires_grad_(False)
-    setattr(model, _ATTRIBUTE, _Attached(adapter, positions, unfrozen))
-    override_method(model, "save_pretrained", _SavesAdapter(model))
+    state.adapters[name] = adapter
+    state.selection.default = Rows([state.selection.default.sets[0] | {name}])
     return adapter
 
 
-def attached(model: nn.Module) -> Adapter | None:
-    """Return the adapter on `model`, or None."""
+def attached(model: nn.Module) -> dict[str, Adapter]:
+    """Return the adapters on `model` by name, in the order in which they were attached."""
     state: _Attached | None = getattr(model, _ATTRIBUTE, None)
-    return None if state is None else state.adapter
+    return {} if state is None else dict(state.adapters)
 
 
-def detach(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the adapter off `model`, which is then the very model that it was before `attach`.
+def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:
+    """Switch on just these adapters of `model`, together, from now on; without a name, none.
+
+    Returns:
+        The same model.
 
     Raises:
-        MethodError: there is none.
+        MethodError: it has no adapter of such a name.
     """
-    state: _Attached | None = getattr(model, _ATTRIBUTE, None)
-    if state is None:
-        raise MethodError("this model carries no adapter to detach")
-    state.adapter.remove()
-    if state.positions is not None:
-        state.positions.remove()
-    for path in state.unfrozen:
-        model.get_parameter(path).requires_grad_(True)
-    restore_method(model, "save_pretrained")
-    delattr(model, _ATTRIBUTE)
+    state = _state(model)
+    state.selection.default = Rows([_names(state, names)])
     return model
 
 
-def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold the adapter into the base's weights, in place, and detach it.
+@contextmanager
+def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[RowChoice] | None = None) -> Iterator[None]:
+    """Switch on other adapters for the calls of `model` inside the block, in this thread.
+
+    Each row of a call gives what it would give alone with its adapters, whatever the others have.
+
+    Args:
+        model: a model with adapters.
+        names: what works on every row: one adapter, several together, or, without a name, none.
+        rows: instead, what works on each row of a batch: `["a", "b", None, ("a", "b")]`. Beams and sequences that
+            `generate` makes of a row have what the row has.
+
+    Raises:
+        MethodError: the model has no adapter of such a name; or, when it is called, the batch has other rows.
+    """
+    state = _state(model)
+    if rows is not None and names:
+        raise MethodError("give names for all rows, or rows with their own; not both")
+    if rows is None:
+        chosen = Rows([_names(state, names)])
+    elif rows:
+        chosen = Rows([_names(state, [row] if isinstance(row, str) else row or ()) for row in rows])
+    else:
+        raise MethodError("rows is empty: give an adapter, several, or None for each row of the batch")
+    with state.selection.use(chosen):
+        yield
+
+
+def detach(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
+    """Take an adapter off `model`, or all of them; without any it is the very model that it was before `attach`.
+
+    Raises:
+        MethodError: there is none, or none of this name.
+    """
+    state = _state(model)
+    for one in list(state.adapters) if name is None else [*_names(state, [name])]:
+        state.adapters.pop(one).remove()
+        state.selection.default = Rows([state.selection.default.sets[0] - {one}])
+    if not state.adapters:
+        _restore(model)
+    return model
+
+
+def merge(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
+    """Fold an adapter, or all of them, into the base's weights, in place, and detach it.
 
     Returns:
         The same model, with other weights and no trace of the adapter.
@@ -118,11 +178,15 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         MethodError: there is no adapter, or its method or the base's weights do not allow it; nothing has changed.
     """
-    adapter = attached(model)
-    if adapter is None:
-        raise MethodError("this model carries no adapter to merge")
-    adapter.merge()
-    return detach(model)
+    state = _state(model)
+    chosen = [*state.adapters] if name is None else [*_names(state, [name])]
+    for one in chosen:
+        state.adapters[one].check_mergeable()
+        _refuse_shared_layers(model, one)
+    for one in chosen:
+        state.adapters[one].merge()
+        detach(model, one)
+    return model
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -130,8 +194,58 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-class _SavesAdapter:
-    """`save_pretrained` of an adapted model: the adapter, not the base, so that checkpoints are small."""
+def _state(model: nn.Module) -> _Attached:
+    state: _Attached | None = getattr(model, _ATTRIBUTE, None)
+    if state is None:
+        raise MethodError("this model carries no adapter; attach or load one first")
+    return state
+
+
+def _names(state: _Attached, names: Sequence[str]) -> Names:
+    unknown = [name for name in names if name not in state.adapters]
+    if unknown:
+        raise MethodError(f"this model has no adapter {unknown[0]!r}; it has {', '.join(map(repr, state.adapters))}")
+    return frozenset(names)
+
+
+def _prepare(model: Any) -> None:
+    """Freeze a model that has no adapter yet and make it ready for one."""
+    unfrozen = list(trainable_parameters(model))
+    model.requires_grad_(False)
+    state = _Attached(unfrozen)
+    setattr(model, _ATTRIBUTE, state)
+    if isinstance(model, PreTrainedModel):
+        if model.can_generate() and not model.config.is_encoder_decoder:
+            state.positions = TextPositions(model)
+        override_method(model, "save_pretrained", _SavesAdapters(model))
+        override_method(model, KeepsContext.name, KeepsContext(model))
+
+
+def _restore(model: Any) -> None:
+    """Undo `_prepare`."""
+    state = _state(model)
+    if state.positions is not None:
+        state.positions.remove()
+    for path in state.unfrozen:
+        model.get_parameter(path).requires_grad_(True)
+    if isinstance(model, PreTrainedModel):
+        restore_method(model, "save_pretrained")
+        restore_method(model, KeepsContext.name)
+        unwrap_checkpoints(model)
+    delattr(model, _ATTRIBUTE)
+
+
+def _refuse_shared_layers(model: nn.Module, name: str) -> None:
+    for path, layer, _ in changed_layers(model, name):
+        if len(layer.peftly) > 1 and not all(change.only_adds for change in layer.peftly.values()):
+            raise MethodError(
+                f"{path} is changed by {' and '.join(layer.peftly)} together, which no weight of it can stand for; "
+                "detach one of them first"
+            )
+
+
+class _SavesAdapters:
+    """`save_pretrained` of an adapted model: the adapters, not the base, so that checkpoints are small."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

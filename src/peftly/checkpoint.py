@@ -18,7 +18,7 @@ from torch import Tensor
 
 from peftly.adapt import attached, detach, install
 from peftly.errors import AdapterError, MethodError
-from peftly.methods import METHODS, MethodConfig
+from peftly.methods import METHODS, Adapter, MethodConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,20 +33,29 @@ CARD = "README.md"
 NOTES = "peftly.json"
 """What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
 
+ORDER = "order"
+"""The note that says how many of the adapters saved together come before this one; the order of rows hangs on it."""
+
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
 
 
 def save_adapter(
-    model: PreTrainedModel, folder: str | Path, *, notes: Mapping[str, Any] | None = None, card: str | None = None
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
-    """Write the adapter on `model` to `folder`, so that PEFT and `load_adapter` can read it.
+    """Write an adapter of `model` to `folder`, so that PEFT and `load_adapter` can read it.
 
-    The files are complete before the first of them appears under its name.
+    The files of an adapter are complete before the first of them appears under its name.
 
     Args:
         model: a model with an adapter on it.
         folder: made if it is missing; an adapter in it is replaced.
+        name: which adapter. None: the only one there is, or of several each, in a folder of its name in `folder`.
         notes: JSON values to keep beside it under the key they have here (see `read_notes`).
         card: the text of the model card; None writes a short one.
 
@@ -55,12 +64,23 @@ def save_adapter(
 
     Raises:
         AdapterError: the folder cannot be written.
-        MethodError: the model carries no adapter.
+        MethodError: the model carries no adapter, or none of this name.
     """
-    adapter = attached(model)
-    if adapter is None:
+    adapters = attached(model)
+    if not adapters:
         raise MethodError("this model carries no adapter to save; attach one first")
+    if name is not None and name not in adapters:
+        raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder = Path(folder)
+    chosen = [name] if name is not None else list(adapters)
+    for place, one in enumerate(chosen):
+        several = {} if len(chosen) == 1 else {ORDER: place}
+        _write(adapters[one], folder / one if several else folder, {**several, **(notes or {})}, card)
+    return folder
+
+
+def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
+    model = adapter.model
     base = model.config.name_or_path or None
     config = {
         "auto_mapping": None,
@@ -73,7 +93,7 @@ def save_adapter(
         **adapter.peft_config(),
     }
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in adapter.parameters().items()}
-    notes = {"method": adapter.config.model_dump(mode="json"), **(notes or {})}
+    notes = {"method": adapter.config.model_dump(mode="json"), **notes}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -87,20 +107,35 @@ def save_adapter(
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
-    return folder
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "default") -> PreTrainedModel:
-    """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place.
+    """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place; it is on afterwards.
+
+    A folder in which several adapters were saved, each in a folder of its own, gives them all, under those names.
 
     Returns:
         The same model.
 
     Raises:
         AdapterError: the folder holds no adapter, or one that is damaged, of an unknown kind, or for another base.
-        MethodError: the model carries an adapter already, or cannot carry this one.
+        MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     folder = Path(folder)
+    several = {} if (folder / CONFIG).is_file() else _adapters_in(folder)
+    loaded: list[str] = []
+    try:
+        for one, place in (several or {name: folder}).items():
+            _load(model, place, one)
+            loaded.append(one)
+    except (AdapterError, MethodError):
+        for one in loaded:
+            detach(model, one)
+        raise
+    return model
+
+
+def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
     config = _method_config(folder, peft)
     tensors = _read_tensors(folder)
@@ -109,9 +144,14 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
     try:
         _copy_tensors(folder, adapter.parameters(), tensors)
     except AdapterError:
-        detach(model)
+        detach(model, name)
         raise
-    return model
+
+
+def _adapters_in(folder: Path) -> dict[str, Path]:
+    """Return the folders in `folder` that hold an adapter, by name, in the order in which they were attached."""
+    places = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
+    return {place.name: place for place in sorted(places, key=lambda place: int(read_notes(place).get(ORDER, 0)))}
 
 
 def load(

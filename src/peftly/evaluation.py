@@ -188,9 +188,9 @@ def _continue(
     prompts, device = len(prompt_mask), prompt_mask.device
     branch = torch.arange(prompts, device=device).repeat_interleave(len(labels))
     cache.reorder_cache(branch)
-    if getattr(cache, "prompt_at", None) is not None:
-        # Where a soft prompt stands in each row: it belongs to the rows, so it goes where they go.
-        cache.prompt_at = cache.prompt_at.index_select(0, branch.to(cache.prompt_at.device))
+    if getattr(cache, "slots", None) is not None:
+        # Where the virtual tokens stand in each row: they belong to the rows, so they go where those go.
+        cache.slots = cache.slots.select(branch)
     ids, real = _padded([label[:-1] for label in labels] * prompts, pad_id, left=False, device=device)
     inputs = {
         "input_ids": ids,

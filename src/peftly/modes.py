@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from peftly.errors import MethodError
+from peftly.methods._selection import keep_context
 
 __all__ = ["evaluation_mode", "training_mode"]
 
@@ -98,4 +99,4 @@ def _checkpoint(block: nn.Module, training: bool, function: Callable[..., Any], 
         finally:
             block.training = outer
 
-    return checkpoint(run, *args, use_reentrant=False)
+    return checkpoint(keep_context(run), *args, use_reentrant=False)

@@ -7,7 +7,7 @@ so any model saves the work, and its logit scales and soft-capping stay where th
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from peftly.errors import MethodError
+from peftly.methods._selection import adapters_of_picked
 
 __all__ = ["IGNORED", "head_rows", "labelled_logits", "row_logits", "row_losses", "text_positions", "token_loss"]
 
@@ -66,12 +67,12 @@ def row_logits(model: nn.Module, rows: Tensor, inputs: Mapping[str, Tensor], **o
     given = {name: value for name, value in inputs.items() if name != "position_ids" or name in taken}
     with head_rows(bare, rows):
         output = model(**given, **options)
-    return output.logits.squeeze(0), output
+    return output.logits.flatten(0, 1), output
 
 
 @contextmanager
 def head_rows(model: nn.Module, rows: Tensor) -> Iterator[None]:
-    """Let the output head of `model` see only `rows` of its input, (..., features) -> (1, count, features).
+    """Let the output head of `model` see only `rows` of its input, (batch, length, features) -> (count, 1, features).
 
     Raises:
         MethodError: the model has no output head.
@@ -79,16 +80,22 @@ def head_rows(model: nn.Module, rows: Tensor) -> Iterator[None]:
     head = cast(Any, model).get_output_embeddings()
     if head is None:
         raise MethodError(f"{type(model).__name__} has no output head, so it gives no token a probability")
+    chosen = ExitStack()
 
     def pick(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0].flatten(0, -2)
-        return hidden.index_select(0, rows.to(hidden.device))[None], *args[1:]
+        hidden: Tensor = args[0]
+        chosen.enter_context(adapters_of_picked(model, hidden.shape[0], rows // hidden.shape[1]))
+        return hidden.flatten(0, 1).index_select(0, rows.to(hidden.device))[:, None], *args[1:]
 
-    handle = head.register_forward_pre_hook(pick)
+    handles = [
+        head.register_forward_pre_hook(pick),
+        head.register_forward_hook(lambda *_: chosen.close(), always_call=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def text_positions(attention_mask: Tensor) -> Tensor:

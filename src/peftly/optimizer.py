@@ -1,34 +1,41 @@
 """What turns gradients into updates, and how fast."""
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from peftly.adapt import attached
+from peftly.adapt import attached, trainable_parameters
 from peftly.errors import ConfigError
-from peftly.methods import METHODS
+from peftly.methods import METHODS, Adapter
+from peftly.methods._layers import owner
 from peftly.train_config import TrainConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = ["choose_learning_rate", "make_optimizer", "make_schedule"]
+__all__ = ["make_optimizer", "make_schedule", "parameter_groups"]
 
 
-def choose_learning_rate(model: "PreTrainedModel", config: TrainConfig, given: float | None = None) -> float:
-    """Return the learning rate of the configuration, else `given`, else that of the method that is on the model.
+def parameter_groups(model: nn.Module, config: TrainConfig, given: float | None = None) -> list[dict[str, Any]]:
+    """Return what is trained in `model`, in groups of one learning rate, as optimizers of torch take them.
+
+    The rate is that of the configuration, else `given`, else that of the method that a parameter belongs to, so that
+    methods which are trained together each have their own.
 
     Raises:
-        ConfigError: there is none of them, or the optimizer is not of the kind that the method's own is for.
+        ConfigError: there is none of them, or the optimizer is not of the kind that the methods' own are for.
     """
-    for rate in (config.learning_rate, given):
-        if rate is not None:
-            return rate
-    adapter = attached(model)
+    adapters = attached(model)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for path, parameter in trainable_parameters(model).items():
+        rate = config.learning_rate if config.learning_rate is not None else given
+        if rate is None:
+            rate = _own_rate(adapters.get(owner(path)), config)
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def _own_rate(adapter: Adapter | None, config: TrainConfig) -> float:
     if adapter is None:
         raise ConfigError("train.learning_rate is missing, and no method of peftly is on this model to say one")
     if config.optimizer == "sgd":
@@ -36,19 +43,17 @@ def choose_learning_rate(model: "PreTrainedModel", config: TrainConfig, given: f
     return METHODS[adapter.config.name].learning_rate
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig, rate: float) -> torch.optim.Optimizer:
-    """Return the optimizer that the configuration names, at learning rate `rate`."""
+def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer that the configuration names, for `parameter_groups`."""
     decay = config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(groups, weight_decay=decay)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(groups, weight_decay=decay)
     from transformers import Adafactor
 
     # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
-    optimizer: torch.optim.Optimizer = Adafactor(
-        parameters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
-    )
+    optimizer: torch.optim.Optimizer = Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False)
     return optimizer
 
 

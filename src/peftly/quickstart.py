@@ -161,7 +161,7 @@ def _train(name: str, config: RunConfig, base: Base, data: Data, screen: "Consol
                 config, base=base, data=data, say=lambda line: screen.print(line, markup=False), callbacks=[bar]
             )
     finally:
-        if attached(base.model) is not None:
+        if attached(base.model):
             detach(base.model)
     return _row(name, cast(Evaluation, result.evaluation), result)
 

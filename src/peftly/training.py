@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.modes import training_mode
 from peftly.objective import IGNORED, token_loss
-from peftly.optimizer import choose_learning_rate, make_optimizer, make_schedule
+from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
 from peftly.train_config import TrainConfig
 
@@ -64,8 +64,8 @@ def train(
     _check(config, data)
     if not trainable_parameters(model):
         raise ConfigError("nothing in this model is trainable; attach an adapter first")
-    rate = choose_learning_rate(model, config, learning_rate)
-    run = _Run(model, data, config, tokenizer, None if out is None else Path(out), list(callbacks), rate)
+    groups = parameter_groups(model, config, learning_rate)
+    run = _Run(model, data, config, tokenizer, None if out is None else Path(out), list(callbacks), groups)
     with training_mode(model, gradient_checkpointing=config.gradient_checkpointing):
         try:
             return run.go()
@@ -87,12 +87,13 @@ class _Run:
         tokenizer: "PreTrainedTokenizerBase",
         out: Path | None,
         callbacks: list[Callback],
-        rate: float,
+        groups: list[dict[str, Any]],
     ) -> None:
         from accelerate.utils import set_seed
 
         self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
-        self.out, self.callbacks, self.rate = out, callbacks, rate
+        self.out, self.callbacks = out, callbacks
+        self.rate = max(float(group["lr"]) for group in groups)
         self.accelerator = _accelerator()
         # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
         set_seed(config.seed, device_specific=True)
@@ -101,7 +102,7 @@ class _Run:
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.wrapped: nn.Module = self.accelerator.prepare_model(model)
         self.parameters = trainable_parameters(model)
-        self.optimizer = make_optimizer(self.parameters.values(), config, rate)
+        self.optimizer = make_optimizer(groups, config)
         self.schedule = make_schedule(self.optimizer, config, self.steps)
         self.step, self.best_step, self.waited = 0, 0, 0
         self.best: EvaluationRecord | None = None

@@ -75,9 +75,10 @@ class TestBothWays:
         perturb(trainable_parameters(model).values())
         save_adapter(model, tmp_path / "adapter")
         theirs = peft.PeftModel.from_pretrained(fp32(architecture), tmp_path / "adapter")
-        for parameter in (found := theirs_by_our_names_frozen(theirs, attached(model).parameters())).values():
+        found = theirs_by_our_names_frozen(theirs, attached(model)["default"].parameters())
+        for parameter in found.values():
             parameter.requires_grad_(True)
-        logits, gradients = loss_and_gradients(model, attached(model).parameters())
+        logits, gradients = loss_and_gradients(model, attached(model)["default"].parameters())
         their_logits, their_gradients = loss_and_gradients(theirs, found)
         assert_close(logits, their_logits)
         assert_same_gradients(gradients, their_gradients)
@@ -88,7 +89,7 @@ class TestBothWays:
         perturb(theirs_by_our_names(theirs).values())
         theirs.save_pretrained(tmp_path / "adapter")
         model = load_adapter(fp32(architecture), tmp_path / "adapter")
-        logits, gradients = loss_and_gradients(model, attached(model).parameters())
+        logits, gradients = loss_and_gradients(model, attached(model)["default"].parameters())
         their_logits, their_gradients = loss_and_gradients(theirs, theirs_by_our_names(theirs))
         assert_close(logits, their_logits)
         assert_same_gradients(gradients, their_gradients)
@@ -132,7 +133,7 @@ def test_merged_weights_equal_theirs(architecture):
     model = attach(fp32(architecture), LoRA(rank=4))
     perturb(trainable_parameters(model).values())
     theirs = peft.get_peft_model(fp32(architecture), copy.deepcopy(CASES["lora"][1]))
-    own = attached(model).parameters()
+    own = attached(model)["default"].parameters()
     with torch.no_grad():
         for name, parameter in theirs_by_our_names(theirs).items():
             parameter.copy_(own[name])

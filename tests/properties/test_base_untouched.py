@@ -144,9 +144,9 @@ def test_two_adapters_at_once_and_impossible_ones_leave_the_model_alone():
         attach(model, LoRA(target_modules="nothing.*"))
     with pytest.raises(MethodError, match="without dots"):
         attach(model, LoRA(), name="a.b")
-    with pytest.raises(MethodError, match="no adapter to detach"):
+    with pytest.raises(MethodError, match="carries no adapter"):
         detach(model)
     assert everything(model) == before
     attach(model, LoRA())
-    with pytest.raises(MethodError, match="detach it first"):
+    with pytest.raises(MethodError, match="has an adapter 'default' already"):
         attach(model, LoRA())

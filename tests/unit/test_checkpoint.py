@@ -39,7 +39,7 @@ def test_what_is_saved_is_what_is_loaded(method, tmp_path):
     save_adapter(model, tmp_path / "adapter", notes={"shape": {"kind": "text"}})
     again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
-    assert attached(again).config == attached(model).config
+    assert attached(again)["default"].config == attached(model)["default"].config
     assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
     assert read_notes(tmp_path / "adapter")["shape"] == {"kind": "text"}
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
@@ -58,7 +58,7 @@ def test_files_are_written_as_peft_writes_them(folder):
 def test_a_new_adapter_replaces_an_old_one_and_nothing_else(folder):
     (folder / "mine.txt").write_text("keep")
     save_adapter(make("prompt_tuning"), folder)
-    assert attached(load_adapter(tiny_model("llama", torch.float32), folder)).config.name == "prompt_tuning"
+    assert attached(load_adapter(tiny_model("llama", torch.float32), folder))["default"].config.name == "prompt_tuning"
     assert (folder / "mine.txt").read_text() == "keep"
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
@@ -89,7 +89,7 @@ class TestBadFolders:
         with pytest.raises((AdapterError, MethodError), match=match) as caught:
             load_adapter(model, folder)
         assert "\n" not in str(caught.value)
-        assert attached(model) is None
+        assert attached(model) == {}
         assert trainable_parameters(model), "the base is as it was"
 
     def test_nothing_there(self, tmp_path):
@@ -153,7 +153,7 @@ class TestBadFolders:
 
 
 def make_names():
-    return attached(make()).parameters()
+    return attached(make())["default"].parameters()
 
 
 def test_saving_without_an_adapter(tmp_path):
@@ -166,5 +166,8 @@ def test_prompt_of_peft_keeps_its_length(tmp_path):
     save_adapter(model, tmp_path / "adapter")
     (tmp_path / "adapter" / "peftly.json").unlink()
     assert (
-        attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")).config.num_virtual_tokens == 3
+        attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter"))[
+            "default"
+        ].config.num_virtual_tokens
+        == 3
     )

@@ -82,7 +82,7 @@ def test_the_head_sees_labelled_rows_only_and_keeps_no_hook():
     probe = head.register_forward_hook(lambda _head, args, _output: seen.append(args[0].shape))
     hooks = len(head._forward_pre_hooks)
     token_loss(model, batch_of([9, 4], [5, 2]))
-    assert seen == [(1, 4 + 2, 32)]
+    assert seen == [(4 + 2, 1, 32)]
     assert len(head._forward_pre_hooks) == hooks
 
     with pytest.raises(ZeroDivisionError), head_rows(model, torch.tensor([0])):

@@ -20,6 +20,7 @@ def test_names():
         "TrainResult",
         "__version__",
         "attach",
+        "attached",
         "detach",
         "evaluate",
         "generate",
@@ -28,8 +29,10 @@ def test_names():
         "load_base",
         "merge",
         "save_adapter",
+        "set_adapters",
         "train",
         "trainable_parameters",
+        "use_adapters",
     ]
 
 

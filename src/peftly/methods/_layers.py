@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.methods._selection import Names, Selection, selection_of
 
 __all__ = [
     "ALL_LINEAR",
@@ -24,10 +26,12 @@ __all__ = [
     "LayerChange",
     "OwnForward",
     "add_change",
+    "base_modules",
     "changed_layers",
     "drop_changes",
     "find_targets",
     "override_method",
+    "owner",
     "restore_method",
     "short_names",
 ]
@@ -38,6 +42,9 @@ ALL_LINEAR = "all-linear"
 
 class LayerChange(nn.Module):
     """What one adapter does at one layer."""
+
+    only_adds: ClassVar[bool] = False
+    """Whether it adds something to the layer's output in which the layer's own weight has no part."""
 
     def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the layer's new output for its input `x`.
@@ -75,21 +82,43 @@ class _ChangedForward:
     An object and not a closure, so that deepcopy and pickle take it along with the layer.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, selection: Selection) -> None:
         self.layer = layer
+        self.selection = selection
         self.own = OwnForward(layer)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows, here = self.selection.rows, frozenset(self.layer.peftly)
+        if len(rows.sets) == 1:
+            return self._through(rows.sets[0], x, *args, **kwargs)
+        groups = rows.groups(x.shape[0], here, x.device)
+        if len(groups) == 1:
+            return self._through(groups[0].names, x, *args, **kwargs)
+        outputs = []
+        for group in groups:
+            picked = (_rows_of(value, x.shape[0], group.index) for value in (x, *args))
+            with self.selection.use(group.rows):
+                outputs.append(self._through(group.names, *picked, **kwargs))
+        place = torch.cat([group.index for group in groups]).argsort()
+        return torch.cat(outputs).index_select(0, place)
+
+    def _through(self, names: Names, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.own
-        for change in self.layer.peftly.values():
-            forward = partial(change.run, self.layer, forward)
+        for name, change in self.layer.peftly.items():
+            if name in names:
+                forward = partial(change.run, self.layer, forward)
         return forward(*args, **kwargs)
 
 
-def add_change(layer: Any, name: str, change: LayerChange) -> None:
-    """Let adapter `name` run `change` at `layer`."""
+def _rows_of(value: Any, count: int, index: Tensor) -> Any:
+    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
+    return value.index_select(0, index) if is_batched else value
+
+
+def add_change(model: nn.Module, layer: Any, name: str, change: LayerChange) -> None:
+    """Let adapter `name` run `change` at `layer`, a part of `model`."""
     if not hasattr(layer, CHANGES):
-        forward = _ChangedForward(layer)
+        forward = _ChangedForward(layer, selection_of(model))
         layer.peftly = nn.ModuleDict()
         layer.forward = forward
     layer.peftly[name] = change.train(layer.training)
@@ -114,6 +143,12 @@ def changed_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]
             yield path, layer, changes[name]
 
 
+def owner(path: str) -> str:
+    """Return the adapter that a parameter of a model belongs to, by the parameter's path; empty for the base's own."""
+    parts = path.split(".")
+    return parts[parts.index(CHANGES) + 1] if CHANGES in parts else ""
+
+
 def override_method(model: Any, name: str, replacement: Callable[..., Any]) -> None:
     """Let this one `model` answer `name` with `replacement`; `restore_method` undoes it.
 
@@ -130,6 +165,11 @@ def restore_method(model: Any, name: str) -> None:
         setattr(model, name, shadowed)
 
 
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of `model` with their paths, without those that adapters have added."""
+    return ((path, module) for path, module in model.named_modules() if CHANGES not in path.split("."))
+
+
 def find_targets(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
     """Return the linear layers that `targets` names, by path, in the model's order.
 
@@ -141,7 +181,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn
     Raises:
         MethodError: nothing matches, or a name in the list matches nothing.
     """
-    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    linear = {path: layer for path, layer in base_modules(model) if isinstance(layer, nn.Linear | Conv1D)}
     present = sorted({path.rpartition(".")[2] for path in linear})
     if targets == ALL_LINEAR:
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
@@ -164,7 +204,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn
 def short_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
     """Return the shortest list of names that stands for just these paths, as `find_targets` reads such a list."""
     ends = sorted({path.rpartition(".")[2] for path in paths})
-    meant = {path for path, _ in model.named_modules() if any(_names(end, path) for end in ends)}
+    meant = {path for path, _ in base_modules(model) if any(_names(end, path) for end in ends)}
     return ends if meant == set(paths) else sorted(paths)
 
 

@@ -94,16 +94,20 @@ class Adapter(ABC):
             AdapterError: it asks for something that is not supported here.
         """
 
-    def merge(self) -> None:
-        """Fold the adapter into the base's own weights (in place).
+    def check_mergeable(self) -> None:
+        """Do nothing if the adapter can be folded into the base's own weights.
 
         Raises:
-            MethodError: the method is no change of weights.
+            MethodError: the method is no change of weights, or these weights cannot take it.
         """
         raise MethodError(
             f"{self.config.name} cannot be merged: it changes no weight of the base; "
             "save the adapter and load it beside the base instead"
         )
+
+    def merge(self) -> None:
+        """Fold the adapter into the base's own weights, in place, once `check_mergeable` has passed."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from peftly.methods._layers import (
     LayerChange,
     OwnForward,
     add_change,
+    base_modules,
     changed_layers,
     drop_changes,
     find_targets,
@@ -71,7 +72,7 @@ def lora_linear(
 ) -> Tensor:
     """Return `x weightᵀ + bias + scaling (x lora_aᵀ) lora_bᵀ` with the second product added into the first.
 
-    Only `x`, `x lora_aᵀ` and the small factors are kept for the backward pass; `weight` and `bias` get no gradient.
+    Only `x`, `x lora_aᵀ` and the small factors are kept for the backward pass; `weight` gets no gradient.
 
     Args:
         x: (..., in_features), in the dtype of `weight`.
@@ -104,13 +105,13 @@ class _LowRankLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, lora_a, lora_b = ctx.saved_tensors
-        for_x, _, _, for_a, for_b, _ = ctx.needs_input_grad
+        for_x, _, for_bias, for_a, for_b, _ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])
         grad_inner = (grad @ lora_b).mul_(ctx.scaling)
         return (
             (grad @ weight).addmm_(grad_inner, lora_a).view(ctx.shape) if for_x else None,
             None,
-            None,
+            grad.sum(0) if for_bias else None,
             grad_inner.T @ rows if for_a else None,
             (grad.T @ inner).mul_(ctx.scaling) if for_b else None,
             None,
@@ -119,6 +120,8 @@ class _LowRankLinear(torch.autograd.Function):
 
 class BiasChange(LayerChange):
     """A trained copy of a layer's bias, for any layer that adds its bias last (linear, LayerNorm)."""
+
+    only_adds: ClassVar[bool] = True
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -133,7 +136,9 @@ class BiasChange(LayerChange):
 class LoRALinear(LayerChange):
     """The low-rank update of one linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`)."""
 
-    def __init__(self, layer: Any, config: LoRA, generator: torch.Generator) -> None:
+    only_adds: ClassVar[bool] = True
+
+    def __init__(self, layer: Any, config: LoRA, generator: torch.Generator, *, with_bias: bool) -> None:
         super().__init__()
         out_features, in_features = _shape(layer)
         device = layer.weight.device
@@ -141,6 +146,7 @@ class LoRALinear(LayerChange):
         nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=generator)
         self.lora_a = nn.Parameter(lora_a.to(device))
         self.lora_b = nn.Parameter(torch.zeros(out_features, config.rank, device=device))
+        self.bias = nn.Parameter(layer.bias.detach().float().clone()) if with_bias else None
         self.scaling = lora_scaling(config.alpha, config.rank, rslora=config.rslora)
         self.dropout = config.dropout
 
@@ -148,11 +154,12 @@ class LoRALinear(LayerChange):
         drops = self.training and self.dropout > 0
         weight = None if drops or torch.is_autocast_enabled(x.device.type) else _own_weight(layer, inner, x)
         if weight is not None:
-            return lora_linear(x, weight, layer.bias, self.lora_a, self.lora_b, self.scaling)
+            bias = layer.bias if self.bias is None else self.bias.to(weight.dtype)
+            return lora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scaling)
         output = inner(x, *args, **kwargs)
         x = F.dropout(x.to(output.dtype), self.dropout, training=drops)
-        update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
-        return output + self.scaling * update
+        output = output + self.scaling * F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        return output if self.bias is None else output + (self.bias - layer.bias).to(output.dtype)
 
 
 class LoRAAdapter(Adapter):
@@ -167,37 +174,39 @@ class LoRAAdapter(Adapter):
         generator = torch.Generator().manual_seed(setup.seed)
         targets = find_targets(model, config.target_modules)
         with_bias = _layers_with_trained_bias(model, targets, config.bias)
-        for layer in targets.values():
-            add_change(layer, name, LoRALinear(layer, config, generator))
+        for path, layer in targets.items():
+            add_change(model, layer, name, LoRALinear(layer, config, generator, with_bias=path in with_bias))
         for path in with_bias:
-            # A layer has room for one change per adapter name, so the bias has a name of its own.
-            add_change(model.get_submodule(path), _bias_name(name), BiasChange(model.get_submodule(path)))
+            if path not in targets:
+                layer = model.get_submodule(path)
+                add_change(model, layer, name, BiasChange(layer))
         return cls(model, config, name)
 
     def remove(self) -> None:
         """See `Adapter.remove`."""
         drop_changes(self.model, self.name)
-        drop_changes(self.model, _bias_name(self.name))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
         named = {}
         for path, _, change in changed_layers(self.model, self.name):
-            named[f"base_model.model.{path}.lora_A.weight"] = change.lora_a
-            named[f"base_model.model.{path}.lora_B.weight"] = change.lora_b
-        targets = {path for path, _, _ in changed_layers(self.model, self.name)}
-        for path, _, change in changed_layers(self.model, _bias_name(self.name)):
-            named[f"base_model.model.{path}{'.base_layer' if path in targets else ''}.bias"] = change.bias
+            layer = f"base_model.model.{path}"
+            if isinstance(change, LoRALinear):
+                named[f"{layer}.lora_A.weight"] = change.lora_a
+                named[f"{layer}.lora_B.weight"] = change.lora_b
+                layer = f"{layer}.base_layer"
+            if change.bias is not None:
+                named[f"{layer}.bias"] = change.bias
         return named
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
-        targets = {path: layer for path, layer, _ in changed_layers(self.model, self.name)}
+        targets = self._targets()
         return {
             "alpha_pattern": {},
             "bias": self.config.bias,
             "exclude_modules": None,
-            "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in targets.values()),
+            "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer, _ in targets.values()),
             "init_lora_weights": True,
             "layers_pattern": None,
             "layers_to_transform": None,
@@ -230,20 +239,27 @@ class LoRAAdapter(Adapter):
             rslora=peft.get("use_rslora", False),
         )
 
-    def merge(self) -> None:
-        """Add the update, and the change of the biases, to the base's own tensors."""
-        changed = list(changed_layers(self.model, self.name))
-        for path, layer, _ in changed:
+    def check_mergeable(self) -> None:
+        """See `Adapter.check_mergeable`."""
+        for path, (layer, _) in self._targets().items():
             if not layer.weight.is_floating_point():
                 raise MethodError(f"{path} is quantised: load the base without quantisation to merge into it")
             _refuse_tied(self.model, path)
+
+    def merge(self) -> None:
+        """Add the update, and the change of the biases, to the base's own tensors."""
         with torch.no_grad():
-            for _, layer, change in changed:
+            for layer, change in self._targets().values():
                 delta = lora_delta(change.lora_a, change.lora_b, change.scaling)
                 delta = delta.T if isinstance(layer, Conv1D) else delta
                 layer.weight.copy_(layer.weight.float() + delta)
-            for _, layer, change in changed_layers(self.model, _bias_name(self.name)):
-                layer.bias.copy_(change.bias)
+            for _, layer, change in changed_layers(self.model, self.name):
+                if change.bias is not None:
+                    layer.bias.copy_(change.bias)
+
+    def _targets(self) -> dict[str, tuple[Any, LoRALinear]]:
+        changed = changed_layers(self.model, self.name)
+        return {path: (layer, change) for path, layer, change in changed if isinstance(change, LoRALinear)}
 
 
 _UNSUPPORTED = (
@@ -260,10 +276,6 @@ _UNSUPPORTED = (
     "use_bdlora",
     "use_qalora",
 )
-
-
-def _bias_name(name: str) -> str:
-    return f"{name}-bias"
 
 
 def _shape(layer: Any) -> tuple[int, int]:
@@ -289,7 +301,7 @@ def _own_weight(layer: Any, inner: Callable[..., Tensor], x: Tensor) -> Tensor |
 def _layers_with_trained_bias(
     model: nn.Module, targets: Mapping[str, nn.Module], which: Literal["none", "all", "lora_only"]
 ) -> list[str]:
-    candidates = {"none": [], "all": model.named_modules(), "lora_only": targets.items()}[which]
+    candidates = {"none": [], "all": base_modules(model), "lora_only": targets.items()}[which]
     found = [path for path, layer in candidates if isinstance(getattr(layer, "bias", None), nn.Parameter)]
     if which != "none" and not found:
         raise MethodError(f"bias={which!r} trains nothing: these layers of the model have no bias; use bias='none'")

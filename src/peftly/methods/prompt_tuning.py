@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.methods._layers import add_change, changed_layers, drop_changes
+from peftly.methods._layers import changed_layers
 from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._virtual_tokens import VirtualRows, VirtualTokens
+from peftly.methods._virtual_tokens import add_virtual_tokens, drop_virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,8 +53,7 @@ class PromptTuningAdapter(Adapter):
     def __init__(self, model: PreTrainedModel, config: PromptTuning, name: str, rows: Tensor) -> None:
         """Put `rows` (num_virtual_tokens, width of the embeddings) on `model`."""
         super().__init__(model, config, name)
-        add_change(model.get_input_embeddings(), name, VirtualRows(rows))
-        self.tokens = VirtualTokens(model, config.num_virtual_tokens)
+        add_virtual_tokens(model, name, rows)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: PromptTuning, name: str, setup: Setup) -> Self:
@@ -71,8 +70,7 @@ class PromptTuningAdapter(Adapter):
 
     def remove(self) -> None:
         """See `Adapter.remove`."""
-        self.tokens.remove()
-        drop_changes(self.model, self.name)
+        drop_virtual_tokens(self.model, self.name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""

@@ -1,0 +1,180 @@
+"""Which adapters of a model work on which rows of a call.
+
+A model remembers which adapters are on (`Selection.default`). A `with` block may say otherwise for the calls inside it:
+other adapters for all rows, or other ones for each row. That choice is kept in a context variable and not on the model,
+so calls from several threads do not disturb each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftly.errors import MethodError
+
+__all__ = [
+    "KeepsContext",
+    "Names",
+    "Rows",
+    "Selection",
+    "adapters_of_picked",
+    "keep_context",
+    "selection_of",
+    "unwrap_checkpoints",
+]
+
+Names = frozenset[str]
+"""Adapters that work together on one row, by name."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a call that the same adapters work on.
+
+    Attributes:
+        names: those adapters.
+        index: which rows, (count,).
+        rows: what was chosen for just these rows.
+    """
+
+    names: Names
+    index: Tensor
+    rows: Rows
+
+
+class Rows:
+    """The adapters of every row of a call: one set for all of them, or one set a row."""
+
+    def __init__(self, sets: Sequence[Names]) -> None:
+        self.sets = tuple(sets)
+        self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
+
+    def spread(self, count: int) -> tuple[Names, ...]:
+        """Return one set for each of `count` rows, where beams and returned sequences repeat each row in place.
+
+        Raises:
+            MethodError: so many rows cannot be repetitions of the rows that adapters were chosen for.
+        """
+        if count % len(self.sets):
+            raise MethodError(
+                f"adapters were chosen for {len(self.sets)} rows and this call has {count}; give one entry for each row"
+            )
+        return tuple(names for names in self.sets for _ in range(count // len(self.sets)))
+
+    def groups(self, count: int, among: Names, device: torch.device) -> list[Group]:
+        """Return the rows in groups that no adapter `among` those given tells apart."""
+        key = (count, among, device)
+        if key not in self._groups:
+            spread = self.spread(count)
+            places: dict[Names, list[int]] = {}
+            for place, names in enumerate(spread):
+                places.setdefault(names & among, []).append(place)
+            self._groups[key] = [
+                Group(names, torch.tensor(index, device=device), Rows([spread[place] for place in index]))
+                for names, index in places.items()
+            ]
+        return self._groups[key]
+
+
+class Selection:
+    """The adapters that are on in one model. All changed layers of the model share it."""
+
+    def __init__(self) -> None:
+        self.default = Rows([frozenset()])
+
+    @property
+    def rows(self) -> Rows:
+        """What is chosen at this moment."""
+        return _CHOSEN.get().get(self, self.default)
+
+    @contextmanager
+    def use(self, rows: Rows) -> Iterator[None]:
+        """Choose `rows` for the calls inside the block."""
+        token = _CHOSEN.set({**_CHOSEN.get(), self: rows})
+        try:
+            yield
+        finally:
+            _CHOSEN.reset(token)
+
+
+_CHOSEN: ContextVar[Mapping[Selection, Rows]] = ContextVar("chosen adapters", default={})  # noqa: B039 -- never changed
+
+
+def selection_of(model: Any) -> Selection:
+    """Return the selection of an adapted model."""
+    selection: Selection = model._peftly.selection
+    return selection
+
+
+@contextmanager
+def adapters_of_picked(model: Any, batch: int, owners: Tensor) -> Iterator[None]:
+    """Let a layer whose input is picked from the rows of a call work with the adapters of those rows.
+
+    Args:
+        model: adapted or not.
+        batch: how many rows the call has.
+        owners: the row that each one of the layer's inputs was picked from, (count,).
+    """
+    selection: Selection | None = getattr(getattr(model, "_peftly", None), "selection", None)
+    if selection is None or len(selection.rows.sets) == 1:
+        yield
+        return
+    spread = selection.rows.spread(batch)
+    with selection.use(Rows([spread[owner] for owner in owners.tolist()])):
+        yield
+
+
+def keep_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as it works here and now, for a backward pass that calls it later or in another thread."""
+    context = copy_context()
+    # A context cannot be entered twice at once, and blocks may be checkpointed inside each other: hence the copy.
+    return lambda *args, **kwargs: context.copy().run(function, *args, **kwargs)
+
+
+class _Checkpoints:
+    """A model's checkpointing function, which computes a block again with the adapters that it had the first time."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.original(keep_context(function), *args, **kwargs)
+
+
+class KeepsContext:
+    """`_set_gradient_checkpointing` of an adapted model: what `gradient_checkpointing_enable` ends in."""
+
+    name = "_set_gradient_checkpointing"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.original = getattr(model, self.name)
+        _wrap_checkpoints(model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.original(*args, **kwargs)
+        _wrap_checkpoints(self.model)
+
+
+def _wrap_checkpoints(model: Any) -> None:
+    """Let checkpointed blocks keep their adapters."""
+    for module in model.modules():
+        function = vars(module).get(_FUNCTION)
+        if function is not None and not isinstance(function, _Checkpoints):
+            setattr(module, _FUNCTION, _Checkpoints(function))
+
+
+def unwrap_checkpoints(model: Any) -> None:
+    """Undo `wrap_checkpoints`."""
+    for module in model.modules():
+        if isinstance(function := vars(module).get(_FUNCTION), _Checkpoints):
+            setattr(module, _FUNCTION, function.original)
+
+
+_FUNCTION = "_gradient_checkpointing_func"
