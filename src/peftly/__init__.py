@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
-    from peftly.methods import METHODS, LoRA, PromptTuning
+    from peftly.methods import IA3, METHODS, AdapterConfig, BitFit, DoRA, Full, LoRA, PromptTuning, Selective
     from peftly.training import TrainConfig, TrainResult, train
 
 __all__ = [
+    "IA3",
     "METHODS",
+    "AdapterConfig",
     "Base",
+    "BitFit",
+    "DoRA",
     "Evaluation",
+    "Full",
     "LoRA",
     "PromptTuning",
+    "Selective",
     "TrainConfig",
     "TrainResult",
     "__version__",
@@ -43,11 +49,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "IA3": "methods",
     "METHODS": "methods",
+    "AdapterConfig": "methods",
     "Base": "base",
+    "BitFit": "methods",
+    "DoRA": "methods",
     "Evaluation": "evaluation",
+    "Full": "methods",
     "LoRA": "methods",
     "PromptTuning": "methods",
+    "Selective": "methods",
     "TrainConfig": "training",
     "TrainResult": "training",
     "attach": "adapt",

@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
+from peftly.methods._copies import add_copies, check_copies_mergeable, merge_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._positions import TextPositions
 from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
+from peftly.methods._targets import base_modules, names, output_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,22 +82,27 @@ def attach(
         MethodError: the model has an adapter of this name, or cannot carry this one; it is then unchanged.
     """
     setup = Setup(tokenizer, tuple(labels), seed)
-    install(model, name, lambda: METHODS[config.name].adapter.attach(model, config, name, setup))
+    kind = METHODS[config.name].adapter
+    install(model, config, name, lambda: kind.attach(model, config, name, setup))
     return model
 
 
-def install(model: PreTrainedModel, name: str, make: Callable[[], Adapter]) -> Adapter:
+def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Callable[[], Adapter]) -> Adapter:
     """Freeze `model` and let `make` put an adapter called `name` on it; see `attach`."""
     if name in attached(model):
         raise MethodError(f"this model has an adapter {name!r} already; detach it first, or give this one another name")
     if not name or "." in name:
         raise MethodError(f"an adapter's name is a word without dots, got {name!r}")
+    misfit = METHODS[config.name].adapter.misfit(model)
+    if misfit is not None:
+        raise MethodError(misfit)
     is_first = not attached(model)
     if is_first:
         _prepare(model)
     state: _Attached = getattr(model, _ATTRIBUTE)
     try:
         adapter = make()
+        _save_modules(model, name, config.modules_to_save)
     except BaseException:
         drop_changes(model, name)
         if is_first:
@@ -183,8 +190,10 @@ def merge(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
     for one in chosen:
         state.adapters[one].check_mergeable()
         _refuse_shared_layers(model, one)
+        check_copies_mergeable(model, one)
     for one in chosen:
         state.adapters[one].merge()
+        merge_copies(model, one)
         detach(model, one)
     return model
 
@@ -242,6 +251,19 @@ def _refuse_shared_layers(model: nn.Module, name: str) -> None:
                 f"{path} is changed by {' and '.join(layer.peftly)} together, which no weight of it can stand for; "
                 "detach one of them first"
             )
+
+
+def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> None:
+    """Let adapter `name` train copies of the modules that it saves; by itself, of the classifier if there is one."""
+    if wanted is None:
+        classifier = [] if getattr(model, "get_output_embeddings", lambda: None)() is not None else output_heads(model)
+        taken = [path for path, _, _ in changed_layers(model, name)]
+        found = [path for path in classifier if not any(f"{one}.".startswith(f"{path}.") for one in taken)]
+    else:
+        found = [path for path, _ in base_modules(model) if any(names(one, path) for one in wanted)]
+        if wanted and not found:
+            raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
+    add_copies(model, name, [(path, model.get_submodule(path)) for path in found])
 
 
 class _SavesAdapters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,15 +15,16 @@ from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig
+from peftly.methods._copies import copied_modules, copied_parameters
+from peftly.methods._targets import short_names
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from peftly.base import Base
 
 __all__ = ["load", "load_adapter", "read_notes", "save_adapter"]
@@ -81,7 +83,7 @@ def save_adapter(
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
     model = adapter.model
-    base = model.config.name_or_path or None
+    base = getattr(getattr(model, "config", None), "name_or_path", None) or None
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": base,
@@ -89,10 +91,11 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": "CAUSAL_LM" if model.can_generate() else None,
+        "task_type": _task_type(model),
+        "modules_to_save": _saved_modules(adapter),
         **adapter.peft_config(),
     }
-    tensors = {name: value.detach().float().cpu().contiguous() for name, value in adapter.parameters().items()}
+    tensors = {name: value.detach().float().cpu().clone() for name, value in _tensors(adapter).items()}
     notes = {"method": adapter.config.model_dump(mode="json"), **notes}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,14 +141,41 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
 def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
     config = _method_config(folder, peft)
-    tensors = _read_tensors(folder)
+    tensors = _without_embeddings(folder, model, _read_tensors(folder))
     kind = METHODS[config.name].adapter
-    adapter = install(model, name, lambda: kind.blank(model, config, name))
+    adapter = install(model, config, name, lambda: kind.blank(model, config, name))
     try:
-        _copy_tensors(folder, adapter.parameters(), tensors)
+        _check_tensors(folder, _tensors(adapter), tensors)
     except AdapterError:
         detach(model, name)
         raise
+    with torch.no_grad():
+        adapter.load_own_tensors(tensors)
+        for place, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
+            parameter.copy_(tensors[place])
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Return all that a file keeps of an adapter, by name."""
+    copies = copied_parameters(adapter.model, adapter.name, adapter.copies_prefix)
+    return {**adapter.own_tensors(), **copies}
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """Return what PEFT calls the model's task."""
+    kind = type(model).__name__
+    for ending, task in (("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")):
+        if kind.endswith(ending):
+            return task
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        return None
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def _saved_modules(adapter: Adapter) -> list[str] | None:
+    """Return the shortest names of the modules that the adapter trains copies of."""
+    paths = copied_modules(adapter.model, adapter.name)
+    return short_names(adapter.model, paths) if paths else None
 
 
 def _adapters_in(folder: Path) -> dict[str, Path]:
@@ -239,6 +269,8 @@ def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
                 f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
             ) from None
         if config is not None:
+            kept = peft.get("modules_to_save")
+            config = config.model_copy(update={"modules_to_save": None if kept is None else tuple(kept)})
             return _settings_as_trained(folder, config)
     raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
 
@@ -275,7 +307,24 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _copy_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _without_embeddings(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the base's own embeddings, which PEFT writes beside an adapter that changes them."""
+    kept = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
+        if match is None:
+            kept[name] = tensor
+            continue
+        own = dict(model.named_parameters(remove_duplicate=False)).get(f"{match[1]}.weight")
+        if own is None or own.shape != tensor.shape or not torch.allclose(own.float().cpu(), tensor.float(), atol=1e-3):
+            raise AdapterError(
+                f"{folder / TENSORS} has {match[1]} of another base: {tuple(tensor.shape)}, or with other values; "
+                "give the base that it was trained on, its vocabulary resized likewise"
+            )
+    return kept
+
+
+def _check_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     if missing or extra:
         kind, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
@@ -287,9 +336,6 @@ def _copy_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, T
                 f"{folder / TENSORS} does not fit this base: {name} is {tuple(found[name].shape)}, "
                 f"and the base needs {tuple(parameter.shape)}"
             )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(found[name])
 
 
 def _move_into(scratch: Path, folder: Path) -> None:

@@ -6,31 +6,50 @@ import json
 import peft
 import pytest
 import torch
+from references import assert_close
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, perturb, random_rows, tiny_model
 
-from peftly import LoRA, PromptTuning, attach, load_adapter, merge, save_adapter, trainable_parameters
-from peftly.adapt import attached
-from peftly.methods._layers import find_targets
+from peftly import (
+    IA3,
+    DoRA,
+    LoRA,
+    PromptTuning,
+    attach,
+    attached,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+)
+from peftly.methods._targets import find_targets
 
 IDS = torch.tensor(random_rows([9]))
+LOW_RANK = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CASES = {
     "prompt_tuning": (
         PromptTuning(num_virtual_tokens=4, init="random"),
         peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     ),
-    "lora": (LoRA(rank=4), peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear")),
+    "lora": (LoRA(rank=4), peft.LoraConfig(**LOW_RANK)),
     "lora rslora lora_only": (
         LoRA(rank=4, rslora=True, bias="lora_only"),
-        peft.LoraConfig(
-            task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear", use_rslora=True, bias="lora_only"
-        ),
+        peft.LoraConfig(**LOW_RANK, use_rslora=True, bias="lora_only"),
     ),
-    "lora bias all": (
-        LoRA(rank=4, bias="all"),
-        peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear", bias="all"),
+    "lora bias all": (LoRA(rank=4, bias="all"), peft.LoraConfig(**LOW_RANK, bias="all")),
+    "lora patterns": (
+        LoRA(rank=4, rank_pattern={"0..*": 2}, alpha_pattern={r"layers\.1\..*": 5, "1.mlp.c_fc": 3}),
+        peft.LoraConfig(**LOW_RANK, rank_pattern={"0..*": 2}, alpha_pattern={r"layers\.1\..*": 5, "1.mlp.c_fc": 3}),
     ),
+    "dora": (DoRA(rank=4), peft.LoraConfig(**LOW_RANK, use_dora=True)),
+    "dora bias rslora": (
+        DoRA(rank=4, bias="lora_only", rslora=True),
+        peft.LoraConfig(**LOW_RANK, use_dora=True, bias="lora_only", use_rslora=True),
+    ),
+    "ia3": (IA3(), None),
 }
+"""Our settings and PEFT's that mean the same; None: those that our file says."""
+
 WITH_BIAS = ("bloom", "gpt2", "opt")
 CELLS = [
     (architecture, case)
@@ -38,6 +57,14 @@ CELLS = [
     for case in CASES
     if architecture in WITH_BIAS or ("lora_only" not in case and "bias" not in case)
 ]
+
+
+def their_config(architecture, case):
+    config, theirs = CASES[case]
+    if theirs is None:
+        said = attached(attach(fp32(architecture), config))["default"].peft_config()
+        theirs = peft.IA3Config(task_type="CAUSAL_LM", **said)
+    return copy.deepcopy(theirs)
 
 
 def fp32(architecture):
@@ -52,17 +79,12 @@ def loss_and_gradients(model, parameters):
     return logits.detach(), dict(zip(names, torch.autograd.grad(loss, [parameters[n] for n in names]), strict=True))
 
 
-def assert_close(actual, expected, bound=2e-5):
-    error = (actual - expected).norm() / expected.norm()
-    assert error <= bound, f"relative difference {error:.1e}"
-
-
 def theirs_by_our_names(model):
     """PEFT's trained parameters under the names that its files give them."""
     named = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            name = name.replace(".default", "")
+            name = name.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector")
             named["prompt_embeddings" if name.startswith("prompt_encoder") else name] = parameter
     return named
 
@@ -84,8 +106,7 @@ class TestBothWays:
         assert_same_gradients(gradients, their_gradients)
 
     def test_theirs_loads_here(self, architecture, case, tmp_path):
-        _, config = CASES[case]
-        theirs = peft.get_peft_model(fp32(architecture), copy.deepcopy(config))
+        theirs = peft.get_peft_model(fp32(architecture), their_config(architecture, case))
         perturb(theirs_by_our_names(theirs).values())
         theirs.save_pretrained(tmp_path / "adapter")
         model = load_adapter(fp32(architecture), tmp_path / "adapter")
@@ -95,8 +116,8 @@ class TestBothWays:
         assert_same_gradients(gradients, their_gradients)
 
     def test_files_have_the_same_tensors_and_keys(self, architecture, case, tmp_path):
-        config, their_config = CASES[case]
-        theirs = peft.get_peft_model(fp32(architecture), copy.deepcopy(their_config))
+        config, _ = CASES[case]
+        theirs = peft.get_peft_model(fp32(architecture), their_config(architecture, case))
         theirs.save_pretrained(tmp_path / "theirs")
         save_adapter(attach(fp32(architecture), config), tmp_path / "ours")
         ours, expected = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
@@ -105,7 +126,7 @@ class TestBothWays:
         ignored = {"base_model_name_or_path"}
         for key in read[0].keys() - ignored:
             a, b = (found[key] for found in read)
-            if key == "target_modules":  # other names for the same layers
+            if key in ("target_modules", "feedforward_modules"):  # other names for the same layers
                 a, b = (list(find_targets(fp32(architecture), names)) for names in (a, b))
             assert a == b, key
 
@@ -114,7 +135,7 @@ def theirs_by_our_names_frozen(model, wanted):
     """As `theirs_by_our_names`, for a model that PEFT loaded for inference."""
     found = {}
     for name, parameter in model.named_parameters():
-        name = name.replace(".default", "")
+        name = name.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector")
         name = "prompt_embeddings" if name.startswith("prompt_encoder") else name
         if name in wanted:
             found[name] = parameter
@@ -128,16 +149,85 @@ def assert_same_gradients(ours, theirs):
     assert_close(*flat)
 
 
+@pytest.mark.parametrize("case", ["lora", "dora", "ia3"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_merged_weights_equal_theirs(architecture):
-    model = attach(fp32(architecture), LoRA(rank=4))
+def test_merged_weights_equal_theirs(architecture, case, tmp_path):
+    model = attach(fp32(architecture), CASES[case][0])
     perturb(trainable_parameters(model).values())
-    theirs = peft.get_peft_model(fp32(architecture), copy.deepcopy(CASES["lora"][1]))
-    own = attached(model)["default"].parameters()
-    with torch.no_grad():
-        for name, parameter in theirs_by_our_names(theirs).items():
-            parameter.copy_(own[name])
+    save_adapter(model, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(fp32(architecture), tmp_path / "adapter")
     merged, expected = merge(model).state_dict(), theirs.merge_and_unload().state_dict()
     assert merged.keys() == expected.keys()
     for name in merged:
         torch.testing.assert_close(merged[name], expected[name])
+
+
+MORE = {
+    "an embedding": LoRA(rank=3, target_modules=("embed_tokens", "q_proj", "up_proj")),
+    "saved modules": LoRA(rank=3, modules_to_save=("lm_head", "layers.1.mlp.up_proj"), target_modules=("q_proj",)),
+    "saved modules beside a prompt": PromptTuning(num_virtual_tokens=3, init="random", modules_to_save=("lm_head",)),
+    "saved modules of dora": DoRA(rank=3, target_modules=("q_proj", "down_proj"), modules_to_save=("lm_head",)),
+    "pissa": LoRA(rank=3, init="pissa", target_modules=("q_proj", "up_proj")),
+    "pissa rslora patterns": LoRA(
+        rank=3, init="pissa", rslora=True, rank_pattern={"up_proj": 2}, alpha_pattern={"up_proj": 3}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_more_of_ours_loads_there(case, tmp_path):
+    model = attach(fp32("llama"), MORE[case])
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(fp32("llama"), tmp_path / "adapter")
+    expected = theirs(IDS).logits[:, -IDS.shape[1] :]
+    assert_close(model(IDS).logits, expected)
+    again = load_adapter(fp32("llama"), tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert trainable_parameters(again).keys() == trainable_parameters(model).keys()
+    (tmp_path / "adapter" / "peftly.json").unlink()
+    assert_close(load_adapter(fp32("llama"), tmp_path / "adapter")(IDS).logits, expected)
+
+
+THEIRS = {
+    "an embedding": peft.LoraConfig(r=3, target_modules=["embed_tokens", "q_proj"]),
+    "saved modules": peft.LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "pissa": peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"], lora_alpha=5),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_more_of_theirs_loads_here(case, tmp_path):
+    theirs = peft.get_peft_model(fp32("llama"), copy.deepcopy(THEIRS[case]))
+    perturb(theirs_by_our_names(theirs).values())
+    theirs.save_pretrained(tmp_path / "adapter")
+    assert_close(load_adapter(fp32("llama"), tmp_path / "adapter")(IDS).logits, theirs(IDS).logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_pissa_trains_the_principal_part(architecture):
+    """The gradients of LoRA on a base whose weights lack that part, as the paper has it."""
+    names = ("q_proj", "up_proj") if architecture != "gpt2" else ("c_attn", "mlp.c_fc")
+    config = LoRA(rank=3, alpha=6, init="pissa", target_modules=names)
+    model = attach(fp32(architecture), config)
+    assert_close(model(IDS).logits, fp32(architecture)(IDS).logits)
+    plain = attach(fp32(architecture), LoRA(rank=3, alpha=6, target_modules=names))
+    ours, theirs = attached(model)["default"], attached(plain)["default"]
+    with torch.no_grad():
+        for (_, (layer, start)), (_, (other, factors)) in zip(
+            ours.targets().items(), theirs.targets().items(), strict=True
+        ):
+            weight = layer.weight if architecture != "gpt2" else layer.weight.T
+            principal = 2.0 * start.lora_b @ start.lora_a
+            values = torch.linalg.svdvals(weight)
+            torch.testing.assert_close(torch.linalg.svdvals(principal)[:3], values[:3])
+            torch.testing.assert_close(torch.linalg.svdvals(weight - principal)[:-3], values[3:])
+            factors.lora_a.copy_(start.lora_a)
+            factors.lora_b.copy_(start.lora_b)
+            other.weight.sub_(principal if architecture != "gpt2" else principal.T)
+    perturb(trainable_parameters(model).values())
+    perturb(trainable_parameters(plain).values())
+    logits, gradients = loss_and_gradients(model, ours.parameters())
+    expected, their_gradients = loss_and_gradients(plain, theirs.parameters())
+    assert_close(logits, expected)
+    assert_same_gradients(gradients, their_gradients)

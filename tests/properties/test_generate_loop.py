@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from references import METHODS, adapted
-from tiny import ARCHITECTURES, padded, random_rows
+from references import CELLS, HOMES, adapted
+from tiny import padded, random_rows
 from transformers import AutoModelForCausalLM, LogitsProcessorList, TextStreamer
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 ROWS = random_rows([5, 15, 9])
 NEW = 8
-EVERY_MODEL = [(architecture, method) for architecture in ARCHITECTURES for method in METHODS]
 
 
 def by_hand(logits, row, *, processors=(), sample=False, new=NEW):
@@ -51,7 +50,7 @@ def trimmed(ids, row):
     return text + (new[: new.index(2) + 1] if 2 in new else new)
 
 
-@pytest.mark.parametrize(("architecture", "method"), EVERY_MODEL)
+@pytest.mark.parametrize(("architecture", "method"), CELLS)
 class TestGenerate:
     def test_greedy_batched_with_left_padding(self, architecture, method):
         model, logits = adapted(architecture, method, torch.float32)
@@ -67,11 +66,11 @@ class TestGenerate:
         assert [trimmed(g, row) for g, row in zip(generated, ROWS, strict=True)] == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("architecture", "method"), HOMES)
 class TestOptions:
     @pytest.fixture
-    def case(self, method):
-        return adapted("llama", method, torch.float32)
+    def case(self, architecture, method):
+        return adapted(architecture, method, torch.float32)
 
     def test_sampling_with_a_seed(self, case):
         model, logits = case

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from references import METHODS, adapted
-from tiny import ARCHITECTURES, WINDOW, padded, random_rows, tiny_model
+from references import CELLS, adapted, assert_close
+from tiny import WINDOW, padded, random_rows, tiny_model
 
 from peftly import trainable_parameters
 from peftly.errors import MethodError
@@ -15,9 +15,10 @@ def tolerance(model) -> float:
     return 1e-10 if model.dtype == torch.float64 else 2e-5
 
 
-def assert_close(actual, expected, bound):
-    error = (actual - expected).norm() / expected.norm()
-    assert error <= bound, f"relative difference {error:.1e}"
+def gradient_tolerance(model) -> float:
+    """Gemma sums the gradients of its normalisations in fp32, whatever the model's dtype is."""
+    in_fp32 = any("norm" in name for name in trainable_parameters(model)) and "gemma" in model.config.model_type
+    return 1e-6 if in_fp32 else 10 * tolerance(model)
 
 
 def loss_and_gradients(model, ids, mask=None, **kwargs):
@@ -32,8 +33,7 @@ def loss_and_gradients(model, ids, mask=None, **kwargs):
     return loss, logits.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "method"), CELLS)
 class TestOneBatchManyWays:
     def test_single_rows_equal_the_plain_reference(self, architecture, method):
         model, reference = adapted(architecture, method)
@@ -50,7 +50,7 @@ class TestOneBatchManyWays:
         ids, mask = padded(ROWS, side)
         loss, logits, gradients = loss_and_gradients(model, ids, mask, use_cache=use_cache)
         assert_close(loss, sum(single[0] for single in singles), tolerance(model))
-        assert_close(gradients, sum(single[2] for single in singles), 10 * tolerance(model))
+        assert_close(gradients, sum(single[2] for single in singles), gradient_tolerance(model))
         for row, single in enumerate(singles):
             assert_close(logits[row][mask[row].bool()], single[1][0], tolerance(model))
 
@@ -74,8 +74,9 @@ class TestOneBatchManyWays:
         assert_close(rest.logits, whole[:, 14:], tolerance(model))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "glm4"])
+@pytest.mark.parametrize(
+    ("architecture", "method"), [cell for cell in CELLS if cell[0] in ("llama", "qwen3", "gemma3", "glm4")]
+)
 def test_a_packed_row_equals_its_examples(architecture, method):
     model, _ = adapted(architecture, method)
     ids = torch.tensor([[token for row in ROWS for token in row]])

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from references import METHODS, adapted
-from tiny import padded, random_rows
+from references import CELLS, DEFAULTS, HOMES, adapted
+from tiny import padded, perturb, random_rows
 
-from peftly import load_adapter, trainable_parameters
+from peftly import METHODS, attach, detach, load_adapter, trainable_parameters
 
 ROWS = random_rows([5, 9, 7, 12, 6, 8])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_trainer_with_metrics_and_label_smoothing(method, tmp_path):
-    model, _ = adapted("llama", method, torch.float32)
+@pytest.mark.parametrize(("architecture", "method"), HOMES)
+def test_trainer_with_metrics_and_label_smoothing(architecture, method, tmp_path):
+    model, _ = adapted(architecture, method, torch.float32)
     rows = []
     for row in ROWS:
         ids, mask = padded([row], "right")
@@ -55,23 +55,17 @@ def test_trainer_with_metrics_and_label_smoothing(method, tmp_path):
     after = trainer.evaluate()
     assert after["eval_loss"] < before["eval_loss"]
     assert {logits[:2] == labels for logits, labels in shapes} == {True}, "text columns only"
-    again, _ = adapted("llama", method, torch.float32)
-    from peftly import detach
-
+    again, _ = adapted(architecture, method, torch.float32)
     load_adapter(detach(again), tmp_path / "checkpoint-6")
     ids = torch.tensor([ROWS[0]])
     torch.testing.assert_close(again(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for architecture, method in CELLS if architecture == "llama"])
 def test_pipeline(method, tiny_llama_folder):
-    from tiny import perturb
-
-    from peftly import LoRA, PromptTuning, attach
-
     model = tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     tokenizer = tf.AutoTokenizer.from_pretrained(tiny_llama_folder)
-    attach(model, PromptTuning(init="random") if method == "prompt_tuning" else LoRA())
+    attach(model, METHODS[method].config(**DEFAULTS[method]))
     perturb(trainable_parameters(model).values(), scale=1.0)
     generator = tf.pipeline("text-generation", model=model, tokenizer=tokenizer)
     texts = ["The train was", "Tweet text : thanks for the quick help", "What"]

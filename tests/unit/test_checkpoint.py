@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from references import DEFAULTS
+from references import DEFAULTS, HOME
 from safetensors.torch import load_file, save_file
 from tiny import perturb, tiny_model
 
-from peftly import LoRA, PromptTuning, attach, load_adapter, save_adapter, trainable_parameters
-from peftly.adapt import attached
+from peftly import LoRA, PromptTuning, attach, attached, load_adapter, save_adapter, trainable_parameters
 from peftly.checkpoint import find_adapter, read_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
@@ -18,7 +17,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def make(method="lora"):
-    model = attach(tiny_model("llama", torch.float32), METHODS[method].config(**DEFAULTS[method]))
+    model = attach(tiny_model(HOME[method], torch.float32), METHODS[method].config(**DEFAULTS[method]))
     perturb(trainable_parameters(model).values())
     return model
 
@@ -37,7 +36,7 @@ def edit(folder, **changes):
 def test_what_is_saved_is_what_is_loaded(method, tmp_path):
     model = make(method)
     save_adapter(model, tmp_path / "adapter", notes={"shape": {"kind": "text"}})
-    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    again = load_adapter(tiny_model(HOME[method], torch.float32), tmp_path / "adapter")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert attached(again)["default"].config == attached(model)["default"].config
     assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
@@ -107,13 +106,13 @@ class TestBadFolders:
 
     def test_unknown_type(self, folder):
         edit(folder, peft_type="LOHA")
-        self.refused(folder, "peft_type 'LOHA'; peftly reads PROMPT_TUNING, LORA")
+        self.refused(folder, "peft_type 'LOHA'; peftly reads PROMPT_TUNING, PEFTLY_ADAPTER, LORA, IA3")
 
     def test_dora_is_not_run_as_lora(self, folder):
         edit(folder, use_dora=True)
-        self.refused(folder, "peftly reads")
+        self.refused(folder, r"lacks .*lora_magnitude_vector")
 
-    @pytest.mark.parametrize("key", ["modules_to_save", "rank_pattern", "lora_bias"])
+    @pytest.mark.parametrize("key", ["layers_to_transform", "exclude_modules", "lora_bias"])
     def test_features_that_would_be_ignored(self, folder, key):
         edit(folder, **{key: {"x": 1}})
         self.refused(folder, key)

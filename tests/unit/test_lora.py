@@ -8,8 +8,9 @@ from tiny import tiny_model
 from torch.nn import functional as F
 
 from peftly import LoRA, attach
-from peftly.methods._layers import find_targets, short_names
-from peftly.methods.lora import lora_delta, lora_linear, lora_scaling
+from peftly.methods._low_rank import lora_delta, lora_scaling
+from peftly.methods._targets import find_targets, short_names
+from peftly.methods.lora import lora_linear
 
 
 def numbers(*shape, seed=0):

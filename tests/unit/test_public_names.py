@@ -11,11 +11,17 @@ import peftly
 
 def test_names():
     assert peftly.__all__ == [
+        "IA3",
         "METHODS",
+        "AdapterConfig",
         "Base",
+        "BitFit",
+        "DoRA",
         "Evaluation",
+        "Full",
         "LoRA",
         "PromptTuning",
+        "Selective",
         "TrainConfig",
         "TrainResult",
         "__version__",

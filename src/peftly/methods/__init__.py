@@ -1,10 +1,29 @@
 """The one list of methods. A new method is a file in this folder and a line here."""
 
 from peftly.methods._method import Adapter, Method, MethodConfig, Setup
+from peftly.methods.adapter import AdapterConfig, BottleneckAdapter
+from peftly.methods.bitfit import BitFit, BitFitAdapter
+from peftly.methods.dora import DoRA, DoRAAdapter
+from peftly.methods.ia3 import IA3, IA3Adapter
 from peftly.methods.lora import LoRA, LoRAAdapter
 from peftly.methods.prompt_tuning import PromptTuning, PromptTuningAdapter
+from peftly.methods.selective import Full, FullAdapter, Selective, SelectiveAdapter
 
-__all__ = ["METHODS", "Adapter", "LoRA", "Method", "MethodConfig", "PromptTuning", "Setup"]
+__all__ = [
+    "IA3",
+    "METHODS",
+    "Adapter",
+    "AdapterConfig",
+    "BitFit",
+    "DoRA",
+    "Full",
+    "LoRA",
+    "Method",
+    "MethodConfig",
+    "PromptTuning",
+    "Selective",
+    "Setup",
+]
 
 METHODS: dict[str, Method] = {
     "prompt_tuning": Method(
@@ -16,12 +35,66 @@ METHODS: dict[str, Method] = {
         mergeable=False,
         identity_at_init=False,
     ),
+    "adapter": Method(
+        BottleneckAdapter,
+        AdapterConfig,
+        summary="small networks after the layers of each block",
+        paper="arXiv:1902.00751",
+        learning_rate=1e-3,
+        mergeable=False,
+        identity_at_init=True,
+    ),
     "lora": Method(
         LoRAAdapter,
         LoRA,
         summary="a low-rank change of linear layers",
         paper="arXiv:2106.09685",
         learning_rate=5e-4,
+        mergeable=True,
+        identity_at_init=True,
+    ),
+    "dora": Method(
+        DoRAAdapter,
+        DoRA,
+        summary="a low-rank change of direction, and lengths",
+        paper="arXiv:2402.09353",
+        learning_rate=5e-4,
+        mergeable=True,
+        identity_at_init=True,
+    ),
+    "ia3": Method(
+        IA3Adapter,
+        IA3,
+        summary="factors on keys, values and inner activations",
+        paper="arXiv:2205.05638",
+        learning_rate=1e-2,
+        mergeable=True,
+        identity_at_init=True,
+    ),
+    "bitfit": Method(
+        BitFitAdapter,
+        BitFit,
+        summary="copies of the biases",
+        paper="arXiv:2106.10199",
+        learning_rate=1e-3,
+        mergeable=True,
+        identity_at_init=True,
+    ),
+    "selective": Method(
+        SelectiveAdapter,
+        Selective,
+        summary="copies of the head, last layers or normalisations",
+        paper="-",
+        learning_rate=1e-4,
+        mergeable=True,
+        identity_at_init=True,
+    ),
+    "full": Method(
+        FullAdapter,
+        Full,
+        summary="copies of everything, as a baseline",
+        paper="-",
+        learning_rate=2e-5,
         mergeable=True,
         identity_at_init=True,
     ),

@@ -1,4 +1,4 @@
-"""Change layers of a model in place: find them, run adapters around them, and put everything back.
+"""Change layers of a model in place: run adapters around them, and put everything back.
 
 A changed layer stays the same module object with the same parameters under the same names, so checkpoints, tied
 weights and other hooks go on working. Two things are added to it: a submodule `peftly` that holds one change per
@@ -7,44 +7,40 @@ adapter, and a `forward` of its own that runs them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
 from peftly.methods._selection import Names, Selection, selection_of
 
 __all__ = [
-    "ALL_LINEAR",
     "CHANGES",
     "LayerChange",
     "OwnForward",
     "add_change",
-    "base_modules",
     "changed_layers",
     "drop_changes",
-    "find_targets",
     "override_method",
+    "own_forward",
     "owner",
     "restore_method",
-    "short_names",
 ]
 
 CHANGES = "peftly"
-ALL_LINEAR = "all-linear"
 
 
 class LayerChange(nn.Module):
     """What one adapter does at one layer."""
 
-    only_adds: ClassVar[bool] = False
-    """Whether it adds something to the layer's output in which the layer's own weight has no part."""
+    is_outermost: ClassVar[bool] = False
+    """Whether it stands outside all other changes of its layer, whenever they were attached."""
+
+    only_adds: bool = False
+    """Whether it adds something to the layer's output in which the layer's own parameters have no part."""
 
     def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the layer's new output for its input `x`.
@@ -96,9 +92,10 @@ class _ChangedForward:
             return self._through(groups[0].names, x, *args, **kwargs)
         outputs = []
         for group in groups:
-            picked = (_rows_of(value, x.shape[0], group.index) for value in (x, *args))
+            picked = [_rows_of(value, x.shape[0], group.index) for value in (x, *args)]
+            named = {key: _rows_of(value, x.shape[0], group.index) for key, value in kwargs.items()}
             with self.selection.use(group.rows):
-                outputs.append(self._through(group.names, *picked, **kwargs))
+                outputs.append(self._through(group.names, *picked, **named))
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
 
@@ -116,12 +113,27 @@ def _rows_of(value: Any, count: int, index: Tensor) -> Any:
 
 
 def add_change(model: nn.Module, layer: Any, name: str, change: LayerChange) -> None:
-    """Let adapter `name` run `change` at `layer`, a part of `model`."""
+    """Let adapter `name` run `change` at `layer`, a part of `model`.
+
+    Raises:
+        MethodError: the adapter changes this layer already.
+    """
+    if name in getattr(layer, CHANGES, {}):
+        path = next(path for path, module in model.named_modules() if module is layer)
+        raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, CHANGES):
         forward = _ChangedForward(layer, selection_of(model))
         layer.peftly = nn.ModuleDict()
         layer.forward = forward
     layer.peftly[name] = change.train(layer.training)
+    for other in [other for other, known in layer.peftly.items() if known.is_outermost]:
+        layer.peftly[other] = layer.peftly.pop(other)
+
+
+def own_forward(layer: Any) -> OwnForward:
+    """Return what a changed layer computes without any change."""
+    own: OwnForward = vars(layer)["forward"].own
+    return own
 
 
 def drop_changes(model: nn.Module, name: str) -> None:
@@ -163,50 +175,3 @@ def restore_method(model: Any, name: str) -> None:
     shadowed = model.__dict__.pop(name).shadowed
     if shadowed is not None:
         setattr(model, name, shadowed)
-
-
-def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of `model` with their paths, without those that adapters have added."""
-    return ((path, module) for path, module in model.named_modules() if CHANGES not in path.split("."))
-
-
-def find_targets(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
-    """Return the linear layers that `targets` names, by path, in the model's order.
-
-    Args:
-        model: the model to search.
-        targets: `"all-linear"` (every linear layer but the output head), a regular expression that a whole path
-            must match, or a list of paths and ends of paths (`"q_proj"` matches `model.layers.0.self_attn.q_proj`).
-
-    Raises:
-        MethodError: nothing matches, or a name in the list matches nothing.
-    """
-    linear = {path: layer for path, layer in base_modules(model) if isinstance(layer, nn.Linear | Conv1D)}
-    present = sorted({path.rpartition(".")[2] for path in linear})
-    if targets == ALL_LINEAR:
-        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-        found = {path: layer for path, layer in linear.items() if layer is not head}
-    elif isinstance(targets, str):
-        try:
-            found = {path: layer for path, layer in linear.items() if re.fullmatch(targets, path)}
-        except re.error as error:
-            raise MethodError(f"target_modules={targets!r} is no regular expression: {error}") from None
-    else:
-        unmatched = [target for target in targets if not any(_names(target, path) for path in linear)]
-        if unmatched:
-            raise MethodError(f"target_modules={unmatched} match no linear layer; this model has {present}")
-        found = {path: layer for path, layer in linear.items() if any(_names(target, path) for target in targets)}
-    if not found:
-        raise MethodError(f"target_modules={targets!r} matches no linear layer; this model has {present}")
-    return found
-
-
-def short_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Return the shortest list of names that stands for just these paths, as `find_targets` reads such a list."""
-    ends = sorted({path.rpartition(".")[2] for path in paths})
-    meant = {path for path, _ in base_modules(model) if any(_names(end, path) for end in ends)}
-    return ends if meant == set(paths) else sorted(paths)
-
-
-def _names(target: str, path: str) -> bool:
-    return path == target or path.endswith(f".{target}")

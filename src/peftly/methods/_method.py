@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from peftly.errors import MethodError
+from peftly.methods._layers import drop_changes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Adapter", "Method", "MethodConfig", "Setup"]
+__all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
 
 
 class MethodConfig(BaseModel):
@@ -24,6 +27,8 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
+    modules_to_save: tuple[str, ...] | None = None
+    """Modules of which trained copies are kept with the adapter. None: the classifier, if the base has one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Setup:
     labels: Sequence[str] = ()
     seed: int = 0
 
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """What draws the random numbers, one after another."""
+        return torch.Generator().manual_seed(self.seed)
+
 
 class Adapter(ABC):
     """One adapter on one model. Making it puts it there; `remove` leaves the model as it was found.
@@ -50,6 +60,8 @@ class Adapter(ABC):
 
     config: Any
     peft_type: ClassVar[str]
+    copies_prefix: ClassVar[str] = "base_model.model."
+    """What stands before the names of `modules_to_save` in a file."""
 
     def __init__(self, model: PreTrainedModel, config: MethodConfig, name: str) -> None:
         self.model = model
@@ -62,7 +74,7 @@ class Adapter(ABC):
         """Put a freshly initialised adapter on `model`.
 
         Raises:
-            MethodError: the model cannot carry it; the model is then unchanged.
+            MethodError: the model cannot carry it.
         """
 
     @classmethod
@@ -70,13 +82,27 @@ class Adapter(ABC):
         """Put an adapter on `model` whose values are about to be read from a file."""
         return cls.attach(model, config, name, Setup())
 
-    @abstractmethod
+    @classmethod
+    def misfit(cls, model: nn.Module) -> str | None:
+        """Return why `model` cannot carry the method, and the nearest that works; None if it can."""
+        return None
+
     def remove(self) -> None:
         """Take the adapter off its model."""
+        drop_changes(self.model, self.name)
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by the name that they have in a PEFT file."""
+        """Return what the method trains, by the names that files have for it; `modules_to_save` are not among it."""
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return what a file keeps of the method: usually just what is trained."""
+        return dict(self.parameters())
+
+    def load_own_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what a file has kept; names and shapes are those of `own_tensors`."""
+        for name, parameter in self.parameters().items():
+            parameter.copy_(tensors[name])
 
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:
@@ -85,7 +111,7 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
-        """Return the settings that an `adapter_config.json` of this `peft_type` stands for.
+        """Return the settings that an `adapter_config.json` of this `peft_type` stands for, but for `modules_to_save`.
 
         Returns:
             None if the file is of another method that shares the type.
@@ -93,6 +119,10 @@ class Adapter(ABC):
         Raises:
             AdapterError: it asks for something that is not supported here.
         """
+
+    def rate_factor(self, path: str) -> float:
+        """Return by how much a parameter learns faster than the others, by its path in the model."""
+        return 1.0
 
     def check_mergeable(self) -> None:
         """Do nothing if the adapter can be folded into the base's own weights.
@@ -108,6 +138,22 @@ class Adapter(ABC):
     def merge(self) -> None:
         """Fold the adapter into the base's own weights, in place, once `check_mergeable` has passed."""
         raise NotImplementedError
+
+
+class OwnFormat(Adapter):
+    """An adapter that PEFT has no type for: its file keeps our settings as they are."""
+
+    def peft_config(self) -> dict[str, Any]:
+        """See `Adapter.peft_config`."""
+        return {"settings": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig:
+        """See `Adapter.config_from_peft`."""
+        settings: MethodConfig = cls.settings.model_validate(peft["settings"])
+        return settings
+
+    settings: ClassVar[type[MethodConfig]]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,8 @@ class VirtualRows(LayerChange):
     They stand beside the embedding's *output*, so a base that scales its embeddings (Gemma) does not scale them.
     """
 
-    only_adds: ClassVar[bool] = True
+    is_outermost: ClassVar[bool] = True  # no other change knows the virtual ids
+    only_adds = True
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -291,7 +292,7 @@ class VirtualTokens:
             call["position_ids"] = positions_of(mask)[:, -call["input_ids"].shape[1] :]
 
     def _after(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        ids = kwargs.get("input_ids")
+        ids = cast(Any, kwargs.get("input_ids"))
         columns = getattr(ids, "text_columns", None)
         if columns is None:
             return output
@@ -305,9 +306,8 @@ class VirtualTokens:
             output["attentions"] = tuple(
                 _pick(heads.transpose(1, 2), columns).transpose(1, 2) for heads in output["attentions"]
             )
-        cache: Any = output.get("past_key_values")
-        if cache is not None:
-            cache.slots = ids.slots
+        if output.get("past_key_values") is not None:
+            output["past_key_values"].slots = ids.slots
         return output
 
     def _check_rows(self, mask: Tensor) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.methods._layers import changed_layers
 from peftly.methods._method import Adapter, MethodConfig, Setup
 from peftly.methods._virtual_tokens import add_virtual_tokens, drop_virtual_tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["PromptTuning", "PromptTuningAdapter", "initial_rows"]
 
@@ -49,6 +47,7 @@ class PromptTuningAdapter(Adapter):
 
     config: PromptTuning
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    copies_prefix: ClassVar[str] = "base_model."
 
     def __init__(self, model: PreTrainedModel, config: PromptTuning, name: str, rows: Tensor) -> None:
         """Put `rows` (num_virtual_tokens, width of the embeddings) on `model`."""
@@ -58,15 +57,23 @@ class PromptTuningAdapter(Adapter):
     @classmethod
     def attach(cls, model: PreTrainedModel, config: PromptTuning, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        _refuse_unless_causal(model)
         return cls(model, config, name, initial_rows(model, config, setup))
 
     @classmethod
     def blank(cls, model: PreTrainedModel, config: PromptTuning, name: str) -> Self:
         """See `Adapter.blank`."""
-        _refuse_unless_causal(model)
         width = _words(model.get_input_embeddings(), torch.zeros(1, dtype=torch.long)).shape[1]
         return cls(model, config, name, torch.zeros(config.num_virtual_tokens, width, device=model.device))
+
+    @classmethod
+    def misfit(cls, model: Any) -> str | None:
+        """See `Adapter.misfit`."""
+        if isinstance(model, PreTrainedModel) and model.can_generate() and not model.config.is_encoder_decoder:
+            return None
+        return (
+            f"prompt_tuning needs a causal language model, and this is a {type(model).__name__}; "
+            "lora works on any model with linear layers"
+        )
 
     def remove(self) -> None:
         """See `Adapter.remove`."""
@@ -81,7 +88,6 @@ class PromptTuningAdapter(Adapter):
         """See `Adapter.peft_config`."""
         text_config = self.model.config.get_text_config(decoder=True)
         return {
-            "modules_to_save": None,
             "num_attention_heads": text_config.num_attention_heads,
             "num_layers": text_config.num_hidden_layers,
             "num_transformer_submodules": 1,
@@ -129,14 +135,6 @@ def initial_rows(model: PreTrainedModel, config: PromptTuning, setup: Setup) -> 
         return torch.stack([*averages, *rest])[:count]
     typical = _words(embedding, common)
     return torch.randn(count, typical.shape[1], generator=generator).to(typical.device) * typical.std()
-
-
-def _refuse_unless_causal(model: PreTrainedModel) -> None:
-    if not model.can_generate() or model.config.is_encoder_decoder:
-        raise MethodError(
-            f"prompt_tuning needs a causal language model, and this is a {type(model).__name__}; "
-            "lora works on any model with linear layers"
-        )
 
 
 def _words(embedding: nn.Module, ids: Tensor) -> Tensor:

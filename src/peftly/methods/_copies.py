@@ -1,0 +1,140 @@
+"""Trained copies of parts of the base: whole modules, or their biases. The base's own tensors stay as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peftly.errors import MethodError
+from peftly.methods._layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
+from peftly.methods._targets import base_modules
+
+__all__ = [
+    "BiasChange",
+    "ModuleCopy",
+    "add_copies",
+    "bias_layers",
+    "check_copies_mergeable",
+    "copied_modules",
+    "copied_parameters",
+    "is_norm",
+    "merge_copies",
+]
+
+
+class BiasChange(LayerChange):
+    """A trained copy of a layer's bias, for any layer that adds its bias last (linear, LayerNorm)."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(layer.bias.detach().float().clone())
+
+    def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = inner(x, *args, **kwargs)
+        change: Tensor = self.bias - layer.bias
+        return output + change.to(output.dtype)
+
+    def merge(self, layer: Any) -> None:
+        """Put the bias into the layer, in place."""
+        layer.bias.copy_(self.bias)
+
+
+class ModuleCopy(LayerChange):
+    """A trained copy of a whole module, in fp32, that answers in the module's place.
+
+    Where other adapters change the module too, it adds the difference that training made to their answer.
+    """
+
+    def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
+        """Copy `layer`; the same `memo` for several layers keeps what they share shared in the copies."""
+        super().__init__()
+        self.copy = _pristine(copy.deepcopy(layer, memo)).float().requires_grad_(True)
+
+    def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = next(layer.parameters()).dtype
+        given = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
+        output: Tensor = self.copy(given, *args, **kwargs)
+        if isinstance(inner, OwnForward):
+            return output.to(dtype)
+        others = inner(x, *args, **kwargs)
+        return others + (output - own_forward(layer)(x, *args, **kwargs)).to(others.dtype)
+
+
+def add_copies(model: nn.Module, name: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Let adapter `name` train copies of `modules`, which are parts of `model`, each with its path.
+
+    Raises:
+        MethodError: one of them is quantised, or changed by the adapter in another way too.
+    """
+    memo: dict[int, Any] = {}
+    for path, module in list(modules):
+        if not all(parameter.is_floating_point() for parameter in module.parameters()):
+            raise MethodError(f"{path} is quantised, so no trained copy of it can be made; leave it out")
+        add_change(model, module, name, ModuleCopy(module, memo))
+
+
+def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str, nn.Parameter]:
+    """Return the parameters of the copies that adapter `name` trains, by their names in the base behind `prefix`."""
+    return {
+        f"{prefix}{path}.{inner}": parameter
+        for path, _, change in changed_layers(model, name)
+        if isinstance(change, ModuleCopy)
+        for inner, parameter in change.copy.named_parameters(remove_duplicate=False)
+    }
+
+
+def copied_modules(model: nn.Module, name: str) -> list[str]:
+    """Return the paths of the modules that adapter `name` trains copies of."""
+    return [path for path, _, change in changed_layers(model, name) if isinstance(change, ModuleCopy)]
+
+
+def check_copies_mergeable(model: nn.Module, name: str) -> None:
+    """Do nothing if the base can take over the copies of adapter `name`.
+
+    Raises:
+        MethodError: one would change a parameter that a module without a copy shares.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    copied = copied_parameters(model, name).keys()
+    for path in copied:
+        others = [other for other, parameter in own.items() if parameter is own[path] and other not in copied]
+        if others:
+            raise MethodError(f"{path} is shared with {', '.join(others)}, which merging would change too")
+
+
+def merge_copies(model: nn.Module, name: str) -> None:
+    """Put the copies' values into the base's own parameters, in place."""
+    with torch.no_grad():
+        for _, layer, change in changed_layers(model, name):
+            if isinstance(change, ModuleCopy):
+                for inner, parameter in change.copy.named_parameters():
+                    layer.get_parameter(inner).copy_(parameter)
+
+
+def bias_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of `model` that add a bias last, by path."""
+    return {
+        path: layer
+        for path, layer in base_modules(model)
+        if (isinstance(layer, nn.Linear | Conv1D) or is_norm(layer))
+        and isinstance(getattr(layer, "bias", None), nn.Parameter)
+    }
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a module is a layer normalisation of any kind: transformers has a class of its own for many a model."""
+    return "norm" in type(layer).__name__.lower() and any(True for _ in layer.parameters(recurse=False))
+
+
+def _pristine(clone: nn.Module) -> nn.Module:
+    """Take from a copied module what adapters had added to the original."""
+    for module in list(clone.modules()):
+        if CHANGES in dict(module.named_children()):
+            delattr(module, CHANGES)
+            vars(module).pop("forward", None)
+    return clone

@@ -1,0 +1,289 @@
+"""What LoRA and DoRA share: two small factors at every target layer, and the PEFT files that they are kept in."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peftly.errors import AdapterError, MethodError
+from peftly.methods._copies import BiasChange, bias_layers
+from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
+from peftly.methods._method import Adapter, MethodConfig, Setup
+from peftly.methods._targets import ALL_LINEAR, find_targets, short_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["LowRankAdapter", "LowRankChange", "LowRankConfig", "fusible_weight", "lora_delta", "lora_scaling"]
+
+
+class LowRankConfig(MethodConfig):
+    """Settings of LoRA and DoRA."""
+
+    rank: int = Field(default=8, ge=1)
+    """Inner dimension of the update."""
+    alpha: float = Field(default=16.0, gt=0)
+    """Strength: the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the input of the update, while training."""
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """`all-linear` (all but the output head), names of layers, or a regular expression for whole paths."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which bias vectors are trained too: copies of all the model's, or of the target layers'."""
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv:2312.03732)."""
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Another rank for some layers: by the end of a layer's path, or a regular expression for it."""
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """Another alpha for some layers, likewise."""
+
+
+def lora_scaling(alpha: float, rank: int, *, rslora: bool) -> float:
+    """Return the factor on the update: alpha / rank, or alpha / sqrt(rank)."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def lora_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """Return the change of a weight that the two factors stand for, (out_features, in_features).
+
+    Args:
+        lora_a: (rank, in_features).
+        lora_b: (out_features, rank).
+        scaling: see `lora_scaling`.
+    """
+    return scaling * (lora_b @ lora_a)
+
+
+def fusible_weight(layer: Any, inner: Any, x: Tensor) -> Tensor | None:
+    """Return the layer's weight as (out_features, in_features) if its product with `x` may be fused, else None."""
+    if not isinstance(inner, OwnForward) or layer.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return None
+    if layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):
+        return None
+    if inner.is_plain(nn.Linear):
+        weight: Tensor = layer.weight
+        return weight
+    return layer.weight.T if inner.is_plain(Conv1D) else None
+
+
+class LowRankChange(LayerChange):
+    """The two factors at one layer, and its bias where that is trained too.
+
+    Attributes:
+        lora_a: (rank, in_features), Kaiming-uniform as in LoRA's own code.
+        lora_b: (out_features, rank), zero, so that the layer starts as it was.
+        bias: a trained copy of the layer's, or None.
+    """
+
+    def __init__(self, layer: Any, config: LowRankConfig, path: str, setup: Setup, *, with_bias: bool) -> None:
+        super().__init__()
+        out_features, in_features = features(layer)
+        self.rank = _by_pattern(config.rank_pattern, path, config.rank)
+        alpha = _by_pattern(config.alpha_pattern, path, config.alpha)
+        self.scaling = lora_scaling(alpha, self.rank, rslora=config.rslora)
+        self.dropout = config.dropout
+        lora_a = torch.empty(self.rank, in_features)
+        nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
+        self.lora_a = nn.Parameter(lora_a.to(layer.weight.device))
+        self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=layer.weight.device))
+        self.bias = nn.Parameter(layer.bias.detach().float().clone()) if with_bias else None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the factors as they are saved."""
+        return self.lora_a, self.lora_b
+
+    def load_factors(self, lora_a: Tensor, lora_b: Tensor) -> None:
+        """Take factors over from a file."""
+        self.lora_a.copy_(lora_a)
+        self.lora_b.copy_(lora_b)
+
+    def merge(self, layer: Any) -> None:
+        """Fold the change into the layer's own tensors, in place."""
+        raise NotImplementedError
+
+
+class LowRankAdapter(Adapter):
+    """Two small factors at each target layer of a model."""
+
+    config: LowRankConfig
+    peft_type: ClassVar[str] = "LORA"
+    uses_dora: ClassVar[bool]
+    kinds: ClassVar[tuple[type[nn.Module], ...]]
+    """The kinds of layers that it can change."""
+
+    @classmethod
+    @abstractmethod
+    def change(cls, layer: Any, config: Any, path: str, setup: Setup, *, with_bias: bool) -> LowRankChange:
+        """Return what the adapter does at one layer."""
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
+        """See `Adapter.attach`."""
+        targets = find_targets(model, config.target_modules, cls.kinds)
+        with_bias = {} if config.bias == "none" else bias_layers(model)
+        if config.bias == "lora_only":
+            with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
+        if config.bias != "none" and not with_bias:
+            raise MethodError(
+                f"bias={config.bias!r} trains nothing: these layers of the model have no bias; use bias='none'"
+            )
+        for path, layer in targets.items():
+            add_change(model, layer, name, cls.change(layer, config, path, setup, with_bias=path in with_bias))
+        for path, layer in with_bias.items():
+            if path not in targets:
+                add_change(model, layer, name, BiasChange(layer))
+        return cls(model, config, name)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """See `Adapter.parameters`."""
+        named = {}
+        for path, layer, change in changed_layers(self.model, self.name):
+            place = f"base_model.model.{path}"
+            if isinstance(change, LowRankChange):
+                for letter, parameter in zip("AB", (change.lora_a, change.lora_b), strict=True):
+                    named[f"{place}.{_factor(layer, letter)}"] = parameter
+                named |= self.more_parameters(place, change)
+                place = f"{place}.base_layer"
+            if getattr(change, "bias", None) is not None:
+                named[f"{place}.bias"] = change.bias
+        return named
+
+    def more_parameters(self, place: str, change: Any) -> dict[str, nn.Parameter]:
+        """Return what is trained at a layer beside the two factors, by name."""
+        return {}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """See `Adapter.own_tensors`."""
+        tensors: dict[str, Tensor] = dict(self.parameters())
+        for path, (layer, change) in self.targets().items():
+            for letter, factor in zip("AB", change.factors(), strict=True):
+                tensors[f"base_model.model.{path}.{_factor(layer, letter)}"] = factor
+        return tensors
+
+    def load_own_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Adapter.load_own_tensors`."""
+        factors = set()
+        for path, (layer, change) in self.targets().items():
+            names = [f"base_model.model.{path}.{_factor(layer, letter)}" for letter in "AB"]
+            change.load_factors(*(tensors[name] for name in names))
+            factors.update(names)
+        for name, parameter in self.parameters().items():
+            if name not in factors:
+                parameter.copy_(tensors[name])
+
+    def peft_config(self) -> dict[str, Any]:
+        """See `Adapter.peft_config`."""
+        targets = self.targets()
+        return {
+            "alpha_pattern": self.config.alpha_pattern,
+            "bias": self.config.bias,
+            "exclude_modules": None,
+            "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer, _ in targets.values()),
+            "init_lora_weights": True,
+            "layers_pattern": None,
+            "layers_to_transform": None,
+            "lora_alpha": self.config.alpha,
+            "lora_bias": False,
+            "lora_dropout": self.config.dropout,
+            "r": self.config.rank,
+            "rank_pattern": self.config.rank_pattern,
+            "target_modules": short_names(self.model, list(targets)),
+            "use_dora": self.uses_dora,
+            "use_rslora": self.config.rslora,
+        }
+
+    @classmethod
+    def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
+        """See `Adapter.config_from_peft`."""
+        if bool(peft.get("use_dora")) != cls.uses_dora:
+            return None
+        unsupported = [key for key in _UNSUPPORTED if peft.get(key)]
+        if unsupported:
+            raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
+        targets = peft.get("target_modules") or ()
+        settings = {
+            "rank": peft.get("r", 8),
+            "alpha": peft.get("lora_alpha", 8),
+            "dropout": peft.get("lora_dropout", 0.0),
+            "target_modules": targets if isinstance(targets, str) else tuple(sorted(targets)),
+            "bias": peft.get("bias", "none"),
+            "rslora": peft.get("use_rslora", False),
+            "rank_pattern": peft.get("rank_pattern") or {},
+            "alpha_pattern": peft.get("alpha_pattern") or {},
+        }
+        return cls.settings(**settings)
+
+    settings: ClassVar[type[LowRankConfig]]
+
+    def check_mergeable(self) -> None:
+        """See `Adapter.check_mergeable`."""
+        for path, (layer, _) in self.targets().items():
+            refuse_unmergeable(self.model, path, layer)
+
+    def merge(self) -> None:
+        """See `Adapter.merge`."""
+        with torch.no_grad():
+            for _, layer, change in changed_layers(self.model, self.name):
+                if isinstance(change, LowRankChange | BiasChange):
+                    change.merge(layer)
+
+    def targets(self) -> dict[str, tuple[Any, LowRankChange]]:
+        """Return the layers that have factors, each with its change, by path."""
+        changed = changed_layers(self.model, self.name)
+        return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankChange)}
+
+
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "exclude_modules",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+
+
+def features(layer: Any) -> tuple[int, int]:
+    """Return (out_features, in_features). A quantised `nn.Linear` packs its weight, whose shape does not tell."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    in_features, out_features = layer.weight.shape  # of a Conv1D and of an embedding alike
+    return out_features, in_features
+
+
+def refuse_unmergeable(model: nn.Module, path: str, layer: Any) -> None:
+    """Do nothing if the weight of a layer may be changed.
+
+    Raises:
+        MethodError: it is quantised, or other layers share it.
+    """
+    if not layer.weight.is_floating_point():
+        raise MethodError(f"{path} is quantised: load the base without quantisation to merge into it")
+    sharers = [name for name, other in model.named_parameters(remove_duplicate=False) if other is layer.weight]
+    if len(sharers) > 1:
+        raise MethodError(
+            f"{path} shares its weight ({', '.join(sharers)}), so merging would change the others too; "
+            "untie the weights first, or leave this layer out of target_modules"
+        )
+
+
+def _factor(layer: nn.Module, letter: str) -> str:
+    """Return what PEFT calls a factor of this layer."""
+    return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
+
+
+def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the first value whose key is the end of `path`, as PEFT reads such patterns."""
+    found = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
+    return next(found, default)

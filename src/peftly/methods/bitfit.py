@@ -1,0 +1,68 @@
+"""BitFit: only the biases are trained (Ben Zaken et al. 2022, arXiv:2106.10199)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from torch import nn
+
+from peftly.methods._copies import BiasChange, bias_layers
+from peftly.methods._layers import add_change, changed_layers
+from peftly.methods._method import MethodConfig, OwnFormat, Setup
+from peftly.methods._targets import output_heads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["BitFit", "BitFitAdapter"]
+
+
+class BitFit(MethodConfig):
+    """Settings of BitFit."""
+
+    name: Literal["bitfit"] = "bitfit"
+
+
+class BitFitAdapter(OwnFormat):
+    """Trained copies of all biases of linear layers and normalisations."""
+
+    config: BitFit
+    settings: ClassVar[type[MethodConfig]] = BitFit
+    peft_type: ClassVar[str] = "PEFTLY_BITFIT"
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, config: BitFit, name: str, setup: Setup) -> Self:
+        """See `Adapter.attach`."""
+        for path, layer in bias_layers(model).items():
+            if not any(path == kept or path.startswith(f"{kept}.") for kept in output_heads(model)):
+                add_change(model, layer, name, BiasChange(layer))
+        return cls(model, config, name)
+
+    @classmethod
+    def misfit(cls, model: nn.Module) -> str | None:
+        """See `Adapter.misfit`."""
+        if bias_layers(model):
+            return None
+        return (
+            f"bitfit trains biases, and this {type(model).__name__} has none; ia3 trains as few numbers, "
+            "selective with layer_norms trains the normalisations"
+        )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """See `Adapter.parameters`."""
+        return {
+            f"base_model.model.{path}.bias": change.bias
+            for path, _, change in changed_layers(self.model, self.name)
+            if isinstance(change, BiasChange)
+        }
+
+    def check_mergeable(self) -> None:
+        """See `Adapter.check_mergeable`."""
+
+    def merge(self) -> None:
+        """See `Adapter.merge`."""
+        with torch.no_grad():
+            for _, layer, change in changed_layers(self.model, self.name):
+                if isinstance(change, BiasChange):
+                    change.merge(layer)

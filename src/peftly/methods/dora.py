@@ -1,0 +1,179 @@
+"""DoRA: LoRA's direction with a trained length for every output, `y = x (m (W + s B A) / |W + s B A|)ᵀ + b`.
+
+Liu et al. 2024, arXiv:2402.09353.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from peftly.errors import MethodError
+from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
+from peftly.methods._method import Setup
+
+__all__ = ["DoRA", "DoRAAdapter", "dora_linear", "dora_scale", "row_lengths"]
+
+
+class DoRA(LowRankConfig):
+    """Settings of DoRA: those of LoRA."""
+
+    name: Literal["dora"] = "dora"
+
+
+def row_lengths(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """Return the length of each row of `weight + scaling lora_b lora_a`, (out_features,), without making that sum.
+
+    `|w + s b A|² = |w|² + 2s (w Aᵀ) bᵀ + s² b (A Aᵀ) bᵀ` for each row w of the weight and b of B.
+
+    Args:
+        weight: (out_features, in_features).
+        lora_a: (rank, in_features).
+        lora_b: (out_features, rank).
+        scaling: see `lora_scaling`.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    along = (weight @ lora_a.to(weight.dtype).T).to(wide)
+    a, b = lora_a.to(wide), lora_b.to(wide)
+    squares: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
+    squares += 2 * scaling * (along * b).sum(1) + scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+    return squares.clamp_min(0).sqrt()
+
+
+def dora_scale(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor) -> Tensor:
+    """Return the factor that gives each row of `weight + scaling lora_b lora_a` the length `magnitude`.
+
+    Returns:
+        (out_features,). The length is detached, as in section 4.3 of the paper.
+    """
+    with torch.no_grad():
+        lengths = row_lengths(weight, lora_a, lora_b, scaling)
+    scale: Tensor = magnitude / lengths
+    return scale
+
+
+def dora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float, scale: Tensor
+) -> Tensor:
+    """Return `scale (x weightᵀ + scaling (x lora_aᵀ) lora_bᵀ) + bias` with the second product added into the first.
+
+    Args:
+        x: (..., in_features), in the dtype of `weight`.
+        weight: (out_features, in_features); it gets no gradient.
+        bias: (out_features,) or None.
+        lora_a: (rank, in_features), any float dtype; computed in that of `weight`.
+        lora_b: (out_features, rank), likewise.
+        scaling: see `lora_scaling`.
+        scale: see `dora_scale`, likewise.
+
+    Returns:
+        (..., out_features).
+    """
+    dtype = weight.dtype
+    apply: Callable[..., Tensor] = _ScaledLowRankLinear.apply
+    return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale.to(dtype))
+
+
+class _ScaledLowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+        scale: Tensor,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows @ lora_a.T
+        unscaled = (rows @ weight.T).addmm_(inner, lora_b.T, alpha=scaling)
+        ctx.save_for_backward(rows, inner, unscaled, weight, lora_a, lora_b, scale)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        output = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, unscaled, weight, lora_a, lora_b, scale = ctx.saved_tensors
+        for_x, _, for_bias, for_a, for_b, _, for_scale = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])
+        scaled = grad * scale
+        grad_inner = (scaled @ lora_b).mul_(ctx.scaling)
+        return (
+            (scaled @ weight).addmm_(grad_inner, lora_a).view(ctx.shape) if for_x else None,
+            None,
+            grad.sum(0) if for_bias else None,
+            grad_inner.T @ rows if for_a else None,
+            (scaled.T @ inner).mul_(ctx.scaling) if for_b else None,
+            None,
+            (grad * unscaled).sum(0) if for_scale else None,
+        )
+
+
+class DoRAChange(LowRankChange):
+    """The scaled low-rank update of a linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`)."""
+
+    def __init__(self, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> None:
+        super().__init__(layer, config, path, setup, with_bias=with_bias)
+        if not layer.weight.is_floating_point():
+            raise MethodError(f"dora needs the weight of {path}, which is quantised; use lora")
+        with torch.no_grad():
+            lengths = row_lengths(_weight(layer), self.lora_a, self.lora_b, self.scaling)
+        self.magnitude = nn.Parameter(lengths.float())
+
+    def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scale = dora_scale(_weight(layer), self.lora_a, self.lora_b, self.scaling, self.magnitude)
+        bias = layer.bias if self.bias is None else self.bias
+        drops = self.training and self.dropout > 0
+        weight = None if drops else fusible_weight(layer, inner, x)
+        if weight is not None:
+            bias = None if bias is None else bias.to(weight.dtype)
+            return dora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scaling, scale)
+        output = inner(x, *args, **kwargs)
+        if layer.bias is not None:
+            output = output - layer.bias
+        x = F.dropout(x.to(output.dtype), self.dropout, training=drops)
+        update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
+        output = scale.to(output.dtype) * (output + self.scaling * update)
+        return output if bias is None else output + bias.to(output.dtype)
+
+    def merge(self, layer: Any) -> None:
+        weight = _weight(layer)
+        scale = dora_scale(weight, self.lora_a, self.lora_b, self.scaling, self.magnitude)
+        merged = scale[:, None] * (weight + lora_delta(self.lora_a, self.lora_b, self.scaling))
+        layer.weight.copy_(merged.T if isinstance(layer, Conv1D) else merged)
+        if self.bias is not None:
+            layer.bias.copy_(self.bias)
+
+
+class DoRAAdapter(LowRankAdapter):
+    """DoRA on the target layers of a model."""
+
+    config: DoRA
+    settings: ClassVar[type[LowRankConfig]] = DoRA
+    uses_dora: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D)
+
+    @classmethod
+    def change(cls, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> DoRAChange:
+        """See `LowRankAdapter.change`."""
+        return DoRAChange(layer, config, path, setup, with_bias=with_bias)
+
+    def more_parameters(self, place: str, change: DoRAChange) -> dict[str, nn.Parameter]:
+        """See `LowRankAdapter.more_parameters`."""
+        return {f"{place}.lora_magnitude_vector": change.magnitude}
+
+
+def _weight(layer: Any) -> Tensor:
+    """Return the weight as (out_features, in_features)."""
+    weight: Tensor = layer.weight
+    return weight.T if isinstance(layer, Conv1D) else weight

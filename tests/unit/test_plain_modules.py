@@ -1,0 +1,81 @@
+"""Methods that change layers work on any `torch.nn.Module`, with no transformers in sight."""
+
+import copy
+
+import pytest
+import torch
+from tiny import perturb
+from torch import nn
+
+from peftly import (
+    IA3,
+    BitFit,
+    DoRA,
+    Full,
+    LoRA,
+    Selective,
+    attach,
+    attached,
+    detach,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    use_adapters,
+)
+
+SETTINGS = [
+    LoRA(rank=2),
+    DoRA(rank=2, bias="lora_only"),
+    IA3(target_modules=("0", "2"), feedforward_modules=("2",)),
+    BitFit(),
+    Selective(last_layers=0, modules=("2",)),
+    Full(),
+]
+
+
+def classifier() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: config.name)
+def test_everything_works_there(config, tmp_path):
+    x, y = torch.randn(40, 6), torch.randint(3, (40,))
+    base = classifier()
+    model = attach(copy.deepcopy(base), config)
+    torch.testing.assert_close(model(x), base(x))
+    optimizer = torch.optim.Adam(trainable_parameters(model).values(), 0.05)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.02
+    with torch.no_grad():
+        expected = model(x)
+        save_adapter(model, tmp_path / "adapter")
+        torch.testing.assert_close(load_adapter(classifier(), tmp_path / "adapter")(x), expected)
+        with use_adapters(model, rows=[None, "default"] * 20):
+            torch.testing.assert_close(model(x)[::2], base(x)[::2])
+            torch.testing.assert_close(model(x)[1::2], expected[1::2])
+        torch.testing.assert_close(merge(copy.deepcopy(model))(x), expected)
+        detach(model)
+        torch.testing.assert_close(model(x), base(x), rtol=0, atol=0)
+    assert attached(model) == {}
+    assert model.state_dict().keys() == base.state_dict().keys()
+
+
+def test_lora_on_an_embedding():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
+    before = copy.deepcopy(model)
+    attach(model, LoRA(rank=3, target_modules=("0", "1")))
+    ids = torch.tensor([[1, 2, 9]])
+    torch.testing.assert_close(model(ids), before(ids))
+    perturb(trainable_parameters(model).values())
+    expected = model(ids)
+    assert (expected - before(ids)).norm() > 1e-3
+    torch.testing.assert_close(merge(model)(ids), expected)
