@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from tiny import ARCHITECTURES, perturb, tiny_model
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from peftly import METHODS, attach, attached, detach, trainable_parameters
@@ -15,7 +16,10 @@ from peftly.methods._copies import copied_parameters
 Logits = Callable[[Tensor], Tensor]
 DEFAULTS = {
     "prompt_tuning": {"num_virtual_tokens": 4, "init": "random"},
-    "adapter": {"bottleneck_dim": 3, "init": "near_identity"},
+    "p_tuning": {"num_virtual_tokens": 3, "encoder": "lstm", "encoder_dim": 5},
+    "prefix_tuning": {"num_virtual_tokens": 3},
+    "p_tuning_v2": {"num_virtual_tokens": 3},
+    "adapter": {"bottleneck_dim": 3, "init": "near_identity", "activation": "tanh"},
     "lora": {"rank": 4},
     "dora": {"rank": 4},
     "ia3": {},
@@ -38,7 +42,8 @@ def misfit(architecture: str, method: str) -> str | None:
 
 
 CELLS = [(a, m) for a in ARCHITECTURES for m in METHODS if misfit(a, m) is None]
-HOMES = [(next(a for a in ("llama", "gpt2") if misfit(a, m) is None), m) for m in METHODS]
+CAUSAL = [m for m in METHODS if m != "p_tuning_v2"]  # which needs a classifier
+HOMES = [(next(a for a in ("llama", "gpt2") if misfit(a, m) is None), m) for m in CAUSAL]
 """Every method once, on llama if it can be."""
 HOME = {method: architecture for architecture, method in HOMES}
 
@@ -57,7 +62,7 @@ def reference(model, name: str = "default") -> Logits:
     """What the model computes with this one adapter."""
     adapter = attached(model)[name]
     base = detach(copy.deepcopy(model))
-    values = {key: value.detach().clone() for key, value in adapter.parameters().items()}
+    values = {key: value.detach().clone() for key, value in adapter.own_tensors().items()}
     for path, value in copied_parameters(model, name).items():
         module, _, attribute = path.rpartition(".")  # not into the parameter as it is, which others may share
         setattr(base.get_submodule(module), attribute, nn.Parameter(value.detach().clone()))
@@ -76,6 +81,23 @@ def _prompted(base, config, values) -> Logits:
         words = base.get_input_embeddings()(ids)
         embeds = torch.cat([rows.to(words.dtype).expand(ids.shape[0], -1, -1), words], 1)
         return base(inputs_embeds=embeds, use_cache=False).logits[:, rows.shape[0] :]
+
+    return logits
+
+
+def _prefixed(base, config, values) -> Logits:
+    """A cache that was filled beforehand."""
+    (rows,) = values.values()
+
+    def logits(ids: Tensor) -> Tensor:
+        text_config = base.config.get_text_config()
+        heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+        states = rows.view(len(rows), 2 * text_config.num_hidden_layers, heads, -1).permute(1, 2, 0, 3)
+        cache = DynamicCache(config=text_config)
+        for layer in range(text_config.num_hidden_layers):
+            keys, values = (states[2 * layer + half].to(base.dtype).expand(len(ids), -1, -1, -1) for half in (0, 1))
+            cache.update(keys, values, layer)
+        return base(ids, past_key_values=cache).logits
 
     return logits
 
@@ -107,6 +129,7 @@ def _scaled(base, config, values) -> Logits:
         layer = base.get_submodule(_path(key))
         on_input = any(name in key for name in ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj"))
         by_column = on_input != isinstance(layer, Conv1D)
+        factors = factors.flatten()
         layer.weight.data = layer.weight * (factors if by_column else factors[:, None])
         if layer.bias is not None and not on_input:
             layer.bias.data = layer.bias * factors
@@ -114,7 +137,7 @@ def _scaled(base, config, values) -> Logits:
 
 
 def _with_bottlenecks(base, config, values) -> Logits:
-    """Hooks that add `W_up relu(W_down h + b) + b`."""
+    """Hooks that add `W_up f(W_down h + b) + b`."""
     for key in values:
         if key.endswith(".adapter_down"):
             down, up, down_bias, up_bias = (
@@ -123,7 +146,7 @@ def _with_bottlenecks(base, config, values) -> Logits:
             )
 
             def change(h, down=down, up=up, down_bias=down_bias, up_bias=up_bias):
-                return torch.relu(h @ down.T + down_bias) @ up.T + up_bias
+                return getattr(torch, config.activation)(h @ down.T + down_bias) @ up.T + up_bias
 
             def parallel(module, args, output, change=change):
                 return output + (config.scaling or 4.0) * change(args[0])
@@ -138,6 +161,8 @@ def _with_bottlenecks(base, config, values) -> Logits:
 
 _REFERENCES = {
     "prompt_tuning": _prompted,
+    "p_tuning": _prompted,
+    "prefix_tuning": _prefixed,
     "adapter": _with_bottlenecks,
     "lora": _with_deltas,
     "dora": _with_deltas,

@@ -5,6 +5,13 @@ import transformers as tf
 
 VOCABULARY = 97
 ARCHITECTURES = ("llama", "bloom", "gpt2", "opt", "qwen3", "gemma3", "glm4")
+TASKS = {
+    "causal_lm": (*ARCHITECTURES, "gpt_neox", "mistral", "phi"),
+    "seq2seq_lm": ("t5", "mt5", "bart"),
+    "sequence_classification": ("bert", "roberta", "distilbert", "llama", "gpt2", "gemma3"),
+    "token_classification": ("bert", "roberta", "distilbert"),
+}
+LABELS = 3
 WINDOW = 6  # of gemma3's sliding layers: tests use texts that are longer
 
 _COMMON = {
@@ -21,54 +28,69 @@ _COMMON = {
 _GROUPED = _COMMON | {"num_key_value_heads": 2, "head_dim": 8}
 
 
+_SEQ2SEQ = {"vocab_size": VOCABULARY, "d_model": 32, "pad_token_id": 0, "eos_token_id": 2}
+_T5 = _SEQ2SEQ | {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_CONFIGS = {
+    "llama": (tf.LlamaConfig, _GROUPED),
+    "bloom": (tf.BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4} | _TOKENS),
+    "gpt2": (
+        tf.GPT2Config,
+        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+        | {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+        | _TOKENS,
+    ),
+    "opt": (tf.OPTConfig, _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
+    "qwen3": (tf.Qwen3Config, _GROUPED),
+    "gemma3": (
+        tf.Gemma3TextConfig,
+        _GROUPED | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "glm4": (tf.Glm4Config, _GROUPED),
+    "gpt_neox": (tf.GPTNeoXConfig, _COMMON),
+    "mistral": (tf.MistralConfig, _GROUPED | {"sliding_window": WINDOW}),
+    "phi": (tf.PhiConfig, _COMMON),
+    "bert": (tf.BertConfig, _COMMON),
+    "roberta": (tf.RobertaConfig, _COMMON),
+    "distilbert": (
+        tf.DistilBertConfig,
+        {"vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    ),
+    "t5": (tf.T5Config, _T5),
+    "mt5": (tf.MT5Config, _T5),
+    "bart": (
+        tf.BartConfig,
+        _SEQ2SEQ
+        | {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in (("layers", 2), ("ffn_dim", 48))}
+        | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128}
+        | {"bos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None},
+    ),
+}
+
+
 def tiny_config(architecture: str) -> tf.PreTrainedConfig:
-    match architecture:
-        case "llama":
-            return tf.LlamaConfig(**_GROUPED)
-        case "bloom":
-            return tf.BloomConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=32,
-                n_layer=2,
-                n_head=4,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        case "gpt2":
-            return tf.GPT2Config(
-                vocab_size=VOCABULARY,
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                n_positions=128,
-                embd_pdrop=0.0,
-                resid_pdrop=0.0,
-                attn_pdrop=0.0,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        case "opt":
-            return tf.OPTConfig(**_COMMON, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0)
-        case "qwen3":
-            return tf.Qwen3Config(**_GROUPED)
-        case "gemma3":
-            return tf.Gemma3TextConfig(
-                **_GROUPED, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
-            )
-        case "glm4":
-            return tf.Glm4Config(**_GROUPED)
-    raise KeyError(architecture)
+    kind, settings = _CONFIGS[architecture]
+    return kind(**settings)
 
 
-def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tf.PreTrainedModel:
+_AUTO = {
+    "causal_lm": tf.AutoModelForCausalLM,
+    "seq2seq_lm": tf.AutoModelForSeq2SeqLM,
+    "sequence_classification": tf.AutoModelForSequenceClassification,
+    "token_classification": tf.AutoModelForTokenClassification,
+}
+
+
+def tiny_model(
+    architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, task: str = "causal_lm"
+) -> tf.PreTrainedModel:
     """A model whose every tensor is random: at their defaults, biases and norms would hide mistakes."""
+    config = tiny_config(architecture)
+    if "classification" in task:
+        config.num_labels = LABELS
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = tf.AutoModelForCausalLM.from_config(
-            tiny_config(architecture), attn_implementation="sdpa" if architecture != "bloom" else "eager"
-        )
+        model = _AUTO[task].from_config(config, attn_implementation="sdpa" if architecture != "bloom" else "eager")
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
-    from peftly.methods import IA3, METHODS, AdapterConfig, BitFit, DoRA, Full, LoRA, PromptTuning, Selective
+    from peftly.methods import (
+        IA3,
+        METHODS,
+        AdapterConfig,
+        BitFit,
+        DoRA,
+        Full,
+        LoRA,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        PTuningV2,
+        Selective,
+    )
     from peftly.training import TrainConfig, TrainResult, train
 
 __all__ = [
@@ -25,6 +38,9 @@ __all__ = [
     "Evaluation",
     "Full",
     "LoRA",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
     "PromptTuning",
     "Selective",
     "TrainConfig",
@@ -58,6 +74,9 @@ _HOME = {
     "Evaluation": "evaluation",
     "Full": "methods",
     "LoRA": "methods",
+    "PTuning": "methods",
+    "PTuningV2": "methods",
+    "PrefixTuning": "methods",
     "PromptTuning": "methods",
     "Selective": "methods",
     "TrainConfig": "training",

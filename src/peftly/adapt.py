@@ -17,16 +17,15 @@ from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
+from peftly.methods._body import Bodies
 from peftly.methods._copies import add_copies, check_copies_mergeable, merge_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
-from peftly.methods._positions import TextPositions
 from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
-from peftly.methods._targets import base_modules, names, output_heads
+from peftly.methods._targets import base_modules, output_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from peftly.methods._virtual_tokens import VirtualTokens
 
 __all__ = [
     "attach",
@@ -52,8 +51,7 @@ class _Attached:
     unfrozen: list[str]
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    positions: TextPositions | None = None
-    virtual_tokens: VirtualTokens | None = None
+    bodies: Bodies | None = None
 
 
 def attach(
@@ -224,8 +222,7 @@ def _prepare(model: Any) -> None:
     state = _Attached(unfrozen)
     setattr(model, _ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
-        if model.can_generate() and not model.config.is_encoder_decoder:
-            state.positions = TextPositions(model)
+        state.bodies = Bodies(model)
         override_method(model, "save_pretrained", _SavesAdapters(model))
         override_method(model, KeepsContext.name, KeepsContext(model))
 
@@ -233,8 +230,8 @@ def _prepare(model: Any) -> None:
 def _restore(model: Any) -> None:
     """Undo `_prepare`."""
     state = _state(model)
-    if state.positions is not None:
-        state.positions.remove()
+    if state.bodies is not None:
+        state.bodies.remove()
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
@@ -260,7 +257,8 @@ def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> 
         taken = [path for path, _, _ in changed_layers(model, name)]
         found = [path for path in classifier if not any(f"{one}.".startswith(f"{path}.") for one in taken)]
     else:
-        found = [path for path, _ in base_modules(model) if any(names(one, path) for one in wanted)]
+        # By the bare end of a path, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
+        found = [path for path, _ in base_modules(model) if path.endswith(tuple(wanted))]
         if wanted and not found:
             raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
     add_copies(model, name, [(path, model.get_submodule(path)) for path in found])

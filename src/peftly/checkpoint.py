@@ -31,6 +31,9 @@ __all__ = ["load", "load_adapter", "read_notes", "save_adapter"]
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+TRAINING = "training.safetensors"
+"""What training goes on from, where the tensors are only what that has come to (a network that makes a prompt)."""
+
 CARD = "README.md"
 NOTES = "peftly.json"
 """What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
@@ -96,12 +99,15 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
         **adapter.peft_config(),
     }
     tensors = {name: value.detach().float().cpu().clone() for name, value in _tensors(adapter).items()}
+    training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
     notes = {"method": adapter.config.model_dump(mode="json"), **notes}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+            if training:
+                save_file(training, scratch / TRAINING, metadata={"format": "pt"})
             _write_json(scratch / CONFIG, config)
             _write_json(scratch / NOTES, notes)
             (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
@@ -150,9 +156,20 @@ def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
         detach(model, name)
         raise
     with torch.no_grad():
-        adapter.load_own_tensors(tensors)
+        adapter.load_own_tensors(tensors, peft)
         for place, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[place])
+        if (folder / TRAINING).is_file():
+            _resume(folder, adapter)
+
+
+def _resume(folder: Path, adapter: Adapter) -> None:
+    try:
+        adapter.resume(_read_tensors(folder, TRAINING))
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        detach(adapter.model, adapter.name)
+        raise AdapterError(f"{folder / TRAINING} does not fit this {adapter.config.name} adapter: {reason}") from None
 
 
 def _tensors(adapter: Adapter) -> dict[str, Tensor]:
@@ -228,7 +245,7 @@ def find_adapter(path_or_hub_id: str | Path) -> Path:
     if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
         raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor has a folder adapter in it")
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, NOTES, CARD]))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, TRAINING, NOTES, CARD]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
@@ -256,34 +273,32 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 
 def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
-    kinds = {method.adapter.peft_type: None for method in METHODS.values()}
+    """Return the settings of the adapter in `folder`: as our own record has them, or as its configuration says."""
+    kinds = {kind: None for method in METHODS.values() for kind in method.adapter.peft_types}
+    if peft["peft_type"] not in kinds:
+        raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
+    kept = peft.get("modules_to_save")
+    readings: dict[str, MethodConfig] = {}
     for method in METHODS.values():
-        if method.adapter.peft_type != peft["peft_type"]:
-            continue
-        try:
-            config = method.adapter.config_from_peft(peft)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, AdapterError):
-                raise
-            raise AdapterError(
-                f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
-            ) from None
-        if config is not None:
-            kept = peft.get("modules_to_save")
-            config = config.model_copy(update={"modules_to_save": None if kept is None else tuple(kept)})
-            return _settings_as_trained(folder, config)
-    raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
-
-
-def _settings_as_trained(folder: Path, config: MethodConfig) -> MethodConfig:
-    """Return our own record of the settings where it stands beside the adapter and is of the same method."""
+        if peft["peft_type"] in method.adapter.peft_types:
+            try:
+                config = method.adapter.config_from_peft(peft)
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, AdapterError):
+                    raise
+                raise AdapterError(
+                    f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
+                ) from None
+            if config is not None:
+                saved = {"modules_to_save": None if kept is None else tuple(kept)}
+                readings[config.name] = config.model_copy(update=saved)
     noted = read_notes(folder).get("method", {})
-    if noted.get("name") != config.name:
-        return config
+    if noted.get("name") not in readings:
+        return next(iter(readings.values()))
     try:
-        return type(config).model_validate(noted)
+        return type(readings[noted["name"]]).model_validate(noted)
     except ValueError as error:
-        raise AdapterError(f"{folder / NOTES} does not describe a {config.name} adapter: {_reason(error)}") from None
+        raise AdapterError(f"{folder / NOTES} does not describe a {noted['name']} adapter: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -294,8 +309,8 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / TENSORS
+def _read_tensors(folder: Path, name: str = TENSORS) -> dict[str, Tensor]:
+    path = folder / name
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors" if pickled else ""
@@ -343,6 +358,8 @@ def _move_into(scratch: Path, folder: Path) -> None:
         scratch.chmod(0o755)  # mkdtemp makes folders for the owner only
         scratch.rename(folder)
         return
+    if not (scratch / TRAINING).exists():
+        (folder / TRAINING).unlink(missing_ok=True)
     # The configuration goes last: a folder that has one is an adapter.
     for file in sorted(scratch.iterdir(), key=lambda path: path.name == CONFIG):
         file.replace(folder / file.name)

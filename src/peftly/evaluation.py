@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peftly.data import Encoded, Shape, Split, collate, label_ids
 from peftly.errors import DataError
+from peftly.methods._slots import select_cached_rows
 from peftly.modes import evaluation_mode
 from peftly.objective import labelled_logits, row_logits, row_losses, text_positions
 
@@ -188,9 +189,7 @@ def _continue(
     prompts, device = len(prompt_mask), prompt_mask.device
     branch = torch.arange(prompts, device=device).repeat_interleave(len(labels))
     cache.reorder_cache(branch)
-    if getattr(cache, "slots", None) is not None:
-        # Where the virtual tokens stand in each row: they belong to the rows, so they go where those go.
-        cache.slots = cache.slots.select(branch)
+    select_cached_rows(cache, branch)
     ids, real = _padded([label[:-1] for label in labels] * prompts, pad_id, left=False, device=device)
     inputs = {
         "input_ids": ids,

@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, given: float | None 
     """Return what is trained in `model`, in groups of one learning rate, as optimizers of torch take them.
 
     The rate is that of the configuration, else `given`, else that of the method that a parameter belongs to, so that
-    methods which are trained together each have their own.
+    methods which are trained together each have their own. A method may let some of its parameters learn faster.
 
     Raises:
         ConfigError: there is none of them, or the optimizer is not of the kind that the methods' own are for.
@@ -28,10 +28,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig, given: float | None 
     adapters = attached(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for path, parameter in trainable_parameters(model).items():
+        adapter = adapters.get(owner(path))
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:
-            rate = _own_rate(adapters.get(owner(path)), config)
-        groups.setdefault(rate, []).append(parameter)
+            rate = _own_rate(adapter, config)
+        factor = 1.0 if adapter is None else adapter.rate_factor(path)
+        groups.setdefault(rate * factor, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 

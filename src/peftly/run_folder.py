@@ -39,6 +39,7 @@ FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summar
 ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
+    "training.safetensors",
     "README.md",
     "peftly.json",
 )

@@ -18,7 +18,7 @@ HOOKS = [name for name in vars(torch.nn.Module()) if name.endswith(("_hooks", "_
 
 def everything(model) -> dict:
     """All that a user could notice of a model."""
-    found = {"config": model.config.to_dict(), "generation": model.generation_config.to_dict()}
+    found = {"config": model.config.to_dict(), "generation": model.can_generate() and model.generation_config.to_dict()}
     found["attributes"] = sorted(vars(model))
     found["attention"] = model.config._attn_implementation
     for path, module in model.named_modules():

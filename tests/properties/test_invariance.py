@@ -5,7 +5,7 @@ import torch
 from references import CELLS, adapted, assert_close
 from tiny import WINDOW, padded, random_rows, tiny_model
 
-from peftly import trainable_parameters
+from peftly import METHODS, trainable_parameters
 from peftly.errors import MethodError
 
 ROWS = random_rows([5, 3 * WINDOW, 11])
@@ -75,7 +75,8 @@ class TestOneBatchManyWays:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "method"), [cell for cell in CELLS if cell[0] in ("llama", "qwen3", "gemma3", "glm4")]
+    ("architecture", "method"),
+    [(a, m) for a, m in CELLS if a in ("llama", "qwen3", "gemma3", "glm4") and METHODS[m].packs],
 )
 def test_a_packed_row_equals_its_examples(architecture, method):
     model, _ = adapted(architecture, method)
@@ -121,3 +122,9 @@ def test_embeddings_and_texts_past_the_limit_are_refused():
         model(inputs_embeds=torch.zeros(1, 3, 32, dtype=model.dtype))
     with pytest.raises(MethodError, match="129 positions"):
         model(torch.ones(1, 125, dtype=torch.long))
+
+
+def test_a_prefix_refuses_packed_rows():
+    model, _ = adapted("llama", "prefix_tuning")
+    with pytest.raises(MethodError, match="packed rows"):
+        model(torch.tensor([[5, 6, 7, 8]]), position_ids=torch.tensor([[0, 1, 0, 1]]), use_cache=False)

@@ -6,6 +6,8 @@ from peftly.methods.bitfit import BitFit, BitFitAdapter
 from peftly.methods.dora import DoRA, DoRAAdapter
 from peftly.methods.ia3 import IA3, IA3Adapter
 from peftly.methods.lora import LoRA, LoRAAdapter
+from peftly.methods.p_tuning import PTuning, PTuningAdapter
+from peftly.methods.prefix_tuning import PrefixTuning, PrefixTuningAdapter, PTuningV2, PTuningV2Adapter
 from peftly.methods.prompt_tuning import PromptTuning, PromptTuningAdapter
 from peftly.methods.selective import Full, FullAdapter, Selective, SelectiveAdapter
 
@@ -20,6 +22,9 @@ __all__ = [
     "LoRA",
     "Method",
     "MethodConfig",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
     "PromptTuning",
     "Selective",
     "Setup",
@@ -34,6 +39,35 @@ METHODS: dict[str, Method] = {
         learning_rate=6e-3,
         mergeable=False,
         identity_at_init=False,
+    ),
+    "p_tuning": Method(
+        PTuningAdapter,
+        PTuning,
+        summary="a network that makes such rows",
+        paper="arXiv:2103.10385",
+        learning_rate=1e-3,
+        mergeable=False,
+        identity_at_init=False,
+    ),
+    "prefix_tuning": Method(
+        PrefixTuningAdapter,
+        PrefixTuning,
+        summary="keys and values in front of every text",
+        paper="arXiv:2101.00190",
+        learning_rate=1e-2,
+        mergeable=False,
+        identity_at_init=False,
+        packs=False,
+    ),
+    "p_tuning_v2": Method(
+        PTuningV2Adapter,
+        PTuningV2,
+        summary="such keys and values, and the classifier",
+        paper="arXiv:2110.07602",
+        learning_rate=7e-3,
+        mergeable=False,
+        identity_at_init=False,
+        packs=False,
     ),
     "adapter": Method(
         BottleneckAdapter,

@@ -39,6 +39,9 @@ class LayerChange(nn.Module):
     is_outermost: ClassVar[bool] = False
     """Whether it stands outside all other changes of its layer, whenever they were attached."""
 
+    changes_forward: ClassVar[bool] = True
+    """Whether it takes part in the layer's forward, or only has its place there."""
+
     only_adds: bool = False
     """Whether it adds something to the layer's output in which the layer's own parameters have no part."""
 
@@ -87,6 +90,11 @@ class _ChangedForward:
         rows, here = self.selection.rows, frozenset(self.layer.peftly)
         if len(rows.sets) == 1:
             return self._through(rows.sets[0], x, *args, **kwargs)
+        if x.shape[0] % len(rows.sets):
+            raise MethodError(
+                f"adapters were chosen for {len(rows.sets)} rows and this call has {x.shape[0]}; give one entry for "
+                "each row (what all rows of a batch share, as T5's relative positions, cannot differ between them)"
+            )
         groups = rows.groups(x.shape[0], here, x.device)
         if len(groups) == 1:
             return self._through(groups[0].names, x, *args, **kwargs)
@@ -95,7 +103,9 @@ class _ChangedForward:
             picked = [_rows_of(value, x.shape[0], group.index) for value in (x, *args)]
             named = {key: _rows_of(value, x.shape[0], group.index) for key, value in kwargs.items()}
             with self.selection.use(group.rows):
-                outputs.append(self._through(group.names, *picked, **named))
+                output = self._through(group.names, *picked, **named)
+            # A layer may give one row that stands for all (BART's positions).
+            outputs.append(output.expand(len(group.index), *output.shape[1:]) if output.shape[0] == 1 else output)
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
 
@@ -122,9 +132,10 @@ def add_change(model: nn.Module, layer: Any, name: str, change: LayerChange) -> 
         path = next(path for path, module in model.named_modules() if module is layer)
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, CHANGES):
-        forward = _ChangedForward(layer, selection_of(model))
+        forward = _ChangedForward(layer, selection_of(model)) if change.changes_forward else None
         layer.peftly = nn.ModuleDict()
-        layer.forward = forward
+        if forward is not None:
+            layer.forward = forward
     layer.peftly[name] = change.train(layer.training)
     for other in [other for other, known in layer.peftly.items() if known.is_outermost]:
         layer.peftly[other] = layer.peftly.pop(other)
@@ -138,12 +149,13 @@ def own_forward(layer: Any) -> OwnForward:
 
 def drop_changes(model: nn.Module, name: str) -> None:
     """Take adapter `name` off every layer of `model`; a layer that nothing changes any more is as it was."""
-    for _, layer, _ in list(changed_layers(model, name)):
+    for _, layer, change in list(changed_layers(model, name)):
         del layer.peftly[name]
         if not len(layer.peftly):
-            replaced = layer.__dict__.pop("forward").own.replaced
-            if replaced is not None:
-                layer.forward = replaced
+            if change.changes_forward:
+                replaced = layer.__dict__.pop("forward").own.replaced
+                if replaced is not None:
+                    layer.forward = replaced
             del layer.peftly
 
 

@@ -114,7 +114,7 @@ class LowRankAdapter(Adapter):
     """Two small factors at each target layer of a model."""
 
     config: LowRankConfig
-    peft_type: ClassVar[str] = "LORA"
+    peft_types: ClassVar[tuple[str, ...]] = ("LORA",)
     uses_dora: ClassVar[bool]
     kinds: ClassVar[tuple[type[nn.Module], ...]]
     """The kinds of layers that it can change."""
@@ -168,7 +168,7 @@ class LowRankAdapter(Adapter):
                 tensors[f"base_model.model.{path}.{_factor(layer, letter)}"] = factor
         return tensors
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
         """See `Adapter.load_own_tensors`."""
         factors = set()
         for path, (layer, change) in self.targets().items():

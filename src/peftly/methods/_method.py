@@ -28,7 +28,7 @@ class MethodConfig(BaseModel):
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
-    """Modules of which trained copies are kept with the adapter. None: the classifier, if the base has one."""
+    """Modules, by the end of their path, of which trained copies are kept with the adapter. None: the classifier."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Adapter(ABC):
     """
 
     config: Any
-    peft_type: ClassVar[str]
+    peft_types: ClassVar[tuple[str, ...]]
+    """What `adapter_config.json` may call the method; see `peft_type`."""
     copies_prefix: ClassVar[str] = "base_model.model."
     """What stands before the names of `modules_to_save` in a file."""
 
@@ -67,6 +68,11 @@ class Adapter(ABC):
         self.model = model
         self.config = config
         self.name = name
+
+    @property
+    def peft_type(self) -> str:
+        """What its own `adapter_config.json` calls it."""
+        return self.peft_types[0]
 
     @classmethod
     @abstractmethod
@@ -99,10 +105,27 @@ class Adapter(ABC):
         """Return what a file keeps of the method: usually just what is trained."""
         return dict(self.parameters())
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what a file has kept; names and shapes are those of `own_tensors`."""
+    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """Take over what a file has kept.
+
+        Args:
+            tensors: by the names, and of the shapes, of `own_tensors`.
+            peft: the `adapter_config.json` beside them.
+        """
         for name, parameter in self.parameters().items():
             parameter.copy_(tensors[name])
+
+    def training_tensors(self) -> dict[str, Tensor]:
+        """Return what training goes on from, where `own_tensors` is only what that has come to; else nothing."""
+        return {}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over `training_tensors` from a file, so that training can go on.
+
+        Raises:
+            KeyError, RuntimeError: they are not of this adapter.
+        """
+        raise KeyError(*tensors)
 
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:
@@ -168,6 +191,7 @@ class Method:
         learning_rate: the default for AdamW.
         mergeable: whether its effect can be folded into the base's weights.
         identity_at_init: whether a fresh adapter leaves the base's outputs unchanged.
+        packs: whether several texts may stand in one row, one behind the other.
     """
 
     adapter: type[Adapter]
@@ -177,3 +201,4 @@ class Method:
     learning_rate: float
     mergeable: bool
     identity_at_init: bool
+    packs: bool = True

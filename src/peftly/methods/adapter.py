@@ -130,7 +130,7 @@ class BottleneckAdapter(OwnFormat):
 
     config: AdapterConfig
     settings: ClassVar[type[MethodConfig]] = AdapterConfig
-    peft_type: ClassVar[str] = "PEFTLY_ADAPTER"
+    peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_ADAPTER",)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: AdapterConfig, name: str, setup: Setup) -> Self:

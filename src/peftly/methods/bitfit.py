@@ -29,7 +29,7 @@ class BitFitAdapter(OwnFormat):
 
     config: BitFit
     settings: ClassVar[type[MethodConfig]] = BitFit
-    peft_type: ClassVar[str] = "PEFTLY_BITFIT"
+    peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_BITFIT",)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: BitFit, name: str, setup: Setup) -> Self:

@@ -50,7 +50,7 @@ class IA3Adapter(Adapter):
     """Factors on the target layers of a model."""
 
     config: IA3
-    peft_type: ClassVar[str] = "IA3"
+    peft_types: ClassVar[tuple[str, ...]] = ("IA3",)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: IA3, name: str, setup: Setup) -> Self:
@@ -78,7 +78,7 @@ class IA3Adapter(Adapter):
             for path, _, change in self._targets()
         }
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
         """See `Adapter.load_own_tensors`."""
         for name, parameter in self.parameters().items():
             parameter.copy_(tensors[name].flatten())

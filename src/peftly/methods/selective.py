@@ -65,7 +65,7 @@ class SelectiveAdapter(_CopiesAdapter):
 
     config: Selective
     settings: ClassVar[type[MethodConfig]] = Selective
-    peft_type: ClassVar[str] = "PEFTLY_SELECTIVE"
+    peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_SELECTIVE",)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Selective, name: str, setup: Setup) -> Self:
@@ -80,7 +80,7 @@ class FullAdapter(_CopiesAdapter):
 
     config: Full
     settings: ClassVar[type[MethodConfig]] = Full
-    peft_type: ClassVar[str] = "PEFTLY_FULL"
+    peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_FULL",)
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Full, name: str, setup: Setup) -> Self:

@@ -1,0 +1,98 @@
+"""P-tuning v1: virtual tokens that a small network makes while they are trained (Liu et al. 2021, arXiv:2103.10385)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peftly.methods._method import MethodConfig, Setup
+from peftly.methods._prompts import Place, PromptAdapter
+
+__all__ = ["PTuning", "PTuningAdapter", "PTuningEncoder"]
+
+
+class PTuning(MethodConfig):
+    """Settings of P-tuning v1."""
+
+    name: Literal["p_tuning"] = "p_tuning"
+    num_virtual_tokens: int = Field(default=20, ge=1)
+    """How many rows the network makes."""
+    encoder: Literal["lstm", "mlp"] = "mlp"
+    """The network: a bidirectional LSTM with two linear layers after it, or three linear layers."""
+    encoder_dim: int | None = Field(default=None, ge=1)
+    """Its inner dimension; None: the width of the embeddings."""
+    encoder_layers: int = Field(default=2, ge=1)
+    """Layers of the LSTM."""
+    encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout between the layers of the LSTM."""
+    place: Place | None = None
+    """Where the rows stand: in front of the text, or after its first token; None: after it in encoders only."""
+
+
+class PTuningEncoder(nn.Module):
+    """The network that makes the rows, (count, width) -> (count, width)."""
+
+    def __init__(self, config: PTuning, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        inner = config.encoder_dim or width
+        self.lstm_head: nn.LSTM | None = None
+        if config.encoder == "lstm":
+            dropout = config.encoder_dropout if config.encoder_layers > 1 else 0.0
+            self.lstm_head = nn.LSTM(width, inner, config.encoder_layers, dropout=dropout, bidirectional=True)
+            self.mlp_head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, width))
+        else:
+            self.mlp_head = nn.Sequential(
+                nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width)
+            )
+        with torch.no_grad():
+            for layer in self.mlp_head:
+                if isinstance(layer, nn.Linear):
+                    bound = layer.in_features**-0.5
+                    layer.weight.uniform_(-bound, bound, generator=generator)
+                    layer.bias.uniform_(-bound, bound, generator=generator)
+            for parameter in [] if self.lstm_head is None else self.lstm_head.parameters():
+                parameter.uniform_(-(inner**-0.5), inner**-0.5, generator=generator)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the rows as the model reads them."""
+        if self.lstm_head is not None:
+            rows, _ = self.lstm_head(rows)
+        encoded: Tensor = self.mlp_head(rows)
+        return encoded
+
+
+class PTuningAdapter(PromptAdapter):
+    """Rows in every text that a network makes."""
+
+    config: PTuning
+    settings: ClassVar[type[MethodConfig]] = PTuning
+    peft_types: ClassVar[tuple[str, ...]] = ("P_TUNING", "PEFTLY_P_TUNING")
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, config: PTuning, name: str, setup: Setup) -> Self:
+        """See `Adapter.attach`."""
+        width = cls.width(model)
+        rows = torch.randn(config.num_virtual_tokens, width, generator=setup.generator)
+        return cls(model, config, name, rows, cls.encoder(config, width, setup))
+
+    @classmethod
+    def encoder(cls, config: PTuning, width: int, setup: Setup) -> nn.Module:
+        """See `PromptAdapter.encoder`."""
+        return PTuningEncoder(config, width, setup.generator)
+
+    def peft_config(self) -> dict[str, Any]:
+        """See `Adapter.peft_config`."""
+        peft = super().peft_config()
+        if self.after_first:
+            return peft
+        return {
+            **peft,
+            "encoder_dropout": self.config.encoder_dropout,
+            "encoder_hidden_size": self.config.encoder_dim or peft["token_dim"],
+            "encoder_num_layers": self.config.encoder_layers,
+            "encoder_reparameterization_type": self.config.encoder.upper(),
+        }

@@ -1,0 +1,206 @@
+"""Every method on every task and architecture. A cell is only left out for a reason that the method itself declares."""
+
+import copy
+
+import pytest
+import torch
+from references import DEFAULTS, assert_close
+from test_base_untouched import everything
+from tiny import LABELS, TASKS, padded, perturb, random_rows, tiny_model
+
+from peftly import (
+    METHODS,
+    LoRA,
+    attach,
+    attached,
+    detach,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+    use_adapters,
+)
+from peftly.errors import MethodError
+
+EVERY = [(task, architecture, method) for task, those in TASKS.items() for architecture in those for method in METHODS]
+TEXTS = random_rows([5, 14, 9, 7])
+ANSWERS = random_rows([3, 6, 2, 4], seed=1)
+
+
+def config_of(method, architecture):
+    settings = dict(DEFAULTS[method])
+    if method == "selective" and architecture in ("distilbert", "bert", "roberta"):
+        settings["head"] = False  # the classifier is trained anyway
+    return METHODS[method].config(**settings)
+
+
+def misfit(task, architecture, method):
+    return METHODS[method].adapter.misfit(tiny_model(architecture, task=task))
+
+
+CELLS = [cell for cell in EVERY if misfit(*cell) is None]
+
+
+def batch_of(task, rows, side="right"):
+    """The inputs of some rows, and a function from their logits to the loss of each."""
+    ids, mask = padded([TEXTS[row] for row in rows], side)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if task == "seq2seq_lm":
+        answers, real = padded([ANSWERS[row] for row in rows], "right")
+        inputs |= {"decoder_input_ids": torch.cat([torch.full_like(answers[:, :1], 2), answers[:, :-1]], 1)}
+        return inputs, lambda logits: _token_losses(logits, answers, real)
+    if task == "sequence_classification":
+        labels = torch.tensor([row % LABELS for row in rows])
+        return inputs, lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    if task == "token_classification":
+        return inputs, lambda logits: _token_losses(logits, ids % LABELS, mask)
+    following, real = torch.roll(ids, -1, 1), mask * torch.roll(mask, -1, 1)
+    real[:, -1] = 0
+    return inputs, lambda logits: _token_losses(logits, following, real)
+
+
+def _token_losses(logits, targets, real):
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return (losses * real).sum(1)
+
+
+def losses_and_gradients(model, task, rows, side="right"):
+    inputs, losses_of = batch_of(task, rows, side)
+    losses = losses_of(model(**inputs).logits)
+    parameters = list(trainable_parameters(model).values())
+    total = losses.sum() + sum(0 * parameter.sum() for parameter in parameters)
+    gradients = torch.autograd.grad(total, parameters)
+    return losses.detach(), dict(zip(trainable_parameters(model), gradients, strict=True))
+
+
+def flat(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+def in_double(model):
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.to(model.dtype)
+    return model
+
+
+def test_the_cells_are_counted():
+    left_out = {cell: misfit(*cell) for cell in EVERY if cell not in CELLS}
+    print(f"\n{len(CELLS)} of {len(EVERY)} cells run; left out, by the method's own word:")
+    for cell, reason in left_out.items():
+        print(" ", *cell, "-", reason)
+    assert len(CELLS) > 0.85 * len(EVERY)
+    for (task, architecture, method), reason in left_out.items():
+        with pytest.raises(MethodError) as caught:
+            attach(tiny_model(architecture, task=task), config_of(method, architecture))
+        assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(("task", "architecture", "method"), CELLS)
+def test_every_cell(task, architecture, method, tmp_path):
+    model = tiny_model(architecture, task=task)
+    before = everything(model)
+    attach(model, config_of(method, architecture), name="own")
+    in_double(model)
+    learns(model, task, method)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    changes_the_logits(model, task)
+    singles = [losses_and_gradients(model, task, [row]) for row in (0, 1, 2)]
+    assert all(gradient.abs().sum() > 0 for gradient in singles[1][1].values()), "every tensor has a gradient"
+    for side in sides(model, task, method):
+        are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2], side), model)
+    if architecture != "distilbert":  # whose blocks cannot be checkpointed with dropout off from outside
+        checkpointed = copy.deepcopy(model)
+        without_dropout(checkpointed).gradient_checkpointing_enable()
+        checkpointed.train()
+        are_those_of_single_rows(singles, losses_and_gradients(checkpointed, task, [0, 1, 2]), model)
+    keeps_rows_apart(model, task, method)
+    goes_through_a_file(model, architecture, task, tmp_path)
+    detach(model)
+    after = everything(model)
+    assert [key for key in before if before[key] != after.get(key)] == []
+    assert before.keys() == after.keys()
+
+
+def learns(model, task, method):
+    """The loss falls on one batch, and every trained tensor moves."""
+    inputs, losses_of = batch_of(task, [0, 1, 2])
+    rate = 1e-3 if method in ("full", "selective") else 3e-3
+    optimizer = torch.optim.Adam(trainable_parameters(model).values(), rate)
+    start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+    found = []
+    for _ in range(8):
+        loss = losses_of(model(**inputs).logits).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    model.zero_grad()
+    assert found[-1] < found[0]
+    assert [
+        name for name, parameter in trainable_parameters(model).items() if torch.equal(parameter, start[name])
+    ] == []
+
+
+def sides(model, task, method):
+    """Where a batch may be padded. An encoder's classifier reads the first column, which must be a word."""
+    if task == "sequence_classification" and model.config.model_type in ("bert", "roberta", "distilbert"):
+        return ["right"]
+    if method == "full" and model.config.model_type == "bart":
+        with pytest.raises(MethodError, match="pad on the right"):
+            losses_and_gradients(model, task, [0, 1], "left")
+        return ["right"]
+    return ["right", "left"]
+
+
+def changes_the_logits(model, task):
+    inputs, _ = batch_of(task, [0, 1, 2])
+    with torch.no_grad():
+        adapted = model(**inputs).logits
+        with use_adapters(model):
+            plain = model(**inputs).logits
+    assert (adapted - plain).norm() > 1e-3 * plain.norm()
+
+
+def are_those_of_single_rows(singles, batch, model):
+    bound = 1e-10 if model.dtype == torch.float64 else 1e-4
+    losses, gradients = batch
+    assert_close(losses, torch.cat([single[0] for single in singles]), bound)
+    in_fp32 = "gemma" in model.config.model_type  # its normalisations
+    assert_close(flat(gradients), sum(flat(single[1]) for single in singles), 1e-6 if in_fp32 else 10 * bound)
+
+
+def keeps_rows_apart(model, task, method):
+    """Beside a second adapter: each row with its own, with both, or with none."""
+    attach(model, LoRA(rank=2), name="other", seed=3)
+    in_double(model)
+    perturb([value for name, value in trainable_parameters(model).items() if ".other." in name], seed=4)
+    rows = ["own", None, ("own", "other"), "other"]
+    singles = []
+    for place, row in enumerate(rows):
+        with use_adapters(model, *([row] if isinstance(row, str) else row or ())):
+            singles.append(losses_and_gradients(model, task, [place]))
+    if method == "full" and model.config.model_type in ("t5", "mt5"):
+        with pytest.raises(MethodError, match="cannot differ between them"), use_adapters(model, rows=rows):
+            losses_and_gradients(model, task, [0, 1, 2, 3])
+        detach(model, "other")
+        return
+    for side in sides(model, task, method):
+        with use_adapters(model, rows=rows):
+            are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2, 3], side), model)
+    detach(model, "other")
+
+
+def goes_through_a_file(model, architecture, task, folder):
+    save_adapter(model, folder / "adapter")
+    again = load_adapter(tiny_model(architecture, task=task), folder / "adapter", name="own")
+    assert attached(again)["own"].config == attached(model)["own"].config
+    assert trainable_parameters(again).keys() == trainable_parameters(model).keys()
+    inputs, _ = batch_of(task, [0, 1, 2])
+    assert_close(again(**inputs).logits, model(**inputs).logits, 1e-5)  # a file has fp32
+
+
+def without_dropout(model):
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "layerdrop", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
