@@ -76,6 +76,7 @@ class PrefixTuningAdapter(Adapter):
     """Trained keys and values in every layer of a model that has a cache."""
 
     config: PrefixTuning
+    settings: ClassVar[type[PrefixTuning]] = PrefixTuning
     peft_types: ClassVar[tuple[str, ...]] = ("PREFIX_TUNING", "PEFTLY_PREFIX_TUNING")
     copies_prefix: ClassVar[str] = "base_model."
 
@@ -182,15 +183,18 @@ class PrefixTuningAdapter(Adapter):
         }
 
     @classmethod
-    def config_from_peft(cls, peft: Mapping[str, Any]) -> PrefixTuning:
-        """See `Adapter.config_from_peft`."""
-        if peft["peft_type"] == cls.peft_types[1]:
-            return PrefixTuning.model_validate(peft["settings"])
-        return PrefixTuning(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
+    def config_from_peft(cls, peft: Mapping[str, Any]) -> PrefixTuning | None:
+        """See `Adapter.config_from_peft`. PEFT has one type for both methods: our own record tells them apart."""
+        kind = cls.settings
+        if peft["peft_type"] == cls.peft_types[0]:
+            return kind(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
+        return kind.model_validate(peft["settings"]) if peft["settings"]["name"] == kind().name else None
 
 
 class PTuningV2Adapter(PrefixTuningAdapter):
     """Prefix tuning with a trained classifier."""
+
+    settings: ClassVar[type[PrefixTuning]] = PTuningV2
 
     @classmethod
     def misfit(cls, model: nn.Module) -> str | None:
@@ -202,11 +206,6 @@ class PTuningV2Adapter(PrefixTuningAdapter):
                 "prefix_tuning is the same without"
             )
         return reason
-
-    @classmethod
-    def config_from_peft(cls, peft: Mapping[str, Any]) -> PTuningV2:
-        """See `Adapter.config_from_peft`. PEFT has one type for both: our own record tells them apart."""
-        return PTuningV2(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
 
 
 def _projection(config: PrefixTuning, shape: tuple[int, int, int], setup: Setup) -> PrefixProjection:
