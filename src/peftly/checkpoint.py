@@ -147,7 +147,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
 def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
     config = _method_config(folder, peft)
-    tensors = _without_embeddings(folder, model, _read_tensors(folder))
+    tensors = _without_extras(folder, model, _read_tensors(folder))
     kind = METHODS[config.name].adapter
     adapter = install(model, config, name, lambda: kind.blank(model, config, name))
     try:
@@ -322,13 +322,14 @@ def _read_tensors(folder: Path, name: str = TENSORS) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_embeddings(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the base's own embeddings, which PEFT writes beside an adapter that changes them."""
+def _without_extras(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what PEFT writes beside an adapter: the base's embeddings if it changes them, a head's bias thrice."""
     kept = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
         if match is None:
-            kept[name] = tensor
+            if ".modules_to_save." not in name and ".original_module." not in name:
+                kept[name] = tensor
             continue
         own = dict(model.named_parameters(remove_duplicate=False)).get(f"{match[1]}.weight")
         if own is None or own.shape != tensor.shape or not torch.allclose(own.float().cpu(), tensor.float(), atol=1e-3):

@@ -13,7 +13,18 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import MethodError
 from peftly.methods._layers import CHANGES
 
-__all__ = ["ALL_LINEAR", "base_modules", "find_part", "find_targets", "names", "output_heads", "plays", "short_names"]
+__all__ = [
+    "ALL_LINEAR",
+    "base_modules",
+    "classifiers",
+    "find_part",
+    "find_targets",
+    "is_below",
+    "names",
+    "output_heads",
+    "plays",
+    "short_names",
+]
 
 ALL_LINEAR = "all-linear"
 
@@ -62,7 +73,7 @@ def find_targets(
         found = {
             path: layer
             for path, layer in layers.items()
-            if isinstance(layer, nn.Linear | Conv1D) and not any(f"{path}.".startswith(f"{head}.") for head in heads)
+            if isinstance(layer, nn.Linear | Conv1D) and not is_below(path, heads)
         }
     elif isinstance(targets, str):
         try:
@@ -116,6 +127,17 @@ def output_heads(model: nn.Module) -> list[str]:
         if any(True for _ in module.parameters())
         and (module is vocabulary or (id(module) not in inside and vocabulary is None))
     ]
+
+
+def classifiers(model: nn.Module) -> list[str]:
+    """Return the paths of the heads that are a task's own: of a model that gives words their probability, none."""
+    is_vocabulary = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
+    return [] if is_vocabulary else output_heads(model)
+
+
+def is_below(path: str, places: Sequence[str]) -> bool:
+    """Whether `path` is one of `places`, or within one."""
+    return any(f"{path}.".startswith(f"{place}.") for place in places)
 
 
 def short_names(model: nn.Module, paths: Sequence[str]) -> list[str]:

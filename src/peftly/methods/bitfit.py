@@ -10,7 +10,7 @@ from torch import nn
 from peftly.methods._copies import BiasChange, bias_layers
 from peftly.methods._layers import add_change, changed_layers
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import output_heads
+from peftly.methods._targets import classifiers, is_below
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ class BitFitAdapter(OwnFormat):
     def attach(cls, model: PreTrainedModel, config: BitFit, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
         for path, layer in bias_layers(model).items():
-            if not any(path == kept or path.startswith(f"{kept}.") for kept in output_heads(model)):
+            if not is_below(path, classifiers(model)):
                 add_change(model, layer, name, BiasChange(layer))
         return cls(model, config, name)
 

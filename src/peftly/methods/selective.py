@@ -12,7 +12,7 @@ from torch import nn
 from peftly.errors import MethodError
 from peftly.methods._copies import add_copies, is_norm
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import base_modules, names, output_heads
+from peftly.methods._targets import base_modules, is_below, names, output_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,7 +122,7 @@ def _with_parameters(model: nn.Module, chosen: list[str]) -> list[tuple[str, nn.
     """Return the smallest modules that own all parameters at or below the chosen paths."""
     owners: dict[str, nn.Module] = {}
     for path, module in base_modules(model):
-        is_chosen = any(not one or path == one or path.startswith(f"{one}.") for one in chosen)
+        is_chosen = any(not one or is_below(path, [one]) for one in chosen)
         is_within = any(path.startswith(f"{other}.") for other in owners)
         if is_chosen and not is_within and any(True for _ in module.parameters(recurse=False)):
             owners[path] = module
