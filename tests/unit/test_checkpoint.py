@@ -8,7 +8,17 @@ from references import DEFAULTS, HOME
 from safetensors.torch import load_file, save_file
 from tiny import perturb, tiny_model
 
-from peftly import LoRA, PromptTuning, attach, attached, load_adapter, save_adapter, trainable_parameters
+from peftly import (
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    attach,
+    attached,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+)
 from peftly.checkpoint import find_adapter, read_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
@@ -170,3 +180,56 @@ def test_prompt_of_peft_keeps_its_length(tmp_path):
         ].config.num_virtual_tokens
         == 3
     )
+
+
+MADE = {
+    "p_tuning lstm": PTuning(num_virtual_tokens=3, encoder="lstm", encoder_dim=4),
+    "p_tuning mlp": PTuning(num_virtual_tokens=3),
+    "prefix_tuning": PrefixTuning(num_virtual_tokens=3),
+    "prefix_tuning mlp": PrefixTuning(num_virtual_tokens=3, projection=True, projection_dim=5),
+    "prompt_tuning": PromptTuning(num_virtual_tokens=3, init="random"),
+    "prompt_tuning residual": PromptTuning(num_virtual_tokens=3, init="random", residual_dim=4),
+    "lora pissa": LoRA(rank=2, init="pissa"),
+}
+
+
+def a_step(model):
+    loss = model(IDS, labels=IDS).loss
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.02)
+    loss.backward()
+    optimizer.step()
+    model.zero_grad()
+    return loss.item()
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
+    model = attach(tiny_model("llama", torch.float32), MADE[case], seed=3)
+    losses = [a_step(model) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert [a_step(again) for _ in range(3)] == [a_step(model) for _ in range(3)]
+
+
+@pytest.mark.parametrize("case", ["p_tuning mlp", "prefix_tuning mlp", "prompt_tuning residual"])
+def test_a_network_is_not_needed_to_use_what_it_made(case, tmp_path):
+    model = attach(tiny_model("llama", torch.float32), MADE[case])
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "training.safetensors").unlink()
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+    assert list(attached(again)["default"].parameters()) == ["prompt_embeddings"]
+    save_adapter(again, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "training.safetensors").exists()
+
+
+def test_a_network_of_another_adapter_is_refused(tmp_path):
+    save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning lstm"]), tmp_path / "lstm")
+    save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning mlp"]), tmp_path / "mlp")
+    (tmp_path / "lstm" / "training.safetensors").replace(tmp_path / "mlp" / "training.safetensors")
+    model = tiny_model("llama", torch.float32)
+    with pytest.raises(AdapterError, match=r"training.safetensors does not fit this p_tuning adapter"):
+        load_adapter(model, tmp_path / "mlp")
+    assert attached(model) == {}

@@ -9,6 +9,7 @@ from peftly.cli._console import CommandGroup
 from peftly.cli.chat import chat
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
+from peftly.cli.explain import explain
 from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.methods import methods
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quickstart, train, evaluate, generate, chat, inspect, methods, env):
+for _command in (quickstart, train, evaluate, generate, chat, inspect, explain, methods, env):
     app.command()(_command)
 
 
