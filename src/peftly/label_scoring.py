@@ -1,4 +1,4 @@
-"""How good a model is on held-out rows: loss, perplexity, token accuracy, and for labelled rows the likeliest label.
+"""The likeliest label of a row, for models that write: the exact probability of every label's text.
 
 A label's score is the log-probability of its whole text, end token included, so that nothing has to be generated and
 no label is favoured for being a prefix of another. Each prompt goes through the model once, whatever the number of
@@ -6,127 +6,66 @@ labels: their tokens are scored from its cache. Rows are taken in order of lengt
 """
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from peftly.data import Encoded, Shape, Split, collate, label_ids
-from peftly.errors import DataError
-from peftly.modes import evaluation_mode
-from peftly.objective import labelled_logits, row_logits, row_losses, text_positions
+from peftly.data.task_encoding import label_answers
+from peftly.objective import IGNORED, row_logits, row_losses, text_positions
+from peftly.scores import Evaluation, Prediction, by_length, label_scores, on_device, pad_id, place, token_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Evaluation", "Prediction", "evaluate", "score_labels"]
+__all__ = ["evaluate_answers", "evaluate_labels", "score_answers", "score_labels"]
 
 _BRANCHES = 128
 """Rows of one pass over label tokens: every one holds a copy of its prompt's cache."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the model makes of one labelled row.
-
-    Attributes:
-        prompt: the text that the label follows.
-        label: the row's own label.
-        predicted: the likeliest label.
-        log_probabilities: of every label's text, by label.
-    """
-
-    prompt: str
-    label: str
-    predicted: str
-    log_probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of a model on one split.
-
-    Attributes:
-        rows: how many rows were read.
-        tokens: how many trained tokens (completion and end) the scores are over.
-        loss: mean of -log p over those tokens.
-        perplexity: exp(loss).
-        token_accuracy: share of those tokens that the model would have chosen itself.
-        accuracy: share of rows whose own label is the likeliest; None without labels, like all that follows.
-        macro_f1: F1 averaged over the labels that occur as a row's own or as a prediction.
-        labels: the label texts, in order.
-        confusion: how often label i (outer) was taken for label j (inner).
-        predictions: one a row, in the order of the split.
-    """
-
-    rows: int
-    tokens: int
-    loss: float
-    perplexity: float
-    token_accuracy: float
-    accuracy: float | None = None
-    macro_f1: float | None = None
-    labels: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] | None = None
-    predictions: tuple[Prediction, ...] = ()
-
-
-def evaluate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    split: Split,
-    shape: Shape,
-    *,
-    batch_size: int = 32,
-) -> Evaluation:
-    """Score `model` on a split; the model is left as it was found.
-
-    Args:
-        model: a causal language model, adapted or not.
-        tokenizer: the model's own.
-        split: rows that hold at least one trained token each.
-        shape: how the rows became text; one of kind "label" adds the scores over labels.
-        batch_size: rows that go through the model at once.
-
-    Raises:
-        DataError: the split is empty, or a row's label is none of the shape's.
-    """
-    if not split.encoded:
-        raise DataError("there is nothing to evaluate: the split has no rows")
-    with evaluation_mode(model):
-        if shape.kind == "label":
-            return _evaluate_labels(model, tokenizer, split, shape, batch_size)
-        return _evaluate_tokens(model, tokenizer, split, batch_size)
-
-
-def _evaluate_tokens(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, batch_size: int
-) -> Evaluation:
-    loss, hits, tokens = 0.0, 0, 0
-    for chosen in _by_length([len(encoded.input_ids) for encoded in split.encoded], batch_size):
-        batch = collate([split.encoded[index] for index in chosen], pad_id=_pad_id(tokenizer))
-        logits, targets = labelled_logits(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        loss += row_losses(logits, targets).double().sum().item()
-        hits += int((logits.argmax(-1) == targets.to(logits.device)).sum())
-        tokens += targets.numel()
-    return Evaluation(rows=len(split.encoded), tokens=tokens, **_token_scores(loss, hits, tokens))
-
-
-def _evaluate_labels(
+def evaluate_labels(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
 ) -> Evaluation:
+    """Score a causal language model by the labels that it finds likeliest."""
     by_label = label_ids(shape, tokenizer)
-    labels, texts = tuple(by_label), list(by_label.values())
-    golds = [_place(labels, example.label) for example in split.examples]
+    texts = list(by_label.values())
     prompts = [_prompt_ids(encoded) for encoded in split.encoded]
-    scores, hits = torch.zeros(len(prompts), len(labels), dtype=torch.double), torch.zeros(len(prompts), len(labels))
-    for chosen in _by_length([len(prompt) for prompt in prompts], batch_size):
-        scores[chosen], hits[chosen] = score_labels(
-            model, [prompts[index] for index in chosen], texts, pad_id=_pad_id(tokenizer)
-        )
+
+    def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
+        return score_labels(model, [prompts[index] for index in chosen], texts, pad_id=pad_id(tokenizer))
+
+    return _evaluated(split, by_label, [len(prompt) for prompt in prompts], batch_size, score)
+
+
+def evaluate_answers(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+) -> Evaluation:
+    """Score an encoder-decoder by the labels that it finds likeliest."""
+    by_label = label_answers(shape, tokenizer)
+    texts = list(by_label.values())
+
+    def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
+        return score_answers(model, [split.encoded[index] for index in chosen], texts, pad_id=pad_id(tokenizer))
+
+    return _evaluated(split, by_label, [len(row.input_ids) for row in split.encoded], batch_size, score)
+
+
+def _evaluated(
+    split: Split,
+    by_label: dict[str, list[int]],
+    lengths: Sequence[int],
+    batch_size: int,
+    score: Callable[[list[int]], tuple[Tensor, Tensor]],
+) -> Evaluation:
+    """Return the evaluation of a split, of whose rows `score` gives what `score_labels` does."""
+    labels, texts = tuple(by_label), list(by_label.values())
+    golds = [place(labels, example.label) for example in split.examples]
+    scores, hits = torch.zeros(len(golds), len(labels), dtype=torch.double), torch.zeros(len(golds), len(labels))
+    for chosen in by_length(lengths, batch_size):
+        scores[chosen], hits[chosen] = score(chosen)
     # What the loss would be on the rows as they are, since a row's completion is its label's text.
     rows = torch.arange(len(golds))
     tokens = sum(len(texts[gold]) for gold in golds)
@@ -134,8 +73,8 @@ def _evaluate_labels(
     return Evaluation(
         rows=len(golds),
         tokens=tokens,
-        **_token_scores(-scores[rows, golds].sum().item(), int(hits[rows, golds].sum()), tokens),
-        **_label_scores(golds, taken, len(labels)),
+        **token_scores(-scores[rows, golds].sum().item(), int(hits[rows, golds].sum()), tokens),
+        **label_scores(golds, taken, len(labels)),
         labels=labels,
         predictions=tuple(
             Prediction(example.prompt, labels[gold], labels[guess], dict(zip(labels, row, strict=True)))
@@ -181,6 +120,53 @@ def score_labels(
     return scores, hits
 
 
+def score_answers(
+    model: "PreTrainedModel", prompts: Sequence[Encoded], labels: Sequence[Sequence[int]], *, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `score_labels` does, for an encoder-decoder: the encoder reads each prompt once.
+
+    Call it without gradients, in evaluation mode.
+
+    Args:
+        model: an encoder-decoder language model.
+        prompts: what the encoder reads.
+        labels: the tokens that the decoder is to write for each label, with the end token.
+        pad_id: what fills up a batch.
+    """
+    batch = on_device(collate(prompts, pad_id=pad_id), model)
+    hidden = cast(Any, model).get_encoder()(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
+    )
+    sums = torch.zeros(2, len(prompts), len(labels), dtype=torch.double)
+    size = max(1, _BRANCHES // len(prompts))
+    for start in range(0, len(labels), size):
+        group = list(labels[start : start + size])
+        sums[:, :, start : start + size] = _decoded(model, hidden, batch["attention_mask"], group)
+    scores, hits = sums
+    return scores, hits
+
+
+def _decoded(model: "PreTrainedModel", hidden: Any, mask: Tensor, labels: list[Sequence[int]]) -> Tensor:
+    """Return log-probabilities and numbers of chosen tokens of every label after every prompt, (2, prompts, labels)."""
+    prompts = len(mask)
+    branch = torch.arange(prompts, device=mask.device).repeat_interleave(len(labels))
+    width = max(map(len, labels))
+    targets = torch.tensor([[*label, *[IGNORED] * (width - len(label))] for label in labels] * prompts)
+    targets = targets.to(mask.device)
+    rows = targets.flatten().ne(IGNORED).nonzero().squeeze(1)
+    inputs = {
+        "encoder_outputs": type(hidden)(last_hidden_state=hidden.last_hidden_state[branch]),
+        "attention_mask": mask[branch],
+        "decoder_input_ids": cast(Any, model).prepare_decoder_input_ids_from_labels(targets),
+    }
+    logits, _ = row_logits(model, rows, inputs, use_cache=False)
+    wanted, owner = targets.flatten()[rows], (rows // width).cpu()
+    sums = torch.zeros(2, len(branch), dtype=torch.double)
+    sums[0].index_add_(0, owner, -row_losses(logits, wanted).double().cpu())
+    sums[1].index_add_(0, owner, (logits.argmax(-1) == wanted.to(logits.device)).double().cpu())
+    return sums.view(2, prompts, len(labels))
+
+
 def _continue(
     model: "PreTrainedModel", prompt_mask: Tensor, cache: Any, labels: list[Sequence[int]], pad_id: int
 ) -> tuple[Tensor, Tensor]:
@@ -222,40 +208,5 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool, device: t
     return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
 
-def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield batches of indices, the longest first: whatever does not fit into memory fails at once."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-
-
 def _prompt_ids(encoded: Encoded) -> list[int]:
     return encoded.input_ids[: encoded.trained.index(True)]
-
-
-def _place(labels: Sequence[str], label: str | None) -> int:
-    if label is None or label not in labels:
-        raise DataError(f"a row has the label {label!r}; the labels are {', '.join(map(repr, labels))}")
-    return labels.index(label)
-
-
-def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    # Any id does: padded places are masked by length.
-    return int(tokenizer.pad_token_id or 0)
-
-
-def _token_scores(loss: float, hits: int, tokens: int) -> dict[str, Any]:
-    mean = loss / tokens
-    # Beyond this a float overflows; NaN stays NaN.
-    perplexity = math.inf if mean > 700 else math.exp(mean)
-    return {"loss": mean, "perplexity": perplexity, "token_accuracy": hits / tokens}
-
-
-def _label_scores(golds: list[int], taken: list[int], labels: int) -> dict[str, Any]:
-    from sklearn.metrics import confusion_matrix, f1_score
-
-    confusion = confusion_matrix(golds, taken, labels=list(range(labels)))
-    return {
-        "accuracy": sum(gold == guess for gold, guess in zip(golds, taken, strict=True)) / len(golds),
-        "macro_f1": float(f1_score(golds, taken, average="macro", zero_division=0)),
-        "confusion": tuple(tuple(int(count) for count in row) for row in confusion),
-    }
