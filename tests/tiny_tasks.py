@@ -206,7 +206,9 @@ def tagged_rows(repeats: int = 4) -> list[dict]:
 def answer_rows(repeats: int = 5) -> list[dict]:
     """Prompts whose answer is one of their words."""
     words = ["late", "great", "never", "love"]
-    return [{"prompt": f"say {word} {number}", "completion": word} for number in range(repeats) for word in words]
+    return [
+        {"prompt": "say " + "again " * number + word, "completion": word} for number in range(repeats) for word in words
+    ]
 
 
 ROWS = {

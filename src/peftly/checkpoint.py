@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,16 @@ from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
+from peftly.head import parts_without_copy
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.methods._copies import copied_modules, copied_parameters
-from peftly.methods._targets import short_names
+from peftly.methods._targets import base_modules, short_names
 from peftly.tasks import TASKS, task_of, task_of_peft
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
 def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
     config = _method_config(folder, peft)
+    if config.modules_to_save and "method" not in read_notes(folder):
+        config = config.model_copy(update={"modules_to_save": _ending_in(model, config.modules_to_save)})
     tensors = _without_embeddings(folder, model, _read_tensors(folder))
     kind = METHODS[config.name].adapter
     adapter = install(model, config, name, lambda: kind.blank(model, config, name))
@@ -160,6 +164,12 @@ def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
         adapter.load_own_tensors(tensors)
         for place, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[place])
+
+
+def _ending_in(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules that PEFT means by these: `classifier` is the end of `pre_classifier` too."""
+    found = [path for path, _ in base_modules(model) if path.endswith(names)]
+    return tuple(path for path in found if not path.startswith(tuple(f"{one}." for one in found))) or names
 
 
 def _tensors(adapter: Adapter) -> dict[str, Tensor]:
@@ -197,7 +207,7 @@ def load(
         The adapted model and its tokenizer.
 
     Raises:
-        AdapterError: no adapter there, or it names no base.
+        AdapterError: no adapter there, it names no base, or a part of the head is in neither.
         BaseModelError: its base cannot be opened.
     """
     from peftly.base import load_base
@@ -209,8 +219,16 @@ def load(
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
     task = task_of_peft(config.get("task_type"))
     labels = _labels(folder) if task and TASKS[task].is_classification else []
-    base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
+        base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
     load_adapter(base.model, folder)
+    lost = parts_without_copy(base.model)
+    if lost:
+        raise AdapterError(
+            f"neither {folder} nor its base {spec} has weights for {', '.join(lost)}, so its answers would be random; "
+            "train it again with modules_to_save naming them"
+        )
     return base
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from peftly.data import TaskName
     from peftly.methods import MethodConfig
 
-__all__ = ["Head", "attach_with_new_parts", "new_parts"]
+__all__ = ["Head", "attach_with_new_parts", "new_parts", "parts_without_copy"]
 
 _ATTRIBUTE = "_peftly_new_parts"
 
@@ -94,12 +94,10 @@ def attach_with_new_parts(base: "Base", method: "MethodConfig", **settings: Any)
         The paths of the new parts.
     """
     from peftly.adapt import attach, detach
-    from peftly.methods._copies import copied_modules
 
-    model, parts = base.model, new_parts(base.model)
+    model = base.model
     attach(model, method, tokenizer=base.tokenizer, **settings)
-    kept = copied_modules(model, "default")
-    open_parts = [path for path in parts if not _within(path, kept)]
+    open_parts = parts_without_copy(model)
     if open_parts and method.modules_to_save is None:
         from peftly.methods._targets import output_heads
 
@@ -108,7 +106,16 @@ def attach_with_new_parts(base: "Base", method: "MethodConfig", **settings: Any)
         around = dict.fromkeys(path.rpartition(".")[0] or path for path in open_parts)
         saved = (*output_heads(model), *around)
         attach(model, method.model_copy(update={"modules_to_save": saved}), tokenizer=base.tokenizer, **settings)
-    return parts
+    return new_parts(model)
+
+
+def parts_without_copy(model: Any) -> list[str]:
+    """Return the new parts of a base that no adapter on it keeps a copy of: they are random, and stay so."""
+    from peftly.adapt import attached
+    from peftly.methods._copies import copied_modules
+
+    kept = [path for name in attached(model) for path in copied_modules(model, name)]
+    return [path for path in new_parts(model) if not _within(path, kept)]
 
 
 def _within(path: str, modules: Iterable[str]) -> bool:

@@ -142,8 +142,7 @@ def score_answers(
     for start in range(0, len(labels), size):
         group = list(labels[start : start + size])
         sums[:, :, start : start + size] = _decoded(model, hidden, batch["attention_mask"], group)
-    scores, hits = sums
-    return scores, hits
+    return sums[0], sums[1].float()
 
 
 def _decoded(model: "PreTrainedModel", hidden: Any, mask: Tensor, labels: list[Sequence[int]]) -> Tensor:
