@@ -1,5 +1,6 @@
 """A base small enough to make from nothing in a second: every test that needs a model folder shares it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,4 +58,18 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders with tiny bases of the architectures in `tiny_tasks`, each made once."""
+    from tiny_tasks import tiny_base
+
+    root = tmp_path_factory.mktemp("task-bases")
+
+    def folder(architecture: str) -> Path:
+        place = root / architecture
+        return place if place.is_dir() else tiny_base(architecture, place)
+
     return folder

@@ -1,8 +1,10 @@
 """Numbers as people read them, the same on the screen and in reports."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["bytes_text", "count_text", "score_text", "seconds_text", "share_text"]
+__all__ = ["bytes_text", "count_text", "score_rows", "score_text", "seconds_text", "share_text"]
 
 
 def bytes_text(size: float | None) -> str:
@@ -36,3 +38,18 @@ def share_text(share: float | None) -> str:
 def score_text(value: float | None) -> str:
     """Return a loss or a perplexity with the digits that mean something, or `—` for None."""
     return "—" if value is None else f"{value:.4g}"
+
+
+_SCORES = {
+    "loss": ("loss", score_text),
+    "perplexity": ("perplexity", score_text),
+    "token_accuracy": ("token accuracy", share_text),
+    "accuracy": ("accuracy", share_text),
+    "macro_f1": ("macro-F1", share_text),
+    "entity_f1": ("entity F1", share_text),
+}
+
+
+def score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores that an evaluation has, each with its name; which these are depends on its task."""
+    return [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]

@@ -257,7 +257,8 @@ def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> 
         found = [path for path in classifiers(model) if not any(is_below(one, [path]) for one in taken)]
     else:
         # By the bare end of a path, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
-        found = [path for path, _ in base_modules(model) if path.endswith(tuple(wanted))]
+        named = [path for path, _ in base_modules(model) if path.endswith(tuple(wanted))]
+        found = [path for path in named if not is_below(path, [other for other in named if other != path])]
         if wanted and not found:
             raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
     add_copies(model, name, [(path, model.get_submodule(path)) for path in found])

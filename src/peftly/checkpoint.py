@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,17 @@ from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
+from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
+from peftly.head import parts_without_copy
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.methods._copies import copied_modules, copied_parameters
 from peftly.methods._targets import short_names
+from peftly.tasks import TASKS, task_of, task_of_peft
 
 if TYPE_CHECKING:
     from peftly.base import Base
@@ -40,6 +44,9 @@ NOTES = "peftly.json"
 
 ORDER = "order"
 """The note that says how many of the adapters saved together come before this one; the order of rows hangs on it."""
+
+LABELS = "labels"
+"""The note that names what a classifier tells apart, in order."""
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -87,6 +94,7 @@ def save_adapter(
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
     model = adapter.model
     base = getattr(getattr(model, "config", None), "name_or_path", None) or None
+    task = task_of(model)
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": base,
@@ -94,13 +102,14 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": _task_type(model),
+        "task_type": TASKS[task].peft_type if task else None,
         "modules_to_save": _saved_modules(adapter),
         **adapter.peft_config(),
     }
     tensors = {name: value.detach().float().cpu().clone() for name, value in _tensors(adapter).items()}
     training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
-    notes = {"method": adapter.config.model_dump(mode="json"), **notes}
+    labels = {LABELS: labels_of(model)} if task and TASKS[task].is_classification else {}
+    notes = {"method": adapter.config.model_dump(mode="json"), **labels, **notes}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -178,17 +187,6 @@ def _tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.own_tensors(), **copies}
 
 
-def _task_type(model: nn.Module) -> str | None:
-    """Return what PEFT calls the model's task."""
-    kind = type(model).__name__
-    for ending, task in (("ForSequenceClassification", "SEQ_CLS"), ("ForTokenClassification", "TOKEN_CLS")):
-        if kind.endswith(ending):
-            return task
-    if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        return None
-    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-
-
 def _saved_modules(adapter: Adapter) -> list[str] | None:
     """Return the shortest names of the modules that the adapter trains copies of."""
     paths = copied_modules(adapter.model, adapter.name)
@@ -208,7 +206,7 @@ def load(
     device: str | torch.device | None = None,
     quantization: str | None = None,
 ) -> Base:
-    """Open an adapter together with the base that it names.
+    """Open an adapter together with the base that it names, with the head of its task.
 
     Args:
         path_or_hub_id: an adapter folder, a run folder (its `adapter` is opened), or the Hub id of an adapter.
@@ -218,18 +216,40 @@ def load(
         The adapted model and its tokenizer.
 
     Raises:
-        AdapterError: no adapter there, or it names no base.
+        AdapterError: no adapter there, it names no base, or a part of the head is in neither.
         BaseModelError: its base cannot be opened.
     """
     from peftly.base import load_base
 
     folder = find_adapter(path_or_hub_id)
-    spec = read_peft_config(folder).get("base_model_name_or_path")
+    config = read_peft_config(folder)
+    spec = config.get("base_model_name_or_path")
     if not spec:
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
-    base = load_base(spec, dtype=dtype, device=device, quantization=quantization)
+    task = task_of_peft(config.get("task_type"))
+    labels = _labels(folder) if task and TASKS[task].is_classification else []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
+        base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
     load_adapter(base.model, folder)
+    lost = parts_without_copy(base.model)
+    if lost:
+        raise AdapterError(
+            f"neither {folder} nor its base {spec} has weights for {', '.join(lost)}, so its answers would be random; "
+            "train it again with modules_to_save naming them"
+        )
     return base
+
+
+def _labels(folder: Path) -> list[str]:
+    """Return what the classifier of an adapter tells apart; numbered, as transformers does it, where no note says."""
+    noted = read_notes(folder).get(LABELS)
+    if noted:
+        return [str(label) for label in noted]
+    heads = [
+        t for name, t in _read_tensors(folder).items() if re.search(r"\.(classifier|score)(\.out_proj)?\.weight$", name)
+    ]
+    return [f"LABEL_{number}" for number in range(len(heads[-1]))] if heads else []
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:

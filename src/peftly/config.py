@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
 
-from peftly.data import DataConfig
+from peftly.data import DataConfig, TaskName
 from peftly.errors import ConfigError
 from peftly.train_config import TrainConfig
 
@@ -27,6 +27,7 @@ __all__ = ["RunConfig", "dump_config", "load_config"]
 
 FLAGS = {
     "base": "base",
+    "task": "task",
     "data": "data.train",
     "validation": "data.validation",
     "test": "data.test",
@@ -68,6 +69,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         base: what `load_base` takes: a short name, a Hub id, a folder or a `.gguf` file.
+        task: what is learned of a row; None: what fits the base and the rows, and said.
         dtype: what the base computes in; `auto` is bf16 where the hardware computes in it, else fp32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
         data: where the rows come from and how they become text.
@@ -79,6 +81,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str = Field(min_length=1)
+    task: TaskName | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     data: DataConfig

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TextStreamer, TopPLogitsWarper
 
-from peftly.data import Encoded, collate, encode_prompt
+from peftly.data import Encoded, Example, collate, encode_prompt
 from peftly.data.chat import prompt_ids
+from peftly.data.task_encoding import encode_sources
 from peftly.errors import ConfigError, DataError
 from peftly.modes import evaluation_mode
 
@@ -44,7 +45,7 @@ def generate(
     ones: each prompt has a generator of its own, and a prompt that comes twice gets two different draws.
 
     Args:
-        model: a causal language model; left as it was found.
+        model: a causal language model or an encoder-decoder; left as it was found.
         tokenizer: the model's own.
         prompts: texts, tokenised just as in training, or conversations that the model is to answer; one or several.
         max_new_tokens: where a completion is cut if the model does not end it.
@@ -58,7 +59,7 @@ def generate(
         batch_size: prompts that go through the model at once.
 
     Raises:
-        ConfigError: settings that cannot be, or that do not go together.
+        ConfigError: settings that cannot be, or that do not go together, or a model that does not write.
         DataError: a prompt without a single token, or a conversation that the tokenizer has no template for.
     """
     several = _listed(prompts)
@@ -67,17 +68,20 @@ def generate(
         raise ConfigError(
             f"stream shows one greedy or sampled text; got {len(several)} prompts and num_beams={num_beams}"
         )
-    encoded = [_encode(prompt, tokenizer, chat=chat) for prompt in several]
+    _check_model(model)
+    encoder = bool(model.config.is_encoder_decoder)
+    encoded = [_encode(prompt, tokenizer, chat=chat, encoder=encoder) for prompt in several]
     settings = _generation_config(model, tokenizer)
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
     generators = _generators(encoded, torch.seed() if seed is None else seed) if temperature > 0 else None
     completions = [""] * len(encoded)
-    # Older transformers (5.17) count padding among the words that a penalty is for, so those batches have none.
-    for chosen in _batches(encoded, batch_size, padded=repetition_penalty == 1.0):
+    # Older transformers (5.17) count padding among the words that a penalty is for, so those batches have none. The
+    # words of an encoder are not among them.
+    for chosen in _batches(encoded, batch_size, padded=encoder or repetition_penalty == 1.0):
         batch = collate(
             [Encoded(input_ids=encoded[index], trained=[False] * len(encoded[index]), cut=0) for index in chosen],
             pad_id=settings.pad_token_id,
-            side="left",
+            side="right" if encoder else "left",
         )
         processors = LogitsProcessorList()
         if generators is not None:
@@ -91,7 +95,8 @@ def generate(
                 logits_processor=processors,
                 streamer=None if stream is None else _Streamer(tokenizer, stream),
             )
-        for index, row in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+        written = output if encoder else output[:, batch["input_ids"].shape[1] :]
+        for index, row in zip(chosen, written.tolist(), strict=True):
             completions[index] = cast(str, tokenizer.decode(row, skip_special_tokens=True))
     return completions
 
@@ -143,10 +148,24 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, num_beams: int
         raise ConfigError(f"num_beams={num_beams} searches and temperature={temperature} draws; use one of the two")
 
 
-def _encode(prompt: str | Conversation, tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[int]:
+def _check_model(model: "PreTrainedModel") -> None:
+    if not model.can_generate():
+        raise ConfigError(
+            f"a {type(model).__name__} does not write: see peftly.classification for what a classifier says of a text"
+        )
+
+
+def _encode(
+    prompt: str | Conversation, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool
+) -> list[int]:
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
-    ids = encode_prompt(prompt, tokenizer) if isinstance(prompt, str) else prompt_ids(prompt, tokenizer)
+    if not isinstance(prompt, str):
+        ids = prompt_ids(prompt, tokenizer)
+    elif encoder:
+        ids = encode_sources([Example(prompt)], tokenizer)[0].input_ids
+    else:
+        ids = encode_prompt(prompt, tokenizer)
     if not ids:
         raise DataError(f"the prompt {prompt!r} has no tokens; give at least one word to go on from")
     return ids

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from peftly.data import Data, DataConfig, Shape, Split, label_ids, load_data
-from peftly.data.encoding import encode_all
+from peftly.data import Data, DataConfig, Shape, Split, encode_for, load_data
 from peftly.data.formats import read
 from peftly.errors import ConfigError, DataError
 from peftly.run_folder import OpenRun
+from peftly.tasks import task_of
 
 __all__ = ["HeldOut", "evaluation_split", "held_out_rows"]
 
@@ -47,7 +47,7 @@ def held_out_rows(opened: OpenRun, source: str | None) -> HeldOut:
         return _from_source(opened, source)
     if opened.config is None:
         raise ConfigError("this adapter is not in a run folder, so it has no rows of its own; give --data")
-    data = load_data(opened.config.data, opened.tokenizer)
+    data = load_data(opened.config.data, opened.tokenizer, task_of(opened.model) or "causal_lm")
     name, split = evaluation_split(data)
     if split is None:
         raise ConfigError("this run has neither test nor validation rows; give --data")
@@ -62,8 +62,8 @@ def _from_source(opened: OpenRun, source: str) -> HeldOut:
     rows = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
     examples = opened.shape.examples(rows.rows, rows.where)
-    room = max(map(len, label_ids(opened.shape, opened.tokenizer).values()), default=0)
-    encoded = encode_all(examples, opened.tokenizer, max_length, room=room)
+    task = task_of(opened.model) or "causal_lm"
+    encoded = encode_for(task, examples, opened.tokenizer, opened.shape, max_length)
     pairs = [(example, row) for example, row in zip(examples, encoded, strict=True) if row is not None]
     if not pairs:
         raise DataError(f"{source}: no row has a trained token left within {max_length} tokens")

@@ -1,4 +1,6 @@
-"""The loss of a batch: minus the log-probability of every labelled token, with the output head at labelled rows only.
+"""The loss of a batch: minus the log-probability of every target, be it a token, a class or a tag.
+
+Language models have their output head at labelled rows only.
 
 In text that is mostly prompt the head is the largest single product of a small model with a large vocabulary, and
 almost all of its rows go unread. Here a hook on the head itself keeps the rows whose *next* token is labelled,
@@ -6,7 +8,7 @@ so any model saves the work, and its logit scales and soft-capping stay where th
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -18,28 +20,28 @@ from torch.nn.parallel import DistributedDataParallel
 from peftly.errors import MethodError
 from peftly.methods._selection import adapters_of_picked
 
-__all__ = ["IGNORED", "head_rows", "labelled_logits", "row_logits", "row_losses", "text_positions", "token_loss"]
+__all__ = [
+    "IGNORED",
+    "Logits",
+    "class_logits",
+    "decoder_logits",
+    "head_rows",
+    "labelled_logits",
+    "read_by",
+    "row_logits",
+    "row_losses",
+    "tag_logits",
+    "text_positions",
+    "token_loss",
+]
 
 IGNORED = -100
 """The label of a token that is not trained, as everywhere in transformers."""
 
+Logits = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
+"""From a model and a batch of `collate` to the logits of every target, (count, choices), and the targets, (count,)."""
+
 _CHUNK_ELEMENTS = 2**22
-
-
-def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """Return the summed loss of a batch and how many tokens it sums over.
-
-    Args:
-        model: a causal language model, wrapped for data parallelism or not.
-        batch: `input_ids`, `attention_mask` and `labels`, each (rows, columns); labels stand in the column of their own
-            token and are `IGNORED` where nothing is trained.
-
-    Returns:
-        The sum of -log p over labelled tokens, a scalar of fp32 (fp64 for a model in fp64), and their number. Without
-        a labelled token the sum is 0 and still has a (zero) gradient, as data parallelism needs.
-    """
-    logits, targets = labelled_logits(model, batch)
-    return row_losses(logits, targets).sum(), targets.numel()
 
 
 def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -53,16 +55,75 @@ def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tens
     return logits, following.flatten()[rows]
 
 
+def token_loss(
+    model: nn.Module, batch: Mapping[str, Tensor], logits_of: Logits = labelled_logits
+) -> tuple[Tensor, int]:
+    """Return the summed loss of a batch and how many targets it sums over.
+
+    Args:
+        model: a model, wrapped for data parallelism or not.
+        batch: `input_ids`, `attention_mask` and `labels`, each (rows, columns); labels stand in the column of their own
+            token and are `IGNORED` where nothing is trained. See `collate` for the labels of other tasks.
+        logits_of: what the model's task makes of a batch.
+
+    Returns:
+        The sum of -log p over the targets, a scalar of fp32 (fp64 for a model in fp64), and their number. Without
+        a target the sum is 0 and still has a (zero) gradient, as data parallelism needs.
+    """
+    logits, targets = logits_of(model, batch)
+    return row_losses(logits, targets).sum(), targets.numel()
+
+
+def class_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits of a sequence classifier at the rows that have a label, (count, labels), and those labels."""
+    labels = batch["labels"][:, 0]
+    rows = labels.ne(IGNORED).nonzero().squeeze(1)
+    return model(**read_by(model, batch)).logits[rows], labels[rows]
+
+
+def tag_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits of a token classifier at the tokens that have a tag, (count, tags), and those tags."""
+    labels = batch["labels"].flatten()
+    rows = labels.ne(IGNORED).nonzero().squeeze(1)
+    return model(**read_by(model, batch)).logits.flatten(0, 1)[rows], labels[rows]
+
+
+def decoder_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits of an encoder-decoder at the tokens that it is to write, (count, vocabulary), and those tokens.
+
+    The decoder reads them shifted by one, as the model itself does it.
+    """
+    labels = batch["labels"]
+    rows = labels.flatten().ne(IGNORED).nonzero().squeeze(1)
+    inputs = read_by(model, batch)
+    inputs["decoder_input_ids"] = cast(Any, _bare(model)).prepare_decoder_input_ids_from_labels(labels)
+    logits, _ = row_logits(model, rows, inputs, use_cache=False)
+    return logits, labels.flatten()[rows]
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def read_by(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a model reads of a batch: no positions, and token types only where it takes them."""
+    taken = inspect.signature(_bare(model).forward).parameters
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if "token_type_ids" in batch and "token_type_ids" in taken:
+        inputs["token_type_ids"] = batch["token_type_ids"]
+    return inputs
+
+
 def row_logits(model: nn.Module, rows: Tensor, inputs: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Any]:
     """Run `model` and return its logits at `rows` only, and its whole output.
 
     Args:
-        model: a causal language model, wrapped for data parallelism or not.
+        model: a language model, wrapped for data parallelism or not.
         rows: (count,) indices into the flattened (rows x columns) of the input.
         inputs: what the model reads; `position_ids` is left out for a model that takes none.
         options: passed to the model as they are.
     """
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    bare = _bare(model)
     taken = inspect.signature(bare.forward).parameters
     given = {name: value for name, value in inputs.items() if name != "position_ids" or name in taken}
     with head_rows(bare, rows):

@@ -21,11 +21,11 @@ class StepRecord:
         step: its number, from 1.
         steps: how many there will be, unless the run stops early.
         epoch: passes over the training rows so far, with a fraction.
-        loss: mean over the trained tokens of the step, before the update.
+        loss: mean over the targets of the step, before the update.
         learning_rate: what the update used.
         grad_norm: length of the whole gradient, before it was cut.
         tokens: tokens that the model read, padding not counted.
-        trained_tokens: tokens that the loss is about.
+        trained_tokens: targets that the loss is about: tokens, tags or classes.
         tokens_per_second: `tokens` over the duration of this step.
         seconds: since the start of the run.
     """
@@ -49,24 +49,26 @@ class EvaluationRecord:
     Attributes:
         step: after which step.
         epoch: passes over the training rows so far, with a fraction.
-        loss: mean over the trained tokens of the validation rows.
-        perplexity: exp(loss).
-        token_accuracy: share of those tokens that the model would have chosen itself.
+        loss: mean over the targets of the validation rows: trained tokens, tags or classes.
+        perplexity: exp(loss); None where the targets are no text.
+        token_accuracy: share of those tokens or tags that the model would have chosen itself; None for classes.
         accuracy: share of rows whose label is the likeliest; None for rows without labels.
         macro_f1: F1 averaged over labels; None for rows without labels.
         best: whether it is the best evaluation so far.
         seconds: since the start of the run.
+        entity_f1: F1 of entities; None for rows without tags of entities.
     """
 
     step: int
     epoch: float
     loss: float
-    perplexity: float
-    token_accuracy: float
+    perplexity: float | None
+    token_accuracy: float | None
     accuracy: float | None
     macro_f1: float | None
     best: bool
     seconds: float
+    entity_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,9 @@ class ProgressBar(Callback):
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """Show the validation scores with the steps that follow."""
-        accuracy = "" if record.accuracy is None else f" accuracy {record.accuracy:.1%}"
-        self._validation = f"  validation loss {record.loss:.4f}{accuracy}{' (best)' if record.best else ''}"
+        scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
+        shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
+        self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -5,17 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapt import attach, trainable_parameters
-from peftly.base import Base, load_base
+from peftly.adapt import trainable_parameters
+from peftly.base import Base, base_config, load_base
 from peftly.config import RunConfig, dump_config
-from peftly.data import Data, Shape, Split, load_data
+from peftly.data import Data, Shape, Split, read_data
 from peftly.environment import environment
 from peftly.errors import PeftlyError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
+from peftly.head import attach_with_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import write_report
 from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
+from peftly.tasks import TASKS, choose_task, task_of
 from peftly.training import TrainResult, train
 
 if TYPE_CHECKING:
@@ -65,25 +67,22 @@ def run(
 
     Args:
         config: what to do.
-        base: the base that `config` names, if it is loaded already; it carries the trained adapter afterwards.
-        data: the data that `config` names, if they are loaded already.
+        base: the base that `config` names, if it is loaded already, with the head of its task; it carries the trained
+            adapter afterwards.
+        data: the data that `config` names, if they are loaded already, for that task.
         overwrite: replace the run that the out folder holds.
         say: takes one line about what is happening.
         callbacks: passed to `train`.
     """
     out = Path(config.out)
     check_out(out, overwrite=overwrite)
-    if base is None:
-        say(f"base: {config.base}")
-        base = load_base(config.base, dtype=config.dtype, device=config.device)
-    if data is None:
-        data = load_data(config.data, base.tokenizer)
-        for line in data.report.lines():
-            say(line)
-    method = config.method
-    model = attach(base.model, method, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
+    config, base, data = _opened(config, base, data, say)
+    new = attach_with_new_parts(base, config.method, seed=config.train.seed, labels=data.shape.labels)
+    if new:
+        say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
+    model = base.model
     parameters = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    say(f"method: {method.name}, {parameters:,} trained parameters")
+    say(f"method: {config.method.name}, {parameters:,} trained parameters")
     clear_run(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -110,6 +109,32 @@ def run(
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
     return RunResult(out, training, split_name, evaluation, parameters, size, report)
+
+
+def _opened(
+    config: RunConfig, base: Base | None, data: Data | None, say: Callable[[str], None]
+) -> tuple[RunConfig, Base, Data]:
+    """Open what `run` was not given, with the task decided in the configuration that is returned."""
+    if base is not None and data is not None:
+        return config.model_copy(update={"task": task_of(base.model)}), base, data
+    raw = read_data(config.data)
+    if base is not None:
+        task = task_of(base.model) or "causal_lm"
+        shaped = raw.shaped(task)
+    else:
+        say(f"base: {config.base}")
+        task, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
+        say(f"task: {task} ({reason})")
+        shaped = raw.shaped(task)
+        labels = shaped.shape.labels if TASKS[task].is_classification else ()
+        base = load_base(
+            config.base, dtype=config.dtype, device=config.device, task=task, labels=labels, seed=config.train.seed
+        )
+    if data is None:
+        data = shaped.encoded(base.tokenizer)
+        for line in data.report.lines():
+            say(line)
+    return config.model_copy(update={"task": task}), base, data
 
 
 def _evaluation_dict(base: Base, shape: Shape, name: str, split: Split, evaluation: Evaluation) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations in a row without a better one; None: never stop early."""
 
-    metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    metric: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
     """What makes an evaluation the best; equal accuracies or F1 scores are told apart by the loss."""
 
     gradient_checkpointing: bool = False

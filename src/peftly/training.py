@@ -1,14 +1,14 @@
-"""The training loop: one, for every method.
+"""The training loop: one, for every method and task.
 
-A step's loss is the sum over all its trained tokens, in all its batches on all processes, divided by their number:
-never a mean of means, so that 1 example x 8 accumulated batches and 8 x 1 are the same step. Every process knows the
-rows of the whole step, so this number costs no communication.
+A step's loss is the sum over all its targets (trained tokens, tags or classes), in all its batches on all processes,
+divided by their number: never a mean of means, so that 1 example x 8 accumulated batches and 8 x 1 are the same step.
+Every process knows the rows of the whole step, so this number costs no communication.
 """
 
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from peftly.adapt import trainable_parameters
 from peftly.checkpoint import save_adapter
-from peftly.data import Data, Encoded, Split, collate, epoch_steps
+from peftly.data import Data, Encoded, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.modes import training_mode
-from peftly.objective import IGNORED, token_loss
+from peftly.objective import token_loss
 from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
+from peftly.scores import metrics_of
+from peftly.steps import process_batches, step_rows, steps_of_epoch
+from peftly.tasks import task_for
 from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def train(
 
     Raises:
         ConfigError: settings that this data or model cannot serve.
+        DataError: rows that are encoded for another task than the model's.
         TrainingError: a loss or gradient that is no number; the last good weights are in the model, and in `out`.
         KeyboardInterrupt: as it came; the weights so far are in the model, and in `adapter-interrupted` in `out`.
     """
@@ -97,8 +101,9 @@ class _Run:
         self.accelerator = _accelerator()
         # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
         set_seed(config.seed, device_specific=True)
+        self.logits_of = task_for(model, data.train, data.shape).logits
         self.rows_per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
-        self.steps_per_epoch = math.ceil(len(data.train.encoded) / self.rows_per_step)
+        self.steps_per_epoch = steps_of_epoch(data.train.encoded, self.rows_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.wrapped: nn.Module = self.accelerator.prepare_model(model)
         self.parameters = trainable_parameters(model)
@@ -115,7 +120,7 @@ class _Run:
 
     def go(self) -> TrainResult:
         config, validation, stopped = self.config, self.data.validation, False
-        for rows in self.batches_of_rows():
+        for rows in step_rows(self.data.train.encoded, self.rows_per_step, steps=self.steps, seed=config.seed):
             self.update(rows)
             last = self.step == self.steps
             if config.save_every and self.step % config.save_every == 0:
@@ -144,20 +149,10 @@ class _Run:
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
         )
 
-    def batches_of_rows(self) -> Iterator[list[Encoded]]:
-        """Yield the rows of every step. They depend on the seed and on the step's number, and on nothing else."""
-        rows = self.data.train.encoded
-        lengths = [len(row.input_ids) for row in rows]
-        for step in range(self.steps):
-            epoch, part = divmod(step, self.steps_per_epoch)
-            if part == 0:
-                steps = epoch_steps(lengths, self.rows_per_step, seed=self.config.seed, epoch=epoch)
-            yield [rows[index] for index in steps[part]]
-
     def update(self, rows: Sequence[Encoded]) -> None:
         """Make one step: gradients of all its rows, one change of the weights."""
         began = time.perf_counter()
-        trained = sum(_trained_tokens(row) for row in rows)
+        trained = sum(row.num_targets for row in rows)
         loss = self.gradients(rows, trained)
         limit = self.config.max_grad_norm
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
@@ -174,7 +169,7 @@ class _Run:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = sum(len(row.input_ids) for row in rows)
+        tokens = sum(row.num_tokens for row in rows)
         self.tell(
             StepRecord(
                 step=self.step,
@@ -192,31 +187,16 @@ class _Run:
 
     def gradients(self, rows: Sequence[Encoded], trained: int) -> float:
         """Leave the gradient of the mean loss over `rows` in the parameters and return that loss."""
-        losses, mine = [], self.mine(rows)
+        losses, mine = [], process_batches(rows, self.config.batch_size, self.accelerator, self.tokenizer)
         for place, batch in enumerate(mine):
             with nullcontext() if place == len(mine) - 1 else self.accelerator.no_sync(self.wrapped):
-                loss, _ = token_loss(self.wrapped, batch)
+                inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+                loss, _ = token_loss(self.wrapped, inputs, self.logits_of)
                 # Data parallelism averages gradients over the processes; the sum is what is wanted.
                 self.accelerator.backward(loss * (self.accelerator.num_processes / max(1, trained)))
             losses.append(loss.detach())
         total = self.accelerator.reduce(torch.stack(losses).sum(), "sum")
         return float(total) / max(1, trained)
-
-    def mine(self, rows: Sequence[Encoded]) -> list[dict[str, Tensor]]:
-        """Return this process's batches of a step; every process gets as many."""
-        size, processes = self.config.batch_size, self.accelerator.num_processes
-        # A step's rows are in order of length, so its batches have little padding.
-        cut = [rows[start : start + size] for start in range(0, len(rows), size)]
-        pad_id = int(self.tokenizer.pad_token_id or 0)
-        batches = []
-        for start in range(0, len(cut), processes):
-            place = start + self.accelerator.process_index
-            batch = collate(cut[min(place, len(cut) - 1)], pad_id=pad_id)
-            if place >= len(cut):
-                # The processes go through each round together; one that has no rows left takes part with no loss.
-                batch["labels"].fill_(IGNORED)
-            batches.append({name: tensor.to(self.model.device) for name, tensor in batch.items()})
-        return batches
 
     def look(self, split: Split) -> None:
         """Evaluate, and keep a copy of the weights if they are the best so far."""
@@ -231,6 +211,7 @@ class _Run:
             token_accuracy=found.token_accuracy,
             accuracy=found.accuracy,
             macro_f1=found.macro_f1,
+            entity_f1=found.entity_f1,
             best=better,
             seconds=self.seconds,
         )
@@ -291,8 +272,12 @@ def _check(config: TrainConfig, data: Data) -> None:
             raise ConfigError(
                 f"train.{needs[0]} needs validation rows; give data.validation or a data.validation_fraction above 0"
             )
-    if config.metric != "loss" and data.shape.kind != "label":
-        raise ConfigError(f"train.metric {config.metric} needs rows with labels; these are of kind {data.shape.kind!r}")
+    metrics = metrics_of(data.shape)
+    if config.metric not in metrics:
+        raise ConfigError(
+            f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
+            f"they have {', '.join(metrics)}"
+        )
 
 
 def _accelerator() -> "Accelerator":
@@ -303,11 +288,6 @@ def _accelerator() -> "Accelerator":
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = several and not torch.accelerator.is_available()
     return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
-
-
-def _trained_tokens(row: Encoded) -> int:
-    # Nothing comes before the first token that could predict it.
-    return sum(row.trained[1:])
 
 
 def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from peftly.errors import DataError
 from peftly.evaluation import evaluate, score_labels
 
 # Imported by name, for the package's attribute of that name is the function.
-EVALUATE = import_module("peftly.evaluation")
+EVALUATE = import_module("peftly.label_scoring")
 PROMPTS = random_rows([3, 2 * WINDOW + 1, 7, 4, 3])
 LABELS = {"no": [5, 2], "yes, of course": [5, 9, 11, 2], "one token": [2], "maybe": [7, 2], "so": [5, 9, 2]}
 

@@ -160,8 +160,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
 
 def test_every_row_is_seen_once_an_epoch_and_in_another_order(monkeypatch):
     seen = []
-    original = TRAIN.collate
-    monkeypatch.setattr(TRAIN, "collate", lambda rows, **settings: seen.append(rows) or original(rows, **settings))
+    steps = import_module("peftly.steps")
+    original = steps.collate
+    monkeypatch.setattr(steps, "collate", lambda rows, **settings: seen.append(rows) or original(rows, **settings))
     data = data_of(11, 0)
     run(data=data, epochs=2)
     flat = [id(row) for rows in seen for row in rows]
@@ -271,9 +272,9 @@ def break_after(monkeypatch, calls: int) -> None:
     """Let the loss become NaN at a certain call."""
     original, made = TRAIN.token_loss, []
 
-    def loss(model, batch):
+    def loss(*given):
         made.append(None)
-        value, count = original(model, batch)
+        value, count = original(*given)
         return (value * math.nan if len(made) == calls else value), count
 
     monkeypatch.setattr(TRAIN, "token_loss", loss)
@@ -349,7 +350,7 @@ def test_gradient_checkpointing_changes_nothing(architecture, method):
         ({}, Data(Split([], []), None, None, SHAPE, None), "nothing to train on"),
         ({"patience": 2}, data_of(4, 0), r"train\.patience needs validation rows"),
         ({"evaluate_every": 2}, data_of(4, 0), r"train\.evaluate_every needs validation rows"),
-        ({"metric": "accuracy"}, data_of(4, 2), "needs rows with labels; these are of kind 'completion'"),
+        ({"metric": "accuracy"}, data_of(4, 2), "is no score of rows of kind 'completion'; they have loss"),
     ],
 )
 def test_settings_that_the_data_cannot_serve(settings, data, message):

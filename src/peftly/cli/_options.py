@@ -13,6 +13,7 @@ __all__ = [
     "MaxNewTokens",
     "Overrides",
     "Target",
+    "TaskOption",
     "Temperature",
     "Template",
     "TestFile",
@@ -35,6 +36,13 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path, as in --set method.rank=16; repeatable."),
 ]
 Target = Annotated[str | None, typer.Option("--target", help="The field that is to be predicted.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="causal_lm, seq2seq_lm, sequence_classification or token_classification; without: what fits the base.",
+    ),
+]
 Temperature = Annotated[float, typer.Option("--temperature", help="0: the likeliest words; above: drawn, more freely.")]
 Template = Annotated[
     str | None, typer.Option("--template", help='What the model reads, as in "Tweet text : {text} Label :".')

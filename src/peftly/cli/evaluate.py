@@ -55,17 +55,13 @@ def _print_tables(screen: "Console", name: str, evaluation: "Evaluation") -> Non
     from rich.table import Table
     from rich.text import Text
 
-    from peftly._units import count_text, score_text, share_text
+    from peftly._units import count_text, score_rows
 
     table = Table("score", name, title_justify="left")
     table.columns[1].justify = "right"
     table.add_row("rows", count_text(evaluation.rows))
-    table.add_row("loss", score_text(evaluation.loss))
-    table.add_row("perplexity", score_text(evaluation.perplexity))
-    table.add_row("token accuracy", share_text(evaluation.token_accuracy))
-    if evaluation.accuracy is not None:
-        table.add_row("accuracy", share_text(evaluation.accuracy))
-        table.add_row("macro-F1", share_text(evaluation.macro_f1))
+    for score, text in score_rows(vars(evaluation)):
+        table.add_row(score, text)
     screen.print(table)
     if evaluation.confusion is not None:
         screen.print("\nrows: what an example is; columns: what was predicted")

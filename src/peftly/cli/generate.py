@@ -21,6 +21,9 @@ def generate(
         str | None, typer.Option("--text", help="A text, put into the template that the run was trained with.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="What the model reads, as it is.")] = None,
+    pair: Annotated[
+        str | None, typer.Option("--pair", help="The second text, for a classifier that was trained on two.")
+    ] = None,
     base: BaseOption = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
@@ -29,13 +32,20 @@ def generate(
     num_beams: Annotated[int, typer.Option("--num-beams", help="Above 1: search for the likeliest whole text.")] = 1,
     seed: Annotated[int | None, typer.Option("--seed", help="Repeat the same draws.")] = None,
 ) -> None:
-    """Let a trained adapter (or, with --base, an untouched base) write."""
+    """Let a trained adapter (or, with --base, an untouched base) write; a classifier says its labels instead."""
     if (text is None) == (prompt is None):
         raise ConfigError("give --text (put into the run's template) or --prompt (read as it is); one of the two")
     quiet()
+    from peftly.cli._answers import print_answer
     from peftly.generation import generate as write
+    from peftly.tasks import task_of
 
     opened = open_model(run, base)
+    if task_of(opened.model) in ("sequence_classification", "token_classification"):
+        print_answer(opened, text if text is not None else str(prompt), pair)
+        return
+    if pair is not None:
+        raise ConfigError("--pair is for a classifier of two texts; put both into --prompt for a model that writes")
     words = _in_template(opened.shape, text) if text is not None else str(prompt)
     streams = num_beams == 1
     completions = write(

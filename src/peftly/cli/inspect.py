@@ -7,22 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftly.cli._console import console, quiet
-from peftly.cli._options import BaseOption, DataFile, MaxLength, Overrides, Target, Template, TestFile, ValidationFile
+from peftly.cli._options import (
+    BaseOption,
+    DataFile,
+    MaxLength,
+    Overrides,
+    Target,
+    TaskOption,
+    Template,
+    TestFile,
+    ValidationFile,
+)
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-    from transformers import PreTrainedTokenizerBase
-
     from peftly.config import RunConfig
-    from peftly.data import Encoded
 
 __all__ = ["inspect"]
+
+_LEARNED = {"sequence_classification": "label", "token_classification": "tagged"}
 
 
 def inspect(
     source: Annotated[str | None, typer.Argument(help="A run folder or a YAML file; without one, options.")] = None,
     base: BaseOption = None,
+    task: TaskOption = None,
     data: DataFile = None,
     validation: ValidationFile = None,
     test: TestFile = None,
@@ -35,6 +44,7 @@ def inspect(
     """Show the exact tokens of some training examples: which are trained, and what was cut."""
     flags = {
         "base": base,
+        "task": task,
         "data": data,
         "validation": validation,
         "test": test,
@@ -44,18 +54,24 @@ def inspect(
     }
     config = _config(source, overrides or [], flags)
     quiet()
-    from peftly.base import load_base
-    from peftly.data import load_data
+    from peftly.base import base_config, load_base
+    from peftly.cli._tokens import example_text
+    from peftly.data import read_data
+    from peftly.tasks import choose_task
 
+    raw = read_data(config.data)
+    chosen, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
+    shaped = raw.shaped(chosen)
     tokenizer = load_base(config.base, dtype=config.dtype, device=config.device).tokenizer
-    loaded = load_data(config.data, tokenizer)
+    loaded = shaped.encoded(tokenizer)
     screen = console()
+    screen.print(f"task: {chosen} ({reason})", markup=False, end="\n\n")
     marked = screen.color_system is None or screen.no_color
     for place, encoded in enumerate(loaded.train.encoded[:rows], start=1):
         cut = f", {encoded.cut} cut" if encoded.cut else ""
-        trained = sum(encoded.trained)
-        screen.print(f"example {place}: {len(encoded.input_ids)} tokens, {trained} trained{cut}", style="bold")
-        screen.print(_tokens(encoded, tokenizer, marked=marked), end="\n\n")
+        counts = f"{encoded.num_tokens} tokens, {encoded.num_targets} {_LEARNED.get(chosen, 'trained')}"
+        screen.print(f"example {place}: {counts}{cut}", style="bold")
+        screen.print(example_text(encoded, tokenizer, loaded.shape.labels, marked=marked), end="\n\n")
     screen.print("⟦trained⟧, not trained" if marked else "[green]trained[/], [dim]not trained[/]", end="\n\n")
     for line in loaded.report.lines():
         screen.print(line, markup=False)
@@ -69,28 +85,3 @@ def _config(source: str | None, overrides: list[str], flags: Mapping[str, object
             raise ConfigError(f"{source} holds no run: it has no config.yaml")
         source = str(Path(source) / "config.yaml")
     return load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"})
-
-
-def _tokens(encoded: "Encoded", tokenizer: "PreTrainedTokenizerBase", *, marked: bool) -> "Text":
-    """Return the tokens with a bar between them; runs of trained ones are green, or in double brackets."""
-    from rich.text import Text
-
-    text = Text()
-    before = False
-    for place, (token_id, trained) in enumerate(zip(encoded.input_ids, encoded.trained, strict=True)):
-        if marked and before and not trained:
-            text.append("⟧")
-        text.append("│" if place else "", style="dim")
-        if marked and trained and not before:
-            text.append("⟦")
-        text.append(_token_text(token_id, tokenizer), style="bold green" if trained else "dim")
-        before = trained
-    return text.append("⟧") if marked and before else text
-
-
-def _token_text(token_id: int, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a token as it reads; one that is part of a character is shown by its name in the vocabulary."""
-    words = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-    if "\ufffd" in words or not words:
-        words = str(tokenizer.convert_ids_to_tokens(token_id))
-    return words.replace("\n", "⏎\n").replace("\t", "⇥")

@@ -14,6 +14,7 @@ from peftly.cli._options import (
     MaxLength,
     Overrides,
     Target,
+    TaskOption,
     Template,
     TestFile,
     ValidationFile,
@@ -30,6 +31,7 @@ __all__ = ["train"]
 def train(
     config: ConfigFile = None,
     base: BaseOption = None,
+    task: TaskOption = None,
     data: DataFile = None,
     validation: ValidationFile = None,
     test: TestFile = None,
@@ -50,6 +52,7 @@ def train(
     """Train an adapter on your data, from a YAML file, from options, or from both (an option wins)."""
     flags = {
         "base": base,
+        "task": task,
         "data": data,
         "validation": validation,
         "test": test,
@@ -82,15 +85,12 @@ def train(
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
+    from peftly._units import bytes_text, count_text, score_rows, seconds_text
     from peftly.environment import program
 
     screen.print()
     if result.evaluation is not None:
-        scores = f"loss {score_text(result.evaluation.loss)}"
-        if result.evaluation.accuracy is not None:
-            scores += f", accuracy {share_text(result.evaluation.accuracy)}"
-            scores += f", macro-F1 {share_text(result.evaluation.macro_f1)}"
+        scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "

@@ -4,8 +4,10 @@ from peftly.data.batching import collate, epoch_order, epoch_steps
 from peftly.data.encoding import Encoded, encode, encode_prompt, label_ids
 from peftly.data.formats import Rows, read
 from peftly.data.report import DataReport, SplitReport
-from peftly.data.splits import Data, DataConfig, Split, load_data
-from peftly.data.templates import Example, Shape, Template
+from peftly.data.shapes import Example, Shape, TaskName
+from peftly.data.splits import Data, DataConfig, Split, load_data, read_data
+from peftly.data.task_encoding import encode_for
+from peftly.data.templates import Template
 
 __all__ = [
     "Data",
@@ -17,13 +19,16 @@ __all__ = [
     "Shape",
     "Split",
     "SplitReport",
+    "TaskName",
     "Template",
     "collate",
     "encode",
+    "encode_for",
     "encode_prompt",
     "epoch_order",
     "epoch_steps",
     "label_ids",
     "load_data",
     "read",
+    "read_data",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from peftly.data.encoding import Encoded
+from peftly.data.encoding import UNTRAINED, Encoded
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["collate", "epoch_order", "epoch_steps"]
-
-UNTRAINED = -100
-"""The label that losses of torch and transformers leave out."""
 
 _WINDOWS = 4
 _WINDOW_STEPS = 50
@@ -34,7 +31,9 @@ def collate(
         side: where the padding goes. Train with "right"; "left" is for generation.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels` (-100 where nothing is trained), each int64 (examples, longest).
+        Tensors of int64: `input_ids` and `attention_mask` (examples, longest); `token_type_ids` likewise, where the
+        examples have them; `labels` (examples, most targets), -100 where nothing is trained. Labels of tokens stand in
+        the columns of their tokens; a class is the one label of its row.
     """
     import torch
 
@@ -42,18 +41,23 @@ def collate(
         raise ValueError("collate() was given an empty batch")
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r} is neither 'left' nor 'right'")
-    width = max(len(example.input_ids) for example in batch)
-    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(batch), width), dtype=torch.long)
-    labels = torch.full((len(batch), width), UNTRAINED, dtype=torch.long)
-    for row, example in enumerate(batch):
-        start = width - len(example.input_ids) if side == "left" else 0
-        place = slice(start, start + len(example.input_ids))
-        tokens = torch.tensor(example.input_ids, dtype=torch.long)
-        ids[row, place] = tokens
-        mask[row, place] = 1
-        labels[row, place] = torch.where(torch.tensor(example.trained), tokens, UNTRAINED)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def filled(rows: "Sequence[Sequence[int]]", filler: int) -> "Tensor":
+        width = max(map(len, rows))
+        table = torch.full((len(rows), width), filler, dtype=torch.long)
+        for place, row in enumerate(rows):
+            start = width - len(row) if side == "left" else 0
+            table[place, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+        return table
+
+    tensors = {
+        "input_ids": filled([example.input_ids for example in batch], pad_id),
+        "attention_mask": filled([[1] * len(example.input_ids) for example in batch], 0),
+        "labels": filled([example.targets for example in batch], UNTRAINED),
+    }
+    if batch[0].token_type_ids is not None:
+        tensors["token_type_ids"] = filled([example.token_type_ids or [] for example in batch], 0)
+    return tensors
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:

@@ -8,28 +8,76 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peftly.data.templates import Example, Shape, spaced
+from peftly.data.shapes import Example, Shape
+from peftly.data.templates import spaced
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "encode", "encode_all", "encode_prompt", "label_ids"]
+__all__ = [
+    "UNTRAINED",
+    "Encoded",
+    "Vocabulary",
+    "encode",
+    "encode_all",
+    "encode_prompt",
+    "label_ids",
+    "largest_fit",
+    "told_apart",
+]
+
+UNTRAINED = -100
+"""The label that losses of torch and transformers leave out."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as tokens.
+    """An example as tokens, and what is to be learned of it: at most one of `label`, `tags` and `answer`.
 
     Attributes:
-        input_ids: prompt, completion, end.
-        trained: whether the loss counts each token. The very first never is: nothing comes before it to predict it.
+        input_ids: prompt, completion, end; or what a classifier or an encoder reads.
+        trained: whether the loss counts each token. The very first of a text that goes on never is: nothing comes
+            before it to predict it.
         cut: how many tokens were left out to fit the length.
+        label: the number of the class that the text is of.
+        tags: the number of the tag of every token, `UNTRAINED` where it has none.
+        answer: the tokens that a decoder is to write.
+        token_type_ids: which of two texts a token is of, for models that are told.
     """
 
     input_ids: list[int]
     trained: list[bool]
     cut: int = 0
+    label: int | None = None
+    tags: list[int] | None = None
+    answer: list[int] | None = None
+    token_type_ids: list[int] | None = None
+
+    @property
+    def targets(self) -> list[int]:
+        """What is learned, as the labels of a batch have it: a class, or a number for every token."""
+        if self.label is not None:
+            return [self.label]
+        if self.tags is not None:
+            return self.tags
+        if self.answer is not None:
+            return self.answer
+        return [token if trained else UNTRAINED for token, trained in zip(self.input_ids, self.trained, strict=True)]
+
+    @property
+    def num_targets(self) -> int:
+        """How many numbers the loss is over: tokens, tags, or the one class."""
+        if self.label is not None:
+            return 1
+        if self.answer is not None:
+            return len(self.answer)
+        return sum(self.trained if self.tags is not None else self.trained[1:])
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens a model reads."""
+        return len(self.input_ids) + len(self.answer or ())
 
 
 @dataclass(frozen=True)
@@ -165,18 +213,27 @@ def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, l
     """
     vocabulary = Vocabulary.of(tokenizer)
     end = vocabulary.required_end()
-    found: dict[str, list[int]] = {}
-    for label in shape.labels:
-        ids = [*vocabulary.continuation(shape.completion(label)), end]
-        if len(ids) == 1:
-            raise DataError(f"the tokenizer makes no token of the label {label!r}; name it otherwise")
-        twin = next((other for other, others in found.items() if others == ids), None)
-        if twin is not None:
+    made = {label: vocabulary.continuation(shape.completion(label)) for label in shape.labels}
+    empty = next((label for label, ids in made.items() if not ids), None)
+    if empty is not None:
+        raise DataError(f"the tokenizer makes no token of the label {empty!r}; name it otherwise")
+    return told_apart({label: [*ids, end] for label, ids in made.items()})
+
+
+def told_apart(labels: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Return the tokens of every label as they are.
+
+    Raises:
+        DataError: those of two labels are the same.
+    """
+    found: dict[tuple[int, ...], str] = {}
+    for label, ids in labels.items():
+        twin = found.setdefault(tuple(ids), label)
+        if twin != label:
             raise DataError(
                 f"the tokenizer makes the same tokens of the labels {twin!r} and {label!r}; name one otherwise"
             )
-        found[label] = ids
-    return found
+    return labels
 
 
 def _goes_on(head: list[int], joint: list[int]) -> bool:

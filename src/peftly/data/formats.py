@@ -219,7 +219,8 @@ def _read_parquet(name: str, path: Path) -> Rows:
         raise DataError(f"{name}: not a readable Parquet file ({_first_line(error)})") from None
     info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = info.get("info", {}).get("features", {})
-    names = {field: f["names"] for field, f in features.items() if isinstance(f, Mapping) and "names" in f}
+    classes = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
+    names = {field: f["names"] for field, f in classes.items() if isinstance(f, Mapping) and "names" in f}
     return Rows(name, _with_class_names(table.to_pylist(), names))
 
 
@@ -266,17 +267,23 @@ def _splits(name: str, content: "datasets.Dataset | datasets.DatasetDict") -> di
 def _from_dataset(name: str, content: "datasets.Dataset") -> Rows:
     import datasets
 
-    names = {field: f.names for field, f in content.features.items() if isinstance(f, datasets.ClassLabel)}
+    classes = {field: getattr(feature, "feature", feature) for field, feature in content.features.items()}
+    names = {field: feature.names for field, feature in classes.items() if isinstance(feature, datasets.ClassLabel)}
     return Rows(name, _with_class_names(content.to_list(), names))
 
 
 def _with_class_names(rows: list[dict[str, Any]], names: Mapping[str, list[str]]) -> list[dict[str, Any]]:
     """Return the rows with class numbers replaced by the classes' names; -1, "no label", becomes None."""
+
+    def named(number: object, classes: list[str]) -> object:
+        if isinstance(number, list):
+            return [named(one, classes) for one in number]
+        if isinstance(number, int):
+            return classes[number] if 0 <= number < len(classes) else None
+        return number
+
     for row in rows:
-        for field, classes in names.items():
-            number = row.get(field)
-            if isinstance(number, int):
-                row[field] = classes[number] if 0 <= number < len(classes) else None
+        row.update({field: named(row[field], classes) for field, classes in names.items() if field in row})
     return rows
 
 

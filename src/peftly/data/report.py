@@ -1,9 +1,12 @@
 """What was read, made, cut, dropped and guessed on the way from rows to tokens."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["DataReport", "Overlap", "SplitReport", "counted"]
+__all__ = ["DataReport", "Overlap", "SplitReport", "Unit", "counted"]
+
+Unit = Literal["token", "tag", "row"]
+"""What the loss counts."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class SplitReport:
         dropped: how many had no trained token.
         first_dropped: the place of the first of them.
         tokens: of the kept rows, all told.
-        trained_tokens: those that the loss counts.
-        labels: kept rows by label.
+        trained_tokens: what the loss counts: trained tokens, tagged words, or rows with a label.
+        labels: kept rows by label, or words by tag.
+        unit: which of the three the loss counts.
     """
 
     source: str
@@ -33,11 +37,15 @@ class SplitReport:
     tokens: int
     trained_tokens: int
     labels: dict[str, int] = field(default_factory=dict)
+    unit: Unit = "token"
 
     def line(self, name: str) -> str:
         """Return this in one line."""
         words = f"{name}: {counted(self.rows, 'row')} of {self.source}, {counted(self.tokens, 'token')}"
-        words += f", {self.trained_tokens:,} of them trained"
+        if self.unit == "token":
+            words += f", {self.trained_tokens:,} of them trained"
+        elif self.unit == "tag":
+            words += f", {counted(self.trained_tokens, 'tag')}"
         if self.labels:
             words += " (" + ", ".join(f"{label}: {count:,}" for label, count in self.labels.items()) + ")"
         if self.truncated:

@@ -4,22 +4,26 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from peftly.data.batching import epoch_order
-from peftly.data.encoding import Encoded, encode_all, label_ids
+from peftly.data.encoding import Encoded
 from peftly.data.formats import Rows, read
-from peftly.data.recognise import recognise
-from peftly.data.report import DataReport, Overlap, SplitReport, counted
-from peftly.data.templates import Example, Shape, Template
+from peftly.data.recognise import holds, recognise
+from peftly.data.report import DataReport, Overlap, SplitReport, Unit, counted
+from peftly.data.shapes import Example, Shape, TaskName
+from peftly.data.task_encoding import encode_for
+from peftly.data.templates import Template
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Data", "DataConfig", "Split", "load_data"]
+__all__ = ["Data", "DataConfig", "RawData", "ShapedData", "Split", "load_data", "read_data"]
+
+_UNITS: dict[TaskName, Unit] = {"sequence_classification": "row", "token_classification": "tag"}
 
 _SPLITTING = -1
 """The "epoch" whose order chooses the validation rows: one that no epoch of training has."""
@@ -82,35 +86,88 @@ class _Part:
         return _Part(self.source, [self.examples[at] for at in indices], [self.places[at] for at in indices])
 
 
-def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Data:
+@dataclass(frozen=True)
+class ShapedData:
+    """A run's data before any tokens: what the rows say, and what is to be learned of them."""
+
+    task: TaskName
+    shape: Shape
+    max_length: int
+    parts: dict[str, "_Part"]
+    notes: list[str]
+
+    def encoded(self, tokenizer: "PreTrainedTokenizerBase") -> Data:
+        """Return the data as tokens.
+
+        Args:
+            tokenizer: the base's own.
+
+        Raises:
+            DataError: a split has nothing left to learn, or the tokenizer cannot do what the task needs.
+        """
+        splits: dict[str, Split] = {}
+        reports: dict[str, SplitReport] = {}
+        for name in ("train", "validation", "test"):
+            if name in self.parts:
+                splits[name], reports[name] = _encoded(self.parts[name], tokenizer, self)
+        report = DataReport(reports, _overlaps(self.parts), self.notes)
+        return Data(splits["train"], splits.get("validation"), splits.get("test"), self.shape, report)
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A run's rows by split, as they were read, before it is decided what is learned of them."""
+
+    config: DataConfig
+    sources: dict[str, Rows]
+    notes: list[str]
+
+    def holds(self) -> Literal["tags", "labels", "texts"]:
+        """Say what there is to learn in the rows."""
+        return holds(self.sources["train"], self.config.template, self.config.target)
+
+    def shaped(self, task: TaskName) -> ShapedData:
+        """Return the rows in the shape that a task asks for.
+
+        Raises:
+            DataError: they have none, or a row or label cannot be used.
+        """
+        config, sources = self.config, dict(self.sources)
+        shape, guesses = recognise(sources["train"], config.template, config.target, task)
+        notes = [*self.notes, *guesses]
+        if "test" in sources and config.test is None and _is_unlabelled(sources["test"], shape):
+            notes.append(f"{sources['test'].name} has no value in {shape.target!r}, so there is no test split")
+            del sources["test"]
+        parts = {name: _part(rows, shape) for name, rows in sources.items()}
+        if "validation" not in parts:
+            parts, note = _with_validation(parts, config)
+            notes.append(note)
+        if task == "causal_lm":
+            notes += _added_spaces(shape, sources["train"])
+        return ShapedData(task, shape, config.max_length, parts, notes)
+
+
+def read_data(config: DataConfig) -> RawData:
+    """Read a run's rows.
+
+    Raises:
+        DataError: a file cannot be read, or holds no rows.
+    """
+    return RawData(config, *_sources(config))
+
+
+def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", task: TaskName = "causal_lm") -> Data:
     """Read, split and encode a run's data.
 
     Args:
         config: where from and how.
         tokenizer: the base's own.
+        task: what is to be learned of the rows.
 
     Raises:
         DataError: a file, row or label cannot be used, or a split has no row with a trained token.
     """
-    sources, notes = _sources(config)
-    shape, guesses = recognise(sources["train"], config.template, config.target)
-    notes += guesses
-    if "test" in sources and config.test is None and _is_unlabelled(sources["test"], shape):
-        notes.append(f"{sources['test'].name} has no value in {shape.target!r}, so there is no test split")
-        del sources["test"]
-    parts = {name: _part(rows, shape) for name, rows in sources.items()}
-    if "validation" not in parts:
-        parts, note = _with_validation(parts, config)
-        notes.append(note)
-    notes += _added_spaces(shape, sources["train"])
-    room = max(map(len, label_ids(shape, tokenizer).values()), default=0)
-    splits: dict[str, Split] = {}
-    reports: dict[str, SplitReport] = {}
-    for name in ("train", "validation", "test"):
-        if name in parts:
-            splits[name], reports[name] = _encoded(parts[name], tokenizer, config.max_length, room)
-    report = DataReport(reports, _overlaps(parts), notes)
-    return Data(splits["train"], splits.get("validation"), splits.get("test"), shape, report)
+    return read_data(config).shaped(task).encoded(tokenizer)
 
 
 def _sources(config: DataConfig) -> tuple[dict[str, Rows], list[str]]:
@@ -185,7 +242,8 @@ def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) ->
 def _key(example: Example) -> str:
     """Return what makes two rows the same to a model: all that comes before the answer, or else the text."""
     if not example.messages:
-        return example.prompt or example.completion
+        both = "\n".join(filter(None, [example.prompt, example.pair]))
+        return both or example.completion
     messages = list(example.messages)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
@@ -208,18 +266,16 @@ def _overlaps(parts: Mapping[str, _Part]) -> list[Overlap]:
     return found
 
 
-def _encoded(
-    part: _Part, tokenizer: "PreTrainedTokenizerBase", max_length: int, room: int
-) -> tuple[Split, SplitReport]:
-    made = encode_all(part.examples, tokenizer, max_length, room=room, places=part.places)
+def _encoded(part: _Part, tokenizer: "PreTrainedTokenizerBase", data: ShapedData) -> tuple[Split, SplitReport]:
+    made = encode_for(data.task, part.examples, tokenizer, data.shape, data.max_length, places=part.places)
     kept = [(example, encoded) for example, encoded in zip(part.examples, made, strict=True) if encoded is not None]
     if not kept:
         raise DataError(
             f"{part.source}: no trained token is left in any of {counted(len(made), 'row')} (first: {part.places[0]}); "
-            f"completions are empty, or max_length={max_length} is too small"
+            f"completions are empty, or max_length={data.max_length} is too small"
         )
     encoded = [tokens for _, tokens in kept]
-    labels = Counter(example.label for example, _ in kept if example.label is not None)
+    labels = Counter(label for example, _ in kept for label in (*example.tags, *filter(None, [example.label])))
     report = SplitReport(
         source=part.source,
         rows=len(made),
@@ -228,9 +284,10 @@ def _encoded(
         tokens_cut=sum(tokens.cut for tokens in encoded),
         dropped=len(made) - len(kept),
         first_dropped=next((place for place, one in zip(part.places, made, strict=True) if one is None), None),
-        tokens=sum(len(tokens.input_ids) for tokens in encoded),
-        trained_tokens=sum(sum(tokens.trained) for tokens in encoded),
+        tokens=sum(tokens.num_tokens for tokens in encoded),
+        trained_tokens=sum(tokens.num_targets for tokens in encoded),
         labels=dict(sorted(labels.items())),
+        unit=_UNITS.get(data.task, "token"),
     )
     return Split([example for example, _ in kept], encoded), report
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
+from peftly._units import bytes_text, count_text, score_rows, seconds_text
 from peftly.errors import ConfigError
 from peftly.report._page import machine_lines, read_json, render
 from peftly.report.charts import line_chart
@@ -35,7 +35,7 @@ def write_report(run_folder: str | Path) -> Path:
         tiles=_tiles(summary, evaluation),
         charts=[Markup(chart) for chart in _charts(folder / "metrics.jsonl")],  # noqa: S704 -- our own pictures
         split=evaluation.get("split", ""),
-        scores=_scores(evaluation),
+        scores=score_rows(evaluation),
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
         samples=evaluation.get("samples", []),
@@ -54,10 +54,13 @@ def _best(summary: dict[str, Any]) -> str:
 
 def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     tiles = []
-    if evaluation.get("accuracy") is not None:
-        tiles += [("accuracy", share_text(evaluation["accuracy"])), ("macro-F1", share_text(evaluation["macro_f1"]))]
-    elif evaluation:
-        tiles += [("loss", score_text(evaluation["loss"])), ("perplexity", score_text(evaluation["perplexity"]))]
+    scores = dict(score_rows(evaluation))
+    for names in (("accuracy", "macro-F1"), ("entity F1", "token accuracy"), ("macro-F1", "token accuracy")):
+        if all(name in scores for name in names):
+            tiles += [(name, scores[name]) for name in names]
+            break
+    else:
+        tiles += [(name, scores[name]) for name in ("loss", "perplexity") if name in scores]
     if summary:
         tiles += [
             ("trained parameters", count_text(summary["parameters"])),
@@ -65,19 +68,6 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
             ("training", seconds_text(summary["seconds"])),
         ]
     return tiles
-
-
-def _scores(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    if not evaluation:
-        return []
-    scores = [
-        ("loss", score_text(evaluation["loss"])),
-        ("perplexity", score_text(evaluation["perplexity"])),
-        ("token accuracy", share_text(evaluation["token_accuracy"])),
-    ]
-    if evaluation["accuracy"] is not None:
-        scores += [("accuracy", share_text(evaluation["accuracy"])), ("macro-F1", share_text(evaluation["macro_f1"]))]
-    return scores
 
 
 def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, float]]]]:
@@ -103,8 +93,8 @@ def _charts(metrics: Path) -> list[str]:
     )
     scores = line_chart(
         {
-            name: [(check["step"], check[key]) for check in checks if check[key] is not None]
-            for name, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"))
+            name: [(check["step"], check[key]) for check in checks if check.get(key) is not None]
+            for name, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("entity F1", "entity_f1"))
         },
         title="Validation scores over the steps",
         x_label="step",

@@ -1,0 +1,137 @@
+"""The head that a task puts on a base which has none for it: new, drawn from a seed, and known to be so."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftly.base import Base
+    from peftly.data import TaskName
+    from peftly.methods import MethodConfig
+
+__all__ = ["Head", "attach_with_new_parts", "new_parts", "parts_without_copy"]
+
+_ATTRIBUTE = "_peftly_new_parts"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a base is to be opened with.
+
+    Attributes:
+        task: what the head is for; None: whatever the base's config says.
+        labels: what a classifier tells apart, in order; empty: what the base's own does.
+        seed: of new weights.
+    """
+
+    task: "TaskName | None" = None
+    labels: tuple[str, ...] = ()
+    seed: int = 0
+
+    def name_labels(self, config: Any) -> bool:
+        """Write the labels into the config of a base, and say whether they are the base's own."""
+        if not self.labels:
+            return True
+        own = [str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {label: number for number, label in enumerate(self.labels)}
+        return own == list(self.labels)
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Let what is drawn inside come from the seed; the global generators are as before afterwards."""
+        import torch
+
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed)
+            yield
+
+    def finish(self, model: Any, report: Mapping[str, Any], *, own_labels: bool) -> list[str]:
+        """Draw a head anew that was made for other labels, and note on the model which parts are new.
+
+        Args:
+            model: as transformers has opened it.
+            report: its loading info.
+            own_labels: whether the head that the base may have is for these labels.
+
+        Returns:
+            The names of the new weights, sorted, without those of a head that was asked for.
+        """
+        from peftly.methods._targets import output_heads
+
+        new = {*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])}
+        if not own_labels:
+            # As many labels of another meaning: transformers has taken the base's head for ours.
+            heads = [f"{path}.{name}" for path in output_heads(model) for name, _ in _parameters(model, path)]
+            with self.seeded():
+                for path in output_heads(model):
+                    if not any(name.startswith(f"{path}.") for name in new):
+                        _redraw(model, path)
+            new.update(heads)
+        setattr(model, _ATTRIBUTE, tuple(sorted(new)))
+        return sorted(name for name in new if not (self.labels and _within(name, output_heads(model))))
+
+
+def new_parts(model: Any) -> list[str]:
+    """Return the paths of the modules of a base that were not in its files, and so hold random numbers."""
+    names: tuple[str, ...] = getattr(model, _ATTRIBUTE, ())
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def attach_with_new_parts(base: "Base", method: "MethodConfig", **settings: Any) -> list[str]:
+    """Attach an adapter that keeps every new part of a base, so that nothing random is left out when it is saved.
+
+    A classifier is kept by any adapter. A base that has never had a pooler, say, gets one that is new too.
+
+    Args:
+        base: as `load_base` has opened it.
+        method: the settings of the adapter.
+        settings: as for `attach`.
+
+    Returns:
+        The paths of the new parts.
+    """
+    from peftly.adapt import attach, detach
+
+    model = base.model
+    attach(model, method, tokenizer=base.tokenizer, **settings)
+    open_parts = parts_without_copy(model)
+    if open_parts and method.modules_to_save is None:
+        from peftly.methods._targets import output_heads
+
+        detach(model)
+        # The module around it, for the method may be about to change the linear layer itself.
+        around = dict.fromkeys(path.rpartition(".")[0] or path for path in open_parts)
+        saved = (*output_heads(model), *around)
+        attach(model, method.model_copy(update={"modules_to_save": saved}), tokenizer=base.tokenizer, **settings)
+    return new_parts(model)
+
+
+def parts_without_copy(model: Any) -> list[str]:
+    """Return the new parts of a base that no adapter on it keeps a copy of: they are random, and stay so."""
+    from peftly.adapt import attached
+    from peftly.methods._copies import copied_modules
+
+    kept = [path for name in attached(model) for path in copied_modules(model, name)]
+    return [path for path in new_parts(model) if not _within(path, kept)]
+
+
+def _within(path: str, modules: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{module}.") for module in modules)
+
+
+def _parameters(model: Any, path: str) -> list[tuple[str, Any]]:
+    return list(model.get_submodule(path).named_parameters())
+
+
+def _redraw(model: Any, path: str) -> None:
+    """Give the module at `path` fresh weights, as its class draws them."""
+    import torch
+
+    for _, parameter in _parameters(model, path):
+        parameter._is_hf_initialized = False  # else transformers leaves it alone
+    with torch.no_grad():
+        for module in model.get_submodule(path).modules():
+            model._init_weights(module)

@@ -1,0 +1,143 @@
+"""What an evaluation says, and the sums that every task's is made of."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftly.data import Shape, Split, collate
+from peftly.entities import has_entities
+from peftly.errors import DataError
+from peftly.objective import Logits, row_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "Evaluation",
+    "Prediction",
+    "by_length",
+    "evaluate_tokens",
+    "label_scores",
+    "metrics_of",
+    "on_device",
+    "pad_id",
+    "place",
+    "token_scores",
+]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model makes of one labelled row.
+
+    Attributes:
+        prompt: the text that the label follows; for tags the words, parted by spaces.
+        label: the row's own label; for tags those of all words, parted by spaces.
+        predicted: the likeliest label, or tags.
+        log_probabilities: of every label, by label; empty for tags.
+    """
+
+    prompt: str
+    label: str
+    predicted: str
+    log_probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on one split.
+
+    Attributes:
+        rows: how many rows were read.
+        tokens: how many targets the scores are over: trained tokens (completion and end), tagged words, or rows.
+        loss: mean of -log p over those.
+        perplexity: exp(loss); None where the targets are no text.
+        token_accuracy: share of the tokens or tags that the model would have chosen itself; None for whole rows.
+        accuracy: share of rows whose own label is the likeliest; None without labels, like all that follows.
+        macro_f1: F1 averaged over the labels (or tags without entities) that occur as true or as predicted ones.
+        labels: the label texts, in order.
+        confusion: how often label i (outer) was taken for label j (inner).
+        predictions: one a row, in the order of the split.
+        entity_f1: F1 of whole entities, kind and boundaries, for tags that begin with B- and I-.
+    """
+
+    rows: int
+    tokens: int
+    loss: float
+    perplexity: float | None = None
+    token_accuracy: float | None = None
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    labels: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    predictions: tuple[Prediction, ...] = ()
+    entity_f1: float | None = None
+
+
+def evaluate_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, batch_size: int, logits_of: Logits
+) -> Evaluation:
+    """Score a language model by the tokens that it is to write."""
+    loss, hits, tokens = 0.0, 0, 0
+    for chosen in by_length([encoded.num_tokens for encoded in split.encoded], batch_size):
+        batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
+        logits, targets = logits_of(model, on_device(batch, model))
+        loss += row_losses(logits, targets).double().sum().item()
+        hits += int((logits.argmax(-1) == targets.to(logits.device)).sum())
+        tokens += targets.numel()
+    return Evaluation(rows=len(split.encoded), tokens=tokens, **token_scores(loss, hits, tokens))
+
+
+def metrics_of(shape: Shape) -> tuple[str, ...]:
+    """Return the scores by which the best of several evaluations on rows of this shape can be chosen."""
+    if shape.kind == "tags":
+        return ("loss", "entity_f1" if has_entities(shape.labels) else "macro_f1")
+    return ("loss", "accuracy", "macro_f1") if shape.kind == "label" else ("loss",)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of indices, the longest first: whatever does not fit into memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def on_device(batch: dict[str, Any], model: "PreTrainedModel") -> dict[str, Any]:
+    """Return the tensors of a batch where the model is."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return what fills up a batch. Any id does: padded places are masked by length."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+def place(labels: Sequence[str], label: str | None) -> int:
+    """Return the number of a row's label.
+
+    Raises:
+        DataError: it is none of `labels`.
+    """
+    if label is None or label not in labels:
+        raise DataError(f"a row has the label {label!r}; the labels are {', '.join(map(repr, labels))}")
+    return labels.index(label)
+
+
+def token_scores(loss: float, hits: int, tokens: int) -> dict[str, Any]:
+    """Return loss, perplexity and token accuracy from their sums."""
+    mean = loss / tokens
+    # Beyond this a float overflows; NaN stays NaN.
+    perplexity = math.inf if mean > 700 else math.exp(mean)
+    return {"loss": mean, "perplexity": perplexity, "token_accuracy": hits / tokens}
+
+
+def label_scores(golds: list[int], taken: list[int], labels: int) -> dict[str, Any]:
+    """Return accuracy, macro-F1 and confusion of rows' own labels and the likeliest ones."""
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    confusion = confusion_matrix(golds, taken, labels=list(range(labels)))
+    return {
+        "accuracy": sum(gold == guess for gold, guess in zip(golds, taken, strict=True)) / len(golds),
+        "macro_f1": float(f1_score(golds, taken, average="macro", zero_division=0)),
+        "confusion": tuple(tuple(int(count) for count in row) for row in confusion),
+    }

@@ -1,0 +1,64 @@
+"""Which rows each step of a training run is made of, and the batches that a process makes of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from peftly.data import Encoded, collate, epoch_steps
+from peftly.objective import IGNORED
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["process_batches", "step_rows", "steps_of_epoch"]
+
+
+def steps_of_epoch(rows: Sequence[Encoded], size: int) -> int:
+    """Return how many steps of `size` rows see every row once."""
+    return math.ceil(len(rows) / size)
+
+
+def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> Iterator[list[Encoded]]:
+    """Yield the rows of every step. They depend on the seed and on the step's number, and on nothing else.
+
+    Args:
+        rows: the training rows.
+        size: rows of a step, on all processes together.
+        steps: how many there are.
+        seed: decides the order.
+    """
+    lengths = [row.num_tokens for row in rows]
+    per_epoch = steps_of_epoch(rows, size)
+    for step in range(steps):
+        epoch, part = divmod(step, per_epoch)
+        if part == 0:
+            chosen = epoch_steps(lengths, size, seed=seed, epoch=epoch)
+        yield [rows[index] for index in chosen[part]]
+
+
+def process_batches(
+    rows: Sequence[Encoded], size: int, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
+) -> list[dict[str, Tensor]]:
+    """Return this process's batches of a step; every process gets as many.
+
+    Args:
+        rows: of the whole step; they are in order of length, so that the batches have little padding.
+        size: rows of a batch.
+        accelerator: says which process this is, and of how many.
+        tokenizer: names what fills up a batch.
+    """
+    processes = accelerator.num_processes
+    cut = [rows[start : start + size] for start in range(0, len(rows), size)]
+    pad_id = int(tokenizer.pad_token_id or 0)
+    batches = []
+    for start in range(0, len(cut), processes):
+        place = start + accelerator.process_index
+        batch = collate(cut[min(place, len(cut) - 1)], pad_id=pad_id)
+        if place >= len(cut):
+            # The processes go through each round together; one that has no rows left takes part with no loss.
+            batch["labels"].fill_(IGNORED)
+        batches.append(batch)
+    return batches
