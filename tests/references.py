@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly import METHODS, attach, attached, detach, trainable_parameters
 from peftly.methods._copies import copied_parameters
+from peftly.objective import labelled_logits, target_losses
 
 Logits = Callable[[Tensor], Tensor]
 DEFAULTS = {
@@ -33,6 +34,12 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float = 2e-5) -> None:
     """Compare whole tensors: the length of their difference against that of what is expected."""
     error = (actual - expected).norm() / expected.norm()
     assert error <= bound, f"relative difference {error:.1e}"
+
+
+def token_loss(model, batch, logits_of=labelled_logits) -> tuple[Tensor, int]:
+    """The summed loss of a batch, and how many targets it is over."""
+    losses = target_losses(model, batch, logits_of)
+    return losses.sum(), losses.numel()
 
 
 @cache

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from peftly.adapt import attach, attached, detach, merge, set_adapters, trainable_parameters, use_adapters
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
+    from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
     from peftly.methods import (
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         PTuningV2,
         Selective,
     )
-    from peftly.training import TrainConfig, TrainResult, train
+    from peftly.training import Job, TrainConfig, TrainResult, train, train_together
 
 __all__ = [
     "IA3",
@@ -35,8 +36,10 @@ __all__ = [
     "Base",
     "BitFit",
     "DoRA",
+    "Ensemble",
     "Evaluation",
     "Full",
+    "Job",
     "LoRA",
     "PTuning",
     "PTuningV2",
@@ -50,6 +53,7 @@ __all__ = [
     "attached",
     "detach",
     "evaluate",
+    "evaluate_ensemble",
     "generate",
     "load",
     "load_adapter",
@@ -58,6 +62,7 @@ __all__ = [
     "save_adapter",
     "set_adapters",
     "train",
+    "train_together",
     "trainable_parameters",
     "use_adapters",
 ]
@@ -71,8 +76,10 @@ _HOME = {
     "Base": "base",
     "BitFit": "methods",
     "DoRA": "methods",
+    "Ensemble": "ensemble",
     "Evaluation": "evaluation",
     "Full": "methods",
+    "Job": "training",
     "LoRA": "methods",
     "PTuning": "methods",
     "PTuningV2": "methods",
@@ -85,6 +92,7 @@ _HOME = {
     "attached": "adapt",
     "detach": "adapt",
     "evaluate": "evaluation",
+    "evaluate_ensemble": "ensemble",
     "generate": "generation",
     "load": "checkpoint",
     "load_adapter": "checkpoint",
@@ -93,6 +101,7 @@ _HOME = {
     "save_adapter": "checkpoint",
     "set_adapters": "adapt",
     "train": "training",
+    "train_together": "training",
     "trainable_parameters": "adapt",
     "use_adapters": "adapt",
 }

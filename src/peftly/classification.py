@@ -13,7 +13,7 @@ from peftly.entities import entity_f1, has_entities
 from peftly.errors import DataError
 from peftly.modes import evaluation_mode
 from peftly.objective import class_logits, read_by, row_losses, tag_logits
-from peftly.scores import Evaluation, Prediction, by_length, label_scores, on_device, pad_id
+from peftly.scores import Evaluation, Prediction, batches, by_length, label_scores, on_device, pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def evaluate_classes(
     labels = shape.labels
     golds = [row.targets[0] for row in split.encoded]
     scores = torch.zeros(len(golds), len(labels), dtype=torch.double)
-    for chosen in by_length([len(row.input_ids) for row in split.encoded], batch_size):
+    for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, _ = class_logits(model, on_device(batch, model))
         scores[chosen] = logits.double().log_softmax(-1).cpu()
@@ -62,7 +62,7 @@ def evaluate_tags(
     labels = shape.labels
     loss = 0.0
     taken: list[list[int]] = [[] for _ in split.encoded]
-    for chosen in by_length([len(row.input_ids) for row in split.encoded], batch_size):
+    for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
         rows = [split.encoded[index] for index in chosen]
         logits, targets = tag_logits(model, on_device(collate(rows, pad_id=pad_id(tokenizer)), model))
         loss += row_losses(logits, targets).double().sum().item()

@@ -3,12 +3,14 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TextStreamer, TopPLogitsWarper
 
+from peftly.adapt import RowChoice, use_adapters
 from peftly.data import Encoded, Example, collate, encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.data.task_encoding import encode_sources
@@ -38,6 +40,7 @@ def generate(
     stream: Callable[[str], None] | None = None,
     chat: bool = False,
     batch_size: int = 16,
+    adapters: Sequence[RowChoice] | None = None,
 ) -> list[str]:
     """Return the completion of every prompt, in order.
 
@@ -57,6 +60,8 @@ def generate(
         stream: called with each piece of text as soon as it is certain; for one prompt.
         chat: a text is what a user says, and is wrapped in the tokenizer's chat template.
         batch_size: prompts that go through the model at once.
+        adapters: what works on each prompt (one adapter, several, or None), as `use_adapters` takes it; None: what is
+            on works on all.
 
     Raises:
         ConfigError: settings that cannot be, or that do not go together, or a model that does not write.
@@ -68,6 +73,8 @@ def generate(
         raise ConfigError(
             f"stream shows one greedy or sampled text; got {len(several)} prompts and num_beams={num_beams}"
         )
+    if adapters is not None and len(adapters) != len(several):
+        raise ConfigError(f"adapters says what works on each prompt; got {len(adapters)} for {len(several)} prompts")
     _check_model(model)
     encoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, encoder=encoder) for prompt in several]
@@ -87,7 +94,8 @@ def generate(
         if generators is not None:
             processors.extend([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))])
             processors.append(_Draw([generators[index] for index in chosen]))
-        with evaluation_mode(model):
+        own = nullcontext() if adapters is None else use_adapters(model, rows=[adapters[index] for index in chosen])
+        with evaluation_mode(model), own:
             output = model.generate(
                 input_ids=batch["input_ids"].to(model.device),
                 attention_mask=batch["attention_mask"].to(model.device),

@@ -16,7 +16,7 @@ from peftly.data import Encoded, Shape, Split, collate, label_ids
 from peftly.data.task_encoding import label_answers
 from peftly.methods._slots import select_cached_rows
 from peftly.objective import IGNORED, row_logits, row_losses, text_positions
-from peftly.scores import Evaluation, Prediction, by_length, label_scores, on_device, pad_id, place, token_scores
+from peftly.scores import Evaluation, Prediction, batches, label_scores, on_device, pad_id, place, token_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def evaluate_labels(
     def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
         return score_labels(model, [prompts[index] for index in chosen], texts, pad_id=pad_id(tokenizer))
 
-    return _evaluated(split, by_label, [len(prompt) for prompt in prompts], batch_size, score)
+    return _evaluated(model, split, by_label, [len(prompt) for prompt in prompts], batch_size, score)
 
 
 def evaluate_answers(
@@ -51,10 +51,11 @@ def evaluate_answers(
     def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
         return score_answers(model, [split.encoded[index] for index in chosen], texts, pad_id=pad_id(tokenizer))
 
-    return _evaluated(split, by_label, [len(row.input_ids) for row in split.encoded], batch_size, score)
+    return _evaluated(model, split, by_label, [len(row.input_ids) for row in split.encoded], batch_size, score)
 
 
 def _evaluated(
+    model: "PreTrainedModel",
     split: Split,
     by_label: dict[str, list[int]],
     lengths: Sequence[int],
@@ -65,7 +66,7 @@ def _evaluated(
     labels, texts = tuple(by_label), list(by_label.values())
     golds = [place(labels, example.label) for example in split.examples]
     scores, hits = torch.zeros(len(golds), len(labels), dtype=torch.double), torch.zeros(len(golds), len(labels))
-    for chosen in by_length(lengths, batch_size):
+    for chosen in batches(model, split, lengths, batch_size):
         scores[chosen], hits[chosen] = score(chosen)
     # What the loss would be on the rows as they are, since a row's completion is its label's text.
     rows = torch.arange(len(golds))

@@ -31,8 +31,8 @@ __all__ = [
     "row_logits",
     "row_losses",
     "tag_logits",
+    "target_losses",
     "text_positions",
-    "token_loss",
 ]
 
 IGNORED = -100
@@ -55,10 +55,8 @@ def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tens
     return logits, following.flatten()[rows]
 
 
-def token_loss(
-    model: nn.Module, batch: Mapping[str, Tensor], logits_of: Logits = labelled_logits
-) -> tuple[Tensor, int]:
-    """Return the summed loss of a batch and how many targets it sums over.
+def target_losses(model: nn.Module, batch: Mapping[str, Tensor], logits_of: Logits = labelled_logits) -> Tensor:
+    """Return -log p of every target of a batch, row by row, (count,), fp32 (fp64 for a model in fp64).
 
     Args:
         model: a model, wrapped for data parallelism or not.
@@ -66,12 +64,9 @@ def token_loss(
             token and are `IGNORED` where nothing is trained. See `collate` for the labels of other tasks.
         logits_of: what the model's task makes of a batch.
 
-    Returns:
-        The sum of -log p over the targets, a scalar of fp32 (fp64 for a model in fp64), and their number. Without
-        a target the sum is 0 and still has a (zero) gradient, as data parallelism needs.
+    Without a target there is no loss, and its sum still has a (zero) gradient, as data parallelism needs.
     """
-    logits, targets = logits_of(model, batch)
-    return row_losses(logits, targets).sum(), targets.numel()
+    return row_losses(*logits_of(model, batch))
 
 
 def class_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

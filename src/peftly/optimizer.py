@@ -1,6 +1,7 @@
 """What turns gradients into updates, and how fast."""
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from peftly.train_config import TrainConfig
 __all__ = ["make_optimizer", "make_schedule", "parameter_groups"]
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig, given: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, config: TrainConfig, given: float | None = None, *, among: Container[str] | None = None
+) -> list[dict[str, Any]]:
     """Return what is trained in `model`, in groups of one learning rate, as optimizers of torch take them.
+
+    `among` leaves out parameters of other names.
 
     The rate is that of the configuration, else `given`, else that of the method that a parameter belongs to, so that
     methods which are trained together each have their own. A method may let some of its parameters learn faster.
@@ -28,6 +33,8 @@ def parameter_groups(model: nn.Module, config: TrainConfig, given: float | None 
     adapters = attached(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for path, parameter in trainable_parameters(model).items():
+        if among is not None and path not in among:
+            continue
         adapter = adapters.get(owner(path))
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftly.adapt import use_adapters
 from peftly.data import Shape, Split, collate
 from peftly.entities import has_entities
 from peftly.errors import DataError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "Prediction",
+    "batches",
     "by_length",
     "evaluate_tokens",
     "label_scores",
@@ -80,7 +82,7 @@ def evaluate_tokens(
 ) -> Evaluation:
     """Score a language model by the tokens that it is to write."""
     loss, hits, tokens = 0.0, 0, 0
-    for chosen in by_length([encoded.num_tokens for encoded in split.encoded], batch_size):
+    for chosen in batches(model, split, [encoded.num_tokens for encoded in split.encoded], batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, targets = logits_of(model, on_device(batch, model))
         loss += row_losses(logits, targets).double().sum().item()
@@ -100,6 +102,16 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Yield batches of indices, the longest first: whatever does not fit into memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def batches(model: "PreTrainedModel", split: Split, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield what `by_length` does; until the next batch each row's own adapters are on, where the split names them."""
+    for chosen in by_length(lengths, batch_size):
+        if split.adapters is None:
+            yield chosen
+        else:
+            with use_adapters(model, rows=[split.adapters[index] for index in chosen]):
+                yield chosen
 
 
 def on_device(batch: dict[str, Any], model: "PreTrainedModel") -> dict[str, Any]:

@@ -41,24 +41,28 @@ def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> I
 
 def process_batches(
     rows: Sequence[Encoded], size: int, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
-) -> list[dict[str, Tensor]]:
-    """Return this process's batches of a step; every process gets as many.
+) -> list[tuple[list[int], dict[str, Tensor]]]:
+    """Return this process's batches of a step, each with the places of its rows; every process gets as many.
 
     Args:
-        rows: of the whole step; they are in order of length, so that the batches have little padding.
+        rows: of the whole step.
         size: rows of a batch.
         accelerator: says which process this is, and of how many.
         tokenizer: names what fills up a batch.
     """
     processes = accelerator.num_processes
-    cut = [rows[start : start + size] for start in range(0, len(rows), size)]
+    # In order of length, so that the batches have little padding.
+    order = sorted(range(len(rows)), key=lambda place: rows[place].num_tokens)
+    cut = [order[start : start + size] for start in range(0, len(order), size)]
     pad_id = int(tokenizer.pad_token_id or 0)
     batches = []
     for start in range(0, len(cut), processes):
         place = start + accelerator.process_index
-        batch = collate(cut[min(place, len(cut) - 1)], pad_id=pad_id)
+        places = cut[min(place, len(cut) - 1)]
+        batch = collate([rows[one] for one in places], pad_id=pad_id)
         if place >= len(cut):
             # The processes go through each round together; one that has no rows left takes part with no loss.
             batch["labels"].fill_(IGNORED)
-        batches.append(batch)
+            places = []
+        batches.append((places, batch))
     return batches

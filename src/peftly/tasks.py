@@ -26,7 +26,7 @@ class Task:
     Attributes:
         auto_class: the class of transformers that opens a base for it.
         peft_type: PEFT's name for it.
-        logits: what the loss is made of; see `token_loss`.
+        logits: what the loss is made of; see `target_losses`.
         evaluate: model, tokenizer, split, shape and batch size to scores.
         learns: the attribute of `Encoded` with what is learned; "trained" for the text itself.
         is_classification: whether the model has a head for a list of labels.

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftly import LoRA, PromptTuning, attach, trainable_parameters
+from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
 from peftly.data import encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
@@ -218,3 +218,20 @@ def test_alibi_and_learned_positions_with_padding(monkeypatch):
         assert generate(model, Letters(), texts, max_new_tokens=9) == [
             by_hand(model, Letters(), Letters()(text)["input_ids"], 9) for text in texts
         ]
+
+
+def test_each_prompt_with_adapters_of_its_own(base):
+    model, tokenizer = copy.deepcopy(base[0]), base[1]
+    attach(model, LoRA(rank=2), name="a")
+    attach(model, PromptTuning(num_virtual_tokens=3, init="random"), name="b")
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    rows = ["a", None, ("a", "b"), "b"]
+    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=12, adapters=rows, batch_size=3)
+    for text, prompt, row in zip(texts, PROMPTS, rows, strict=True):
+        with use_adapters(model, *([row] if isinstance(row, str) else row or ())):
+            assert text == generate(model, tokenizer, prompt, max_new_tokens=12)[0]
+    assert texts[1] == generate(*base, PROMPTS[1], max_new_tokens=12)[0]
+    assert len(set(texts)) == 4
+    with pytest.raises(ConfigError, match="got 2 for 4 prompts"):
+        generate(model, tokenizer, PROMPTS, adapters=["a", "b"])

@@ -1,12 +1,13 @@
 import pytest
 import torch
 import transformers as tf
+from references import token_loss
 from tiny import ARCHITECTURES, VOCABULARY, padded, random_rows, tiny_model
 
 from peftly import LoRA, attach, trainable_parameters
 from peftly.errors import MethodError
 from peftly.modes import evaluation_mode, training_mode
-from peftly.objective import IGNORED, head_rows, row_losses, token_loss
+from peftly.objective import IGNORED, head_rows, row_losses
 
 
 def capped_model() -> tf.PreTrainedModel:

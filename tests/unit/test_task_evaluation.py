@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from references import token_loss
 from tiny import perturb
 from tiny_tasks import (
     DECODERS,
@@ -23,7 +24,7 @@ from peftly.classification import classify, tag_words
 from peftly.data import Shape, Split
 from peftly.errors import DataError
 from peftly.label_scoring import score_answers
-from peftly.objective import decoder_logits, row_losses, token_loss
+from peftly.objective import decoder_logits, row_losses
 from peftly.scores import metrics_of
 from peftly.tasks import TASKS
 

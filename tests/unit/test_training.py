@@ -204,7 +204,7 @@ class Scores:
 
 def test_the_best_weights_are_kept(monkeypatch, tmp_path):
     scores = Scores(3.0, 1.0, 2.0, math.nan)
-    monkeypatch.setattr(TRAIN, "evaluate", scores)
+    monkeypatch.setattr("peftly.trainee.evaluate", scores)
     model, result = run(epochs=4, out=tmp_path)
     assert (result.best_step, result.best.loss, result.steps, result.stopped_early) == (8, 1.0, 16, False)
     assert [record.best for record in evaluations(result)] == [True, True, False, False]
@@ -213,14 +213,14 @@ def test_the_best_weights_are_kept(monkeypatch, tmp_path):
 
 
 def test_a_tie_in_accuracy_is_told_apart_by_the_loss(monkeypatch):
-    monkeypatch.setattr(TRAIN, "evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
+    monkeypatch.setattr("peftly.trainee.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
     data = data_of()
     data = Data(data.train, data.validation, None, Shape("label", "{text}:", "label", ("a", "b")), None)
     assert run(data=data, epochs=4, metric="accuracy")[1].best_step == 12
 
 
 def test_patience(monkeypatch):
-    monkeypatch.setattr(TRAIN, "evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
+    monkeypatch.setattr("peftly.trainee.evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
     _, result = run(epochs=9, evaluate_every=2, patience=2)
     assert (result.steps, result.best_step, result.stopped_early) == (8, 4, True)
 
@@ -270,14 +270,14 @@ def test_json_has_no_word_for_infinity(tmp_path):
 
 def break_after(monkeypatch, calls: int) -> None:
     """Let the loss become NaN at a certain call."""
-    original, made = TRAIN.token_loss, []
+    original, made = TRAIN.target_losses, []
 
-    def loss(*given):
+    def losses(*given):
         made.append(None)
-        value, count = original(*given)
-        return (value * math.nan if len(made) == calls else value), count
+        values = original(*given)
+        return values * math.nan if len(made) == calls else values
 
-    monkeypatch.setattr(TRAIN, "token_loss", loss)
+    monkeypatch.setattr(TRAIN, "target_losses", losses)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(monkeypatch, tmp_path):

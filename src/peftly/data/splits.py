@@ -57,10 +57,17 @@ class DataConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples and their tokens, side by side; what was dropped is in neither."""
+    """Examples and their tokens, side by side; what was dropped is in neither.
+
+    Attributes:
+        examples: the rows as texts.
+        encoded: the rows as tokens.
+        adapters: what works on each row where that is not the same for all, as `use_adapters` takes it.
+    """
 
     examples: list[Example]
     encoded: list[Encoded]
+    adapters: list[str | Sequence[str] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,267 @@
+"""One adapter under training: its rows, its optimizer, and its best weights so far. The loop is in `training`."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from peftly.adapt import trainable_parameters, use_adapters
+from peftly.checkpoint import save_adapter
+from peftly.data import Data, Encoded, Split
+from peftly.errors import ConfigError, TrainingError
+from peftly.evaluation import Evaluation, evaluate
+from peftly.methods._layers import owner
+from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
+from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
+from peftly.scores import metrics_of
+from peftly.steps import step_rows, steps_of_epoch
+from peftly.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Trainee", "found_in"]
+
+
+class Trainee:
+    """What is trained on one set of rows: one adapter, or all that is trainable in a model."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        data: Data,
+        config: TrainConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        accelerator: "Accelerator",
+        *,
+        adapter: str | None = None,
+        out: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        learning_rate: float | None = None,
+    ) -> None:
+        """Get ready.
+
+        Args:
+            model: an adapted model.
+            data: its rows.
+            config: how long, how fast.
+            tokenizer: the model's own.
+            accelerator: of the whole run.
+            adapter: the only one that is trained, on for these rows; None: all that is trainable, with what is on.
+            out: where it is saved; None: nowhere.
+            callbacks: are told of every step, evaluation and saved adapter, on the main process.
+            learning_rate: used if `config` names none, before the method's own.
+
+        Raises:
+            ConfigError: settings that the data or the model cannot serve.
+        """
+        _check(config, data)
+        self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
+        self.accelerator, self.adapter, self.out, self.callbacks = accelerator, adapter, out, list(callbacks)
+        own = {name for name in trainable_parameters(model) if adapter is None or owner(name) == adapter}
+        self.parameters = {name: value for name, value in trainable_parameters(model).items() if name in own}
+        if not self.parameters:
+            raise ConfigError("nothing in this model is trainable; attach an adapter first")
+        groups = parameter_groups(model, config, learning_rate, among=self.parameters)
+        self.rate = max(float(group["lr"]) for group in groups)
+        self.rows_per_step = config.batch_size * config.accumulation * accelerator.num_processes
+        self.steps_per_epoch = steps_of_epoch(data.train.encoded, self.rows_per_step)
+        self.steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.optimizer = make_optimizer(groups, config)
+        self.schedule = make_schedule(self.optimizer, config, self.steps)
+        self.step, self.best_step, self.waited = 0, 0, 0
+        self.stopped = False
+        self.best: EvaluationRecord | None = None
+        self.history: list[StepRecord | EvaluationRecord] = []
+        self.good, self.good_step = _copied(self.parameters), 0
+        self.best_weights: dict[str, Tensor] | None = None
+        if out is not None and accelerator.is_main_process:
+            self.callbacks.insert(0, MetricsWriter(out / "metrics.jsonl"))
+        self.started = time.perf_counter()
+
+    def steps_left(self) -> Iterator[list[Encoded]]:
+        """Yield the rows of every step, until the last one or an early stop."""
+        for rows in step_rows(self.data.train.encoded, self.rows_per_step, steps=self.steps, seed=self.config.seed):
+            if self.stopped:
+                return
+            yield rows
+
+    def update(self, rows: Sequence[Encoded], loss: float, seconds: float) -> None:
+        """Change the weights, whose gradients are there, and do what is due after the step.
+
+        Args:
+            rows: that the gradients are of.
+            loss: the mean over their targets.
+            seconds: that the gradients took.
+        """
+        limit = self.config.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
+        rate = float(self.schedule.get_last_lr()[0])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            found = f"loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}"
+            self.give_up(f"step {self.step + 1}: {found}")
+        # These weights have just given a finite loss and gradient; what the update makes of them is not known yet.
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                self.good[name].copy_(parameter)
+        self.good_step = self.step
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        tokens = sum(row.num_tokens for row in rows)
+        self.tell(
+            StepRecord(
+                step=self.step,
+                steps=self.steps,
+                epoch=self.step / self.steps_per_epoch,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=tokens,
+                trained_tokens=sum(row.num_targets for row in rows),
+                tokens_per_second=tokens / seconds,
+                seconds=self.seconds,
+            )
+        )
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Save and evaluate where the configuration says so; the last step is always evaluated."""
+        last = self.step == self.steps
+        if self.config.save_every and self.step % self.config.save_every == 0:
+            self.save(f"step-{self.step}")
+        due = last or self.step % (self.config.evaluate_every or self.steps_per_epoch) == 0
+        if self.data.validation is not None and due:
+            self.look(self.data.validation)
+            self.stopped = not last and self.config.patience is not None and self.waited >= self.config.patience
+
+    def finish(self) -> TrainResult:
+        """Leave the best weights in the model and in `out`."""
+        if self.best_weights is None:
+            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
+                self.give_up(f"step {self.step} left weights that are no numbers")
+            self.best_step = self.step
+        else:
+            _put_back(self.parameters, self.best_weights)
+        self.save("adapter")
+        return TrainResult(
+            steps=self.step,
+            best_step=self.best_step,
+            best=self.best,
+            history=tuple(self.history),
+            seconds=self.seconds,
+            stopped_early=self.stopped,
+            learning_rate=self.rate,
+            trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
+        )
+
+    def chosen(self) -> AbstractContextManager[None]:
+        """Return a block in which what is trained here is on."""
+        return nullcontext() if self.adapter is None else use_adapters(self.model, self.adapter)
+
+    def look(self, split: Split) -> None:
+        """Evaluate, and keep a copy of the weights if they are the best so far."""
+        size = self.config.evaluation_batch_size
+        with self.chosen():
+            found = evaluate(self.model, self.tokenizer, split, self.data.shape, batch_size=size)
+        better = math.isfinite(found.loss) and (self.best is None or self.rank(found) < self.rank(self.best))
+        record = EvaluationRecord(
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
+            loss=found.loss,
+            perplexity=found.perplexity,
+            token_accuracy=found.token_accuracy,
+            accuracy=found.accuracy,
+            macro_f1=found.macro_f1,
+            entity_f1=found.entity_f1,
+            best=better,
+            seconds=self.seconds,
+        )
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.best, self.best_step, self.best_weights = record, self.step, _copied(self.parameters)
+        self.tell(record)
+
+    def rank(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
+        """Return what is smaller for the better of two evaluations."""
+        metric = self.config.metric
+        return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
+
+    def give_up(self, why: str) -> NoReturn:
+        """Go back to the last good weights and say why.
+
+        Raises:
+            TrainingError: always.
+        """
+        _put_back(self.parameters, self.good)
+        found = found_in(self.save("adapter"), f"the last good weights (after step {self.good_step})")
+        if self.step:
+            advice = f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup or train.batch_size"
+        else:
+            advice = "nothing was trained yet, so look at the data, or load the base with dtype float32"
+        raise TrainingError(f"{why}; {found}; {advice}")
+
+    def save(self, name: str) -> Path | None:
+        """Write the adapter as it is to the folder `name` in `out`, if there is one."""
+        if self.out is None or not self.accelerator.is_main_process:
+            return None
+        notes = {"shape": self.data.shape.to_dict()}
+        path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
+        for callback in self.callbacks:
+            callback.on_save(path)
+        return path
+
+    def tell(self, record: StepRecord | EvaluationRecord) -> None:
+        """Note a record down, and let the callbacks know."""
+        self.history.append(record)
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                if isinstance(record, StepRecord):
+                    callback.on_step(record)
+                else:
+                    callback.on_evaluate(record)
+
+    @property
+    def seconds(self) -> float:
+        """Since training began."""
+        return time.perf_counter() - self.started
+
+
+def _check(config: TrainConfig, data: Data) -> None:
+    if not data.train.encoded:
+        raise ConfigError("there is nothing to train on: data.train has no rows left")
+    if data.validation is None:
+        needs = [name for name in ("evaluate_every", "patience") if getattr(config, name) is not None]
+        needs += ["metric"] * (config.metric != "loss")
+        if needs:
+            raise ConfigError(
+                f"train.{needs[0]} needs validation rows; give data.validation or a data.validation_fraction above 0"
+            )
+    metrics = metrics_of(data.shape)
+    if config.metric not in metrics:
+        raise ConfigError(
+            f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
+            f"they have {', '.join(metrics)}"
+        )
+
+
+def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _put_back(parameters: Mapping[str, nn.Parameter], copies: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(copies[name])
+
+
+def found_in(place: Path | None, what: str = "the weights so far") -> str:
+    """Say where weights are: in a folder, or only in the model."""
+    return f"{what} are in {place or 'the model'}"
