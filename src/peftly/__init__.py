@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from peftly.adapt import attach, attached, detach, merge, set_adapters, trainable_parameters, use_adapters
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
+    from peftly.classification import classify, tag_words
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
     from peftly.methods import IA3, METHODS, AdapterConfig, BitFit, DoRA, Full, LoRA, PromptTuning, Selective
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "attach",
     "attached",
+    "classify",
     "detach",
     "evaluate",
     "generate",
@@ -41,6 +43,7 @@ __all__ = [
     "merge",
     "save_adapter",
     "set_adapters",
+    "tag_words",
     "train",
     "trainable_parameters",
     "use_adapters",
@@ -64,6 +67,7 @@ _HOME = {
     "TrainResult": "training",
     "attach": "adapt",
     "attached": "adapt",
+    "classify": "classification",
     "detach": "adapt",
     "evaluate": "evaluation",
     "generate": "generation",
@@ -73,6 +77,7 @@ _HOME = {
     "merge": "adapt",
     "save_adapter": "checkpoint",
     "set_adapters": "adapt",
+    "tag_words": "classification",
     "train": "training",
     "trainable_parameters": "adapt",
     "use_adapters": "adapt",

@@ -6,7 +6,6 @@ Every process knows the rows of the whole step, so this number costs no communic
 """
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,12 +25,11 @@ from peftly.objective import token_loss
 from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
 from peftly.scores import metrics_of
-from peftly.steps import process_batches, step_rows, steps_of_epoch
+from peftly.steps import make_accelerator, process_batches, step_rows, steps_of_epoch
 from peftly.tasks import task_for
 from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
@@ -98,7 +96,7 @@ class _Run:
         self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
         self.out, self.callbacks = out, callbacks
         self.rate = max(float(group["lr"]) for group in groups)
-        self.accelerator = _accelerator()
+        self.accelerator = make_accelerator()
         # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
         set_seed(config.seed, device_specific=True)
         self.logits_of = task_for(model, data.train, data.shape).logits
@@ -278,16 +276,6 @@ def _check(config: TrainConfig, data: Data) -> None:
             f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
             f"they have {', '.join(metrics)}"
         )
-
-
-def _accelerator() -> "Accelerator":
-    from accelerate import Accelerator
-
-    # The base computes in the dtype, and stands on the device, that it was loaded with; only a launch of several
-    # processes has to give each its own device. Without an accelerator they find each other only if told it is a CPU.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = several and not torch.accelerator.is_available()
-    return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
 
 def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

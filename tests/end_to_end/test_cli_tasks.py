@@ -65,6 +65,8 @@ def test_sequence_classification(architecture, options, done, peftly, task_base,
     assert "accuracy" in shown
     assert "perplexity" not in shown
     assert "token accuracy" not in shown
+    others = json.loads(peftly("evaluate", run, "--data", files["labels"], "--json").out)
+    assert (others["rows"], others["accuracy"]) == (40, 1.0)
     lines = done("generate", run, "--text", "never arrived again").splitlines()
     assert [line.split("\t")[0] for line in lines] == ["complaint", "no complaint"]
     assert sum(float(line.split("\t")[1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.2)
