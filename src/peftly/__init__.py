@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from peftly.adapt import attach, attached, detach, merge, set_adapters, trainable_parameters, use_adapters
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
+    from peftly.classification import classify, tag_words
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "attach",
     "attached",
+    "classify",
     "detach",
     "evaluate",
     "evaluate_ensemble",
@@ -61,6 +63,7 @@ __all__ = [
     "merge",
     "save_adapter",
     "set_adapters",
+    "tag_words",
     "train",
     "train_together",
     "trainable_parameters",
@@ -90,6 +93,7 @@ _HOME = {
     "TrainResult": "training",
     "attach": "adapt",
     "attached": "adapt",
+    "classify": "classification",
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",
@@ -100,6 +104,7 @@ _HOME = {
     "merge": "adapt",
     "save_adapter": "checkpoint",
     "set_adapters": "adapt",
+    "tag_words": "classification",
     "train": "training",
     "train_together": "training",
     "trainable_parameters": "adapt",

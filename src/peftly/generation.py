@@ -159,7 +159,7 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, num_beams: int
 def _check_model(model: "PreTrainedModel") -> None:
     if not model.can_generate():
         raise ConfigError(
-            f"a {type(model).__name__} does not write: see peftly.classification for what a classifier says of a text"
+            f"a {type(model).__name__} does not write: peftly.classify and peftly.tag_words say what it makes of a text"
         )
 
 

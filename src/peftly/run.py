@@ -10,7 +10,7 @@ from peftly.base import Base, base_config, load_base
 from peftly.config import RunConfig, dump_config
 from peftly.data import Data, Shape, Split, read_data
 from peftly.environment import environment
-from peftly.errors import PeftlyError
+from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
 from peftly.head import attach_with_new_parts
@@ -115,11 +115,14 @@ def _opened(
     config: RunConfig, base: Base | None, data: Data | None, say: Callable[[str], None]
 ) -> tuple[RunConfig, Base, Data]:
     """Open what `run` was not given, with the task decided in the configuration that is returned."""
+    own = task_of(base.model) if base is not None else None
+    if base is not None and config.task not in (None, own):
+        raise ConfigError(f"task {config.task} is asked for, and the base that was given is opened for {own}")
     if base is not None and data is not None:
-        return config.model_copy(update={"task": task_of(base.model)}), base, data
+        return config.model_copy(update={"task": own}), base, data
     raw = read_data(config.data)
     if base is not None:
-        task = task_of(base.model) or "causal_lm"
+        task = own or "causal_lm"
         shaped = raw.shaped(task)
     else:
         say(f"base: {config.base}")

@@ -1,9 +1,11 @@
-"""Which rows each step of a training run is made of, and the batches that a process makes of them."""
+"""The processes of a training run, which rows each step is made of, and the batches that a process makes of them."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from peftly.data import Encoded, collate, epoch_steps
@@ -13,7 +15,18 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["process_batches", "step_rows", "steps_of_epoch"]
+__all__ = ["make_accelerator", "process_batches", "step_rows", "steps_of_epoch"]
+
+
+def make_accelerator() -> "Accelerator":
+    """Return what knows the processes of this run, and moves tensors between them."""
+    from accelerate import Accelerator
+
+    # The base computes in the dtype, and stands on the device, that it was loaded with; only a launch of several
+    # processes has to give each its own device. Without an accelerator they find each other only if told it is a CPU.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = several and not torch.accelerator.is_available()
+    return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
 
 def steps_of_epoch(rows: Sequence[Encoded], size: int) -> int:

@@ -111,7 +111,7 @@ def task_for(model: Any, split: Split, shape: Shape) -> Task:
     """Return the task of a model, after a look at whether the rows are encoded for it.
 
     Raises:
-        DataError: they are encoded for another, or have other labels than the model's head.
+        DataError: they are encoded for another, have other labels than the model's head, or are too long for it.
     """
     name = task_of(model) or "causal_lm"
     own = next(task for task in reversed(TASKS) if getattr(split.encoded[0], TASKS[task].learns) is not None)
@@ -124,7 +124,19 @@ def task_for(model: Any, split: Split, shape: Shape) -> Task:
             f"the model tells {len(labels_of(model))} labels apart and the rows have {len(shape.labels)}; "
             "open its base with the labels of the rows"
         )
+    longest, most = max(len(row.input_ids) for row in split.encoded), _most_tokens(model)
+    if most is not None and longest > most:
+        raise DataError(f"a row has {longest} tokens and the model reads {most} at most; set data.max_length to {most}")
     return TASKS[name]
+
+
+def _most_tokens(model: Any) -> int | None:
+    """Return how many tokens an encoder has positions for; None for other models and other kinds of positions."""
+    for path, module in model.named_modules():
+        if path.endswith("embeddings.position_embeddings") and hasattr(module, "num_embeddings"):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts on from the padding
+            return int(module.num_embeddings) - first
+    return None
 
 
 def task_of_peft(peft_type: str | None) -> TaskName | None:

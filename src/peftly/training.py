@@ -5,7 +5,6 @@ divided by their number: never a mean of means, so that 1 example x 8 accumulate
 Every process knows the rows of the whole step, so this number costs no communication.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ from peftly.errors import ConfigError, TrainingError
 from peftly.modes import training_mode
 from peftly.objective import target_losses
 from peftly.progress import Callback, TrainResult
-from peftly.steps import process_batches
+from peftly.steps import make_accelerator, process_batches
 from peftly.tasks import task_for
 from peftly.train_config import TrainConfig
 from peftly.trainee import Trainee, found_in
@@ -129,7 +128,7 @@ def _train(
     """Train every job; one of name None is all that is trainable, with what is on."""
     from accelerate.utils import set_seed
 
-    accelerator = _accelerator()
+    accelerator = make_accelerator()
     trainees = [
         Trainee(
             model,
@@ -226,13 +225,3 @@ class _Loop:
             return nullcontext()
         names = [work[place][0].adapter for place in whose] or [None] * len(batch["input_ids"])
         return use_adapters(self.model, rows=names)
-
-
-def _accelerator() -> "Accelerator":
-    from accelerate import Accelerator
-
-    # The base computes in the dtype, and stands on the device, that it was loaded with; only a launch of several
-    # processes has to give each its own device. Without an accelerator they find each other only if told it is a CPU.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = several and not torch.accelerator.is_available()
-    return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)

@@ -20,11 +20,12 @@ def _here(tmp_path, tweets, monkeypatch):
     return tmp_path
 
 
-def test_its_commands(here, peftly: Peftly, tiny_llama_folder):
+def test_its_commands(here, peftly: Peftly, tiny_llama_folder, task_base):
+    bases = {"smollm2-135m": tiny_llama_folder, "minilm-l6": task_base("bert")}
     commands = re.findall(r"^    peftly (.+)$", README, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
-        outcome = peftly(*shlex.split(command.replace("smollm2-135m", str(tiny_llama_folder))))
+        outcome = peftly(*(str(bases.get(word, word)) for word in shlex.split(command)))
         assert outcome.code == 0, (command, outcome.err)
 
 

@@ -242,6 +242,21 @@ def test_what_a_tagger_says_of_new_words(task_base, tmp_path):
     assert tag_words(model, tokenizer, []) == []
 
 
+@pytest.mark.parametrize(("architecture", "most"), [("bert", 160), ("roberta", 159), ("distilbert", 160)])
+def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_path):
+    rows = [{"text": "a " * 300, "label": label} for label in ("x", "y")] * 4
+    settings = {"validation_fraction": 0.0}
+    for length, fits in ((most, True), (most + 1, False)):
+        given = prepared(
+            "sequence_classification", task_base(architecture), tmp_path, rows, max_length=length, **settings
+        )
+        if fits:
+            assert evaluate(*given[:2], given[2].train, given[2].shape).rows == 8
+        else:
+            with pytest.raises(DataError, match=f"set data.max_length to {most}"):
+                evaluate(*given[:2], given[2].train, given[2].shape)
+
+
 def test_what_cannot_be_scored(task_base, tmp_path):
     model, tokenizer, data = prepared("sequence_classification", task_base("bert"), tmp_path)
     with pytest.raises(DataError, match="no rows"):

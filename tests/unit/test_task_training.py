@@ -6,14 +6,16 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file
-from tiny_tasks import HOMES, prepared, tagged_rows
+from tiny_tasks import HOMES, labelled_rows, prepared, tagged_rows, write_rows
 
 from peftly import LoRA, TrainConfig, attach, load, load_adapter, load_base, save_adapter, train, trainable_parameters
 from peftly.checkpoint import read_notes
 from peftly.classification import classify, labels_of
-from peftly.data import Data, Example
+from peftly.config import RunConfig
+from peftly.data import Data, DataConfig, Example
 from peftly.errors import AdapterError, ConfigError, DataError
 from peftly.progress import StepRecord
+from peftly.run import run
 from peftly.tasks import task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")  # masked language models have no pooler
@@ -178,3 +180,14 @@ def test_a_split_may_be_missing(task_base, tmp_path):
     model, tokenizer, data = ready("sequence_classification", "distilbert", task_base, tmp_path)
     result = trained(model, tokenizer, Data(data.train, None, None, data.shape, data.report), epochs=1)
     assert result.best is None
+
+
+def test_a_run_wants_the_base_that_it_is_given(task_base, tmp_path):
+    file = str(write_rows(tmp_path / "rows.jsonl", labelled_rows()))
+    base = load_base(str(task_base("roberta")), task="token_classification", labels=("a", "b"))
+    config = RunConfig(
+        base="x", task="sequence_classification", data=DataConfig(train=file), method=LoRA(), out=str(tmp_path / "out")
+    )
+    with pytest.raises(ConfigError, match="is asked for, and the base that was given is opened for token_class"):
+        run(config, base=base)
+    assert not (tmp_path / "out").exists()

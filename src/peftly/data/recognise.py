@@ -63,7 +63,7 @@ def holds(rows: Rows, template: str | None, target: str | None) -> Literal["tags
         rows, template, target: as for `recognise`.
     """
     fields = set(rows.fields)
-    if target is not None and template is None and any(isinstance(row.get(target), list) for row in rows.rows):
+    if target is not None and any(isinstance(row.get(target), list) for row in rows.rows):
         return "tags" if target not in ("messages", "conversations") else "texts"
     if template is None and target is None:
         if any(fields.issuperset(known.fields) for known in _TAGGED):

@@ -143,7 +143,7 @@ class Shape:
         if pair is not None and self.pair is None:
             raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
         if self.pair is not None and self.pair not in fields:
-            raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too")
+            raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
         rendered = self._rendered(fields, "the text")
         second = None if self.pair is None else text_of(fields, self.pair, "the text")
         return Example(rendered.text, spans=rendered.spans, pair=second)

@@ -1,6 +1,5 @@
 """From the files that a run names to its three splits, encoded, with everything counted."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from peftly.data.batching import epoch_order
 from peftly.data.encoding import Encoded
 from peftly.data.formats import Rows, read
+from peftly.data.overlaps import key_of, overlaps
 from peftly.data.recognise import holds, recognise
-from peftly.data.report import DataReport, Overlap, SplitReport, Unit, counted
+from peftly.data.report import DataReport, SplitReport, Unit, counted
 from peftly.data.shapes import Example, Shape, TaskName
 from peftly.data.task_encoding import encode_for
 from peftly.data.templates import Template
@@ -117,7 +117,9 @@ class ShapedData:
         for name in ("train", "validation", "test"):
             if name in self.parts:
                 splits[name], reports[name] = _encoded(self.parts[name], tokenizer, self)
-        report = DataReport(reports, _overlaps(self.parts), self.notes)
+        report = DataReport(
+            reports, overlaps({name: (part.examples, part.places) for name, part in self.parts.items()}), self.notes
+        )
         return Data(splits["train"], splits.get("validation"), splits.get("test"), self.shape, report)
 
 
@@ -229,7 +231,7 @@ def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) ->
     The share of every label is kept as nearly as whole rows allow (largest remainders), every label keeps a row to
     train on, and rows whose prompt stands there once come first, so that splitting makes no duplicates by itself.
     """
-    keys = [_key(example) for example in examples]
+    keys = [key_of(example) for example in examples]
     times = Counter(keys)
     groups: dict[str | None, list[int]] = {}
     for index in epoch_order(len(examples), seed=seed, epoch=_SPLITTING):
@@ -244,33 +246,6 @@ def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) ->
     return sorted(
         index for name in names for index in sorted(groups[name], key=lambda at: times[keys[at]] > 1)[: quota[name]]
     )
-
-
-def _key(example: Example) -> str:
-    """Return what makes two rows the same to a model: all that comes before the answer, or else the text."""
-    if not example.messages:
-        both = "\n".join(filter(None, [example.prompt, example.pair]))
-        return both or example.completion
-    messages = list(example.messages)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return json.dumps(messages or list(example.messages), sort_keys=True, default=str)
-
-
-def _overlaps(parts: Mapping[str, _Part]) -> list[Overlap]:
-    found = []
-    names = [name for name in ("train", "validation", "test") if name in parts]
-    for position, name in enumerate(names):
-        keys = [_key(example) for example in parts[name].examples]
-        for other in names[:position]:
-            firsts: dict[str, int] = {}
-            for index, example in enumerate(parts[other].examples):
-                firsts.setdefault(_key(example), index)
-            both = [index for index, key in enumerate(keys) if key in firsts]
-            if both:
-                place, other_place = parts[name].places[both[0]], parts[other].places[firsts[keys[both[0]]]]
-                found.append(Overlap(name, other, len(both), place, other_place))
-    return found
 
 
 def _encoded(part: _Part, tokenizer: "PreTrainedTokenizerBase", data: ShapedData) -> tuple[Split, SplitReport]:
