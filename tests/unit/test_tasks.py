@@ -202,3 +202,14 @@ def test_attach_alone_trains_the_head(task_base):
     model, _ = load_base(str(task_base("roberta")), task="token_classification", labels=LABELS)
     attach(model, LoRA(rank=2))
     assert any(name.startswith("classifier.") for name in trainable_parameters(model))
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_a_decoder_that_classifies_learns_what_padding_is(architecture, tmp_path):
+    folder = tiny_base(architecture, tmp_path / "base", pad_token_id=None)
+    assert base_config(str(folder)).pad_token_id is None
+    model, tokenizer = load_base(str(folder), dtype="float32", task="sequence_classification", labels=LABELS)
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 0
+    ids = torch.tensor([[5, 6, 7], [5, 6, 0]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits[1:], model(ids[1:, :2]).logits)
