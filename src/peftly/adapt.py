@@ -21,7 +21,7 @@ from peftly.methods._body import Bodies
 from peftly.methods._copies import add_copies, check_copies_mergeable, merge_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
-from peftly.methods._targets import base_modules, classifiers, is_below
+from peftly.methods._targets import base_modules, is_below, own_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -255,7 +255,7 @@ def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> 
     """Let adapter `name` train copies of the modules that it saves; by itself, of the classifier if there is one."""
     if wanted is None:
         taken = [path for path, _, _ in changed_layers(model, name)]
-        found = [path for path in classifiers(model) if not any(is_below(one, [path]) for one in taken)]
+        found = [path for path in own_parts(model) if not any(is_below(one, [path]) for one in taken)]
     else:
         # By the bare end of a path, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
         named = [path for path, _ in base_modules(model) if path.endswith(tuple(wanted))]

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftly.base import Base
     from peftly.data import TaskName
-    from peftly.methods import MethodConfig
 
-__all__ = ["Head", "attach_with_new_parts", "new_parts", "parts_without_copy"]
+__all__ = ["Head", "new_parts", "parts_without_copy"]
 
 _ATTRIBUTE = "_peftly_new_parts"
 
@@ -78,35 +76,6 @@ def new_parts(model: Any) -> list[str]:
     """Return the paths of the modules of a base that were not in its files, and so hold random numbers."""
     names: tuple[str, ...] = getattr(model, _ATTRIBUTE, ())
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-
-
-def attach_with_new_parts(base: "Base", method: "MethodConfig", **settings: Any) -> list[str]:
-    """Attach an adapter that keeps every new part of a base, so that nothing random is left out when it is saved.
-
-    A classifier is kept by any adapter. A base that has never had a pooler, say, gets one that is new too.
-
-    Args:
-        base: as `load_base` has opened it.
-        method: the settings of the adapter.
-        settings: as for `attach`.
-
-    Returns:
-        The paths of the new parts.
-    """
-    from peftly.adapt import attach, detach
-
-    model = base.model
-    attach(model, method, tokenizer=base.tokenizer, **settings)
-    open_parts = parts_without_copy(model)
-    if open_parts and method.modules_to_save is None:
-        from peftly.methods._targets import output_heads
-
-        detach(model)
-        # The module around it, for the method may be about to change the linear layer itself.
-        around = dict.fromkeys(path.rpartition(".")[0] or path for path in open_parts)
-        saved = (*output_heads(model), *around)
-        attach(model, method.model_copy(update={"modules_to_save": saved}), tokenizer=base.tokenizer, **settings)
-    return new_parts(model)
 
 
 def parts_without_copy(model: Any) -> list[str]:

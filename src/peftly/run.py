@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapt import trainable_parameters
+from peftly.adapt import attach, trainable_parameters
 from peftly.base import Base, base_config, load_base
 from peftly.config import RunConfig, dump_config
 from peftly.data import Data, Shape, Split, read_data
@@ -13,7 +13,7 @@ from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
-from peftly.head import attach_with_new_parts
+from peftly.head import new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import write_report
 from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
@@ -77,8 +77,8 @@ def run(
     out = Path(config.out)
     check_out(out, overwrite=overwrite)
     config, base, data = _opened(config, base, data, say)
-    new = attach_with_new_parts(base, config.method, seed=config.train.seed, labels=data.shape.labels)
-    if new:
+    attach(base.model, config.method, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
+    if new := new_parts(base.model):
         say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
     model = base.model
     parameters = sum(parameter.numel() for parameter in trainable_parameters(model).values())

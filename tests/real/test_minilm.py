@@ -6,10 +6,10 @@ from importlib.resources import files
 import pytest
 import torch
 
-from peftly import LoRA, TrainConfig, detach, evaluate, load, train
+from peftly import LoRA, TrainConfig, attach, detach, evaluate, load, train
 from peftly.base import load_base
 from peftly.data import DataConfig, read_data
-from peftly.head import attach_with_new_parts, new_parts
+from peftly.head import new_parts
 
 ROWS = 64
 MARGIN = 0.1
@@ -37,7 +37,7 @@ def test_a_few_dozen_rows_beat_chance_and_the_new_head(data, tmp_path):
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     rows = data.encoded(base.tokenizer)
     untouched = evaluate(base.model, base.tokenizer, rows.test, rows.shape)
-    attach_with_new_parts(base, LoRA(rank=8), seed=0)
+    attach(base.model, LoRA(rank=8))
     config = TrainConfig(epochs=15, batch_size=8, learning_rate=2e-3)
     train(base.model, rows, config, tokenizer=base.tokenizer, out=tmp_path)
     found = evaluate(base.model, base.tokenizer, rows.test, rows.shape)

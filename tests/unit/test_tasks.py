@@ -12,7 +12,7 @@ from peftly import BitFit, Full, LoRA, attach, load, load_base, save_adapter, tr
 from peftly.base import base_config
 from peftly.classification import labels_of
 from peftly.errors import BaseModelError, ConfigError
-from peftly.head import attach_with_new_parts, new_parts
+from peftly.head import new_parts
 from peftly.tasks import TASKS, choose_task, task_of, task_of_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")  # masked language models have no pooler
@@ -171,7 +171,10 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one(classifier, labels):
 def test_new_parts_of_the_body_are_kept_with_the_adapter(method, task_base, tmp_path):
     """Else they would be drawn anew, and otherwise, when the adapter is loaded."""
     base = load_base(str(task_base("bert")), dtype="float32", task="sequence_classification", labels=LABELS, seed=3)
-    assert attach_with_new_parts(base, method, seed=0) == ["bert.pooler.dense", "classifier"]
+    assert new_parts(base.model) == ["bert.pooler.dense", "classifier"]
+    attach(base.model, method)
+    lora = [name for name in trainable_parameters(base.model) if "pooler" in name and "copy" not in name]
+    assert lora == [], "the pooler is trained as a whole"
     with torch.no_grad():
         for parameter in trainable_parameters(base.model).values():
             parameter.add_(0.1)

@@ -17,7 +17,7 @@ from peftly.errors import AdapterError, MethodError
 from peftly.methods._copies import BiasChange, bias_layers
 from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
 from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._targets import ALL_LINEAR, classifiers, find_targets, is_below, short_names
+from peftly.methods._targets import ALL_LINEAR, find_targets, is_below, own_parts, short_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +130,7 @@ class LowRankAdapter(Adapter):
         targets = find_targets(model, config.target_modules, cls.kinds)
         with_bias = {} if config.bias == "none" else bias_layers(model)
         # A classifier is trained as a whole.
-        with_bias = {path: layer for path, layer in with_bias.items() if not is_below(path, classifiers(model))}
+        with_bias = {path: layer for path, layer in with_bias.items() if not is_below(path, own_parts(model))}
         if config.bias == "lora_only":
             with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
         if config.bias != "none" and not with_bias:

@@ -11,17 +11,18 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.head import new_parts
 from peftly.methods._layers import CHANGES
 
 __all__ = [
     "ALL_LINEAR",
     "base_modules",
-    "classifiers",
     "find_part",
     "find_targets",
     "is_below",
     "names",
     "output_heads",
+    "own_parts",
     "plays",
     "short_names",
 ]
@@ -58,8 +59,8 @@ def find_targets(
 
     Args:
         model: the model to search.
-        targets: `"all-linear"` (every linear layer but the output head), a regular expression that a whole path
-            must match, or a list of paths and ends of paths (`"q_proj"` matches `model.layers.0.self_attn.q_proj`).
+        targets: `"all-linear"` (every linear layer but the output head and `own_parts`), a regular expression that a
+            whole path must match, or a list of paths and their ends (`"q_proj"` matches `layers.0.self_attn.q_proj`).
         kinds: the kinds of layers that may be named.
 
     Raises:
@@ -69,7 +70,7 @@ def find_targets(
     what = " or ".join(dict.fromkeys(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
-        heads = output_heads(model)
+        heads = [*output_heads(model), *own_parts(model)]
         found = {
             path: layer
             for path, layer in layers.items()
@@ -129,10 +130,16 @@ def output_heads(model: nn.Module) -> list[str]:
     ]
 
 
-def classifiers(model: nn.Module) -> list[str]:
-    """Return the paths of the heads that are a task's own: of a model that gives words their probability, none."""
+def own_parts(model: nn.Module) -> list[str]:
+    """Return the paths of what a task has of its own, and an adapter trains as a whole.
+
+    That is a classifier, but not a head that gives words their probability; and every part that the base's files lack.
+    """
     is_vocabulary = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
-    return [] if is_vocabulary else output_heads(model)
+    heads = [] if is_vocabulary else output_heads(model)
+    # The module around a new layer (a pooler around its dense layer).
+    around = [path.rpartition(".")[0] or path for path in new_parts(model) if not is_below(path, heads)]
+    return list(dict.fromkeys([*heads, *around]))
 
 
 def is_below(path: str, places: Sequence[str]) -> bool:

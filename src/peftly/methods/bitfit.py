@@ -10,7 +10,7 @@ from torch import nn
 from peftly.methods._copies import BiasChange, bias_layers
 from peftly.methods._layers import add_change, changed_layers
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import classifiers, is_below
+from peftly.methods._targets import is_below, own_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ class BitFitAdapter(OwnFormat):
     def attach(cls, model: PreTrainedModel, config: BitFit, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
         for path, layer in bias_layers(model).items():
-            if not is_below(path, classifiers(model)):
+            if not is_below(path, own_parts(model)):
                 add_change(model, layer, name, BiasChange(layer))
         return cls(model, config, name)
 
