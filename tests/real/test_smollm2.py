@@ -4,7 +4,20 @@ import pytest
 import torch
 from tiny import perturb
 
-from peftly import LoRA, PromptTuning, attach, detach, load_base, trainable_parameters
+from peftly import (
+    IA3,
+    AdapterConfig,
+    DoRA,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    attach,
+    detach,
+    load_base,
+    trainable_parameters,
+    use_adapters,
+)
 
 TEXTS = [
     "Where is my parcel?",
@@ -13,7 +26,12 @@ TEXTS = [
 ]
 CONFIGS = {
     "prompt_tuning": PromptTuning(num_virtual_tokens=8, init_text="Is this tweet a complaint or not?"),
+    "p_tuning": PTuning(num_virtual_tokens=5, encoder="lstm", encoder_dim=64),
+    "prefix_tuning": PrefixTuning(num_virtual_tokens=6, init_text="Is this tweet a complaint or not?"),
+    "adapter": AdapterConfig(placement="pfeiffer"),
     "lora": LoRA(rank=8),
+    "dora": DoRA(rank=4, target_modules=("q_proj", "down_proj")),
+    "ia3": IA3(),
 }
 
 
@@ -69,3 +87,21 @@ def test_a_batch_generates_what_its_rows_generate(adapted):
         row = tokenizer(text, return_tensors="pt")
         alone = model.generate(**row, **options)[0, row["input_ids"].shape[1] :]
         assert own[: len(alone)].tolist() == alone.tolist()
+
+
+def test_one_batch_with_an_adapter_of_every_method(base):
+    model, tokenizer = base
+    for name, config in CONFIGS.items():
+        attach(model, config, name=name, tokenizer=tokenizer)
+    perturb(trainable_parameters(model).values(), scale=0.02)
+    rows = [*CONFIGS, None, ("prompt_tuning", "lora")]
+    texts = [TEXTS[place % 3] for place in range(len(rows))]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    with torch.no_grad():
+        with use_adapters(model, rows=rows):
+            together = model(**batch).logits
+        for place, row in enumerate(rows):
+            with use_adapters(model, *([row] if isinstance(row, str) else row or ())):
+                alone = model(**tokenizer(texts[place], return_tensors="pt")).logits[0]
+            assert difference(together[place][batch["attention_mask"][place].bool()], alone) <= 2e-5
+    detach(model)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,39 @@ def test_mcnemar_counts_rows_that_changed_sides(tables):
     found = tables.mcnemar(list("aaaab"), list("abbba"), list("baaab"))
     assert (found["mended"], found["spoiled"]) == (4, 1)
     assert found["p"] == pytest.approx(12 / 32)
+
+
+def test_the_page_of_the_methods_has_the_table_of_the_results():
+    spec = importlib.util.spec_from_file_location("methods", ROOT / "benchmarks" / "methods.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = module.read()
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_table(page, lines) == page
+    for line in lines:
+        base = next(other for other in lines if (other["base"], other["method"]) == (line["base"], module.UNTOUCHED))
+        if line["method"] != module.UNTOUCHED and line["factor"] == 1.0:
+            assert line["accuracy"] > base["accuracy"], line["method"]
+
+
+def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monkeypatch):
+    """Its three blocks one after the other, with rows for what it calls tweets, tickets and test."""
+    from peftly import load_base
+    from peftly.data import DataConfig, load_data
+
+    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    file = tmp_path / "tweets.jsonl"
+    rows = [{"text": f"{word} late again", "label": label} for word in ("train", "app") for label in ("yes", "no")]
+    file.write_text("\n".join(json.dumps(row) for row in rows * 3))
+    tokenizer = load_base(str(tiny_llama_folder)).tokenizer
+    data = load_data(DataConfig(train=str(file), validation=str(file), test=str(file)), tokenizer)
+    names = {"tweets": data, "tickets": data, "test": data.test, "shape": data.shape}
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block.replace("smollm2-135m", str(tiny_llama_folder)), "composition.md", "exec"), names)
+    assert len(names["answers"]) == 4
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["lora", "prefix", "prompt"]
+    assert (tmp_path / "runs" / "both" / "lora" / "adapter" / "adapter_config.json").is_file()
+    assert names["found"].together.accuracy is not None
