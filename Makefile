@@ -52,6 +52,7 @@ format: install
 
 tables: install
 	$(BIN)/python benchmarks/quickstart_seeds.py
+	$(BIN)/python benchmarks/methods.py
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

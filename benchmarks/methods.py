@@ -123,9 +123,12 @@ def table(lines: list[dict[str, Any]]) -> str:
                 cells += ["", "", "", ""]
             else:
                 cells += [f"{rows[0]['learning_rate']:g}", f"{rows[0]['parameters']:,}", f"{rows[0]['bytes']:,}"]
-                cells += [f"{statistics.median(row['seconds'] for row in rows):.0f}"]
+                timed = [row["seconds"] for row in rows if row["seconds"] is not None]
+                cells += [f"{statistics.median(timed):.0f}" if timed else "-"]
             parts.append("| " + " | ".join(cells) + " |")
-        parts += ["", f"Seeds {', '.join(map(str, seeds))}; {BASES[base]['train']}.", ""]
+        length = BASES[base]["train"]
+        told = f"{length['epochs']} epochs, batches of {length['batch_size']}"
+        parts += ["", f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {told}.", ""]
     return "\n".join(parts)
 
 
@@ -149,6 +152,7 @@ def main() -> None:
     options.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
     options.add_argument("--rates", nargs="+", type=float, default=[1.0], help="multiples of the method's default")
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options.add_argument("--untimed", action="store_true", help="the machine does other things: note no seconds")
     asked = options.parse_args()
     lines = read()
     for key in lines_to_measure(asked.bases, asked.rates, asked.seeds):
@@ -160,6 +164,8 @@ def main() -> None:
         else:
             rate = METHODS[key["method"]].learning_rate * key["factor"]
             found = measure(key["base"], key["method"], rate, key["seed"])
+        if asked.untimed and "seconds" in found:
+            found["seconds"] = None
         lines.append({**key, **found})
         write(lines)
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")

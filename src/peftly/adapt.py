@@ -99,10 +99,13 @@ def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Calla
     if is_first:
         _prepare(model)
     state: _Attached = getattr(model, _ATTRIBUTE)
+    adapter = None
     try:
         adapter = make()
         _save_modules(model, name, config.modules_to_save)
     except BaseException:
+        if adapter is not None:
+            adapter.remove()
         drop_changes(model, name)
         if is_first:
             _restore(model)

@@ -129,6 +129,8 @@ def _train(
     from accelerate.utils import set_seed
 
     accelerator = make_accelerator()
+    if len(jobs) > 1 and accelerator.num_processes > 1:
+        raise ConfigError("train_together runs in one process; train the adapters one by one on several")
     trainees = [
         Trainee(
             model,

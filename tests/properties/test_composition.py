@@ -247,3 +247,13 @@ def test_an_output_head_that_is_adapted_keeps_rows_apart():
             alone.append(score_labels(model, [text], [[5, 6, 2], [7, 2], [9]], pad_id=0)[0])
     assert_close(loss, sum(losses), 1e-10)
     assert_close(scores, torch.cat(alone), 1e-6)
+
+
+def test_a_cache_with_a_prefix_that_is_gone_is_refused():
+    model, ids = tiny_model("llama"), torch.tensor([TEXTS[0]])
+    attach(model, METHODS["prefix_tuning"].config(num_virtual_tokens=2))
+    attach(model, LoRA(rank=2), name="lora")
+    cache = model(ids, use_cache=True).past_key_values
+    detach(model, "default")
+    with pytest.raises(MethodError, match="without the prefix"):
+        model(ids, past_key_values=cache)

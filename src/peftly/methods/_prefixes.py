@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import DynamicCache, EncoderDecoderCache
 
 from peftly.errors import MethodError
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
+from peftly.methods._prefix_cache import NeverUpdated, PassThrough, PrefixCache
 from peftly.methods._selection import Names, Rows, selection_of
 from peftly.methods._slots import Slots, insert
 from peftly.methods._virtual_tokens import continue_after
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prefix",
-    "PrefixCache",
     "add_prefix",
     "chosen_count",
     "drop_prefix",
@@ -113,10 +112,10 @@ def chosen_count(body: Body) -> int:
 
 def enter(body: Body, call: dict[str, Any]) -> None:
     """Give a call of `body` a cache that answers with the prefixes of the adapters that are on."""
-    if body.role == "source" or not any(_prefixes(body)):
-        return
     cache = cast(Any, call.get("past_key_values"))
     known: Slots | None = getattr(cache, "prefix_slots", None)
+    if body.role == "source" or not (known or any(_prefixes(body))):
+        return
     checkpointed = _is_checkpointed(body)
     if known is None and not any(_owners(body)):
         if checkpointed:
@@ -191,122 +190,16 @@ def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> Non
 def _wrapped(body: Body, cache: Any, states: Tensor, slots: Slots) -> Any:
     """Return a cache that answers with the prefix and, if there is one, lets `cache` keep the keys and values."""
     if body.role != "target":
-        return PrefixCache(body, cache, cache, states, slots)
+        return PrefixCache(body.config, cache, cache, states, slots)
     if cache is None:
         both = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        both.cross_attention_cache = _PassThrough(body)
-        both.is_updated = _NeverUpdated()
+        both.cross_attention_cache = PassThrough(key_value_shape(body)[0])
+        both.is_updated = NeverUpdated()
     else:
         both = copy.copy(cache)
     inner = None if cache is None else cache.self_attention_cache
-    both.self_attention_cache = PrefixCache(body, inner, cache, states, slots)
+    both.self_attention_cache = PrefixCache(body.config, inner, cache, states, slots)
     return both
-
-
-class PrefixCache(Cache):  # type: ignore[misc]
-    """A cache for one call that puts a prefix into what it is given.
-
-    Attributes:
-        inner: what keeps the longer keys and values, or None.
-        result: what the caller gets back as its cache.
-        slots: where the prefix goes.
-        source: where in (prefix, text) each longer column comes from, (batch, columns); None: they are in order.
-    """
-
-    def __init__(self, body: Body, inner: Cache | None, result: Any, states: Tensor, slots: Slots) -> None:
-        kinds = getattr(body.config, "layer_types", None) or ["full_attention"] * (len(states) // 2)
-        super().__init__(layers=[_PrefixLayer(self, place, "sliding" in kind) for place, kind in enumerate(kinds)])
-        self.inner, self.result, self.states, self.prefix_slots = inner, result, states, slots
-        self.in_order = not bool(slots.at.any())
-        for kept in (inner, result):
-            if kept is not None:
-                kept.prefix_slots = slots
-
-    @property
-    def slots(self) -> Slots | None:
-        """Where virtual tokens stand: the caller's own cache knows."""
-        return getattr(self.result, "slots", None)
-
-    @slots.setter
-    def slots(self, slots: Slots | None) -> None:
-        if self.result is not None:
-            self.result.slots = slots
-
-    def with_prefix(self, prefix: Tensor, x: Tensor) -> Tensor:
-        """Return `x` (batch, heads, length, width) with `prefix` (batch, heads, count, width) in its slots."""
-        joined = torch.cat([prefix.to(x.dtype), x], dim=2)
-        if self.in_order:
-            return joined
-        count = prefix.shape[2]
-        places = torch.arange(count, device=x.device).expand(x.shape[0], -1)
-        text = torch.arange(count, joined.shape[2], device=x.device).expand(x.shape[0], -1)
-        source = insert(text, self.prefix_slots, places)[:, None, :, None]
-        return joined.gather(2, source.expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of a `PrefixCache`."""
-
-    is_sliding = False
-
-    def __init__(self, cache: PrefixCache, place: int, is_sliding: bool) -> None:
-        super().__init__()
-        self.cache, self.place, self.is_sliding = cache, place, is_sliding
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is kept here."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys = self.cache.with_prefix(self.cache.states[2 * self.place], key_states)
-        values = self.cache.with_prefix(self.cache.states[2 * self.place + 1], value_states)
-        if self.cache.inner is None:
-            return keys, values
-        kept: tuple[Tensor, Tensor] = self.cache.inner.update(keys, values, self.place, *args, **kwargs)
-        return kept
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        columns = query_length + self.cache.prefix_slots.count
-        if self.cache.inner is None:
-            return columns, 0
-        sizes: tuple[int, int] = self.cache.inner.get_mask_sizes(columns, self.place)
-        return sizes
-
-    def get_seq_length(self) -> int:
-        return self.cache.prefix_slots.count
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _PassThrough(Cache):  # type: ignore[misc]
-    """A cross-attention cache that keeps nothing."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__(layers=[_PassThroughLayer() for _ in range(key_value_shape(body)[0])])
-
-
-class _PassThroughLayer(CacheLayerMixin):  # type: ignore[misc]
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is kept here."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _NeverUpdated(dict[int, bool]):
-    """What an `EncoderDecoderCache` notes down of layers whose states it keeps; here it keeps none."""
-
-    def __setitem__(self, layer: int, is_updated: bool) -> None:
-        pass
 
 
 def _batch(body: Body, batch: int) -> tuple[Tensor, Tensor]:
@@ -381,7 +274,7 @@ def recorded_states(body: Body, ids: Tensor) -> Tensor:
     ids = ids[None].to(device)
     empty = Slots(ids.new_zeros(1, 0), ids.new_zeros(1, 0), (frozenset(),))
     kept = DynamicCache()
-    cache = PrefixCache(body, kept, None, torch.zeros(2 * layers, 1, heads, 0, width, device=device), empty)
+    cache = PrefixCache(body.config, kept, None, torch.zeros(2 * layers, 1, heads, 0, width, device=device), empty)
     with torch.no_grad(), selection_of(body.model).use(Rows([frozenset()])):
         if body.role == "target":
             both = EncoderDecoderCache(DynamicCache(), DynamicCache())

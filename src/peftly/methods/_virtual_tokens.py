@@ -86,7 +86,7 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 
 def chosen_count(body: Body) -> int:
     """Return how many virtual tokens the row with the most of them has, with the adapters that are on."""
-    return max(map(len, _chosen_ids(body)))
+    return max(map(len, _chosen(body)))
 
 
 def enter(body: Body, call: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def show_to_decoder(body: Body, call: dict[str, Any]) -> None:
     owners = _owners(source)
     if states is None or not any(owners):
         return
-    used = _slots(source, torch.zeros(states.shape[0], 1, dtype=torch.long, device=states.device)).used
+    used = _slots(source, torch.zeros(states.shape[0], 1, dtype=torch.long, device=states.device))[0].used
     text = states.shape[1] - used.shape[1] if mask is None else mask.shape[1]
     if states.shape[1] == text:
         return  # states that were computed without the virtual tokens
@@ -177,10 +177,10 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
     """Start a sequence."""
     ids, mask, cache = call["input_ids"], call.get("attention_mask"), call.get("past_key_values")
     start = ids.new_zeros(ids.shape[0], 1) if mask is None else mask.ne(0).int().argmax(1, keepdim=True)
-    slots = _slots(body, start, length=ids.shape[1])
+    slots, virtual = _slots(body, start, length=ids.shape[1])
     if mask is None and len(slots.owners) > 1:
         mask = torch.ones_like(ids)
-    call["input_ids"] = longer = insert(ids, slots, _slot_ids(body, ids.shape[0], ids.device))
+    call["input_ids"] = longer = insert(ids, slots, virtual)
     columns = text_columns(slots, ids.shape[1])
     if body.role == "encoder" and type(body.model).__name__.endswith("ForSequenceClassification"):
         # Rows in front of an encoder's first token are PEFT's, which then classifies by the first of them.
@@ -202,7 +202,7 @@ def _insert_packed(body: Body, call: dict[str, Any]) -> None:
     """Start a packed row: the virtual tokens go in front of each of its examples."""
     ids = call["input_ids"]
     selection_of(body.model).rows.spread(1)
-    virtual = torch.tensor(_chosen_ids(body)[0], device=ids.device)
+    virtual = torch.tensor([id_ for id_, _ in _chosen(body)[0]], device=ids.device)
     longer, call["position_ids"], columns = insert_packed(ids, call["position_ids"], virtual)
     body.check_length(int(call["position_ids"].max()) + 1, None, len(virtual))
     _remember(longer, columns, None)
@@ -217,48 +217,39 @@ def _insert_packed(body: Body, call: dict[str, Any]) -> None:
             call[key] = call[key] + len(virtual)
 
 
-def _slots(body: Body, start: Tensor, *, length: int = 0) -> Slots:
-    """Return where the virtual tokens of a call go whose rows' texts start in the columns `start`, (batch, 1).
+def _slots(body: Body, start: Tensor, *, length: int = 0) -> tuple[Slots, Tensor]:
+    """Return where the virtual tokens of a call go, and their ids, (batch, count).
 
     Empty slots come first in a decoder, where new words follow at the end, and last in an encoder, whose positions may
     be counted from the first column.
+
+    Args:
+        body: whose call it is.
+        start: the column in which each row's text starts, (batch, 1).
+        length: columns of the call; asked for by encoders only.
     """
-    batch, rows = start.shape[0], _chosen_places(body)
+    batch, chosen = start.shape[0], _chosen(body)
     selection_of(body.model).rows.spread(batch)  # refuses a batch that the choice is not for
-    count, times = max(map(len, rows)), batch // len(rows)
-    first = body.role == "decoder"
-    padded = [[None] * (count - len(row)) + row if first else row + [None] * (count - len(row)) for row in rows]
-    used = torch.tensor([[place is not None for place in row] for row in padded], device=start.device)
-    used = used.long().repeat_interleave(times, 0)
-    after = torch.tensor([[bool(place) for place in row] for row in padded], device=start.device)
-    at = torch.where(used.bool(), start + after.long().repeat_interleave(times, 0), 0 if first else length)
-    return Slots(at, used, _owners(body))
+    count, in_front = max(map(len, chosen)), body.role == "decoder"
+    empty = (0, 0, 0)
+    filled = [
+        [empty] * (count - len(row)) + row if in_front else row + [empty] * (count - len(row))
+        for row in ([(id_, 1, int(after_first)) for id_, after_first in row] for row in chosen)
+    ]
+    table = torch.tensor(filled, device=start.device).view(len(chosen), count, 3)
+    ids, used, after = table.repeat_interleave(batch // len(chosen), 0).unbind(-1)
+    at = torch.where(used.bool(), start + after, 0 if in_front else length)
+    return Slots(at, used, _owners(body)), ids
 
 
-def _slot_ids(body: Body, batch: int, device: torch.device) -> Tensor:
-    """Return the virtual ids that go into the slots, (batch, count)."""
-    rows = _chosen_ids(body)
-    count = max(map(len, rows))
-    first = body.role == "decoder"
-    padded = [[0] * (count - len(row)) + row if first else row + [0] * (count - len(row)) for row in rows]
-    return torch.tensor(padded, device=device).repeat_interleave(batch // len(rows), 0)
-
-
-def _chosen(body: Body) -> list[list[VirtualRows]]:
-    """Return the virtual rows of each row that adapters were chosen for, those that stand further in front first."""
-    own = dict(_virtual_rows(body))
-    rows = selection_of(body.model).rows
-    chosen = [[change for name, change in own.items() if name in names] for names in rows.sets]
-    return [sorted(changes, key=lambda change: change.after_first) for changes in chosen]
-
-
-def _chosen_ids(body: Body) -> list[list[int]]:
-    embedding = _embedding(body)
-    return [[id_ for change in changes for id_ in change.ids(embedding)] for changes in _chosen(body)]
-
-
-def _chosen_places(body: Body) -> list[list[bool]]:
-    return [[change.after_first for change in changes for _ in change.rows] for changes in _chosen(body)]
+def _chosen(body: Body) -> list[list[tuple[int, bool]]]:
+    """Return the virtual tokens of each row that adapters were chosen for, in their order: id, and `after_first`."""
+    own, embedding = dict(_virtual_rows(body)), _embedding(body)
+    found = []
+    for names in selection_of(body.model).rows.sets:
+        changes = sorted((own[name] for name in own if name in names), key=lambda change: change.after_first)
+        found.append([(id_, change.after_first) for change in changes for id_ in change.ids(embedding)])
+    return found
 
 
 def _owners(body: Body) -> tuple[Names, ...]:
