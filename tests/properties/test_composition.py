@@ -11,6 +11,7 @@ from tiny import ARCHITECTURES, WINDOW, padded, perturb, random_rows, tiny_model
 
 from peftly import (
     METHODS,
+    Full,
     LoRA,
     PromptTuning,
     attach,
@@ -257,3 +258,22 @@ def test_a_cache_with_a_prefix_that_is_gone_is_refused():
     detach(model, "default")
     with pytest.raises(MethodError, match="without the prefix"):
         model(ids, past_key_values=cache)
+
+
+@pytest.mark.parametrize("later", [LoRA(rank=2, target_modules=("embed_tokens",)), Full()], ids=lambda c: c.name)
+def test_what_changes_the_words_may_come_after_a_prompt(later):
+    """No other change of the embedding knows the virtual ids, whenever it was attached."""
+    found = []
+    for order in (("prompt", "later"), ("later", "prompt")):
+        model = tiny_model("llama")
+        configs = {"prompt": PromptTuning(num_virtual_tokens=3, init="random"), "later": later}
+        for name in order:
+            attach(model, configs[name], name=name)
+        for name in configs:
+            own = [value for path, value in trainable_parameters(model).items() if f".{name}." in path]
+            perturb(own, scale=0.05)
+        found.append(model(torch.tensor([TEXTS[0]])).logits)
+    # The rows started at other places where they were drawn beside changed words; what is checked is that both run.
+    assert all(logits.isfinite().all() for logits in found)
+    if later.name == "lora":
+        assert_close(found[0], found[1], 1e-6)

@@ -1,12 +1,15 @@
 """Bottleneck adapters in their three places, against hooks on the plain base."""
 
+import copy
+
 import pytest
 import torch
 from references import adapted, assert_close
-from tiny import ARCHITECTURES, random_rows, tiny_model
+from tiny import ARCHITECTURES, perturb, random_rows, tiny_model
 
-from peftly import AdapterConfig, attach, attached
+from peftly import AdapterConfig, attach, attached, detach, trainable_parameters
 from peftly.errors import MethodError
+from peftly.methods._copies import copied_parameters
 
 IDS = torch.tensor(random_rows([9]))
 
@@ -57,3 +60,32 @@ def test_near_identity_starts_within_two_deviations():
 def test_impossible_sizes_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AdapterConfig(**settings)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "t5"])
+def test_beside_the_feed_forward_layer_of_other_families(architecture):
+    """MAM's placement: `FFN(x) + s A(x)`, in BERT before the normalisation that follows (He et al. 2022, table 1)."""
+    task = "seq2seq_lm" if architecture == "t5" else "token_classification"
+    model = tiny_model(architecture, task=task)
+    attach(model, AdapterConfig(placement="parallel", bottleneck_dim=3, scaling=2.0, activation="tanh"))
+    perturb(trainable_parameters(model).values())
+    values = attached(model)["default"].parameters()
+    base = detach(copy.deepcopy(model))
+    for path, value in copied_parameters(model, "default").items():
+        base.get_parameter(path).data = value.detach().double()
+
+    def change(path, x):
+        part = {name: values[f"base_model.model.{path}.adapter_{name}"].double() for name in ("down", "up")}
+        part |= {name: values[f"base_model.model.{path}.adapter_{name}"].double() for name in ("down_bias", "up_bias")}
+        return 2.0 * (torch.tanh(x @ part["down"].T + part["down_bias"]) @ part["up"].T + part["up_bias"])
+
+    for path in {key.removeprefix("base_model.model.").partition(".adapter_")[0] for key in values}:
+        module = base.get_submodule(path)
+        if architecture in ("bert", "roberta"):
+            module.register_forward_pre_hook(lambda _, args, path=path: (args[0], args[1] + change(path, args[1])))
+        else:
+            module.register_forward_hook(lambda _, args, output, path=path: output + change(path, args[0]))
+    more = {"decoder_input_ids": IDS[:, :4]} if architecture == "t5" else {}
+    expected, plain = base(IDS, **more).logits, tiny_model(architecture, task=task)(IDS, **more).logits
+    assert_close(model(IDS, **more).logits, expected, 1e-6)
+    assert (expected - plain).norm() > 1e-2 * plain.norm()
