@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers as tf
 from tiny import perturb
 from torch import nn
 
@@ -13,6 +14,8 @@ from peftly import (
     DoRA,
     Full,
     LoRA,
+    PrefixTuning,
+    PromptTuning,
     Selective,
     attach,
     attached,
@@ -23,6 +26,7 @@ from peftly import (
     trainable_parameters,
     use_adapters,
 )
+from peftly.errors import MethodError
 
 SETTINGS = [
     LoRA(rank=2),
@@ -79,3 +83,28 @@ def test_lora_on_an_embedding():
     expected = model(ids)
     assert (expected - before(ids)).norm() > 1e-3
     torch.testing.assert_close(merge(model)(ids), expected)
+
+
+def test_a_transformers_model_that_reads_no_text(tmp_path):
+    config = tf.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=8, patch_size=4
+    )
+    config.num_labels = 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tf.ViTForImageClassification(config).eval()
+    base, x = copy.deepcopy(model), torch.randn(4, 3, 8, 8)
+    attach(model, LoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    model(pixel_values=x, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(model).values())
+    expected = model(pixel_values=x).logits
+    save_adapter(model, tmp_path / "adapter")
+    torch.testing.assert_close(load_adapter(base, tmp_path / "adapter")(pixel_values=x).logits, expected)
+    with use_adapters(model, rows=["default", None, None, "default"]):
+        mixed = model(pixel_values=x).logits
+    torch.testing.assert_close(mixed[[0, 3]], expected[[0, 3]])
+    with pytest.raises(MethodError, match="prefix_tuning enters through a cache"):
+        attach(model, PrefixTuning(init="zero"), name="prefix")
+    with pytest.raises(MethodError, match="reads words, and ViTForImageClassification is none"):
+        attach(model, PromptTuning(init="random"), name="prompt")

@@ -49,10 +49,11 @@ class PromptAdapter(Adapter):
     @classmethod
     def misfit(cls, model: nn.Module) -> str | None:
         """See `Adapter.misfit`."""
-        if isinstance(model, PreTrainedModel):
+        reads_words = isinstance(model, PreTrainedModel) and isinstance(model.get_input_embeddings(), nn.Embedding)
+        if reads_words:
             return None
         return (
-            f"virtual tokens need a transformers model, and this is a {type(model).__name__}; "
+            f"virtual tokens need a transformers model that reads words, and {type(model).__name__} is none; "
             "lora works on any model with linear layers"
         )
 
