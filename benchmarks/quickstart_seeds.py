@@ -54,10 +54,10 @@ def draw(results: dict[str, Any]) -> None:
     """Draw the table that the quickstart prints, for the README."""
     from rich.console import Console
 
-    from peftly.quickstart import results_table
+    from peftly.report import comparison_table
 
     screen = Console(record=True, width=100, file=io.StringIO())
-    screen.print(results_table(results))
+    screen.print(comparison_table(results["rows"]))
     PICTURE.write_text(screen.export_svg(title="make quickstart"), encoding="utf-8")
 
 

@@ -202,6 +202,7 @@ def _adapters_in(folder: Path) -> dict[str, Path]:
 def load(
     path_or_hub_id: str | Path,
     *,
+    name: str = "default",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     quantization: str | None = None,
@@ -210,6 +211,7 @@ def load(
 
     Args:
         path_or_hub_id: an adapter folder, a run folder (its `adapter` is opened), or the Hub id of an adapter.
+        name: what to call the adapter in the model.
         dtype, device, quantization: as for `load_base`.
 
     Returns:
@@ -231,7 +233,7 @@ def load(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
-    load_adapter(base.model, folder)
+    load_adapter(base.model, folder, name=name)
     lost = parts_without_copy(base.model)
     if lost:
         raise AdapterError(

@@ -13,7 +13,15 @@ from peftly.entities import entity_f1, has_entities
 from peftly.errors import DataError
 from peftly.modes import evaluation_mode
 from peftly.objective import class_logits, read_by, row_losses, tag_logits
-from peftly.scores import Evaluation, Prediction, batches, by_length, label_scores, on_device, pad_id
+from peftly.scores import (
+    Evaluation,
+    Prediction,
+    batches,
+    by_length,
+    evaluate_predictions,
+    on_device,
+    pad_id,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,16 +47,12 @@ def evaluate_classes(
         logits, _ = class_logits(model, on_device(batch, model))
         scores[chosen] = logits.double().log_softmax(-1).cpu()
     taken = scores.argmax(1).tolist()
-    return Evaluation(
-        rows=len(golds),
-        tokens=len(golds),
-        loss=-scores[torch.arange(len(golds)), golds].mean().item(),
-        **label_scores(golds, taken, len(labels)),
-        labels=labels,
-        predictions=tuple(
+    return evaluate_predictions(
+        [
             Prediction(_text(example), labels[gold], labels[guess], dict(zip(labels, row, strict=True)))
             for example, gold, guess, row in zip(split.examples, golds, taken, scores.tolist(), strict=True)
-        ),
+        ],
+        labels,
     )
 
 

@@ -1,6 +1,10 @@
 """A run's configuration: its parts, its file, and what is said about a mistake in it.
 
 It comes from a YAML file, from flags, or from both: a flag wins over the file, and `--set a.b=c` over both.
+
+A run trains one adapter; or several methods together, which `method` lists; or an `ensemble` of one method; or `jobs`,
+each with rows of its own. The last two are trained side by side over the one base, and each of their parts is a run of
+its own in a folder below.
 """
 
 import difflib
@@ -10,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from peftly.data import DataConfig, TaskName
@@ -23,7 +36,9 @@ else:
     # The methods need torch, which is only worth its second of import once a method is named.
     MethodConfig = BaseModel
 
-__all__ = ["RunConfig", "dump_config", "load_config"]
+__all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "Vote", "dump_config", "load_config", "one_run"]
+
+Vote = Literal["majority", "mean"]
 
 FLAGS = {
     "base": "base",
@@ -35,6 +50,7 @@ FLAGS = {
     "target": "data.target",
     "max_length": "data.max_length",
     "method": "method",
+    "ensemble": "ensemble",
     "out": "out",
     "epochs": "train.epochs",
     "learning_rate": "train.learning_rate",
@@ -64,6 +80,34 @@ def _choose_method(value: object) -> MethodConfig:
         raise ConfigError(_first_line(error, config_class, prefix="method")) from error
 
 
+def _choose_methods(value: object) -> MethodConfig | tuple[MethodConfig, ...]:
+    """Do the same for a list of methods, which are trained together."""
+    if not isinstance(value, list | tuple):
+        return _choose_method(value)
+    if not value:
+        raise ConfigError("method is an empty list; name one method, or those that are trained together")
+    return tuple(_choose_method(one) for one in value)
+
+
+class EnsembleConfig(BaseModel):
+    """Several adapters of one method that learn the same rows and decide together (Lester et al. 2021, section 6).
+
+    Attributes:
+        size: how many; each has a seed of its own, counted up from `train.seed`.
+        vote: take the label that most members find likeliest, or that of the highest mean probability.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=2)
+    vote: Vote = "majority"
+
+
+def _choose_ensemble(value: object) -> object:
+    """Turn `5` into `{size: 5}`."""
+    return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class RunConfig(BaseModel):
     """Everything that decides what a run does.
 
@@ -73,7 +117,8 @@ class RunConfig(BaseModel):
         dtype: what the base computes in; `auto` is bf16 where the hardware computes in it, else fp32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
         data: where the rows come from and how they become text.
-        method: the configuration of one of `METHODS`.
+        method: the configuration of one of `METHODS`, or of several that are trained together.
+        ensemble: train several such adapters side by side, and let them vote.
         train: how long, how fast, how often.
         out: the folder that the run writes.
     """
@@ -85,9 +130,83 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     data: DataConfig
-    method: SerializeAsAny[Annotated[MethodConfig, BeforeValidator(_choose_method)]]
+    method: Annotated[
+        SerializeAsAny[MethodConfig] | tuple[SerializeAsAny[MethodConfig], ...], BeforeValidator(_choose_methods)
+    ]
+    ensemble: Annotated[EnsembleConfig | None, BeforeValidator(_choose_ensemble)] = None
     train: TrainConfig = Field(default_factory=TrainConfig)
     out: str = Field(min_length=1)
+
+    @field_validator("ensemble")
+    @classmethod
+    def _members_have_one_method(cls, value: EnsembleConfig | None, info: ValidationInfo) -> EnsembleConfig | None:
+        if value is not None and isinstance(info.data.get("method"), tuple):
+            raise ValueError("the members of an ensemble have one method, and method is a list")
+        return value
+
+    @property
+    def adapters(self) -> dict[str, MethodConfig]:
+        """The adapters that are trained together, by the names they get in the model."""
+        if not isinstance(self.method, tuple):
+            return {"default": self.method}
+        names = [method.name for method in self.method]
+        return {
+            name if names.count(name) == 1 else f"{name}_{names[:place].count(name) + 1}": method
+            for place, (name, method) in enumerate(zip(names, self.method, strict=True))
+        }
+
+    def parts(self) -> "dict[str, RunConfig]":
+        """Return the runs of the members, by name, if this is one of an ensemble; else nothing."""
+        size = 0 if self.ensemble is None else self.ensemble.size
+        return {
+            f"member_{place + 1}": self.model_copy(
+                update={
+                    "ensemble": None,
+                    "train": self.train.model_copy(update={"seed": self.train.seed + place}),
+                    "out": str(Path(self.out) / f"member_{place + 1}"),
+                }
+            )
+            for place in range(size)
+        }
+
+
+class JobsConfig(BaseModel):
+    """Several runs over one base that are trained side by side, each on rows of its own.
+
+    Attributes:
+        jobs: by name; each is a run that could be trained alone, in a folder below `out`.
+        out: the folder that all of it is in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: dict[str, RunConfig]
+    out: str
+
+    @property
+    def base(self) -> str:
+        """What `load_base` takes."""
+        return next(iter(self.jobs.values())).base
+
+    def parts(self) -> dict[str, RunConfig]:
+        """Return the runs by name."""
+        return dict(self.jobs)
+
+
+AnyConfig = RunConfig | JobsConfig
+
+
+def one_run(config: AnyConfig) -> RunConfig:
+    """Return a configuration that is of one run.
+
+    Raises:
+        ConfigError: it is of several.
+    """
+    parts = config.parts()
+    if isinstance(config, JobsConfig) or parts:
+        names = _listed(str(Path(config.out) / name) for name in parts)
+        raise ConfigError(f"{config.out} holds runs that were trained side by side; name one of them: {names}")
+    return config
 
 
 def load_config(
@@ -95,8 +214,8 @@ def load_config(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     defaults: Mapping[str, object] | None = None,
-) -> RunConfig:
-    """Read a configuration and check it.
+) -> AnyConfig:
+    """Read a configuration and check it. What `jobs` share may stand outside them.
 
     Args:
         path: a YAML file; None: `flags` and `overrides` say everything.
@@ -120,15 +239,74 @@ def load_config(
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
         _put(settings, key.strip(), value)
+    if "jobs" in settings:
+        return _read_jobs(settings)
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_first_line(error, RunConfig)) from error
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: AnyConfig) -> str:
     """Return the resolved configuration, every default spelled out, as YAML that `load_config` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = config.model_dump(mode="json")
+    if isinstance(config, JobsConfig):
+        jobs = settings["jobs"]
+        shared = {key: value for key, value in next(iter(jobs.values())).items() if key not in (*OF_A_JOB, "out")}
+        settings = {
+            **{key: value for key, value in shared.items() if key != "ensemble"},
+            "jobs": {name: {key: job[key] for key in OF_A_JOB} for name, job in jobs.items()},
+            "out": config.out,
+        }
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+OF_A_JOB = ("data", "method", "train")
+"""Settings that a job may have of its own."""
+
+
+def _read_jobs(settings: Mapping[str, Any]) -> JobsConfig:
+    """Make a run of every job: what stands outside the jobs, with what the job says itself."""
+    jobs = settings["jobs"]
+    if not isinstance(jobs, Mapping) or not jobs:
+        raise ConfigError(f"jobs must be a mapping of names to settings, not {_shortened(jobs)}")
+    shared = {key: value for key, value in settings.items() if key != "jobs"}
+    out = settings.get("out")
+    runs = {}
+    for name, own in jobs.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(
+                f"jobs: {name!r} is no name for a job; take letters, digits, _ and -, for it names a folder"
+            )
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"jobs.{name} must be a mapping with {_listed(OF_A_JOB)}, not {_shortened(own)}")
+        strange = [str(key) for key in own if key not in OF_A_JOB]
+        if strange:
+            near = _nearest(strange[0], OF_A_JOB)
+            raise ConfigError(f"jobs.{name}.{strange[0]} is not a setting{near}; a job has {_listed(OF_A_JOB)}")
+        run = {**shared, **{key: _over(shared.get(key), value) for key, value in own.items()}}
+        if isinstance(out, str) and out:
+            run["out"] = str(Path(out) / name)
+        try:
+            runs[name] = RunConfig.model_validate(run)
+        except ValidationError as error:
+            place = str(error.errors()[0]["loc"][0])
+            raise ConfigError(_first_line(error, RunConfig, f"jobs.{name}" if place in own else "")) from error
+        if isinstance(runs[name].method, tuple):
+            raise ConfigError(f"jobs.{name}.method is a list; a job among others trains one method")
+    if shared.get("ensemble") is not None:
+        raise ConfigError("ensemble and jobs do not go together; train the ensemble in a run of its own")
+    return JobsConfig(jobs=runs, out=str(out))
+
+
+def _over(shared: object, own: object) -> object:
+    """Put a job's own settings over the shared ones, key by key; another method takes none of the shared one's."""
+    if not (isinstance(shared, Mapping) and isinstance(own, Mapping)) or own.get("name") not in (
+        None,
+        shared.get("name"),
+    ):
+        return own
+    return {**shared, **own}
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from peftly.config import Vote
 from peftly.data import Shape, Split
 from peftly.errors import ConfigError
 from peftly.evaluation import evaluate
-from peftly.scores import Evaluation, Prediction, label_scores
+from peftly.scores import Evaluation, Prediction, evaluate_predictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Ensemble", "evaluate_ensemble"]
-
-Vote = Literal["majority", "mean"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Ensemble:
 
     Attributes:
         together: the scores of the ensemble; its loss is that of the mean probabilities, over rows.
-        members: the scores of each alone, by the adapter's name; their losses are over rows likewise.
+        members: the scores of each alone, by the adapter's name, as `evaluate` gives them.
     """
 
     together: Evaluation
@@ -68,7 +67,8 @@ def evaluate_ensemble(
     parts = {name: found.predictions[place * count :][:count] for place, name in enumerate(members)}
     rows = [_decide(own, found.labels, vote) for own in zip(*parts.values(), strict=True)]
     return Ensemble(
-        _evaluation(rows, found.labels), {name: _evaluation(own, found.labels) for name, own in parts.items()}
+        evaluate_predictions(rows, found.labels),
+        {name: evaluate_predictions(own, found.labels) for name, own in parts.items()},
     )
 
 
@@ -87,17 +87,3 @@ def _probabilities(prediction: Prediction) -> dict[str, float]:
     highest = max(prediction.log_probabilities.values())
     weights = {label: math.exp(value - highest) for label, value in prediction.log_probabilities.items()}
     return {label: weight / sum(weights.values()) for label, weight in weights.items()}
-
-
-def _evaluation(rows: Sequence[Prediction], labels: Sequence[str]) -> Evaluation:
-    golds = [labels.index(row.label) for row in rows]
-    taken = [labels.index(row.predicted) for row in rows]
-    scores: dict[str, Any] = label_scores(golds, taken, len(labels))
-    return Evaluation(
-        rows=len(rows),
-        tokens=len(rows),
-        loss=-sum(math.log(max(_probabilities(row)[row.label], 1e-300)) for row in rows) / len(rows),
-        **scores,
-        labels=tuple(labels),
-        predictions=tuple(rows),
-    )

@@ -16,7 +16,7 @@ from peftly.data import Encoded, Shape, Split, collate, label_ids
 from peftly.data.task_encoding import label_answers
 from peftly.methods._slots import select_cached_rows
 from peftly.objective import IGNORED, row_logits, row_losses, text_positions
-from peftly.scores import Evaluation, Prediction, batches, label_scores, on_device, pad_id, place, token_scores
+from peftly.scores import Evaluation, Prediction, batches, evaluate_predictions, on_device, pad_id, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,20 +68,21 @@ def _evaluated(
     scores, hits = torch.zeros(len(golds), len(labels), dtype=torch.double), torch.zeros(len(golds), len(labels))
     for chosen in batches(model, split, lengths, batch_size):
         scores[chosen], hits[chosen] = score(chosen)
-    # What the loss would be on the rows as they are, since a row's completion is its label's text.
-    rows = torch.arange(len(golds))
-    tokens = sum(len(texts[gold]) for gold in golds)
     taken = scores.argmax(1).tolist()
-    return Evaluation(
-        rows=len(golds),
-        tokens=tokens,
-        **token_scores(-scores[rows, golds].sum().item(), int(hits[rows, golds].sum()), tokens),
-        **label_scores(golds, taken, len(labels)),
-        labels=labels,
-        predictions=tuple(
-            Prediction(example.prompt, labels[gold], labels[guess], dict(zip(labels, row, strict=True)))
-            for example, gold, guess, row in zip(split.examples, golds, taken, scores.tolist(), strict=True)
-        ),
+    rows = zip(split.examples, golds, taken, scores.tolist(), hits.int().tolist(), strict=True)
+    return evaluate_predictions(
+        [
+            Prediction(
+                example.prompt,
+                labels[gold],
+                labels[guess],
+                dict(zip(labels, row, strict=True)),
+                tokens=len(texts[gold]),
+                hits=right[gold],
+            )
+            for example, gold, guess, row, right in rows
+        ],
+        labels,
     )
 
 

@@ -146,23 +146,32 @@ class ProgressBar(Callback):
     A context manager: leaving it takes the bar off the screen in an orderly way, after an error too.
     """
 
-    def __init__(self, console: Console | None = None, *, lines: int = 20) -> None:
+    def __init__(self, console: Console | None = None, *, lines: int = 20, name: str = "") -> None:
         self._console = console or Console(stderr=True)
         self._lines = lines
+        self._name = f"{name}: " if name else ""
         self._speed = 0.0
         self._validation = ""
         self._printed = 0
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("", total=None, visible=False)
+            self._task = self._bar.add_task("", total=None, visible=False, name=self._name)
+
+    def beside(self, name: str) -> "ProgressBar":
+        """Return another bar, for what is trained at the same time, which shows and goes with this one."""
+        other = ProgressBar(self._console, lines=self._lines, name=name)
+        if self._bar is not None:
+            other._bar = self._bar
+            other._task = self._bar.add_task("", total=None, visible=False, name=other._name)
+        return other
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -187,7 +196,9 @@ class ProgressBar(Callback):
             self._bar.update(self._task, completed=record.step, total=record.steps, description=facts, visible=True)
         elif record.step * self._lines // record.steps > self._printed:
             self._printed = record.step * self._lines // record.steps
-            self._console.print(f"step {record.step}/{record.steps}  {facts}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{self._name}step {record.step}/{record.steps}  {facts}", highlight=False, soft_wrap=True
+            )
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """Show the validation scores with the steps that follow."""

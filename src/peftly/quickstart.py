@@ -13,19 +13,18 @@ from peftly.config import RunConfig
 from peftly.data import Data, DataConfig, Split, load_data
 from peftly.environment import environment, program
 from peftly.errors import ConfigError
-from peftly.evaluation import Evaluation, evaluate
+from peftly.evaluation import evaluate
 from peftly.methods import LoRA, MethodConfig, PromptTuning
 from peftly.progress import ProgressBar
-from peftly.report import COLUMNS, comparison_cells, pick_samples, write_comparison
-from peftly.run import RunResult, run
+from peftly.report import comparison_row, comparison_table, pick_samples, write_comparison
+from peftly.run import run
 from peftly.run_folder import clear_run, write_json
 from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-__all__ = ["quickstart", "results_table"]
+__all__ = ["quickstart"]
 
 TASK = "Is this tweet a complaint or not?"
 SPLITS = ("train", "validation", "test")
@@ -81,14 +80,15 @@ def quickstart(
     test = cast(Split, data.test)  # the sample data have one
     screen.print(f"\n[bold]untouched base[/]\nevaluating on the test split: {len(test.examples)} rows")
     untouched = evaluate(base.model, base.tokenizer, test, data.shape)
-    rows = [_row("untouched base", untouched)]
+    rows = [comparison_row("untouched base", untouched)]
     for folder, (name, method, training) in METHODS.items():
         screen.print(f"\n[bold]{name}[/]")
         train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
         settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
         rows.append(_train(name, settings, base, data, screen))
     results = {
-        "task": TASK,
+        "title": "peftly quickstart",
+        "subtitle": f"{TASK} {base_spec}, {len(test.examples)} test rows, seed {seed}",
         "base": base_spec,
         "seed": seed,
         "texts": _texts(out / "data" / "test.jsonl"),
@@ -163,33 +163,7 @@ def _train(name: str, config: RunConfig, base: Base, data: Data, screen: "Consol
     finally:
         if attached(base.model):
             detach(base.model)
-    return _row(name, cast(Evaluation, result.evaluation), result)
-
-
-def _row(name: str, evaluation: Evaluation, result: RunResult | None = None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "folder": result.out.name if result else None,
-        "accuracy": evaluation.accuracy,
-        "macro_f1": evaluation.macro_f1,
-        "loss": evaluation.loss,
-        "parameters": result.parameters if result else 0,
-        "bytes": result.size if result else 0,
-        "seconds": result.training.seconds if result else None,
-        "predictions": [row.predicted for row in evaluation.predictions],
-    }
-
-
-def results_table(results: dict[str, Any]) -> "Table":
-    """Return the one table that the quickstart is about."""
-    from rich.table import Table
-
-    table = Table("", *COLUMNS)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in results["rows"]:
-        table.add_row(row["name"], *comparison_cells(row))
-    return table
+    return comparison_row(name, result.evaluation, result)
 
 
 def _print(results: dict[str, Any], report: Path, out: Path, screen: "Console") -> None:
@@ -197,7 +171,7 @@ def _print(results: dict[str, Any], report: Path, out: Path, screen: "Console") 
     from rich.text import Text
 
     screen.print()
-    screen.print(results_table(results))
+    screen.print(comparison_table(results["rows"]))
     samples = Table("tweet", "is", *(row["name"] for row in results["rows"]))
     for sample in pick_samples(results, SHOWN):
         marks = (

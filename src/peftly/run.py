@@ -15,6 +15,7 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
 from peftly.head import new_parts
 from peftly.held_out import evaluation_split
+from peftly.methods import MethodConfig
 from peftly.report import write_report
 from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
 from peftly.tasks import TASKS, choose_task, task_of
@@ -66,44 +67,86 @@ def run(
     Nothing is written before the base, the data and the method are known to fit together.
 
     Args:
-        config: what to do.
+        config: what to do; for an ensemble see `run_together`.
         base: the base that `config` names, if it is loaded already, with the head of its task; it carries the trained
-            adapter afterwards.
+            adapters afterwards.
         data: the data that `config` names, if they are loaded already, for that task.
         overwrite: replace the run that the out folder holds.
         say: takes one line about what is happening.
         callbacks: passed to `train`.
     """
+    if config.ensemble is not None:
+        raise ConfigError("an ensemble is trained by run_together")
     out = Path(config.out)
     check_out(out, overwrite=overwrite)
-    config, base, data = _opened(config, base, data, say)
-    attach(base.model, config.method, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
-    if new := new_parts(base.model):
-        say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
-    model = base.model
-    parameters = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    say(f"method: {config.method.name}, {parameters:,} trained parameters")
+    config, base, data = open_parts(config, base, data, say)
+    for name, method in config.adapters.items():
+        put_on(base, name, method, config, data, say)
     clear_run(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    write_json(
-        out / "data.json", {**data.report.to_dict(), "lines": data.report.lines(), "shape": data.shape.to_dict()}
-    )
+    begin(config, data)
     try:
-        training = train(model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
+        training = train(base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
     except PeftlyError:
-        if (out / "adapter").exists():
-            write_report(out)
-        else:
-            clear_run(out)
+        keep_what_is_left(out)
         raise
     split_name, split = evaluation_split(data)
     evaluation = None
     if split is not None:
         say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
-        evaluation = evaluate(model, base.tokenizer, split, data.shape, batch_size=config.train.evaluation_batch_size)
+        size = config.train.evaluation_batch_size
+        evaluation = evaluate(base.model, base.tokenizer, split, data.shape, batch_size=size)
+    return conclude(out, base, data, training, evaluation)
+
+
+def put_on(
+    base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, say: Callable[[str], None]
+) -> None:
+    """Attach one adapter of a run, and say how much of it is trained."""
+    before = count_trainable(base.model)
+    attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
+    if (new := new_parts(base.model)) and not before:
+        say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
+    called = "" if name == "default" else f"{name}: "
+    say(f"method: {called}{method.name}, {count_trainable(base.model) - before:,} trained parameters")
+
+
+def count_trainable(model: Any) -> int:
+    """Return how many numbers of a model are trained."""
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+
+
+def begin(config: RunConfig, data: Data) -> None:
+    """Write the first files of a run folder."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_json(
+        out / "data.json", {**data.report.to_dict(), "lines": data.report.lines(), "shape": data.shape.to_dict()}
+    )
+
+
+def keep_what_is_left(out: Path) -> None:
+    """After a training that failed: write the page of a run that has an adapter, clear one that has none."""
+    if (out / "adapter").exists():
+        write_report(out)
+    else:
+        clear_run(out)
+
+
+def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:
+    """Write the last files of a run folder, with the adapters of the run on.
+
+    Args:
+        out: the folder.
+        base: with the trained adapters.
+        data: that they learned.
+        training: how that went.
+        evaluation: of the held-out rows, if there are any.
+    """
+    split_name, split = evaluation_split(data)
+    if split is not None and evaluation is not None:
         write_json(out / "evaluation.json", _evaluation_dict(base, data.shape, split_name, split, evaluation))
-    size = folder_bytes(out / "adapter")
+    parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
     summary |= {"steps": training.steps, "best_step": training.best_step}
     write_json(out / "summary.json", {**summary, "environment": environment()})
@@ -111,7 +154,7 @@ def run(
     return RunResult(out, training, split_name, evaluation, parameters, size, report)
 
 
-def _opened(
+def open_parts(
     config: RunConfig, base: Base | None, data: Data | None, say: Callable[[str], None]
 ) -> tuple[RunConfig, Base, Data]:
     """Open what `run` was not given, with the task decided in the configuration that is returned."""

@@ -9,6 +9,9 @@ adapter-interrupted/  the adapter at Ctrl-C
 evaluation.json  scores, predictions and samples of the test (or validation) split
 summary.json     sizes, durations, versions and hardware
 report.html      all of it to look at
+
+Of runs that were trained side by side each has such a folder, and the one around them holds config.yaml, results.json
+(their scores beside each other) and report.html.
 """
 
 import json
@@ -20,22 +23,26 @@ from peftly.errors import AdapterError, ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from peftly.config import RunConfig
+    from peftly.config import AnyConfig, RunConfig, Vote
     from peftly.data import Shape
 
 __all__ = [
+    "RESULTS",
+    "OpenEnsemble",
     "OpenRun",
     "check_out",
     "clear_run",
     "folder_bytes",
     "open_base",
+    "open_ensemble",
     "open_run",
     "plain",
     "read_config",
     "write_json",
 ]
 
-FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summary.json", "report.html")
+RESULTS = "results.json"
+FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summary.json", RESULTS, "report.html")
 ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -60,6 +67,20 @@ class OpenRun(NamedTuple):
     config: "RunConfig | None" = None
 
 
+class OpenEnsemble(NamedTuple):
+    """The members of an ensemble, ready for use.
+
+    Attributes:
+        opened: the model with all of them.
+        members: their names.
+        vote: how they decide together.
+    """
+
+    opened: OpenRun
+    members: tuple[str, ...]
+    vote: "Vote"
+
+
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Refuse a folder that a run cannot have; nothing is changed.
 
@@ -78,28 +99,54 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if nothing else is in it; what peftly did not write stays."""
+    for part in _parts(out):
+        clear_run(part)
     for folder in _adapter_folders(out):
-        for name in ADAPTER_FILES:
-            (folder / name).unlink(missing_ok=True)
-        _remove_if_empty(folder)
+        for inner in (*_adapters_below(folder), folder):
+            for name in ADAPTER_FILES:
+                (inner / name).unlink(missing_ok=True)
+            _remove_if_empty(inner)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     _remove_if_empty(out)
 
 
-def open_run(spec: str) -> OpenRun:
-    """Open a run folder, an adapter folder or an adapter on the Hub, with the base that it names."""
+def open_run(spec: str, *, name: str = "default") -> OpenRun:
+    """Open a run folder, an adapter folder or an adapter on the Hub, with the base that it names.
+
+    Raises:
+        ConfigError: the folder is of several runs that were trained side by side.
+    """
     from peftly.checkpoint import find_adapter, load, read_notes
+    from peftly.config import one_run
     from peftly.data import Shape
 
     folder = Path(spec)
-    config = read_config(folder)
+    found = read_config(folder)
+    config = None if found is None else one_run(found)
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
     adapter = find_adapter(spec)
-    base = load(adapter, dtype=config.dtype, device=config.device) if config else load(adapter)
+    settings: dict[str, Any] = {"dtype": config.dtype, "device": config.device} if config else {}
+    base = load(adapter, name=name, **settings)
     noted = read_notes(adapter).get("shape")
     return OpenRun(base.model, base.tokenizer, Shape.from_dict(noted) if noted else None, config)
+
+
+def open_ensemble(spec: str) -> OpenEnsemble | None:
+    """Open the members of an ensemble on one base, under their names; None if this is any other run or adapter."""
+    from peftly.checkpoint import find_adapter, load_adapter
+    from peftly.config import RunConfig
+
+    folder = Path(spec)
+    config = read_config(folder)
+    if not isinstance(config, RunConfig) or config.ensemble is None:
+        return None
+    first, *others = config.parts()
+    opened = open_run(str(folder / first), name=first)
+    for name in others:
+        load_adapter(opened.model, find_adapter(folder / name), name=name)
+    return OpenEnsemble(opened, (first, *others), config.ensemble.vote)
 
 
 def open_base(spec: str) -> OpenRun:
@@ -110,7 +157,7 @@ def open_base(spec: str) -> OpenRun:
     return OpenRun(base.model, base.tokenizer)
 
 
-def read_config(folder: Path) -> "RunConfig | None":
+def read_config(folder: Path) -> "AnyConfig | None":
     """Return the configuration of the run in `folder` (or of the run that the adapter in `folder` belongs to)."""
     from peftly.config import load_config
 
@@ -142,6 +189,23 @@ def _is_run(folder: Path) -> bool:
 
 def _adapter_folders(out: Path) -> list[Path]:
     return [out / "adapter", out / "adapter-interrupted", *out.glob("step-*")]
+
+
+def _adapters_below(folder: Path) -> list[Path]:
+    """Return the folders of adapters that were trained together."""
+    return [file.parent for file in folder.glob("*/adapter_config.json")]
+
+
+def _parts(out: Path) -> list[Path]:
+    """Return the folders of runs that were trained side by side in `out`; none if its configuration is unreadable."""
+    from peftly.config import load_config
+
+    if not (out / RESULTS).is_file():
+        return []
+    try:
+        return [out / name for name in load_config(out / "config.yaml").parts()]
+    except ConfigError:
+        return []
 
 
 def _remove_if_empty(folder: Path) -> None:

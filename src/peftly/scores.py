@@ -19,6 +19,7 @@ __all__ = [
     "Prediction",
     "batches",
     "by_length",
+    "evaluate_predictions",
     "evaluate_tokens",
     "label_scores",
     "metrics_of",
@@ -38,12 +39,16 @@ class Prediction:
         label: the row's own label; for tags those of all words, parted by spaces.
         predicted: the likeliest label, or tags.
         log_probabilities: of every label, by label; empty for tags.
+        tokens: of the row's own label, where the model writes it.
+        hits: how many of those the model would have chosen itself.
     """
 
     prompt: str
     label: str
     predicted: str
     log_probabilities: dict[str, float]
+    tokens: int | None = None
+    hits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,24 @@ def evaluate_tokens(
         hits += int((logits.argmax(-1) == targets.to(logits.device)).sum())
         tokens += targets.numel()
     return Evaluation(rows=len(split.encoded), tokens=tokens, **token_scores(loss, hits, tokens))
+
+
+def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str]) -> Evaluation:
+    """Return the scores over labels of rows whose predictions are known: of all that a model read, or of some."""
+    golds = [labels.index(row.label) for row in predictions]
+    taken = [labels.index(row.predicted) for row in predictions]
+    loss = -math.fsum(row.log_probabilities[row.label] for row in predictions)
+    # What a model that writes would lose on the rows as they are, since a row's completion is its label's text.
+    tokens = sum(row.tokens or 0 for row in predictions)
+    hits = sum(row.hits or 0 for row in predictions)
+    return Evaluation(
+        rows=len(predictions),
+        tokens=tokens or len(predictions),
+        **(token_scores(loss, hits, tokens) if tokens else {"loss": loss / len(predictions)}),
+        **label_scores(golds, taken, len(labels)),
+        labels=tuple(labels),
+        predictions=tuple(predictions),
+    )
 
 
 def metrics_of(shape: Shape) -> tuple[str, ...]:

@@ -3,36 +3,33 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
-from commands import Peftly
+from commands import Peftly, peftly_apart
+
+
+@pytest.fixture(scope="module", name="told")
+def _told(tmp_path_factory, tiny_llama_folder) -> tuple[Path, str]:
+    """The folder of a quickstart, made in a process of its own, and what it said."""
+    folder = tmp_path_factory.mktemp("quick") / "start"
+    flags = ["--base", tiny_llama_folder, "--out", folder, "--epochs", "1", "--limit", "24", "--seed", "3"]
+    outcome = peftly_apart("quickstart", *flags, "--json", folder.parent / "results.json")
+    assert (outcome.code, outcome.err) == (0, "")
+    return folder, outcome.out
 
 
 @pytest.fixture(scope="module")
-def quickstart_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("quick") / "start"
+def quickstart_folder(told) -> Path:
+    return told[0]
 
 
-def test_quickstart_compares_three_and_says_what_next(
-    peftly: Peftly, tiny_llama_folder, quickstart_folder, tmp_path, monkeypatch
-):
-    arguments = [
-        "quickstart",
-        "--base",
-        tiny_llama_folder,
-        "--out",
-        quickstart_folder,
-        "--epochs",
-        "1",
-        "--limit",
-        "24",
-    ]
-    outcome = peftly(*arguments, "--json", tmp_path / "results.json", "--seed", "3")
-    assert (outcome.code, outcome.err) == (0, "")
+def test_quickstart_compares_three_and_says_what_next(peftly: Peftly, told):
+    quickstart_folder, out = told
     for words in ("untouched base", "prompt tuning", "LoRA", "accuracy", "macro-F1", "report: ", "Next:"):
-        assert words in outcome.out
+        assert words in out
 
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((quickstart_folder.parent / "results.json").read_text())
     assert results == json.loads((quickstart_folder / "quickstart.json").read_text())
     base, prompt_tuning, lora = results["rows"]
     assert (base["parameters"], base["bytes"]) == (0, 0)
@@ -49,7 +46,7 @@ def test_quickstart_compares_three_and_says_what_next(
         assert f'href="{name}/report.html"' in (quickstart_folder / "report.html").read_text()
 
     # The commands that it names are run as they stand, but for a shorter training.
-    commands = [line.strip() for line in outcome.out.partition("Next:")[2].splitlines() if line.strip()]
+    commands = [line.strip() for line in out.partition("Next:")[2].splitlines() if line.strip()]
     assert len(commands) == 4
     for command in commands:
         program, *words = shlex.split(command)

@@ -162,9 +162,8 @@ def comparison_results() -> dict:
         }
 
     return {
-        "task": "complaint or not",
-        "base": "smollm2-135m",
-        "seed": 0,
+        "title": "peftly quickstart",
+        "subtitle": "complaint or not",
         "texts": [f"tweet {place} <b>" for place in range(6)],
         "gold": ["complaint"] * 6,
         "rows": [row("untouched base", None, 3), row("prompt tuning", "prompt_tuning", 5), row("LoRA", "lora", 6)],

@@ -1,5 +1,6 @@
 """`peftly evaluate`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,42 +27,56 @@ def evaluate(
 ) -> None:
     """Score a trained adapter on held-out rows."""
     quiet()
+    from peftly.ensemble import evaluate_ensemble
     from peftly.evaluation import evaluate as score
     from peftly.held_out import held_out_rows
-    from peftly.run_folder import open_run
+    from peftly.run_folder import open_ensemble, open_run
 
-    opened = open_run(run)
+    ensemble = open_ensemble(run)
+    opened = open_run(run) if ensemble is None else ensemble.opened
     name, split, shape, lines = held_out_rows(opened, data)
-    evaluation = score(opened.model, opened.tokenizer, split, shape, batch_size=batch_size)
+    members: dict[str, Evaluation] = {}
+    if ensemble is None:
+        evaluation = score(opened.model, opened.tokenizer, split, shape, batch_size=batch_size)
+    else:
+        found = evaluate_ensemble(
+            opened.model, opened.tokenizer, split, shape, ensemble.members, vote=ensemble.vote, batch_size=batch_size
+        )
+        evaluation, members = found.together, found.members
     if as_json:
-        _print_json(name, evaluation)
+        _print_json(name, evaluation, members)
         return
     screen = console()
     for line in lines:
         screen.print(line, markup=False)
-    _print_tables(screen, name, evaluation)
+    _print_tables(screen, name, evaluation, members)
 
 
-def _print_json(name: str, evaluation: "Evaluation") -> None:
+def _print_json(name: str, evaluation: "Evaluation", members: Mapping[str, "Evaluation"]) -> None:
     import json
     from dataclasses import asdict
 
     from peftly.run_folder import plain
 
-    typer.echo(json.dumps(plain({"rows_from": name, **asdict(evaluation)}), ensure_ascii=False, allow_nan=False))
+    scores = {"rows_from": name, **asdict(evaluation)}
+    if members:
+        scores["members"] = {member: asdict(own) for member, own in members.items()}
+    typer.echo(json.dumps(plain(scores), ensure_ascii=False, allow_nan=False))
 
 
-def _print_tables(screen: "Console", name: str, evaluation: "Evaluation") -> None:
+def _print_tables(screen: "Console", name: str, evaluation: "Evaluation", members: Mapping[str, "Evaluation"]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from peftly._units import count_text, score_rows
 
-    table = Table("score", name, title_justify="left")
-    table.columns[1].justify = "right"
-    table.add_row("rows", count_text(evaluation.rows))
-    for score, text in score_rows(vars(evaluation)):
-        table.add_row(score, text)
+    table = Table("score", "ensemble" if members else name, *members, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("rows", *(count_text(one.rows) for one in (evaluation, *members.values())))
+    columns = [dict(score_rows(vars(one))) for one in (evaluation, *members.values())]
+    for score in dict.fromkeys(score for column in columns for score in column):
+        table.add_row(score, *(column.get(score, "") for column in columns))
     screen.print(table)
     if evaluation.confusion is not None:
         screen.print("\nrows: what an example is; columns: what was predicted")

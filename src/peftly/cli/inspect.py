@@ -78,10 +78,10 @@ def inspect(
 
 
 def _config(source: str | None, overrides: list[str], flags: Mapping[str, object]) -> "RunConfig":
-    from peftly.config import load_config
+    from peftly.config import load_config, one_run
 
     if source is not None and Path(source).is_dir():
         if not (Path(source) / "config.yaml").is_file():
             raise ConfigError(f"{source} holds no run: it has no config.yaml")
         source = str(Path(source) / "config.yaml")
-    return load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"})
+    return one_run(load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"}))

@@ -1,6 +1,8 @@
 """`peftly train`."""
 
 import shlex
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,10 +21,12 @@ from peftly.cli._options import (
     TestFile,
     ValidationFile,
 )
+from peftly.environment import program
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from peftly.config import AnyConfig, RunConfig
     from peftly.run import RunResult
 
 __all__ = ["train"]
@@ -39,6 +43,9 @@ def train(
     target: Target = None,
     max_length: MaxLength = None,
     method: Annotated[str | None, typer.Option("--method", help="What is trained; see peftly methods.")] = None,
+    ensemble: Annotated[
+        int | None, typer.Option("--ensemble", help="Train this many such adapters at once, and let them vote.")
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", help="The folder that the run writes.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="How often every example is seen.")] = None,
     learning_rate: Annotated[
@@ -60,33 +67,52 @@ def train(
         "target": target,
         "max_length": max_length,
         "method": method,
+        "ensemble": ensemble,
         "out": out,
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "seed": seed,
     }
-    from functools import partial
-    from pathlib import Path
-
-    from peftly.config import load_config
+    from peftly.config import load_config, one_run
     from peftly.run_folder import check_out
 
     resolved = load_config(config, overrides or (), flags)
     check_out(Path(resolved.out), overwrite=overwrite)
     quiet()
+    if resolved.parts():
+        _train_together(resolved, overwrite=overwrite)
+    else:
+        _train(one_run(resolved), overwrite=overwrite)
+
+
+def _train(config: "RunConfig", *, overwrite: bool) -> None:
     from peftly.progress import ProgressBar
     from peftly.run import run
 
     screen = console()
     with ProgressBar(screen) as bar:
-        result = run(resolved, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=[bar])
+        result = run(config, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=[bar])
     _print_summary(screen, result)
+
+
+def _train_together(config: "AnyConfig", *, overwrite: bool) -> None:
+    from peftly.progress import ProgressBar
+    from peftly.report import comparison_table
+    from peftly.run_together import run_together
+
+    screen = console()
+    with ProgressBar(screen) as bar:
+        bars = {name: [bar.beside(name)] for name in config.parts()}
+        result = run_together(config, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=bars)
+    screen.print()
+    screen.print(comparison_table(result.rows))
+    folder = result.out if result.ensemble else next(iter(result.runs.values())).out
+    screen.print(f"report: {result.report}\n\nNext:\n  {program()} evaluate {shlex.quote(str(folder))}", markup=False)
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
     from peftly._units import bytes_text, count_text, score_rows, seconds_text
-    from peftly.environment import program
 
     screen.print()
     if result.evaluation is not None:

@@ -1,27 +1,84 @@
-"""One page that sets the runs of a quickstart side by side."""
+"""One page that sets several runs side by side: those of a quickstart, the members of an ensemble, jobs."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peftly._units import bytes_text, count_text, seconds_text, share_text
+from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
 from peftly.report._page import machine_lines, read_json, render
 from peftly.report.charts import bar_chart
 
-__all__ = ["COLUMNS", "comparison_cells", "pick_samples", "write_comparison"]
+if TYPE_CHECKING:
+    from rich.table import Table
 
-COLUMNS = ("accuracy", "macro-F1", "trained parameters", "bytes on disk", "training time")
+    from peftly.run import RunResult
+    from peftly.scores import Evaluation
+
+__all__ = [
+    "comparison_cells",
+    "comparison_columns",
+    "comparison_row",
+    "comparison_table",
+    "pick_samples",
+    "write_comparison",
+]
+
 SAMPLES = 14
 
 
-def comparison_cells(row: dict[str, Any]) -> list[str]:
-    """Return what stands under `COLUMNS` for one row of a comparison."""
-    return [
-        share_text(row["accuracy"]),
-        share_text(row["macro_f1"]),
-        count_text(row["parameters"]) if row["parameters"] else "—",
-        bytes_text(row["bytes"]) if row["bytes"] else "—",
-        "—" if row["seconds"] is None else seconds_text(row["seconds"]),
-    ]
+def comparison_row(name: str, evaluation: "Evaluation | None", run: "RunResult | None" = None) -> dict[str, Any]:
+    """Return one row of a comparison as plain JSON values.
+
+    Args:
+        name: what to call it.
+        evaluation: its scores, if there are any.
+        run: what was trained; None for what was not trained by itself.
+    """
+    return {
+        "name": name,
+        "folder": run.out.name if run else None,
+        "accuracy": evaluation.accuracy if evaluation else None,
+        "macro_f1": evaluation.macro_f1 if evaluation else None,
+        "loss": evaluation.loss if evaluation else None,
+        "parameters": run.parameters if run else 0,
+        "bytes": run.size if run else 0,
+        "seconds": run.training.seconds if run else None,
+        "predictions": [row.predicted for row in evaluation.predictions] if evaluation else [],
+    }
+
+
+def comparison_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the heads of a comparison's columns: the loss stands in for the scores of rows without labels."""
+    labelled = [row["accuracy"] is not None for row in rows]
+    scores = ["accuracy", "macro-F1"] * any(labelled) + ["loss"] * (not all(labelled))
+    return [*scores, "trained parameters", "bytes on disk", "training time"]
+
+
+def comparison_cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return what stands in those columns for one row."""
+    cells = {
+        "accuracy": share_text(row["accuracy"]),
+        "macro-F1": share_text(row["macro_f1"]),
+        "loss": score_text(row.get("loss")),
+        "trained parameters": count_text(row["parameters"]) if row["parameters"] else "—",
+        "bytes on disk": bytes_text(row["bytes"]) if row["bytes"] else "—",
+        "training time": "—" if row["seconds"] is None else seconds_text(row["seconds"]),
+    }
+    return [cells[column] for column in columns]
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> "Table":
+    """Return a comparison as a table for the screen."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = comparison_columns(rows)
+    table = Table("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(Text(row["name"]), *comparison_cells(row, columns))
+    return table
 
 
 def pick_samples(results: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -42,26 +99,28 @@ def write_comparison(folder: str | Path, file: str = "quickstart.json") -> Path:
 
     folder = Path(folder)
     results = read_json(folder / file)
+    labelled = [row for row in results["rows"] if row["accuracy"] is not None]
     chart = bar_chart(
-        {row["name"]: {"accuracy": row["accuracy"], "macro-F1": row["macro_f1"]} for row in results["rows"]},
+        {row["name"]: {"accuracy": row["accuracy"], "macro-F1": row["macro_f1"]} for row in labelled},
         title="Accuracy and macro-F1 on the test split",
     )
+    columns = comparison_columns(results["rows"])
     rows = [
         {
             "name": row["name"],
             "link": f"{row['folder']}/report.html" if row["folder"] else None,
-            "cells": comparison_cells(row),
+            "cells": comparison_cells(row, columns),
         }
         for row in results["rows"]
     ]
     page = render(
         "comparison.html.jinja",
-        title="peftly quickstart",
-        subtitle=f"{results['task']} {results['base']}, {len(results['gold'])} test rows, seed {results['seed']}",
-        columns=COLUMNS,
+        title=results["title"],
+        subtitle=results["subtitle"],
+        columns=columns,
         rows=rows,
         chart=Markup(chart),  # noqa: S704 -- our own picture, whose text is escaped where it is drawn
-        samples=pick_samples(results, SAMPLES),
+        samples=pick_samples(results, SAMPLES) if results.get("texts") else [],
         data_lines=results["data"],
         environment=machine_lines(results["environment"]),
     )

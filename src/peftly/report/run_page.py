@@ -31,7 +31,7 @@ def write_report(run_folder: str | Path) -> Path:
     page = render(
         "report.html.jinja",
         title=folder.resolve().name,
-        subtitle=f"{config['method']['name']} on {config['base']}{_best(summary)}",
+        subtitle=f"{_methods(config['method'])} on {config['base']}{_best(summary)}",
         tiles=_tiles(summary, evaluation),
         charts=[Markup(chart) for chart in _charts(folder / "metrics.jsonl")],  # noqa: S704 -- our own pictures
         split=evaluation.get("split", ""),
@@ -46,6 +46,10 @@ def write_report(run_folder: str | Path) -> Path:
     report = folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
+
+
+def _methods(method: dict[str, Any] | list[dict[str, Any]]) -> str:
+    return " and ".join(one["name"] for one in (method if isinstance(method, list) else [method]))
 
 
 def _best(summary: dict[str, Any]) -> str:

@@ -1,0 +1,198 @@
+"""Several runs over one base, trained side by side: the members of an ensemble, or jobs with rows of their own.
+
+Each of them has a run folder of its own below the one of them all, as if it had been trained alone; that one holds
+
+config.yaml    what all of it was
+results.json   their scores side by side, and those of the ensemble
+report.html    the same to look at
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftly.adapt import use_adapters
+from peftly.base import Base
+from peftly.config import AnyConfig, JobsConfig, RunConfig, dump_config
+from peftly.data import Data
+from peftly.ensemble import evaluate_ensemble
+from peftly.environment import environment
+from peftly.errors import ConfigError, PeftlyError
+from peftly.evaluation import Evaluation, evaluate
+from peftly.held_out import evaluation_split
+from peftly.report import comparison_row, write_comparison
+from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
+from peftly.run_folder import RESULTS, check_out, clear_run, write_json
+from peftly.tasks import TASKS
+from peftly.training import Job, train_together
+
+if TYPE_CHECKING:
+    from peftly.progress import Callback
+
+__all__ = ["TogetherResult", "run_together"]
+
+
+@dataclass(frozen=True)
+class TogetherResult:
+    """What came of runs that were trained side by side.
+
+    Attributes:
+        out: the folder of all of them.
+        runs: what came of each, by name.
+        ensemble: the scores of the vote; None if they are no ensemble, or there are no rows to score.
+        rows: of the page that sets them side by side, as `comparison_row` makes them.
+        report: that page.
+    """
+
+    out: Path
+    runs: dict[str, RunResult]
+    ensemble: Evaluation | None
+    rows: list[dict[str, Any]]
+    report: Path
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the runs, ready to be trained."""
+
+    config: RunConfig
+    data: Data
+
+
+def run_together(
+    config: AnyConfig,
+    *,
+    base: Base | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    callbacks: Mapping[str, Sequence["Callback"]] | None = None,
+) -> TogetherResult:
+    """Train the parts of `config` in shared batches over one base, and write a run folder for each and for all.
+
+    Args:
+        config: of an ensemble, or of jobs.
+        base: the base that it names, if it is loaded already; it carries the trained adapters afterwards.
+        overwrite: replace the run that the out folder holds.
+        say: takes one line about what is happening.
+        callbacks: passed to `train_together`, by the name of the part.
+
+    Raises:
+        ConfigError: the configuration has no parts, or they do not fit on one base.
+    """
+    out = Path(config.out)
+    check_out(out, overwrite=overwrite)
+    base, parts = _opened(config, base, say)
+    model = base.model
+    for name, part in parts.items():
+        (method,) = part.config.adapters.values()
+        put_on(base, name, method, part.config, part.data, say)
+    clear_run(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
+    for part in parts.values():
+        begin(part.config, part.data)
+    jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
+    try:
+        trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
+    except PeftlyError:
+        for part in parts.values():
+            keep_what_is_left(Path(part.config.out))
+        if not any(Path(part.config.out).exists() for part in parts.values()):
+            clear_run(out)
+        raise
+    together, scores = _evaluated(config, base, parts, say)
+    runs = {}
+    for name, part in parts.items():
+        with use_adapters(model, name):
+            runs[name] = conclude(Path(part.config.out), base, part.data, trained[name], scores.get(name))
+    results = _results(config, parts, runs, together)
+    write_json(out / RESULTS, results)
+    return TogetherResult(out, runs, together, results["rows"], write_comparison(out, RESULTS))
+
+
+def _opened(config: AnyConfig, base: Base | None, say: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:
+    """Open the base once and the rows of every part; the members of an ensemble share theirs."""
+    parts: dict[str, _Part] = {}
+    data: Data | None = None
+    for name, wanted in config.parts().items():
+        if isinstance(config, JobsConfig):
+            say(f"{name}:")
+            data = None
+        found, base, data = open_parts(wanted, base, data, say)
+        parts[name] = _Part(found, data)
+    if base is None:
+        raise ConfigError("there is nothing to train side by side: give an ensemble, or jobs")
+    for name, part in parts.items():
+        _check(config, part, name, next(iter(parts.values())))
+    return base, parts
+
+
+def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
+    """Refuse what cannot vote, or cannot have the head that the first part has."""
+    if isinstance(config, RunConfig) and part.data.shape.kind != "label":
+        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {part.data.shape.kind!r}")
+    labels, shared = part.data.shape.labels, first.data.shape.labels
+    if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
+        raise ConfigError(
+            f"jobs.{name} has the labels {', '.join(labels)} and the first job {', '.join(shared)}, and there is one "
+            "classifier; train them in runs of their own, or as a task that writes its labels"
+        )
+
+
+def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
+    """Return the configuration with the task that was found."""
+    if isinstance(config, JobsConfig):
+        return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
+    return config.model_copy(update={"task": next(iter(parts.values())).config.task})
+
+
+def _evaluated(
+    config: AnyConfig, base: Base, parts: Mapping[str, _Part], say: Callable[[str], None]
+) -> tuple[Evaluation | None, dict[str, Evaluation]]:
+    """Return the scores of the ensemble, if it is one, and those of every part that has rows held out."""
+    found = {}
+    for name, part in parts.items():
+        split_name, split = evaluation_split(part.data)
+        if split is None:
+            continue
+        who = f"{name}: " if isinstance(config, JobsConfig) else ""
+        say(f"{who}evaluating on the {split_name} split: {len(split.examples)} rows")
+        size, shape = part.config.train.evaluation_batch_size, part.data.shape
+        if isinstance(config, RunConfig) and config.ensemble is not None:
+            both = evaluate_ensemble(
+                base.model, base.tokenizer, split, shape, list(parts), vote=config.ensemble.vote, batch_size=size
+            )
+            return both.together, both.members
+        with use_adapters(base.model, name):
+            found[name] = evaluate(base.model, base.tokenizer, split, shape, batch_size=size)
+    return None, found
+
+
+def _results(
+    config: AnyConfig, parts: Mapping[str, _Part], runs: Mapping[str, RunResult], together: Evaluation | None
+) -> dict[str, Any]:
+    """Return what the comparison page shows, as plain JSON values."""
+    rows = [comparison_row(name, run.evaluation, run) for name, run in runs.items()]
+    lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
+    results = {
+        "title": Path(config.out).resolve().name,
+        "subtitle": f"{', '.join(runs)} on {config.base}, trained side by side",
+        "rows": rows,
+        "data": lines if isinstance(config, JobsConfig) else next(iter(parts.values())).data.report.lines(),
+        "environment": environment(),
+    }
+    if together is None:
+        return results
+    vote = {
+        **comparison_row("ensemble", together),
+        "parameters": sum(row["parameters"] for row in rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "seconds": max(row["seconds"] for row in rows),
+    }
+    return {
+        **results,
+        "rows": [*rows, vote],
+        "texts": [row.prompt for row in together.predictions],
+        "gold": [row.label for row in together.predictions],
+    }

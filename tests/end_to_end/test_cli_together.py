@@ -1,0 +1,174 @@
+"""Several adapters in one run: an ensemble, jobs with rows of their own, methods that are trained together."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import Peftly, peftly_apart
+from references import assert_close
+from safetensors.torch import load_file
+
+FAST = ["--epochs", "4", "--learning-rate", "0.02", "--batch-size", "10"]
+
+
+def adapter(folder: Path) -> dict:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def scores(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
+    """A run of three prompts, made by the command line in a process of its own."""
+    out = tmp_path_factory.mktemp("runs") / "vote"
+    flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--out", out, *FAST]
+    outcome = peftly_apart("train", *flags, "--method", "prompt_tuning", "--ensemble", "3", "--set", "train.seed=7")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "ensemble" in outcome.out
+    assert f"peftly evaluate {out}" in outcome.out
+    return out
+
+
+def test_the_members_of_an_ensemble_are_runs_of_their_own(ensemble, peftly: Peftly):
+    names = ["member_1", "member_2", "member_3"]
+    assert sorted(file.name for file in ensemble.iterdir()) == ["config.yaml", *names, "report.html", "results.json"]
+    seeds = [yaml.safe_load((ensemble / name / "config.yaml").read_text())["train"]["seed"] for name in names]
+    assert seeds == [7, 8, 9]
+    rows = {name: adapter(ensemble / name)["prompt_embeddings"] for name in names}
+    assert len({tuple(row.flatten().tolist()) for row in rows.values()}) == 3
+    found = peftly("evaluate", ensemble / "member_2", "--json")
+    assert json.loads(found.out)["accuracy"] == scores(ensemble / "member_2")["accuracy"]
+    assert json.loads(found.out)["loss"] == pytest.approx(scores(ensemble / "member_2")["loss"], rel=1e-5)
+
+
+def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_path):
+    done = peftly("train", ensemble / "member_3" / "config.yaml", "--out", tmp_path / "alone")
+    assert (done.code, done.err) == (0, "")
+    assert_close(
+        adapter(ensemble / "member_3")["prompt_embeddings"], adapter(tmp_path / "alone")["prompt_embeddings"], 1e-4
+    )
+
+
+def test_an_ensemble_is_evaluated_as_one(ensemble, peftly: Peftly, tweets):
+    results = json.loads((ensemble / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["member_1", "member_2", "member_3", "ensemble"]
+    found = json.loads(peftly("evaluate", ensemble, "--json").out)
+    assert found["accuracy"] == results["rows"][-1]["accuracy"]
+    assert [row["predicted"] for row in found["predictions"]] == results["rows"][-1]["predictions"]
+    assert list(found["members"]) == ["member_1", "member_2", "member_3"]
+    assert found["members"]["member_1"]["macro_f1"] == scores(ensemble / "member_1")["macro_f1"]
+    table = peftly("evaluate", ensemble, "--data", tweets).out
+    for word in ("ensemble", "member_3", "perplexity"):
+        assert word in table
+
+
+@pytest.mark.parametrize("command", [["generate", "--text", "x"], ["explain"]])
+def test_other_commands_ask_for_one_of_them(ensemble, peftly: Peftly, command):
+    done = peftly(command[0], ensemble, *command[1:])
+    assert done.code == 2
+    assert "trained side by side" in done.err
+    assert str(ensemble / "member_1") in done.err
+    assert peftly(command[0], ensemble / "member_1", *command[1:]).code == 0
+
+
+def test_a_second_run_replaces_all_of_the_first(ensemble, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    out = tmp_path / "vote"
+    flags = ["--base", tiny_llama_folder, "--data", tweets, "--out", out, "--method", "prompt_tuning", "--epochs", "1"]
+    assert peftly("train", *flags, "--ensemble", "2").code == 0
+    (out / "member_1" / "notes.txt").write_text("mine")
+    refused = peftly("train", *flags)
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert peftly("train", *flags, "--overwrite").code == 0
+    assert sorted(file.name for file in (out / "member_1").iterdir()) == ["notes.txt"]
+    assert not (out / "member_2").exists()
+    assert (out / "adapter").is_dir()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
+    """A run of two jobs, of other rows, methods and lengths."""
+    folder = tmp_path_factory.mktemp("jobs")
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"prompt": f"count {n}:", "completion": " one two"}) + "\n" for n in range(9)))
+    (folder / "jobs.yaml").write_text(
+        f"base: {tiny_llama_folder}\nout: {folder / 'out'}\nmethod: {{name: lora, rank: 4}}\n"
+        "train: {epochs: 3, learning_rate: 0.02, batch_size: 10}\n"
+        f"jobs:\n  tweets:\n    data: {{train: {tweets}, test: {tweets}}}\n    method: prompt_tuning\n"
+        f"  counts:\n    data: {{train: {texts}}}\n    train: {{epochs: 2}}\n    method: {{rank: 2}}\n"
+    )
+    outcome = peftly_apart("train", folder / "jobs.yaml")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "tweets: step" in outcome.out
+    return folder / "out"
+
+
+def test_jobs_have_rows_methods_and_lengths_of_their_own(jobs, peftly: Peftly, tmp_path):
+    own = {name: yaml.safe_load((jobs / name / "config.yaml").read_text()) for name in ("tweets", "counts")}
+    assert own["tweets"]["method"]["name"] == "prompt_tuning"
+    assert (own["counts"]["method"]["name"], own["counts"]["method"]["rank"]) == ("lora", 2)
+    assert [own[name]["train"]["epochs"] for name in own] == [3, 2]
+    assert [own[name]["train"]["batch_size"] for name in own] == [10, 10]
+    assert scores(jobs / "tweets")["accuracy"] is not None
+    assert scores(jobs / "counts")["accuracy"] is None
+    assert peftly("generate", jobs / "counts", "--prompt", "count 3:", "--max-new-tokens", "3").code == 0
+    for name, tensor in own.items():
+        done = peftly("train", jobs / name / "config.yaml", "--out", tmp_path / name)
+        assert (done.code, done.err) == (0, ""), tensor
+        for key, value in adapter(tmp_path / name).items():
+            assert_close(adapter(jobs / name)[key], value, 1e-3)
+
+
+def test_the_page_of_jobs_shows_what_each_has(jobs):
+    page = (jobs / "report.html").read_text()
+    for words in ("tweets/report.html", "counts/report.html", "accuracy", "loss", "trained side by side"):
+        assert words in page
+    assert "Samples" not in page
+    assert "labelled" not in page
+
+
+def test_the_whole_configuration_of_jobs_can_be_run_again(jobs, peftly: Peftly, tmp_path):
+    done = peftly("train", jobs / "config.yaml", "--out", tmp_path / "again")
+    assert (done.code, done.err) == (0, "")
+    for key, value in adapter(jobs / "tweets").items():
+        assert (adapter(tmp_path / "again" / "tweets")[key] == value).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"jobs": {}}, "jobs must be a mapping of names"),
+        ({"jobs": {"../a": {}}}, "'../a' is no name for a job"),
+        ({"jobs": {"a": {"dat": 1}}}, "jobs.a.dat is not a setting; did you mean data?; a job has data, method, train"),
+        ({"jobs": {"a": {"method": ["lora", "ia3"]}}}, "jobs.a.method is a list"),
+        (
+            {"jobs": {"a": {"train": {"epoch": 1}}}},
+            "jobs.a.train.epoch is not a setting; did you mean jobs.a.train.epochs?",
+        ),
+        ({"jobs": {"a": {}}, "ensemble": 2}, "ensemble and jobs do not go together"),
+        ({"ensemble": 1}, "ensemble.size must be greater than or equal to 2"),
+        ({"ensemble": 2, "method": ["lora", "ia3"]}, "the members of an ensemble have one method"),
+        ({"method": []}, "method is an empty list"),
+    ],
+)
+def test_mistakes(settings, words, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    file = tmp_path / "run.yaml"
+    whole = {"base": str(tiny_llama_folder), "data": {"train": str(tweets)}, "method": "lora", "out": "never"}
+    file.write_text(yaml.safe_dump({**whole, **settings}))
+    done = peftly("train", file)
+    assert done.code == 2
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not Path("never").exists()
+
+
+def test_an_ensemble_needs_labels(peftly: Peftly, tiny_llama_folder, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"line {n} of some"}) + "\n" for n in range(9)))
+    flags = ["--base", tiny_llama_folder, "--data", tmp_path / "texts.jsonl", "--method", "lora", "--ensemble", "2"]
+    done = peftly("train", *flags, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "an ensemble votes on labels" in done.err
+    assert not (tmp_path / "out").exists()
