@@ -71,7 +71,7 @@ def attach(
         config: the method's settings, for example `LoRA(rank=16)`.
         name: what to call the adapter in the model.
         tokenizer: needed by methods that start from words.
-        labels: the label texts of a labelled task, for methods that start from them.
+        labels: the answers of a labelled task, for methods that start from them; see `Shape.answers`.
         seed: of the random numbers drawn here; the global generators are left alone.
 
     Returns:

@@ -103,7 +103,7 @@ def put_on(
 ) -> None:
     """Attach one adapter of a run, and say how much of it is trained."""
     before = count_trainable(base.model)
-    attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.labels)
+    attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers)
     if (new := new_parts(base.model)) and not before:
         say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
     called = "" if name == "default" else f"{name}: "

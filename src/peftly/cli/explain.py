@@ -25,7 +25,7 @@ def explain(
         opened.tokenizer,
         neighbours=neighbours,
         seed=None if opened.config is None else opened.config.train.seed,
-        labels=() if opened.shape is None else opened.shape.labels,
+        labels=() if opened.shape is None else opened.shape.answers,
     )
     if as_json:
         import json

@@ -165,6 +165,14 @@ class Shape:
         messages = chat.messages_of(row, self.target, "the prompt")
         return chat.prompt_ids(messages[:-1] if messages[-1]["role"] == "assistant" else messages, tokenizer)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What rows of each label end in: the label, behind the last words of the template ("Label: complaint")."""
+        if self.kind != "label":
+            return ()
+        before = Template(self.template or "").literals[-1].rpartition("\n")[2].strip()
+        return tuple(before + (self.completion(label) if before else label) for label in self.labels)
+
     def completion(self, label: str) -> str:
         """Return a label as the text that follows the prompt: the same for every row.
 

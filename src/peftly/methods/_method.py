@@ -37,7 +37,7 @@ class Setup:
 
     Attributes:
         tokenizer: needed where words are turned into rows; None where there is none.
-        labels: the label texts of a labelled task, in order.
+        labels: the answers of a labelled task, as its rows end in them, in order.
         seed: of every random number drawn; the global generators are left alone.
     """
 

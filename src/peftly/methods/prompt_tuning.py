@@ -25,7 +25,8 @@ class PromptTuning(MethodConfig):
     """How many rows are trained."""
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
     """Where the rows start: the words of `init_text`, common words of the vocabulary, random numbers at the scale of
-    the base's embeddings, or the task's labels. None: the text if there is one, else the vocabulary."""
+    the base's embeddings, or the answers of a labelled task ("Label: complaint", line by line). None: the text if
+    there is one, else the answers if there are any, else the vocabulary."""
     init_text: str | None = None
     """The words that `init: text` starts from, repeated or cut to length."""
     residual_dim: int | None = Field(default=None, ge=1)
@@ -106,22 +107,19 @@ def initial_rows(model: PreTrainedModel, config: PromptTuning, setup: Setup) -> 
         MethodError: the init needs a tokenizer, labels or a text that has tokens.
     """
     embedding = model.get_input_embeddings()
-    init = config.init or ("text" if config.init_text else "vocabulary")
+    init = config.init or ("text" if config.init_text else "labels" if setup.labels else "vocabulary")
     count = config.num_virtual_tokens
     if init != "random" and setup.tokenizer is None:
         raise MethodError(f"init: {init} turns words into rows: pass the base's tokenizer, or use init: random")
     if init == "text":
         return embedded(embedding, repeated(token_ids(setup.tokenizer, config.init_text or ""), count))
+    if init == "labels":
+        if not setup.labels:
+            raise MethodError("init: labels needs a labelled task; use init: text or init: vocabulary")
+        return embedded(embedding, repeated(token_ids(setup.tokenizer, "\n".join(setup.labels)), count))
     common = common_tokens(setup.tokenizer, embedding.weight.shape[0])
     drawn = common[torch.randperm(len(common), generator=setup.generator)[:count]]
     if init == "vocabulary":
         return embedded(embedding, repeated(drawn.tolist(), count))
-    if init == "labels":
-        if not setup.labels:
-            raise MethodError("init: labels needs a labelled task; use init: text or init: vocabulary")
-        words = [torch.tensor(token_ids(setup.tokenizer, label)) for label in setup.labels]
-        averages = [embedded(embedding, ids).mean(0) for ids in words]
-        rest = embedded(embedding, repeated(drawn.tolist(), count))
-        return torch.stack([*averages, *rest])[:count]
     typical = embedded(embedding, common)
     return torch.randn(count, typical.shape[1], generator=setup.generator).to(typical.device) * typical.std()
