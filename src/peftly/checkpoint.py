@@ -1,9 +1,8 @@
-"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, read them with care."""
+"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, open them with their base."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -13,13 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
+from peftly.adapter_files import (
+    CONFIG,
+    LABELS,
+    NOTES,
+    TENSORS,
+    TRAINING,
+    check_tensors,
+    class_labels,
+    method_config,
+    read_notes,
+    read_peft_config,
+    read_tensors,
+    without_extras,
+)
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
@@ -31,22 +42,12 @@ from peftly.tasks import TASKS, task_of, task_of_peft
 if TYPE_CHECKING:
     from peftly.base import Base
 
-__all__ = ["load", "load_adapter", "read_notes", "save_adapter"]
-
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
-TRAINING = "training.safetensors"
-"""What training goes on from, where the tensors are only what that has come to (a network that makes a prompt)."""
+__all__ = ["find_adapter", "load", "load_adapter", "save_adapter"]
 
 CARD = "README.md"
-NOTES = "peftly.json"
-"""What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
 
 ORDER = "order"
 """The note that says how many of the adapters saved together come before this one; the order of rows hangs on it."""
-
-LABELS = "labels"
-"""The note that names what a classifier tells apart, in order."""
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -155,12 +156,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
 
 def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
-    config = _method_config(folder, peft)
-    tensors = _without_extras(folder, model, _read_tensors(folder))
+    config = method_config(folder, peft)
+    tensors = without_extras(folder, model, read_tensors(folder))
     kind = METHODS[config.name].adapter
     adapter = install(model, config, name, lambda: kind.blank(model, config, name))
     try:
-        _check_tensors(folder, _tensors(adapter), tensors)
+        check_tensors(folder, _tensors(adapter), tensors)
     except AdapterError:
         detach(model, name)
         raise
@@ -174,7 +175,7 @@ def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
 
 def _resume(folder: Path, adapter: Adapter) -> None:
     try:
-        adapter.resume(_read_tensors(folder, TRAINING))
+        adapter.resume(read_tensors(folder, TRAINING))
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         detach(adapter.model, adapter.name)
@@ -227,7 +228,7 @@ def load(
     if not spec:
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
     task = task_of_peft(config.get("task_type"))
-    labels = _labels(folder) if task and TASKS[task].is_classification else []
+    labels = class_labels(folder) if task and TASKS[task].is_classification else []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
@@ -239,17 +240,6 @@ def load(
             "train it again with modules_to_save naming them"
         )
     return base
-
-
-def _labels(folder: Path) -> list[str]:
-    """Return what the classifier of an adapter tells apart; numbered, as transformers does it, where no note says."""
-    noted = read_notes(folder).get(LABELS)
-    if noted:
-        return [str(label) for label in noted]
-    heads = [
-        t for name, t in _read_tensors(folder).items() if re.search(r"\.(classifier|score)(\.out_proj)?\.weight$", name)
-    ]
-    return [f"LABEL_{number}" for number in range(len(heads[-1]))] if heads else []
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:
@@ -271,109 +261,6 @@ def find_adapter(path_or_hub_id: str | Path) -> Path:
         raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
 
 
-def read_notes(folder: str | Path) -> dict[str, Any]:
-    """Return what was noted beside an adapter; empty for one that PEFT wrote."""
-    path = Path(folder) / NOTES
-    return _read_json(path) if path.is_file() else {}
-
-
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """Return `adapter_config.json`.
-
-    Raises:
-        AdapterError: it is missing, is no JSON object, or names no `peft_type`.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}")
-    config = _read_json(path)
-    if "peft_type" not in config:
-        raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
-    return config
-
-
-def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
-    """Return the settings of the adapter in `folder`: as our own record has them, or as its configuration says."""
-    kinds = {kind: None for method in METHODS.values() for kind in method.adapter.peft_types}
-    if peft["peft_type"] not in kinds:
-        raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
-    kept = peft.get("modules_to_save")
-    readings: dict[str, MethodConfig] = {}
-    for method in METHODS.values():
-        if peft["peft_type"] in method.adapter.peft_types:
-            try:
-                config = method.adapter.config_from_peft(peft)
-            except (KeyError, TypeError, ValueError) as error:
-                if isinstance(error, AdapterError):
-                    raise
-                raise AdapterError(
-                    f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
-                ) from None
-            if config is not None:
-                saved = {"modules_to_save": None if kept is None else tuple(kept)}
-                readings[config.name] = config.model_copy(update=saved)
-    noted = read_notes(folder).get("method", {})
-    if noted.get("name") not in readings:
-        return next(iter(readings.values()))
-    try:
-        return type(readings[noted["name"]]).model_validate(noted)
-    except ValueError as error:
-        raise AdapterError(f"{folder / NOTES} does not describe a {noted['name']} adapter: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return in one line what a settings class objected to."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _read_tensors(folder: Path, name: str = TENSORS) -> dict[str, Tensor]:
-    path = folder / name
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors" if pickled else ""
-        raise AdapterError(f"{folder} has no {TENSORS}{hint}")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from None
-    return tensors
-
-
-def _without_extras(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out what PEFT writes beside an adapter: the base's embeddings if it changes them, a head's bias thrice."""
-    kept = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
-        if match is None:
-            if ".modules_to_save." not in name and ".original_module." not in name:
-                kept[name] = tensor
-            continue
-        own = dict(model.named_parameters(remove_duplicate=False)).get(f"{match[1]}.weight")
-        if own is None or own.shape != tensor.shape or not torch.allclose(own.float().cpu(), tensor.float(), atol=1e-3):
-            raise AdapterError(
-                f"{folder / TENSORS} has {match[1]} of another base: {tuple(tensor.shape)}, or with other values; "
-                "give the base that it was trained on, its vocabulary resized likewise"
-            )
-    return kept
-
-
-def _check_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    if missing or extra:
-        kind, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
-        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
-        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {kind} {name}{more}")
-    for name, parameter in own.items():
-        if parameter.shape != found[name].shape:
-            raise AdapterError(
-                f"{folder / TENSORS} does not fit this base: {name} is {tuple(found[name].shape)}, "
-                f"and the base needs {tuple(parameter.shape)}"
-            )
-
-
 def _move_into(scratch: Path, folder: Path) -> None:
     if not folder.exists():
         scratch.chmod(0o755)  # mkdtemp makes folders for the owner only
@@ -388,16 +275,6 @@ def _move_into(scratch: Path, folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise AdapterError(f"{path} should hold a JSON object, and holds a {type(value).__name__}")
-    return value
 
 
 def _card(base: str | None, config: MethodConfig) -> str:

@@ -89,7 +89,8 @@ def clear_run(out: Path) -> None:
 
 def open_run(spec: str) -> OpenRun:
     """Open a run folder, an adapter folder or an adapter on the Hub, with the base that it names."""
-    from peftly.checkpoint import find_adapter, load, read_notes
+    from peftly.adapter_files import read_notes
+    from peftly.checkpoint import find_adapter, load
     from peftly.data import Shape
 
     folder = Path(spec)
