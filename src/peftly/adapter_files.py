@@ -23,13 +23,17 @@ __all__ = [
     "LABELS",
     "NOTES",
     "TENSORS",
+    "TOGETHER",
     "TRAINING",
+    "adapters_in",
     "check_tensors",
     "class_labels",
     "method_config",
+    "no_adapter",
     "read_notes",
     "read_peft_config",
     "read_tensors",
+    "saved_together",
     "without_extras",
 ]
 
@@ -44,10 +48,75 @@ NOTES = "peftly.json"
 LABELS = "labels"
 """The note that names what a classifier tells apart, in order."""
 
+TOGETHER = "together"
+"""The note that names the adapters that were saved together, in the order in which they were attached: the order of
+rows hangs on it."""
+
+
+def adapters_in(folder: Path, name: str = "default") -> dict[str, Path]:
+    """Return the folders of what is to be opened as one, by the adapters' names.
+
+    Adapters in folders of their own that were not saved together, as the steps of a run are, are not meant to work
+    together either, and are left out.
+
+    Args:
+        folder: of one adapter, or of several that were saved together, each in a folder of its name.
+        name: what to call it if it is one.
+
+    Returns:
+        In the order in which they were attached; empty if there is none.
+
+    Raises:
+        AdapterError: some of those that were saved together are missing, or are of another time.
+    """
+    if (folder / CONFIG).is_file():
+        return {name: folder}
+    together = saved_together(folder)
+    if not together:
+        return {}
+    first, names = next(iter(together.items()))
+    odd = next((place for place in together if together[place] != names), None)
+    if odd is not None:
+        raise AdapterError(
+            f"{folder} holds adapters that were not saved together: {first} was saved with {', '.join(names)}, "
+            f"and {odd} with {', '.join(together[odd])}; save them again, or open one of these folders"
+        )
+    missing = [one for one in names if one not in _adapter_folders(folder)]
+    if missing:
+        raise AdapterError(
+            f"{folder} lacks {', '.join(missing)}, saved together with {first}; save them again, or open one alone"
+        )
+    return {one: folder / one for one in names}
+
+
+def saved_together(folder: Path) -> dict[str, list[str]]:
+    """Return, for every adapter in `folder` that was not saved alone, the names of all that it was saved with."""
+    noted = {place: _notes(folder / place).get(TOGETHER) for place in _adapter_folders(folder)}
+    return {place: names for place, names in noted.items() if isinstance(names, list) and names}
+
+
+def no_adapter(folder: Path) -> AdapterError:
+    """Return the error of a folder that is not the folder of an adapter."""
+    alone = _adapter_folders(folder)
+    hint = f"; open one of its folders: {', '.join(alone)}" if alone else ""
+    return AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor adapters that were saved together{hint}")
+
+
+def _adapter_folders(folder: Path) -> list[str]:
+    """Return the names of the folders that hold an adapter. No adapter has a dot in its name; half-written files do."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "." not in path.parent.name)
+
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
-    """Return what was noted beside an adapter; empty for one that PEFT wrote."""
-    path = Path(folder) / NOTES
+    """Return what was noted beside an adapter, or beside all that were saved together; empty for one of PEFT's."""
+    notes = [_notes(place) for place in adapters_in(Path(folder)).values()]
+    return (
+        {key: value for key, value in notes[0].items() if all(own.get(key) == value for own in notes)} if notes else {}
+    )
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    path = folder / NOTES
     return _read_json(path) if path.is_file() else {}
 
 
@@ -59,7 +128,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}")
+        raise no_adapter(folder)
     config = _read_json(path)
     if "peft_type" not in config:
         raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
@@ -90,7 +159,7 @@ def method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
             if config is not None:
                 saved = {"modules_to_save": None if kept is None else tuple(kept)}
                 readings[config.name] = config.model_copy(update=saved)
-    noted = read_notes(folder).get("method", {})
+    noted = _notes(folder).get("method", {})
     if noted.get("name") not in readings:
         return next(iter(readings.values()))
     try:
@@ -173,7 +242,7 @@ def check_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, T
 
 def class_labels(folder: Path) -> list[str]:
     """Return what the classifier of an adapter tells apart; numbered, as transformers does it, where no note says."""
-    noted = read_notes(folder).get(LABELS)
+    noted = _notes(folder).get(LABELS)
     if noted:
         return [str(label) for label in noted]
     heads = [

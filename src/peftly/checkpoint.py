@@ -6,9 +6,9 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -22,13 +22,16 @@ from peftly.adapter_files import (
     LABELS,
     NOTES,
     TENSORS,
+    TOGETHER,
     TRAINING,
+    adapters_in,
     check_tensors,
     class_labels,
     method_config,
-    read_notes,
+    no_adapter,
     read_peft_config,
     read_tensors,
+    saved_together,
     without_extras,
 )
 from peftly.classification import labels_of
@@ -41,13 +44,11 @@ from peftly.tasks import TASKS, task_of, task_of_peft
 
 if TYPE_CHECKING:
     from peftly.base import Base
+    from peftly.data import TaskName
 
 __all__ = ["find_adapter", "load", "load_adapter", "save_adapter"]
 
 CARD = "README.md"
-
-ORDER = "order"
-"""The note that says how many of the adapters saved together come before this one; the order of rows hangs on it."""
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -67,7 +68,7 @@ def save_adapter(
 
     Args:
         model: a model with an adapter on it.
-        folder: made if it is missing; an adapter in it is replaced.
+        folder: made if it is missing; the adapter in it, or those that were saved together, are replaced.
         name: which adapter. None: the only one there is, or of several each, in a folder of its name in `folder`.
         notes: JSON values to keep beside it under the key they have here (see `read_notes`).
         card: the text of the model card; None writes a short one.
@@ -86,10 +87,26 @@ def save_adapter(
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder = Path(folder)
     chosen = [name] if name is not None else list(adapters)
-    for place, one in enumerate(chosen):
-        several = {} if len(chosen) == 1 else {ORDER: place}
-        _write(adapters[one], folder / one if several else folder, {**several, **(notes or {})}, card)
+    try:
+        if len(chosen) == 1:
+            _write(adapters[chosen[0]], folder, notes or {}, card)
+        else:
+            for one in chosen:
+                _write(adapters[one], folder / one, {**(notes or {}), TOGETHER: chosen}, card)
+            _drop_replaced(folder, chosen)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _drop_replaced(folder: Path, chosen: Sequence[str]) -> None:
+    """Leave no adapter of before in a folder that several have just been saved to: it would be opened as well."""
+    for place in [folder, *(folder / name for name in saved_together(folder) if name not in chosen)]:
+        if (place / CONFIG).is_file():
+            for file in (CONFIG, TENSORS, TRAINING, NOTES, CARD):
+                (place / file).unlink(missing_ok=True)
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
@@ -111,27 +128,25 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
     labels = {LABELS: labels_of(model)} if task and TASKS[task].is_classification else {}
     notes = {"method": adapter.config.model_dump(mode="json"), **labels, **notes}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
-            if training:
-                save_file(training, scratch / TRAINING, metadata={"format": "pt"})
-            _write_json(scratch / CONFIG, config)
-            _write_json(scratch / NOTES, notes)
-            (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
-            _move_into(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
+        save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+        if training:
+            save_file(training, scratch / TRAINING, metadata={"format": "pt"})
+        _write_json(scratch / CONFIG, config)
+        _write_json(scratch / NOTES, notes)
+        (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
+        _move_into(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "default") -> PreTrainedModel:
     """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place; it is on afterwards.
 
-    A folder in which several adapters were saved, each in a folder of its own, gives them all, under those names.
+    A folder in which several adapters were saved together, each in a folder of its own, gives them all, under those
+    names.
 
     Returns:
         The same model.
@@ -141,10 +156,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     folder = Path(folder)
-    several = {} if (folder / CONFIG).is_file() else _adapters_in(folder)
+    places = adapters_in(folder, name)
+    if not places:
+        raise no_adapter(folder)
     loaded: list[str] = []
     try:
-        for one, place in (several or {name: folder}).items():
+        for one, place in places.items():
             _load(model, place, one)
             loaded.append(one)
     except (AdapterError, MethodError):
@@ -194,12 +211,6 @@ def _saved_modules(adapter: Adapter) -> list[str] | None:
     return short_names(adapter.model, paths) if paths else None
 
 
-def _adapters_in(folder: Path) -> dict[str, Path]:
-    """Return the folders in `folder` that hold an adapter, by name, in the order in which they were attached."""
-    places = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
-    return {place.name: place for place in sorted(places, key=lambda place: int(read_notes(place).get(ORDER, 0)))}
-
-
 def load(
     path_or_hub_id: str | Path,
     *,
@@ -207,28 +218,25 @@ def load(
     device: str | torch.device | None = None,
     quantization: str | None = None,
 ) -> Base:
-    """Open an adapter together with the base that it names, with the head of its task.
+    """Open an adapter, or all that were saved together, with the base that they name and the head of their task.
 
     Args:
-        path_or_hub_id: an adapter folder, a run folder (its `adapter` is opened), or the Hub id of an adapter.
+        path_or_hub_id: an adapter folder, a folder in which several were saved together (all are attached, and on), a
+            run folder (its `adapter` is opened), or the Hub id of an adapter.
         dtype, device, quantization: as for `load_base`.
 
     Returns:
         The adapted model and its tokenizer.
 
     Raises:
-        AdapterError: no adapter there, it names no base, or a part of the head is in neither.
+        AdapterError: no adapter there, it names no base, several are for different bases, or a part of the head is in
+            neither.
         BaseModelError: its base cannot be opened.
     """
     from peftly.base import load_base
 
     folder = find_adapter(path_or_hub_id)
-    config = read_peft_config(folder)
-    spec = config.get("base_model_name_or_path")
-    if not spec:
-        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
-    task = task_of_peft(config.get("task_type"))
-    labels = class_labels(folder) if task and TASKS[task].is_classification else []
+    spec, task, labels = _shared_home(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
@@ -242,18 +250,56 @@ def load(
     return base
 
 
+class _Home(NamedTuple):
+    """What an adapter wants its model to be."""
+
+    base: str
+    task: TaskName | None
+    labels: list[str]
+
+
+def _shared_home(folder: Path) -> _Home:
+    """Return what the adapter in `folder` wants its model to be, or all those that were saved together there.
+
+    Raises:
+        AdapterError: it names no base, or they want different models.
+    """
+    homes = {name: _home(place) for name, place in adapters_in(folder).items()}
+    first, home = next(iter(homes.items()))
+    for name, other in homes.items():
+        for what, one, another in zip(_Home._fields, home, other, strict=True):
+            if one != another:
+                raise AdapterError(
+                    f"the adapters in {folder} have no {what} in common: {first} is for {one}, and {name} for "
+                    f"{another}; open one alone"
+                )
+    return home
+
+
+def _home(folder: Path) -> _Home:
+    config = read_peft_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
+    task = task_of_peft(config.get("task_type"))
+    return _Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
+
+
 def find_adapter(path_or_hub_id: str | Path) -> Path:
-    """Return the folder of an adapter, given that folder, a run folder, or a Hub id (which is downloaded).
+    """Return the folder of an adapter, or of several that were saved together.
+
+    Args:
+        path_or_hub_id: that folder, a run folder, or the Hub id of one adapter (which is downloaded).
 
     Raises:
         AdapterError: there is none.
     """
     folder = Path(path_or_hub_id)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG).is_file():
+        if adapters_in(candidate):
             return candidate
     if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
-        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor has a folder adapter in it")
+        raise no_adapter(folder)
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, TRAINING, NOTES, CARD]))
     except Exception as error:
