@@ -1,25 +1,39 @@
-"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, read them with care."""
+"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, open them with their base."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
+from peftly.adapter_files import (
+    CONFIG,
+    LABELS,
+    NOTES,
+    TENSORS,
+    TOGETHER,
+    TRAINING,
+    adapters_in,
+    check_tensors,
+    class_labels,
+    method_config,
+    no_adapter,
+    read_peft_config,
+    read_tensors,
+    saved_together,
+    without_extras,
+)
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
@@ -30,23 +44,11 @@ from peftly.tasks import TASKS, task_of, task_of_peft
 
 if TYPE_CHECKING:
     from peftly.base import Base
+    from peftly.data import TaskName
 
-__all__ = ["load", "load_adapter", "read_notes", "save_adapter"]
-
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
-TRAINING = "training.safetensors"
-"""What training goes on from, where the tensors are only what that has come to (a network that makes a prompt)."""
+__all__ = ["find_adapter", "load", "load_adapter", "save_adapter"]
 
 CARD = "README.md"
-NOTES = "peftly.json"
-"""What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
-
-ORDER = "order"
-"""The note that says how many of the adapters saved together come before this one; the order of rows hangs on it."""
-
-LABELS = "labels"
-"""The note that names what a classifier tells apart, in order."""
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -66,7 +68,7 @@ def save_adapter(
 
     Args:
         model: a model with an adapter on it.
-        folder: made if it is missing; an adapter in it is replaced.
+        folder: made if it is missing; the adapter in it, or those that were saved together, are replaced.
         name: which adapter. None: the only one there is, or of several each, in a folder of its name in `folder`.
         notes: JSON values to keep beside it under the key they have here (see `read_notes`).
         card: the text of the model card; None writes a short one.
@@ -85,10 +87,26 @@ def save_adapter(
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder = Path(folder)
     chosen = [name] if name is not None else list(adapters)
-    for place, one in enumerate(chosen):
-        several = {} if len(chosen) == 1 else {ORDER: place}
-        _write(adapters[one], folder / one if several else folder, {**several, **(notes or {})}, card)
+    try:
+        if len(chosen) == 1:
+            _write(adapters[chosen[0]], folder, notes or {}, card)
+        else:
+            for one in chosen:
+                _write(adapters[one], folder / one, {**(notes or {}), TOGETHER: chosen}, card)
+            _drop_replaced(folder, chosen)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _drop_replaced(folder: Path, chosen: Sequence[str]) -> None:
+    """Leave no adapter of before in a folder that several have just been saved to: it would be opened as well."""
+    for place in [folder, *(folder / name for name in saved_together(folder) if name not in chosen)]:
+        if (place / CONFIG).is_file():
+            for file in (CONFIG, TENSORS, TRAINING, NOTES, CARD):
+                (place / file).unlink(missing_ok=True)
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
@@ -110,27 +128,25 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
     labels = {LABELS: labels_of(model)} if task and TASKS[task].is_classification else {}
     notes = {"method": adapter.config.model_dump(mode="json"), **labels, **notes}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
-            if training:
-                save_file(training, scratch / TRAINING, metadata={"format": "pt"})
-            _write_json(scratch / CONFIG, config)
-            _write_json(scratch / NOTES, notes)
-            (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
-            _move_into(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
+        save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+        if training:
+            save_file(training, scratch / TRAINING, metadata={"format": "pt"})
+        _write_json(scratch / CONFIG, config)
+        _write_json(scratch / NOTES, notes)
+        (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
+        _move_into(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "default") -> PreTrainedModel:
     """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place; it is on afterwards.
 
-    A folder in which several adapters were saved, each in a folder of its own, gives them all, under those names.
+    A folder in which several adapters were saved together, each in a folder of its own, gives them all, under those
+    names.
 
     Returns:
         The same model.
@@ -140,10 +156,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     folder = Path(folder)
-    several = {} if (folder / CONFIG).is_file() else _adapters_in(folder)
+    places = adapters_in(folder, name)
+    if not places:
+        raise no_adapter(folder)
     loaded: list[str] = []
     try:
-        for one, place in (several or {name: folder}).items():
+        for one, place in places.items():
             _load(model, place, one)
             loaded.append(one)
     except (AdapterError, MethodError):
@@ -155,12 +173,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "def
 
 def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
     peft = read_peft_config(folder)
-    config = _method_config(folder, peft)
-    tensors = _without_extras(folder, model, _read_tensors(folder))
+    config = method_config(folder, peft)
+    tensors = without_extras(folder, model, read_tensors(folder))
     kind = METHODS[config.name].adapter
     adapter = install(model, config, name, lambda: kind.blank(model, config, name))
     try:
-        _check_tensors(folder, _tensors(adapter), tensors)
+        check_tensors(folder, _tensors(adapter), tensors)
     except AdapterError:
         detach(model, name)
         raise
@@ -174,7 +192,7 @@ def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
 
 def _resume(folder: Path, adapter: Adapter) -> None:
     try:
-        adapter.resume(_read_tensors(folder, TRAINING))
+        adapter.resume(read_tensors(folder, TRAINING))
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         detach(adapter.model, adapter.name)
@@ -193,12 +211,6 @@ def _saved_modules(adapter: Adapter) -> list[str] | None:
     return short_names(adapter.model, paths) if paths else None
 
 
-def _adapters_in(folder: Path) -> dict[str, Path]:
-    """Return the folders in `folder` that hold an adapter, by name, in the order in which they were attached."""
-    places = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
-    return {place.name: place for place in sorted(places, key=lambda place: int(read_notes(place).get(ORDER, 0)))}
-
-
 def load(
     path_or_hub_id: str | Path,
     *,
@@ -207,29 +219,26 @@ def load(
     device: str | torch.device | None = None,
     quantization: str | None = None,
 ) -> Base:
-    """Open an adapter together with the base that it names, with the head of its task.
+    """Open an adapter, or all that were saved together, with the base that they name and the head of their task.
 
     Args:
-        path_or_hub_id: an adapter folder, a run folder (its `adapter` is opened), or the Hub id of an adapter.
-        name: what to call the adapter in the model.
+        path_or_hub_id: an adapter folder, a folder in which several were saved together (all are attached, and on), a
+            run folder (its `adapter` is opened), or the Hub id of an adapter.
+        name: what to call the adapter in the model; those that were saved together keep their names.
         dtype, device, quantization: as for `load_base`.
 
     Returns:
         The adapted model and its tokenizer.
 
     Raises:
-        AdapterError: no adapter there, it names no base, or a part of the head is in neither.
+        AdapterError: no adapter there, it names no base, several are for different bases, or a part of the head is in
+            neither.
         BaseModelError: its base cannot be opened.
     """
     from peftly.base import load_base
 
     folder = find_adapter(path_or_hub_id)
-    config = read_peft_config(folder)
-    spec = config.get("base_model_name_or_path")
-    if not spec:
-        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
-    task = task_of_peft(config.get("task_type"))
-    labels = _labels(folder) if task and TASKS[task].is_classification else []
+    spec, task, labels = _shared_home(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
@@ -243,137 +252,61 @@ def load(
     return base
 
 
-def _labels(folder: Path) -> list[str]:
-    """Return what the classifier of an adapter tells apart; numbered, as transformers does it, where no note says."""
-    noted = read_notes(folder).get(LABELS)
-    if noted:
-        return [str(label) for label in noted]
-    heads = [
-        t for name, t in _read_tensors(folder).items() if re.search(r"\.(classifier|score)(\.out_proj)?\.weight$", name)
-    ]
-    return [f"LABEL_{number}" for number in range(len(heads[-1]))] if heads else []
+class _Home(NamedTuple):
+    """What an adapter wants its model to be."""
+
+    base: str
+    task: TaskName | None
+    labels: list[str]
+
+
+def _shared_home(folder: Path) -> _Home:
+    """Return what the adapter in `folder` wants its model to be, or all those that were saved together there.
+
+    Raises:
+        AdapterError: it names no base, or they want different models.
+    """
+    homes = {name: _home(place) for name, place in adapters_in(folder).items()}
+    first, home = next(iter(homes.items()))
+    for name, other in homes.items():
+        for what, one, another in zip(_Home._fields, home, other, strict=True):
+            if one != another:
+                raise AdapterError(
+                    f"the adapters in {folder} have no {what} in common: {first} is for {one}, and {name} for "
+                    f"{another}; open one alone"
+                )
+    return home
+
+
+def _home(folder: Path) -> _Home:
+    config = read_peft_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
+    task = task_of_peft(config.get("task_type"))
+    return _Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:
-    """Return the folder of an adapter, given that folder, a run folder, or a Hub id (which is downloaded).
+    """Return the folder of an adapter, or of several that were saved together.
+
+    Args:
+        path_or_hub_id: that folder, a run folder, or the Hub id of one adapter (which is downloaded).
 
     Raises:
         AdapterError: there is none.
     """
     folder = Path(path_or_hub_id)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG).is_file():
+        if adapters_in(candidate):
             return candidate
     if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
-        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor has a folder adapter in it")
+        raise no_adapter(folder)
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, TRAINING, NOTES, CARD]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
-
-
-def read_notes(folder: str | Path) -> dict[str, Any]:
-    """Return what was noted beside an adapter; empty for one that PEFT wrote."""
-    path = Path(folder) / NOTES
-    return _read_json(path) if path.is_file() else {}
-
-
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """Return `adapter_config.json`.
-
-    Raises:
-        AdapterError: it is missing, is no JSON object, or names no `peft_type`.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} holds no adapter: it has no {CONFIG}")
-    config = _read_json(path)
-    if "peft_type" not in config:
-        raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
-    return config
-
-
-def _method_config(folder: Path, peft: Mapping[str, Any]) -> MethodConfig:
-    """Return the settings of the adapter in `folder`: as our own record has them, or as its configuration says."""
-    kinds = {kind: None for method in METHODS.values() for kind in method.adapter.peft_types}
-    if peft["peft_type"] not in kinds:
-        raise AdapterError(f"{folder / CONFIG} is of peft_type {peft['peft_type']!r}; peftly reads {', '.join(kinds)}")
-    kept = peft.get("modules_to_save")
-    readings: dict[str, MethodConfig] = {}
-    for method in METHODS.values():
-        if peft["peft_type"] in method.adapter.peft_types:
-            try:
-                config = method.adapter.config_from_peft(peft)
-            except (KeyError, TypeError, ValueError) as error:
-                if isinstance(error, AdapterError):
-                    raise
-                raise AdapterError(
-                    f"{folder / CONFIG} is not a sound {peft['peft_type']} configuration: {_reason(error)}"
-                ) from None
-            if config is not None:
-                saved = {"modules_to_save": None if kept is None else tuple(kept)}
-                readings[config.name] = config.model_copy(update=saved)
-    noted = read_notes(folder).get("method", {})
-    if noted.get("name") not in readings:
-        return next(iter(readings.values()))
-    try:
-        return type(readings[noted["name"]]).model_validate(noted)
-    except ValueError as error:
-        raise AdapterError(f"{folder / NOTES} does not describe a {noted['name']} adapter: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return in one line what a settings class objected to."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _read_tensors(folder: Path, name: str = TENSORS) -> dict[str, Tensor]:
-    path = folder / name
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors" if pickled else ""
-        raise AdapterError(f"{folder} has no {TENSORS}{hint}")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from None
-    return tensors
-
-
-def _without_extras(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out what PEFT writes beside an adapter: the base's embeddings if it changes them, a head's bias thrice."""
-    kept = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
-        if match is None:
-            if ".modules_to_save." not in name and ".original_module." not in name:
-                kept[name] = tensor
-            continue
-        own = dict(model.named_parameters(remove_duplicate=False)).get(f"{match[1]}.weight")
-        if own is None or own.shape != tensor.shape or not torch.allclose(own.float().cpu(), tensor.float(), atol=1e-3):
-            raise AdapterError(
-                f"{folder / TENSORS} has {match[1]} of another base: {tuple(tensor.shape)}, or with other values; "
-                "give the base that it was trained on, its vocabulary resized likewise"
-            )
-    return kept
-
-
-def _check_tensors(folder: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    if missing or extra:
-        kind, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
-        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
-        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {kind} {name}{more}")
-    for name, parameter in own.items():
-        if parameter.shape != found[name].shape:
-            raise AdapterError(
-                f"{folder / TENSORS} does not fit this base: {name} is {tuple(found[name].shape)}, "
-                f"and the base needs {tuple(parameter.shape)}"
-            )
 
 
 def _move_into(scratch: Path, folder: Path) -> None:
@@ -390,16 +323,6 @@ def _move_into(scratch: Path, folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise AdapterError(f"{path} should hold a JSON object, and holds a {type(value).__name__}")
-    return value
 
 
 def _card(base: str | None, config: MethodConfig) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from peftly.config import Vote
 from peftly.data import Shape, Split
@@ -53,8 +53,10 @@ def evaluate_ensemble(
         batch_size: rows that go through the model at once, counted once for every member.
 
     Raises:
-        ConfigError: fewer than two members, or rows without labels.
+        ConfigError: fewer than two members, a vote of another name, or rows without labels.
     """
+    if vote not in get_args(Vote):
+        raise ConfigError(f"vote={vote!r} is not one of {', '.join(get_args(Vote))}")
     if len(set(members)) < 2:
         raise ConfigError(f"an ensemble has two members or more; got {', '.join(members) or 'none'}")
     if shape.kind != "label":

@@ -68,7 +68,7 @@ def explain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    name: str = "default",
+    name: str | None = None,
     neighbours: int = 5,
     seed: int | None = None,
     labels: Sequence[str] = (),
@@ -78,7 +78,7 @@ def explain(
     Args:
         model: a model with prompt tuning or P-tuning on it; left as it was found.
         tokenizer: the model's own.
-        name: which adapter.
+        name: which adapter; None: the only one that has such rows.
         neighbours: how many words for each row.
         seed: that the adapter was attached with. Where it started is found by starting it again; None: not asked.
         labels: that it was attached with, likewise.
@@ -86,6 +86,7 @@ def explain(
     Raises:
         MethodError: the model has no such adapter, or it has no rows among the words.
     """
+    name = _the_only_prompt(model) if name is None else name
     rows = _rows(model, name)
     before = None if seed is None else _start(model, attached(model)[name].config, tokenizer, seed, labels)
     embedding: Any = model.get_input_embeddings()
@@ -107,6 +108,13 @@ def explain(
         ),
         typical_norm=float(lengths[:known].median()),
     )
+
+
+def _the_only_prompt(model: PreTrainedModel) -> str:
+    prompts = [name for name, adapter in attached(model).items() if isinstance(adapter, PromptAdapter)]
+    if len(prompts) > 1:
+        raise MethodError(f"there are several prompts on this model: {', '.join(prompts)}; name one of them")
+    return prompts[0] if prompts else next(iter(attached(model)), "default")
 
 
 def _rows(model: PreTrainedModel, name: str) -> Tensor:

@@ -117,7 +117,8 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
     Raises:
         ConfigError: the folder is of several runs that were trained side by side.
     """
-    from peftly.checkpoint import find_adapter, load, read_notes
+    from peftly.adapter_files import read_notes
+    from peftly.checkpoint import find_adapter, load
     from peftly.config import one_run
     from peftly.data import Shape
 

@@ -138,6 +138,42 @@ def test_the_whole_configuration_of_jobs_can_be_run_again(jobs, peftly: Peftly, 
 
 
 @pytest.mark.parametrize(
+    ("methods", "names"),
+    [
+        (
+            ["prefix_tuning", {"name": "adapter", "placement": "parallel", "bottleneck_dim": 4}],
+            ["prefix_tuning", "adapter"],
+        ),
+        (
+            ["prompt_tuning", {"name": "lora", "rank": 2}, {"name": "lora", "rank": 3}],
+            ["prompt_tuning", "lora_1", "lora_2"],
+        ),
+    ],
+)
+def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    file, out = tmp_path / "run.yaml", tmp_path / "out"
+    settings = {"base": str(tiny_llama_folder), "data": {"train": str(tweets), "test": str(tweets)}, "out": str(out)}
+    file.write_text(yaml.safe_dump({**settings, "method": methods, "train": {"epochs": 6, "batch_size": 10}}))
+    done = peftly("train", file, "--learning-rate", "0.02")
+    assert (done.code, done.err) == (0, "")
+    for name in names:
+        assert f"method: {name}: " in done.out
+        assert (out / "adapter" / name / "adapter_model.safetensors").is_file()
+    losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in losses if record["kind"] == "step"]
+    assert losses[-1] < 0.7 * losses[0]
+    again = json.loads(peftly("evaluate", out, "--json").out)
+    assert again["loss"] == pytest.approx(scores(out)["loss"], rel=1e-4)
+    assert [row["predicted"] for row in again["predictions"]] == [
+        row["predicted"] for row in scores(out)["predictions"]
+    ]
+    assert peftly("generate", out, "--text", "late again").code == 0
+    assert (peftly("explain", out).code == 0) == ("prompt_tuning" in names)
+    assert peftly("train", out / "config.yaml", "--epochs", "1", "--overwrite", "--method", "lora").code == 0
+    assert sorted(path.name for path in (out / "adapter").iterdir() if path.is_dir()) == []
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"jobs": {}}, "jobs must be a mapping of names"),

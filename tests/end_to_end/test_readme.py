@@ -36,6 +36,21 @@ def test_its_python(here, tiny_llama_folder):
     assert (here / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Peftly, tiny_llama_folder):
+    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for name in ("test", "tickets"):
+        (here / f"{name}.jsonl").write_text((here / "tweets.jsonl").read_text())
+    for block in blocks:
+        (here / "run.yaml").write_text(block.replace("smollm2-135m", str(tiny_llama_folder)))
+        outcome = peftly("train", "run.yaml", "--epochs", "1")
+        assert (outcome.code, outcome.err) == (0, ""), block
+    for folder in ("vote/member_5", "both/tickets", "mam"):
+        assert (here / "runs" / folder / "adapter").is_dir()
+    assert peftly("evaluate", "runs/vote").code == 0
+
+
 def test_its_table_of_methods():
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (\S+) \|$", README, re.MULTILINE)
     assert rows == [(name, method.summary, method.paper) for name, method in METHODS.items()]

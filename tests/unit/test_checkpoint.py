@@ -19,7 +19,8 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
-from peftly.checkpoint import find_adapter, read_notes
+from peftly.adapter_files import read_notes
+from peftly.checkpoint import find_adapter
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
 

@@ -70,7 +70,7 @@ def test_the_page_of_the_methods_has_the_table_of_the_results():
 
 def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monkeypatch):
     """Its three blocks one after the other, with rows for what it calls tweets, tickets and test."""
-    from peftly import load_base
+    from peftly import attached, load_base
     from peftly.data import DataConfig, load_data
 
     page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
@@ -86,6 +86,7 @@ def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monke
     for block in blocks:
         exec(compile(block.replace("smollm2-135m", str(tiny_llama_folder)), "composition.md", "exec"), names)
     assert len(names["answers"]) == 4
+    assert list(attached(names["again"])) == ["prompt", "lora", "prefix"]
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["lora", "prefix", "prompt"]
     assert (tmp_path / "runs" / "both" / "lora" / "adapter" / "adapter_config.json").is_file()
     assert names["found"].together.accuracy is not None

@@ -77,3 +77,5 @@ def test_what_is_no_ensemble_is_refused(model):
     split, shape = label_split()
     with pytest.raises(ConfigError, match="two members or more; got first"):
         evaluate_ensemble(model, IdTokenizer(), split, shape, ["first"])
+    with pytest.raises(ConfigError, match="vote='median' is not one of majority, mean"):
+        evaluate_ensemble(model, IdTokenizer(), split, shape, list(MEMBERS), vote="median")

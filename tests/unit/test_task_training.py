@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_tasks import HOMES, labelled_rows, prepared, tagged_rows, write_rows
 
 from peftly import LoRA, TrainConfig, attach, load, load_adapter, load_base, save_adapter, train, trainable_parameters
-from peftly.checkpoint import read_notes
+from peftly.adapter_files import read_notes
 from peftly.classification import classify, labels_of
 from peftly.config import RunConfig
 from peftly.data import Data, DataConfig, Example

@@ -18,7 +18,7 @@ from rich.console import Console
 from tiny import tiny_model
 
 from peftly import LoRA, attach, load_adapter, trainable_parameters
-from peftly.checkpoint import read_notes
+from peftly.adapter_files import read_notes
 from peftly.data import Data, Encoded, Example, Shape, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation

@@ -11,6 +11,9 @@ __all__ = ["explain"]
 
 def explain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, an adapter folder or a Hub id.")],
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Which one, where several were trained together.")
+    ] = None,
     neighbours: Annotated[int, typer.Option("--neighbours", min=1, help="Words to show for each row.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
 ) -> None:
@@ -23,6 +26,7 @@ def explain(
     found = look(
         opened.model,
         opened.tokenizer,
+        name=adapter,
         neighbours=neighbours,
         seed=None if opened.config is None else opened.config.train.seed,
         labels=() if opened.shape is None else opened.shape.answers,
