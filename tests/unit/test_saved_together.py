@@ -23,7 +23,9 @@ from peftly import (
 )
 from peftly.adapter_files import read_notes
 from peftly.checkpoint import find_adapter
+from peftly.data import Shape
 from peftly.errors import AdapterError
+from peftly.run_folder import open_run
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 # Not in the order of the alphabet: that of two prompts is the order of their rows.
@@ -57,7 +59,8 @@ def refused(folder, match):
 
 
 def test_all_are_opened_with_their_base(model, tmp_path):
-    folder = save_adapter(model, tmp_path / "all", notes={"shape": {"kind": "text"}})
+    shape = Shape("completion", "{prompt}", "completion")
+    folder = save_adapter(model, tmp_path / "all", notes={"shape": shape.to_dict()})
     again = load(folder, dtype="float32").model
     assert list(attached(again)) == list(METHODS)
     assert torch.equal(again(IDS).logits, model(IDS).logits), "all are on"
@@ -66,7 +69,8 @@ def test_all_are_opened_with_their_base(model, tmp_path):
             assert torch.equal(again(IDS).logits, model(IDS).logits)
     with use_adapters(again):
         assert not torch.equal(again(IDS).logits, model(IDS).logits)
-    assert read_notes(folder)["shape"] == {"kind": "text"}, "what all of them say"
+    opened = open_run(str(folder))
+    assert (list(attached(opened.model)), opened.shape) == (list(METHODS), shape), "what all of them say"
     assert "method" not in read_notes(folder)
 
 

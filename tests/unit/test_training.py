@@ -17,11 +17,11 @@ from references import HOMES, adapted
 from rich.console import Console
 from tiny import tiny_model
 
-from peftly import LoRA, attach, load_adapter, trainable_parameters
+from peftly import LoRA, PrefixTuning, attach, load_adapter, trainable_parameters
 from peftly.adapter_files import read_notes
 from peftly.data import Data, Encoded, Example, Shape, Split
 from peftly.errors import ConfigError, TrainingError
-from peftly.evaluation import Evaluation
+from peftly.evaluation import Evaluation, evaluate
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
 from peftly.training import TrainConfig, train
 
@@ -223,6 +223,35 @@ def test_patience(monkeypatch):
     monkeypatch.setattr("peftly.trainee.evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
     _, result = run(epochs=9, evaluate_every=2, patience=2)
     assert (result.steps, result.best_step, result.stopped_early) == (8, 4, True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=3, projection=True, projection_dim=8)],
+    ids=["prefix", "network"],
+)
+def test_a_prefix_that_stops_early_is_left_at_its_best(config, checkpointing, monkeypatch, tmp_path):
+    seen = []
+
+    def watched(model, *args, **settings):
+        found = evaluate(model, *args, **settings)
+        seen.append((found.loss, weights(model)))
+        return found
+
+    monkeypatch.setattr("peftly.trainee.evaluate", watched)
+    model, data = attach(tiny_model("llama", torch.float32), config, seed=1), data_of()
+    settings = {"epochs": 20, "evaluate_every": 2, "patience": 3, "gradient_checkpointing": checkpointing}
+    _, result = run(model, data, tmp_path, learning_rate=0.3, **settings)
+    best = min(range(len(seen)), key=lambda place: seen[place][0])
+    assert result.stopped_early
+    assert 0 < best == len(seen) - 4
+    assert (result.steps, result.best_step, result.best.loss) == (2 * len(seen), 2 * best + 2, seen[best][0])
+    assert_equal(weights(model), seen[best][1])
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert_equal(weights(again), seen[best][1])
+    for one in (model, again):
+        assert evaluate(one, IdTokenizer(), data.validation, SHAPE).loss == pytest.approx(seen[best][0], rel=1e-6)
 
 
 def test_max_steps_decides_the_length_and_the_last_step_is_evaluated():

@@ -131,6 +131,10 @@ def enter(body: Body, call: dict[str, Any]) -> None:
                 "this cache was filled without the prefix of the adapters that are on now, or with that of others; "
                 "start from an empty cache, or fill it with the same adapters on"
             )
+        if mask is None and body.role == "target" and len(known.owners) > 1:
+            # `generate` masks no answers, which have no padding; but where prefixes differ, some places are empty.
+            batch, new = _words(call).shape[:2]
+            call["attention_mask"] = _words(call).new_ones(batch, cached - known.count + new, dtype=torch.long)
         continue_after(known, call)
         return
     _start(body, call, None if checkpointed else cache, stores=not checkpointed)
@@ -159,8 +163,7 @@ def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
 
 
 def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> None:
-    words: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    mask, positions = call.get("attention_mask"), call.get("position_ids")
+    words, mask, positions = _words(call), call.get("attention_mask"), call.get("position_ids")
     if mask is None and positions is not None and bool((torch.diff(positions) != 1).any()):
         raise MethodError("a prefix cannot be put into packed rows; give each text a row of its own")
     batch = words.shape[0]
@@ -185,6 +188,12 @@ def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> Non
     if not stores:
         call["use_cache"] = False
     call["past_key_values"] = _wrapped(body, cache, states, slots)
+
+
+def _words(call: dict[str, Any]) -> Tensor:
+    """Return the ids or the embeddings that a stack is called with, (batch, length, ...)."""
+    words: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    return words
 
 
 def _wrapped(body: Body, cache: Any, states: Tensor, slots: Slots) -> Any:
