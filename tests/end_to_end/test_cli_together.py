@@ -122,6 +122,14 @@ def test_jobs_have_rows_methods_and_lengths_of_their_own(jobs, peftly: Peftly, t
             assert_close(adapter(jobs / name)[key], value, 1e-3)
 
 
+def test_the_tokens_of_a_job_and_of_an_ensemble_are_shown(jobs, ensemble, peftly: Peftly):
+    done = peftly("inspect", jobs, "--job", "counts")
+    assert (done.code, "count" in done.out) == (0, True), done.err
+    refused = peftly("inspect", jobs)
+    assert (refused.code, "the jobs tweets, counts" in refused.err) == (2, True)
+    assert peftly("inspect", ensemble).code == 0
+
+
 def test_the_page_of_jobs_shows_what_each_has(jobs):
     page = (jobs / "report.html").read_text()
     for words in ("tweets/report.html", "counts/report.html", "accuracy", "loss", "trained side by side"):

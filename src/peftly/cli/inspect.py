@@ -39,6 +39,7 @@ def inspect(
     target: Target = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
+    job: Annotated[str | None, typer.Option("--job", help="Which one, of a configuration with jobs.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many training examples to show.")] = 3,
 ) -> None:
     """Show the exact tokens of some training examples: which are trained, and what was cut."""
@@ -52,7 +53,7 @@ def inspect(
         "target": target,
         "max_length": max_length,
     }
-    config = _config(source, overrides or [], flags)
+    config = _config(source, overrides or [], flags, job)
     quiet()
     from peftly.base import base_config, load_base
     from peftly.cli._tokens import example_text
@@ -77,11 +78,16 @@ def inspect(
         screen.print(line, markup=False)
 
 
-def _config(source: str | None, overrides: list[str], flags: Mapping[str, object]) -> "RunConfig":
-    from peftly.config import load_config, one_run
+def _config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
+    from peftly.config import JobsConfig, load_config
 
     if source is not None and Path(source).is_dir():
         if not (Path(source) / "config.yaml").is_file():
             raise ConfigError(f"{source} holds no run: it has no config.yaml")
         source = str(Path(source) / "config.yaml")
-    return one_run(load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"}))
+    config = load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"})
+    if not isinstance(config, JobsConfig):
+        return config
+    if job not in config.jobs:
+        raise ConfigError(f"this configuration has the jobs {', '.join(config.jobs)}; choose one with --job")
+    return config.jobs[job]
