@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peftly.base_files import check_files, file_names, locate
 from peftly.errors import BaseModelError
 from peftly.hardware import resolve_device, resolve_dtype
-from peftly.head import Head
+from peftly.head import Head, seeded
 from peftly.wheels import WHEEL_BASES, full_disk
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _open(
     config = transformers.AutoConfig.from_pretrained(source, **trust)
     quantized = settings is not None or getattr(config, "quantization_config", None) is not None
     own_labels = head.name_labels(config)
-    with head.seeded():
+    with seeded(head.seed):
         model, report = _model_class(spec, config, head.task).from_pretrained(
             source,
             config=config,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftly.data import TaskName
 
-__all__ = ["Head", "new_parts", "parts_without_copy"]
+__all__ = ["Head", "draw_new_parts", "new_parts", "parts_without_copy", "seeded"]
 
 _ATTRIBUTE = "_peftly_new_parts"
 
@@ -36,16 +36,6 @@ class Head:
         config.label2id = {label: number for number, label in enumerate(self.labels)}
         return own == list(self.labels)
 
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Let what is drawn inside come from the seed; the global generators are as before afterwards."""
-        import torch
-
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed)
-            yield
-
     def finish(self, model: Any, report: Mapping[str, Any], *, own_labels: bool) -> list[str]:
         """Draw a head anew that was made for other labels, and note on the model which parts are new.
 
@@ -62,13 +52,9 @@ class Head:
         new = {*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])}
         if not own_labels:
             # As many labels of another meaning: transformers has taken the base's head for ours.
-            heads = [f"{path}.{name}" for path in output_heads(model) for name, _ in _parameters(model, path)]
-            with self.seeded():
-                for path in output_heads(model):
-                    if not any(name.startswith(f"{path}.") for name in new):
-                        _redraw(model, path)
-            new.update(heads)
+            new.update(f"{path}.{name}" for path in output_heads(model) for name, _ in _parameters(model, path))
         setattr(model, _ATTRIBUTE, tuple(sorted(new)))
+        draw_new_parts(model, self.seed)
         return sorted(name for name in new if not (self.labels and _within(name, output_heads(model))))
 
 
@@ -76,6 +62,32 @@ def new_parts(model: Any) -> list[str]:
     """Return the paths of the modules of a base that were not in its files, and so hold random numbers."""
     names: tuple[str, ...] = getattr(model, _ATTRIBUTE, ())
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def draw_new_parts(model: Any, seed: int) -> None:
+    """Draw the weights of a base that were not in its files anew, as its class draws them, whatever they are now."""
+    import torch
+
+    names: tuple[str, ...] = getattr(model, _ATTRIBUTE, ())
+    # Some classes draw the weights of a layer when they come to the head around it.
+    around = dict.fromkeys(name[:end] for name in names for end in range(len(name)) if name[end] == ".")
+    for path in around:
+        for name, parameter in _parameters(model, path):
+            parameter._is_hf_initialized = f"{path}.{name}" not in names  # transformers draws what is not
+    with seeded(seed), torch.no_grad():
+        for path in around:
+            model._init_weights(model.get_submodule(path))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let what is drawn inside come from `seed`; the global generators are as before afterwards."""
+    import torch
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def parts_without_copy(model: Any) -> list[str]:
@@ -93,14 +105,3 @@ def _within(path: str, modules: Iterable[str]) -> bool:
 
 def _parameters(model: Any, path: str) -> list[tuple[str, Any]]:
     return list(model.get_submodule(path).named_parameters())
-
-
-def _redraw(model: Any, path: str) -> None:
-    """Give the module at `path` fresh weights, as its class draws them."""
-    import torch
-
-    for _, parameter in _parameters(model, path):
-        parameter._is_hf_initialized = False  # else transformers leaves it alone
-    with torch.no_grad():
-        for module in model.get_submodule(path).modules():
-            model._init_weights(module)

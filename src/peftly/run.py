@@ -13,7 +13,7 @@ from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
-from peftly.head import new_parts
+from peftly.head import draw_new_parts, new_parts
 from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
@@ -101,7 +101,11 @@ def run(
 def put_on(
     base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, say: Callable[[str], None]
 ) -> None:
-    """Attach one adapter of a run, and say how much of it is trained."""
+    """Attach one adapter of a run, and say how much of it is trained.
+
+    A new head is drawn from the run's own seed first, so that it is what the run alone would have.
+    """
+    draw_new_parts(base.model, config.train.seed)
     before = count_trainable(base.model)
     attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers)
     if (new := new_parts(base.model)) and not before:

@@ -201,7 +201,7 @@ def _parts(out: Path) -> list[Path]:
     """Return the folders of runs that were trained side by side in `out`; none if its configuration is unreadable."""
     from peftly.config import load_config
 
-    if not (out / RESULTS).is_file():
+    if not (out / "config.yaml").is_file():
         return []
     try:
         return [out / name for name in load_config(out / "config.yaml").parts()]

@@ -52,6 +52,19 @@ def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_
     )
 
 
+def test_a_member_has_the_head_that_its_own_seed_gives(peftly: Peftly, task_base, tweets, tmp_path):
+    flags = ["--base", task_base("bert"), "--data", tweets, "--test", tweets, "--method", "lora", "--epochs", "1"]
+    assert peftly("train", *flags, "--ensemble", "2", "--out", tmp_path / "vote").code == 0
+    assert peftly("train", *flags, "--seed", "1", "--out", tmp_path / "alone").code == 0
+    first, second, alone = (adapter(tmp_path / name) for name in ("vote/member_1", "vote/member_2", "alone"))
+    heads = [name for name in alone if "classifier" in name]
+    assert heads
+    for name in alone:
+        assert_close(second[name], alone[name], 1e-5)
+    assert all((first[name] - second[name]).abs().max() > 1e-3 for name in heads if name.endswith("weight"))
+    assert peftly("evaluate", tmp_path / "vote").code == 0
+
+
 def test_an_ensemble_is_evaluated_as_one(ensemble, peftly: Peftly, tweets):
     results = json.loads((ensemble / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["member_1", "member_2", "member_3", "ensemble"]
@@ -124,7 +137,7 @@ def test_jobs_have_rows_methods_and_lengths_of_their_own(jobs, peftly: Peftly, t
 
 def test_the_tokens_of_a_job_and_of_an_ensemble_are_shown(jobs, ensemble, peftly: Peftly):
     done = peftly("inspect", jobs, "--job", "counts")
-    assert (done.code, "count" in done.out) == (0, True), done.err
+    assert (done.code, "prompt + completion" in done.out) == (0, True), done.err
     refused = peftly("inspect", jobs)
     assert (refused.code, "the jobs tweets, counts" in refused.err) == (2, True)
     assert peftly("inspect", ensemble).code == 0
