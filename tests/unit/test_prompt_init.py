@@ -52,6 +52,15 @@ def test_a_text_goes_before_the_answers_and_the_vocabulary_is_last():
     assert torch.equal(unasked, asked)
 
 
+def test_a_classifier_does_not_start_from_answers_that_it_never_writes():
+    found = []
+    for init in (None, "vocabulary"):
+        model = tiny_model("bert", task="sequence_classification")
+        attach(model, PromptTuning(init=init), tokenizer=Words(), labels=ANSWERS)
+        found.append(attached(model)["default"].change.values().detach())
+    assert torch.equal(*found)
+
+
 def test_without_labels_there_are_no_answers():
     with pytest.raises(MethodError, match="init: labels needs a labelled task"):
         rows(PromptTuning(init="labels"), tokenizer=Words())

@@ -26,7 +26,7 @@ class PromptTuning(MethodConfig):
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
     """Where the rows start: the words of `init_text`, common words of the vocabulary, random numbers at the scale of
     the base's embeddings, or the answers of a labelled task ("Label: complaint", line by line). None: the text if
-    there is one, else the answers if there are any, else the vocabulary."""
+    there is one, else the answers if the model is to write some, else the vocabulary."""
     init_text: str | None = None
     """The words that `init: text` starts from, repeated or cut to length."""
     residual_dim: int | None = Field(default=None, ge=1)
@@ -107,7 +107,9 @@ def initial_rows(model: PreTrainedModel, config: PromptTuning, setup: Setup) -> 
         MethodError: the init needs a tokenizer, labels or a text that has tokens.
     """
     embedding = model.get_input_embeddings()
-    init = config.init or ("text" if config.init_text else "labels" if setup.labels else "vocabulary")
+    # A model that only classifies does not write its answers, so they mean nothing to it.
+    writes = model.get_output_embeddings() is not None
+    init = config.init or ("text" if config.init_text else "labels" if setup.labels and writes else "vocabulary")
     count = config.num_virtual_tokens
     if init != "random" and setup.tokenizer is None:
         raise MethodError(f"init: {init} turns words into rows: pass the base's tokenizer, or use init: random")
