@@ -40,8 +40,12 @@ def words_of(model, text, count):
 @pytest.mark.parametrize("count", [5, 200])
 def test_a_labelled_task_starts_from_its_answers(init, count):
     config = PromptTuning(num_virtual_tokens=count, init=init)
-    model, found = rows(config, tokenizer=Words(), labels=ANSWERS)
-    assert torch.equal(found, words_of(model, " Label: complaint\nLabel: no complaint", count).float())
+    orders = [" Label: complaint\nLabel: no complaint", " Label: no complaint\nLabel: complaint"]
+    seen = set()
+    for seed in range(8):
+        model, found = rows(config, tokenizer=Words(), labels=ANSWERS, seed=seed)
+        seen.update(order for order in orders if torch.equal(found, words_of(model, order, count).float()))
+    assert seen == set(orders)
 
 
 def test_a_text_goes_before_the_answers_and_the_vocabulary_is_last():

@@ -118,7 +118,10 @@ def initial_rows(model: PreTrainedModel, config: PromptTuning, setup: Setup) -> 
     if init == "labels":
         if not setup.labels:
             raise MethodError("init: labels needs a labelled task; use init: text or init: vocabulary")
-        return embedded(embedding, repeated(token_ids(setup.tokenizer, "\n".join(setup.labels)), count))
+        # In an order of the seed's own: members of an ensemble start apart, and no label is always the last.
+        order = torch.randperm(len(setup.labels), generator=setup.generator).tolist()
+        lines = "\n".join(setup.labels[place] for place in order)
+        return embedded(embedding, repeated(token_ids(setup.tokenizer, lines), count))
     common = common_tokens(setup.tokenizer, embedding.weight.shape[0])
     drawn = common[torch.randperm(len(common), generator=setup.generator)[:count]]
     if init == "vocabulary":
