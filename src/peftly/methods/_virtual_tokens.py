@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
+from peftly.methods._cached_calls import cached_slots, continue_after
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
 from peftly.methods._selection import Names, selection_of
 from peftly.methods._slots import Slots, insert, insert_packed, pick, text_columns
@@ -91,41 +92,20 @@ def chosen_count(body: Body) -> int:
 
 def enter(body: Body, call: dict[str, Any]) -> None:
     """Put the virtual tokens of the adapters that are on into a call of `body`."""
-    ids, mask, cache = call.get("input_ids"), call.get("attention_mask"), cast(Any, call.get("past_key_values"))
+    ids, cache = call.get("input_ids"), cast(Any, call.get("past_key_values"))
     known: Slots | None = getattr(cache, "slots", None)
     if known is None and not any(_owners(body)):
         return
     if ids is None:
         raise MethodError("a model with virtual tokens needs input_ids: it cannot place them among inputs_embeds")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-        raise MethodError("a model with virtual tokens needs a 2-D attention_mask, (batch, length)")
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    if cached:
-        if known is None or known.owners != _owners(body):
-            raise MethodError(
-                "this cache was filled without the virtual tokens of the adapters that are on now, or with those of "
-                "others; start from an empty cache, or fill it with the same adapters on"
-            )
-        continue_after(known, call)
-        body.check_length(cached + ids.shape[1], call.get("attention_mask"), known.count)
-    elif mask is None and cache is None and _is_packed(call.get("position_ids")):
+    slots = cached_slots(call, known, _owners(body), "virtual tokens")
+    if slots is not None:
+        continue_after(slots, call)
+        body.check_length(int(cache.get_seq_length()) + ids.shape[1], call.get("attention_mask"), slots.count)
+    elif call.get("attention_mask") is None and cache is None and _is_packed(call.get("position_ids")):
         _insert_packed(body, call)
     else:
         _insert(body, call)
-
-
-def continue_after(slots: Slots, call: dict[str, Any]) -> None:
-    """Let the mask and positions of a call count what stands in its cache beside the text."""
-    mask, positions = call.get("attention_mask"), call.get("position_ids")
-    if mask is None and len(slots.owners) > 1:
-        raise MethodError("rows with different adapters need an attention_mask to go on from a cache")
-    words: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    slots = slots.repeat_to(words.shape[0])
-    if mask is not None:
-        call["attention_mask"] = insert(mask, slots, slots.used)
-        call.pop("position_ids", None)
-    elif positions is not None:
-        call["position_ids"] = positions + slots.used.sum(1, keepdim=True)
 
 
 def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
