@@ -33,6 +33,11 @@ class PTuning(MethodConfig):
     """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
     `{prompt:3}`; None: in front, in encoders after the first token."""
 
+    @property
+    def marked_tokens(self) -> int:
+        """See `MethodConfig.marked_tokens`."""
+        return self.num_virtual_tokens if self.place == "template" else 0
+
 
 class PTuningEncoder(nn.Module):
     """The network that makes the rows, (count, width) -> (count, width)."""

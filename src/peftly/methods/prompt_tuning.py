@@ -34,6 +34,11 @@ class PromptTuning(MethodConfig):
     """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
     `{prompt:3}`; None: in front, in encoders after the first token."""
 
+    @property
+    def marked_tokens(self) -> int:
+        """See `MethodConfig.marked_tokens`."""
+        return self.num_virtual_tokens if self.place == "template" else 0
+
     @model_validator(mode="after")
     def _text_goes_with_init(self) -> Self:
         if self.init == "text" and not (self.init_text or "").strip():
