@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from commands import Peftly
-from tiny_tasks import labelled_rows, write_rows
+from tiny_tasks import answer_rows, labelled_rows, write_rows
 
 from peftly import use_places
 from peftly.data import Shape, encode_question
@@ -76,6 +76,17 @@ def test_a_classifier(peftly: Peftly, settings, task_base, tmp_path):
     outcome = peftly("generate", tmp_path / "run", "--text", "late again")
     assert outcome.code == 0
     assert outcome.out.startswith("complaint")
+
+
+def test_an_encoder_decoder_shows_samples(peftly: Peftly, settings, task_base, tmp_path):
+    file = str(write_rows(tmp_path / "rows.jsonl", answer_rows()))
+    settings["base"] = str(task_base("t5"))
+    settings["data"] = {"train": file, "test": file, "template": "{prompt:3}{prompt}{prompt:6}", "target": "completion"}
+    outcome = peftly("train", written(settings, tmp_path))
+    assert (outcome.code, outcome.err) == (0, "")
+    samples = json.loads((tmp_path / "run" / "evaluation.json").read_text())["samples"]
+    said = peftly("generate", tmp_path / "run", "--text", samples[0]["text"], "--max-new-tokens", 64)
+    assert (said.code, said.out.strip()) == (0, samples[0]["predicted"])
 
 
 @pytest.mark.parametrize(

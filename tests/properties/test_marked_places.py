@@ -228,6 +228,15 @@ def test_other_adapters_share_the_batch(architecture):
 PTUNING = METHODS["p_tuning"].config(**SETTINGS["p_tuning"], place="template")
 
 
+def test_a_reused_cache_goes_on_where_it_was():
+    model, options = marked("llama", dtype=torch.float32), {"max_new_tokens": 3, "do_sample": False}
+    with use_places(model, PLACES[:1]):
+        first = model.generate(torch.tensor(ROWS[:1]), return_dict_in_generate=True, **options)
+    longer = torch.cat([first.sequences, torch.tensor([ROWS[2]])], 1)
+    again = model.generate(longer, past_key_values=first.past_key_values, **options)[0].tolist()
+    assert again == by_hand(lambda ids: next_token_batch(model, ids, PLACES[0]), longer[0].tolist(), new=3)
+
+
 @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}, {"prompt_lookup": True}])
 def test_generation_with_other_caches(options):
     model = marked("llama", dtype=torch.float32)
@@ -280,7 +289,7 @@ def test_they_travel_under_a_name_of_our_own(method, tmp_path):
 def test_calls_that_do_not_say_where_are_refused():
     model, (ids, mask) = marked("llama"), padded(ROWS, "left")
     for call in (lambda: model(ids, attention_mask=mask), lambda: model.generate(ids, attention_mask=mask)):
-        with pytest.raises(MethodError, match=r"does not say where that is; let peftly.generate, .*use_places"):
+        with pytest.raises(MethodError, match=r"does not say where that is; .*Shape.question.*use_places"):
             call()
     with use_adapters(model):  # nothing that needs a place
         model(ids, attention_mask=mask)

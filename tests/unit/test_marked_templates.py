@@ -1,16 +1,32 @@
 """Places for virtual tokens in a template: from characters to tokens, through cuts and padding, to loss and text."""
 
+import copy
 from dataclasses import replace
 
 import pytest
+import torch
 from data_tokenizers import FAMILIES, LOSSLESS, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tasks import HOMES, prepared, tiny_tokenizer, write_rows
 
-from peftly import LoRA, PromptTuning, TrainConfig, attach, attached, evaluate, generate, load_base, train
+from peftly import (
+    Job,
+    LoRA,
+    PromptTuning,
+    TrainConfig,
+    attach,
+    attached,
+    evaluate,
+    evaluate_ensemble,
+    generate,
+    load_base,
+    train,
+    train_together,
+    use_adapters,
+)
 from peftly.data import DataConfig, Example, Shape, Template, collate, encode, encode_question, load_data
-from peftly.data.encoding import Vocabulary
+from peftly.data.encoding import Vocabulary, token_places
 from peftly.data.task_encoding import encode_sources
 from peftly.errors import ConfigError, DataError
 
@@ -71,6 +87,10 @@ def test_a_mark_inside_a_token_stands_in_front_of_it(name):
     front = len(Vocabulary.of(tokenizer).front)
     assert places == sorted(places)
     assert (places[0], places[-1]) == (front, front + len(ids))
+
+
+def test_a_first_token_of_no_character_is_behind_the_first_mark():
+    assert token_places([0, 2, 3, 9], [0, 3, 5]) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("max_length", [12, 16, 20])
@@ -190,6 +210,32 @@ def test_causal_models_train_score_and_write_with_them(tweets):
     assert generate(model, tokenizer, moved, max_new_tokens=6) != together
 
 
+def test_beside_an_adapter_that_has_its_rows_in_front(tweets):
+    """One batch, one split: the other's rows have no places, and it takes no notice of those that a row has."""
+    model, tokenizer, data = tweets
+    plain = replace(data, shape=replace(data.shape, template=PLAIN), train=without_places(data.train))
+    plain = replace(plain, validation=without_places(data.validation))
+    jobs = {"marked": data, "front": plain}
+    config = TrainConfig(max_steps=2, batch_size=3, learning_rate=0.1)
+    for name, place in (("marked", "template"), ("front", "front")):
+        attach(model, PromptTuning(num_virtual_tokens=6, init="random", place=place), name=name)
+    other = copy.deepcopy(model)
+    train_together(model, {name: Job(own, config) for name, own in jobs.items()}, tokenizer=tokenizer)
+    for name, own in jobs.items():
+        train_together(other, {name: Job(own, config)}, tokenizer=tokenizer)
+        rows = [attached(one)[name].change.rows.detach() for one in (model, other)]
+        torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
+    found = evaluate_ensemble(model, tokenizer, data.train, data.shape, list(jobs)).members
+    for name in jobs:
+        with use_adapters(model, name):
+            alone = evaluate(model, tokenizer, jobs[name].train, data.shape)
+        assert found[name].accuracy == alone.accuracy
+
+
+def without_places(split):
+    return replace(split, encoded=[replace(row, places=()) for row in split.encoded])
+
+
 def check_training(model, tokenizer, data):
     """Every row learns, whatever the batch; the scores do not depend on the batch either."""
     before = attached(model)["default"].change.rows.detach().clone()
@@ -230,6 +276,5 @@ def test_a_template_without_marks_does_not_fit_a_method_that_needs_them(tweets):
 
 def test_the_untouched_base_reads_the_text_alone(tweets):
     model, tokenizer, data = tweets
-    plain = [replace(row, places=()) for row in data.train.encoded]
     found = evaluate(model, tokenizer, data.train, data.shape)
-    assert found == evaluate(model, tokenizer, replace(data.train, encoded=plain), data.shape)
+    assert found == evaluate(model, tokenizer, without_places(data.train), data.shape)

@@ -185,8 +185,7 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
     columns = text_columns(slots, ids.shape[1])
     if body.role == "decoder":
         # What comes next is said by the last column before it: a token's, or that of a virtual one that follows it.
-        before_next = torch.cat([columns[:, 1:], torch.full_like(columns[:, :1], longer.shape[1])], dim=1) - 1
-        columns = torch.where(torch.arange(ids.shape[1], device=ids.device) >= start, before_next, columns)
+        columns = torch.cat([columns[:, 1:], torch.full_like(columns[:, :1], longer.shape[1])], dim=1) - 1
     if body.role == "encoder" and type(body.model).__name__.endswith("ForSequenceClassification"):
         # Rows in front of an encoder's first token are PEFT's, which then classifies by the first of them.
         in_front = slots.used[:, :1].bool() & (slots.at[:, :1] == start)
@@ -268,8 +267,9 @@ def _rows(body: Body, batch: int) -> list[list[tuple[int, int]]]:
     if _is_marked(body):
         if selection.places is None:
             raise MethodError(
-                "the virtual tokens stand where a template marks them, and this call does not say where that is; "
-                "let peftly.generate, evaluate or train make it, or make it inside peftly.use_places(model, places)"
+                "the virtual tokens stand where a template marks them, and this call does not say where that is; give "
+                "peftly.generate what Shape.question makes of a row (on the command line: --text instead of --prompt), "
+                "or call the model inside peftly.use_places(model, places)"
             )
         chosen = list(spread(chosen, batch, "adapters were chosen"))
         marks = list(spread(selection.places, batch, "places were given"))
