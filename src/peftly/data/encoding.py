@@ -21,6 +21,7 @@ __all__ = [
     "UNTRAINED",
     "Encoded",
     "Vocabulary",
+    "check_knows_places",
     "encode",
     "encode_all",
     "encode_prompt",
@@ -310,14 +311,14 @@ def _shortened(
 ) -> tuple[list[int], list[int]]:
     """Return the tokens of a prompt that fit, and the places among them."""
 
-    def capped(cap: int) -> list[int]:
-        return vocabulary.body(example.capped(cap).prompt)
+    def fits(cap: int) -> bool:
+        return len(vocabulary.body(example.capped(cap).prompt)) <= space
 
     longest = max((end - start for start, end in example.spans), default=0)
-    kept = largest_fit(longest, lambda cap: len(capped(cap)) <= space) if space else None
+    kept = largest_fit(longest, fits) if space else None
     if kept is not None:
         shorter = example.capped(kept)
-        return capped(kept), vocabulary.places(shorter.prompt, shorter.marks)
+        return vocabulary.body(shorter.prompt), vocabulary.places(shorter.prompt, shorter.marks)
     lost = len(body) - space
     return body[lost:], [max(0, place - lost) for place in places]
 
