@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftly.adapt import attach, attached, detach, merge, set_adapters, trainable_parameters, use_adapters
+    from peftly.adapt import (
+        attach,
+        attached,
+        detach,
+        merge,
+        set_adapters,
+        trainable_parameters,
+        use_adapters,
+        use_places,
+    )
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.classification import classify, tag_words
@@ -68,6 +77,7 @@ __all__ = [
     "train_together",
     "trainable_parameters",
     "use_adapters",
+    "use_places",
 ]
 
 __version__ = "0.1.0"
@@ -109,6 +119,7 @@ _HOME = {
     "train_together": "training",
     "trainable_parameters": "adapt",
     "use_adapters": "adapt",
+    "use_places": "adapt",
 }
 
 

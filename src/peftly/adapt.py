@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
@@ -37,6 +37,7 @@ __all__ = [
     "set_adapters",
     "trainable_parameters",
     "use_adapters",
+    "use_places",
 ]
 
 _ATTRIBUTE = "_peftly"
@@ -160,6 +161,29 @@ def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[RowChoice] 
     else:
         raise MethodError("rows is empty: give an adapter, several, or None for each row of the batch")
     with state.selection.use(chosen):
+        yield
+
+
+@contextmanager
+def use_places(model: nn.Module, places: Sequence[Sequence[int]] | Tensor | None) -> Iterator[None]:
+    """Say where virtual tokens with `place: template` stand in the calls of `model` inside the block, in this thread.
+
+    `train`, `evaluate`, `generate` and `classify` say it themselves; this is for calls of the model itself.
+
+    Args:
+        model: a model; nothing changes for one without such virtual tokens.
+        places: for each row of the batch, in front of which token of its text each of them stands: 0 for the first
+            token, as many as the text has for the end; padding is not counted. It is `Encoded.places`, or the
+            `places` of a batch (where those of shorter rows are filled up with -1). Beams and sequences that
+            `generate` makes of a row have what the row has. None, or no place in any row: nothing is said.
+    """
+    state: _Attached | None = getattr(model, _ATTRIBUTE, None)
+    table = places.tolist() if isinstance(places, Tensor) else places or []
+    rows = tuple(tuple(place for place in row if place >= 0) for row in table)
+    if state is None or not any(rows):
+        yield
+        return
+    with state.selection.put(rows):
         yield
 
 

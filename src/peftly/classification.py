@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from peftly.adapt import use_places
 from peftly.data import Encoded, Example, Shape, Split, collate
 from peftly.data.task_encoding import encode_sources, encode_words
 from peftly.entities import entity_f1, has_entities
@@ -148,7 +149,8 @@ def tag_words(
 
 def _logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Encoded]) -> Tensor:
     batch = on_device(collate(rows, pad_id=pad_id(tokenizer)), model)
-    logits: Tensor = model(**read_by(model, batch)).logits.double().cpu()
+    with use_places(model, batch.get("places")):
+        logits: Tensor = model(**read_by(model, batch)).logits.double().cpu()
     return logits
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TextStreamer, TopPLogitsWarper
 
-from peftly.adapt import RowChoice, use_adapters
-from peftly.data import Encoded, Example, collate, encode_prompt
+from peftly.adapt import RowChoice, use_adapters, use_places
+from peftly.data import Encoded, Example, collate, encode_question
 from peftly.data.chat import prompt_ids
 from peftly.data.task_encoding import encode_sources
 from peftly.errors import ConfigError, DataError
@@ -25,11 +25,14 @@ __all__ = ["generate"]
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
 
+Prompt = str | Example | Conversation
+"""A text, a text with places that a template marks in it (from `Shape.question`), or a conversation."""
+
 
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: str | Conversation | Sequence[str | Conversation],
+    prompts: Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -50,7 +53,8 @@ def generate(
     Args:
         model: a causal language model or an encoder-decoder; left as it was found.
         tokenizer: the model's own.
-        prompts: texts, tokenised just as in training, or conversations that the model is to answer; one or several.
+        prompts: texts, tokenised just as in training, or conversations that the model is to answer; one or several. For
+            an adapter with `place: template` what `Shape.question` makes of a row, which knows the places.
         max_new_tokens: where a completion is cut if the model does not end it.
         temperature: 0 takes the likeliest token; above, tokens are drawn, the more freely the higher.
         top_p: draw from the likeliest tokens that together have this probability.
@@ -80,13 +84,14 @@ def generate(
     encoded = [_encode(prompt, tokenizer, chat=chat, encoder=encoder) for prompt in several]
     settings = _generation_config(model, tokenizer)
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
-    generators = _generators(encoded, torch.seed() if seed is None else seed) if temperature > 0 else None
+    ids = [row.input_ids for row in encoded]
+    generators = _generators(ids, torch.seed() if seed is None else seed) if temperature > 0 else None
     completions = [""] * len(encoded)
     # Older transformers (5.17) count padding among the words that a penalty is for, so those batches have none. The
     # words of an encoder are not among them.
-    for chosen in _batches(encoded, batch_size, padded=encoder or repetition_penalty == 1.0):
+    for chosen in _batches(ids, batch_size, padded=encoder or repetition_penalty == 1.0):
         batch = collate(
-            [Encoded(input_ids=encoded[index], trained=[False] * len(encoded[index]), cut=0) for index in chosen],
+            [encoded[index] for index in chosen],
             pad_id=settings.pad_token_id,
             side="right" if encoder else "left",
         )
@@ -95,7 +100,7 @@ def generate(
             processors.extend([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))])
             processors.append(_Draw([generators[index] for index in chosen]))
         own = nullcontext() if adapters is None else use_adapters(model, rows=[adapters[index] for index in chosen])
-        with evaluation_mode(model), own:
+        with evaluation_mode(model), own, use_places(model, batch.get("places")):
             output = model.generate(
                 input_ids=batch["input_ids"].to(model.device),
                 attention_mask=batch["attention_mask"].to(model.device),
@@ -136,8 +141,8 @@ class _Streamer(TextStreamer):  # type: ignore[misc]
             self._stream(text)
 
 
-def _listed(prompts: Any) -> list[str | Conversation]:
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
+def _listed(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str | Example) or (prompts and isinstance(prompts[0], Mapping)):
         return [prompts]
     return list(prompts)
 
@@ -163,20 +168,20 @@ def _check_model(model: "PreTrainedModel") -> None:
         )
 
 
-def _encode(
-    prompt: str | Conversation, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool
-) -> list[int]:
+def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool) -> Encoded:
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, str):
+    if isinstance(prompt, str):
+        prompt = Example(prompt)
+    if not isinstance(prompt, Example):
         ids = prompt_ids(prompt, tokenizer)
-    elif encoder:
-        ids = encode_sources([Example(prompt)], tokenizer)[0].input_ids
+        encoded = Encoded(ids, [False] * len(ids))
     else:
-        ids = encode_prompt(prompt, tokenizer)
-    if not ids:
-        raise DataError(f"the prompt {prompt!r} has no tokens; give at least one word to go on from")
-    return ids
+        encoded = encode_sources([prompt], tokenizer)[0] if encoder else encode_question(prompt, tokenizer)
+    if not encoded.input_ids:
+        words = prompt.prompt if isinstance(prompt, Example) else prompt
+        raise DataError(f"the prompt {words!r} has no tokens; give at least one word to go on from")
+    return encoded
 
 
 def _generation_config(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":

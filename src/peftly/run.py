@@ -204,7 +204,7 @@ def _samples(base: Base, shape: Shape, split: Split, evaluation: Evaluation) -> 
     golds = [str(row.messages[-1]["content"]) if row.messages else row.completion for row in examples]
     texts = [row.messages[-2]["content"] if row.messages else row.prompt for row in examples]
     written = generate(
-        base.model, base.tokenizer, [list(row.messages[:-1]) or row.prompt for row in examples], max_new_tokens=64
+        base.model, base.tokenizer, [list(row.messages[:-1]) or row for row in examples], max_new_tokens=64
     )
     return [
         {"text": text, "gold": gold.strip(), "predicted": words.strip()}

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapt import use_adapters
+from peftly.adapt import use_adapters, use_places
 from peftly.data import Shape, Split, collate
 from peftly.entities import has_entities
 from peftly.errors import DataError
@@ -128,13 +129,15 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 def batches(model: "PreTrainedModel", split: Split, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield what `by_length` does; until the next batch each row's own adapters are on, where the split names them."""
+    """Yield what `by_length` does; until the next batch the model knows each row's own places and adapters.
+
+    Those are the places that its template marks, and the adapters that the split names, if it names any.
+    """
     for chosen in by_length(lengths, batch_size):
-        if split.adapters is None:
+        rows = None if split.adapters is None else [split.adapters[index] for index in chosen]
+        own = nullcontext() if rows is None else use_adapters(model, rows=rows)
+        with own, use_places(model, [split.encoded[index].places for index in chosen]):
             yield chosen
-        else:
-            with use_adapters(model, rows=[split.adapters[index] for index in chosen]):
-                yield chosen
 
 
 def on_device(batch: dict[str, Any], model: "PreTrainedModel") -> dict[str, Any]:

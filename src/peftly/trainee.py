@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor, nn
 
-from peftly.adapt import trainable_parameters, use_adapters
+from peftly.adapt import attached, trainable_parameters, use_adapters
 from peftly.checkpoint import save_adapter
 from peftly.data import Data, Encoded, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
+from peftly.methods import MethodConfig
 from peftly.methods._layers import owner
 from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
@@ -62,6 +63,8 @@ class Trainee:
             ConfigError: settings that the data or the model cannot serve.
         """
         _check(config, data)
+        methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
+        _check_marks([method for method in methods if method.marked_tokens], data.shape.marked_tokens)
         self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
         self.accelerator, self.adapter, self.out, self.callbacks = accelerator, adapter, out, list(callbacks)
         own = {name for name in trainable_parameters(model) if adapter is None or owner(name) == adapter}
@@ -250,6 +253,22 @@ def _check(config: TrainConfig, data: Data) -> None:
             f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
             f"they have {', '.join(metrics)}"
         )
+
+
+def _check_marks(methods: Sequence[MethodConfig], marks: int) -> None:
+    """Refuse a template whose marks are not those of the methods that have virtual tokens at marks."""
+    if marks and not methods:
+        raise ConfigError(
+            f"data.template marks places for {marks} virtual tokens, and no method puts any there: take the marks out, "
+            f"or set method.place to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
+        )
+    for method in methods:
+        if method.marked_tokens != marks:
+            raise ConfigError(
+                f"{method.name} has {method.marked_tokens} virtual tokens with place: template, and data.template "
+                f"marks places for {marks}; mark all of them, as {{prompt:{method.marked_tokens}}} does, "
+                "or change method.num_virtual_tokens"
+            )
 
 
 def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peftly.adapt import attached, use_adapters
+from peftly.adapt import attached, use_adapters, use_places
 from peftly.data import Data, Encoded
 from peftly.errors import ConfigError, TrainingError
 from peftly.modes import training_mode
@@ -211,7 +211,8 @@ class _Loop:
     def sums(self, batch: Mapping[str, Tensor], rows: Sequence[Encoded], whose: Sequence[int], jobs: int) -> Tensor:
         """Return the summed loss of each job's rows in a batch, (jobs,)."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        losses = target_losses(self.wrapped, inputs, self.logits_of)
+        with use_places(self.model, batch.get("places")):
+            losses = target_losses(self.wrapped, inputs, self.logits_of)
         if jobs == 1:
             return losses.sum()[None]
         # Targets come row by row.

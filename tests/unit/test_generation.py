@@ -8,7 +8,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
-from peftly.data import encode_prompt
+from peftly.data import Encoded, encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
 from peftly.generation import generate
@@ -209,8 +209,12 @@ def test_alibi_and_learned_positions_with_padding(monkeypatch):
         def decode(self, ids, **_settings):
             return " ".join(str(token) for token in ids if token != 2)
 
+    def read(example, letters):
+        ids = letters(example.prompt)["input_ids"]
+        return Encoded(ids, [False] * len(ids))
+
     # Imported by name, for the package's attribute of that name is the function.
-    monkeypatch.setattr(import_module("peftly.generation"), "encode_prompt", lambda text, read: read(text)["input_ids"])
+    monkeypatch.setattr(import_module("peftly.generation"), "encode_question", read)
     for name in ("bloom", "gpt2", "gemma3"):
         model = tiny_model(name, torch.float32)
         model.generation_config.pad_token_id = model.generation_config.bos_token_id = None

@@ -48,6 +48,7 @@ def test_names():
         "train_together",
         "trainable_parameters",
         "use_adapters",
+        "use_places",
     ]
 
 

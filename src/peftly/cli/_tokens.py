@@ -1,5 +1,6 @@
 """The exact tokens of an example on the screen, and what is learned of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,25 @@ def example_text(
     if encoded.tags is not None:
         named = zip(tokens, encoded.trained, encoded.tags, strict=True)
         tokens = [f"{token}/{labels[tag]}" if trained else token for token, trained, tag in named]
-    text = _runs(tokens, encoded.trained, marked=marked)
+    text = _runs(*_with_places(tokens, encoded), marked=marked)
     answer = [labels[encoded.label]] if encoded.label is not None else []
     answer += [_token_text(token_id, tokenizer) for token_id in encoded.answer or ()]
     if answer:
         text.append(" → ", style="dim")
         text.append_text(_runs(answer, [True] * len(answer), marked=marked))
     return text
+
+
+def _with_places(tokens: Sequence[str], encoded: "Encoded") -> tuple[list[str], list[bool]]:
+    """Return tokens and whether they are trained, with what a template has for virtual tokens where these stand."""
+    counts = Counter(encoded.places)
+    shown: list[tuple[str, bool]] = []
+    for place in range(len(tokens) + 1):
+        if counts[place]:
+            shown.append((f"{{prompt:{counts[place]}}}", False))
+        if place < len(tokens):
+            shown.append((tokens[place], encoded.trained[place]))
+    return [token for token, _ in shown], [trained for _, trained in shown]
 
 
 def _runs(tokens: Sequence[str], trained: Sequence[bool], *, marked: bool) -> Text:

@@ -10,7 +10,7 @@ from peftly.cli._options import BaseOption, MaxNewTokens, Temperature
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.data import Shape
+    from peftly.data import Example, Shape
 
 __all__ = ["generate"]
 
@@ -63,7 +63,7 @@ def generate(
     typer.echo("" if streams else completions[0])
 
 
-def _in_template(shape: "Shape | None", text: str) -> str | list[dict[str, str]]:
+def _in_template(shape: "Shape | None", text: str) -> "Example | list[dict[str, str]]":
     if shape is None:
         raise ConfigError("this model does not say how a text becomes a prompt; give the whole prompt with --prompt")
-    return [{"role": "user", "content": text}] if shape.kind == "chat" else shape.prompt(text)
+    return [{"role": "user", "content": text}] if shape.kind == "chat" else shape.question(text)

@@ -1,7 +1,7 @@
 """From files to batches: rows, the shape that makes text of them, tokens, and what was counted on the way."""
 
 from peftly.data.batching import collate, epoch_order, epoch_steps
-from peftly.data.encoding import Encoded, encode, encode_prompt, label_ids
+from peftly.data.encoding import Encoded, encode, encode_prompt, encode_question, label_ids
 from peftly.data.formats import Rows, read
 from peftly.data.report import DataReport, SplitReport
 from peftly.data.shapes import Example, Shape, TaskName
@@ -25,6 +25,7 @@ __all__ = [
     "encode",
     "encode_for",
     "encode_prompt",
+    "encode_question",
     "epoch_order",
     "epoch_steps",
     "label_ids",

@@ -33,7 +33,8 @@ def collate(
     Returns:
         Tensors of int64: `input_ids` and `attention_mask` (examples, longest); `token_type_ids` likewise, where the
         examples have them; `labels` (examples, most targets), -100 where nothing is trained. Labels of tokens stand in
-        the columns of their tokens; a class is the one label of its row.
+        the columns of their tokens; a class is the one label of its row. Where a template marks places, `places`
+        (examples, most places), filled up with -1; they count an example's own tokens, whatever the padding.
     """
     import torch
 
@@ -57,6 +58,8 @@ def collate(
     }
     if batch[0].token_type_ids is not None:
         tensors["token_type_ids"] = filled([example.token_type_ids or [] for example in batch], 0)
+    if any(example.places for example in batch):
+        tensors["places"] = filled([example.places for example in batch], -1)
     return tensors
 
 

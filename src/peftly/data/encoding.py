@@ -4,8 +4,10 @@ The untrained head of a training sequence is `encode_prompt(prompt)`, token by t
 tokenised together with the prompt when that would change the prompt's own tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from peftly.data.shapes import Example, Shape
@@ -19,11 +21,14 @@ __all__ = [
     "UNTRAINED",
     "Encoded",
     "Vocabulary",
+    "check_knows_places",
     "encode",
     "encode_all",
     "encode_prompt",
+    "encode_question",
     "label_ids",
     "largest_fit",
+    "token_places",
     "told_apart",
 ]
 
@@ -44,6 +49,7 @@ class Encoded:
         tags: the number of the tag of every token, `UNTRAINED` where it has none.
         answer: the tokens that a decoder is to write.
         token_type_ids: which of two texts a token is of, for models that are told.
+        places: in front of which token each virtual token stands, where a template marks them; see `use_places`.
     """
 
     input_ids: list[int]
@@ -53,6 +59,7 @@ class Encoded:
     tags: list[int] | None = None
     answer: list[int] | None = None
     token_type_ids: list[int] | None = None
+    places: tuple[int, ...] = ()
 
     @property
     def targets(self) -> list[int]:
@@ -116,6 +123,14 @@ class Vocabulary:
     def body(self, text: str) -> list[int]:
         """Return one text's own tokens."""
         return self.bodies([text])[0]
+
+    def places(self, text: str, marks: Sequence[int]) -> list[int]:
+        """Return in front of which of a text's own tokens each mark stands; see `token_places`."""
+        if not marks:
+            return []
+        check_knows_places(self.tokenizer)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return token_places(marks, (end for _, end in found["offset_mapping"]))
 
     def required_end(self) -> int:
         """Return the end token, or raise DataError: without one a model cannot learn to stop."""
@@ -191,7 +206,7 @@ def encode_all(
             answer = joint[len(head) :]
         else:
             answer = vocabulary.continuation(completion)
-        encoded.append(_fitted(vocabulary, prompt, example.spans, head, answer, max_length, room))
+        encoded.append(_fitted(vocabulary, replace(example, prompt=prompt), head, answer, max_length, room))
     return encoded
 
 
@@ -201,8 +216,36 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
     Special tokens that the tokenizer puts in front of a text are there, those that it puts at the end are not, and a
     space at the prompt's end is left for the model to say (see `spaced`).
     """
-    vocabulary = Vocabulary.of(tokenizer)
-    return vocabulary.front + vocabulary.body(spaced(prompt, "")[0])
+    return encode_question(Example(prompt), tokenizer).input_ids
+
+
+def encode_question(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
+    """Return what `encode_prompt` does of an example's prompt, with the places that are marked in it."""
+    vocabulary, prompt = Vocabulary.of(tokenizer), spaced(example.prompt, "")[0]
+    ids = vocabulary.front + vocabulary.body(prompt)
+    return Encoded(ids, [False] * len(ids), places=_behind(vocabulary.front, vocabulary.places(prompt, example.marks)))
+
+
+def token_places(marks: Sequence[int], ends: Iterable[int]) -> list[int]:
+    """Return in front of which token of a text each mark stands; a token that a mark falls into is behind it.
+
+    Args:
+        marks: in front of which character.
+        ends: where each token ends, in characters.
+    """
+    # The first tokens may be of no character, as SentencePiece's space before a text.
+    rising = list(accumulate(ends, max))
+    return [bisect_right(rising, mark) if mark else 0 for mark in marks]
+
+
+def check_knows_places(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer that does not know where in a text its tokens stand."""
+    if not tokenizer.is_fast:
+        raise DataError("marks in a template need a fast tokenizer (tokenizer.json), which knows each token's place")
+
+
+def _behind(front: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
+    return tuple(len(front) + place for place in places)
 
 
 def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
@@ -242,44 +285,42 @@ def _goes_on(head: list[int], joint: list[int]) -> bool:
 
 
 def _fitted(
-    vocabulary: Vocabulary,
-    prompt: str,
-    spans: tuple[tuple[int, int], ...],
-    body: list[int],
-    answer: list[int],
-    max_length: int,
-    room: int,
+    vocabulary: Vocabulary, example: Example, body: list[int], answer: list[int], max_length: int, room: int
 ) -> Encoded | None:
     if not answer:
         return None
+    places = vocabulary.places(example.prompt, example.marks)
     head, tail = vocabulary.front + body, [*answer, vocabulary.required_end()]
     whole = len(head) + len(tail)
     space = max_length - max(len(tail), room)
     if len(head) > space:
-        head = vocabulary.front + _shortened(vocabulary, prompt, spans, body, max(0, space - len(vocabulary.front)))
+        body, places = _shortened(vocabulary, example, body, places, max(0, space - len(vocabulary.front)))
+        head = vocabulary.front + body
         if len(head) + len(tail) > max_length:
             tail = tail[: max(0, max_length - len(head))]
     ids = head + tail
     trained = [False] * len(head) + [True] * len(tail)
     trained[:1] = [False]
-    return Encoded(ids, trained, whole - len(ids)) if any(trained) else None
+    if not any(trained):
+        return None
+    return Encoded(ids, trained, whole - len(ids), places=_behind(vocabulary.front, places))
 
 
 def _shortened(
-    vocabulary: Vocabulary, prompt: str, spans: tuple[tuple[int, int], ...], body: list[int], space: int
-) -> list[int]:
-    def capped(cap: int) -> list[int]:
-        text, done = "", 0
-        for start, end in spans:
-            text += prompt[done : min(end, start + cap)]
-            done = end
-        return vocabulary.body(text + prompt[done:])
+    vocabulary: Vocabulary, example: Example, body: list[int], places: list[int], space: int
+) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt that fit, and the places among them."""
 
-    longest = max((end - start for start, end in spans), default=0)
-    kept = largest_fit(longest, lambda cap: len(capped(cap)) <= space) if space else None
+    def fits(cap: int) -> bool:
+        return len(vocabulary.body(example.capped(cap).prompt)) <= space
+
+    longest = max((end - start for start, end in example.spans), default=0)
+    kept = largest_fit(longest, fits) if space else None
     if kept is not None:
-        return capped(kept)
-    return body[len(body) - space :]
+        shorter = example.capped(kept)
+        return vocabulary.body(shorter.prompt), vocabulary.places(shorter.prompt, shorter.marks)
+    lost = len(body) - space
+    return body[lost:], [max(0, place - lost) for place in places]
 
 
 def largest_fit(most: int, fits: Callable[[int], bool]) -> int | None:

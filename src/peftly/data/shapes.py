@@ -1,7 +1,7 @@
 """How a row becomes an example: the shape that is found once and stays with an adapter for its whole life."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftly.data.templates import Rendered, Template, label_of, listed, spaced, text_of, words_of
@@ -30,6 +30,7 @@ class Example:
         label: the bare label, for data with labels.
         messages: a conversation, instead of prompt and completion.
         spans: where in `prompt` the row's own texts stand; a prompt that is too long is shortened there.
+        marks: in front of which character of `prompt` each virtual token stands, where a template marks them.
         pair: a second text that a classifier reads beside `prompt`.
         words, tags: the words of `prompt` and the tag of each, for data with tags.
     """
@@ -39,9 +40,21 @@ class Example:
     label: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    marks: tuple[int, ...] = ()
     pair: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+
+    def capped(self, cap: int) -> "Example":
+        """Return the example with each of the row's own texts in its prompt cut to `cap` characters."""
+        text, done, marks = "", 0, list(self.marks)
+        for start, end in self.spans:
+            kept = min(end, start + cap)
+            text += self.prompt[done:kept]
+            lost = end - kept
+            marks = [now - min(lost, max(0, mark - kept)) for now, mark in zip(marks, self.marks, strict=True)]
+            done = end
+        return replace(self, prompt=text + self.prompt[done:], marks=tuple(marks), spans=())
 
 
 @dataclass(frozen=True)
@@ -120,20 +133,29 @@ class Shape:
         return self._rendered(self._row(row), "the prompt").text
 
     @property
+    def marked_tokens(self) -> int:
+        """How many virtual tokens the template marks a place for."""
+        return len(Template(self.template or "").marks)
+
+    @property
     def words_field(self) -> str:
         """The field with the words, of a shape of kind "tags"."""
         return Template(self.template or "").fields[0]
 
     def question(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
-        """Return what a classifier reads of a row at use, as in training; the target need not be there.
+        """Return what a model reads of a row at use, as in training; the target need not be there.
+
+        It is the prompt with the places that a template marks in it, which `generate` takes, and `classify`.
 
         Args:
             row: as for `prompt`; the words of a bare text to be tagged are what blanks part.
             pair: the second text, where the shape has one and `row` is a bare text.
 
         Raises:
-            DataError: fields are missing, or a second text is given or missing against the shape.
+            DataError: fields are missing, a second text is given or missing against the shape, or the shape is "chat".
         """
+        if self.kind == "chat":
+            raise DataError("a conversation is no single text; give its messages as they are")
         fields = self._row(row)
         if self.kind == "tags":
             words = words_of(fields, self.words_field, None, "the text")[0]
@@ -146,7 +168,7 @@ class Shape:
             raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
         rendered = self._rendered(fields, "the text")
         second = None if self.pair is None else text_of(fields, self.pair, "the text")
-        return Example(rendered.text, spans=rendered.spans, pair=second)
+        return Example(rendered.text, spans=rendered.spans, marks=rendered.marks, pair=second)
 
     def prompt_ids(self, row: Mapping[str, Any] | str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the tokens that generation starts from, for every kind of shape.
@@ -198,11 +220,11 @@ class Shape:
         if self.kind != "label":
             raw = self._filled(row, place).text
             completion = spaced(raw, text_of(row, self.target, place))[1]
-            return Example(prompt.text, completion, spans=prompt.spans)
+            return Example(prompt.text, completion, spans=prompt.spans, marks=prompt.marks)
         label = label_of(row, self.target, place)
         self._check_label(label, place)
         pair = None if self.pair is None else text_of(row, self.pair, place)
-        return Example(prompt.text, self.completion(label), label, spans=prompt.spans, pair=pair)
+        return Example(prompt.text, self.completion(label), label, spans=prompt.spans, marks=prompt.marks, pair=pair)
 
     def _check_label(self, label: str, place: str) -> None:
         if self.labels and label not in self.labels:
@@ -222,12 +244,16 @@ class Shape:
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
         filled = template.render(values)
-        return Rendered(filled.text, ()) if template.is_one_field else filled
+        return filled._replace(spans=()) if template.is_one_field else filled
 
     def _rendered(self, row: Mapping[str, Any], place: str) -> Rendered:
-        text, spans = self._filled(row, place)
+        text, spans, marks = self._filled(row, place)
         bare = text.rstrip(" ")
-        return Rendered(bare, tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans))
+        return Rendered(
+            bare,
+            tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
+            tuple(min(mark, len(bare)) for mark in marks),
+        )
 
     def _row(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
         if not isinstance(row, str):

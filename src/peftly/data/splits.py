@@ -36,7 +36,8 @@ class DataConfig(BaseModel):
         train: a file, a `datasets` folder or the id of a data set on the Hub.
         validation: likewise; None: the data set's own validation split, or else a part of `train`.
         test: likewise; None: the data set's own test split, or else none.
-        template: the prompt, as in "Tweet text : {text} Label :"; None: that of the recognised shape.
+        template: the prompt, as in "Tweet text : {text} Label :"; None: that of the recognised shape. `{prompt:3}` in
+            it marks where three virtual tokens of a method with `place: template` stand.
         target: the field to learn; None: guessed, and said.
         max_length: tokens of an example, at most.
         validation_fraction: the part of `train` that becomes validation when there is none.

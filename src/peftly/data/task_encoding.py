@@ -5,9 +5,20 @@ a class, the number of a tag for every word, or the tokens that a decoder is to 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.encoding import UNTRAINED, Encoded, Vocabulary, encode_all, label_ids, largest_fit, told_apart
+from peftly.data.encoding import (
+    UNTRAINED,
+    Encoded,
+    Vocabulary,
+    check_knows_places,
+    encode_all,
+    label_ids,
+    largest_fit,
+    token_places,
+    told_apart,
+)
 from peftly.data.shapes import Example, Shape, TaskName
 from peftly.errors import DataError
 
@@ -62,28 +73,33 @@ def encode_sources(
     pairs = any(example.pair is not None for example in examples)
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if pairs and special == tokenizer.num_special_tokens_to_add(pair=False):
-        examples = [Example(f"{example.prompt}\n{example.pair}", spans=example.spans) for example in examples]
+        examples = [replace(example, prompt=f"{example.prompt}\n{example.pair}", pair=None) for example in examples]
         pairs = False
+    marked = any(example.marks for example in examples)
+    if marked:
+        check_knows_places(tokenizer)
     if max_length is not None and max_length <= special:
         raise DataError(f"max_length={max_length} has no room for text beside {special} special tokens; raise it")
 
     def read(chosen: Sequence[Example], **options: Any) -> Any:
         seconds = [example.pair or "" for example in chosen] if pairs else None
+        options["return_offsets_mapping"] = marked
         return tokenizer([example.prompt for example in chosen], seconds, verbose=False, **options)
 
-    def encoded(found: Any, at: int, whole: int) -> Encoded:
+    def encoded(found: Any, at: int, whole: int, example: Example) -> Encoded:
         ids = found["input_ids"][at]
         types = found["token_type_ids"][at] if "token_type_ids" in found else None
-        return Encoded(ids, [False] * len(ids), whole - len(ids), token_type_ids=types)
+        places = _places(found, at, example.marks, tokenizer) if example.marks else ()
+        return Encoded(ids, [False] * len(ids), whole - len(ids), token_type_ids=types, places=places)
 
     full = read(examples) if examples else {"input_ids": []}
     made = []
     for at, (example, ids) in enumerate(zip(examples, full["input_ids"], strict=True)):
         if max_length is None or len(ids) <= max_length:
-            made.append(encoded(full, at, len(ids)))
+            made.append(encoded(full, at, len(ids), example))
             continue
         shorter = example if pairs else _shortened(example, lambda one: len(read([one])["input_ids"][0]), max_length)
-        made.append(encoded(read([shorter], truncation=True, max_length=max_length), 0, len(ids)))
+        made.append(encoded(read([shorter], truncation=True, max_length=max_length), 0, len(ids), shorter))
     return made
 
 
@@ -183,22 +199,22 @@ _ENCODERS: dict[str, Callable[..., list[Encoded | None]]] = {
 
 
 def _with(source: Encoded, *, cut: int = 0, **targets: Any) -> Encoded:
-    return Encoded(source.input_ids, source.trained, source.cut + cut, token_type_ids=source.token_type_ids, **targets)
+    return replace(source, cut=source.cut + cut, **targets)
+
+
+def _places(found: Any, at: int, marks: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Return in front of which token each mark of a text stands; tokens put around the text stay outside."""
+    own = [place for place, text in enumerate(found.sequence_ids(at)) if text == 0]
+    first = own[0] if own else len(Vocabulary.of(tokenizer).front)
+    offsets = found["offset_mapping"][at]
+    return tuple(first + place for place in token_places(marks, (offsets[place][1] for place in own)))
 
 
 def _shortened(example: Example, length: Callable[[Example], int], max_length: int) -> Example:
     """Return the example with its row's own texts cut to what fits, or as it is if no cut of them would do."""
-
-    def capped(cap: int) -> Example:
-        text, done = "", 0
-        for start, end in example.spans:
-            text += example.prompt[done : min(end, start + cap)]
-            done = end
-        return Example(text + example.prompt[done:])
-
     longest = max((end - start for start, end in example.spans), default=0)
-    kept = largest_fit(longest, lambda cap: length(capped(cap)) <= max_length)
-    return example if kept is None or not example.spans else capped(kept)
+    kept = largest_fit(longest, lambda cap: length(example.capped(cap)) <= max_length)
+    return example if kept is None or not example.spans else example.capped(kept)
 
 
 def _needs_spaces(tokenizer: "PreTrainedTokenizerBase") -> bool:

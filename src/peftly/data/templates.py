@@ -15,23 +15,26 @@ ALPACA = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 
 
 class Rendered(NamedTuple):
-    """A filled-in template and where its fields' texts came to stand."""
+    """A filled-in template, and where its fields' texts and its marks came to stand."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    marks: tuple[int, ...] = ()
 
 
 class Template:
     """A text with `{field}` places; `{{` and `}}` stand for braces.
 
     Whatever is between braces is the name of a field, spaces and dots included; nothing is evaluated, and braces
-    inside a row's own text mean nothing.
+    inside a row's own text mean nothing. `{prompt:3}` is no field: it marks where three virtual tokens of a method
+    with `place: template` stand, and adds nothing to the text.
     """
 
     def __init__(self, text: str):
         self.text = text
         self.literals: list[str] = [""]  # one more than fields: before, between and after them
         self.fields: list[str] = []
+        self.marks: list[tuple[int, int]] = []  # for every virtual token, in which literal it stands, and how far in
         for match in re.finditer(r"\{\{|\}\}|\{[^{}]+\}|[{}]|[^{}]+", text):
             piece = match[0]
             if piece in ("{{", "}}"):
@@ -41,6 +44,8 @@ class Template:
                     f"template {text!r} has a lone {piece!r} at character {match.start() + 1}; "
                     f"write {{field}} for a field or {piece * 2!r} for a brace"
                 )
+            elif piece.startswith(_MARK):
+                self.marks += [(len(self.fields), len(self.literals[-1]))] * _marked(piece, text)
             elif piece.startswith("{"):
                 self.fields.append(piece[1:-1])
                 self.literals.append("")
@@ -63,11 +68,25 @@ class Template:
 
     def render(self, values: Mapping[str, str]) -> Rendered:
         """Return the text with every field replaced by its value, as it is."""
-        text, spans = self.literals[0], []
+        text, spans, starts = self.literals[0], [], [0]
         for name, literal in zip(self.fields, self.literals[1:], strict=True):
             spans.append((len(text), len(text) + len(values[name])))
+            starts.append(spans[-1][1])
             text += values[name] + literal
-        return Rendered(text, tuple(spans))
+        return Rendered(text, tuple(spans), tuple(starts[literal] + offset for literal, offset in self.marks))
+
+
+_MARK = "{prompt:"
+
+
+def _marked(piece: str, text: str) -> int:
+    """Return how many virtual tokens a mark stands for."""
+    count = piece[len(_MARK) : -1]
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", count):
+        raise DataError(
+            f"template {text!r} has {piece!r}; write the number of virtual tokens that stand there, as in {{prompt:3}}"
+        )
+    return int(count)
 
 
 def spaced(prompt: str, completion: str) -> tuple[str, str]:

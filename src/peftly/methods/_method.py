@@ -30,6 +30,11 @@ class MethodConfig(BaseModel):
     modules_to_save: tuple[str, ...] | None = None
     """Modules, by the end of their path, of which trained copies are kept with the adapter. None: the classifier."""
 
+    @property
+    def marked_tokens(self) -> int:
+        """How many virtual tokens it has that stand where a template marks them."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Setup:

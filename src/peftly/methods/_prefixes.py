@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from peftly.errors import MethodError
+from peftly.methods._cached_calls import cached_slots, continue_after
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
 from peftly.methods._prefix_cache import NeverUpdated, PassThrough, PrefixCache
 from peftly.methods._selection import Names, Rows, selection_of
 from peftly.methods._slots import Slots, insert
-from peftly.methods._virtual_tokens import continue_after
 
 if TYPE_CHECKING:
     from peftly.methods._body import Body
@@ -121,23 +121,15 @@ def enter(body: Body, call: dict[str, Any]) -> None:
         if checkpointed:
             call["use_cache"], call["past_key_values"] = False, None
         return
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    mask = call.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-        raise MethodError("a model with a prefix needs a 2-D attention_mask, (batch, length)")
-    if cached:
-        if known is None or known.owners != _owners(body):
-            raise MethodError(
-                "this cache was filled without the prefix of the adapters that are on now, or with that of others; "
-                "start from an empty cache, or fill it with the same adapters on"
-            )
-        if mask is None and body.role == "target" and len(known.owners) > 1:
-            # `generate` masks no answers, which have no padding; but where prefixes differ, some places are empty.
-            batch, new = _words(call).shape[:2]
-            call["attention_mask"] = _words(call).new_ones(batch, cached - known.count + new, dtype=torch.long)
-        continue_after(known, call)
+    slots = cached_slots(call, known, _owners(body), "prefixes")
+    if slots is None:
+        _start(body, call, None if checkpointed else cache, stores=not checkpointed)
         return
-    _start(body, call, None if checkpointed else cache, stores=not checkpointed)
+    if call.get("attention_mask") is None and body.role == "target" and len(slots.owners) > 1:
+        # `generate` masks no answers, which have no padding; but where prefixes differ, some places are empty.
+        text = int(cache.get_seq_length()) - slots.count + _words(call).shape[1]
+        call["attention_mask"] = _words(call).new_ones(_words(call).shape[0], text, dtype=torch.long)
+    continue_after(slots, call)
 
 
 @contextmanager
@@ -174,12 +166,12 @@ def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> Non
         start = mask.ne(0).int().argmax(1, keepdim=True)
     states, used = _batch(body, batch)
     slots = Slots(start * used, used, _owners(body))
-    body.check_length(words.shape[1] + slots.count, None if mask is None else insert(mask, slots, used), slots.count)
     if mask is not None:
-        call["attention_mask"] = insert(mask, slots, used)
+        call["attention_mask"] = mask = insert(mask, slots, used)
         call.pop("position_ids", None)
     elif positions is not None:
         call["position_ids"] = positions + slots.count
+    body.check_length(words.shape[1] + slots.count, mask, slots.count)
     uses_cache = call.get("use_cache")
     uses_cache = getattr(body.config, "use_cache", False) if uses_cache is None else uses_cache
     if stores and cache is None and uses_cache and body.role != "encoder":

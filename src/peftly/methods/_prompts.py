@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._virtual_tokens import VirtualRows, add_virtual_tokens, drop_virtual_tokens
+from peftly.methods._virtual_tokens import Place, VirtualRows, add_virtual_tokens, drop_virtual_tokens
 
 __all__ = ["Place", "PromptAdapter", "embedded"]
 
-Place = Literal["front", "after_cls"]
-
 
 class PromptAdapter(Adapter):
-    """Rows in every text. Of its `peft_types` the second is for rows after the first token, which PEFT has none of."""
+    """Rows in every text. Of its `peft_types` the second is for rows in other places than PEFT's: in front."""
 
     peft_types: ClassVar[tuple[str, ...]]
     settings: ClassVar[type[MethodConfig]]
@@ -30,10 +28,11 @@ class PromptAdapter(Adapter):
         """Put `rows` (num_virtual_tokens, width of the embeddings), or rows for `encoder`, on `model`."""
         super().__init__(model, config, name)
         role = model._peftly.bodies.text.role
-        self.after_first = (config.place or ("after_cls" if role == "encoder" else "front")) == "after_cls"
+        place: Place = config.place or ("after_cls" if role == "encoder" else "front")
+        self.is_like_peft = place == "front"
         device = model.get_input_embeddings().weight.device
         encoder = None if encoder is None else encoder.to(device)
-        self.change = VirtualRows(rows.to(device), encoder, after_first=self.after_first)
+        self.change = VirtualRows(rows.to(device), encoder, place=place)
         add_virtual_tokens(model, name, self.change)
 
     @staticmethod
@@ -60,7 +59,7 @@ class PromptAdapter(Adapter):
     @property
     def peft_type(self) -> str:
         """See `Adapter.peft_type`."""
-        return self.peft_types[1 if self.after_first else 0]
+        return self.peft_types[0 if self.is_like_peft else 1]
 
     def remove(self) -> None:
         """See `Adapter.remove`."""
@@ -106,7 +105,7 @@ class PromptAdapter(Adapter):
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
-        if self.after_first:
+        if not self.is_like_peft:
             return {"settings": self.config.model_dump(mode="json")}
         text_config = self.model.config.get_text_config(decoder=True)
         return {

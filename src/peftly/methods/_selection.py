@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,17 @@ __all__ = [
     "adapters_of_picked",
     "keep_context",
     "selection_of",
+    "spread",
     "unwrap_checkpoints",
 ]
 
 Names = frozenset[str]
 """Adapters that work together on one row, by name."""
+
+Places = tuple[tuple[int, ...], ...]
+"""How many tokens of its text stand before each virtual token of a row that a template has marked, row by row."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,7 @@ class Rows:
         Raises:
             MethodError: so many rows cannot be repetitions of the rows that adapters were chosen for.
         """
-        if count % len(self.sets):
-            raise MethodError(
-                f"adapters were chosen for {len(self.sets)} rows and this call has {count}; give one entry for each row"
-            )
-        return tuple(names for names in self.sets for _ in range(count // len(self.sets)))
+        return spread(self.sets, count, "adapters were chosen")
 
     def groups(self, count: int, among: Names, device: torch.device) -> list[Group]:
         """Return the rows in groups that no adapter `among` those given tells apart."""
@@ -82,6 +84,17 @@ class Rows:
         return self._groups[key]
 
 
+def spread(items: Sequence[Item], count: int, what: str) -> tuple[Item, ...]:
+    """Return one item for each of `count` rows, of which some were made by repeating each row in place.
+
+    Raises:
+        MethodError: `count` is no multiple of the rows that there are items for; `what` says what was done for them.
+    """
+    if count % len(items):
+        raise MethodError(f"{what} for {len(items)} rows and this call has {count}; give one entry for each row")
+    return tuple(item for item in items for _ in range(count // len(items)))
+
+
 class Selection:
     """The adapters that are on in one model. All changed layers of the model share it."""
 
@@ -93,6 +106,11 @@ class Selection:
         """What is chosen at this moment."""
         return _CHOSEN.get().get(self, self.default)
 
+    @property
+    def places(self) -> Places | None:
+        """Where virtual tokens stand that a template has marked, if that is known."""
+        return _PLACES.get().get(self)
+
     @contextmanager
     def use(self, rows: Rows) -> Iterator[None]:
         """Choose `rows` for the calls inside the block."""
@@ -102,8 +120,18 @@ class Selection:
         finally:
             _CHOSEN.reset(token)
 
+    @contextmanager
+    def put(self, places: Places) -> Iterator[None]:
+        """Let marked virtual tokens stand at `places` in the calls inside the block."""
+        token = _PLACES.set({**_PLACES.get(), self: places})
+        try:
+            yield
+        finally:
+            _PLACES.reset(token)
+
 
 _CHOSEN: ContextVar[Mapping[Selection, Rows]] = ContextVar("chosen adapters", default={})  # noqa: B039 -- never changed
+_PLACES: ContextVar[Mapping[Selection, Places]] = ContextVar("marked places", default={})  # noqa: B039 -- never changed
 
 
 def selection_of(model: Any) -> Selection:

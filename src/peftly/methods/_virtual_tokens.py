@@ -3,28 +3,32 @@
 A virtual token is a token id past the last row of the input embedding. Such ids enter the sequence inside the model's
 body and leave it there again. In a decoder they stand after each row's padding (PEFT puts its rows in front of the
 padding instead, which makes an example's loss depend on the batch it is in); in an encoder that reads alone, after its
-first token (`[CLS]`). Every adapter has ids of its own, so rows with different virtual tokens, or with none, share a
-batch.
+first token (`[CLS]`); or before, inside and after the text, where its template marks them. Every adapter has ids of its
+own, so rows with different virtual tokens, or with none, share a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
+from peftly.methods._cached_calls import cached_slots, continue_after
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
-from peftly.methods._selection import Names, selection_of
+from peftly.methods._selection import Names, selection_of, spread
 from peftly.methods._slots import Slots, insert, insert_packed, pick, text_columns
 
 if TYPE_CHECKING:
     from peftly.methods._body import Body
 
-__all__ = ["VirtualRows", "add_virtual_tokens", "chosen_count", "drop_virtual_tokens", "enter", "leave"]
+__all__ = ["Place", "VirtualRows", "add_virtual_tokens", "chosen_count", "drop_virtual_tokens", "enter", "leave"]
+
+Place = Literal["front", "after_cls", "template"]
+"""Where rows stand: in front of the text, after its first token, or wherever its template marks them."""
 
 
 class VirtualRows(LayerChange):
@@ -35,18 +39,18 @@ class VirtualRows(LayerChange):
     Attributes:
         rows: (count, width), or what `encoder` makes the rows from.
         encoder: a network that is trained with them and gives (count, width); None: the rows are trained themselves.
-        after_first: whether they stand after the row's first token instead of in front of it.
+        place: where they stand in a text.
         first: how many virtual ids of other adapters come before this one's.
     """
 
     is_outermost: ClassVar[bool] = True  # no other change knows the virtual ids
     only_adds = True
 
-    def __init__(self, rows: Tensor, encoder: nn.Module | None = None, *, after_first: bool = False) -> None:
+    def __init__(self, rows: Tensor, encoder: nn.Module | None = None, *, place: Place = "front") -> None:
         super().__init__()
         self.rows = nn.Parameter(rows.float())
         self.encoder = encoder
-        self.after_first = after_first
+        self.place = place
         self.first = 0
 
     def values(self) -> Tensor:
@@ -60,6 +64,22 @@ class VirtualRows(LayerChange):
         """Return the ids of these rows. Counted at each call: `resize_token_embeddings` may move them."""
         first = layer.weight.shape[0] + self.first
         return range(first, first + self.rows.shape[0])
+
+    def offsets(self, marks: Sequence[int]) -> Sequence[int]:
+        """Return how many tokens of a text stand before each row.
+
+        Args:
+            marks: before each one that the text's template marks.
+
+        Raises:
+            MethodError: those are not as many as the rows that stand at them.
+        """
+        count = self.rows.shape[0]
+        if self.place != "template":
+            return [int(self.place == "after_cls")] * count
+        if len(marks) != count:
+            raise MethodError(f"a text has places for {len(marks)} virtual tokens, and the adapter has {count}")
+        return marks
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         own = self.ids(layer)
@@ -86,46 +106,25 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 
 def chosen_count(body: Body) -> int:
     """Return how many virtual tokens the row with the most of them has, with the adapters that are on."""
-    return max(map(len, _chosen(body)))
+    return max(map(_count, _chosen(body)))
 
 
 def enter(body: Body, call: dict[str, Any]) -> None:
     """Put the virtual tokens of the adapters that are on into a call of `body`."""
-    ids, mask, cache = call.get("input_ids"), call.get("attention_mask"), cast(Any, call.get("past_key_values"))
+    ids, cache = call.get("input_ids"), cast(Any, call.get("past_key_values"))
     known: Slots | None = getattr(cache, "slots", None)
     if known is None and not any(_owners(body)):
         return
     if ids is None:
         raise MethodError("a model with virtual tokens needs input_ids: it cannot place them among inputs_embeds")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-        raise MethodError("a model with virtual tokens needs a 2-D attention_mask, (batch, length)")
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    if cached:
-        if known is None or known.owners != _owners(body):
-            raise MethodError(
-                "this cache was filled without the virtual tokens of the adapters that are on now, or with those of "
-                "others; start from an empty cache, or fill it with the same adapters on"
-            )
-        continue_after(known, call)
-        body.check_length(cached + ids.shape[1], call.get("attention_mask"), known.count)
-    elif mask is None and cache is None and _is_packed(call.get("position_ids")):
+    slots = cached_slots(call, known, _owners(body), "virtual tokens")
+    if slots is not None:
+        continue_after(slots, call)
+        body.check_length(int(cache.get_seq_length()) + ids.shape[1], call.get("attention_mask"), slots.count)
+    elif call.get("attention_mask") is None and cache is None and _is_packed(call.get("position_ids")):
         _insert_packed(body, call)
     else:
         _insert(body, call)
-
-
-def continue_after(slots: Slots, call: dict[str, Any]) -> None:
-    """Let the mask and positions of a call count what stands in its cache beside the text."""
-    mask, positions = call.get("attention_mask"), call.get("position_ids")
-    if mask is None and len(slots.owners) > 1:
-        raise MethodError("rows with different adapters need an attention_mask to go on from a cache")
-    words: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    slots = slots.repeat_to(words.shape[0])
-    if mask is not None:
-        call["attention_mask"] = insert(mask, slots, slots.used)
-        call.pop("position_ids", None)
-    elif positions is not None:
-        call["position_ids"] = positions + slots.used.sum(1, keepdim=True)
 
 
 def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
@@ -159,7 +158,8 @@ def show_to_decoder(body: Body, call: dict[str, Any]) -> None:
     owners = _owners(source)
     if states is None or not any(owners):
         return
-    used = _slots(source, torch.zeros(states.shape[0], 1, dtype=torch.long, device=states.device))[0].used
+    counts = torch.tensor(spread(list(map(_count, _chosen(source))), len(states), "adapters were chosen"))
+    used = (torch.arange(int(counts.max())) < counts[:, None]).long().to(states.device)
     text = states.shape[1] - used.shape[1] if mask is None else mask.shape[1]
     if states.shape[1] == text:
         return  # states that were computed without the virtual tokens
@@ -177,11 +177,15 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
     """Start a sequence."""
     ids, mask, cache = call["input_ids"], call.get("attention_mask"), call.get("past_key_values")
     start = ids.new_zeros(ids.shape[0], 1) if mask is None else mask.ne(0).int().argmax(1, keepdim=True)
-    slots, virtual = _slots(body, start, length=ids.shape[1])
+    lengths = torch.full_like(start, ids.shape[1]) if mask is None else mask.ne(0).sum(1, keepdim=True)
+    slots, virtual = _slots(body, start, lengths, columns=ids.shape[1])
     if mask is None and len(slots.owners) > 1:
         mask = torch.ones_like(ids)
     call["input_ids"] = longer = insert(ids, slots, virtual)
     columns = text_columns(slots, ids.shape[1])
+    if body.role == "decoder":
+        # What comes next is said by the last column before it: a token's, or that of a virtual one that follows it.
+        columns = torch.cat([columns[:, 1:], torch.full_like(columns[:, :1], longer.shape[1])], dim=1) - 1
     if body.role == "encoder" and type(body.model).__name__.endswith("ForSequenceClassification"):
         # Rows in front of an encoder's first token are PEFT's, which then classifies by the first of them.
         in_front = slots.used[:, :1].bool() & (slots.at[:, :1] == start)
@@ -202,7 +206,12 @@ def _insert_packed(body: Body, call: dict[str, Any]) -> None:
     """Start a packed row: the virtual tokens go in front of each of its examples."""
     ids = call["input_ids"]
     selection_of(body.model).rows.spread(1)
-    virtual = torch.tensor([id_ for id_, _ in _chosen(body)[0]], device=ids.device)
+    changes, embedding = _chosen(body)[0], _embedding(body)
+    if any(change.place != "front" for change in changes):
+        raise MethodError(
+            "packed rows take virtual tokens in front of their texts only; give each text a row of its own"
+        )
+    virtual = torch.tensor([id_ for change in changes for id_ in change.ids(embedding)], device=ids.device)
     longer, call["position_ids"], columns = insert_packed(ids, call["position_ids"], virtual)
     body.check_length(int(call["position_ids"].max()) + 1, None, len(virtual))
     _remember(longer, columns, None)
@@ -217,7 +226,7 @@ def _insert_packed(body: Body, call: dict[str, Any]) -> None:
             call[key] = call[key] + len(virtual)
 
 
-def _slots(body: Body, start: Tensor, *, length: int = 0) -> tuple[Slots, Tensor]:
+def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple[Slots, Tensor]:
     """Return where the virtual tokens of a call go, and their ids, (batch, count).
 
     Empty slots come first in a decoder, where new words follow at the end, and last in an encoder, whose positions may
@@ -226,30 +235,64 @@ def _slots(body: Body, start: Tensor, *, length: int = 0) -> tuple[Slots, Tensor
     Args:
         body: whose call it is.
         start: the column in which each row's text starts, (batch, 1).
-        length: columns of the call; asked for by encoders only.
+        lengths: how many tokens it has, (batch, 1).
+        columns: of the call.
     """
-    batch, chosen = start.shape[0], _chosen(body)
-    selection_of(body.model).rows.spread(batch)  # refuses a batch that the choice is not for
-    count, in_front = max(map(len, chosen)), body.role == "decoder"
+    rows = _rows(body, start.shape[0])
+    count, in_front = max(map(len, rows)), body.role == "decoder"
     empty = (0, 0, 0)
     filled = [
         [empty] * (count - len(row)) + row if in_front else row + [empty] * (count - len(row))
-        for row in ([(id_, 1, int(after_first)) for id_, after_first in row] for row in chosen)
+        for row in ([(id_, 1, offset) for id_, offset in row] for row in rows)
     ]
-    table = torch.tensor(filled, device=start.device).view(len(chosen), count, 3)
-    ids, used, after = table.repeat_interleave(batch // len(chosen), 0).unbind(-1)
-    at = torch.where(used.bool(), start + after, 0 if in_front else length)
+    table = torch.tensor(filled, device=start.device).view(len(rows), count, 3)
+    ids, used, offsets = table.repeat_interleave(start.shape[0] // len(rows), 0).unbind(-1)
+    if _is_marked(body) and bool((offsets > lengths).any()):
+        raise MethodError(
+            "a virtual token has its place past the end of the text in this call; give the whole text in one call"
+        )
+    at = torch.where(used.bool(), start + offsets, 0 if in_front else columns)
     return Slots(at, used, _owners(body)), ids
 
 
-def _chosen(body: Body) -> list[list[tuple[int, bool]]]:
-    """Return the virtual tokens of each row that adapters were chosen for, in their order: id, and `after_first`."""
-    own, embedding = dict(_virtual_rows(body)), _embedding(body)
+def _rows(body: Body, batch: int) -> list[list[tuple[int, int]]]:
+    """Return the virtual tokens of each row, or what is the same for several rows in place, in their order.
+
+    Each is an id, and how many tokens of the text stand before it.
+    """
+    selection, embedding = selection_of(body.model), _embedding(body)
+    selection.rows.spread(batch)  # refuses a batch that the choice is not for
+    chosen = _chosen(body)
+    marks: list[tuple[int, ...]] = [()] * len(chosen)
+    if _is_marked(body):
+        if selection.places is None:
+            raise MethodError(
+                "the virtual tokens stand where a template marks them, and this call does not say where that is; give "
+                "peftly.generate what Shape.question makes of a row (on the command line: --text instead of --prompt), "
+                "or call the model inside peftly.use_places(model, places)"
+            )
+        chosen = list(spread(chosen, batch, "adapters were chosen"))
+        marks = list(spread(selection.places, batch, "places were given"))
     found = []
-    for names in selection_of(body.model).rows.sets:
-        changes = sorted((own[name] for name in own if name in names), key=lambda change: change.after_first)
-        found.append([(id_, change.after_first) for change in changes for id_ in change.ids(embedding)])
+    for changes, own in zip(chosen, marks, strict=True):
+        pairs = [pair for change in changes for pair in zip(change.ids(embedding), change.offsets(own), strict=True)]
+        found.append(sorted(pairs, key=lambda pair: pair[1]))
     return found
+
+
+def _is_marked(body: Body) -> bool:
+    """Whether a template says where some virtual tokens of a call stand."""
+    return any(change.place == "template" for changes in _chosen(body) for change in changes)
+
+
+def _chosen(body: Body) -> list[list[VirtualRows]]:
+    """Return what has virtual tokens in each row that adapters were chosen for, in the order of attachment."""
+    own = dict(_virtual_rows(body))
+    return [[change for name, change in own.items() if name in names] for names in selection_of(body.model).rows.sets]
+
+
+def _count(changes: Sequence[VirtualRows]) -> int:
+    return sum(change.rows.shape[0] for change in changes)
 
 
 def _owners(body: Body) -> tuple[Names, ...]:

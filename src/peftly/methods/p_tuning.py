@@ -30,7 +30,13 @@ class PTuning(MethodConfig):
     encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout between the layers of the LSTM."""
     place: Place | None = None
-    """Where the rows stand: in front of the text, or after its first token; None: after it in encoders only."""
+    """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
+    `{prompt:3}`; None: in front, in encoders after the first token."""
+
+    @property
+    def marked_tokens(self) -> int:
+        """See `MethodConfig.marked_tokens`."""
+        return self.num_virtual_tokens if self.place == "template" else 0
 
 
 class PTuningEncoder(nn.Module):
@@ -87,7 +93,7 @@ class PTuningAdapter(PromptAdapter):
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         peft = super().peft_config()
-        if self.after_first:
+        if not self.is_like_peft:
             return peft
         return {
             **peft,

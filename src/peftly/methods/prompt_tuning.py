@@ -32,7 +32,13 @@ class PromptTuning(MethodConfig):
     residual_dim: int | None = Field(default=None, ge=1)
     """Train the rows through a residual network of this inner dimension; None: train the rows themselves."""
     place: Place | None = None
-    """Where the rows stand: in front of the text, or after its first token; None: after it in encoders only."""
+    """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
+    `{prompt:3}`; None: in front, in encoders after the first token."""
+
+    @property
+    def marked_tokens(self) -> int:
+        """See `MethodConfig.marked_tokens`."""
+        return self.num_virtual_tokens if self.place == "template" else 0
 
     @model_validator(mode="after")
     def _text_goes_with_init(self) -> Self:
@@ -85,7 +91,7 @@ class PromptTuningAdapter(PromptAdapter):
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         peft = super().peft_config()
-        if self.after_first:
+        if not self.is_like_peft:
             return peft
         # The rows are trained: naming a text here would only make a reader look for its tokenizer.
         return {
