@@ -13,6 +13,7 @@ from peftly import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    PTuningV2,
     attach,
     attached,
     load_adapter,
@@ -194,8 +195,13 @@ MADE = {
 }
 
 
+NETWORKS = [case for case in MADE if " " in case and not case.startswith("lora")]
+TASKS = [("llama", "causal_lm"), ("roberta", "sequence_classification"), ("t5", "seq2seq_lm")]
+
+
 def a_step(model):
-    loss = model(IDS, labels=IDS).loss
+    classifies = type(model).__name__.endswith("Classification")
+    loss = model(IDS, labels=torch.tensor([1]) if classifies else IDS).loss
     optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.02)
     loss.backward()
     optimizer.step()
@@ -203,14 +209,31 @@ def a_step(model):
     return loss.item()
 
 
-@pytest.mark.parametrize("case", MADE)
-def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
-    model = attach(tiny_model("llama", torch.float32), MADE[case], seed=3)
+def goes_on(model, again, folder):
+    """Three steps, a file, and three more, on the model and on another base that has the adapter from the file."""
     losses = [a_step(model) for _ in range(3)]
     assert losses[-1] < losses[0]
-    save_adapter(model, tmp_path / "adapter")
-    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    load_adapter(again, save_adapter(model, folder))
+    own, others = trainable_parameters(model), trainable_parameters(again)
+    assert [(name, tensor.tolist()) for name, tensor in others.items()] == [(n, t.tolist()) for n, t in own.items()]
     assert [a_step(again) for _ in range(3)] == [a_step(model) for _ in range(3)]
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
+    base = tiny_model("llama", torch.float32)
+    goes_on(attach(base, MADE[case], seed=3), tiny_model("llama", torch.float32), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "case"),
+    [(*where, case) for where in TASKS[1:] for case in NETWORKS] + [("roberta", "sequence_classification", "v2 mlp")],
+)
+def test_networks_go_on_behind_a_class_token_and_in_front_of_answers(architecture, task, case, tmp_path):
+    """In the files that only we read, beside a classifier, and in those with rows for a decoder too."""
+    bases = [tiny_model(architecture, torch.float32, task=task) for _ in range(2)]
+    config = MADE[case] if case in MADE else PTuningV2(num_virtual_tokens=3, projection=True, projection_dim=5)
+    goes_on(attach(bases[0], config, seed=3), bases[1], tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("case", ["p_tuning mlp", "prefix_tuning mlp", "prompt_tuning residual"])

@@ -2,13 +2,10 @@ import copy
 import io
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -432,41 +429,3 @@ def test_progress_on_a_terminal_is_one_bar():
             bar.on_step(record_of(step, 30))
     assert "step 30/30" in text.getvalue()
     assert "loss 0.5000  1,234 tokens/s  0s left" in text.getvalue()
-
-
-def test_two_processes_make_the_same_weights_as_one(tmp_path):
-    """19 rows in batches of 4: the last step of an epoch has a batch for one of the processes only."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, torch\n"
-        f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}\n"
-        "from test_training import *\n"
-        "model, result = run(lora_model(torch.float64), data_of(19), batch_size=4, optimizer='sgd', out=sys.argv[1])\n"
-        "torch.save((weights(model), result.history), f'{sys.argv[1]}/{os.environ[\"RANK\"]}.pt')\n"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-2000:]
-    finally:
-        for process in started:
-            process.kill()
-    alone, expected = run(lora_model(torch.float64), data_of(19), batch_size=8, optimizer="sgd")
-    for rank in (0, 1):
-        found, history = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        for name, tensor in weights(alone).items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10)
-        for record, wanted in zip(history, expected.history, strict=True):
-            assert record.loss == pytest.approx(wanted.loss, rel=1e-8)

@@ -148,7 +148,8 @@ class PrefixTuningAdapter(Adapter):
         start = "transform."
         encoder.load_state_dict({name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)})
         device = self.prefix.rows.device
-        self.prefix.rows = nn.Parameter(tensors["embedding.weight"].to(device))
+        # A copy, for a file's tensors need not be aligned in memory, and products of unaligned ones round otherwise.
+        self.prefix.rows = nn.Parameter(tensors["embedding.weight"].to(device).clone())
         self.prefix.encoder = encoder.to(device)
 
     def own_tensors(self) -> dict[str, Tensor]:

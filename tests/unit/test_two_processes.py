@@ -1,0 +1,75 @@
+"""Two processes that train together make the same weights as one, on every task.
+
+Run as a script, this file is one of them: it trains, and leaves what came of it.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_task_training import ready, trained
+from test_training import data_of, lora_model, run, weights
+
+TASKS = {"sequence_classification": "roberta", "token_classification": "bert", "seq2seq_lm": "t5"}
+
+
+def results(bases, folder, *, processes=1, out=None):
+    """Train once on every task, on as many rows a step however many processes there are.
+
+    The last step of an epoch has a batch for one of two processes only.
+
+    Returns:
+        All losses and the weights, by task.
+    """
+    model, result = run(lora_model(torch.float64), data_of(19), out, batch_size=8 // processes, optimizer="sgd")
+    found = {"causal_lm": ([record.loss for record in result.history], weights(model))}
+    for (task, architecture), base in zip(TASKS.items(), bases, strict=True):
+        model, tokenizer, data = ready(task, architecture, lambda _, base=base: base, folder)
+        assert 0 < len(data.train.encoded) % 16 <= 8
+        result = trained(model, tokenizer, data, batch_size=16 // processes, optimizer="sgd")
+        found[task] = ([record.loss for record in result.history], weights(model))
+    return found
+
+
+def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
+    bases = [task_base(architecture) for architecture in TASKS.values()]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    shared["PYTHONPATH"] = os.pathsep.join(sys.path)
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, tmp_path, *bases],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-2000:]
+    finally:
+        for process in started:
+            process.kill()
+    alone = results(bases, tmp_path)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    for rank in ("0", "1"):
+        found = torch.load(tmp_path / rank / "results.pt")
+        for task, (losses, tensors) in alone.items():
+            assert found[task][0] == pytest.approx(losses, rel=1e-8), task
+            assert found[task][1].keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(found[task][1][name], tensor, rtol=1e-7, atol=1e-9)
+
+
+if __name__ == "__main__":
+    place, *given = sys.argv[1:]
+    own = Path(place) / os.environ["RANK"]
+    own.mkdir()
+    torch.save(results(given, own, processes=2, out=Path(place) / "run"), own / "results.pt")
