@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapt import attach, trainable_parameters
+from peftly.adapt import attach, attached, trainable_parameters
 from peftly.base import Base, base_config, load_base
 from peftly.config import RunConfig, dump_config
 from peftly.data import Data, Shape, Split, read_data
@@ -106,9 +106,10 @@ def put_on(
     A new head is drawn from the run's own seed first, so that it is what the run alone would have.
     """
     draw_new_parts(base.model, config.train.seed)
-    before = count_trainable(base.model)
+    is_first = not attached(base.model)
+    before = 0 if is_first else count_trainable(base.model)
     attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers)
-    if (new := new_parts(base.model)) and not before:
+    if (new := new_parts(base.model)) and is_first:
         say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
     called = "" if name == "default" else f"{name}: "
     say(f"method: {called}{method.name}, {count_trainable(base.model) - before:,} trained parameters")

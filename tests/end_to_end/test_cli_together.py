@@ -1,6 +1,7 @@
 """Several adapters in one run: an ensemble, jobs with rows of their own, methods that are trained together."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,11 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
     file.write_text(yaml.safe_dump({**settings, "method": methods, "train": {"epochs": 6, "batch_size": 10}}))
     done = peftly("train", file, "--learning-rate", "0.02")
     assert (done.code, done.err) == (0, "")
+    said = dict(re.findall(r"method: (\w+): \w+, ([\d,]+) trained parameters", done.out))
+    assert list(said) == names
+    whole = sum(int(count.replace(",", "")) for count in said.values())
+    assert json.loads((out / "summary.json").read_text())["parameters"] == whole
     for name in names:
-        assert f"method: {name}: " in done.out
         assert (out / "adapter" / name / "adapter_model.safetensors").is_file()
     losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in losses if record["kind"] == "step"]
