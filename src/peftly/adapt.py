@@ -93,6 +93,8 @@ def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Calla
         raise MethodError(f"this model has an adapter {name!r} already; detach it first, or give this one another name")
     if not name or "." in name:
         raise MethodError(f"an adapter's name is a word without dots, got {name!r}")
+    if hasattr(nn.ModuleDict(), name):
+        raise MethodError(f"an adapter cannot be called {name!r}, as every torch module has something of this name")
     misfit = METHODS[config.name].adapter.misfit(model)
     if misfit is not None:
         raise MethodError(misfit)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapt import attach, attached, trainable_parameters
 from peftly.base import Base, base_config, load_base
-from peftly.config import RunConfig, dump_config
+from peftly.config import RunConfig
+from peftly.config_file import dump_config
 from peftly.data import Data, Shape, Split, read_data
 from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError

@@ -160,7 +160,7 @@ def open_base(spec: str) -> OpenRun:
 
 def read_config(folder: Path) -> "AnyConfig | None":
     """Return the configuration of the run in `folder` (or of the run that the adapter in `folder` belongs to)."""
-    from peftly.config import load_config
+    from peftly.config_file import load_config
 
     for place in (folder, folder.parent):
         if (place / "config.yaml").is_file() and (place == folder or folder in _adapter_folders(place)):
@@ -199,7 +199,7 @@ def _adapters_below(folder: Path) -> list[Path]:
 
 def _parts(out: Path) -> list[Path]:
     """Return the folders of runs that were trained side by side in `out`; none if its configuration is unreadable."""
-    from peftly.config import load_config
+    from peftly.config_file import load_config
 
     if not (out / "config.yaml").is_file():
         return []

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapt import use_adapters
 from peftly.base import Base
-from peftly.config import AnyConfig, JobsConfig, RunConfig, dump_config
+from peftly.config import AnyConfig, JobsConfig, RunConfig
+from peftly.config_file import dump_config
 from peftly.data import Data
 from peftly.ensemble import evaluate_ensemble
 from peftly.environment import environment

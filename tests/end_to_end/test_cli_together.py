@@ -209,6 +209,7 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
             {"jobs": {"a": {"train": {"epoch": 1}}}},
             "jobs.a.train.epoch is not a setting; did you mean jobs.a.train.epochs?",
         ),
+        ({"jobs": {"training": {}}}, "an adapter cannot be called 'training'"),
         ({"jobs": {"a": {}}, "ensemble": 2}, "ensemble and jobs do not go together"),
         ({"ensemble": 1}, "ensemble.size must be greater than or equal to 2"),
         ({"ensemble": 2, "method": ["lora", "ia3"]}, "the members of an ensemble have one method"),

@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from peftly.config import FLAGS, RunConfig, dump_config, load_config
+from peftly.config import RunConfig
+from peftly.config_file import FLAGS, dump_config, load_config
 from peftly.errors import ConfigError
 from peftly.methods import METHODS, LoRA
 

@@ -79,7 +79,8 @@ def inspect(
 
 
 def _config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
-    from peftly.config import JobsConfig, load_config
+    from peftly.config import JobsConfig
+    from peftly.config_file import load_config
 
     if source is not None and Path(source).is_dir():
         if not (Path(source) / "config.yaml").is_file():

@@ -74,7 +74,8 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
     }
-    from peftly.config import load_config, one_run
+    from peftly.config import one_run
+    from peftly.config_file import load_config
     from peftly.run_folder import check_out
 
     resolved = load_config(config, overrides or (), flags)
@@ -102,7 +103,7 @@ def _train_together(config: "AnyConfig", *, overwrite: bool) -> None:
     from peftly.run_together import run_together
 
     screen = console()
-    with ProgressBar(screen) as bar:
+    with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
         bars = {name: [bar.beside(name)] for name in config.parts()}
         result = run_together(config, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=bars)
     screen.print()
