@@ -92,12 +92,17 @@ def adapters_in(folder: Path, name: str = "default") -> dict[str, Path]:
 def saved_together(folder: Path) -> dict[str, list[str]]:
     """Return, for every adapter in `folder` that was not saved alone, the names of all that it was saved with."""
     noted = {place: _notes(folder / place).get(TOGETHER) for place in _adapter_folders(folder)}
-    return {place: names for place, names in noted.items() if isinstance(names, list) and names}
+    for place, names in noted.items():
+        are_names = isinstance(names, list) and all(isinstance(one, str) for one in names)
+        if names and not (are_names and place in names):
+            raise AdapterError(f"{folder / place / NOTES} is damaged: {TOGETHER} is {names!r}")
+    return {place: names for place, names in noted.items() if names}
 
 
 def no_adapter(folder: Path) -> AdapterError:
     """Return the error of a folder that is not the folder of an adapter."""
     alone = _adapter_folders(folder)
+    alone = alone or sorted(str(path.parent.parent.name) for path in folder.glob(f"*/adapter/{CONFIG}"))
     hint = f"; open one of its folders: {', '.join(alone)}" if alone else ""
     return AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor adapters that were saved together{hint}")
 

@@ -172,14 +172,15 @@ class JobsConfig(BaseModel):
 AnyConfig = RunConfig | JobsConfig
 
 
-def one_run(config: AnyConfig) -> RunConfig:
-    """Return a configuration that is of one run.
+def one_run(config: AnyConfig, folder: str | Path | None = None) -> RunConfig:
+    """Return a configuration that is of one run, which is in `folder` (None: where it says).
 
     Raises:
         ConfigError: it is of several.
     """
     parts = config.parts()
     if isinstance(config, JobsConfig) or parts:
-        names = listed(str(Path(config.out) / name) for name in parts)
-        raise ConfigError(f"{config.out} holds runs that were trained side by side; name one of them: {names}")
+        folder = Path(config.out if folder is None else folder)
+        names = listed(str(folder / name) for name in parts)
+        raise ConfigError(f"{folder} holds runs that were trained side by side; name one of them: {names}")
     return config

@@ -80,9 +80,9 @@ def dump_config(config: AnyConfig) -> str:
     settings = config.model_dump(mode="json")
     if isinstance(config, JobsConfig):
         jobs = settings["jobs"]
-        shared = {key: value for key, value in next(iter(jobs.values())).items() if key not in (*OF_A_JOB, "out")}
+        first = next(iter(jobs.values()))
         settings = {
-            **{key: value for key, value in shared.items() if key != "ensemble"},
+            **{key: value for key, value in first.items() if key not in (*OF_A_JOB, "ensemble", "out")},
             "jobs": {name: {key: job[key] for key in OF_A_JOB} for name, job in jobs.items()},
             "out": config.out,
         }
@@ -94,39 +94,45 @@ def _read_jobs(settings: Mapping[str, Any]) -> JobsConfig:
     jobs = settings["jobs"]
     if not isinstance(jobs, Mapping) or not jobs:
         raise ConfigError(f"jobs must be a mapping of names to settings, not {shortened(jobs)}")
+    if settings.get("ensemble") is not None:
+        raise ConfigError("ensemble and jobs do not go together; train the ensemble in a run of its own")
     shared = {key: value for key, value in settings.items() if key != "jobs"}
-    out = settings.get("out")
-    runs = {}
+    runs: dict[str, RunConfig] = {}
     for name, own in jobs.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise ConfigError(
-                f"jobs: {name!r} is no name for a job; take letters, digits, _ and -, for it names a folder"
+                f"jobs: {name!r} is no name for a job; take a text (in quotes if it is a number) of letters, digits, "
+                "_ and -, for it names a folder"
             )
-        if not isinstance(own, Mapping):
-            raise ConfigError(f"jobs.{name} must be a mapping with {listed(OF_A_JOB)}, not {shortened(own)}")
-        strange = [str(key) for key in own if key not in OF_A_JOB]
-        if strange:
-            near = nearest(strange[0], OF_A_JOB)
-            raise ConfigError(f"jobs.{name}.{strange[0]} is not a setting{near}; a job has {listed(OF_A_JOB)}")
-        run = {**shared, **{key: _over(shared.get(key), value) for key, value in own.items()}}
-        if isinstance(out, str) and out:
-            run["out"] = str(Path(out) / name)
-        try:
-            runs[name] = RunConfig.model_validate(run)
-        except ValidationError as error:
-            place = str(error.errors()[0]["loc"][0])
-            raise ConfigError(first_line(error, RunConfig, f"jobs.{name}" if place in own else "", FLAGS)) from error
-        if isinstance(runs[name].method, tuple):
-            raise ConfigError(f"jobs.{name}.method is a list; a job among others trains one method")
-    if shared.get("ensemble") is not None:
-        raise ConfigError("ensemble and jobs do not go together; train the ensemble in a run of its own")
-    return JobsConfig(jobs=runs, out=str(out))
+        if any(name.lower() == other.lower() for other in runs):
+            raise ConfigError(f"jobs: {name!r} differs from another job in capitals only, and they name folders")
+        runs[name] = _read_job(name, shared, own)
+    return JobsConfig(jobs=runs, out=str(settings.get("out")))
 
 
-def _over(shared: object, own: object) -> object:
+def _read_job(name: str, shared: Mapping[str, Any], own: object) -> RunConfig:
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"jobs.{name} must be a mapping with {listed(OF_A_JOB)}, not {shortened(own)}")
+    strange = [str(key) for key in own if key not in OF_A_JOB]
+    if strange:
+        near = nearest(strange[0], OF_A_JOB)
+        raise ConfigError(f"jobs.{name}.{strange[0]} is not a setting{near}; a job has {listed(OF_A_JOB)}")
+    run = {**shared, **{key: _over(key, shared.get(key), value) for key, value in own.items()}}
+    if isinstance(run.get("out"), str) and run["out"]:
+        run["out"] = str(Path(run["out"]) / name)
+    try:
+        made = RunConfig.model_validate(run)
+    except ValidationError as error:
+        place = str(error.errors()[0]["loc"][0])
+        raise ConfigError(first_line(error, RunConfig, f"jobs.{name}" if place in own else "", FLAGS)) from error
+    if isinstance(made.method, tuple):
+        raise ConfigError(f"jobs.{name}.method is a list; a job among others trains one method")
+    return made
+
+
+def _over(key: str, shared: object, own: object) -> object:
     """Put a job's own settings over the shared ones, key by key; another method takes none of the shared one's."""
-    if isinstance(shared, str):
-        shared = {"name": shared}
+    shared, own = _spelled_out(key, shared), _spelled_out(key, own)
     if not (isinstance(shared, Mapping) and isinstance(own, Mapping)):
         return own
     return {**shared, **own} if own.get("name") in (None, shared.get("name")) else own
@@ -169,18 +175,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _put(settings: dict[str, Any], key: str, value: object) -> None:
-    """Set `a.b.c` in nested settings; a method given by its bare name becomes a mapping on the way."""
+    """Set `a.b.c` in nested settings. Naming the method that is there, or another size, keeps the other settings."""
     *parents, last = key.split(".")
     place = settings
     for depth, parent in enumerate(parents):
-        inner = place.setdefault(parent, {})
-        if depth == 0 and parent == "method" and isinstance(inner, str):
-            inner = place[parent] = {"name": inner}
+        inner = place[parent] = _spelled_out(parent, place.get(parent, {}))
         if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {inner!r}, which has no settings below it")
         place = inner
-    if key == "method" and isinstance(value, str):
-        current = place.get("method")
-        if isinstance(current, dict) and current.get("name") == value:
-            return
+    current, value = place.get(last), _spelled_out(last, value)
+    if last == "method" and isinstance(current, dict) and value == {"name": current.get("name")}:
+        return
+    if last == "ensemble" and isinstance(current, dict) and isinstance(value, dict):
+        value = {**current, **value}
     place[last] = value
+
+
+def _spelled_out(key: str, value: object) -> Any:
+    """Return a method given by its bare name, or an ensemble by its bare size, as the mapping that it stands for."""
+    if key == "method" and isinstance(value, str):
+        return {"name": value}
+    if key == "ensemble" and isinstance(value, int) and not isinstance(value, bool):
+        return {"size": value}
+    return value

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -65,8 +66,9 @@ def _unknown_key(path: str, places: list[str], model: type[BaseModel], prefix: s
 def _keys(model: type[BaseModel]) -> Iterable[str]:
     for name, field in model.model_fields.items():
         yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from (f"{name}.{inner}" for inner in _keys(field.annotation))
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from (f"{name}.{inner}" for inner in _keys(part))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from peftly.scores import Evaluation, Prediction, evaluate_predictions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Ensemble", "evaluate_ensemble"]
+__all__ = ["Ensemble", "evaluate_ensemble", "label_loss"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ def _decide(members: Sequence[Prediction], labels: Sequence[str], vote: Vote) ->
     chosen = max(labels, key=lambda label: (votes[label] if vote == "majority" else 0, mean[label]))
     logs = {label: math.log(max(share, 1e-300)) for label, share in mean.items()}
     return Prediction(members[0].prompt, members[0].label, chosen, logs)
+
+
+def label_loss(predictions: Sequence[Prediction]) -> float:
+    """Return the mean of -log of the probability of a row's own label, given that it is one of the labels.
+
+    It compares what writes its labels, whose loss is over tokens, with an ensemble of it, whose loss this is.
+    """
+    shares = [max(_probabilities(row)[row.label], 1e-300) for row in predictions]
+    return -math.fsum(map(math.log, shares)) / len(shares)
 
 
 def _probabilities(prediction: Prediction) -> dict[str, float]:

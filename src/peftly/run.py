@@ -14,12 +14,13 @@ from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.generation import generate
-from peftly.head import draw_new_parts, new_parts
+from peftly.head import new_parts
 from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
-from peftly.run_folder import check_out, clear_run, folder_bytes, write_json
+from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, write_json
 from peftly.tasks import TASKS, choose_task, task_of
+from peftly.trainee import check_trainable
 from peftly.training import TrainResult, train
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def run(
     config, base, data = open_parts(config, base, data, say)
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
+    check_trainable(base.model, data, config.train)
     clear_run(out)
     begin(config, data)
     try:
@@ -102,11 +104,7 @@ def run(
 def put_on(
     base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, say: Callable[[str], None]
 ) -> None:
-    """Attach one adapter of a run, and say how much of it is trained.
-
-    A new head is drawn from the run's own seed first, so that it is what the run alone would have.
-    """
-    draw_new_parts(base.model, config.train.seed)
+    """Attach one adapter of a run, and say how much of it is trained."""
     is_first = not attached(base.model)
     before = 0 if is_first else count_trainable(base.model)
     attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers)
@@ -133,7 +131,7 @@ def begin(config: RunConfig, data: Data) -> None:
 
 def keep_what_is_left(out: Path) -> None:
     """After a training that failed: write the page of a run that has an adapter, clear one that has none."""
-    if (out / "adapter").exists():
+    if adapter_folders(out):
         write_report(out)
     else:
         clear_run(out)

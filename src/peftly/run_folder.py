@@ -30,6 +30,7 @@ __all__ = [
     "RESULTS",
     "OpenEnsemble",
     "OpenRun",
+    "adapter_folders",
     "check_out",
     "clear_run",
     "folder_bytes",
@@ -101,12 +102,12 @@ def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if nothing else is in it; what peftly did not write stays."""
     for part in _parts(out):
         clear_run(part)
-    for folder in _adapter_folders(out):
+    for folder in _places(out):
         for inner in (*_adapters_below(folder), folder):
             for name in ADAPTER_FILES:
                 (inner / name).unlink(missing_ok=True)
             _remove_if_empty(inner)
-    for name in FILES:
+    for name in reversed(FILES):  # what says whose the folder is goes last
         (out / name).unlink(missing_ok=True)
     _remove_if_empty(out)
 
@@ -124,7 +125,7 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
 
     folder = Path(spec)
     found = read_config(folder)
-    config = None if found is None else one_run(found)
+    config = None if found is None else one_run(found, spec)
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
     adapter = find_adapter(spec)
@@ -163,7 +164,7 @@ def read_config(folder: Path) -> "AnyConfig | None":
     from peftly.config_file import load_config
 
     for place in (folder, folder.parent):
-        if (place / "config.yaml").is_file() and (place == folder or folder in _adapter_folders(place)):
+        if (place / "config.yaml").is_file() and (place == folder or folder in _places(place)):
             return load_config(place / "config.yaml")
     return None
 
@@ -188,7 +189,12 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "adapter" / "adapter_config.json").is_file()
 
 
-def _adapter_folders(out: Path) -> list[Path]:
+def adapter_folders(out: Path) -> list[Path]:
+    """Return the folders of a run that hold an adapter, or adapters that were trained together."""
+    return [folder for folder in _places(out) if any(folder.rglob("adapter_config.json"))]
+
+
+def _places(out: Path) -> list[Path]:
     return [out / "adapter", out / "adapter-interrupted", *out.glob("step-*")]
 
 

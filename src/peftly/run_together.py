@@ -21,11 +21,13 @@ from peftly.ensemble import evaluate_ensemble
 from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
+from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
 from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
 from peftly.run_folder import RESULTS, check_out, clear_run, write_json
 from peftly.tasks import TASKS
+from peftly.trainee import check_trainable
 from peftly.training import Job, train_together
 
 if TYPE_CHECKING:
@@ -82,12 +84,17 @@ def run_together(
         ConfigError: the configuration has no parts, or they do not fit on one base.
     """
     out = Path(config.out)
-    check_out(out, overwrite=overwrite)
+    for folder in (out, *(Path(part.out) for part in config.parts().values())):
+        check_out(folder, overwrite=overwrite)
+    given = base is not None
     base, parts = _opened(config, base, say)
     model = base.model
     for name, part in parts.items():
+        if not given:  # a new head is what the part alone would have, from its own seed
+            draw_new_parts(model, part.config.train.seed)
         (method,) = part.config.adapters.values()
         put_on(base, name, method, part.config, part.data, say)
+        check_trainable(model, part.data, part.config.train, adapter=name)
     clear_run(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")

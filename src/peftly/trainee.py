@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Trainee", "found_in"]
+__all__ = ["Trainee", "check_trainable", "found_in"]
 
 
 class Trainee:
@@ -62,9 +62,7 @@ class Trainee:
         Raises:
             ConfigError: settings that the data or the model cannot serve.
         """
-        _check(config, data)
-        methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
-        _check_marks([method for method in methods if method.marked_tokens], data.shape.marked_tokens)
+        check_trainable(model, data, config, adapter=adapter, learning_rate=learning_rate)
         self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
         self.accelerator, self.adapter, self.out, self.callbacks = accelerator, adapter, out, list(callbacks)
         own = {name for name in trainable_parameters(model) if adapter is None or owner(name) == adapter}
@@ -235,6 +233,25 @@ class Trainee:
     def seconds(self) -> float:
         """Since training began."""
         return time.perf_counter() - self.started
+
+
+def check_trainable(
+    model: "PreTrainedModel",
+    data: Data,
+    config: TrainConfig,
+    *,
+    adapter: str | None = None,
+    learning_rate: float | None = None,
+) -> None:
+    """Refuse what a `Trainee` of the same arguments would refuse, before anything is written.
+
+    Raises:
+        ConfigError: settings that the data or the adapters cannot serve.
+    """
+    _check(config, data)
+    methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
+    _check_marks([method for method in methods if method.marked_tokens], data.shape.marked_tokens)
+    parameter_groups(model, config, learning_rate)
 
 
 def _check(config: TrainConfig, data: Data) -> None:

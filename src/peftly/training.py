@@ -6,7 +6,7 @@ Every process knows the rows of the whole step, so this number costs no communic
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,23 +152,28 @@ def _train(
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
     with training_mode(model, gradient_checkpointing=checkpointing):
         try:
-            loop.go()
-            return [trainee.finish() for trainee in trainees]
+            return loop.go()
         except KeyboardInterrupt as interrupt:
-            saved = [found_in(trainee.save("adapter-interrupted")) for trainee in trainees]
-            reached = f"stopped at step {trainees[0].step} of {trainees[0].steps}"
-            raise KeyboardInterrupt(f"{reached}; {'; '.join(saved)}") from interrupt
+            left = [trainee for trainee in trainees if trainee not in loop.results]
+            reached = [f"stopped at step {trainee.step} of {trainee.steps}" for trainee in left]
+            saved = [found_in(trainee.save("adapter-interrupted")) for trainee in left]
+            told = [f"{step}; {place}" for step, place in zip(reached, saved, strict=True)]
+            raise KeyboardInterrupt("; ".join(told)) from interrupt
         except TrainingError as error:
-            for trainee in trainees:
-                if trainee is not loop.at_work:
-                    trainee.save("adapter-interrupted")
-            raise error
+            left = [trainee for trainee in trainees if trainee not in loop.results and trainee is not loop.at_work]
+            saved = [found_in(trainee.save("adapter-interrupted"), f"those of {trainee.adapter}") for trainee in left]
+            raise TrainingError("; ".join([str(error), *saved])) from error
         finally:
             accelerator.free_memory()
 
 
 class _Loop:
-    """Steps of all trainees, of which each takes as many as it has."""
+    """Steps of all trainees, of which each takes as many as it has.
+
+    Attributes:
+        results: of the trainees that have finished.
+        at_work: the trainee that something is done for at this moment.
+    """
 
     def __init__(self, model: "PreTrainedModel", trainees: Sequence[Trainee], accelerator: "Accelerator") -> None:
         self.model, self.trainees, self.accelerator = model, trainees, accelerator
@@ -176,17 +181,35 @@ class _Loop:
         tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
         self.logits_of = tasks[0].logits
         self.at_work = trainees[0]
+        self.results: dict[Trainee, TrainResult] = {}
 
-    def go(self) -> None:
-        """Take steps until nobody has one left."""
+    def go(self) -> list[TrainResult]:
+        """Take steps until nobody has one left; whoever has none left is finished at once."""
         streams = [(trainee, trainee.steps_left()) for trainee in self.trainees]
-        while work := [(trainee, rows) for trainee, stream in streams if (rows := next(stream, None)) is not None]:
+        while work := self.next_rows(streams):
             began = time.perf_counter()
             losses = self.gradients(work)
             seconds = time.perf_counter() - began
             for (trainee, rows), loss in zip(work, losses, strict=True):
                 self.at_work = trainee
                 trainee.update(rows, loss, seconds)
+        return [self.results[trainee] for trainee in self.trainees]
+
+    def next_rows(
+        self, streams: Sequence[tuple[Trainee, Iterator[list[Encoded]]]]
+    ) -> list[tuple[Trainee, list[Encoded]]]:
+        """Return the rows of everybody's next step, and finish who has no more."""
+        work = []
+        for trainee, stream in streams:
+            if trainee in self.results:
+                continue
+            rows = next(stream, None)
+            if rows is not None:
+                work.append((trainee, rows))
+            else:
+                self.at_work = trainee
+                self.results[trainee] = trainee.finish()
+        return work
 
     def gradients(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> list[float]:
         """Leave the gradient of each one's mean loss over its rows in its parameters, and return those losses."""

@@ -2,13 +2,22 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from commands import Peftly, peftly_apart
 from references import assert_close
 from safetensors.torch import load_file
+
+from peftly import detach, load, load_base
+from peftly.config import RunConfig
+from peftly.config_file import dump_config, load_config
+from peftly.errors import AdapterError
+from peftly.run import run
+from peftly.run_together import run_together
 
 FAST = ["--epochs", "4", "--learning-rate", "0.02", "--batch-size", "10"]
 
@@ -75,7 +84,7 @@ def test_an_ensemble_is_evaluated_as_one(ensemble, peftly: Peftly, tweets):
     assert list(found["members"]) == ["member_1", "member_2", "member_3"]
     assert found["members"]["member_1"]["macro_f1"] == scores(ensemble / "member_1")["macro_f1"]
     table = peftly("evaluate", ensemble, "--data", tweets).out
-    for word in ("ensemble", "member_3", "perplexity"):
+    for word in ("ensemble", "member_3", "loss over labels"):
         assert word in table
 
 
@@ -202,6 +211,9 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
     ("settings", "words"),
     [
         ({"jobs": {}}, "jobs must be a mapping of names"),
+        ({"jobs": {1: {}}}, "in quotes if it is a number"),
+        ({"jobs": {"a": {}, "A": {}}}, "differs from another job in capitals only"),
+        ({"ensemble": {"size": 2, "votes": "mean"}}, "did you mean ensemble.vote?"),
         ({"jobs": {"../a": {}}}, "'../a' is no name for a job"),
         ({"jobs": {"a": {"dat": 1}}}, "jobs.a.dat is not a setting; did you mean data?; a job has data, method, train"),
         ({"jobs": {"a": {"method": ["lora", "ia3"]}}}, "jobs.a.method is a list"),
@@ -234,3 +246,121 @@ def test_an_ensemble_needs_labels(peftly: Peftly, tiny_llama_folder, tmp_path):
     assert done.code == 2
     assert "an ensemble votes on labels" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def jobs_file(tmp_path, base, tweets, **more) -> Path:
+    """Write a configuration of two LoRA jobs on the same rows."""
+    settings = {
+        "base": str(base),
+        "data": {"train": str(tweets)},
+        "method": {"name": "lora", "rank": 2},
+        "train": {"epochs": 2, "batch_size": 10, "learning_rate": 0.01},
+        "jobs": {"a": {}, "b": {}},
+        "out": str(tmp_path / "out"),
+    }
+    (tmp_path / "jobs.yaml").write_text(yaml.safe_dump({**settings, **more}))
+    return tmp_path / "jobs.yaml"
+
+
+def test_a_job_that_fails_costs_no_other_its_weights(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    file = jobs_file(tmp_path, tiny_llama_folder, tweets)
+    wrong = ["--set", "jobs.b.train.learning_rate=1e30", "--set", "train.epochs=1", "--set", "jobs.a.train.epochs=3"]
+    done = peftly("train", file, *wrong)
+    assert done.code == 2
+    assert "learning rate" in done.err
+    assert f"those of a are in {tmp_path / 'out' / 'a' / 'adapter-interrupted'}" in done.err
+    assert peftly("generate", tmp_path / "out" / "a" / "adapter-interrupted", "--prompt", "late").code == 0
+
+
+def test_a_job_that_is_done_is_saved_before_another_fails(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    file = jobs_file(tmp_path, tiny_llama_folder, tweets)
+    wrong = [
+        "--set",
+        "jobs.b.train.epochs=9",
+        "--set",
+        "jobs.b.train.learning_rate=1e30",
+        "--set",
+        "jobs.b.train.warmup=0.9",
+    ]
+    done = peftly("train", file, "--set", "jobs.a.train.max_steps=1", *wrong)
+    assert done.code == 2
+    assert (tmp_path / "out" / "a" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "a" / "adapter-interrupted").exists()
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (["--template", "{prompt:3}{text}"], "data.template marks places"),
+        (["--set", "train.optimizer=sgd", "--set", "train.learning_rate=null"], "train.learning_rate is missing"),
+    ],
+)
+def test_a_mistake_leaves_the_run_that_was_to_be_replaced(
+    mistake, words, together, peftly: Peftly, tiny_llama_folder, tweets, tmp_path
+):
+    file = jobs_file(tmp_path, tiny_llama_folder, tweets)
+    if not together:
+        settings = yaml.safe_load(file.read_text())
+        del settings["jobs"]
+        file.write_text(yaml.safe_dump(settings))
+    assert peftly("train", file, "--epochs", "1").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    done = peftly("train", file, "--overwrite", *mistake)
+    assert (done.code, words in done.err) == (2, True), done.err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_where_a_job_needs_its_folder(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+    file = jobs_file(tmp_path, tiny_llama_folder, tweets)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("base: x")
+    (tmp_path / "out" / "a").write_text("mine")
+    done = peftly("train", file, "--overwrite")
+    assert (done.code, "is a file; name a folder" in done.err) == (2, True)
+    assert (tmp_path / "out" / "config.yaml").read_text() == "base: x"
+
+
+def test_a_moved_folder_names_its_members_where_they_are(ensemble, peftly: Peftly, tmp_path):
+    shutil.copytree(ensemble, tmp_path / "moved")
+    done = peftly("generate", tmp_path / "moved", "--text", "x")
+    assert str(tmp_path / "moved" / "member_1") in done.err
+    assert str(ensemble) not in done.err
+    with pytest.raises(AdapterError, match="open one of its folders: member_1, member_2, member_3"):
+        load(tmp_path / "moved")
+
+
+def test_a_head_that_a_base_has_got_stays(task_base, tweets, tmp_path):
+    base = load_base(str(task_base("bert")), task="sequence_classification", labels=("complaint", "no complaint"))
+    with torch.no_grad():
+        base.model.classifier.weight.fill_(0.5)
+    settings = {"base": "given", "data": {"train": str(tweets)}, "method": "lora", "train": {"epochs": 1}}
+    run(RunConfig.model_validate({**settings, "out": str(tmp_path / "one")}), base=base)
+    run_together(RunConfig.model_validate({**settings, "ensemble": 2, "out": str(tmp_path / "two")}), base=base)
+    detach(base.model)
+    assert bool((base.model.classifier.weight == 0.5).all())
+
+
+@pytest.mark.parametrize(
+    ("flags", "place", "value"),
+    [
+        (["--ensemble", "4"], "ensemble", {"size": 4, "vote": "mean"}),
+        (["--set", "ensemble.vote=majority"], "ensemble", {"size": 3, "vote": "majority"}),
+        (["--set", "ensemble=2"], "ensemble", {"size": 2, "vote": "mean"}),
+    ],
+)
+def test_other_settings_of_an_ensemble_stay(flags, place, value, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("base: b\nout: o\ndata: {train: d}\nmethod: lora\nensemble: {size: 3, vote: mean}\n")
+    sets = [flags[1]] if flags[0] == "--set" else []
+    found = load_config(file, sets, {"ensemble": 4} if not sets else {})
+    assert found.model_dump()[place] == value
+
+
+@pytest.mark.parametrize("own", ["lora", {"name": "lora"}, {}])
+def test_a_job_with_the_shared_method_has_its_settings(own, tiny_llama_folder, tweets, tmp_path):
+    jobs = {"a": {"method": own}, "b": {"method": "ia3"}}
+    found = load_config(jobs_file(tmp_path, tiny_llama_folder, tweets, jobs=jobs), ["jobs.b.method.name=lora"])
+    assert (found.jobs["a"].method.rank, found.jobs["b"].method.rank) == (2, 2)
+    (tmp_path / "again.yaml").write_text(dump_config(found))
+    assert load_config(tmp_path / "again.yaml") == found

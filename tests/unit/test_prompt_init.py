@@ -50,7 +50,7 @@ def test_a_labelled_task_starts_from_its_answers(init, count):
 
 def test_a_text_goes_before_the_answers_and_the_vocabulary_is_last():
     model, found = rows(PromptTuning(init_text="so it is"), tokenizer=Words(), labels=ANSWERS)
-    assert torch.equal(found, words_of(model, " so it is", 8).float())
+    assert torch.equal(found, words_of(model, " so it is", 20).float())
     _, unasked = rows(PromptTuning(), tokenizer=Words())
     _, asked = rows(PromptTuning(init="vocabulary"), tokenizer=Words(), labels=ANSWERS)
     assert torch.equal(unasked, asked)

@@ -68,15 +68,19 @@ def _print_tables(screen: "Console", name: str, evaluation: "Evaluation", member
     from rich.table import Table
     from rich.text import Text
 
-    from peftly._units import count_text, score_rows
+    from peftly._units import count_text, score_rows, score_text
+    from peftly.ensemble import label_loss
 
+    models = [evaluation, *members.values()]
     table = Table("score", "ensemble" if members else name, *members, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("rows", *(count_text(one.rows) for one in (evaluation, *members.values())))
-    columns = [dict(score_rows(vars(one))) for one in (evaluation, *members.values())]
-    for score in dict.fromkeys(score for column in columns for score in column):
-        table.add_row(score, *(column.get(score, "") for column in columns))
+    table.add_row("rows", *(count_text(one.rows) for one in models))
+    columns = [dict(score_rows(vars(one))) for one in models]
+    if members:  # of the members' losses over tokens an ensemble has none
+        table.add_row("loss over labels", *(score_text(label_loss(one.predictions)) for one in models))
+    for score in [score for score in columns[0] if not (members and score == "loss")]:
+        table.add_row(score, *(column[score] for column in columns))
     screen.print(table)
     if evaluation.confusion is not None:
         screen.print("\nrows: what an example is; columns: what was predicted")

@@ -199,7 +199,7 @@ def _wrap_checkpoints(model: Any) -> None:
 
 
 def unwrap_checkpoints(model: Any) -> None:
-    """Undo `wrap_checkpoints`."""
+    """Let checkpointed blocks be computed again as before."""
     for module in model.modules():
         if isinstance(function := vars(module).get(_FUNCTION), _Checkpoints):
             setattr(module, _FUNCTION, function.original)

@@ -21,7 +21,7 @@ class PromptTuning(MethodConfig):
     """Settings of prompt tuning."""
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
-    num_virtual_tokens: int = Field(default=8, ge=1)
+    num_virtual_tokens: int = Field(default=20, ge=1)
     """How many rows are trained."""
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
     """Where the rows start: the words of `init_text`, common words of the vocabulary, random numbers at the scale of
