@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapt import use_adapters
 from peftly.base import Base
-from peftly.config import AnyConfig, JobsConfig, RunConfig
+from peftly.config import AnyConfig, JobsConfig, RunConfig, Vote
 from peftly.config_file import dump_config
 from peftly.data import Data
 from peftly.ensemble import evaluate_ensemble
@@ -158,23 +158,35 @@ def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
 def _evaluated(
     config: AnyConfig, base: Base, parts: Mapping[str, _Part], say: Callable[[str], None]
 ) -> tuple[Evaluation | None, dict[str, Evaluation]]:
-    """Return the scores of the ensemble, if it is one, and those of every part that has rows held out."""
+    """Return the scores of the vote, if this is an ensemble, and those of every part that has rows held out."""
+    if isinstance(config, RunConfig) and config.ensemble is not None:
+        return _evaluated_vote(config.ensemble.vote, base, parts, say)
     found = {}
     for name, part in parts.items():
         split_name, split = evaluation_split(part.data)
         if split is None:
             continue
-        who = f"{name}: " if isinstance(config, JobsConfig) else ""
-        say(f"{who}evaluating on the {split_name} split: {len(split.examples)} rows")
-        size, shape = part.config.train.evaluation_batch_size, part.data.shape
-        if isinstance(config, RunConfig) and config.ensemble is not None:
-            both = evaluate_ensemble(
-                base.model, base.tokenizer, split, shape, list(parts), vote=config.ensemble.vote, batch_size=size
-            )
-            return both.together, both.members
+        say(f"{name}: evaluating on the {split_name} split: {len(split.examples)} rows")
+        size = part.config.train.evaluation_batch_size
         with use_adapters(base.model, name):
-            found[name] = evaluate(base.model, base.tokenizer, split, shape, batch_size=size)
+            found[name] = evaluate(base.model, base.tokenizer, split, part.data.shape, batch_size=size)
     return None, found
+
+
+def _evaluated_vote(
+    vote: Vote, base: Base, members: Mapping[str, _Part], say: Callable[[str], None]
+) -> tuple[Evaluation | None, dict[str, Evaluation]]:
+    """Do the same for an ensemble, whose members have the same rows, in one pass."""
+    one = next(iter(members.values()))
+    split_name, split = evaluation_split(one.data)
+    if split is None:
+        return None, {}
+    say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
+    size = one.config.train.evaluation_batch_size
+    found = evaluate_ensemble(
+        base.model, base.tokenizer, split, one.data.shape, list(members), vote=vote, batch_size=size
+    )
+    return found.together, found.members
 
 
 def _results(
