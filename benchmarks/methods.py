@@ -172,9 +172,12 @@ def _search(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _by_method(lines: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the lines of each method."""
-    for method in dict.fromkeys(line["method"] for line in lines):
-        yield [line for line in lines if line["method"] == method]
+    """Yield the lines of each method, in the registry's order."""
+    from peftly import METHODS
+
+    for method in (UNTOUCHED, *METHODS):
+        if rows := [line for line in lines if line["method"] == method]:
+            yield rows
 
 
 def is_default(line: dict[str, Any]) -> bool:
