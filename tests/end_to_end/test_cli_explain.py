@@ -24,7 +24,7 @@ def test_a_prompt_is_shown_by_its_nearest_words(peftly: Peftly, runs):
     assert (outcome.code, outcome.err) == (0, "")
     assert "started at" in outcome.out
     found = json.loads(peftly("explain", runs["prompt_tuning"], "--neighbours", "2", "--json").out)
-    assert len(found["rows"]) == 8
+    assert len(found["rows"]) == 20
     for row in found["rows"]:
         assert len(row["nearest"]) == 2
         assert 0 < row["moved"] < 10 * row["norm"]
