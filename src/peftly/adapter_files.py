@@ -94,7 +94,7 @@ def saved_together(folder: Path) -> dict[str, list[str]]:
     noted = {place: _notes(folder / place).get(TOGETHER) for place in _adapter_folders(folder)}
     for place, names in noted.items():
         are_names = isinstance(names, list) and all(isinstance(one, str) for one in names)
-        if names and not (are_names and place in names):
+        if names and not (are_names and place in names and len(set(names)) == len(names)):
             raise AdapterError(f"{folder / place / NOTES} is damaged: {TOGETHER} is {names!r}")
     return {place: names for place, names in noted.items() if names}
 

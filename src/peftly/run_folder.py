@@ -136,7 +136,12 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
 
 
 def open_ensemble(spec: str) -> OpenEnsemble | None:
-    """Open the members of an ensemble on one base, under their names; None if this is any other run or adapter."""
+    """Open the members of an ensemble on one base, under their names; None if this is any other run or adapter.
+
+    Raises:
+        AdapterError: a member is missing, or has been trained anew on rows of another shape.
+    """
+    from peftly.adapter_files import read_notes
     from peftly.checkpoint import find_adapter, load_adapter
     from peftly.config import RunConfig
 
@@ -147,7 +152,12 @@ def open_ensemble(spec: str) -> OpenEnsemble | None:
     first, *others = config.parts()
     opened = open_run(str(folder / first), name=first)
     for name in others:
-        load_adapter(opened.model, find_adapter(folder / name), name=name)
+        member = find_adapter(folder / name)
+        if read_notes(member).get("shape") != read_notes(find_adapter(folder / first)).get("shape"):
+            raise AdapterError(
+                f"{folder}: {name} was trained on rows of another shape than {first}, so they cannot vote"
+            )
+        load_adapter(opened.model, member, name=name)
     return OpenEnsemble(opened, (first, *others), config.ensemble.vote)
 
 

@@ -330,6 +330,15 @@ def test_a_moved_folder_names_its_members_where_they_are(ensemble, peftly: Peftl
         load(tmp_path / "moved")
 
 
+def test_a_member_that_learned_other_rows_has_no_vote(ensemble, peftly: Peftly, tmp_path):
+    shutil.copytree(ensemble, tmp_path / "vote")
+    member = tmp_path / "vote" / "member_2"
+    other = ["--template", "{text} :", "--epochs", "1", "--out", member, "--overwrite"]
+    assert peftly("train", member / "config.yaml", *other).code == 0
+    done = peftly("evaluate", tmp_path / "vote")
+    assert (done.code, "member_2 was trained on rows of another shape" in done.err) == (2, True), done.err
+
+
 def test_a_head_that_a_base_has_got_stays(task_base, tweets, tmp_path):
     base = load_base(str(task_base("bert")), task="sequence_classification", labels=("complaint", "no complaint"))
     with torch.no_grad():
@@ -355,6 +364,13 @@ def test_other_settings_of_an_ensemble_stay(flags, place, value, tmp_path):
     sets = [flags[1]] if flags[0] == "--set" else []
     found = load_config(file, sets, {"ensemble": 4} if not sets else {})
     assert found.model_dump()[place] == value
+
+
+def test_bare_values_have_settings_below_them(tiny_llama_folder, tweets, tmp_path):
+    flags = {"base": "b", "data": "d", "method": "lora", "out": "o", "ensemble": 3}
+    assert load_config(None, ["ensemble.vote=mean"], flags).model_dump()["ensemble"] == {"size": 3, "vote": "mean"}
+    file = jobs_file(tmp_path, tiny_llama_folder, tweets, jobs={"a": {"method": "lora"}})
+    assert load_config(file, ["jobs.a.method.rank=5"]).jobs["a"].method.rank == 5
 
 
 @pytest.mark.parametrize("own", ["lora", {"name": "lora"}, {}])

@@ -153,3 +153,11 @@ def test_classifiers_share_their_labels(task_base, tmp_path):
     edit(tmp_path / "two", task_type="TOKEN_CLS")
     with pytest.raises(AdapterError, match=r"no task in common: one is for sequence_cl.*, and two for token_class"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[1], ["lora", ["first"]], ["lora", "lora"], ["first"], "lora"])
+def test_a_damaged_note_of_what_belongs_together_is_refused(model, tmp_path, names):
+    save_adapter(model, tmp_path)
+    notes = json.loads((tmp_path / "lora" / "peftly.json").read_text())
+    (tmp_path / "lora" / "peftly.json").write_text(json.dumps({**notes, "together": names}))
+    refused(tmp_path, r"lora/peftly\.json is damaged: together is ")

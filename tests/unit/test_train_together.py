@@ -110,3 +110,24 @@ def test_a_job_for_nobody_is_refused():
         train_together(model, {"prompt": JOBS["prompt"]}, tokenizer=IdTokenizer())
     with pytest.raises(ConfigError, match="there is no job"):
         train_together(model, {}, tokenizer=IdTokenizer())
+
+
+class _Stops(Callback):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, record):
+        if record.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_saves_who_is_not_done_and_leaves_who_is(tmp_path):
+    model = with_adapters("lora", "prompt")
+    jobs = {"lora": JOBS["lora"], "prompt": Job(data_of(4), TrainConfig(max_steps=1, batch_size=4))}
+    stops = {"lora": [_Stops(3)]}
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped at step 3 of 9; the weights so far are in \S*interrupted$"):
+        train_together(model, jobs, tokenizer=IdTokenizer(), out=tmp_path, callbacks=stops)
+    found = {name: sorted(path.name for path in (tmp_path / name).iterdir() if path.is_dir()) for name in jobs}
+    assert found == {"lora": ["adapter-interrupted"], "prompt": ["adapter"]}

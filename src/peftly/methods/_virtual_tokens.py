@@ -238,7 +238,8 @@ def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple
         lengths: how many tokens it has, (batch, 1).
         columns: of the call.
     """
-    rows = _rows(body, start.shape[0])
+    chosen = _chosen(body)
+    rows = _rows(body, chosen, start.shape[0])
     count, in_front = max(map(len, rows)), body.role == "decoder"
     empty = (0, 0, 0)
     filled = [
@@ -247,7 +248,7 @@ def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple
     ]
     table = torch.tensor(filled, device=start.device).view(len(rows), count, 3)
     ids, used, offsets = table.repeat_interleave(start.shape[0] // len(rows), 0).unbind(-1)
-    if _is_marked(body) and bool((offsets > lengths).any()):
+    if _is_marked(chosen) and bool((offsets > lengths).any()):
         raise MethodError(
             "a virtual token has its place past the end of the text in this call; give the whole text in one call"
         )
@@ -255,16 +256,15 @@ def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple
     return Slots(at, used, _owners(body)), ids
 
 
-def _rows(body: Body, batch: int) -> list[list[tuple[int, int]]]:
+def _rows(body: Body, chosen: Sequence[list[VirtualRows]], batch: int) -> list[list[tuple[int, int]]]:
     """Return the virtual tokens of each row, or what is the same for several rows in place, in their order.
 
     Each is an id, and how many tokens of the text stand before it.
     """
     selection, embedding = selection_of(body.model), _embedding(body)
     selection.rows.spread(batch)  # refuses a batch that the choice is not for
-    chosen = _chosen(body)
     marks: list[tuple[int, ...]] = [()] * len(chosen)
-    if _is_marked(body):
+    if _is_marked(chosen):
         if selection.places is None:
             raise MethodError(
                 "the virtual tokens stand where a template marks them, and this call does not say where that is; give "
@@ -280,9 +280,9 @@ def _rows(body: Body, batch: int) -> list[list[tuple[int, int]]]:
     return found
 
 
-def _is_marked(body: Body) -> bool:
+def _is_marked(chosen: Sequence[list[VirtualRows]]) -> bool:
     """Whether a template says where some virtual tokens of a call stand."""
-    return any(change.place == "template" for changes in _chosen(body) for change in changes)
+    return any(change.place == "template" for changes in chosen for change in changes)
 
 
 def _chosen(body: Body) -> list[list[VirtualRows]]:

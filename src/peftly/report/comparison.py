@@ -102,7 +102,7 @@ def write_comparison(folder: str | Path, file: str = "quickstart.json") -> Path:
     labelled = [row for row in results["rows"] if row["accuracy"] is not None]
     chart = bar_chart(
         {row["name"]: {"accuracy": row["accuracy"], "macro-F1": row["macro_f1"]} for row in labelled},
-        title="Accuracy and macro-F1 on the test split",
+        title="Accuracy and macro-F1 on the rows held out",
     )
     columns = comparison_columns(results["rows"])
     rows = [
