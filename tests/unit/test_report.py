@@ -184,6 +184,21 @@ def test_comparison_links_each_run(tmp_path):
         assert expected in text, expected
 
 
+def test_a_comparison_of_runs_of_several_tasks_shows_the_scores_that_each_has(tmp_path):
+    results = comparison_results()
+    tagger, writer, _ = results["rows"]
+    tagger |= {"accuracy": None, "macro_f1": None, "entity_f1": 0.625, "loss": 0.5}
+    writer |= {"accuracy": None, "macro_f1": None, "loss": 1.25}
+    results |= {"texts": []}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = " ".join(Page(write_comparison(tmp_path, "results.json").read_text()).words)
+    for expected in ("entity F1", "62.5%", "macro-F1", "85.7%", "1.25"):
+        assert expected in text, expected
+    (tmp_path / "results.json").write_text(json.dumps(results | {"rows": [writer]}))
+    page = write_comparison(tmp_path, "results.json").read_text()
+    assert ("<svg" in page, "macro-F1" in page, "1.25" in page) == (False, False, True)
+
+
 def test_samples_show_where_the_systems_disagree_first():
     samples = pick_samples(comparison_results(), 4)
     assert [sample["text"][:7] for sample in samples] == ["tweet 3", "tweet 4", "tweet 5", "tweet 0"]

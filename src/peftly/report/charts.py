@@ -64,15 +64,25 @@ def line_chart(series: dict[str, Sequence[Point]], *, title: str, x_label: str, 
 
 
 def bar_chart(groups: dict[str, dict[str, float]], *, title: str) -> str:
-    """Draw shares between 0 and 1 as bars, one group a name, one bar a measure."""
+    """Draw shares between 0 and 1 as bars, one group a name, one bar a measure that the group has.
+
+    Returns:
+        An `<svg>` element, or "" if there is nothing to draw.
+    """
+    groups = {name: values for name, values in groups.items() if values}
+    measures = list(dict.fromkeys(measure for values in groups.values() for measure in values))
+    if not measures:
+        return ""
     figure, axes = _axes()
-    measures = list(next(iter(groups.values())))
     width = 0.8 / len(measures)
     for index, (colour, measure) in enumerate(zip(SERIES, measures, strict=False)):
         places = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(groups))]
-        heights = [values[measure] for values in groups.values()]
-        bars = axes.bar(places, heights, width * 0.92, color=PLACEHOLDERS[colour], label=measure)
-        axes.bar_label(bars, [f"{height:.0%}" for height in heights], color=PLACEHOLDERS["ink"], padding=2)
+        heights = [values.get(measure) for values in groups.values()]
+        bars = axes.bar(
+            places, [height or 0 for height in heights], width * 0.92, color=PLACEHOLDERS[colour], label=measure
+        )
+        shown = ["" if height is None else f"{height:.0%}" for height in heights]
+        axes.bar_label(bars, shown, color=PLACEHOLDERS["ink"], padding=2)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylim(0, 1.22)

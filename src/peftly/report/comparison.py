@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 SAMPLES = 14
+SHARES = {"accuracy": "accuracy", "macro-F1": "macro_f1", "entity F1": "entity_f1"}
+"""Scores between 0 and 1, by what a reader calls them; which of them a run has depends on its task."""
 
 
 def comparison_row(name: str, evaluation: "Evaluation | None", run: "RunResult | None" = None) -> dict[str, Any]:
@@ -37,8 +39,7 @@ def comparison_row(name: str, evaluation: "Evaluation | None", run: "RunResult |
     return {
         "name": name,
         "folder": run.out.name if run else None,
-        "accuracy": evaluation.accuracy if evaluation else None,
-        "macro_f1": evaluation.macro_f1 if evaluation else None,
+        **{key: getattr(evaluation, key, None) for key in SHARES.values()},
         "loss": evaluation.loss if evaluation else None,
         "parameters": run.parameters if run else 0,
         "bytes": run.size if run else 0,
@@ -49,16 +50,16 @@ def comparison_row(name: str, evaluation: "Evaluation | None", run: "RunResult |
 
 def comparison_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the heads of a comparison's columns: the loss stands in for the scores of rows without labels."""
-    labelled = [row["accuracy"] is not None for row in rows]
-    scores = ["accuracy", "macro-F1"] * any(labelled) + ["loss"] * (not all(labelled))
+    scores = [name for name, key in SHARES.items() if any(row.get(key) is not None for row in rows)]
+    if any(row["accuracy"] is None for row in rows):
+        scores.append("loss")
     return [*scores, "trained parameters", "bytes on disk", "training time"]
 
 
 def comparison_cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     """Return what stands in those columns for one row."""
     cells = {
-        "accuracy": share_text(row["accuracy"]),
-        "macro-F1": share_text(row["macro_f1"]),
+        **{name: share_text(row.get(key)) for name, key in SHARES.items()},
         "loss": score_text(row.get("loss")),
         "trained parameters": count_text(row["parameters"]) if row["parameters"] else "—",
         "bytes on disk": bytes_text(row["bytes"]) if row["bytes"] else "—",
@@ -99,10 +100,12 @@ def write_comparison(folder: str | Path, file: str = "quickstart.json") -> Path:
 
     folder = Path(folder)
     results = read_json(folder / file)
-    labelled = [row for row in results["rows"] if row["accuracy"] is not None]
     chart = bar_chart(
-        {row["name"]: {"accuracy": row["accuracy"], "macro-F1": row["macro_f1"]} for row in labelled},
-        title="Accuracy and macro-F1 on the rows held out",
+        {
+            row["name"]: {name: row[key] for name, key in SHARES.items() if row.get(key) is not None}
+            for row in results["rows"]
+        },
+        title="Scores on the rows held out",
     )
     columns = comparison_columns(results["rows"])
     rows = [
