@@ -107,6 +107,8 @@ def test_every_cell(task, architecture, method, tmp_path):
     assert all(gradient.abs().sum() > 0 for gradient in singles[1][1].values()), "every tensor has a gradient"
     for side in sides(model, task, method):
         are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2], side), model)
+    if task in ("causal_lm", "seq2seq_lm"):
+        goes_on_from_a_cache(model, task, torch.cat([single[0] for single in singles]))
     if architecture != "distilbert":  # whose blocks cannot be checkpointed with dropout off from outside
         checkpointed = copy.deepcopy(model)
         without_dropout(checkpointed).gradient_checkpointing_enable()
@@ -166,6 +168,19 @@ def are_those_of_single_rows(singles, batch, model):
     assert_close(losses, torch.cat([single[0] for single in singles]), bound)
     in_fp32 = "gemma" in model.config.model_type  # its normalisations
     assert_close(flat(gradients), sum(flat(single[1]) for single in singles), 1e-6 if in_fp32 else 10 * bound)
+
+
+def goes_on_from_a_cache(model, task, singles):
+    """The losses of rows that come in two pieces, the second beside the first's keys and values."""
+    inputs, losses_of = batch_of(task, [0, 1, 2])
+    words = "decoder_input_ids" if task == "seq2seq_lm" else "input_ids"
+    mask = {} if task == "seq2seq_lm" else {"attention_mask": inputs["attention_mask"][:, :3]}
+    with torch.no_grad():
+        first = model(**inputs | mask | {words: inputs[words][:, :3]}, use_cache=True)
+        second = model(**inputs | {words: inputs[words][:, 3:]}, past_key_values=first.past_key_values)
+    assert first.past_key_values.get_seq_length() >= inputs[words].shape[1], "the second piece went into the cache"
+    bound = 1e-10 if model.dtype == torch.float64 else 1e-4
+    assert_close(losses_of(torch.cat([first.logits, second.logits], 1)), singles, bound)
 
 
 def keeps_rows_apart(model, task, method):
