@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peftly.data import Example, Shape, encode, encode_prompt, label_ids
-from peftly.data.encoding import Vocabulary, encode_all
+from peftly.data.encoding import encode_all
 from peftly.data.templates import spaced
+from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
 LABELS = ("complaint", "no complaint")

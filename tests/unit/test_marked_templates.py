@@ -26,8 +26,8 @@ from peftly import (
     use_adapters,
 )
 from peftly.data import DataConfig, Example, Shape, Template, collate, encode, encode_question, load_data
-from peftly.data.encoding import Vocabulary, token_places
 from peftly.data.task_encoding import encode_sources
+from peftly.data.vocabulary import Vocabulary, token_places
 from peftly.errors import ConfigError, DataError
 
 TEMPLATE = "{prompt:2}Tweet: {text}{prompt:1}\nLabel:{prompt:3}"

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.encoding import Encoded, Vocabulary, largest_fit
+from peftly.data.encoding import Encoded, largest_fit
 from peftly.data.formats import describe
+from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
 if TYPE_CHECKING:

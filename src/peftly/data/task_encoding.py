@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from peftly.data.encoding import (
     UNTRAINED,
     Encoded,
-    Vocabulary,
-    check_knows_places,
     encode_all,
     label_ids,
     largest_fit,
-    token_places,
     told_apart,
 )
 from peftly.data.shapes import Example, Shape, TaskName
+from peftly.data.vocabulary import Vocabulary, check_knows_places, token_places
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
