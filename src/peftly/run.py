@@ -18,7 +18,7 @@ from peftly.head import new_parts
 from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
-from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, write_json
+from peftly.run_folder import adapter_folders, check_out, folder_bytes, replacing, write_json
 from peftly.tasks import TASKS, choose_task, task_of
 from peftly.trainee import check_trainable
 from peftly.training import TrainResult, train
@@ -85,13 +85,13 @@ def run(
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
     check_trainable(base.model, data, config.train)
-    clear_run(out)
-    begin(config, data)
-    try:
-        training = train(base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
-    except PeftlyError:
-        keep_what_is_left(out)
-        raise
+    with replacing(out):
+        begin(config, data)
+        try:
+            training = train(base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
+        except PeftlyError:
+            report_what_is_left(out)
+            raise
     split_name, split = evaluation_split(data)
     evaluation = None
     if split is not None:
@@ -129,12 +129,10 @@ def begin(config: RunConfig, data: Data) -> None:
     )
 
 
-def keep_what_is_left(out: Path) -> None:
-    """After a training that failed: write the page of a run that has an adapter, clear one that has none."""
+def report_what_is_left(out: Path) -> None:
+    """After a training that failed: write the page of a run that has an adapter."""
     if adapter_folders(out):
         write_report(out)
-    else:
-        clear_run(out)
 
 
 def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:

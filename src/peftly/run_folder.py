@@ -15,6 +15,10 @@ Of runs that were trained side by side each has such a folder, and the one aroun
 """
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +43,7 @@ __all__ = [
     "open_run",
     "plain",
     "read_config",
+    "replacing",
     "write_json",
 ]
 
@@ -100,16 +105,53 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if nothing else is in it; what peftly did not write stays."""
-    for part in _parts(out):
-        clear_run(part)
+    for file in _files(out):
+        file.unlink()
+        _remove_empty(file.parent, out)
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[None]:
+    """Make room in `out` for the run inside the block; the run of before comes back if no adapter comes of the new one.
+
+    Until then it is kept in a hidden folder in `out`, which a process that is killed leaves behind.
+    """
+    before = _files(out)
+    aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=out)) if before else None
+    if aside is not None:
+        _move(before, out, aside)
+    try:
+        yield
+    finally:
+        if not any(adapter_folders(run) for run in (out, *_parts(out))):
+            clear_run(out)
+            if aside is not None:
+                _move([file for file in aside.rglob("*") if file.is_file()], aside, out)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(files: Iterable[Path], source: Path, target: Path) -> None:
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+        _remove_empty(file.parent, source)
+
+
+def _files(out: Path) -> list[Path]:
+    """Return the files of a run, in the order in which they may go: what says whose the folder is goes last."""
+    found = [file for part in _parts(out) for file in _files(part)]
     for folder in _places(out):
-        for inner in (*_adapters_below(folder), folder):
-            for name in ADAPTER_FILES:
-                (inner / name).unlink(missing_ok=True)
-            _remove_if_empty(inner)
-    for name in reversed(FILES):  # what says whose the folder is goes last
-        (out / name).unlink(missing_ok=True)
-    _remove_if_empty(out)
+        found += [inner / name for inner in (*_adapters_below(folder), folder) for name in ADAPTER_FILES]
+    return [file for file in (*found, *(out / name for name in reversed(FILES))) if file.is_file()]
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove a folder with nothing in it, and those around it, up to and with `top`."""
+    while folder.is_relative_to(top) and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def open_run(spec: str, *, name: str = "default") -> OpenRun:
@@ -223,8 +265,3 @@ def _parts(out: Path) -> list[Path]:
         return [out / name for name in load_config(out / "config.yaml").parts()]
     except ConfigError:
         return []
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

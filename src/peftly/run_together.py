@@ -24,8 +24,8 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
-from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
-from peftly.run_folder import RESULTS, check_out, clear_run, write_json
+from peftly.run import RunResult, begin, conclude, open_parts, put_on, report_what_is_left
+from peftly.run_folder import RESULTS, check_out, replacing, write_json
 from peftly.tasks import TASKS
 from peftly.trainee import check_trainable
 from peftly.training import Job, train_together
@@ -95,20 +95,18 @@ def run_together(
         (method,) = part.config.adapters.values()
         put_on(base, name, method, part.config, part.data, say)
         check_trainable(model, part.data, part.config.train, adapter=name)
-    clear_run(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
-    for part in parts.values():
-        begin(part.config, part.data)
-    jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
-    try:
-        trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
-    except PeftlyError:
+    with replacing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
         for part in parts.values():
-            keep_what_is_left(Path(part.config.out))
-        if not any(Path(part.config.out).exists() for part in parts.values()):
-            clear_run(out)
-        raise
+            begin(part.config, part.data)
+        jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
+        try:
+            trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
+        except PeftlyError:
+            for part in parts.values():
+                report_what_is_left(Path(part.config.out))
+            raise
     together, scores = _evaluated(config, base, parts, say)
     runs = {}
     for name, part in parts.items():

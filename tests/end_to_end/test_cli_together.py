@@ -118,7 +118,7 @@ def jobs(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     texts = folder / "texts.jsonl"
     texts.write_text("".join(json.dumps({"prompt": f"count {n}:", "completion": " one two"}) + "\n" for n in range(9)))
     (folder / "jobs.yaml").write_text(
-        f"base: {tiny_llama_folder}\nout: {folder / 'out'}\nmethod: {{name: lora, rank: 4}}\n"
+        f"base: {tiny_llama_folder}\ndtype: float32\nout: {folder / 'out'}\nmethod: {{name: lora, rank: 4}}\n"
         "train: {epochs: 3, learning_rate: 0.02, batch_size: 10}\n"
         f"jobs:\n  tweets:\n    data: {{train: {tweets}, test: {tweets}}}\n    method: prompt_tuning\n"
         f"  counts:\n    data: {{train: {texts}}}\n    train: {{epochs: 2}}\n    method: {{rank: 2}}\n"
@@ -294,6 +294,8 @@ def test_a_job_that_is_done_is_saved_before_another_fails(peftly: Peftly, tiny_l
     [
         (["--template", "{prompt:3}{text}"], "data.template marks places"),
         (["--set", "train.optimizer=sgd", "--set", "train.learning_rate=null"], "train.learning_rate is missing"),
+        # What only the first step finds:
+        (["--set", "method={name: prompt_tuning, num_virtual_tokens: 250}"], "more than the 256 of this base"),
     ],
 )
 def test_a_mistake_leaves_the_run_that_was_to_be_replaced(
