@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
     "prompt_tuning": (
         "prompt tuning",
         PromptTuning(num_virtual_tokens=8, init="text", init_text=ANSWERS),
-        {"epochs": 5, "batch_size": 4, "evaluate_every": 125},
+        {"epochs": 5, "batch_size": 4, "evaluate_every": 125, "learning_rate": 6e-3},
     ),
     "lora": ("LoRA", LoRA(), {"epochs": 2, "batch_size": 4}),
 }
