@@ -18,7 +18,7 @@ from peftly.head import new_parts
 from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
-from peftly.run_folder import adapter_folders, check_out, folder_bytes, replacing, write_json
+from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, replacing, write_json
 from peftly.tasks import TASKS, choose_task, task_of
 from peftly.trainee import check_trainable
 from peftly.training import TrainResult, train
@@ -90,7 +90,7 @@ def run(
         try:
             training = train(base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
         except PeftlyError:
-            report_what_is_left(out)
+            keep_what_is_left(out)
             raise
     split_name, split = evaluation_split(data)
     evaluation = None
@@ -129,10 +129,12 @@ def begin(config: RunConfig, data: Data) -> None:
     )
 
 
-def report_what_is_left(out: Path) -> None:
-    """After a training that failed: write the page of a run that has an adapter."""
+def keep_what_is_left(out: Path) -> None:
+    """After a training that failed: write the page of a run that has an adapter, clear one that has none."""
     if adapter_folders(out):
         write_report(out)
+    else:
+        clear_run(out)
 
 
 def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:

@@ -24,7 +24,7 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
-from peftly.run import RunResult, begin, conclude, open_parts, put_on, report_what_is_left
+from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
 from peftly.run_folder import RESULTS, check_out, replacing, write_json
 from peftly.tasks import TASKS
 from peftly.trainee import check_trainable
@@ -105,7 +105,7 @@ def run_together(
             trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
         except PeftlyError:
             for part in parts.values():
-                report_what_is_left(Path(part.config.out))
+                keep_what_is_left(Path(part.config.out))
             raise
     together, scores = _evaluated(config, base, parts, say)
     runs = {}

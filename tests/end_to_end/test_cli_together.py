@@ -286,6 +286,7 @@ def test_a_job_that_is_done_is_saved_before_another_fails(peftly: Peftly, tiny_l
     assert done.code == 2
     assert (tmp_path / "out" / "a" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "out" / "a" / "adapter-interrupted").exists()
+    assert all(any(folder.glob("adapter*")) for folder in (tmp_path / "out").iterdir() if folder.is_dir())
 
 
 @pytest.mark.parametrize("together", [False, True])
