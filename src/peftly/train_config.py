@@ -68,6 +68,9 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Compute every block twice and keep less: about a third slower, for a fraction of the memory."""
 
+    packing: bool = True
+    """Lay the examples of a batch end to end, and what they all begin with in front once, where the base can."""
+
     @model_validator(mode="after")
     def _every_setting_counts(self) -> Self:
         if self.schedule == "constant_with_warmup" and self.warmup == 0:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peftly.adapt import attached, use_adapters, use_places
+from peftly.attention import packed, packs
 from peftly.data import Data, Encoded
 from peftly.errors import ConfigError, TrainingError
 from peftly.modes import training_mode
@@ -150,7 +151,7 @@ def _train(
     set_seed(first.seed, device_specific=True)
     loop = _Loop(model, trainees, accelerator)
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
-    with training_mode(model, gradient_checkpointing=checkpointing):
+    with training_mode(model, gradient_checkpointing=checkpointing), packed(model) if loop.packs else nullcontext():
         try:
             return loop.go()
         except KeyboardInterrupt as interrupt:
@@ -171,6 +172,7 @@ class _Loop:
     """Steps of all trainees, of which each takes as many as it has.
 
     Attributes:
+        packs: whether the rows of a batch are laid end to end.
         results: of the trainees that have finished.
         at_work: the trainee that something is done for at this moment.
     """
@@ -180,6 +182,11 @@ class _Loop:
         self.wrapped: nn.Module = accelerator.prepare_model(model)
         tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
         self.logits_of = tasks[0].logits
+        # Rows of several adapters, or with marked places, have a row of a batch each.
+        marked = any(trainee.data.shape.marked_tokens for trainee in trainees)
+        self.packs = (
+            tasks[0].packs and len(trainees) == 1 and not marked and trainees[0].config.packing and packs(model)
+        )
         self.at_work = trainees[0]
         self.results: dict[Trainee, TrainResult] = {}
 
@@ -217,7 +224,7 @@ class _Loop:
         owners = [place for place, (_, own) in enumerate(work) for _ in own]
         counts = torch.tensor([float(max(1, sum(row.num_targets for row in own))) for _, own in work])
         size = sum(trainee.config.batch_size for trainee, _ in work)
-        mine = process_batches(rows, size, self.accelerator, work[0][0].tokenizer)
+        mine = process_batches(rows, size, self.accelerator, work[0][0].tokenizer, packed=self.packs)
         found = []
         for number, (places, batch) in enumerate(mine):
             last = number == len(mine) - 1
@@ -247,7 +254,7 @@ class _Loop:
         self, work: Sequence[tuple[Trainee, Sequence[Encoded]]], whose: Sequence[int], batch: Mapping[str, Tensor]
     ) -> AbstractContextManager[None]:
         """Return a block in which each row of a batch has the adapter that it trains."""
-        if work[0][0].adapter is None:
-            return nullcontext()
+        if len(work) == 1:
+            return work[0][0].chosen()
         names = [work[place][0].adapter for place in whose] or [None] * len(batch["input_ids"])
         return use_adapters(self.model, rows=names)

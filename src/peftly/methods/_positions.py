@@ -54,6 +54,8 @@ class Positions:
     @contextmanager
     def given(self, call: dict[str, Any], length: int) -> Iterator[None]:
         """Derive the positions of a call of `length` columns from its 2-D mask where the caller gave none."""
+        if (packing := call.get("packing")) is not None:
+            call["position_ids"] = packing.positions(call["input_ids"].device) + self.first
         mask = call.get("attention_mask")
         known = isinstance(mask, Tensor) and mask.ndim == 2 and call.get("position_ids") is None
         positions = None

@@ -116,6 +116,11 @@ def enter(body: Body, call: dict[str, Any]) -> None:
     known: Slots | None = getattr(cache, "prefix_slots", None)
     if body.role == "source" or not (known or any(_prefixes(body))):
         return
+    if call.get("packing") is not None:
+        if any(_owners(body)):
+            states, _ = _batch(body, 1)
+            call["packing"] = call["packing"].with_states(states[:, 0].view(-1, 2, *states.shape[2:]))
+        return
     checkpointed = _is_checkpointed(body)
     if known is None and not any(_owners(body)):
         if checkpointed:
