@@ -112,6 +112,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packing: Packing | None = None,
+    is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -120,13 +121,14 @@ def packed_attention(
     """Attend within each example of a packed row; without `packing` do what transformers' SDPA attention does.
 
     Args:
-        module: the layer that asks; says whether it is causal.
+        module: the layer that asks.
         query: (1, heads, columns, head_dim).
         key, value: (1, key heads, columns, head_dim).
         attention_mask: `no_mask`, or what a model made of it.
         scaling: of the scores; None: 1 / sqrt(head_dim).
         dropout: of the weights.
         packing: what stands where; it goes through the model as a keyword argument of the call.
+        is_causal: see `_Scoring.causal`; None: as `module` is.
         sliding_window: see `_Scoring.window`.
         softcap: see `_Scoring`.
         s_aux: see `_Scoring.sinks`.
@@ -139,16 +141,18 @@ def packed_attention(
         MethodError: the call is not what `packing` says, or asks for what is not done here.
     """
     if packing is None:
-        others |= {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        others |= {"is_causal": is_causal, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         usual = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return cast(tuple[Tensor, None], usual)
     _refuse(query, attention_mask, packing, others)
+    if sliding_window is None and _has_a_window(module):
+        raise MethodError(f"{type(module).__name__} does not say how wide its window is; train with packing: false")
     scoring = _Scoring(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout,
-        causal=bool(getattr(module, "is_causal", True)),
+        causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
         window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
@@ -234,22 +238,31 @@ def packs(model: Any) -> bool:
 
     A model that is opened with another attention than transformers' usual one (SDPA) keeps that.
     """
-    config = model.config
-    if config.is_encoder_decoder or not getattr(model, "_supports_attention_backend", False):
+    if model.config.is_encoder_decoder or not getattr(model, "_supports_attention_backend", False):
         return False
-    takes = inspect.signature(model.get_decoder().forward).parameters
-    return config._attn_implementation == "sdpa" and "position_ids" in takes
+    config, body = model.config.get_text_config(decoder=True), model.get_decoder()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # Chunks are known to masks only; convolutions and states that run along a row know of no examples at all.
+    mixes = getattr(model, "_is_stateful", False) or any(isinstance(part, nn.Conv1d) for part in body.modules())
+    takes = inspect.signature(body.forward).parameters
+    return (
+        config._attn_implementation == "sdpa"
+        and "position_ids" in takes
+        and kinds <= {"full_attention", "sliding_attention"}
+        and not mixes
+    )
 
 
 @contextmanager
 def packed(model: Any) -> Iterator[None]:
     """Let a model that `packs` attend within the examples of packed rows; other calls are as they were."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = IMPLEMENTATION
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    config._attn_implementation = IMPLEMENTATION
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        config._attn_implementation = before
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -266,13 +279,22 @@ def _refuse(query: Tensor, attention_mask: Tensor | None, packing: Packing, othe
         )
     if attention_mask is not None and attention_mask.shape[-1]:
         raise MethodError("a packed call has no mask, and this model made one; train with packing: false")
-    unknown = [name for name, value in others.items() if name not in _HARMLESS and value not in (None, False)]
+    unknown = [name for name, value in others.items() if name not in _HARMLESS and value is not None]
     if unknown:
         raise MethodError(f"packed attention does not know {', '.join(unknown)}; train with packing: false")
 
 
-_HARMLESS = frozenset({"position_ids", "is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+_HARMLESS = frozenset({"position_ids", "use_cache"})
 """What models pass on that changes nothing here."""
+
+
+def _has_a_window(module: Any) -> bool:
+    """Whether a layer's configuration gives it a window, which models may say in a mask only."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return bool(kinds[module.layer_idx] == "sliding_attention")
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

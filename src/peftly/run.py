@@ -21,7 +21,7 @@ from peftly.report import write_report
 from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, replacing, write_json
 from peftly.tasks import TASKS, choose_task, task_of
 from peftly.trainee import check_trainable
-from peftly.training import TrainResult, train
+from peftly.training import TrainResult, lays_end_to_end, train
 
 if TYPE_CHECKING:
     from peftly.progress import Callback
@@ -85,6 +85,8 @@ def run(
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
     check_trainable(base.model, data, config.train)
+    packs = lays_end_to_end(base.model, data, config.train)
+    say("batches: " + ("examples laid end to end" if packs else "examples padded to the longest"))
     with replacing(out):
         begin(config, data)
         try:

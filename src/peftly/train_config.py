@@ -69,7 +69,8 @@ class TrainConfig(BaseModel):
     """Compute every block twice and keep less: about a third slower, for a fraction of the memory."""
 
     packing: bool = True
-    """Lay the examples of a batch end to end, and what they all begin with in front once, where the base can."""
+    """Lay the examples of a batch end to end, in one row without padding, and what they all begin with in front of it
+    once, where the base can. The same loss and gradient, to rounding; with dropout such words have one mask a batch."""
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> Self:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Job", "TrainConfig", "TrainResult", "train", "train_together"]
+__all__ = ["Job", "TrainConfig", "TrainResult", "lays_end_to_end", "train", "train_together"]
 
 
 def train(
@@ -119,6 +119,15 @@ def train_together(
     return dict(zip(jobs, results, strict=True))
 
 
+def lays_end_to_end(model: "PreTrainedModel", data: Data, config: TrainConfig) -> bool:
+    """Whether `train` lays the examples of a batch end to end, in one row without padding.
+
+    Not for classifiers, bases whose attention cannot be told where an example ends, or texts with marked places.
+    """
+    task = task_for(model, data.train, data.shape)
+    return config.packing and task.packs and not data.shape.marked_tokens and packs(model)
+
+
 def _train(
     model: "PreTrainedModel",
     jobs: Mapping[Any, Job],
@@ -182,11 +191,8 @@ class _Loop:
         self.wrapped: nn.Module = accelerator.prepare_model(model)
         tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
         self.logits_of = tasks[0].logits
-        # Rows of several adapters, or with marked places, have a row of a batch each.
-        marked = any(trainee.data.shape.marked_tokens for trainee in trainees)
-        self.packs = (
-            tasks[0].packs and len(trainees) == 1 and not marked and trainees[0].config.packing and packs(model)
-        )
+        # Rows of several adapters have a row of a batch each.
+        self.packs = len(trainees) == 1 and lays_end_to_end(model, trainees[0].data, trainees[0].config)
         self.at_work = trainees[0]
         self.results: dict[Trainee, TrainResult] = {}
 

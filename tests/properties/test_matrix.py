@@ -19,7 +19,11 @@ from peftly import (
     trainable_parameters,
     use_adapters,
 )
+from peftly.attention import packed, packs
+from peftly.data import Encoded, collate, pack
 from peftly.errors import MethodError
+from peftly.modes import training_mode
+from peftly.objective import target_losses
 
 EVERY = [(task, architecture, method) for task, those in TASKS.items() for architecture in those for method in METHODS]
 TEXTS = random_rows([5, 14, 9, 7])
@@ -107,6 +111,8 @@ def test_every_cell(task, architecture, method, tmp_path):
     assert all(gradient.abs().sum() > 0 for gradient in singles[1][1].values()), "every tensor has a gradient"
     for side in sides(model, task, method):
         are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2], side), model)
+    if task == "causal_lm" and packs(model):
+        lays_end_to_end(model)
     if task in ("causal_lm", "seq2seq_lm"):
         goes_on_from_a_cache(model, task, torch.cat([single[0] for single in singles]))
     if architecture != "distilbert":  # whose blocks cannot be checkpointed with dropout off from outside
@@ -168,6 +174,25 @@ def are_those_of_single_rows(singles, batch, model):
     assert_close(losses, torch.cat([single[0] for single in singles]), bound)
     in_fp32 = "gemma" in model.config.model_type  # its normalisations
     assert_close(flat(gradients), sum(flat(single[1]) for single in singles), 1e-6 if in_fp32 else 10 * bound)
+
+
+def lays_end_to_end(model):
+    """Packed behind what the rows have in common, with what a step keeps or computes again."""
+    rows = [TEXTS[3] + TEXTS[row] for row in (0, 1, 2)]
+    rows = [Encoded(row, [place >= 8 for place in range(len(row))]) for row in rows]
+    batch = pack(rows)
+    assert batch["input_ids"].shape[1] == sum(len(row.input_ids) for row in rows) - 2 * 7
+    parameters = list(trainable_parameters(model).values())
+
+    def found(losses):
+        gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+        return torch.cat([losses.detach(), *(one.flatten() for one in gradients if one is not None)])
+
+    expected = found(target_losses(model, collate(rows, pad_id=0)))
+    for checkpointing in (False, True):
+        with training_mode(model, gradient_checkpointing=checkpointing), packed(model):
+            actual = found(target_losses(model, batch))
+        assert_close(actual, expected, 1e-6 if "RMS" in str(model) else 1e-9)  # such norms are computed in fp32
 
 
 def goes_on_from_a_cache(model, task, singles):

