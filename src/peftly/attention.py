@@ -40,21 +40,17 @@ class Packing:
 
     def __init__(self, lengths: Sequence[int], *, shared: int = 0, states: Tensor | None = None) -> None:
         self.lengths, self.shared, self.states = tuple(lengths), shared, states
-        self._index: tuple[Tensor, Tensor] | None = None
+        self._places: Tensor | None = None
 
-    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return where a row for each example finds its columns, and where the columns find theirs in those rows.
+    def places(self, device: torch.device) -> Tensor:
+        """Return where the columns behind the shared ones are among those of padded rows, (columns,).
 
-        Returns:
-            (examples, longest) into the packed columns behind the shared ones, and (columns,) into the former, flat.
+        Such a row for each example has its columns first; all rows are as long as the longest, and lie end to end.
         """
-        if self._index is None or self._index[0].device != device:
-            lengths = torch.tensor(self.lengths, device=device)
-            place = torch.arange(max(self.lengths), device=device)
-            ends = lengths.cumsum(0)
-            real = place < lengths[:, None]
-            self._index = ((ends - lengths)[:, None] + place).where(real, 0), real.flatten().nonzero().squeeze(1)
-        return self._index
+        if self._places is None or self._places.device != device:
+            real = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+            self._places = real.flatten().nonzero().squeeze(1).to(device)
+        return self._places
 
     @property
     def in_front(self) -> int:
@@ -164,13 +160,19 @@ def packed_attention(
         found = _attend(first, shared, front, query.new_tensor([cut], dtype=torch.long), scoring)
         outputs.append(found[0].transpose(0, 1))
         front = [torch.cat(both, 2) for both in zip(front, shared, strict=True)] if front else shared
-    gather, scatter = packing.index(query.device)
-    spread = [states[0, :, cut:].index_select(1, gather.flatten()) for states in (query, key, value)]
-    first, *own = (states.view(states.shape[0], *gather.shape, -1).transpose(0, 1) for states in spread)
-    lengths = torch.tensor(packing.lengths, device=query.device)
-    found = _attend(first, own, front, lengths, scoring)  # (examples, heads, longest, head_dim)
-    outputs.append(found.transpose(1, 2).flatten(0, 1).index_select(0, scatter))
+    own = [_spread(states[0, :, cut:], packing) for states in (query, key, value)]
+    found = _attend(own[0], own[1:], front, torch.tensor(packing.lengths, device=query.device), scoring)
+    outputs.append(found.transpose(1, 2).flatten(0, 1).index_select(0, packing.places(query.device)))
     return torch.cat(outputs)[None], None
+
+
+def _spread(states: Tensor, packing: Packing) -> Tensor:
+    """Return (heads, columns, head_dim) as (examples, heads, longest, head_dim), zero behind an example's end."""
+    rows, longest = len(packing.lengths), max(packing.lengths)
+    columns = states.transpose(0, 1)
+    # Zero, and not any column: nothing of one example, were it not a number, may reach another.
+    padded = columns.new_zeros(rows * longest, *columns.shape[1:]).index_copy(0, packing.places(states.device), columns)
+    return padded.view(rows, longest, *columns.shape[1:]).transpose(1, 2)
 
 
 def _attend(
@@ -245,9 +247,11 @@ def packs(model: Any) -> bool:
     # Chunks are known to masks only; convolutions and states that run along a row know of no examples at all.
     mixes = getattr(model, "_is_stateful", False) or any(isinstance(part, nn.Conv1d) for part in body.modules())
     takes = inspect.signature(body.forward).parameters
+    # ALBERT's pooler is a layer that gets the first column of what it takes for the batch.
     return (
         config._attn_implementation == "sdpa"
-        and "position_ids" in takes
+        and {"position_ids", "kwargs"} <= takes.keys()
+        and not isinstance(getattr(body, "pooler", None), nn.Linear)
         and kinds <= {"full_attention", "sliding_attention"}
         and not mixes
     )

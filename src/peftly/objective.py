@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from peftly.attention import Packing, no_mask
 from peftly.errors import MethodError
 from peftly.methods._selection import adapters_of_picked
 
@@ -50,15 +49,9 @@ def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tens
     following = torch.full_like(batch["labels"], IGNORED)
     following[:, :-1] = batch["labels"][:, 1:]
     rows = following.flatten().ne(IGNORED).nonzero().squeeze(1)
-    if "lengths" in batch:
-        lengths = batch["lengths"].tolist()
-        options = {"packing": Packing(lengths, shared=batch["input_ids"].shape[1] - sum(lengths))}
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": no_mask(batch["input_ids"].device)}
-    else:
-        options = {}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        inputs["position_ids"] = text_positions(batch["attention_mask"])
-    logits, _ = row_logits(model, rows, inputs, use_cache=False, **options)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs["position_ids"] = text_positions(batch["attention_mask"])
+    logits, _ = row_logits(model, rows, inputs, use_cache=False)
     return logits, following.flatten()[rows]
 
 
@@ -68,8 +61,7 @@ def target_losses(model: nn.Module, batch: Mapping[str, Tensor], logits_of: Logi
     Args:
         model: a model, wrapped for data parallelism or not.
         batch: `input_ids`, `attention_mask` and `labels`, each (rows, columns); labels stand in the column of their own
-            token and are `IGNORED` where nothing is trained. See `collate` for the labels of other tasks. Or what
-            `pack` returns, inside `packed`.
+            token and are `IGNORED` where nothing is trained. See `collate` for the labels of other tasks.
         logits_of: what the model's task makes of a batch.
 
     Without a target there is no loss, and its sum still has a (zero) gradient, as data parallelism needs.

@@ -85,7 +85,7 @@ def run(
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
     check_trainable(base.model, data, config.train)
-    packs = lays_end_to_end(base.model, data, config.train)
+    packs = lays_end_to_end(base.model, config.train)
     say("batches: " + ("examples laid end to end" if packs else "examples padded to the longest"))
     with replacing(out):
         begin(config, data)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peftly.data import Encoded, collate, epoch_steps, pack
+from peftly.data import Encoded, collate, epoch_steps
 from peftly.objective import IGNORED
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> I
 
 
 def process_batches(
-    rows: Sequence[Encoded],
-    size: int,
-    accelerator: "Accelerator",
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    packed: bool = False,
+    rows: Sequence[Encoded], size: int, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
 ) -> list[tuple[list[int], dict[str, Tensor]]]:
     """Return this process's batches of a step, each with the places of its rows; every process gets as many.
 
@@ -67,7 +62,6 @@ def process_batches(
         size: rows of a batch.
         accelerator: says which process this is, and of how many.
         tokenizer: names what fills up a batch.
-        packed: lay the rows of a batch end to end instead.
     """
     processes = accelerator.num_processes
     # In order of length, so that the batches have little padding.
@@ -78,8 +72,7 @@ def process_batches(
     for start in range(0, len(cut), processes):
         place = start + accelerator.process_index
         places = cut[min(place, len(cut) - 1)]
-        chosen = [rows[one] for one in places]
-        batch = pack(chosen) if packed else collate(chosen, pad_id=pad_id)
+        batch = collate([rows[one] for one in places], pad_id=pad_id)
         if place >= len(cut):
             # The processes go through each round together; one that has no rows left takes part with no loss.
             batch["labels"].fill_(IGNORED)

@@ -30,7 +30,6 @@ class Task:
         evaluate: model, tokenizer, split, shape and batch size to scores.
         learns: the attribute of `Encoded` with what is learned; "trained" for the text itself.
         is_classification: whether the model has a head for a list of labels.
-        packs: whether its rows may be laid end to end in training.
     """
 
     auto_class: str
@@ -39,7 +38,6 @@ class Task:
     evaluate: Evaluate
     learns: str
     is_classification: bool = False
-    packs: bool = False
 
 
 def _evaluate_causal(
@@ -59,7 +57,7 @@ def _evaluate_seq2seq(
 
 
 TASKS: dict[TaskName, Task] = {
-    "causal_lm": Task("AutoModelForCausalLM", "CAUSAL_LM", labelled_logits, _evaluate_causal, "trained", packs=True),
+    "causal_lm": Task("AutoModelForCausalLM", "CAUSAL_LM", labelled_logits, _evaluate_causal, "trained"),
     "seq2seq_lm": Task("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", decoder_logits, _evaluate_seq2seq, "answer"),
     "sequence_classification": Task(
         "AutoModelForSequenceClassification", "SEQ_CLS", class_logits, evaluate_classes, "label", is_classification=True

@@ -119,13 +119,12 @@ def train_together(
     return dict(zip(jobs, results, strict=True))
 
 
-def lays_end_to_end(model: "PreTrainedModel", data: Data, config: TrainConfig) -> bool:
+def lays_end_to_end(model: "PreTrainedModel", config: TrainConfig) -> bool:
     """Whether `train` lays the examples of a batch end to end, in one row without padding.
 
-    Not for classifiers, bases whose attention cannot be told where an example ends, or texts with marked places.
+    It does not where the base's attention cannot be told where an example ends.
     """
-    task = task_for(model, data.train, data.shape)
-    return config.packing and task.packs and not data.shape.marked_tokens and packs(model)
+    return config.packing and packs(model)
 
 
 def _train(
@@ -160,7 +159,8 @@ def _train(
     set_seed(first.seed, device_specific=True)
     loop = _Loop(model, trainees, accelerator)
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
-    with training_mode(model, gradient_checkpointing=checkpointing), packed(model) if loop.packs else nullcontext():
+    packing = all(lays_end_to_end(model, trainee.config) for trainee in trainees)
+    with training_mode(model, gradient_checkpointing=checkpointing), packed(model) if packing else nullcontext():
         try:
             return loop.go()
         except KeyboardInterrupt as interrupt:
@@ -181,7 +181,6 @@ class _Loop:
     """Steps of all trainees, of which each takes as many as it has.
 
     Attributes:
-        packs: whether the rows of a batch are laid end to end.
         results: of the trainees that have finished.
         at_work: the trainee that something is done for at this moment.
     """
@@ -191,8 +190,6 @@ class _Loop:
         self.wrapped: nn.Module = accelerator.prepare_model(model)
         tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
         self.logits_of = tasks[0].logits
-        # Rows of several adapters have a row of a batch each.
-        self.packs = len(trainees) == 1 and lays_end_to_end(model, trainees[0].data, trainees[0].config)
         self.at_work = trainees[0]
         self.results: dict[Trainee, TrainResult] = {}
 
@@ -230,7 +227,7 @@ class _Loop:
         owners = [place for place, (_, own) in enumerate(work) for _ in own]
         counts = torch.tensor([float(max(1, sum(row.num_targets for row in own))) for _, own in work])
         size = sum(trainee.config.batch_size for trainee, _ in work)
-        mine = process_batches(rows, size, self.accelerator, work[0][0].tokenizer, packed=self.packs)
+        mine = process_batches(rows, size, self.accelerator, work[0][0].tokenizer)
         found = []
         for number, (places, batch) in enumerate(mine):
             last = number == len(mine) - 1

@@ -1,6 +1,7 @@
 """Every method on every task and architecture. A cell is only left out for a reason that the method itself declares."""
 
 import copy
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from peftly import (
     use_adapters,
 )
 from peftly.attention import packed, packs
-from peftly.data import Encoded, collate, pack
 from peftly.errors import MethodError
+from peftly.methods._body import blocks_of
+from peftly.methods._virtual_tokens import chosen_count
 from peftly.modes import training_mode
-from peftly.objective import target_losses
 
 EVERY = [(task, architecture, method) for task, those in TASKS.items() for architecture in those for method in METHODS]
 TEXTS = random_rows([5, 14, 9, 7])
@@ -111,8 +112,8 @@ def test_every_cell(task, architecture, method, tmp_path):
     assert all(gradient.abs().sum() > 0 for gradient in singles[1][1].values()), "every tensor has a gradient"
     for side in sides(model, task, method):
         are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2], side), model)
-    if task == "causal_lm" and packs(model):
-        lays_end_to_end(model)
+    if packs(model):
+        lays_end_to_end(without_dropout(copy.deepcopy(model)), task, singles)
     if task in ("causal_lm", "seq2seq_lm"):
         goes_on_from_a_cache(model, task, torch.cat([single[0] for single in singles]))
     if architecture != "distilbert":  # whose blocks cannot be checkpointed with dropout off from outside
@@ -172,27 +173,33 @@ def are_those_of_single_rows(singles, batch, model):
     bound = 1e-10 if model.dtype == torch.float64 else 1e-4
     losses, gradients = batch
     assert_close(losses, torch.cat([single[0] for single in singles]), bound)
-    in_fp32 = "gemma" in model.config.model_type  # its normalisations
+    in_fp32 = "RMSNorm" in str(model)  # such normalisations are
     assert_close(flat(gradients), sum(flat(single[1]) for single in singles), 1e-6 if in_fp32 else 10 * bound)
 
 
-def lays_end_to_end(model):
-    """Packed behind what the rows have in common, with what a step keeps or computes again."""
-    rows = [TEXTS[3] + TEXTS[row] for row in (0, 1, 2)]
-    rows = [Encoded(row, [place >= 8 for place in range(len(row))]) for row in rows]
-    batch = pack(rows)
-    assert batch["input_ids"].shape[1] == sum(len(row.input_ids) for row in rows) - 2 * 7
-    parameters = list(trainable_parameters(model).values())
+def lays_end_to_end(model, task, singles):
+    """Packed, with what a step keeps or computes again; and behind what all rows begin with, laid down once."""
+    virtual, reads_both_ways = chosen_count(model._peftly.bodies.text), model._peftly.bodies.text.role == "encoder"
+    for checkpointing, rows in ((False, [0, 1, 2]), (True, [0, 1, 2]), (False, [1, 1, 1])):
+        with training_mode(model, gradient_checkpointing=checkpointing), packed(model), columns_of(model) as seen:
+            found = losses_and_gradients(model, task, rows)
+        are_those_of_single_rows([singles[row] for row in rows], found, model)
+        shared = 0 if reads_both_ways else virtual + (len(TEXTS[1]) - 1) * (rows == [1, 1, 1])
+        words = sum(len(TEXTS[row]) + virtual for row in rows)
+        assert set(seen) == {(1, words - 2 * shared)}
 
-    def found(losses):
-        gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
-        return torch.cat([losses.detach(), *(one.flatten() for one in gradients if one is not None)])
 
-    expected = found(target_losses(model, collate(rows, pad_id=0)))
-    for checkpointing in (False, True):
-        with training_mode(model, gradient_checkpointing=checkpointing), packed(model):
-            actual = found(target_losses(model, batch))
-        assert_close(actual, expected, 1e-6 if "RMS" in str(model) else 1e-9)  # such norms are computed in fp32
+@contextmanager
+def columns_of(model):
+    """What the blocks of a model are called with."""
+    seen = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+        for block in blocks_of(model)
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
 
 
 def goes_on_from_a_cache(model, task, singles):
@@ -226,6 +233,8 @@ def keeps_rows_apart(model, task, method):
     for side in sides(model, task, method):
         with use_adapters(model, rows=rows):
             are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2, 3], side), model)
+    with packed(model) if packs(model) else nullcontext(), use_adapters(model, rows=rows):
+        are_those_of_single_rows(singles, losses_and_gradients(model, task, [0, 1, 2, 3]), model)
     detach(model, "other")
 
 

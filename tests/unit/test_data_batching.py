@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Encoded, collate, epoch_order, epoch_steps, pack
+from peftly.data import Encoded, collate, epoch_order, epoch_steps
 
 BATCH = [Encoded([5, 2, 7], [False, True, True]), Encoded([9, 2], [False, True])]
 
@@ -28,55 +28,6 @@ def test_what_cannot_be_a_batch():
         collate([], pad_id=0)
     with pytest.raises(ValueError, match="'middle'"):
         collate(BATCH, pad_id=0, side="middle")
-
-
-def trained_from(first, ids):
-    return Encoded(ids, [place >= first for place in range(len(ids))])
-
-
-def test_rows_laid_end_to_end():
-    batch = pack([trained_from(1, [5, 2, 7]), trained_from(1, [9, 2])])
-    assert batch["input_ids"].tolist() == [[5, 2, 7, 9, 2]]
-    assert batch["labels"].tolist() == [[-100, 2, 7, -100, 2]]
-    assert batch["lengths"].tolist() == [3, 2]
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    with pytest.raises(ValueError, match="empty batch"):
-        pack([])
-
-
-def test_what_all_rows_begin_with_stands_once():
-    batch = pack([trained_from(3, [5, 6, 7, 8]), trained_from(4, [5, 6, 9, 9, 3])])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 9, 3]]
-    assert batch["labels"].tolist() == [[-100, -100, -100, 8, -100, -100, 3]]
-    assert batch["lengths"].tolist() == [2, 3]
-
-
-@pytest.mark.parametrize(
-    ("rows", "own"),
-    [
-        ([trained_from(3, [5, 6, 7, 8])], [4]),  # one row shares with nobody
-        ([trained_from(2, [5, 6, 7]), trained_from(3, [5, 6, 7, 8])], [2, 3]),  # the 6 foretells different tokens
-        ([trained_from(0, [5, 6]), trained_from(1, [5, 6])], [2, 2]),
-        ([trained_from(1, [5, 6]), trained_from(1, [5, 6])], [2, 2]),
-        ([trained_from(3, [5, 6, 7, 8]), trained_from(3, [5, 6, 7, 8])], [2, 2]),
-    ],
-)
-def test_a_word_whose_output_is_compared_is_each_rows_own(rows, own):
-    assert pack(rows)["lengths"].tolist() == own
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(3, 5), min_size=5, max_size=9)), min_size=1))
-def test_packed_rows_hold_every_row(given_rows):
-    rows = [trained_from(first, ids) for first, ids in given_rows]
-    batch = pack(rows)
-    (ids,), (labels,), lengths = batch["input_ids"].tolist(), batch["labels"].tolist(), batch["lengths"].tolist()
-    shared = len(ids) - sum(lengths)
-    place = shared
-    for row, length in zip(rows, lengths, strict=True):
-        assert ids[:shared] + ids[place : place + length] == row.input_ids
-        assert labels[:shared] + labels[place : place + length] == [-100, *row.targets[1:]]
-        assert length > 0
-        place += length
 
 
 @given(st.integers(0, 300), st.integers(0, 2**70), st.integers(0, 1000))

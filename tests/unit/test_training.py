@@ -158,8 +158,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
 def test_every_row_is_seen_once_an_epoch_and_in_another_order(monkeypatch):
     seen = []
     steps = import_module("peftly.steps")
-    original = steps.pack
-    monkeypatch.setattr(steps, "pack", lambda rows: seen.append(rows) or original(rows))
+    original = steps.collate
+    monkeypatch.setattr(steps, "collate", lambda rows, **settings: seen.append(rows) or original(rows, **settings))
     data = data_of(11, 0)
     run(data=data, epochs=2)
     flat = [id(row) for rows in seen for row in rows]

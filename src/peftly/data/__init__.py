@@ -1,6 +1,6 @@
 """From files to batches: rows, the shape that makes text of them, tokens, and what was counted on the way."""
 
-from peftly.data.batching import collate, epoch_order, epoch_steps, pack
+from peftly.data.batching import collate, epoch_order, epoch_steps
 from peftly.data.encoding import Encoded, encode, encode_prompt, encode_question, label_ids
 from peftly.data.formats import Rows, read
 from peftly.data.report import DataReport, SplitReport
@@ -30,7 +30,6 @@ __all__ = [
     "epoch_steps",
     "label_ids",
     "load_data",
-    "pack",
     "read",
     "read_data",
 ]

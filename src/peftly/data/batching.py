@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["collate", "epoch_order", "epoch_steps", "pack"]
+__all__ = ["collate", "epoch_order", "epoch_steps"]
 
 _WINDOWS = 4
 _WINDOW_STEPS = 50
@@ -61,45 +61,6 @@ def collate(
     if any(example.places for example in batch):
         tensors["places"] = filled([example.places for example in batch], -1)
     return tensors
-
-
-def pack(batch: "Sequence[Encoded]") -> "dict[str, Tensor]":
-    """Return the batch as one row, in which the tokens that all examples begin with stand once, in front.
-
-    Args:
-        batch: at least one example of text that goes on.
-
-    Returns:
-        Tensors of int64: `input_ids` and `labels` (1, tokens), -100 where nothing is trained; `lengths` (examples,), of
-        each one's own tokens, which stand one behind the other after the shared ones.
-    """
-    import torch
-
-    if not batch:
-        raise ValueError("pack() was given an empty batch")
-    shared = _common(batch)
-    ids = [*batch[0].input_ids[:shared], *(token for row in batch for token in row.input_ids[shared:])]
-    # No column foretells the first of an example's own tokens: the one before it is another's.
-    labels = [UNTRAINED] * shared
-    for row in batch:
-        labels += [UNTRAINED, *row.targets[shared + 1 :]]
-    return {
-        "input_ids": torch.tensor([ids]),
-        "labels": torch.tensor([labels]),
-        "lengths": torch.tensor([len(row.input_ids) - shared for row in batch]),
-    }
-
-
-def _common(batch: "Sequence[Encoded]") -> int:
-    """Return how many tokens all examples begin with, without the last one before the first that is trained.
-
-    That one's output is compared with what follows, which differs, so each example needs its own.
-    """
-    if len(batch) == 1:
-        return 0
-    most = max(0, min((*row.trained, True).index(True) for row in batch) - 1)
-    firsts = zip(*(row.input_ids[:most] for row in batch), strict=True)
-    return next((place for place, tokens in enumerate(firsts) if len(set(tokens)) > 1), most)
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.methods import _prefixes, _virtual_tokens
+from peftly.methods import _packed, _prefixes, _virtual_tokens
 from peftly.methods._layers import override_method, restore_method
 from peftly.methods._positions import Positions
 from peftly.methods._slots import cached_beside_text
@@ -80,6 +80,7 @@ class Body:
         role: see `Role`.
         config: of the stack's text.
         signature: of the stack's forward.
+        pooler: the stack's own, which reads whole rows; None: it has none.
     """
 
     def __init__(self, model: Any, module: Any, role: Role) -> None:
@@ -87,10 +88,13 @@ class Body:
         self.config = model.config.get_text_config(decoder=True) if role == "decoder" else model.config
         self.signature = inspect.signature(module.forward)
         self.positions = Positions(module, takes_argument="position_ids" in self.signature.parameters)
+        self.pooler = getattr(module, "pooler", None)
         self.handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
+        if self.pooler is not None:
+            self.handles.append(self.pooler.register_forward_pre_hook(_packed.PoolerReads()))
 
     def remove(self) -> None:
         """Take the hooks off again."""
@@ -125,7 +129,9 @@ class Body:
             _virtual_tokens.show_to_decoder(self, call)
         else:
             _virtual_tokens.enter(self, call)
+        _packed.enter(self, call)
         _prefixes.enter(self, call)
+        open_.enter_context(_packed.under_way(call))
         open_.enter_context(_prefixes.kept_by_the_stack(self, call))
         words = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if words is not None:
@@ -138,7 +144,7 @@ class Body:
         open_.close()
         if output is None:  # the stack failed
             return None
-        output = _prefixes.leave(self, kwargs, output)
+        output = _packed.leave(kwargs, _prefixes.leave(self, kwargs, output))
         return output if self.role == "target" else _virtual_tokens.leave(self, kwargs, output)
 
 

@@ -119,7 +119,8 @@ def enter(body: Body, call: dict[str, Any]) -> None:
     if call.get("packing") is not None:
         if any(_owners(body)):
             states, _ = _batch(body, 1)
-            call["packing"] = call["packing"].with_states(states[:, 0].view(-1, 2, *states.shape[2:]))
+            call["packing"] = packing = call["packing"].with_states(states[:, 0].view(-1, 2, *states.shape[2:]))
+            body.check_length(packing.longest, None, states.shape[3])
         return
     checkpointed = _is_checkpointed(body)
     if known is None and not any(_owners(body)):

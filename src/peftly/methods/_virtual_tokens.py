@@ -117,9 +117,6 @@ def enter(body: Body, call: dict[str, Any]) -> None:
         return
     if ids is None:
         raise MethodError("a model with virtual tokens needs input_ids: it cannot place them among inputs_embeds")
-    if call.get("packing") is not None:
-        _share(body, call)
-        return
     slots = cached_slots(call, known, _owners(body), "virtual tokens")
     if slots is not None:
         continue_after(slots, call)
@@ -205,30 +202,16 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
         cache.slots = slots
 
 
-def _share(body: Body, call: dict[str, Any]) -> None:
-    """Start a packed row whose examples share what stands in front: the virtual tokens go there, once."""
-    ids, virtual = call["input_ids"], _ids_in_front(body)
-    call["input_ids"] = longer = torch.cat([virtual.to(ids)[None], ids], dim=1)
-    call["packing"] = packing = call["packing"].behind(len(virtual))
-    body.check_length(packing.longest, None, len(virtual))
-    _remember(longer, torch.arange(len(virtual), longer.shape[1], device=ids.device)[None], None)
-
-
-def _ids_in_front(body: Body) -> Tensor:
-    """Return the virtual tokens of a packed row's examples, (count,)."""
+def _insert_packed(body: Body, call: dict[str, Any]) -> None:
+    """Start a packed row: the virtual tokens go in front of each of its examples."""
+    ids = call["input_ids"]
     selection_of(body.model).rows.spread(1)
     changes, embedding = _chosen(body)[0], _embedding(body)
     if any(change.place != "front" for change in changes):
         raise MethodError(
             "packed rows take virtual tokens in front of their texts only; give each text a row of its own"
         )
-    return torch.tensor([id_ for change in changes for id_ in change.ids(embedding)])
-
-
-def _insert_packed(body: Body, call: dict[str, Any]) -> None:
-    """Start a packed row: the virtual tokens go in front of each of its examples."""
-    ids = call["input_ids"]
-    virtual = _ids_in_front(body).to(ids.device)
+    virtual = torch.tensor([id_ for change in changes for id_ in change.ids(embedding)], device=ids.device)
     longer, call["position_ids"], columns = insert_packed(ids, call["position_ids"], virtual)
     body.check_length(int(call["position_ids"].max()) + 1, None, len(virtual))
     _remember(longer, columns, None)
