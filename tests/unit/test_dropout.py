@@ -9,9 +9,9 @@ from test_lora import numbers
 from tiny import perturb, random_rows, tiny_model
 from torch.nn import functional as F
 
-from peftly import AdapterConfig, DoRA, LoRA, attach, trainable_parameters
+from peftly import AdapterConfig, DoRA, LoRA, attach, trainable_parameters, use_adapters
 from peftly.methods import _dropout
-from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability, unpack_mask
+from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods.adapter import ACTIVATIONS, add_bottleneck, bottleneck
 from peftly.methods.dora import dora_scale
@@ -28,7 +28,7 @@ CONFIGS = {
 
 
 def kept(x, keep):
-    return drop(torch.ones_like(x), unpack_mask(draw_mask(x, keep), x))
+    return drop(torch.ones_like(x), draw_mask(x, keep))
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -85,7 +85,7 @@ def test_it_does_what_torch_does_with_the_same_mask(dtype):
 
 def test_what_is_dropped_is_gone_even_if_it_was_infinite():
     x = torch.tensor([float("inf"), float("nan")])
-    assert torch.equal(drop(x, torch.zeros(2, dtype=torch.int32)), torch.zeros(2))
+    assert torch.equal(drop(x, torch.zeros(1, dtype=torch.int64)), torch.zeros(2))
 
 
 def test_a_mask_takes_one_bit_an_entry():
@@ -108,7 +108,7 @@ def mask_of(request, monkeypatch):
     def factor(x, rate):
         state = torch.get_rng_state()
         keep = keep_probability(rate)
-        found = drop(torch.ones_like(x), unpack_mask(_dropout.draw_mask(x, keep), x)) / keep
+        found = drop(torch.ones_like(x), _dropout.draw_mask(x, keep)) / keep
         torch.set_rng_state(state)
         return found.detach()
 
@@ -175,7 +175,8 @@ def adapted(case, **changes):
 
 def loss_and_gradients(model, seed=5):
     ids = torch.tensor(random_rows([9, 9]))
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     loss = model(ids, labels=ids, use_cache=False).loss
     found = torch.autograd.grad(loss, list(trainable_parameters(model).values()))
     return loss.detach(), torch.cat([gradient.flatten() for gradient in found])
@@ -191,6 +192,19 @@ def test_checkpointed_blocks_draw_the_same_masks_again(case):
     assert expected[0] != different[0]
     assert torch.equal(found[0], expected[0])
     assert_close(found[1], expected[1], 1e-12)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_restored_generator_goes_on_with_the_same_masks(case):
+    model = adapted(case)
+    with training_mode(model):
+        first, state = loss_and_gradients(model), torch.get_rng_state()
+        second = loss_and_gradients(model, seed=None)
+        loss_and_gradients(model, seed=None)
+        torch.set_rng_state(state)
+        again = loss_and_gradients(model, seed=None)
+    assert first[0] != second[0]
+    assert all(torch.equal(a, b) for a, b in zip(again, second, strict=True))
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -223,3 +237,19 @@ def test_every_layer_draws_its_own_mask(case, monkeypatch):
         loss_and_gradients(model)
     assert len(drawn) == {"lora": 14, "dora": 14, "adapter": 4, "parallel": 2}[case]
     assert len({tuple(mask.tolist()) for mask in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_rows_of_other_adapters_lose_nothing(case):
+    model = adapted(case)
+    attach(model, CONFIGS[case].model_copy(update={"dropout": 0.0}), name="other", seed=3)
+    perturb([value for name, value in trainable_parameters(model).items() if ".other." in name], seed=4)
+    ids = torch.tensor(random_rows([9, 9, 9]))
+    with torch.no_grad(), training_mode(model):
+        with use_adapters(model, rows=["default", "other", None]):
+            mixed, again = model(ids).logits, model(ids).logits
+        for row, name in ((1, ["other"]), (2, [])):
+            with use_adapters(model, *name):
+                assert_close(mixed[row], model(ids[row : row + 1]).logits[0], 1e-12)
+    assert not torch.equal(mixed[0], again[0])
+    assert_close(again[1:], mixed[1:], 1e-12)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["draw_mask", "drop", "dropout", "keep_probability", "unpack_mask"]
+__all__ = ["draw_mask", "drop", "dropout", "keep_probability"]
 
 _PLACES = 16
 _STEPS: int = 2**_PLACES
+_ANY = (-(2**63), None)  # for `random_`: all that 64 bits can be
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -45,38 +46,29 @@ def draw_mask(x: Tensor, keep: float) -> Tensor:
     digits = [round(keep * _STEPS) >> place & 1 for place in range(_PLACES)]
     if not any(digits):  # keep is 1
         return torch.full((count,), -1)
-    first = digits.index(1)
     # A bit that is set with probability p is set with (1 + p) / 2 after `or` with a fair one and with p / 2 after
     # `and`: the binary digits of `keep`, from the last to the first, make it out of fair ones. `bernoulli_` draws a
     # number for every entry and takes six times as long.
-    fair = torch.empty(_PLACES - first, count, dtype=torch.int64).random_(-(2**63), None)
-    kept = fair[0]
-    for word, digit in zip(fair[1:], digits[first + 1 :], strict=True):
-        kept = kept.bitwise_or_(word) if digit else kept.bitwise_and_(word)
-    return kept.clone()  # not a part of all that was drawn, which would stay alive with it
+    first = digits.index(1)
+    kept, fair = (torch.empty(count, dtype=torch.int64) for _ in range(2))
+    kept.random_(*_ANY)
+    for digit in digits[first + 1 :]:
+        fair.random_(*_ANY)
+        kept = kept.bitwise_or_(fair) if digit else kept.bitwise_and_(fair)
+    return kept
 
 
-def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """Return a mask of `x` as `drop` takes it, in the shape of `x`.
-
-    Returns:
-        Integers as wide as the entries of `x`, -1 where an entry is kept and 0 elsewhere; or booleans.
-    """
+def drop(x: Tensor, mask: Tensor) -> Tensor:
+    """Return `x` with 0 where the mask of a tensor of its shape says so, and the rest as it is."""
     if mask.dtype == torch.bool:
-        return mask.view(x.shape)
+        return x * mask.view(x.shape)
     kind = _INTEGERS[x.element_size()]
     width = 8 * x.element_size()
-    # Bit by bit and not word by word, so that the inner loop is long and has one shift for all.
+    # Every bit becomes an integer as wide as an entry, all ones or all zeros. Bit by bit and not word by word, so that
+    # the inner loop is long and has one shift for all.
     shifts = torch.arange(width, dtype=kind)[:, None]
-    signs = (mask.view(kind) << shifts).bitwise_right_shift_(width - 1)
-    return signs.view(-1)[: x.numel()].view(x.shape)
-
-
-def drop(x: Tensor, unpacked: Tensor) -> Tensor:
-    """Return `x` with 0 where the mask says so, and the rest as it is."""
-    if unpacked.dtype == torch.bool:
-        return x * unpacked
-    return (x.view(unpacked.dtype) & unpacked).view(x.dtype)
+    wide = (mask.view(kind) << shifts).bitwise_right_shift_(width - 1).view(-1)[: x.numel()]
+    return wide.view(x.shape).bitwise_and_(x.view(kind)).view(x.dtype)
 
 
 def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
@@ -93,10 +85,10 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, keep: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.keep = keep
-        return drop(x, unpack_mask(mask, x)).div_(keep)
+        return drop(x, mask).div_(keep)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
-        return drop(grad, unpack_mask(mask, grad)).div_(ctx.keep), None, None
+        return drop(grad, mask).div_(ctx.keep), None, None

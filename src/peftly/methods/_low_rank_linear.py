@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from peftly.methods._dropout import draw_mask, drop, keep_probability, unpack_mask
+from peftly.methods._dropout import draw_mask, drop, keep_probability
 
 __all__ = ["low_rank_linear"]
 
@@ -68,7 +68,7 @@ class _LowRankLinear(torch.autograd.Function):
         mask: Tensor | None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        seen = rows if mask is None else drop(rows, unpack_mask(mask, rows))
+        seen = rows if mask is None else drop(rows, mask)
         inner = seen @ lora_a.T
         output = F.linear(rows, weight, bias if scale is None else None).addmm_(inner, lora_b.T, alpha=scaling)
         unscaled = None
@@ -90,17 +90,14 @@ class _LowRankLinear(torch.autograd.Function):
         if scale is not None:
             grad = grad * scale
         grad_inner = (grad @ lora_b).mul_(ctx.scaling)
-        grad_x = (grad @ weight).view(ctx.shape) if for_x else None
-        seen = rows
-        if mask is not None:
-            unpacked = unpack_mask(mask, rows)
-            seen = drop(rows, unpacked)
-            if grad_x is not None:
-                grad_x.view(rows.shape).add_(drop(grad_inner @ lora_a, unpacked))
+        grad_x = grad @ weight if for_x else None
+        if grad_x is not None and mask is None:
+            grad_x.addmm_(grad_inner, lora_a)
         elif grad_x is not None:
-            grad_x.view(rows.shape).addmm_(grad_inner, lora_a)
+            grad_x.add_(drop(grad_inner @ lora_a, mask))
+        seen = rows if mask is None or not for_a else drop(rows, mask)
         return (
-            grad_x,
+            None if grad_x is None else grad_x.view(ctx.shape),
             None,
             grad_bias,
             grad_inner.T @ seen if for_a else None,

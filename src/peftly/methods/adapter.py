@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.methods._copies import add_copies, is_norm
-from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability, unpack_mask
+from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._layers import LayerChange, add_change, changed_layers
 from peftly.methods._low_rank import features
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
@@ -135,7 +135,7 @@ class _AddBottleneck(torch.autograd.Function):
             after = torch.add(before, up_bias, alpha=scaling).addmm_(activation(inner), up.T, alpha=scaling)
         else:
             found = torch.addmm(up_bias, activation(inner), up.T)
-            after = torch.add(before, drop(found, unpack_mask(mask, found)), alpha=scaling)
+            after = torch.add(before, drop(found, mask), alpha=scaling)
         ctx.save_for_backward(rows, inner, down, up, mask)
         ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
         return after.view(h.shape)
@@ -145,7 +145,7 @@ class _AddBottleneck(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, down, up, mask = ctx.saved_tensors
         grad_rows = grad.reshape(rows.shape)
-        grad_found = grad_rows if mask is None else drop(grad_rows, unpack_mask(mask, grad_rows))
+        grad_found = grad_rows if mask is None else drop(grad_rows, mask)
         with torch.enable_grad():
             inner = inner.detach().requires_grad_()
             outer = ctx.activation(inner)

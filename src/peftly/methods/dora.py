@@ -43,7 +43,7 @@ def row_lengths(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) 
     along = (weight @ lora_a.to(weight.dtype).T).to(wide)
     a, b = lora_a.to(wide), lora_b.to(wide)
     squares: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
-    squares += 2 * scaling * (along * b).sum(1) + scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+    squares += torch.addmm(along, b, a @ a.T, beta=2 * scaling, alpha=scaling**2).mul_(b).sum(1)
     return squares.clamp_min(0).sqrt()
 
 
