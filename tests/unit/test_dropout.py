@@ -223,6 +223,15 @@ def test_the_general_path_does_the_same(case, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CONFIGS)
+def test_nothing_is_dropped_in_evaluation(case):
+    model, without = adapted(case).eval(), adapted(case, dropout=0.0).eval()
+    assert torch.equal(loss_and_gradients(model)[0], loss_and_gradients(without)[0])
+    with training_mode(without):
+        expected = loss_and_gradients(without)
+    assert torch.equal(loss_and_gradients(model)[1], expected[1])
+
+
+@pytest.mark.parametrize("case", CONFIGS)
 def test_every_layer_draws_its_own_mask(case, monkeypatch):
     drawn = []
 
