@@ -6,7 +6,8 @@ from test_lora import numbers
 from torch.nn import functional as F
 
 from peftly.methods._low_rank import lora_delta
-from peftly.methods.dora import dora_linear, dora_scale, row_lengths
+from peftly.methods._low_rank_linear import low_rank_linear
+from peftly.methods.dora import dora_scale, row_lengths
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -27,7 +28,7 @@ def test_a_row_that_cancels_has_no_length():
 def test_the_fused_layer_equals_the_formula(bias, shape):
     x, a, b, m = numbers(*shape), numbers(4, 6, seed=1), numbers(7, 4, seed=2), numbers(7, seed=5)
     weight, offset = numbers(7, 6, seed=3).detach(), numbers(7, seed=4) if bias else None
-    fused = dora_linear(x, weight, offset, a, b, 0.7, dora_scale(weight, a, b, 0.7, m))
+    fused = low_rank_linear(x, weight, offset, a, b, 0.7, scale=dora_scale(weight, a, b, 0.7, m))
     changed = weight + lora_delta(a, b, 0.7)
     plain = F.linear(x, m[:, None] * changed / changed.norm(dim=1, keepdim=True).detach(), offset)
     torch.testing.assert_close(fused, plain)

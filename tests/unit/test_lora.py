@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from peftly import LoRA, attach
 from peftly.methods._low_rank import lora_delta, lora_scaling
+from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._targets import find_targets, short_names
-from peftly.methods.lora import lora_linear
 
 
 def numbers(*shape, seed=0):
@@ -22,7 +22,7 @@ def numbers(*shape, seed=0):
 def test_the_fused_layer_equals_the_formula(bias, shape):
     x, a, b = numbers(*shape), numbers(4, 6, seed=1), numbers(7, 4, seed=2)
     weight, offset = numbers(7, 6, seed=3).detach(), numbers(7, seed=4).detach() if bias else None
-    fused = lora_linear(x, weight, offset, a, b, 0.7)
+    fused = low_rank_linear(x, weight, offset, a, b, 0.7)
     plain = F.linear(x, weight, offset) + 0.7 * F.linear(F.linear(x, a), b)
     torch.testing.assert_close(fused, plain)
     torch.testing.assert_close(fused, F.linear(x, weight + lora_delta(a, b, 0.7), offset))
@@ -36,7 +36,8 @@ def test_the_fused_layer_equals_the_formula(bias, shape):
 def test_it_passes_gradcheck():
     weight = numbers(3, 4, seed=3).detach()
     assert torch.autograd.gradcheck(
-        lambda x, a, b: lora_linear(x, weight, None, a, b, 1.3), (numbers(2, 4), numbers(2, 4, seed=1), numbers(3, 2))
+        lambda x, a, b: low_rank_linear(x, weight, None, a, b, 1.3),
+        (numbers(2, 4), numbers(2, 4, seed=1), numbers(3, 2)),
     )
 
 
@@ -47,7 +48,7 @@ def test_little_is_kept_for_the_backward_pass():
     a, b = torch.randn(4, 32, requires_grad=True), torch.randn(48, 4, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        lora_linear(x, weight, None, a, b, 1.0)
+        low_rank_linear(x, weight, None, a, b, 1.0)
     others = [t for t in kept if t.data_ptr() not in (x.data_ptr(), weight.data_ptr())]
     assert sum(t.numel() for t in others) <= 64 * 4 + 4 * 32 + 48 * 4
     assert all(t.dtype == torch.bfloat16 for t in others)

@@ -9,16 +9,18 @@ arXiv:2005.00247); `parallel`, beside the feed-forward layer: it reads that laye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.methods._copies import add_copies, is_norm
+from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._layers import LayerChange, add_change, changed_layers
 from peftly.methods._low_rank import features
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
@@ -27,9 +29,10 @@ from peftly.methods._targets import base_modules, find_part
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["AdapterConfig", "BottleneckAdapter", "bottleneck"]
+__all__ = ["AdapterConfig", "BottleneckAdapter", "add_bottleneck", "bottleneck"]
 
-ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 
 
 class AdapterConfig(MethodConfig):
@@ -61,7 +64,7 @@ class AdapterConfig(MethodConfig):
 
 
 def bottleneck(
-    h: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, activation: Callable[[Tensor], Tensor]
+    h: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, activation: Activation
 ) -> Tensor:
     """Return `activation(h downᵀ + down_bias) upᵀ + up_bias`, (..., width), in the dtype of `h`.
 
@@ -76,6 +79,90 @@ def bottleneck(
     dtype = h.dtype
     inner = activation(F.linear(h, down.to(dtype), down_bias.to(dtype)))
     return F.linear(inner, up.to(dtype), up_bias.to(dtype))
+
+
+def add_bottleneck(
+    output: Tensor | None,
+    h: Tensor,
+    weights: Sequence[Tensor],
+    activation: Activation,
+    scaling: float,
+    *,
+    probability: float = 0.0,
+) -> Tensor:
+    """Return `output + scaling drop(bottleneck(h, *weights, activation))`, the second product added into the sum.
+
+    Kept for the backward pass are `h`, what goes into the activation, the weights, and one bit for each entry of the
+    output if some are dropped.
+
+    Args:
+        output: (..., width), in the dtype of `h`; None: `h`.
+        h: (..., width).
+        weights: those of `bottleneck`.
+        activation: elementwise.
+        scaling: of what is added.
+        probability: with which an entry of it is dropped, see `keep_probability`.
+
+    Returns:
+        (..., width).
+    """
+    mask = None
+    if probability > 0:
+        keep = keep_probability(probability)
+        mask, scaling = draw_mask(h, keep), scaling / keep
+    apply: Callable[..., Tensor] = _AddBottleneck.apply
+    return apply(output, h, *(weight.to(h.dtype) for weight in weights), activation, scaling, mask)
+
+
+class _AddBottleneck(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor | None,
+        h: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        activation: Activation,
+        scaling: float,
+        mask: Tensor | None,
+    ) -> Tensor:
+        rows = h.reshape(-1, h.shape[-1])
+        before = rows if output is None else output.reshape(rows.shape)
+        inner = torch.addmm(down_bias, rows, down.T)
+        if mask is None:
+            after = torch.add(before, up_bias, alpha=scaling).addmm_(activation(inner), up.T, alpha=scaling)
+        else:
+            found = torch.addmm(up_bias, activation(inner), up.T)
+            after = torch.add(before, drop(found, mask), alpha=scaling)
+        ctx.save_for_backward(rows, inner, down, up, mask)
+        ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
+        return after.view(h.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, down, up, mask = ctx.saved_tensors
+        grad_rows = grad.reshape(rows.shape)
+        grad_found = grad_rows if mask is None else drop(grad_rows, mask)
+        with torch.enable_grad():
+            inner = inner.detach().requires_grad_()
+            outer = ctx.activation(inner)
+        (grad_inner,) = torch.autograd.grad(outer, inner, (grad_found @ up).mul_(ctx.scaling))
+        outer = outer.detach()
+        grad_h = torch.addmm(grad_rows, grad_inner, down) if ctx.adds_to_h else grad_inner @ down
+        return (
+            None if ctx.adds_to_h else grad,
+            grad_h.view(grad.shape),
+            grad_inner.T @ rows,
+            grad_inner.sum(0),
+            (grad_found.T @ outer).mul_(ctx.scaling),
+            grad_found.sum(0).mul_(ctx.scaling),
+            None,
+            None,
+            None,
+        )
 
 
 class Bottleneck(LayerChange):
@@ -96,25 +183,29 @@ class Bottleneck(LayerChange):
         self.activation, self.dropout = config.activation, config.dropout
         self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
 
-    def change(self, h: Tensor) -> Tensor:
-        """Return what the adapter adds, from what it reads, both (..., width)."""
-        found = bottleneck(h, self.down, self.down_bias, self.up, self.up_bias, ACTIVATIONS[self.activation])
-        return self.scaling * F.dropout(found, self.dropout, training=self.training)
+    def add_to(self, output: Tensor | None, h: Tensor) -> Tensor:
+        """Return `output`, or None: `h`, with what the adapter makes of `h` added; all (..., width)."""
+        weights, activation = (self.down, self.down_bias, self.up, self.up_bias), ACTIVATIONS[self.activation]
+        plain = torch.is_autocast_enabled(h.device.type) or (output is not None and output.dtype != h.dtype)
+        if not plain:
+            probability = self.dropout if self.training else 0.0
+            return add_bottleneck(output, h, weights, activation, self.scaling, probability=probability)
+        found = dropout(bottleneck(h, *weights, activation), self.dropout, training=self.training)
+        return (h if output is None else output) + self.scaling * found
 
 
 class Sequential(Bottleneck):
     """After a layer: reads and changes the layer's output."""
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output = inner(x, *args, **kwargs)
-        return output + self.change(output)
+        return self.add_to(None, inner(x, *args, **kwargs))
 
 
 class Parallel(Bottleneck):
     """Beside a module: reads the module's input and adds to its output."""
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return inner(x, *args, **kwargs) + self.change(x)
+        return self.add_to(inner(x, *args, **kwargs), x)
 
 
 class BesideOutput(Bottleneck):
@@ -122,7 +213,7 @@ class BesideOutput(Bottleneck):
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (feedforward_input,) = args
-        return inner(x, feedforward_input + self.change(feedforward_input), **kwargs)
+        return inner(x, self.add_to(None, feedforward_input), **kwargs)
 
 
 class BottleneckAdapter(OwnFormat):

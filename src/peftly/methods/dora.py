@@ -10,15 +10,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.methods._dropout import dropout
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
+from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
 
-__all__ = ["DoRA", "DoRAAdapter", "dora_linear", "dora_scale", "row_lengths"]
+__all__ = ["DoRA", "DoRAAdapter", "dora_scale", "row_lengths"]
 
 
 class DoRA(LowRankConfig):
@@ -42,7 +43,7 @@ def row_lengths(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) 
     along = (weight @ lora_a.to(weight.dtype).T).to(wide)
     a, b = lora_a.to(wide), lora_b.to(wide)
     squares: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
-    squares += 2 * scaling * (along * b).sum(1) + scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+    squares += torch.addmm(along, b, a @ a.T, beta=2 * scaling, alpha=scaling**2).mul_(b).sum(1)
     return squares.clamp_min(0).sqrt()
 
 
@@ -56,67 +57,6 @@ def dora_scale(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, m
         lengths = row_lengths(weight, lora_a, lora_b, scaling)
     scale: Tensor = magnitude / lengths
     return scale
-
-
-def dora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float, scale: Tensor
-) -> Tensor:
-    """Return `scale (x weightᵀ + scaling (x lora_aᵀ) lora_bᵀ) + bias` with the second product added into the first.
-
-    Args:
-        x: (..., in_features), in the dtype of `weight`.
-        weight: (out_features, in_features); it gets no gradient.
-        bias: (out_features,) or None.
-        lora_a: (rank, in_features), any float dtype; computed in that of `weight`.
-        lora_b: (out_features, rank), likewise.
-        scaling: see `lora_scaling`.
-        scale: see `dora_scale`, likewise.
-
-    Returns:
-        (..., out_features).
-    """
-    dtype = weight.dtype
-    apply: Callable[..., Tensor] = _ScaledLowRankLinear.apply
-    return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale.to(dtype))
-
-
-class _ScaledLowRankLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lora_a: Tensor,
-        lora_b: Tensor,
-        scaling: float,
-        scale: Tensor,
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        inner = rows @ lora_a.T
-        unscaled = (rows @ weight.T).addmm_(inner, lora_b.T, alpha=scaling)
-        ctx.save_for_backward(rows, inner, unscaled, weight, lora_a, lora_b, scale)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        output = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, unscaled, weight, lora_a, lora_b, scale = ctx.saved_tensors
-        for_x, _, for_bias, for_a, for_b, _, for_scale = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])
-        scaled = grad * scale
-        grad_inner = (scaled @ lora_b).mul_(ctx.scaling)
-        return (
-            (scaled @ weight).addmm_(grad_inner, lora_a).view(ctx.shape) if for_x else None,
-            None,
-            grad.sum(0) if for_bias else None,
-            grad_inner.T @ rows if for_a else None,
-            (scaled.T @ inner).mul_(ctx.scaling) if for_b else None,
-            None,
-            (grad * unscaled).sum(0) if for_scale else None,
-        )
 
 
 class DoRAChange(LowRankChange):
@@ -133,15 +73,14 @@ class DoRAChange(LowRankChange):
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scale = dora_scale(_weight(layer), self.lora_a, self.lora_b, self.scaling, self.magnitude)
         bias = layer.bias if self.bias is None else self.bias
-        drops = self.training and self.dropout > 0
-        weight = None if drops else fusible_weight(layer, inner, x)
+        weight = fusible_weight(layer, inner, x)
         if weight is not None:
-            bias = None if bias is None else bias.to(weight.dtype)
-            return dora_linear(x, weight, bias, self.lora_a, self.lora_b, self.scaling, scale)
+            factors, dropped = (self.lora_a, self.lora_b), self.dropout if self.training else 0.0
+            return low_rank_linear(x, weight, bias, *factors, self.scaling, scale=scale, dropout=dropped)
         output = inner(x, *args, **kwargs)
         if layer.bias is not None:
             output = output - layer.bias
-        x = F.dropout(x.to(output.dtype), self.dropout, training=drops)
+        x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
         output = scale.to(output.dtype) * (output + self.scaling * update)
         return output if bias is None else output + bias.to(output.dtype)

@@ -8,15 +8,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.methods._dropout import dropout
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
+from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
 
-__all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "lora_linear", "principal_factors"]
+__all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
 
 
 class LoRA(LowRankConfig):
@@ -27,57 +28,6 @@ class LoRA(LowRankConfig):
     """Where the factors start: A random and B zero, or both from the weight's largest singular values (PiSSA)."""
     lora_plus_ratio: float = Field(default=1.0, gt=0)
     """How many times the learning rate of A is that of B (LoRA+, arXiv:2402.12354)."""
-
-
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
-) -> Tensor:
-    """Return `x weightᵀ + bias + scaling (x lora_aᵀ) lora_bᵀ` with the second product added into the first.
-
-    Only `x`, `x lora_aᵀ` and the small factors are kept for the backward pass; `weight` gets no gradient.
-
-    Args:
-        x: (..., in_features), in the dtype of `weight`.
-        weight: (out_features, in_features).
-        bias: (out_features,) or None.
-        lora_a: (rank, in_features), any float dtype; computed in that of `weight`.
-        lora_b: (out_features, rank), likewise.
-        scaling: see `lora_scaling`.
-
-    Returns:
-        (..., out_features).
-    """
-    apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x, weight, bias, lora_a.to(weight.dtype), lora_b.to(weight.dtype), scaling)
-
-
-class _LowRankLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        inner = rows @ lora_a.T
-        output = F.linear(rows, weight, bias).addmm_(inner, lora_b.T, alpha=scaling)
-        ctx.save_for_backward(rows, inner, weight, lora_a, lora_b)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, lora_a, lora_b = ctx.saved_tensors
-        for_x, _, for_bias, for_a, for_b, _ = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])
-        grad_inner = (grad @ lora_b).mul_(ctx.scaling)
-        return (
-            (grad @ weight).addmm_(grad_inner, lora_a).view(ctx.shape) if for_x else None,
-            None,
-            grad.sum(0) if for_bias else None,
-            grad_inner.T @ rows if for_a else None,
-            (grad.T @ inner).mul_(ctx.scaling) if for_b else None,
-            None,
-        )
 
 
 def lora_embedding(ids: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float | Tensor) -> Tensor:
@@ -163,13 +113,13 @@ class LoRAChange(LowRankChange):
             # Some models scale their embeddings' output (Gemma, BART), of which the change is a part.
             scaling = self.scaling * getattr(layer, "embed_scale", 1.0)
             return output + lora_embedding(x, lora_a, lora_b, scaling).to(output.dtype)
-        drops = self.training and self.dropout > 0
-        weight = None if drops else fusible_weight(layer, inner, x)
+        weight = fusible_weight(layer, inner, x)
         if weight is not None:
-            bias = layer.bias if self.bias is None else self.bias.to(weight.dtype)
-            return lora_linear(x, weight, bias, lora_a, lora_b, self.scaling)
+            bias = layer.bias if self.bias is None else self.bias
+            dropped = self.dropout if self.training else 0.0
+            return low_rank_linear(x, weight, bias, lora_a, lora_b, self.scaling, dropout=dropped)
         output = inner(x, *args, **kwargs)
-        x = F.dropout(x.to(output.dtype), self.dropout, training=drops)
+        x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         output = output + self.scaling * F.linear(F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype))
         return output if self.bias is None else output + (self.bias - layer.bias).to(output.dtype)
 
