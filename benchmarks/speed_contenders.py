@@ -114,7 +114,7 @@ class Peft:
                 per_device_train_batch_size=self.setting.batch,
                 gradient_accumulation_steps=step // self.setting.batch,
                 num_train_epochs=1,
-                learning_rate=METHODS[self.job.method].learning_rate,
+                learning_rate=self.job.learning_rate or METHODS[self.job.method].learning_rate,
                 lr_scheduler_type="constant",
                 optim="adamw_torch",
                 weight_decay=0.0,
@@ -200,6 +200,7 @@ class Peftly:
             batch_size=batch,
             accumulation=step // batch,
             max_steps=len(rows) // step,
+            learning_rate=self.job.learning_rate,
             schedule="constant",
             warmup=0.0,
         )

@@ -50,6 +50,7 @@ class Job:
         base: what is adapted.
         task: what it learns.
         labels: what a classifier tells apart.
+        learning_rate: of the steps; None: the method's default.
         writes: tokens that are generated for every row; 0: the job is training.
     """
 
@@ -67,6 +68,7 @@ class Job:
     base: str = "smollm2-135m"
     task: str = "causal_lm"
     labels: tuple[str, ...] = ()
+    learning_rate: float | None = None
     writes: int = 0
 
 
