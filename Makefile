@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install quickstart test lint format soak tables wheel clean
+.PHONY: help install quickstart test lint format soak tables bench wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint         formatting, lint and types"
 	@echo "make format       apply formatting and safe lint fixes"
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
+	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
 	@echo "make wheel        build the wheel into dist/"
 
@@ -53,6 +54,9 @@ format: install
 tables: install
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	$(BIN)/python benchmarks/methods.py
+
+bench: install
+	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

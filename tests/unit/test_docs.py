@@ -56,12 +56,17 @@ def test_mcnemar_counts_rows_that_changed_sides(tables):
     assert found["p"] == pytest.approx(12 / 32)
 
 
-def test_the_page_of_the_methods_has_the_table_of_the_results():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # where its own import looks when it is run as a script
+def script(name):
+    """A script of `benchmarks/`, which finds those that it imports beside it."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        module = importlib.import_module("methods")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
+
+
+def test_the_page_of_the_methods_has_the_table_of_the_results():
+    module = script("methods")
     lines = module.read()
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.with_table(page, lines) == page
@@ -70,6 +75,37 @@ def test_the_page_of_the_methods_has_the_table_of_the_results():
         base = next(other for other in lines if (other["base"], other["data"], other["method"]) == place)
         if line["method"] != module.UNTOUCHED and module.is_default(line):
             assert line["accuracy"] > base["accuracy"], line
+
+
+def test_the_page_of_the_speed_has_the_table_and_the_picture_of_the_results():
+    module = script("speed_page")
+    lines = module.read()
+    assert lines
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_table(page, lines) == page
+    assert f"({module.PICTURE.name})" in page
+    assert module.picture(lines) == module.PICTURE.read_text(encoding="utf-8")
+
+
+def test_wins_and_losses_of_the_speed_are_told_apart():
+    module = script("speed_page")
+    line = {"ratios": {module.CLASSIC: {"median": 1.9}, module.BEST: {"median": 1.5}}}
+    line["aims"] = {module.CLASSIC: 2, module.BEST: 1.5}
+    assert not module.reached(line, module.CLASSIC)
+    assert module.reached(line, module.BEST)
+
+
+def test_the_speed_is_measured_on_rows_of_the_stated_lengths(tmp_path):
+    rows, found = script("speed_rows"), {}
+    for kind in rows.KINDS:
+        rows.write_rows(kind, tmp_path / kind)
+        found[kind] = [json.loads(line) for line in (tmp_path / kind).read_text(encoding="utf-8").splitlines()]
+        assert len(found[kind]) > 500
+    answers = [len(row["output"].split()) for row in found["instructions"]]
+    assert max(answers) <= rows.LONGEST_ANSWER
+    assert 0.2 < sum(bool(row["input"]) for row in found["instructions"]) / len(answers) < 0.5
+    assert {row["messages"][0]["content"] for row in found["chats"]} == {rows.SYSTEM_MESSAGE}
+    assert len({row["label"] for row in found["sentences"]}) == 2
 
 
 def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monkeypatch):
