@@ -68,10 +68,6 @@ class Packing:
         own = [torch.arange(self.in_front, self.in_front + length) for length in self.lengths]
         return torch.cat([torch.arange(first, self.in_front), *own])[None].to(device)
 
-    def behind(self, count: int) -> Packing:
-        """Return the packing of the same examples behind `count` more columns that they share."""
-        return Packing(self.lengths, shared=self.shared + count, states=self.states)
-
     def with_states(self, states: Tensor) -> Packing:
         """Return the packing of the same columns behind keys and values that are given, as in `states`."""
         return Packing(self.lengths, shared=self.shared, states=states)

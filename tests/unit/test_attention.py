@@ -112,11 +112,20 @@ def test_dropout_leaves_some_of_the_weights(states):
 def test_positions_restart_behind_what_is_shared():
     packing = Packing([2, 3], shared=2)
     assert packing.positions(torch.device("cpu")).tolist() == [[0, 1, 2, 3, 2, 3, 4]]
-    longer = packing.behind(1)
-    assert longer.positions(torch.device("cpu")).tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
-    given = longer.with_states(torch.zeros(1, 2, 1, 4, 1))
-    assert given.positions(torch.device("cpu")).tolist() == [[4, 5, 6, 7, 8, 7, 8, 9]]
-    assert (given.in_front, given.longest) == (7, 10)
+    given = packing.with_states(torch.zeros(1, 2, 1, 4, 1))
+    assert given.positions(torch.device("cpu")).tolist() == [[4, 5, 6, 7, 6, 7, 8]]
+    assert (given.in_front, given.longest) == (6, 9)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_what_is_no_number_stays_in_its_example(states, is_causal):
+    row, _ = states
+    module, packing = SimpleNamespace(is_causal=is_causal), Packing(LENGTHS, shared=SHARED)
+    first = torch.zeros(row[0].shape[2], 1, dtype=torch.double)
+    first[SHARED] = torch.nan
+    attended, _ = packed_attention(module, *(states + first for states in row), None, packing=packing)
+    assert attended[0, SHARED : SHARED + LENGTHS[0]].isnan().any()
+    assert not attended[0, SHARED + LENGTHS[0] :].isnan().any()
 
 
 @pytest.mark.parametrize(
