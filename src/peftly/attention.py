@@ -81,7 +81,7 @@ class _Scoring:
         scaling: of the products.
         dropout: of the weights.
         causal: whether a column sees what comes before it only.
-        window: how many columns a column sees at most, itself included; None: all.
+        window: how many columns a column sees at most on either side, itself included; None: all.
         softcap: where the scores level off; None: nowhere.
         sinks: (heads,), scores of a column that has no value (attention sinks); None: there is none.
     """
@@ -227,7 +227,7 @@ def _mask(lengths: Tensor, longest: int, count: int, scoring: _Scoring) -> Tenso
         return (seen if scoring.window is None else seen & (keys > queries - scoring.window))[None, None]
     seen = (keys < count + lengths[:, None])[:, None]
     if scoring.window is not None:
-        seen = seen & ((keys - queries).abs() <= scoring.window)
+        seen = seen & ((keys - queries).abs() < scoring.window)
     return seen[:, None]
 
 
@@ -284,7 +284,7 @@ def _refuse(query: Tensor, attention_mask: Tensor | None, packing: Packing, othe
         raise MethodError(f"packed attention does not know {', '.join(unknown)}; train with packing: false")
 
 
-_HARMLESS = frozenset({"position_ids", "use_cache"})
+_HARMLESS = frozenset({"deterministic", "position_ids", "use_cache"})
 """What models pass on that changes nothing here."""
 
 

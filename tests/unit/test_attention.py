@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as tf
-from tiny import tiny_config, tiny_model
+from tiny import padded, random_rows, tiny_config, tiny_model
 
+from peftly import LoRA, attach
 from peftly.attention import IMPLEMENTATION, Packing, no_mask, packed, packed_attention, packs
 from peftly.errors import MethodError
 
@@ -44,7 +45,7 @@ def by_hand(row, given, shared, *, causal, scaling, window=None, softcap=None, s
             distance = at - torch.arange(keys.shape[1])
             seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
             if window is not None:
-                seen &= distance < window if causal else distance.abs() <= window
+                seen &= distance < window if causal else distance.abs() < window
             scores = (keys @ query[:, place, :, None]).squeeze(2) * scaling
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
@@ -193,6 +194,22 @@ _SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
+
+
+def test_a_window_both_ways():
+    """ModernBERT's: its masks and its layers say the width in two ways."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    config = tf.ModernBertConfig(vocab_size=97, local_attention=8, pad_token_id=0, **sizes, **tokens)
+    model = tf.AutoModelForTokenClassification.from_config(config, attn_implementation="sdpa").double().eval()
+    attach(model, LoRA(rank=2))
+    texts = random_rows([5, 19, 9])
+    ids, mask = padded(texts, "right")
+    assert packs(model)
+    with packed(model):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    for row, text in zip(logits, texts, strict=True):
+        torch.testing.assert_close(row[: len(text)], model(torch.tensor([text])).logits[0], rtol=1e-9, atol=1e-9)
 
 
 def test_other_calls_of_a_model_are_as_they_were():
