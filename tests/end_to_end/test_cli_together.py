@@ -55,7 +55,9 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(ensemble, peftly: Peft
 
 
 def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_path):
-    done = peftly("train", ensemble / "member_3" / "config.yaml", "--out", tmp_path / "alone")
+    # Rows of several adapters are padded; Adam would magnify what packing rounds otherwise.
+    settings = ["--out", tmp_path / "alone", "--set", "train.packing=false"]
+    done = peftly("train", ensemble / "member_3" / "config.yaml", *settings)
     assert (done.code, done.err) == (0, "")
     assert_close(
         adapter(ensemble / "member_3")["prompt_embeddings"], adapter(tmp_path / "alone")["prompt_embeddings"], 1e-4
