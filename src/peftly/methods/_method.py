@@ -196,8 +196,8 @@ class Method:
         learning_rate: the default for AdamW.
         mergeable: whether its effect can be folded into the base's weights.
         identity_at_init: whether a fresh adapter leaves the base's outputs unchanged.
-        packs: whether it works on rows that a caller has packed by himself, with positions that restart; see `peftly.attention`
-            for how training packs, which every method can.
+        packs: whether it works on rows that a caller has packed, with positions that restart. Training packs by itself,
+            through `peftly.attention`, for every method.
     """
 
     adapter: type[Adapter]
