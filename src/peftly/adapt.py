@@ -38,6 +38,7 @@ __all__ = [
     "trainable_parameters",
     "use_adapters",
     "use_places",
+    "virtual_count",
 ]
 
 _ATTRIBUTE = "_peftly"
@@ -122,6 +123,12 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
     """Return the adapters on `model` by name, in the order in which they were attached."""
     state: _Attached | None = getattr(model, _ATTRIBUTE, None)
     return {} if state is None else dict(state.adapters)
+
+
+def virtual_count(model: nn.Module) -> int:
+    """Return how many virtual tokens every text has with the adapters that are on."""
+    state: _Attached | None = getattr(model, _ATTRIBUTE, None)
+    return 0 if state is None or state.bodies is None else state.bodies.virtual_count()
 
 
 def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:

@@ -109,9 +109,12 @@ class Callback:
     def on_save(self, path: Path) -> None:
         """Follow the saving of an adapter into the folder `path`."""
 
+    def on_note(self, text: str) -> None:
+        """Hear of something that did not go as it was set."""
+
 
 class MetricsWriter(Callback):
-    """Writes one JSON object a line, as soon as it is known: `kind` is `step`, `evaluation` or `save`."""
+    """Writes one JSON object a line, as soon as it is known: `kind` is `step`, `evaluation`, `save` or `note`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,6 +132,10 @@ class MetricsWriter(Callback):
     def on_save(self, path: Path) -> None:
         """Write the name of the folder."""
         self._write({"kind": "save", "folder": path.name})
+
+    def on_note(self, text: str) -> None:
+        """Write the text."""
+        self._write({"kind": "note", "text": text})
 
     def _write(self, entry: dict[str, object]) -> None:
         # JSON has no word for infinity; a perplexity can overflow.
@@ -205,6 +212,10 @@ class ProgressBar(Callback):
         scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
         shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
         self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
+
+    def on_note(self, text: str) -> None:
+        """Print the text, above a bar."""
+        self._console.print(f"{self._name}{text}", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

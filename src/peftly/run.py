@@ -20,7 +20,7 @@ from peftly.methods import MethodConfig
 from peftly.report import write_report
 from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, replacing, write_json
 from peftly.tasks import TASKS, choose_task, task_of
-from peftly.trainee import check_trainable
+from peftly.train_checks import check_trainable
 from peftly.training import TrainResult, lays_end_to_end, train
 
 if TYPE_CHECKING:

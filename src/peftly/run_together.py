@@ -27,7 +27,7 @@ from peftly.report import comparison_row, write_comparison
 from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
 from peftly.run_folder import RESULTS, check_out, replacing, write_json
 from peftly.tasks import TASKS
-from peftly.trainee import check_trainable
+from peftly.train_checks import check_trainable
 from peftly.training import Job, train_together
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftly.data import Encoded, collate, epoch_steps
+from peftly.micro_batches import MicroBatches
 from peftly.objective import IGNORED
 
 if TYPE_CHECKING:
@@ -53,29 +54,30 @@ def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> I
 
 
 def process_batches(
-    rows: Sequence[Encoded], size: int, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[Encoded], micro: MicroBatches, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
 ) -> list[tuple[list[int], dict[str, Tensor]]]:
-    """Return this process's batches of a step, each with the places of its rows; every process gets as many.
+    """Return this process's micro-batches of a step, each with the places of its rows; every process gets as many.
 
     Args:
         rows: of the whole step.
-        size: rows of a batch.
+        micro: cuts what a process has of them.
         accelerator: says which process this is, and of how many.
         tokenizer: names what fills up a batch.
     """
-    processes = accelerator.num_processes
-    # In order of length, so that the batches have little padding.
     order = sorted(range(len(rows)), key=lambda place: rows[place].num_tokens)
-    cut = [order[start : start + size] for start in range(0, len(order), size)]
-    pad_id = int(tokenizer.pad_token_id or 0)
+    # Every process has rows of all lengths, so that all take about as long.
+    shares = [order[first :: accelerator.num_processes] for first in range(accelerator.num_processes)]
+    cuts = [
+        [[share[place] for place in cut] for cut in micro.cut([rows[place].num_tokens for place in share])]
+        for share in shares
+    ]
+    own, pad_id = cuts[accelerator.process_index], int(tokenizer.pad_token_id or 0)
     batches = []
-    for start in range(0, len(cut), processes):
-        place = start + accelerator.process_index
-        places = cut[min(place, len(cut) - 1)]
-        batch = collate([rows[one] for one in places], pad_id=pad_id)
-        if place >= len(cut):
+    for number in range(max(map(len, cuts))):
+        places = own[number] if number < len(own) else []
+        batch = collate([rows[place] for place in places or order[:1]], pad_id=pad_id)
+        if not places:
             # The processes go through each round together; one that has no rows left takes part with no loss.
             batch["labels"].fill_(IGNORED)
-            places = []
         batches.append((places, batch))
     return batches

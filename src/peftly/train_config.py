@@ -24,10 +24,14 @@ class TrainConfig(BaseModel):
     """The number of steps, which then decides the length instead of `epochs`."""
 
     batch_size: int = Field(default=8, ge=1)
-    """Examples that go through the model at once, on each process."""
+    """Examples of a batch, on each process."""
 
     accumulation: int = Field(default=1, ge=1)
     """Batches to a step; the gradient is that of one large batch, token by token."""
+
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model at once, on each process; None: as many as make it fast and fit into memory. A
+    step is the same whatever their number, and a longer example goes through alone."""
 
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The highest learning rate; None: the method's own."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,24 +11,23 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor, nn
 
-from peftly.adapt import attached, trainable_parameters, use_adapters
+from peftly.adapt import trainable_parameters, use_adapters, virtual_count
 from peftly.checkpoint import save_adapter
 from peftly.data import Data, Encoded, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
-from peftly.methods import MethodConfig
 from peftly.methods._layers import owner
 from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
-from peftly.scores import metrics_of
 from peftly.steps import step_rows, steps_of_epoch
+from peftly.train_checks import check_trainable
 from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Trainee", "check_trainable", "found_in"]
+__all__ = ["Trainee", "found_in"]
 
 
 class Trainee:
@@ -88,6 +88,7 @@ class Trainee:
 
     def steps_left(self) -> Iterator[list[Encoded]]:
         """Yield the rows of every step, until the last one or an early stop."""
+        self.started = time.perf_counter()
         for rows in step_rows(self.data.train.encoded, self.rows_per_step, steps=self.steps, seed=self.config.seed):
             if self.stopped:
                 return
@@ -167,6 +168,11 @@ class Trainee:
         """Return a block in which what is trained here is on."""
         return nullcontext() if self.adapter is None else use_adapters(self.model, self.adapter)
 
+    def virtual_tokens(self) -> int:
+        """Return how many virtual tokens a text has with what is trained here."""
+        with self.chosen():
+            return virtual_count(self.model)
+
     def look(self, split: Split) -> None:
         """Evaluate, and keep a copy of the weights if they are the best so far."""
         size = self.config.evaluation_batch_size
@@ -195,19 +201,25 @@ class Trainee:
         metric = self.config.metric
         return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
 
-    def give_up(self, why: str) -> NoReturn:
+    def give_up(self, why: str, advice: str | None = None) -> NoReturn:
         """Go back to the last good weights and say why.
+
+        Args:
+            why: what was found.
+            advice: what to do; None: see `advice`.
 
         Raises:
             TrainingError: always.
         """
         _put_back(self.parameters, self.good)
         found = found_in(self.save("adapter"), f"the last good weights (after step {self.good_step})")
+        raise TrainingError(f"{why}; {found}; {advice or self.advice()}")
+
+    def advice(self) -> str:
+        """Return what helps where numbers have become too large."""
         if self.step:
-            advice = f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup or train.batch_size"
-        else:
-            advice = "nothing was trained yet, so look at the data, or load the base with dtype float32"
-        raise TrainingError(f"{why}; {found}; {advice}")
+            return f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup or train.batch_size"
+        return "nothing was trained yet, so look at the data, or load the base with dtype float32"
 
     def save(self, name: str) -> Path | None:
         """Write the adapter as it is to the folder `name` in `out`, if there is one."""
@@ -229,63 +241,17 @@ class Trainee:
                 else:
                     callback.on_evaluate(record)
 
+    def note(self, text: str) -> None:
+        """Say what a person should know, to the callbacks and to whoever calls from Python."""
+        warnings.warn(text, stacklevel=2)
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_note(text)
+
     @property
     def seconds(self) -> float:
         """Since training began."""
         return time.perf_counter() - self.started
-
-
-def check_trainable(
-    model: "PreTrainedModel",
-    data: Data,
-    config: TrainConfig,
-    *,
-    adapter: str | None = None,
-    learning_rate: float | None = None,
-) -> None:
-    """Refuse what a `Trainee` of the same arguments would refuse, before anything is written.
-
-    Raises:
-        ConfigError: settings that the data or the adapters cannot serve.
-    """
-    _check(config, data)
-    methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
-    _check_marks([method for method in methods if method.marked_tokens], data.shape.marked_tokens)
-    parameter_groups(model, config, learning_rate)
-
-
-def _check(config: TrainConfig, data: Data) -> None:
-    if not data.train.encoded:
-        raise ConfigError("there is nothing to train on: data.train has no rows left")
-    if data.validation is None:
-        needs = [name for name in ("evaluate_every", "patience") if getattr(config, name) is not None]
-        needs += ["metric"] * (config.metric != "loss")
-        if needs:
-            raise ConfigError(
-                f"train.{needs[0]} needs validation rows; give data.validation or a data.validation_fraction above 0"
-            )
-    metrics = metrics_of(data.shape)
-    if config.metric not in metrics:
-        raise ConfigError(
-            f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
-            f"they have {', '.join(metrics)}"
-        )
-
-
-def _check_marks(methods: Sequence[MethodConfig], marks: int) -> None:
-    """Refuse a template whose marks are not those of the methods that have virtual tokens at marks."""
-    if marks and not methods:
-        raise ConfigError(
-            f"data.template marks places for {marks} virtual tokens, and no method puts any there: take the marks out, "
-            f"or set method.place to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
-        )
-    for method in methods:
-        if method.marked_tokens != marks:
-            raise ConfigError(
-                f"{method.name} has {method.marked_tokens} virtual tokens with place: template, and data.template "
-                f"marks places for {marks}; mark all of them, as {{prompt:{method.marked_tokens}}} does, "
-                "or change method.num_virtual_tokens"
-            )
 
 
 def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -1,34 +1,23 @@
-"""The training loop: one, for every method and task.
+"""Train what is trainable in a model: one adapter, or several side by side."""
 
-A step's loss is the sum over all its targets (trained tokens, tags or classes), in all its batches on all processes,
-divided by their number: never a mean of means, so that 1 example x 8 accumulated batches and 8 x 1 are the same step.
-Every process knows the rows of the whole step, so this number costs no communication.
-"""
-
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from peftly.adapt import attached, use_adapters, use_places
+from peftly.adapt import attached
 from peftly.attention import packed, packs
-from peftly.data import Data, Encoded
+from peftly.data import Data
 from peftly.errors import ConfigError, TrainingError
+from peftly.loop import Loop
 from peftly.modes import training_mode
-from peftly.objective import target_losses
 from peftly.progress import Callback, TrainResult
-from peftly.steps import make_accelerator, process_batches
-from peftly.tasks import task_for
+from peftly.steps import make_accelerator
 from peftly.train_config import TrainConfig
 from peftly.trainee import Trainee, found_in
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Job", "TrainConfig", "TrainResult", "lays_end_to_end", "train", "train_together"]
@@ -157,9 +146,9 @@ def _train(
     first = trainees[0].config
     # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
     set_seed(first.seed, device_specific=True)
-    loop = _Loop(model, trainees, accelerator)
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
     packing = all(lays_end_to_end(model, trainee.config) for trainee in trainees)
+    loop = Loop(model, trainees, accelerator, packed=packing and len(trainees) == 1)
     with training_mode(model, gradient_checkpointing=checkpointing), packed(model) if packing else nullcontext():
         try:
             return loop.go()
@@ -175,89 +164,3 @@ def _train(
             raise TrainingError("; ".join([str(error), *saved])) from error
         finally:
             accelerator.free_memory()
-
-
-class _Loop:
-    """Steps of all trainees, of which each takes as many as it has.
-
-    Attributes:
-        results: of the trainees that have finished.
-        at_work: the trainee that something is done for at this moment.
-    """
-
-    def __init__(self, model: "PreTrainedModel", trainees: Sequence[Trainee], accelerator: "Accelerator") -> None:
-        self.model, self.trainees, self.accelerator = model, trainees, accelerator
-        self.wrapped: nn.Module = accelerator.prepare_model(model)
-        tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
-        self.logits_of = tasks[0].logits
-        self.at_work = trainees[0]
-        self.results: dict[Trainee, TrainResult] = {}
-
-    def go(self) -> list[TrainResult]:
-        """Take steps until nobody has one left; whoever has none left is finished at once."""
-        streams = [(trainee, trainee.steps_left()) for trainee in self.trainees]
-        while work := self.next_rows(streams):
-            began = time.perf_counter()
-            losses = self.gradients(work)
-            seconds = time.perf_counter() - began
-            for (trainee, rows), loss in zip(work, losses, strict=True):
-                self.at_work = trainee
-                trainee.update(rows, loss, seconds)
-        return [self.results[trainee] for trainee in self.trainees]
-
-    def next_rows(
-        self, streams: Sequence[tuple[Trainee, Iterator[list[Encoded]]]]
-    ) -> list[tuple[Trainee, list[Encoded]]]:
-        """Return the rows of everybody's next step, and finish who has no more."""
-        work = []
-        for trainee, stream in streams:
-            if trainee in self.results:
-                continue
-            rows = next(stream, None)
-            if rows is not None:
-                work.append((trainee, rows))
-            else:
-                self.at_work = trainee
-                self.results[trainee] = trainee.finish()
-        return work
-
-    def gradients(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> list[float]:
-        """Leave the gradient of each one's mean loss over its rows in its parameters, and return those losses."""
-        rows = [row for _, own in work for row in own]
-        owners = [place for place, (_, own) in enumerate(work) for _ in own]
-        counts = torch.tensor([float(max(1, sum(row.num_targets for row in own))) for _, own in work])
-        size = sum(trainee.config.batch_size for trainee, _ in work)
-        mine = process_batches(rows, size, self.accelerator, work[0][0].tokenizer)
-        found = []
-        for number, (places, batch) in enumerate(mine):
-            last = number == len(mine) - 1
-            whose = [owners[place] for place in places]
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped), self.chosen(work, whose, batch):
-                sums = self.sums(batch, [rows[place] for place in places], whose, len(work))
-                # Data parallelism averages gradients over the processes; the sum is what is wanted.
-                scale = self.accelerator.num_processes / counts.to(sums)
-                self.accelerator.backward((sums * scale).sum())
-            found.append(sums.detach())
-        total = self.accelerator.reduce(torch.stack(found).sum(0), "sum")
-        return [float(loss) for loss in total.double().cpu() / counts]
-
-    def sums(self, batch: Mapping[str, Tensor], rows: Sequence[Encoded], whose: Sequence[int], jobs: int) -> Tensor:
-        """Return the summed loss of each job's rows in a batch, (jobs,)."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        with use_places(self.model, batch.get("places")):
-            losses = target_losses(self.wrapped, inputs, self.logits_of)
-        if jobs == 1:
-            return losses.sum()[None]
-        # Targets come row by row.
-        targets = torch.tensor([row.num_targets for row in rows], dtype=torch.long)
-        owners = torch.tensor(whose, dtype=torch.long).repeat_interleave(targets).to(losses.device)
-        return torch.stack([losses[owners == place].sum() for place in range(jobs)])
-
-    def chosen(
-        self, work: Sequence[tuple[Trainee, Sequence[Encoded]]], whose: Sequence[int], batch: Mapping[str, Tensor]
-    ) -> AbstractContextManager[None]:
-        """Return a block in which each row of a batch has the adapter that it trains."""
-        if len(work) == 1:
-            return work[0][0].chosen()
-        names = [work[place][0].adapter for place in whose] or [None] * len(batch["input_ids"])
-        return use_adapters(self.model, rows=names)

@@ -22,8 +22,7 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
 from peftly.training import TrainConfig, train
 
-# Imported by name, for the package's attribute of that name is the function.
-TRAIN = import_module("peftly.training")
+LOOP = import_module("peftly.loop")
 SHAPE = Shape("completion", "{prompt}", "completion")
 
 
@@ -98,15 +97,16 @@ def test_the_loss_falls_and_the_base_stays(architecture, method):
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 @pytest.mark.parametrize("size", [8, 3])
 def test_accumulated_batches_are_one_large_batch(size, optimizer):
-    """1 x 8, 2 x 4 and 8 x 1; and 19 rows, so that the last step of an epoch is short."""
+    """1 x 8, 2 x 4 and 8 x 1, however many go through at once; and 19 rows, so that an epoch's last step is short."""
     models, results = [], []
-    for batch_size in (1, 2, size):
+    for batch_size, tokens in ((1, 1), (2, None), (2, 20), (size, 100)):
         accumulation = math.ceil(8 / batch_size) if size == 8 else math.ceil(6 / batch_size)
         model, result = run(
             lora_model(torch.float64),
             data_of(19),
             batch_size=batch_size,
             accumulation=accumulation,
+            micro_batch_tokens=tokens,
             optimizer=optimizer,
             weight_decay=0.01,
         )
@@ -295,15 +295,15 @@ def test_json_has_no_word_for_infinity(tmp_path):
 
 
 def break_after(monkeypatch, calls: int) -> None:
-    """Let the loss become NaN at a certain call."""
-    original, made = TRAIN.target_losses, []
+    """Let the loss become NaN at a certain call, not counting the first, which finds out how much memory is used."""
+    original, made = LOOP.target_losses, []
 
     def losses(*given):
         made.append(None)
         values = original(*given)
-        return values * math.nan if len(made) == calls else values
+        return values * math.nan if len(made) == calls + 1 else values
 
-    monkeypatch.setattr(TRAIN, "target_losses", losses)
+    monkeypatch.setattr(LOOP, "target_losses", losses)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(monkeypatch, tmp_path):

@@ -65,9 +65,13 @@ class Bodies:
             for override in (_PrepareInputs, _PrepareCache):
                 restore_method(self.model, override.name)
 
+    def virtual_count(self) -> int:
+        """Return how many virtual tokens a text has, with the adapters that are on."""
+        return _virtual_tokens.chosen_count(self.text)
+
     def cached_count(self) -> int:
         """Return how many more columns than the text's the cache of a call gets, with the adapters that are on."""
-        virtual = 0 if self.target is not None else _virtual_tokens.chosen_count(self.text)
+        virtual = 0 if self.target is not None else self.virtual_count()
         return virtual + _prefixes.chosen_count(self.attending)
 
 
