@@ -73,7 +73,8 @@ def _origin(module: nn.Module, facts: Any) -> _Origin | None:
     for part in module.modules():
         own = vars(part)
         hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-        if part.training or not all(map(_is_harmless, hooks)):
+        trains = part.training and not isinstance(part, nn.ModuleDict)  # which has a mode that nobody reads
+        if trains or not all(map(_is_harmless, hooks)):
             return None
         tensors += [one for kind in ("_parameters", "_buffers") for one in own[kind].values() if one is not None]
         forwards.append(own.get("forward"))

@@ -71,10 +71,10 @@ def _fits(body: Body, call: dict[str, Any], prompts: Sequence[VirtualRows]) -> b
 def _is_word_by_word(body: Body) -> bool:
     """Whether a stack's keys and values are the words' own, whatever comes after them."""
     kinds = set(getattr(body.config, "layer_types", None) or _KINDS)
-    ropes = str(getattr(body.config, "rope_parameters", None))  # one, or one for each kind of layer
-    turns_alike = not any(kind in ropes for kind in ("dynamic", "longrope"))  # those know how long the whole text is
+    # One, or one for each kind of layer. This one turns all keys by the length of the whole text.
+    is_long = "longrope" in str(getattr(body.config, "rope_parameters", None))
     is_stateful = getattr(body.model, "_is_stateful", False)
-    return kinds <= _KINDS and turns_alike and not is_stateful and not getattr(body.config, "num_kv_shared_layers", 0)
+    return kinds <= _KINDS and not (is_long or is_stateful or getattr(body.config, "num_kv_shared_layers", 0))
 
 
 def _computed(body: Body, ids: Tensor) -> list[Tensor]:
