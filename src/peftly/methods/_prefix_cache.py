@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,26 +21,25 @@ class PrefixCache(Cache):  # type: ignore[misc]
     Attributes:
         inner: what keeps the longer keys and values, or None.
         result: what the caller gets back as its cache.
-        prefix_slots: where the prefix goes.
+        places: where the prefix goes.
         in_order: whether that is in front of every row.
     """
 
-    def __init__(self, config: Any, inner: Cache | None, result: Any, states: Tensor, slots: Slots) -> None:
+    def __init__(
+        self, config: Any, inner: Cache | None, result: Any, states: Sequence[Tensor] | Tensor, slots: Slots
+    ) -> None:
         """Make it.
 
         Args:
             config: of the stack, which says what its layers are.
             inner, result: see above.
-            states: the prefix, (2 x layers, batch, heads, count, width).
+            states: the prefix, keys and values by turns, (2 x layers, batch, heads, count, width).
             slots: where it goes, see above.
         """
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * (len(states) // 2)
         super().__init__(layers=[_PrefixLayer(self, place, "sliding" in kind) for place, kind in enumerate(kinds)])
-        self.inner, self.result, self.states, self.prefix_slots = inner, result, states, slots
+        self.inner, self.result, self.states, self.places = inner, result, states, slots
         self.in_order = not bool(slots.at.any())
-        for kept in (inner, result):
-            if kept is not None:
-                kept.prefix_slots = slots
 
     @property
     def slots(self) -> Slots | None:
@@ -59,7 +59,7 @@ class PrefixCache(Cache):  # type: ignore[misc]
         count = prefix.shape[2]
         places = torch.arange(count, device=x.device).expand(x.shape[0], -1)
         text = torch.arange(count, joined.shape[2], device=x.device).expand(x.shape[0], -1)
-        source = insert(text, self.prefix_slots, places)[:, None, :, None]
+        source = insert(text, self.places, places)[:, None, :, None]
         return joined.gather(2, source.expand(-1, x.shape[1], -1, x.shape[3]))
 
 
@@ -84,14 +84,14 @@ class _PrefixLayer(CacheLayerMixin):  # type: ignore[misc]
         return kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        columns = query_length + self.cache.prefix_slots.count
+        columns = query_length + self.cache.places.count
         if self.cache.inner is None:
             return columns, 0
         sizes: tuple[int, int] = self.cache.inner.get_mask_sizes(columns, self.place)
         return sizes
 
     def get_seq_length(self) -> int:
-        return self.cache.prefix_slots.count
+        return self.cache.places.count
 
     def get_max_length(self) -> int:
         return -1

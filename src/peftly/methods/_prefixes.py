@@ -18,6 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from peftly.errors import MethodError
 from peftly.methods._cached_calls import cached_slots, continue_after
+from peftly.methods._kept import Kept
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
 from peftly.methods._prefix_cache import NeverUpdated, PassThrough, PrefixCache
 from peftly.methods._selection import Names, Rows, selection_of
@@ -45,6 +46,7 @@ class Prefix(LayerChange):
     Attributes:
         rows: (count, layers x 2 x heads x head_dim), keys before values in each layer, or what `encoder` makes them of.
         encoder: a network that is trained with them; None: the keys and values are trained themselves.
+        kept: what that network makes of them.
     """
 
     changes_forward = False
@@ -54,6 +56,7 @@ class Prefix(LayerChange):
         self.rows = nn.Parameter(rows.float())
         self.shape = shape
         self.encoder = encoder
+        self.kept = Kept()
 
     def values(self) -> Tensor:
         """Return keys and values in one row for each place, as PEFT files have them."""
@@ -65,7 +68,9 @@ class Prefix(LayerChange):
     def states(self) -> Tensor:
         """Return them as (2 x layers, heads, count, head_dim)."""
         layers, heads, width = self.shape
-        return self.values().view(-1, 2 * layers, heads, width).permute(1, 2, 0, 3)
+        made = None if self.encoder is None else self.kept.get(self, None, lambda: [self.values()])
+        values = self.values() if made is None else made[0]
+        return values.view(-1, 2 * layers, heads, width).permute(1, 2, 0, 3)
 
 
 def key_value_shape(body: Body) -> tuple[int, int, int]:
@@ -155,7 +160,11 @@ def kept_by_the_stack(body: Body, call: dict[str, Any]) -> Iterator[None]:
 def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
     """Hand the caller's own cache back, in which the prefix stands now."""
     wrapped = _own_cache(call)
-    if isinstance(wrapped, PrefixCache) and not isinstance(output, tuple) and "past_key_values" in output:
+    if not isinstance(wrapped, PrefixCache):
+        return output
+    if isinstance(output, tuple):
+        return tuple(wrapped.result if one is call["past_key_values"] else one for one in output)
+    if "past_key_values" in output:
         output["past_key_values"] = wrapped.result
     return output
 
@@ -196,6 +205,8 @@ def _words(call: dict[str, Any]) -> Tensor:
 
 def _wrapped(body: Body, cache: Any, states: Tensor, slots: Slots) -> Any:
     """Return a cache that answers with the prefix and, if there is one, lets `cache` keep the keys and values."""
+    if cache is not None:
+        cache.prefix_slots = slots
     if body.role != "target":
         return PrefixCache(body.config, cache, cache, states, slots)
     if cache is None:

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.methods._cached_calls import cached_slots, continue_after
+from peftly.methods._kept import Kept
 from peftly.methods._layers import CHANGES, LayerChange, add_change, drop_changes
+from peftly.methods._prompt_states import cache_with_prompt, prompt_states
 from peftly.methods._selection import Names, selection_of, spread
 from peftly.methods._slots import Slots, insert, insert_packed, pick, text_columns
 
@@ -41,6 +43,7 @@ class VirtualRows(LayerChange):
         encoder: a network that is trained with them and gives (count, width); None: the rows are trained themselves.
         place: where they stand in a text.
         first: how many virtual ids of other adapters come before this one's.
+        kept: the keys and values of these rows, and of those in front of the text that were on with them.
     """
 
     is_outermost: ClassVar[bool] = True  # no other change knows the virtual ids
@@ -52,6 +55,7 @@ class VirtualRows(LayerChange):
         self.encoder = encoder
         self.place = place
         self.first = 0
+        self.kept = Kept()
 
     def values(self) -> Tensor:
         """Return the rows as the model reads them, (count, width)."""
@@ -85,8 +89,8 @@ class VirtualRows(LayerChange):
         own = self.ids(layer)
         is_own = (x >= own.start) & (x < own.stop)
         words = inner(x.masked_fill(is_own, 0), *args, **kwargs)
-        if x.shape[-1] == 1 and not bool(is_own.any()):
-            return words  # a word that is generated; an encoder would be run for nothing
+        if (x.shape[-1] == 1 or not torch.is_grad_enabled()) and not bool(is_own.any()):
+            return words  # what is written, or follows rows computed before; an encoder would be run for nothing
         # F.embedding and not rows[ids]: the backward of indexing adds in an order that varies with two threads.
         rows = F.embedding((x - own.start).clamp(0, len(own) - 1), self.values())
         return torch.where(is_own[..., None], rows.to(words.dtype), words)
@@ -181,6 +185,23 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
     slots, virtual = _slots(body, start, lengths, columns=ids.shape[1])
     if mask is None and len(slots.owners) > 1:
         mask = torch.ones_like(ids)
+    states = prompt_states(body, call, _chosen(body))
+    if states is None:
+        _insert_ids(body, call, slots, virtual, start)
+    else:
+        call["past_key_values"] = cache_with_prompt(body, cache, states, slots)
+    if mask is not None:
+        _check_rows(body, mask)
+        call["attention_mask"] = mask = insert(mask, slots, slots.used)
+    body.check_length(ids.shape[1] + slots.count, mask, slots.count)
+    call.pop("position_ids", None)
+    if cache is not None:
+        cache.slots = slots
+
+
+def _insert_ids(body: Body, call: dict[str, Any], slots: Slots, virtual: Tensor, start: Tensor) -> None:
+    """Put the `virtual` ids into the words of a call, whose texts start at `start`, and remember where."""
+    ids = call["input_ids"]
     call["input_ids"] = longer = insert(ids, slots, virtual)
     columns = text_columns(slots, ids.shape[1])
     if body.role == "decoder":
@@ -191,15 +212,8 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
         in_front = slots.used[:, :1].bool() & (slots.at[:, :1] == start)
         columns[:, :1] = torch.where(in_front, slots.columns()[:, :1], columns[:, :1])
     _remember(longer, columns, slots)
-    if mask is not None:
-        _check_rows(body, mask)
-        call["attention_mask"] = mask = insert(mask, slots, slots.used)
-    body.check_length(longer.shape[1], mask, slots.count)
-    call.pop("position_ids", None)
     if call.get("token_type_ids") is not None:
         call["token_type_ids"] = insert(call["token_type_ids"], slots, torch.zeros_like(slots.at))
-    if cache is not None:
-        cache.slots = slots
 
 
 def _insert_packed(body: Body, call: dict[str, Any]) -> None:
