@@ -7,15 +7,15 @@ adapter, and a `forward` of its own that runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.methods._selection import Names, Selection, selection_of
+from peftly.methods._selection import Group, Names, Rows, Selection, selection_of
 
 __all__ = [
     "CHANGES",
@@ -55,6 +55,21 @@ class LayerChange(nn.Module):
             args, kwargs: what else it was called with.
         """
         raise NotImplementedError
+
+    @classmethod
+    def run_rows(
+        cls, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, changes: Mapping[str, Self], rows: Rows
+    ) -> Tensor | None:
+        """Return the layer's new output where each row has other changes, or None: the rows go in groups, by `run`.
+
+        Args:
+            layer: the module that is changed.
+            inner: what it computes without any change.
+            x: its input, all rows.
+            changes: all those that some row has, by the adapter's name; they are of this very class.
+            rows: which adapters each row has.
+        """
+        return None
 
 
 class OwnForward:
@@ -98,6 +113,9 @@ class _ChangedForward:
         groups = rows.groups(x.shape[0], here, x.device)
         if len(groups) == 1:
             return self._through(groups[0].names, x, *args, **kwargs)
+        together = None if args or kwargs else self._together(groups, x)
+        if together is not None:
+            return together
         outputs = []
         for group in groups:
             picked = [_rows_of(value, x.shape[0], group.index) for value in (x, *args)]
@@ -108,6 +126,14 @@ class _ChangedForward:
             outputs.append(output.expand(len(group.index), *output.shape[1:]) if output.shape[0] == 1 else output)
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
+
+    def _together(self, groups: list[Group], x: Tensor) -> Tensor | None:
+        """Return the output of rows with different adapters from one product of the layer, if its changes know how."""
+        names = frozenset[str]().union(*(group.names for group in groups))
+        changes = {name: change for name, change in self.layer.peftly.items() if name in names}
+        kind, *others = {type(change) for change in changes.values()}
+        output: Tensor | None = None if others else kind.run_rows(self.layer, self.own, x, changes, self.selection.rows)
+        return output
 
     def _through(self, names: Names, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.own

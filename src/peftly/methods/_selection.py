@@ -19,6 +19,7 @@ from torch import Tensor
 from peftly.errors import MethodError
 
 __all__ = [
+    "Group",
     "KeepsContext",
     "Names",
     "Rows",
@@ -55,10 +56,16 @@ class Group:
 
 
 class Rows:
-    """The adapters of every row of a call: one set for all of them, or one set a row."""
+    """The adapters of every row of a call: one set for all of them, or one set a row.
+
+    Attributes:
+        sets: those.
+        kept: what layers keep from call to call for as long as this choice lasts.
+    """
 
     def __init__(self, sets: Sequence[Names]) -> None:
         self.sets = tuple(sets)
+        self.kept: dict[Any, Any] = {}
         self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
 
     def spread(self, count: int) -> tuple[Names, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,6 +16,8 @@ from peftly.methods._dropout import dropout
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
+from peftly.methods._selection import Rows
+from peftly.methods._stacked import MOST_WORDS, stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
 
@@ -122,6 +124,30 @@ class LoRAChange(LowRankChange):
         x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         output = output + self.scaling * F.linear(F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype))
         return output if self.bias is None else output + (self.bias - layer.bias).to(output.dtype)
+
+    @property
+    def only_multiplies(self) -> bool:
+        """Whether all that it does at present is to add a product with its input."""
+        return self.bias is None and not (self.training and self.dropout > 0)
+
+    def tensors(self) -> list[Tensor]:
+        """Return what the factors are made of."""
+        tensors = (self.lora_a, self.lora_b, self.start_a, self.start_b)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @classmethod
+    def run_rows(
+        cls, layer: Any, inner: Callable[..., Tensor], x: Tensor, changes: Mapping[str, Self], rows: Rows
+    ) -> Tensor | None:
+        if torch.is_grad_enabled() or x.ndim < 2 or x.numel() > MOST_WORDS * x.shape[-1]:
+            return None
+        if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
+            return None
+        stack = stack_of(layer, changes, rows, x.dtype)
+        if stack is None:
+            return None
+        output = inner(x)
+        return output + stack.update(x, rows).to(output.dtype)
 
     def merge(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)

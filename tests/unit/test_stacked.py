@@ -1,0 +1,169 @@
+"""Rows with different LoRA adapters in one product: what each row gets alone, whatever the others have."""
+
+import pytest
+import torch
+from references import assert_close
+from tiny import perturb, random_rows, tiny_model
+
+from peftly import DoRA, LoRA, attach, detach, trainable_parameters, use_adapters
+from peftly.methods import _stacked
+
+CONFIGS = {
+    "plain": LoRA(rank=3, alpha=5),
+    "pattern": LoRA(rank=2, alpha=7, rslora=True, rank_pattern={"0.*": 5}, alpha_pattern={"1.*": 3.0}),
+    "pissa": LoRA(rank=2, init="pissa"),
+    "dropped": LoRA(rank=4, dropout=0.5),
+}
+SOME = {
+    "llama": ("q_proj", "down_proj"),
+    "gpt2": ("c_attn",),
+    "t5": ("q", "wo"),
+}
+ROWS = ["plain", None, ("plain", "some"), "pattern", ("some", "pissa"), "dropped", "plain", "some"]
+
+
+def with_loras(architecture, dtype=torch.float64):
+    """A model with adapters of other ranks and strengths, one of which changes some layers only."""
+    model = tiny_model(architecture, dtype, task="seq2seq_lm" if architecture == "t5" else "causal_lm")
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        attach(model, config, name=name, seed=seed)
+    attach(model, LoRA(rank=1, target_modules=SOME[architecture]), name="some", seed=9)
+    perturb(trainable_parameters(model).values())
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
+    return model
+
+
+def logits_of(model, rows, ids):
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad(), use_adapters(model, rows=rows):
+        return model(ids, **inputs).logits
+
+
+def alone(model, rows, ids):
+    return torch.cat([logits_of(model, [row], one[None]) for row, one in zip(rows, ids, strict=True)])
+
+
+def texts(count=8, length=5):
+    return torch.tensor(random_rows([length] * count))
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """The layers whose factors were stacked, each as often as they were."""
+    made, original = [], _stacked._stacked
+
+    def counting(changes, dtype):
+        made.append(changes)
+        return original(changes, dtype)
+
+    monkeypatch.setattr(_stacked, "_stacked", counting)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
+)
+@pytest.mark.parametrize("architecture", SOME)
+def test_each_row_gets_what_it_gets_alone(architecture, dtype, bound, stacks):
+    model, ids = with_loras(architecture, dtype), texts()
+    found = logits_of(model, ROWS, ids)
+    assert stacks, "rows went in groups"
+    assert_close(found, alone(model, ROWS, ids), bound)
+    # Beams repeat each row in place.
+    assert_close(logits_of(model, ROWS, ids.repeat_interleave(2, 0)), found.repeat_interleave(2, 0), bound)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_other_modes_of_torch(context, stacks):
+    model, ids = with_loras("llama", torch.float32), texts()
+    with context():
+        found = logits_of(model, ROWS, ids)
+        expected = alone(model, ROWS, ids)
+    assert stacks
+    assert_close(found, expected, 3e-2)
+
+
+def test_weights_made_in_inference_mode_may_change_unseen():
+    with torch.inference_mode():
+        model, ids = with_loras("llama"), texts(2)
+        parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
+        with use_adapters(model, rows=["plain", "some"]):
+            model(ids)
+            parameter.mul_(-3)
+            found = model(ids).logits
+        assert_close(found, alone(model, ["plain", "some"], ids), 1e-6)
+
+
+def test_a_layer_is_run_once_and_its_factors_are_stacked_once(stacks):
+    model, ids, calls = tiny_model("llama"), texts(2), []
+    layer = model.model.layers[0].mlp.up_proj
+    original = layer.forward
+    layer.forward = lambda x: calls.append(x.shape[0]) or original(x)
+    for name in ("a", "b"):
+        attach(model, LoRA(rank=2, target_modules=("up_proj", "down_proj")), name=name)
+    with torch.no_grad(), use_adapters(model, rows=["a", "b"]):
+        for _ in range(3):
+            model(ids)
+    assert calls == [2, 2, 2]
+    assert len(stacks) == 2 * len(model.model.layers)
+
+
+def _in_place(model, parameter):
+    parameter.mul_(-3)
+
+
+def _another_tensor(model, parameter):
+    parameter.data = -3 * parameter.data
+
+
+def _twice(model, parameter):
+    for factor in (2, -2):  # the second may come to lie where the first one was, unless that is still held
+        parameter.data = factor * parameter.data
+
+
+def _one_more(model, parameter):
+    parameter.mul_(-3)
+    attach(model, LoRA(rank=2), name="new")
+
+
+@pytest.mark.parametrize("change", [_in_place, _another_tensor, _twice, _one_more])
+def test_changed_weights_are_seen(change):
+    model, ids = with_loras("llama"), texts(2)
+    parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
+    with torch.no_grad(), use_adapters(model, rows=["plain", "some"]):
+        before = model(ids).logits
+        change(model, parameter)
+        found = model(ids).logits
+    assert_close(found, alone(model, ["plain", "some"], ids), 1e-6)
+    assert not torch.equal(found[0], before[0])
+    detach(model)
+
+
+@pytest.mark.parametrize("factor", ["lora_a", "lora_b"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+def test_a_spoilt_adapter_spoils_its_own_rows_only(value, factor):
+    model, ids = with_loras("llama", torch.float32), texts(3)
+    rows = ["plain", "some", None]
+    expected = alone(model, rows, ids)
+    with torch.no_grad():
+        getattr(model.model.layers[0].self_attn.q_proj.peftly["plain"], factor).fill_(value)
+    assert_close(logits_of(model, rows, ids)[1:], expected[1:], 1e-5)
+
+
+def test_what_does_not_stack_goes_in_groups(stacks):
+    model, ids = tiny_model("llama"), texts(3)
+    attach(model, LoRA(rank=2), name="lora")
+    attach(model, DoRA(rank=2), name="dora")
+    attach(model, LoRA(rank=2, dropout=0.5), name="dropped")
+    perturb(trainable_parameters(model).values())
+    rows = ["lora", "dora", None]
+    assert_close(logits_of(model, rows, ids), alone(model, rows, ids), 1e-6)
+    model.train()
+    logits_of(model, ["lora", "dropped"], ids[:2])
+    model.eval()
+    with use_adapters(model, rows=["lora", "dropped"]):
+        model(ids[:2]).logits.sum().backward()
+    long = texts(2, _stacked.MOST_WORDS // 2 + 1)
+    assert_close(logits_of(model, ["lora", "dropped"], long), alone(model, ["lora", "dropped"], long), 1e-6)
+    assert not stacks
