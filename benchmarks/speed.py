@@ -61,7 +61,7 @@ def makers(job: Job, dtype: str, device: str | None) -> Makers:
     return {
         CLASSIC: {str(job.classic): rival(job.classic)},
         BEST: {str(setting): rival(setting) for setting in rivals},
-        OURS: {as_is: lambda: Peftly(job, dtype, device)},
+        OURS: {"as it is by default": lambda: Peftly(job, dtype, device)},
         FLOOR: {f"{batch} rows at once": floor(batch) for batch in job.floor_batches},
     }
 

@@ -195,10 +195,8 @@ class Peftly:
 
     def turn(self, rows: Sequence[Encoded], step: int) -> float:
         """Take a step for every `step` rows, and return the seconds."""
-        batch = min(step, self.job.classic.batch)
         config = TrainConfig(
-            batch_size=batch,
-            accumulation=step // batch,
+            batch_size=step,
             max_steps=len(rows) // step,
             learning_rate=self.job.learning_rate,
             schedule="constant",

@@ -43,7 +43,7 @@ class Job:
         max_length: tokens of a row, at most.
         step: rows of a step.
         steps: in a turn.
-        classic: PEFT as the tutorials set it up. peftly gets as many rows at once.
+        classic: PEFT as the tutorials set it up.
         rivals: settings of PEFT that may be faster; the fastest in the warm-up is its best.
         floor_batches: rows that the floor takes at once; the fastest in the warm-up stands.
         aims: how many times as fast as PEFT's classic and best setting it is to be.

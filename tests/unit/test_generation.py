@@ -63,6 +63,18 @@ def test_padding_is_no_word_that_has_been_said(base):
     assert texts == [by_hand(model, tokenizer, encode_prompt(text, tokenizer), 6, 50.0) for text in PROMPTS]
 
 
+def test_the_head_reads_whole_rows(base):
+    """In bf16 a slice would make torch copy a frozen head for every row."""
+    model, tokenizer = base
+    seen, before = [], dict(model.lm_head._forward_pre_hooks)
+    handle = model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
+    generate(model, tokenizer, PROMPTS, max_new_tokens=2)
+    handle.remove()
+    assert len(seen) == 2
+    assert all(seen)
+    assert dict(model.lm_head._forward_pre_hooks) == before
+
+
 def test_one_prompt_or_several(base):
     alone = generate(*base, PROMPTS[0], max_new_tokens=5)
     assert alone == generate(*base, PROMPTS[:1], max_new_tokens=5)
