@@ -55,13 +55,16 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(ensemble, peftly: Peft
 
 
 def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_path):
-    # Rows of several adapters are padded; Adam would magnify what packing rounds otherwise.
-    settings = ["--out", tmp_path / "alone", "--set", "train.packing=false"]
-    done = peftly("train", ensemble / "member_3" / "config.yaml", *settings)
+    done = peftly("train", ensemble / "member_3" / "config.yaml", "--out", tmp_path / "alone")
     assert (done.code, done.err) == (0, "")
-    assert_close(
-        adapter(ensemble / "member_3")["prompt_embeddings"], adapter(tmp_path / "alone")["prompt_embeddings"], 1e-4
+    second, third, alone = (
+        adapter(folder)["prompt_embeddings"]
+        for folder in (ensemble / "member_2", ensemble / "member_3", tmp_path / "alone")
     )
+    # Other rows go through the model together, and Adam magnifies what that rounds: by far less than members differ.
+    assert_close(third, alone, 2e-2)
+    with pytest.raises(AssertionError):
+        assert_close(second, alone, 0.2)
 
 
 def test_a_member_has_the_head_that_its_own_seed_gives(peftly: Peftly, task_base, tweets, tmp_path):
