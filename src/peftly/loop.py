@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from peftly.adapt import use_adapters, use_places
 from peftly.data import Encoded, collate
+from peftly.frozen_layers import FrozenLayers, frozen_layers
 from peftly.micro_batches import MicroBatches, fast_tokens, fitting_tokens
 from peftly.objective import target_losses
 from peftly.progress import TrainResult
-from peftly.steps import process_batches
+from peftly.steps import common_words, process_batches
 from peftly.tasks import task_for
 from peftly.trainee import Trainee
 
@@ -47,6 +48,8 @@ class Loop:
         self.logits_of = tasks[0].logits
         self.at_work = trainees[0]
         self.results: dict[Trainee, TrainResult] = {}
+        blocks = frozen_layers(model) if any(trainee.keeps_states() for trainee in trainees) else []
+        self.frozen = FrozenLayers(blocks, [row for trainee in trainees for row in trainee.data.train.encoded])
         virtual = max(trainee.virtual_tokens() for trainee in trainees)
         self.micro = MicroBatches(fast_tokens(model.device), packed=packed, virtual=virtual)
 
@@ -120,9 +123,10 @@ class Loop:
         for trainee, _ in work:
             trainee.optimizer.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
-        lengths = [row.num_tokens for _, own in work for row in own]
+        rows = [row for _, own in work for row in own]
+        lengths = [row.num_tokens for row in rows]
         # Other processes wait for this one in the middle of the step.
-        if self.accelerator.num_processes > 1 or not self.micro.halve(lengths):
+        if self.accelerator.num_processes > 1 or not self.micro.halve(lengths, common_words(rows)):
             self.at_work = work[0][0]
             self.at_work.give_up(
                 f"step {self.at_work.step + 1}: memory ran out with {self.micro.limit:,} tokens at once",
@@ -156,7 +160,7 @@ class Loop:
     def sums(self, batch: Mapping[str, Tensor], rows: Sequence[Encoded], whose: Sequence[int], jobs: int) -> Tensor:
         """Return the summed loss of each job's rows in a batch, (jobs,)."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        with use_places(self.model, batch.get("places")):
+        with use_places(self.model, batch.get("places")), self.frozen.use(rows):
             losses = target_losses(self.wrapped, inputs, self.logits_of)
         if jobs == 1:
             return losses.sum()[None]

@@ -13,6 +13,7 @@ from peftly.data import Data, Shape, Split, read_data
 from peftly.environment import environment
 from peftly.errors import ConfigError, PeftlyError
 from peftly.evaluation import Evaluation, evaluate
+from peftly.frozen_layers import frozen_layers
 from peftly.generation import generate
 from peftly.head import new_parts
 from peftly.held_out import evaluation_split
@@ -87,6 +88,8 @@ def run(
     check_trainable(base.model, data, config.train)
     packs = lays_end_to_end(base.model, config.train)
     say("batches: " + ("examples laid end to end" if packs else "examples padded to the longest"))
+    if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
+        say(f"layers: the first {frozen} are below all training; what they make of an example is computed once")
     with replacing(out):
         begin(config, data)
         try:

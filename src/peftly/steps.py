@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["make_accelerator", "process_batches", "step_rows", "steps_of_epoch"]
+__all__ = ["common_words", "make_accelerator", "process_batches", "step_rows", "steps_of_epoch"]
 
 
 def make_accelerator() -> "Accelerator":
@@ -53,6 +53,11 @@ def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> I
         yield [rows[index] for index in chosen[part]]
 
 
+def common_words(rows: Sequence[Encoded]) -> int:
+    """Return how many tokens all rows begin with."""
+    return len(os.path.commonprefix([row.input_ids for row in rows]))  # noqa: RUF071 -- it takes any lists
+
+
 def process_batches(
     rows: Sequence[Encoded], micro: MicroBatches, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
 ) -> list[tuple[list[int], dict[str, Tensor]]]:
@@ -67,8 +72,9 @@ def process_batches(
     order = sorted(range(len(rows)), key=lambda place: rows[place].num_tokens)
     # Every process has rows of all lengths, so that all take about as long.
     shares = [order[first :: accelerator.num_processes] for first in range(accelerator.num_processes)]
+    shared = common_words(rows)
     cuts = [
-        [[share[place] for place in cut] for cut in micro.cut([rows[place].num_tokens for place in share])]
+        [[share[place] for place in cut] for cut in micro.cut([rows[place].num_tokens for place in share], shared)]
         for share in shares
     ]
     own, pad_id = cuts[accelerator.process_index], int(tokenizer.pad_token_id or 0)

@@ -72,6 +72,10 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Compute every block twice and keep less: about a third slower, for a fraction of the memory."""
 
+    frozen_layers_once: bool = True
+    """Compute once what the layers below all that is trained make of an example, and read it in later epochs, where the
+    base allows it. It is kept in memory, or in a temporary file if it has more than 1 GiB."""
+
     packing: bool = True
     """Lay the examples of a batch end to end, in one row without padding, and what they all begin with in front of it
     once, where the base can. The same loss and gradient, to rounding; with dropout such words have one mask a batch."""

@@ -168,6 +168,10 @@ class Trainee:
         """Return a block in which what is trained here is on."""
         return nullcontext() if self.adapter is None else use_adapters(self.model, self.adapter)
 
+    def keeps_states(self) -> bool:
+        """Return whether rows come again, and what frozen layers make of them is to be kept."""
+        return self.config.frozen_layers_once and self.steps > self.steps_per_epoch
+
     def virtual_tokens(self) -> int:
         """Return how many virtual tokens a text has with what is trained here."""
         with self.chosen():

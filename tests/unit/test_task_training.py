@@ -44,17 +44,42 @@ def weights(model):
 
 @pytest.mark.parametrize(("task", "architecture"), HOMES)
 def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, tmp_path):
-    """1 x 8 = 8 x 1; and the last step of an epoch is short."""
+    """1 x 8 = 8 x 1, one row after the other or all at once; and the last step of an epoch is short."""
     found = []
-    for size in (1, 8):
+    for size, tokens in ((1, 1), (8, 10_000)):
         model, tokenizer, data = ready(task, architecture, task_base, tmp_path)
         assert len(data.train.encoded) % 8
-        result = trained(model, tokenizer, data, batch_size=size, accumulation=8 // size, optimizer="sgd")
+        result = trained(
+            model, tokenizer, data, batch_size=size, accumulation=8 // size, optimizer="sgd", micro_batch_tokens=tokens
+        )
         found.append((losses(result), weights(model)))
     (alone, of_one), (together, of_eight) = found
     assert alone == pytest.approx(together, rel=1e-9)
     for name, tensor in of_one.items():
         torch.testing.assert_close(of_eight[name], tensor, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("task", ["sequence_classification", "token_classification"])
+def test_kept_states_train_the_same_weights(task, packing, task_base, tmp_path):
+    found = []
+    for once in (True, False):
+        model, tokenizer, data = prepared(task, task_base("bert"), tmp_path, None)
+        attach(model, LoRA(rank=2, target_modules=r".*layer\.1\..*(query|dense)"), seed=1)
+        for parameter in trainable_parameters(model).values():
+            parameter.data = parameter.data.double()
+        calls = []
+        model.get_decoder().encoder.layer[0].attention.register_forward_hook(
+            lambda *_, calls=calls: calls.append(None) if torch.is_grad_enabled() else None
+        )
+        settings = {"packing": packing, "frozen_layers_once": once, "optimizer": "sgd", "epochs": 3}
+        result = trained(model, tokenizer, data, micro_batch_tokens=40, **settings)
+        found.append((len(calls), losses(result), weights(model)))
+    (fewer, kept, own), (every, computed, expected) = found
+    assert fewer < every / 2
+    assert kept == pytest.approx(computed, rel=1e-9)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(own[name], tensor, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(("task", "architecture"), HOMES)

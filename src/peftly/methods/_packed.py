@@ -23,7 +23,7 @@ from peftly.methods._selection import selection_of
 if TYPE_CHECKING:
     from peftly.methods._body import Body
 
-__all__ = ["PoolerReads", "enter", "leave", "under_way"]
+__all__ = ["PoolerReads", "enter", "leave", "places_under_way", "under_way"]
 
 
 def enter(body: Body, call: dict[str, Any]) -> None:
@@ -82,6 +82,12 @@ def under_way(call: dict[str, Any]) -> Iterator[None]:
 
 
 _IDS: ContextVar[Any] = ContextVar("the ids of a packed call", default=None)
+
+
+def places_under_way() -> Tensor | None:
+    """Return which column each word of a batch is in, (batch, length), while its packed call runs; else None."""
+    ids = _IDS.get()
+    return None if ids is None else cast(Tensor, ids.places)
 
 
 class PoolerReads:
