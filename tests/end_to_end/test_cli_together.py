@@ -20,6 +20,8 @@ from peftly.run import run
 from peftly.run_together import run_together
 
 FAST = ["--epochs", "4", "--learning-rate", "0.02", "--batch-size", "10"]
+# In bf16, which a base is opened in where that is fast, rounding would hide what is compared here.
+SETTINGS = ["--set", "train.seed=7", "--set", "dtype=float32"]
 
 
 def adapter(folder: Path) -> dict:
@@ -35,7 +37,7 @@ def ensemble(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     """A run of three prompts, made by the command line in a process of its own."""
     out = tmp_path_factory.mktemp("runs") / "vote"
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--out", out, *FAST]
-    outcome = peftly_apart("train", *flags, "--method", "prompt_tuning", "--ensemble", "3", "--set", "train.seed=7")
+    outcome = peftly_apart("train", *flags, "--method", "prompt_tuning", "--ensemble", "3", *SETTINGS)
     assert (outcome.code, outcome.err) == (0, "")
     assert "ensemble" in outcome.out
     assert f"peftly evaluate {out}" in outcome.out
@@ -61,8 +63,8 @@ def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_
         adapter(folder)["prompt_embeddings"]
         for folder in (ensemble / "member_2", ensemble / "member_3", tmp_path / "alone")
     )
-    # Other rows go through the model together, and Adam magnifies what that rounds: by far less than members differ.
-    assert_close(third, alone, 2e-2)
+    # Other rows go through the model together, which rounds otherwise: by far less than two members differ.
+    assert_close(third, alone, 1e-4)
     with pytest.raises(AssertionError):
         assert_close(second, alone, 0.2)
 
