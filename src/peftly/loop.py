@@ -37,6 +37,8 @@ class Loop:
     Attributes:
         results: of the trainees that have finished.
         at_work: the trainee that something is done for at this moment.
+        frozen: what layers below all training have made of the rows so far.
+        micro: how much goes through the model at once.
     """
 
     def __init__(
@@ -96,7 +98,12 @@ class Loop:
         seeds = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
         with trainee.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
             tokens = self.micro.tokens([row.num_tokens])
-            fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
+            try:
+                fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                fitting = 1  # every row alone: the step that has this one says what to do
         limit = torch.tensor([min(fast_tokens(device), fitting)], device=self.accelerator.device)
         return int(self.accelerator.gather(limit).min())
 

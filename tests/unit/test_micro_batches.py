@@ -169,6 +169,13 @@ def test_a_single_row_that_does_not_fit_ends_the_run_in_one_line(tmp_path):
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
+def test_nor_does_it_fit_when_the_memory_is_looked_at(tmp_path):
+    model = lora_model()
+    Full(model, 3, back=False)
+    with pytest.raises(TrainingError, match=r"^step 1: memory ran out with .* tokens at once"):
+        run(model, data_of(4, 0))
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory():
     model = lora_model()
     model.get_decoder().layers[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("of shapes")))
