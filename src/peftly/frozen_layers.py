@@ -88,10 +88,11 @@ class FrozenLayers:
     @contextmanager
     def use(self, rows: Sequence[Encoded]) -> Iterator[None]:
         """While a batch of these rows, padded on the right, goes through the model: read their states, or keep them."""
+        if not self.blocks or not rows:  # a process without rows takes part with those of another
+            yield
+            return
         with ExitStack() as stack:
-            if not self.blocks or not rows:
-                pass  # a process without rows takes part with those of another
-            elif self.known.issuperset(map(id, rows)):
+            if self.known.issuperset(map(id, rows)):
                 for block in self.blocks:
                     block.forward = self._passed_on
                     stack.callback(vars(block).pop, "forward")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from peftly.adapt import use_adapters, use_places
 from peftly.data import Encoded, collate
 from peftly.frozen_layers import FrozenLayers, frozen_layers
+from peftly.methods._body import role_of
 from peftly.micro_batches import MicroBatches, fast_tokens, fitting_tokens
 from peftly.objective import target_losses
 from peftly.progress import TrainResult
@@ -52,8 +53,12 @@ class Loop:
         self.results: dict[Trainee, TrainResult] = {}
         blocks = frozen_layers(model) if any(trainee.keeps_states() for trainee in trainees) else []
         self.frozen = FrozenLayers(blocks, [row for trainee in trainees for row in trainee.data.train.encoded])
-        virtual = max(trainee.virtual_tokens() for trainee in trainees)
-        self.micro = MicroBatches(fast_tokens(model.device), packed=packed, virtual=virtual)
+        self.micro = MicroBatches(
+            fast_tokens(model.device),
+            packed=packed,
+            causal=role_of(model) == "decoder",
+            virtual=max(trainee.virtual_tokens() for trainee in trainees),
+        )
 
     def go(self) -> list[TrainResult]:
         """Take steps until nobody has one left; whoever has none left is finished at once."""

@@ -22,22 +22,25 @@ class MicroBatches:
     Attributes:
         limit: tokens of a micro-batch, unless one row alone has more.
         packed: whether rows are laid end to end; otherwise padding counts like words.
-        virtual: virtual tokens that each row has besides its own; packed rows share them.
+        causal: whether what packed rows begin with is there once, as where attention is causal.
+        virtual: virtual tokens that each row has besides its own; they come first.
     """
 
-    def __init__(self, limit: int, *, packed: bool = False, virtual: int = 0) -> None:
-        self.limit, self.packed, self.virtual = limit, packed, virtual
+    def __init__(self, limit: int, *, packed: bool = False, causal: bool = True, virtual: int = 0) -> None:
+        self.limit, self.packed, self.causal, self.virtual = limit, packed, causal, virtual
 
     def tokens(self, lengths: Sequence[int], shared: int = 0) -> int:
         """Return how many tokens the model sees if it gets rows of these lengths at once.
 
         Args:
             lengths: tokens of each row.
-            shared: how many of them all rows begin with; packed, they are there once.
+            shared: how many of them all rows begin with.
         """
-        if self.packed:
-            return self.virtual + shared + sum(lengths) - shared * len(lengths)
-        return len(lengths) * (self.virtual + max(lengths))
+        count = len(lengths)
+        if not self.packed:
+            return count * (self.virtual + max(lengths))
+        once = self.virtual + shared if self.causal else 0
+        return count * self.virtual + sum(lengths) - (count - 1) * once
 
     def cut(self, lengths: Sequence[int], shared: int = 0) -> list[list[int]]:
         """Return the places of rows in micro-batches, the shortest first; for the arguments see `tokens`."""

@@ -89,7 +89,9 @@ def run(
     packs = lays_end_to_end(base.model, config.train)
     say("batches: " + ("examples laid end to end" if packs else "examples padded to the longest"))
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
-        say(f"layers: the first {frozen} are below all training; what they make of an example is computed once")
+        say(
+            f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
+        )
     with replacing(out):
         begin(config, data)
         try:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from peftly import PromptTuning, attach
 from peftly.errors import TrainingError
 from peftly.micro_batches import FAST_TOKENS_CPU, MicroBatches, saved_bytes
 from peftly.progress import Callback
+from peftly.steps import common_words
 
 MICRO = import_module("peftly.micro_batches")
 
@@ -32,20 +34,42 @@ def sizes_seen(monkeypatch) -> list[list[int]]:
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     limit=st.integers(1, 100),
-    packed=st.booleans(),
+    kind=st.sampled_from(["padded", "packed", "packed encoder"]),
     virtual=st.integers(0, 20),
+    shared=st.integers(0, 40),
 )
-def test_every_row_is_in_one_micro_batch_that_keeps_to_the_limit(lengths, limit, packed, virtual):
-    micro = MicroBatches(limit, packed=packed, virtual=virtual)
-    cut = micro.cut(lengths)
+def test_every_row_is_in_one_micro_batch_that_keeps_to_the_limit(lengths, limit, kind, virtual, shared):
+    shared = min(shared, *lengths)
+    micro = MicroBatches(limit, packed=kind != "padded", causal=kind == "packed", virtual=virtual)
+    cut = micro.cut(lengths, shared)
     assert sorted(place for places in cut for place in places) == list(range(len(lengths)))
     for places in cut:
         own = [lengths[place] for place in places]
-        seen = virtual + sum(own) if packed else len(own) * (virtual + max(own))
+        seen = {
+            "padded": len(own) * (virtual + max(own)),
+            "packed": virtual + shared + sum(length - shared for length in own),
+            "packed encoder": sum(virtual + length for length in own),
+        }[kind]
         assert len(own) == 1 or seen <= limit
     assert all(
         max(lengths[place] for place in left) <= min(lengths[place] for place in right) for left, right in pairwise(cut)
     )
+
+
+def test_words_that_rows_share_count_once(monkeypatch):
+    data = data_of(8, 0)
+    rows = [
+        replace(row, input_ids=[5] * 30 + row.input_ids, trained=[False] * 30 + row.trained)
+        for row in data.train.encoded
+    ]
+    assert common_words(rows) == 30 + common_words(data.train.encoded)
+    data = replace(data, train=replace(data.train, encoded=rows))
+    limit = 30 + sum(row.num_tokens - 30 for row in rows)
+    seen = sizes_seen(monkeypatch)
+    run(data=data, epochs=1, batch_size=8, micro_batch_tokens=limit)
+    run(data=data, epochs=1, batch_size=8, micro_batch_tokens=limit, packing=False)
+    assert len(seen[0]) == 8
+    assert len(seen) > 3
 
 
 def test_halving_goes_on_until_each_row_goes_alone():
