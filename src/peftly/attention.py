@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from peftly.errors import MethodError
+from peftly.short_attention import is_short, short_attention
 
 __all__ = ["IMPLEMENTATION", "Packing", "no_mask", "packed", "packed_attention", "packs"]
 
@@ -191,9 +192,12 @@ def _attend(
             for shared, states in zip(front, own, strict=True)
         )
         count = front[0].shape[2]
+    plain = scoring.softcap is None and scoring.sinks is None
+    if plain and not scoring.dropout and is_short(query, key):
+        seen = _mask(lengths, query.shape[2], count, scoring)
+        return short_attention(query, key, value, seen, scoring.scaling)
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    plain = scoring.softcap is None and scoring.sinks is None
     if plain and scoring.causal and scoring.window is None and not count:
         # What is behind a row's end is seen from there only.
         return F.scaled_dot_product_attention(
