@@ -5,6 +5,7 @@ divided by their number: never a mean of means, so that 1 example x 8 accumulate
 Every process knows the rows of the whole step, so this number costs no communication.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -68,7 +69,9 @@ class Loop:
             began = time.perf_counter()
             losses = self.gradients(work)
             seconds = time.perf_counter() - began
-            for (trainee, rows), loss in zip(work, losses, strict=True):
+            # Whose loss is no number gives up first: products in bf16 (oneDNN's, of an odd length) may take it on into
+            # the gradients of the others, who would be blamed, and changed, before it.
+            for (trainee, rows), loss in sorted(zip(work, losses, strict=True), key=lambda one: math.isfinite(one[1])):
                 self.at_work = trainee
                 trainee.update(rows, loss, seconds)
         return [self.results[trainee] for trainee in self.trainees]

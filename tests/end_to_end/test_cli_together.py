@@ -71,6 +71,7 @@ def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_
 
 def test_a_member_has_the_head_that_its_own_seed_gives(peftly: Peftly, task_base, tweets, tmp_path):
     flags = ["--base", task_base("bert"), "--data", tweets, "--test", tweets, "--method", "lora", "--epochs", "1"]
+    flags += ["--set", "dtype=float32"]
     assert peftly("train", *flags, "--ensemble", "2", "--out", tmp_path / "vote").code == 0
     assert peftly("train", *flags, "--seed", "1", "--out", tmp_path / "alone").code == 0
     first, second, alone = (adapter(tmp_path / name) for name in ("vote/member_1", "vote/member_2", "alone"))

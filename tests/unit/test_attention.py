@@ -110,7 +110,10 @@ def test_short_examples_in_bf16_are_no_less_exact_than_with_the_fused_kernel(sta
 
     def error(output, chosen):
         found = [output, *torch.autograd.grad(output, chosen, upstream)]
-        return [float((one.detach() - wanted.detach()).norm() / wanted.detach().norm()) for one, wanted in zip(found, reference, strict=True)]
+        return [
+            float((one.detach() - wanted.detach()).norm() / wanted.detach().norm())
+            for one, wanted in zip(found, reference, strict=True)
+        ]
 
     wanted = run(exact)
     reference = [wanted, *torch.autograd.grad(wanted, exact, upstream.double())]
