@@ -10,6 +10,7 @@ from peftly.adapt import attached
 from peftly.attention import packed, packs
 from peftly.data import Data
 from peftly.errors import ConfigError, TrainingError
+from peftly.lean_blocks import lean_blocks
 from peftly.loop import Loop
 from peftly.modes import training_mode
 from peftly.progress import Callback, TrainResult
@@ -149,7 +150,8 @@ def _train(
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
     packing = all(lays_end_to_end(model, trainee.config) for trainee in trainees)
     loop = Loop(model, trainees, accelerator, packed=packing and len(trainees) == 1)
-    with training_mode(model, gradient_checkpointing=checkpointing), packed(model) if packing else nullcontext():
+    mode = training_mode(model, gradient_checkpointing=checkpointing)
+    with mode, packed(model) if packing else nullcontext(), lean_blocks(model):
         try:
             return loop.go()
         except KeyboardInterrupt as interrupt:

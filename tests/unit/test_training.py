@@ -137,12 +137,13 @@ def test_a_step_is_the_gradient_of_the_mean_over_all_its_trained_tokens():
     assert (step.trained_tokens, step.tokens) == (count, sum(len(row.input_ids) for row in data.train.encoded))
     gradients = [parameter.grad for parameter in trainable_parameters(reference).values()]
     norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
-    assert step.grad_norm == pytest.approx(norm, rel=1e-8)
+    # The norms of a Llama are in fp32, whatever the model is in.
+    assert step.grad_norm == pytest.approx(norm, rel=1e-7)
     scale = min(1.0, 1.0 / (norm + 1e-6))
     for trained, parameter in zip(
         trainable_parameters(model).values(), trainable_parameters(reference).values(), strict=True
     ):
-        torch.testing.assert_close(trained, parameter - 1e-2 * scale * parameter.grad, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(trained, parameter - 1e-2 * scale * parameter.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
