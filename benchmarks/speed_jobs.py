@@ -145,7 +145,7 @@ JOBS = {
         "dora",
         LORA,
         **instructions(step=4, batch=4, steps=2, rivals=by_length(4)),
-        aims=(4, 2),
+        aims=(2, 2),
     ),
     "W5": Job(
         "LoRA of rank 8 on query and value, dropout 0.1, classifying sentences, 16 rows a step",
