@@ -43,11 +43,12 @@ def lean_blocks(model: nn.Module) -> Iterator[None]:
 
 def _lean_forward(layer: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind: Any = type(layer)
+    activation: Any = type(getattr(layer, "act_fn", None))
     if hasattr(layer, CHANGES) or "forward" in vars(layer):
         return None
     if _is_rms_norm(kind) and not layer.weight.requires_grad:
         return _norm
-    if _is_gated(kind) and _is_silu(layer.act_fn):
+    if _is_gated(kind) and _is_silu(activation):
         return _feed_forward
     return None
 
@@ -66,35 +67,36 @@ def _is_rms_norm(kind: Any) -> bool:
     """Whether a class computes `_norm`, tried on a stand-in for its instances, in every mixture of dtypes."""
     weight = torch.linspace(-2, 3, 8)
     layers = [SimpleNamespace(weight=weight.to(dtype), variance_epsilon=1e-3) for dtype in _DTYPES]
-    return all(_computes(kind, layer, _norm, dtype) for layer in layers for dtype in _DTYPES)
+    return all(_computes(kind, layer, _norm) for layer in layers)
 
 
 @cache
 def _is_gated(kind: Any) -> bool:
     """Whether a class computes `_feed_forward`, likewise."""
     layer = SimpleNamespace(act_fn=F.silu, gate_proj=torch.sin, up_proj=torch.exp, down_proj=torch.tanh)
-    return all(_computes(kind, layer, _feed_forward, dtype) for dtype in _DTYPES)
+    return _computes(kind, layer, _feed_forward)
+
+
+@cache
+def _is_silu(kind: Any) -> bool:
+    """Whether a class computes SiLU, likewise."""
+    return _computes(kind, SimpleNamespace(inplace=False), lambda _, x: F.silu(x))
 
 
 _DTYPES = torch.bfloat16, torch.float32
 
 
-def _computes(kind: Any, layer: Any, forward: Callable[[Any, Tensor], Tensor], dtype: torch.dtype) -> bool:
-    probe = _probe(dtype)
-    try:
-        found = kind.forward(layer, probe)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return False  # it wants what the stand-in does not have, so it is something else
-    wanted = forward(layer, probe)
-    return isinstance(found, Tensor) and found.dtype == wanted.dtype and torch.equal(found, wanted)
-
-
-def _is_silu(activation: Any) -> bool:
-    return isinstance(activation, nn.Module) and torch.equal(activation(_probe()), F.silu(_probe()))
-
-
-def _probe(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.linspace(-3, 4, 40, dtype=dtype).view(1, 5, 8)
+def _computes(kind: Any, layer: Any, forward: Callable[[Any, Tensor], Tensor]) -> bool:
+    for dtype in _DTYPES:
+        probe = torch.linspace(-3, 4, 40, dtype=dtype).view(1, 5, 8)
+        try:
+            found = kind.forward(layer, probe)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return False  # it wants what the stand-in does not have, so it is something else
+        wanted = forward(layer, probe)
+        if not isinstance(found, Tensor) or found.dtype != wanted.dtype or not torch.equal(found, wanted):
+            return False
+    return True
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -147,7 +149,7 @@ class _SiLUProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return F.silu(gate) * up
 
     @staticmethod
     @once_differentiable
@@ -155,6 +157,6 @@ class _SiLUProduct(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         for_gate, for_up = ctx.needs_input_grad
         return (
-            torch.ops.aten.silu_backward(grad * up, gate) if for_gate else None,
-            F.silu(gate).mul_(grad) if for_up else None,
+            torch.ops.aten.silu_backward((grad * up).to(gate.dtype), gate) if for_gate else None,
+            F.silu(gate) * grad if for_up else None,
         )

@@ -69,8 +69,8 @@ class Loop:
             began = time.perf_counter()
             losses = self.gradients(work)
             seconds = time.perf_counter() - began
-            # Whose loss is no number gives up first: products in bf16 (oneDNN's, of an odd length) may take it on into
-            # the gradients of the others, who would be blamed, and changed, before it.
+            # Whose loss is no number gives up first: oneDNN's products in bf16 may take it on into the gradients of the
+            # others, who would be blamed, and changed, before it.
             for (trainee, rows), loss in sorted(zip(work, losses, strict=True), key=lambda one: math.isfinite(one[1])):
                 self.at_work = trainee
                 trainee.update(rows, loss, seconds)

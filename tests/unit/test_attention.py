@@ -141,6 +141,7 @@ def test_long_examples_and_calls_without_a_gradient_have_the_fused_kernel():
     assert not is_short(long, long)
     assert not is_short(short.detach(), short.detach())
     assert not is_short(short.float(), short.float())
+    assert not is_short(short.half(), short.half())
     with torch.no_grad():
         assert not is_short(short, short)
 

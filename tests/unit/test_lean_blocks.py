@@ -45,6 +45,18 @@ def test_a_gated_product_and_its_gradient():
     assert torch.autograd.gradcheck(lambda up: silu_product(gate.detach(), up), up)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_a_gated_product_of_two_dtypes(dtypes):
+    pair = [torch.randn(3, 4).to(dtype).requires_grad_() for dtype in dtypes]
+    results = []
+    for product in (silu_product, lambda gate, up: F.silu(gate) * up):
+        output = product(*pair)
+        results.append([output, *torch.autograd.grad(output.sum(), pair)])
+    for found, wanted in zip(*results, strict=True):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("architecture", LEAN_MODULES)
 def test_a_model_computes_the_same_and_is_as_before_afterwards(architecture):
     model = tiny_model(architecture, torch.bfloat16).eval().requires_grad_(False)
