@@ -41,7 +41,7 @@ IGNORED = -100
 Logits = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """From a model and a batch of `collate` to the logits of every target, (count, choices), and the targets, (count,)."""
 
-_CHUNK_ELEMENTS = 2**22
+_CHUNK_ELEMENTS = 2**20
 
 
 def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,27 +169,31 @@ def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _RowLosses(torch.autograd.Function):
-    """d loss / d logits = softmax(logits) - onehot(target), from the logits and the normaliser of each row."""
+    """d loss / d logits = softmax(logits) - onehot(target), from nothing but the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        normalisers = logits.new_empty(len(targets), dtype=dtype)
+        ctx.save_for_backward(logits, targets)
+        losses = logits.new_empty(len(targets), dtype=_wide(logits))
         for part in _chunks(logits):
-            normalisers[part] = logits[part].to(dtype).logsumexp(-1)
-        ctx.save_for_backward(logits, targets, normalisers)
-        return normalisers - logits.gather(1, targets[:, None]).squeeze(1).to(dtype)
+            likely = logits[part].log_softmax(-1, dtype=losses.dtype)
+            losses[part] = -likely.gather(1, targets[part, None]).squeeze(1)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normalisers = ctx.saved_tensors
+        logits, targets = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for part in _chunks(logits):
-            wide = (logits[part].to(normalisers.dtype) - normalisers[part, None]).exp_()
+            wide = logits[part].softmax(-1, dtype=_wide(logits))
             wide[torch.arange(len(wide), device=wide.device), targets[part]] -= 1
-            gradient[part] = wide.mul_(upstream[part, None])
+            torch.mul(wide, upstream[part, None], out=gradient[part])
         return gradient, None
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
