@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peftly.adapt import virtual_count
+from peftly.methods._body import blocks_of
 from peftly.methods._layers import CHANGES
 from peftly.methods._packed import places_under_way
 
@@ -45,7 +45,7 @@ def frozen_layers(model: Any) -> list[Any]:
     if model.config.is_encoder_decoder or virtual_count(model):
         return []
     body = model.get_decoder()
-    blocks = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(body)
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not blocks or len(blocks) != count:
         return []

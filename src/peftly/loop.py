@@ -8,7 +8,7 @@ Every process knows the rows of the whole step, so this number costs no communic
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from peftly.adapt import use_adapters, use_places
 from peftly.data import Encoded, collate
 from peftly.frozen_layers import FrozenLayers, frozen_layers
-from peftly.methods._body import role_of
+from peftly.methods._body import blocks_of, role_of
 from peftly.micro_batches import MicroBatches, fast_tokens, fitting_tokens
+from peftly.modes import checkpointed_blocks
 from peftly.objective import target_losses
 from peftly.progress import TrainResult
 from peftly.steps import common_words, process_batches
@@ -41,6 +42,8 @@ class Loop:
         at_work: the trainee that something is done for at this moment.
         frozen: what layers below all training have made of the rows so far.
         micro: how much goes through the model at once.
+        may_checkpoint: whether blocks may be computed twice from now on, should memory be short.
+        modes: what the loop changes on the model; open while it goes, and closed by whoever lets it.
     """
 
     def __init__(
@@ -54,6 +57,9 @@ class Loop:
         self.results: dict[Trainee, TrainResult] = {}
         blocks = frozen_layers(model) if any(trainee.keeps_states() for trainee in trainees) else []
         self.frozen = FrozenLayers(blocks, [row for trainee in trainees for row in trainee.data.train.encoded])
+        unasked = all(trainee.config.gradient_checkpointing is None for trainee in trainees)
+        self.may_checkpoint = unasked and bool(blocks_of(model))
+        self.modes = ExitStack()
         self.micro = MicroBatches(
             fast_tokens(model.device),
             packed=packed,
@@ -102,18 +108,34 @@ class Loop:
             ((trainee, row) for trainee in self.trainees for row in trainee.data.train.encoded),
             key=lambda pair: pair[1].num_tokens,
         )
-        batch = collate([row], pad_id=0)
+        fitting, tokens = self.fitting(trainee, row), self.micro.tokens([row.num_tokens])
+        if fitting < tokens and self.may_checkpoint:
+            self.checkpoint(f"an example of {tokens:,} tokens alone takes too much memory")
+            fitting = self.fitting(trainee, row)
+        limit = torch.tensor([min(fast_tokens(device), fitting)], device=self.accelerator.device)
+        return int(self.accelerator.gather(limit).min())
+
+    def fitting(self, trainee: Trainee, row: Encoded) -> int:
+        """Return how many tokens fit into the memory that is free, measured on one row; 1 if that does not."""
+        device, tokens, batch = self.model.device, self.micro.tokens([row.num_tokens]), collate([row], pad_id=0)
         seeds = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
         with trainee.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
-            tokens = self.micro.tokens([row.num_tokens])
             try:
-                fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
+                return fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                fitting = 1  # every row alone: the step that has this one says what to do
-        limit = torch.tensor([min(fast_tokens(device), fitting)], device=self.accelerator.device)
-        return int(self.accelerator.gather(limit).min())
+                return 1  # every row alone: the step that has this one says what to do
+
+    def checkpoint(self, why: str) -> None:
+        """Compute every block twice from here on, and say so."""
+        self.may_checkpoint = False
+        self.modes.enter_context(checkpointed_blocks(self.model))
+        for trainee in self.trainees:
+            trainee.note(
+                f"{why}: every block is computed twice from here on and keeps less, which is slower "
+                "(train.gradient_checkpointing); the steps stay the same"
+            )
 
     def gradients(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> list[float]:
         """Leave the gradient of each one's mean loss over its rows in its parameters, and return those losses.
@@ -130,27 +152,32 @@ class Loop:
             self.take_less_at_once(work)
 
     def take_less_at_once(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> None:
-        """Halve the tokens that go through the model at once, and say so.
+        """Halve the tokens that go through the model at once; where that is done, checkpoint; and say so.
 
         Raises:
-            TrainingError: the rows go through one by one already.
+            TrainingError: neither is left.
         """
         for trainee, _ in work:
             trainee.optimizer.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
         rows = [row for _, own in work for row in own]
-        lengths = [row.num_tokens for row in rows]
+        lengths, shared = [row.num_tokens for row in rows], common_words(rows)
+        step, most = work[0][0].step + 1, self.micro.most(lengths, shared)
         # Other processes wait for this one in the middle of the step.
-        if self.accelerator.num_processes > 1 or not self.micro.halve(lengths, common_words(rows)):
+        alone = self.accelerator.num_processes == 1
+        if alone and self.micro.halve(lengths, shared):
+            for trainee, _ in work:
+                trainee.note(
+                    f"memory ran out at step {trainee.step + 1}: from here on at most {self.micro.limit:,} tokens go "
+                    "through the model at once (train.micro_batch_tokens); the steps stay the same"
+                )
+        elif alone and self.may_checkpoint:
+            self.checkpoint(f"memory ran out at step {step} with {most:,} tokens at once")
+        else:
             self.at_work = work[0][0]
             self.at_work.give_up(
-                f"step {self.at_work.step + 1}: memory ran out with {self.micro.limit:,} tokens at once",
+                f"step {step}: memory ran out with {most:,} tokens at once",
                 "lower train.micro_batch_tokens or data.max_length, or set train.gradient_checkpointing",
-            )
-        for trainee, _ in work:
-            trainee.note(
-                f"memory ran out at step {trainee.step + 1}: from here on at most {self.micro.limit:,} tokens go "
-                "through the model at once (train.micro_batch_tokens); the steps stay the same"
             )
 
     def attempt(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> list[float]:

@@ -54,9 +54,15 @@ class MicroBatches:
 
     def halve(self, lengths: Sequence[int], shared: int = 0) -> bool:
         """Let half as much of these rows go through at once; False: each goes alone already."""
+        if len(self.cut(lengths, shared)) == len(lengths):
+            return False
+        self.limit = self.most(lengths, shared) // 2
+        return True
+
+    def most(self, lengths: Sequence[int], shared: int = 0) -> int:
+        """Return how many tokens of these rows go through at once in the largest micro-batch."""
         cut = self.cut(lengths, shared)
-        self.limit = max(self.tokens([lengths[place] for place in places], shared) for places in cut) // 2
-        return len(cut) < len(lengths)
+        return max(self.tokens([lengths[place] for place in places], shared) for places in cut)
 
 
 def fast_tokens(device: torch.device) -> int:

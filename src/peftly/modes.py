@@ -1,7 +1,7 @@
 """Which parts of a model behave as in training, while it trains and while it is evaluated."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from peftly.errors import MethodError
+from peftly.methods._body import blocks_of
 from peftly.methods._selection import keep_context
 
-__all__ = ["evaluation_mode", "training_mode"]
+__all__ = ["checkpointed_blocks", "evaluation_mode", "training_mode"]
 
-_CHANGED = ("gradient_checkpointing", "_gradient_checkpointing_func")
+_CHANGED = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 """What checkpointing changes on a block."""
 
 
@@ -28,7 +29,7 @@ def training_mode(model: nn.Module, *, gradient_checkpointing: bool = False) -> 
 
     Args:
         model: a transformers model, not wrapped.
-        gradient_checkpointing: keep only the input of every block and compute the block again in the backward pass.
+        gradient_checkpointing: see `checkpointed_blocks`.
 
     Raises:
         MethodError: gradient checkpointing is asked for and the model has no blocks that can do it.
@@ -40,7 +41,24 @@ def training_mode(model: nn.Module, *, gradient_checkpointing: bool = False) -> 
         below = [parameter.requires_grad for parameter in module.parameters()]
         if own or (below and all(below)):
             module.train()
-    blocks = _checkpointable(model) if gradient_checkpointing else []
+    try:
+        with checkpointed_blocks(model) if gradient_checkpointing else nullcontext():
+            yield
+    finally:
+        _put_back(flags)
+
+
+@contextmanager
+def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
+    """Keep only the input of every block, and compute the block again in the backward pass.
+
+    Args:
+        model: a transformers model in `training_mode`.
+
+    Raises:
+        MethodError: the model has no blocks that can do it.
+    """
+    blocks = _checkpointable(model)
     before = [{name: vars(block)[name] for name in _CHANGED if name in vars(block)} for block in blocks]
     try:
         for block in blocks:
@@ -55,7 +73,6 @@ def training_mode(model: nn.Module, *, gradient_checkpointing: bool = False) -> 
             for name in _CHANGED:
                 vars(block).pop(name, None)
             vars(block).update(attributes)
-        _put_back(flags)
 
 
 @contextmanager
@@ -81,9 +98,7 @@ def _put_back(flags: list[tuple[nn.Module, bool]]) -> None:
 
 
 def _checkpointable(model: nn.Module) -> list[Any]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(model)
     if not blocks:
         raise MethodError(
             f"{type(model).__name__} has no blocks that can be checkpointed; set train.gradient_checkpointing to false"

@@ -69,8 +69,9 @@ class TrainConfig(BaseModel):
     metric: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
     """What makes an evaluation the best; equal accuracies or F1 scores are told apart by the loss."""
 
-    gradient_checkpointing: bool = False
-    """Compute every block twice and keep less: about a third slower, for a fraction of the memory."""
+    gradient_checkpointing: bool | None = None
+    """Compute every block twice and keep less: about a third slower, for a fraction of the memory. None: where one
+    example alone takes too much memory otherwise."""
 
     frozen_layers_once: bool = True
     """Compute once what the layers below all that is trained make of an example, and read it in later epochs, where the

@@ -151,7 +151,7 @@ def _train(
     packing = all(lays_end_to_end(model, trainee.config) for trainee in trainees)
     loop = Loop(model, trainees, accelerator, packed=packing and len(trainees) == 1)
     mode = training_mode(model, gradient_checkpointing=checkpointing)
-    with mode, packed(model) if packing else nullcontext(), lean_blocks(model):
+    with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.modes:
         try:
             return loop.go()
         except KeyboardInterrupt as interrupt:

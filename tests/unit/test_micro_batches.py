@@ -180,6 +180,63 @@ def test_when_memory_runs_out_it_goes_on_with_half(tmp_path, back):
         torch.testing.assert_close(weights(model)[name], tensor, rtol=1e-6, atol=1e-7)
 
 
+def checkpointed(model) -> list[bool]:
+    """Return what will be a list of whether the blocks were checkpointed, pass by pass."""
+    seen = []
+    body = model.get_decoder()
+    body.register_forward_pre_hook(
+        lambda *_: seen.append(body.layers[0].gradient_checkpointing) if torch.is_grad_enabled() else None
+    )
+    return seen
+
+
+def short_of_memory(row: int):
+    """Return a memory with room for half of what one row saves."""
+    return lambda _: int(0.5 * row / MICRO.USED_SHARE)
+
+
+def test_where_a_row_alone_takes_too_much_blocks_are_computed_twice(monkeypatch, tmp_path):
+    row = saved_bytes_of_the_longest_row()
+    usual, _ = run(lora_model(torch.float64), epochs=1, batch_size=16)
+    monkeypatch.setattr(MICRO, "_free_bytes", short_of_memory(row))
+    model, notes = lora_model(torch.float64), Notes()
+    seen = checkpointed(model)
+    with pytest.warns(UserWarning, match="an example of .* tokens alone takes too much memory: every block"):
+        run(model, out=tmp_path, callbacks=[notes], epochs=1, batch_size=16)
+    assert seen[0] is False  # it looks
+    assert len(seen) > 2
+    assert all(seen[1:])
+    assert len(notes.notes) == 1
+    assert "train.gradient_checkpointing" in notes.notes[0]
+    assert notes.notes[0] in (tmp_path / "metrics.jsonl").read_text()
+    assert not any(block.gradient_checkpointing or block.training for block in model.get_decoder().layers)
+    for name, tensor in weights(usual).items():
+        torch.testing.assert_close(weights(model)[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_blocks_are_not_computed_twice_against_a_persons_will(monkeypatch):
+    row = saved_bytes_of_the_longest_row()
+    monkeypatch.setattr(MICRO, "_free_bytes", short_of_memory(row))
+    model = lora_model(torch.float64)
+    seen = checkpointed(model)
+    run(model, epochs=1, batch_size=16, gradient_checkpointing=False)
+    assert len(seen) > 2
+    assert not any(seen)
+
+
+def test_when_memory_runs_out_over_one_row_blocks_are_computed_twice():
+    usual, _ = run(lora_model(torch.float64), data_of(4, 0), epochs=2)
+    model, notes = lora_model(torch.float64), Notes()
+    memory, block = Full(model, 3, back=False), model.get_decoder().layers[1]
+    look = memory.look
+    memory.look = lambda columns: None if block.gradient_checkpointing else look(columns)
+    with pytest.warns(UserWarning, match="memory ran out at step 1 with .* tokens at once: every block"):
+        run(model, data_of(4, 0), callbacks=[notes], epochs=2, micro_batch_tokens=1)
+    assert memory.failures == len(notes.notes) == 1
+    for name, tensor in weights(usual).items():
+        torch.testing.assert_close(weights(model)[name], tensor, rtol=1e-6, atol=1e-7)
+
+
 def test_a_single_row_that_does_not_fit_ends_the_run_in_one_line(tmp_path):
     model = lora_model()
     before = weights(model)
