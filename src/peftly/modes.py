@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peftly.errors import MethodError
 from peftly.methods._body import blocks_of
+from peftly.methods._layers import fixed_weights
 from peftly.methods._selection import keep_context
 
 __all__ = ["checkpointed_blocks", "evaluation_mode", "training_mode"]
@@ -77,12 +78,15 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    """Put the model in evaluation mode without gradients; afterwards every module is in the mode it was in.
+
+    No weight may change in the meantime.
+    """
     flags = _flags(model)
     model.eval()
     try:
         # Not inference mode: what a hook stores during the call may be used by a later training step.
-        with torch.no_grad():
+        with torch.no_grad(), fixed_weights():
             yield
     finally:
         _put_back(flags)

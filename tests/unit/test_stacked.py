@@ -1,4 +1,7 @@
-"""Rows with different LoRA adapters in one product: what each row gets alone, whatever the others have."""
+"""What layers keep while no weight changes: LoRA of all rows in one product, and DoRA with its lengths."""
+
+from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 import torch
@@ -7,6 +10,11 @@ from tiny import perturb, random_rows, tiny_model
 
 from peftly import DoRA, LoRA, attach, detach, trainable_parameters, use_adapters
 from peftly.methods import _stacked
+from peftly.methods._layers import fixed_weights
+from peftly.modes import evaluation_mode
+
+LORA = import_module("peftly.methods.lora")
+DORA = import_module("peftly.methods.dora")
 
 CONFIGS = {
     "plain": LoRA(rank=3, alpha=5),
@@ -34,14 +42,15 @@ def with_loras(architecture, dtype=torch.float64):
     return model
 
 
-def logits_of(model, rows, ids):
+def logits_of(model, rows, ids, block=fixed_weights):
     inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad(), use_adapters(model, rows=rows):
+    with torch.no_grad(), use_adapters(model, rows=rows), block():
         return model(ids, **inputs).logits
 
 
 def alone(model, rows, ids):
-    return torch.cat([logits_of(model, [row], one[None]) for row, one in zip(rows, ids, strict=True)])
+    """Return what each row gets by itself, with nothing kept."""
+    return torch.cat([logits_of(model, [row], one[None], nullcontext) for row, one in zip(rows, ids, strict=True)])
 
 
 def texts(count=8, length=5):
@@ -51,13 +60,13 @@ def texts(count=8, length=5):
 @pytest.fixture
 def stacks(monkeypatch):
     """The layers whose factors were stacked, each as often as they were."""
-    made, original = [], _stacked._stacked
+    made, original = [], _stacked.stack_of
 
-    def counting(changes, dtype):
+    def counting(changes, rows, dtype):
         made.append(changes)
-        return original(changes, dtype)
+        return original(changes, rows, dtype)
 
-    monkeypatch.setattr(_stacked, "_stacked", counting)
+    monkeypatch.setattr(LORA, "stack_of", counting)
     return made
 
 
@@ -84,15 +93,16 @@ def test_other_modes_of_torch(context, stacks):
     assert_close(found, expected, 3e-2)
 
 
-def test_weights_made_in_inference_mode_may_change_unseen():
-    with torch.inference_mode():
-        model, ids = with_loras("llama"), texts(2)
-        parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
-        with use_adapters(model, rows=["plain", "some"]):
-            model(ids)
-            parameter.mul_(-3)
-            found = model(ids).logits
-        assert_close(found, alone(model, ["plain", "some"], ids), 1e-6)
+def test_outside_a_block_nothing_is_kept(stacks):
+    model, ids = with_loras("llama"), texts(2)
+    parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
+    with torch.inference_mode(), use_adapters(model, rows=["plain", "some"]):
+        before = model(ids).logits
+        parameter.mul_(-3)
+        found = model(ids).logits
+    assert not stacks
+    assert not torch.equal(found[0], before[0])
+    assert_close(found, alone(model, ["plain", "some"], ids), 1e-6)
 
 
 def test_a_layer_is_run_once_and_its_factors_are_stacked_once(stacks):
@@ -102,11 +112,37 @@ def test_a_layer_is_run_once_and_its_factors_are_stacked_once(stacks):
     layer.forward = lambda x: calls.append(x.shape[0]) or original(x)
     for name in ("a", "b"):
         attach(model, LoRA(rank=2, target_modules=("up_proj", "down_proj")), name=name)
-    with torch.no_grad(), use_adapters(model, rows=["a", "b"]):
+    with use_adapters(model, rows=["a", "b"]), evaluation_mode(model):
         for _ in range(3):
-            model(ids)
+            with fixed_weights():  # the outer block goes on
+                model(ids)
     assert calls == [2, 2, 2]
     assert len(stacks) == 2 * len(model.model.layers)
+
+
+def test_a_text_is_written_with_factors_that_are_stacked_once(stacks):
+    model, ids = tiny_model("llama"), texts(3)
+    attach(model, LoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    found = model.generate(ids, max_new_tokens=4, do_sample=False)
+    layers = len(stacks)
+    assert layers == sum(hasattr(module, "peftly") for module in model.modules())
+    perturb(trainable_parameters(model).values())
+    other = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert len(stacks) == 2 * layers
+    assert not torch.equal(found, other)
+
+
+def test_lengths_of_dora_are_computed_once(monkeypatch):
+    model, ids = tiny_model("llama", torch.float64), texts(2)
+    attach(model, DoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    expected, counted, original = alone(model, ["default"] * 2, ids), [], DORA.dora_scale
+    monkeypatch.setattr(DORA, "dora_scale", lambda *given: counted.append(1) or original(*given))
+    with evaluation_mode(model):
+        for _ in range(3):
+            assert_close(model(ids).logits, expected, 1e-6)
+    assert len(counted) == sum(hasattr(module, "peftly") for module in model.modules())
 
 
 def _in_place(model, parameter):
@@ -128,13 +164,13 @@ def _one_more(model, parameter):
 
 
 @pytest.mark.parametrize("change", [_in_place, _another_tensor, _twice, _one_more])
-def test_changed_weights_are_seen(change):
+def test_changed_weights_are_seen_by_the_next_block(change):
     model, ids = with_loras("llama"), texts(2)
     parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
-    with torch.no_grad(), use_adapters(model, rows=["plain", "some"]):
-        before = model(ids).logits
+    before = logits_of(model, ["plain", "some"], ids)
+    with torch.no_grad():
         change(model, parameter)
-        found = model(ids).logits
+    found = logits_of(model, ["plain", "some"], ids)
     assert_close(found, alone(model, ["plain", "some"], ids), 1e-6)
     assert not torch.equal(found[0], before[0])
     detach(model)
@@ -162,8 +198,20 @@ def test_what_does_not_stack_goes_in_groups(stacks):
     model.train()
     logits_of(model, ["lora", "dropped"], ids[:2])
     model.eval()
-    with use_adapters(model, rows=["lora", "dropped"]):
+    with use_adapters(model, rows=["lora", "dropped"]), fixed_weights():
         model(ids[:2]).logits.sum().backward()
-    long = texts(2, _stacked.MOST_WORDS // 2 + 1)
-    assert_close(logits_of(model, ["lora", "dropped"], long), alone(model, ["lora", "dropped"], long), 1e-6)
     assert not stacks
+
+
+@pytest.mark.parametrize(("rank", "calls"), [(1, [2]), (64, [1, 1])], ids=["small", "large"])
+def test_long_calls_stack_factors_that_are_small_beside_the_layer(rank, calls):
+    model, long, seen = tiny_model("llama", torch.float64), texts(2, _stacked.MOST_WORDS // 2 + 1), []
+    layer = model.model.layers[0].mlp.up_proj
+    original = layer.forward
+    layer.forward = lambda x: seen.append(x.shape[0]) or original(x)
+    for seed, name in enumerate(("a", "b")):
+        attach(model, LoRA(rank=rank), name=name, seed=seed)
+    perturb(trainable_parameters(model).values())
+    found = logits_of(model, ["a", "b"], long)
+    assert seen == calls
+    assert_close(found, alone(model, ["a", "b"], long), 1e-6)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peftly.errors import MethodError
 from peftly.methods import _packed, _prefixes, _virtual_tokens
-from peftly.methods._layers import override_method, restore_method
+from peftly.methods._layers import fixed_weights, override_method, restore_method
 from peftly.methods._positions import Positions
 from peftly.methods._slots import cached_beside_text
 
@@ -48,7 +48,7 @@ class Bodies:
         self.target = Body(model, model.get_decoder(), "target") if role == "source" else None
         self.generates = model.can_generate()
         if self.generates:
-            for override in (_PrepareInputs, _PrepareCache):
+            for override in _OVERRIDES:
                 override_method(model, override.name, override(model, self))
 
     @property
@@ -62,7 +62,7 @@ class Bodies:
             if body is not None:
                 body.remove()
         if self.generates:
-            for override in (_PrepareInputs, _PrepareCache):
+            for override in _OVERRIDES:
                 restore_method(self.model, override.name)
 
     def virtual_count(self) -> int:
@@ -187,6 +187,22 @@ class _PrepareCache:
 
     def __call__(self, config: Any, model_kwargs: Any, mode: Any, batch_size: int, max_cache_length: int) -> None:
         self.original(config, model_kwargs, mode, batch_size, max_cache_length + self.bodies.cached_count())
+
+
+class _Generate:
+    """`generate`, during which no weight changes."""
+
+    name: ClassVar[str] = "generate"
+
+    def __init__(self, model: Any, bodies: Bodies) -> None:
+        self.original = getattr(model, self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with fixed_weights():
+            return self.original(*args, **kwargs)
+
+
+_OVERRIDES = (_PrepareInputs, _PrepareCache, _Generate)
 
 
 def blocks_of(module: nn.Module) -> list[Any]:

@@ -8,6 +8,8 @@ adapter, and a `forward` of its own that runs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.methods._selection import Group, Names, Rows, Selection, selection_of
+from peftly.methods._selection import Names, Rows, Selection, selection_of
 
 __all__ = [
     "CHANGES",
@@ -24,6 +26,7 @@ __all__ = [
     "add_change",
     "changed_layers",
     "drop_changes",
+    "fixed_weights",
     "override_method",
     "own_forward",
     "owner",
@@ -31,6 +34,21 @@ __all__ = [
 ]
 
 CHANGES = "peftly"
+
+AtOnce = Callable[["OwnForward", Tensor], Tensor | None]
+"""From what a layer computes without any change, and its input, to its new output; None if it is not for that input."""
+
+_MADE: ContextVar[dict[Any, AtOnce | None] | None] = ContextVar("made of weights that do not change", default=None)
+
+
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Let layers keep what they make of adapters' weights, of which none changes until the block ends."""
+    token = _MADE.set({} if _MADE.get() is None else _MADE.get())
+    try:
+        yield
+    finally:
+        _MADE.reset(token)
 
 
 class LayerChange(nn.Module):
@@ -57,17 +75,16 @@ class LayerChange(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def run_rows(
-        cls, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, changes: Mapping[str, Self], rows: Rows
-    ) -> Tensor | None:
-        """Return the layer's new output where each row has other changes, or None: the rows go in groups, by `run`.
+    def at_once(cls, layer: nn.Module, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
+        """Return what gives the layer's new output for all rows of a call, for as long as no weight changes.
+
+        None where there is no such thing: then every row goes by `run`, those with other adapters apart.
 
         Args:
             layer: the module that is changed.
-            inner: what it computes without any change.
-            x: its input, all rows.
             changes: all those that some row has, by the adapter's name; they are of this very class.
             rows: which adapters each row has.
+            dtype: of the layer's input.
         """
         return None
 
@@ -102,7 +119,13 @@ class _ChangedForward:
         self.own = OwnForward(layer)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows, here = self.selection.rows, frozenset(self.layer.peftly)
+        rows = self.selection.rows
+        if (made := _MADE.get()) is not None and not (args or kwargs or torch.is_grad_enabled()):
+            key = (self, rows, x.dtype)
+            if key not in made:
+                made[key] = self._at_once(rows, x.dtype)
+            if (at_once := made[key]) is not None and (output := at_once(self.own, x)) is not None:
+                return output
         if len(rows.sets) == 1:
             return self._through(rows.sets[0], x, *args, **kwargs)
         if x.shape[0] % len(rows.sets):
@@ -110,12 +133,9 @@ class _ChangedForward:
                 f"adapters were chosen for {len(rows.sets)} rows and this call has {x.shape[0]}; give one entry for "
                 "each row (what all rows of a batch share, as T5's relative positions, cannot differ between them)"
             )
-        groups = rows.groups(x.shape[0], here, x.device)
+        groups = rows.groups(x.shape[0], frozenset(self.layer.peftly), x.device)
         if len(groups) == 1:
             return self._through(groups[0].names, x, *args, **kwargs)
-        together = None if args or kwargs else self._together(groups, x)
-        if together is not None:
-            return together
         outputs = []
         for group in groups:
             picked = [_rows_of(value, x.shape[0], group.index) for value in (x, *args)]
@@ -127,13 +147,12 @@ class _ChangedForward:
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
 
-    def _together(self, groups: list[Group], x: Tensor) -> Tensor | None:
-        """Return the output of rows with different adapters from one product of the layer, if its changes know how."""
-        names = frozenset[str]().union(*(group.names for group in groups))
+    def _at_once(self, rows: Rows, dtype: torch.dtype) -> AtOnce | None:
+        """Return what does for all rows at once, if the changes that they have are of one kind that knows how."""
+        names = frozenset[str]().union(*rows.sets)
         changes = {name: change for name, change in self.layer.peftly.items() if name in names}
-        kind, *others = {type(change) for change in changes.values()}
-        output: Tensor | None = None if others else kind.run_rows(self.layer, self.own, x, changes, self.selection.rows)
-        return output
+        kinds = {type(change) for change in changes.values()}
+        return kinds.pop().at_once(self.layer, changes, rows, dtype) if len(kinds) == 1 else None
 
     def _through(self, names: Names, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.own

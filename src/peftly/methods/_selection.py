@@ -60,12 +60,10 @@ class Rows:
 
     Attributes:
         sets: those.
-        kept: what layers keep from call to call for as long as this choice lasts.
     """
 
     def __init__(self, sets: Sequence[Names]) -> None:
         self.sets = tuple(sets)
-        self.kept: dict[Any, Any] = {}
         self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
 
     def spread(self, count: int) -> tuple[Names, ...]:

@@ -5,8 +5,8 @@ Liu et al. 2024, arXiv:2402.09353.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
 from peftly.methods._dropout import dropout
+from peftly.methods._layers import AtOnce, OwnForward
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
+from peftly.methods._selection import Rows
 
 __all__ = ["DoRA", "DoRAAdapter", "dora_scale", "row_lengths"]
 
@@ -84,6 +86,22 @@ class DoRAChange(LowRankChange):
         update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
         output = scale.to(output.dtype) * (output + self.scaling * update)
         return output if bias is None else output + bias.to(output.dtype)
+
+    @classmethod
+    def at_once(cls, layer: Any, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
+        change, *others = changes.values()
+        if others or len(set(rows.sets)) > 1 or (change.training and change.dropout > 0):
+            return None
+        # The lengths take longer than the layer itself where a text is written word by word.
+        scale = dora_scale(_weight(layer), change.lora_a, change.lora_b, change.scaling, change.magnitude).to(dtype)
+        factors = change.lora_a.to(dtype), change.lora_b.to(dtype)
+        bias = layer.bias if change.bias is None else change.bias.to(dtype)
+
+        def scaled(inner: OwnForward, x: Tensor) -> Tensor | None:
+            weight = fusible_weight(layer, inner, x)
+            return None if weight is None else low_rank_linear(x, weight, bias, *factors, change.scaling, scale=scale)
+
+        return scaled
 
     def merge(self, layer: Any) -> None:
         weight = _weight(layer)

@@ -13,11 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
 from peftly.methods._dropout import dropout
+from peftly.methods._layers import AtOnce
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
 from peftly.methods._selection import Rows
-from peftly.methods._stacked import MOST_WORDS, stack_of
+from peftly.methods._stacked import stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
 
@@ -130,24 +131,11 @@ class LoRAChange(LowRankChange):
         """Whether all that it does at present is to add a product with its input."""
         return self.bias is None and not (self.training and self.dropout > 0)
 
-    def tensors(self) -> list[Tensor]:
-        """Return what the factors are made of."""
-        tensors = (self.lora_a, self.lora_b, self.start_a, self.start_b)
-        return [tensor for tensor in tensors if tensor is not None]
-
     @classmethod
-    def run_rows(
-        cls, layer: Any, inner: Callable[..., Tensor], x: Tensor, changes: Mapping[str, Self], rows: Rows
-    ) -> Tensor | None:
-        if torch.is_grad_enabled() or x.ndim < 2 or x.numel() > MOST_WORDS * x.shape[-1]:
-            return None
+    def at_once(cls, layer: Any, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
         if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
             return None
-        stack = stack_of(layer, changes, rows, x.dtype)
-        if stack is None:
-            return None
-        output = inner(x)
-        return output + stack.update(x, rows).to(output.dtype)
+        return stack_of(changes, rows, dtype)
 
     def merge(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)
