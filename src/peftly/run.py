@@ -25,7 +25,10 @@ from peftly.train_checks import check_trainable
 from peftly.training import TrainResult, lays_end_to_end, train
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from peftly.progress import Callback
+    from peftly.train_config import TrainConfig
 
 __all__ = ["RunResult", "run"]
 
@@ -86,8 +89,7 @@ def run(
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
     check_trainable(base.model, data, config.train)
-    packs = lays_end_to_end(base.model, config.train)
-    say("batches: " + ("examples laid end to end" if packs else "examples padded to the longest"))
+    say(batches_line(base.model, config.train))
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
         say(
             f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
@@ -124,6 +126,12 @@ def put_on(
 def count_trainable(model: Any) -> int:
     """Return how many numbers of a model are trained."""
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+
+
+def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
+    """Return what a person should know of the batches of training by these settings."""
+    packs = lays_end_to_end(model, *configs)
+    return "batches: " + ("examples laid end to end" if packs else "examples padded to the longest")
 
 
 def begin(config: RunConfig, data: Data) -> None:

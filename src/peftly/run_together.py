@@ -24,7 +24,7 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
-from peftly.run import RunResult, begin, conclude, keep_what_is_left, open_parts, put_on
+from peftly.run import RunResult, batches_line, begin, conclude, keep_what_is_left, open_parts, put_on
 from peftly.run_folder import RESULTS, check_out, replacing, write_json
 from peftly.tasks import TASKS
 from peftly.train_checks import check_trainable
@@ -95,6 +95,7 @@ def run_together(
         (method,) = part.config.adapters.values()
         put_on(base, name, method, part.config, part.data, say)
         check_trainable(model, part.data, part.config.train, adapter=name)
+    say(batches_line(model, *(part.config.train for part in parts.values())))
     with replacing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")

@@ -109,12 +109,13 @@ def train_together(
     return dict(zip(jobs, results, strict=True))
 
 
-def lays_end_to_end(model: "PreTrainedModel", config: TrainConfig) -> bool:
-    """Whether `train` lays the examples of a batch end to end, in one row without padding.
+def lays_end_to_end(model: "PreTrainedModel", *configs: TrainConfig) -> bool:
+    """Whether training by these settings lays the examples of a batch end to end, in one row without padding.
 
-    It does not where the base's attention cannot be told where an example ends.
+    It does not where the base's attention cannot be told where an example ends, nor where several adapters are trained,
+    as layers find their adapters by the rows of a batch.
     """
-    return config.packing and packs(model)
+    return len(configs) == 1 and configs[0].packing and packs(model)
 
 
 def _train(
@@ -148,8 +149,9 @@ def _train(
     # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
     set_seed(first.seed, device_specific=True)
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
-    packing = all(lays_end_to_end(model, trainee.config) for trainee in trainees)
-    loop = Loop(model, trainees, accelerator, packed=packing and len(trainees) == 1)
+    configs = [trainee.config for trainee in trainees]
+    packing = all(lays_end_to_end(model, config) for config in configs)  # evaluations have one adapter
+    loop = Loop(model, trainees, accelerator, packed=lays_end_to_end(model, *configs))
     mode = training_mode(model, gradient_checkpointing=checkpointing)
     with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.modes:
         try:
