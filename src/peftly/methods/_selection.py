@@ -60,10 +60,12 @@ class Rows:
 
     Attributes:
         sets: those.
+        differ: whether they are not all the same.
     """
 
     def __init__(self, sets: Sequence[Names]) -> None:
         self.sets = tuple(sets)
+        self.differ = len(set(sets)) > 1
         self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
 
     def spread(self, count: int) -> tuple[Names, ...]:

@@ -39,7 +39,6 @@ class Stack:
 
     def __init__(self, lora_a: Tensor, lora_b: Tensor, owners: tuple[str, ...], rows: Rows) -> None:
         self.lora_a, self.lora_b, self.owners, self.rows = lora_a, lora_b, owners, rows
-        self._differ = len(set(rows.sets)) > 1
         self._others: dict[int, Tensor] = {}
 
     def __call__(self, inner: OwnForward, x: Tensor) -> Tensor | None:
@@ -52,7 +51,7 @@ class Stack:
         if x.ndim < 2 or (x.numel() > MOST_WORDS * x.shape[-1] and self._is_slow_for_many):
             return None
         low = F.linear(x, self.lora_a)
-        if self._differ:
+        if self.rows.differ:
             # Not times 0 and 1: where another adapter overflows, that would be NaN.
             low = low.masked_fill(self._of_others(x), 0.0)
         output = inner(x)
@@ -66,7 +65,7 @@ class Stack:
     def _is_slow_for_many(self) -> bool:
         """Whether it is for long calls. With one adapter there is a fused product for them."""
         factors = self.lora_a.numel() + self.lora_b.numel()
-        return not self._differ or factors > _LARGE * self.lora_a.shape[1] * self.lora_b.shape[0]
+        return not self.rows.differ or factors > _LARGE * self.lora_a.shape[1] * self.lora_b.shape[0]
 
     def _of_others(self, x: Tensor) -> Tensor:
         """Return which of the stacked ranks are of adapters that a row of `x` does not have, (rows, ..., ranks)."""
@@ -91,6 +90,6 @@ def stack_of(changes: Mapping[str, LoRAChange], rows: Rows, dtype: torch.dtype) 
     pairs = {name: change.factors() for name, change in changes.items()}
     lora_a = torch.cat([a for a, _ in pairs.values()]).to(dtype)
     lora_b = torch.cat([changes[name].scaling * b for name, (_, b) in pairs.items()], dim=1).to(dtype)
-    if len(rows.sets) > 1 and not (lora_a.isfinite().all() and lora_b.isfinite().all()):
+    if rows.differ and not (lora_a.isfinite().all() and lora_b.isfinite().all()):
         return None
     return Stack(lora_a, lora_b, tuple(name for name, (a, _) in pairs.items() for _ in range(len(a))), rows)

@@ -90,7 +90,7 @@ class DoRAChange(LowRankChange):
     @classmethod
     def at_once(cls, layer: Any, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
         change, *others = changes.values()
-        if others or len(set(rows.sets)) > 1 or (change.training and change.dropout > 0):
+        if others or rows.differ or (change.training and change.dropout > 0):
             return None
         # The lengths take longer than the layer itself where a text is written word by word.
         scale = dora_scale(_weight(layer), change.lora_a, change.lora_b, change.scaling, change.magnitude).to(dtype)
