@@ -10,7 +10,7 @@ from tiny import perturb, random_rows, tiny_model
 
 from peftly import DoRA, LoRA, attach, detach, trainable_parameters, use_adapters
 from peftly.methods import _stacked
-from peftly.methods._layers import fixed_weights
+from peftly.methods._layers import MOST_WORDS, fixed_weights
 from peftly.modes import evaluation_mode
 
 LORA = import_module("peftly.methods.lora")
@@ -62,9 +62,11 @@ def stacks(monkeypatch):
     """The layers whose factors were stacked, each as often as they were."""
     made, original = [], _stacked.stack_of
 
-    def counting(changes, rows, dtype):
-        made.append(changes)
-        return original(changes, rows, dtype)
+    def counting(changes, *others, **more):
+        stack = original(changes, *others, **more)
+        if stack is not None:
+            made.append(changes)
+        return stack
 
     monkeypatch.setattr(LORA, "stack_of", counting)
     return made
@@ -205,7 +207,7 @@ def test_what_does_not_stack_goes_in_groups(stacks):
 
 @pytest.mark.parametrize(("rank", "calls"), [(1, [2]), (64, [1, 1])], ids=["small", "large"])
 def test_long_calls_stack_factors_that_are_small_beside_the_layer(rank, calls):
-    model, long, seen = tiny_model("llama", torch.float64), texts(2, _stacked.MOST_WORDS // 2 + 1), []
+    model, long, seen = tiny_model("llama", torch.float64), texts(2, MOST_WORDS // 2 + 1), []
     layer = model.model.layers[0].mlp.up_proj
     original = layer.forward
     layer.forward = lambda x: seen.append(x.shape[0]) or original(x)

@@ -6,7 +6,7 @@ set to 0 in between. In long calls with many adapters that costs more than it sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from peftly.methods._selection import Rows
     from peftly.methods.lora import LoRAChange
 
-__all__ = ["MOST_WORDS", "Stack", "stack_of"]
-
-MOST_WORDS = 256
-"""Of all rows together, up to which stacking was faster in bf16 and fp32, with 2 adapters and with 16."""
-
-_LARGE = 0.5
-"""Longer calls are not faster with stacked factors that have more than this share of the weight's entries."""
+__all__ = ["Stack", "stack_of"]
 
 
 class Stack:
@@ -41,15 +35,13 @@ class Stack:
         self.lora_a, self.lora_b, self.owners, self.rows = lora_a, lora_b, owners, rows
         self._others: dict[int, Tensor] = {}
 
-    def __call__(self, inner: OwnForward, x: Tensor) -> Tensor | None:
-        """Return the layer's output with each row's adapters, None where it is faster in another way.
+    def __call__(self, inner: OwnForward, x: Tensor) -> Tensor:
+        """Return the layer's output with each row's adapters.
 
         Args:
             inner: what the layer computes without any adapter.
             x: (rows, ..., in_features).
         """
-        if x.ndim < 2 or (x.numel() > MOST_WORDS * x.shape[-1] and self._is_slow_for_many):
-            return None
         low = F.linear(x, self.lora_a)
         if self.rows.differ:
             # Not times 0 and 1: where another adapter overflows, that would be NaN.
@@ -61,12 +53,6 @@ class Stack:
             return output
         return output + F.linear(low, self.lora_b).to(output.dtype)
 
-    @property
-    def _is_slow_for_many(self) -> bool:
-        """Whether it is for long calls. With one adapter there is a fused product for them."""
-        factors = self.lora_a.numel() + self.lora_b.numel()
-        return not self.rows.differ or factors > _LARGE * self.lora_a.shape[1] * self.lora_b.shape[0]
-
     def _of_others(self, x: Tensor) -> Tensor:
         """Return which of the stacked ranks are of adapters that a row of `x` does not have, (rows, ..., ranks)."""
         count = x.shape[0]
@@ -76,20 +62,30 @@ class Stack:
         return self._others[count].view(count, *[1] * (x.ndim - 2), -1)
 
 
-def stack_of(changes: Mapping[str, LoRAChange], rows: Rows, dtype: torch.dtype) -> Stack | None:
-    """Return the updates of a layer as they are now, for calls in `dtype`.
+def stack_of(changes: Mapping[str, LoRAChange], rows: Rows, x: Tensor, *, is_short: bool) -> Stack | None:
+    """Return the updates of a layer as they are now.
 
     Args:
         changes: what adapters do at the layer, by the adapter's name.
         rows: which of them each row has.
-        dtype: of the layer's input.
+        x: an input of the layer.
+        is_short: whether it has few words.
 
     Returns:
-        None if one adapter would spoil the rows of others, as its factors are not finite.
+        None if it is not faster, or if one adapter would spoil the rows of others, as its factors are not finite.
     """
     pairs = {name: change.factors() for name, change in changes.items()}
+    if x.ndim < 2 or not (is_short or (rows.differ and _are_small(pairs.values()))):
+        return None
+    dtype = x.dtype
     lora_a = torch.cat([a for a, _ in pairs.values()]).to(dtype)
     lora_b = torch.cat([changes[name].scaling * b for name, (_, b) in pairs.items()], dim=1).to(dtype)
     if rows.differ and not (lora_a.isfinite().all() and lora_b.isfinite().all()):
         return None
     return Stack(lora_a, lora_b, tuple(name for name, (a, _) in pairs.items() for _ in range(len(a))), rows)
+
+
+def _are_small(pairs: Collection[tuple[Tensor, Tensor]]) -> bool:
+    """Whether factors have together at most half as many entries as the weight that they are for."""
+    a, b = next(iter(pairs))
+    return sum(a.numel() + b.numel() for a, b in pairs) <= a.shape[1] * b.shape[0] / 2

@@ -88,10 +88,13 @@ class DoRAChange(LowRankChange):
         return output if bias is None else output + bias.to(output.dtype)
 
     @classmethod
-    def at_once(cls, layer: Any, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
+    def at_once(
+        cls, layer: Any, changes: Mapping[str, Self], rows: Rows, x: Tensor, *, is_short: bool
+    ) -> AtOnce | None:
         change, *others = changes.values()
-        if others or rows.differ or (change.training and change.dropout > 0):
+        if not is_short or others or rows.differ or (change.training and change.dropout > 0):
             return None
+        dtype = x.dtype
         # The lengths take longer than the layer itself where a text is written word by word.
         scale = dora_scale(_weight(layer), change.lora_a, change.lora_b, change.scaling, change.magnitude).to(dtype)
         factors = change.lora_a.to(dtype), change.lora_b.to(dtype)

@@ -132,10 +132,12 @@ class LoRAChange(LowRankChange):
         return self.bias is None and not (self.training and self.dropout > 0)
 
     @classmethod
-    def at_once(cls, layer: Any, changes: Mapping[str, Self], rows: Rows, dtype: torch.dtype) -> AtOnce | None:
+    def at_once(
+        cls, layer: Any, changes: Mapping[str, Self], rows: Rows, x: Tensor, *, is_short: bool
+    ) -> AtOnce | None:
         if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
             return None
-        return stack_of(changes, rows, dtype)
+        return stack_of(changes, rows, x, is_short=is_short)
 
     def merge(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)
