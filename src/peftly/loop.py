@@ -112,20 +112,20 @@ class Loop:
         if fitting < tokens and self.may_checkpoint:
             self.checkpoint(f"an example of {tokens:,} tokens alone takes too much memory")
             fitting = self.fitting(trainee, row)
-        limit = torch.tensor([min(fast_tokens(device), fitting)], device=self.accelerator.device)
-        return int(self.accelerator.gather(limit).min())
+        return min(fast_tokens(device), fitting)
 
     def fitting(self, trainee: Trainee, row: Encoded) -> int:
-        """Return how many tokens fit into the memory that is free, measured on one row; 1 if that does not."""
+        """Return how many tokens fit into the memory of every process, measured on one row; 1 if that does not."""
         device, tokens, batch = self.model.device, self.micro.tokens([row.num_tokens]), collate([row], pad_id=0)
         seeds = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
         with trainee.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
             try:
-                return fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
+                fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                return 1  # every row alone: the step that has this one says what to do
+                fitting = 1  # every row alone: the step that has this one says what to do
+        return int(self.accelerator.gather(torch.tensor([fitting], device=self.accelerator.device)).min())
 
     def checkpoint(self, why: str) -> None:
         """Compute every block twice from here on, and say so."""

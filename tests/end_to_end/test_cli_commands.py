@@ -20,6 +20,7 @@ def trained(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora", "--out", out]
     outcome = peftly_apart("train", *flags, "--epochs", "12", "--learning-rate", "0.02", "--set", "train.save_every=50")
     assert (outcome.code, outcome.err) == (0, "")
+    assert "batches: examples laid end to end" in outcome.out
     assert "peftly evaluate" in outcome.out
     return out
 

@@ -40,6 +40,7 @@ def ensemble(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     outcome = peftly_apart("train", *flags, "--method", "prompt_tuning", "--ensemble", "3", *SETTINGS)
     assert (outcome.code, outcome.err) == (0, "")
     assert "ensemble" in outcome.out
+    assert "batches: examples padded to the longest" in outcome.out
     assert f"peftly evaluate {out}" in outcome.out
     return out
 

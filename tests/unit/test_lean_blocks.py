@@ -6,11 +6,11 @@ import pytest
 import torch
 from references import assert_close
 from test_training import data_of, lora_model, run
-from tiny import tiny_model
+from tiny import perturb, tiny_model
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from peftly import METHODS, LoRA, attach
+from peftly import METHODS, LoRA, attach, trainable_parameters
 from peftly.lean_blocks import lean_blocks, rms_norm, silu_product
 
 LEAN_MODULES = {"llama": 7, "qwen3": 11, "glm4": 9, "gemma3": 0, "gpt2": 0, "bert": 0}
@@ -113,11 +113,11 @@ def test_training_uses_them(monkeypatch):
 
 def test_lora_inside_a_gated_layer_is_called():
     model = tiny_model("llama", torch.float64)
-    attach(model, LoRA(rank=2, target_modules=["gate_proj"]))
     ids = torch.arange(5, 15)[None]
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+    without = model(ids).logits
+    attach(model, LoRA(rank=2, target_modules=["gate_proj"]))
+    perturb(trainable_parameters(model).values())
     expected = model(ids).logits
+    assert not torch.equal(expected, without)
     with lean_blocks(model):
         assert torch.equal(model(ids).logits, expected)

@@ -122,6 +122,18 @@ def test_a_layer_is_run_once_and_its_factors_are_stacked_once(stacks):
     assert len(stacks) == 2 * len(model.model.layers)
 
 
+def test_batches_with_other_rows_share_what_is_kept(stacks):
+    model, ids = with_loras("llama"), texts(3)
+    batches = [["plain", "some", None], ["some", "some", "plain"], [None, "plain", "some"]]
+    expected = [alone(model, rows, ids) for rows in batches]
+    with evaluation_mode(model):
+        for rows, wanted in zip(batches, expected, strict=True):
+            with use_adapters(model, rows=rows):
+                assert_close(model(ids).logits, wanted, 1e-6)
+    layers = sum(hasattr(module, "peftly") for module in model.modules())
+    assert len(stacks) == layers
+
+
 def test_a_text_is_written_with_factors_that_are_stacked_once(stacks):
     model, ids = tiny_model("llama"), texts(3)
     attach(model, LoRA(rank=2))

@@ -36,8 +36,9 @@ __all__ = [
 
 CHANGES = "peftly"
 
-AtOnce = Callable[["OwnForward", Tensor], Tensor | None]
-"""From what a layer computes without any change, and its input, to its new output; None if it is not for that input."""
+AtOnce = Callable[["OwnForward", Tensor, Rows], Tensor | None]
+"""From what a layer computes without any change, its input and the adapters of its rows to its new output; None: not
+for this input."""
 
 MOST_WORDS = 256
 """Of all rows of a short call. Up to it stacking LoRA was faster in bf16 and fp32, with 2 adapters and with 16."""
@@ -80,7 +81,7 @@ class LayerChange(nn.Module):
 
     @classmethod
     def at_once(
-        cls, layer: nn.Module, changes: Mapping[str, Self], rows: Rows, x: Tensor, *, is_short: bool
+        cls, layer: nn.Module, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> AtOnce | None:
         """Return what gives the layer's new output for all rows of a call, for as long as no weight changes.
 
@@ -89,8 +90,8 @@ class LayerChange(nn.Module):
         Args:
             layer: the module that is changed.
             changes: all those that some row has, by the adapter's name; they are of this very class.
-            rows: which adapters each row has.
             x: the layer's input in such a call.
+            differ: whether its rows have different ones of them.
             is_short: whether it has `MOST_WORDS` at most, so that what is made is kept for others.
         """
         return None
@@ -127,14 +128,8 @@ class _ChangedForward:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = self.selection.rows
-        if (made := _MADE.get()) is not None and not (args or kwargs or torch.is_grad_enabled()):
-            is_short = x.numel() <= MOST_WORDS * x.shape[-1]
-            key = (self, rows, x.dtype, is_short)
-            at_once = made[key] if key in made else self._at_once(rows, x, is_short=is_short)
-            if is_short or at_once is None:  # what stays among the large tensors of a long call would pin the heap
-                made[key] = at_once
-            if at_once is not None and (output := at_once(self.own, x)) is not None:
-                return output
+        if not (args or kwargs) and (output := self._at_once(rows, x)) is not None:
+            return output
         if len(rows.sets) == 1:
             return self._through(rows.sets[0], x, *args, **kwargs)
         if x.shape[0] % len(rows.sets):
@@ -156,12 +151,23 @@ class _ChangedForward:
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
 
-    def _at_once(self, rows: Rows, x: Tensor, *, is_short: bool) -> AtOnce | None:
-        """Return what does for all rows at once, if the changes that they have are of one kind that knows how."""
-        names = frozenset[str]().union(*rows.sets)
-        changes = {name: change for name, change in self.layer.peftly.items() if name in names}
-        kinds = {type(change) for change in changes.values()}
-        return kinds.pop().at_once(self.layer, changes, rows, x, is_short=is_short) if len(kinds) == 1 else None
+    def _at_once(self, rows: Rows, x: Tensor) -> Tensor | None:
+        """Return the output for all rows at once, if weights are fixed and all changes of one kind that knows how."""
+        made = _MADE.get()
+        if made is None or torch.is_grad_enabled():
+            return None
+        is_short = x.numel() <= MOST_WORDS * x.shape[-1]
+        key = (self, rows.names, rows.differ, x.dtype, is_short)
+        if key in made:
+            at_once = made[key]
+        else:
+            changes = {name: change for name, change in self.layer.peftly.items() if name in rows.names}
+            kinds = {type(change) for change in changes.values()}
+            kind = kinds.pop() if len(kinds) == 1 else LayerChange
+            at_once = kind.at_once(self.layer, changes, x, differ=rows.differ, is_short=is_short)
+            if is_short or at_once is None:  # what stays among the large tensors of a long call would pin the heap
+                made[key] = at_once
+        return None if at_once is None else at_once(self.own, x, rows)
 
     def _through(self, names: Names, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.own

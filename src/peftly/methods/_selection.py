@@ -60,12 +60,15 @@ class Rows:
 
     Attributes:
         sets: those.
-        differ: whether they are not all the same.
+        names: all adapters that some row has.
+        differ: whether the rows do not all have the same.
     """
 
     def __init__(self, sets: Sequence[Names]) -> None:
         self.sets = tuple(sets)
+        self.names = frozenset[str]().union(*sets)
         self.differ = len(set(sets)) > 1
+        self._without: dict[tuple[int, tuple[str, ...], torch.device], Tensor] = {}
         self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
 
     def spread(self, count: int) -> tuple[Names, ...]:
@@ -89,6 +92,14 @@ class Rows:
                 for names, index in places.items()
             ]
         return self._groups[key]
+
+    def without(self, count: int, names: tuple[str, ...], device: torch.device) -> Tensor:
+        """Return which of these adapters each row is without, (count, names)."""
+        key = (count, names, device)
+        if key not in self._without:
+            table = [[name not in own for name in names] for own in self.spread(count)]
+            self._without[key] = torch.tensor(table, device=device)
+        return self._without[key]
 
 
 def spread(items: Sequence[Item], count: int, what: str) -> tuple[Item, ...]:

@@ -89,10 +89,10 @@ class DoRAChange(LowRankChange):
 
     @classmethod
     def at_once(
-        cls, layer: Any, changes: Mapping[str, Self], rows: Rows, x: Tensor, *, is_short: bool
+        cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> AtOnce | None:
         change, *others = changes.values()
-        if not is_short or others or rows.differ or (change.training and change.dropout > 0):
+        if differ or others or not is_short or (change.training and change.dropout > 0):
             return None
         dtype = x.dtype
         # The lengths take longer than the layer itself where a text is written word by word.
@@ -100,7 +100,7 @@ class DoRAChange(LowRankChange):
         factors = change.lora_a.to(dtype), change.lora_b.to(dtype)
         bias = layer.bias if change.bias is None else change.bias.to(dtype)
 
-        def scaled(inner: OwnForward, x: Tensor) -> Tensor | None:
+        def scaled(inner: OwnForward, x: Tensor, _: Rows) -> Tensor | None:
             weight = fusible_weight(layer, inner, x)
             return None if weight is None else low_rank_linear(x, weight, bias, *factors, change.scaling, scale=scale)
 

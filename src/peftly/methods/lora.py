@@ -17,7 +17,6 @@ from peftly.methods._layers import AtOnce
 from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
-from peftly.methods._selection import Rows
 from peftly.methods._stacked import stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
@@ -133,11 +132,11 @@ class LoRAChange(LowRankChange):
 
     @classmethod
     def at_once(
-        cls, layer: Any, changes: Mapping[str, Self], rows: Rows, x: Tensor, *, is_short: bool
+        cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> AtOnce | None:
         if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
             return None
-        return stack_of(changes, rows, x, is_short=is_short)
+        return stack_of(changes, x, differ=differ, is_short=is_short)
 
     def merge(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)
