@@ -20,6 +20,7 @@ from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
 from peftly.methods._copies import add_copies, check_copies_mergeable, merge_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
+from peftly.methods._quantized import give_back, take_over
 from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
 from peftly.methods._targets import base_modules, is_below, own_parts
 
@@ -52,6 +53,7 @@ class _Attached:
     """What a model remembers of the adapters on it: enough to take everything off again."""
 
     unfrozen: list[str]
+    taken_over: list[nn.Module]
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
     bodies: Bodies | None = None
@@ -254,14 +256,17 @@ def _names(state: _Attached, names: Sequence[str]) -> Names:
 
 def _prepare(model: Any) -> None:
     """Freeze a model that has no adapter yet and make it ready for one."""
-    unfrozen = list(trainable_parameters(model))
+    taken_over = take_over(model)
+    state = _Attached(list(trainable_parameters(model)), taken_over)
     model.requires_grad_(False)
-    state = _Attached(unfrozen)
     setattr(model, _ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
         state.bodies = Bodies(model)
         override_method(model, "save_pretrained", _SavesAdapters(model))
         override_method(model, KeepsContext.name, KeepsContext(model))
+        if getattr(model, "is_quantized", False):
+            # transformers' Trainer trains a quantised model only if this says that there is an adapter on it.
+            model._hf_peft_config_loaded = True
 
 
 def _restore(model: Any) -> None:
@@ -269,11 +274,13 @@ def _restore(model: Any) -> None:
     state = _state(model)
     if state.bodies is not None:
         state.bodies.remove()
+    give_back(state.taken_over)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         restore_method(model, "save_pretrained")
         restore_method(model, KeepsContext.name)
+        vars(model).pop("_hf_peft_config_loaded", None)
         unwrap_checkpoints(model)
     delattr(model, _ATTRIBUTE)
 

@@ -1,11 +1,10 @@
 """Where a base model comes from, and how it is opened: dtype, device, quantisation, and no code or pickles from it."""
 
-import importlib.util
 import pickle
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ from peftly.base_files import check_files, file_names, locate
 from peftly.errors import BaseModelError
 from peftly.hardware import resolve_device, resolve_dtype
 from peftly.head import Head, seeded
+from peftly.quantization import Quantization, as_quantization
 from peftly.wheels import WHEEL_BASES, full_disk
 
 if TYPE_CHECKING:
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-__all__ = ["QUANTIZATIONS", "Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype"]
-
-# What BitsAndBytesConfig is told, apart from the dtype that 4-bit weights are computed in.
-QUANTIZATIONS: dict[str, dict[str, Any]] = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
-    "int8": {"load_in_8bit": True},
-}
+__all__ = ["Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype"]
 
 
 class Base(NamedTuple):
@@ -43,7 +36,7 @@ def load_base(
     *,
     dtype: "str | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
-    quantization: str | None = None,
+    quantization: Quantization | str | None = None,
     allow_pickle: bool = False,
     task: "TaskName | None" = None,
     labels: Sequence[str] = (),
@@ -56,7 +49,8 @@ def load_base(
             `.gguf` file, or a Hub id. A folder that is called like a short name is `./smollm2-135m`.
         dtype: as `resolve_dtype` takes it.
         device: as `resolve_device` takes it.
-        quantization: None, or a name in `QUANTIZATIONS` (needs bitsandbytes).
+        quantization: how the linear layers are kept: `nf4`, `fp4`, `int8`, or more exactly a `Quantization`; needs
+            bitsandbytes. None: as the base's files have them.
         allow_pickle: also open old `.bin` weights, where there are no safetensors (with torch's `weights_only`).
         task: what the model is for; it gets the head for that.
         labels: what a classifier is to tell apart, in order. Unless the base's own head is for just these, its head is
@@ -70,11 +64,9 @@ def load_base(
     number = resolve_dtype(dtype, place)
     source = locate(spec)
     gguf = isinstance(source, Path) and source.is_file()
-    settings = _quantization_config(quantization, number)
-    if gguf and settings is not None:
-        raise BaseModelError(
-            f"{spec} is a GGUF file, which is opened unpacked: leave quantization={quantization!r} out"
-        )
+    wanted = as_quantization(quantization)
+    if gguf and wanted is not None:
+        raise BaseModelError(f"{spec} is a GGUF file, which is opened unpacked: leave quantization={wanted.kind} out")
     if gguf and task not in (None, "causal_lm"):
         raise BaseModelError(
             f"{spec} is a GGUF file, which opens for causal_lm only: {task} needs a folder or a Hub id"
@@ -87,7 +79,7 @@ def load_base(
         else:
             check_files(spec, file_names(spec, source), allow_pickle=allow_pickle)
             head = Head(task, tuple(labels), seed)
-            model, tokenizer = _open(spec, source, number, place, settings, head, allow_pickle=allow_pickle)
+            model, tokenizer = _open(spec, source, number, place, wanted, head, allow_pickle=allow_pickle)
         if getattr(model, "hf_quantizer", None) is None:
             model.to(place)
     # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
@@ -142,26 +134,12 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()
 
 
-def _quantization_config(quantization: str | None, dtype: "torch.dtype") -> Any:
-    """Return transformers' settings for `quantization`, which bitsandbytes carries out."""
-    if quantization is None:
-        return None
-    if quantization not in QUANTIZATIONS:
-        raise BaseModelError(f"quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BaseModelError(f"quantization={quantization!r} needs bitsandbytes: pip install 'peftly[quant]'")
-    from transformers import BitsAndBytesConfig
-
-    computed = {"bnb_4bit_compute_dtype": dtype} if "load_in_4bit" in QUANTIZATIONS[quantization] else {}
-    return BitsAndBytesConfig(**QUANTIZATIONS[quantization], **computed)
-
-
 def _open(
     spec: str,
     source: Path | str,
     dtype: "torch.dtype",
     device: "torch.device",
-    settings: Any,
+    quantization: Quantization | None,
     head: Head,
     *,
     allow_pickle: bool,
@@ -169,16 +147,20 @@ def _open(
     """Open a folder or a Hub id."""
     import transformers
 
+    from peftly.methods._quantized import blocks_of_size, take_over
+
     trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
     config = transformers.AutoConfig.from_pretrained(source, **trust)
-    quantized = settings is not None or getattr(config, "quantization_config", None) is not None
+    quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
+    _check_quantization(spec, config, quantization)
+    blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
     own_labels = head.name_labels(config)
-    with seeded(head.seed):
+    with seeded(head.seed), blocks:
         model, report = _model_class(spec, config, head.task).from_pretrained(
             source,
             config=config,
             dtype=dtype,
-            quantization_config=settings,
+            quantization_config=None if quantization is None else quantization.for_transformers(dtype),
             device_map={"": device} if quantized else None,  # packed weights cannot be moved by `.to` afterwards
             use_safetensors=None if allow_pickle else True,
             weights_only=True,
@@ -186,10 +168,29 @@ def _open(
             ignore_mismatched_sizes=bool(head.labels),  # a head for other labels gives way to a new one
             **trust,
         )
+    take_over(model)
     missing = head.finish(model, report, own_labels=own_labels)
     if missing:
         warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=4)
     return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
+
+
+def _check_quantization(spec: str, config: Any, wanted: Quantization | None) -> None:
+    """Do nothing if a base can be opened quantised, by what is wanted or by what its own files say.
+
+    Raises:
+        BaseModelError: bitsandbytes is missing, or there is nothing left to quantise.
+    """
+    from peftly.methods._quantized import import_bitsandbytes
+
+    own = getattr(config, "quantization_config", None) or {}
+    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    if wanted is not None and method is not None:
+        raise BaseModelError(f"{spec} is quantised already, by {method}: leave quantization={wanted.kind} out")
+    if wanted is not None:
+        import_bitsandbytes(f"quantization={wanted.kind}")
+    elif method == "bitsandbytes":
+        import_bitsandbytes(f"{spec}, which is quantised,")
 
 
 def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -45,6 +45,7 @@ from peftly.tasks import TASKS, task_of, task_of_peft
 if TYPE_CHECKING:
     from peftly.base import Base
     from peftly.data import TaskName
+    from peftly.quantization import Quantization
 
 __all__ = ["find_adapter", "load", "load_adapter", "save_adapter"]
 
@@ -217,7 +218,7 @@ def load(
     name: str = "default",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
-    quantization: str | None = None,
+    quantization: Quantization | str | None = None,
 ) -> Base:
     """Open an adapter, or all that were saved together, with the base that they name and the head of their task.
 

@@ -23,6 +23,7 @@ from pydantic import (
 from peftly.config_mistakes import first_line, listed, nearest
 from peftly.data import DataConfig, TaskName
 from peftly.errors import ConfigError
+from peftly.quantization import Quantization, read_quantization
 from peftly.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class RunConfig(BaseModel):
         task: what is learned of a row; None: what fits the base and the rows, and said.
         dtype: what the base computes in; `auto` is bf16 where the hardware computes in it, else fp32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
+        quantization: how the base's linear layers are kept, `nf4` for example; None: as its files have them.
         data: where the rows come from and how they become text.
         method: the configuration of one of `METHODS`, or of several that are trained together.
         ensemble: train several such adapters side by side, and let them vote.
@@ -105,6 +107,7 @@ class RunConfig(BaseModel):
     task: TaskName | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
+    quantization: Annotated[Quantization | None, BeforeValidator(read_quantization)] = None
     data: DataConfig
     method: Annotated[
         SerializeAsAny[MethodConfig] | tuple[SerializeAsAny[MethodConfig], ...], BeforeValidator(_choose_methods)

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from peftly.config import AnyConfig, JobsConfig, RunConfig
 from peftly.config_mistakes import first_line, listed, nearest, shortened
 from peftly.errors import ConfigError
+from peftly.quantization import read_quantization
 
 __all__ = ["dump_config", "load_config"]
 
 FLAGS = {
     "base": "base",
+    "quantization": "quantization",
     "task": "task",
     "data": "data.train",
     "validation": "data.validation",
@@ -192,9 +194,9 @@ def _put(settings: dict[str, Any], key: str, value: object) -> None:
 
 
 def _spelled_out(key: str, value: object) -> Any:
-    """Return a method given by its bare name, or an ensemble by its bare size, as the mapping that it stands for."""
+    """Return what is given by a bare name or number, as a method or an ensemble, as the mapping that it stands for."""
     if key == "method" and isinstance(value, str):
         return {"name": value}
     if key == "ensemble" and isinstance(value, int) and not isinstance(value, bool):
         return {"size": value}
-    return value
+    return read_quantization(value) if key == "quantization" else value

@@ -193,7 +193,13 @@ def open_parts(
         shaped = raw.shaped(task)
         labels = shaped.shape.labels if TASKS[task].is_classification else ()
         base = load_base(
-            config.base, dtype=config.dtype, device=config.device, task=task, labels=labels, seed=config.train.seed
+            config.base,
+            dtype=config.dtype,
+            device=config.device,
+            quantization=config.quantization,
+            task=task,
+            labels=labels,
+            seed=config.train.seed,
         )
     if data is None:
         data = shaped.encoded(base.tokenizer)

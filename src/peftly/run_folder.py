@@ -171,7 +171,9 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
     adapter = find_adapter(spec)
-    settings: dict[str, Any] = {"dtype": config.dtype, "device": config.device} if config else {}
+    settings: dict[str, Any] = {}
+    if config is not None:
+        settings = {"dtype": config.dtype, "device": config.device, "quantization": config.quantization}
     base = load(adapter, name=name, **settings)
     noted = read_notes(adapter).get("shape")
     return OpenRun(base.model, base.tokenizer, Shape.from_dict(noted) if noted else None, config)

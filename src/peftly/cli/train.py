@@ -35,6 +35,9 @@ __all__ = ["train"]
 def train(
     config: ConfigFile = None,
     base: BaseOption = None,
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="Keep the base's linear layers in nf4, fp4 or int8.")
+    ] = None,
     task: TaskOption = None,
     data: DataFile = None,
     validation: ValidationFile = None,
@@ -59,6 +62,7 @@ def train(
     """Train an adapter on your data, from a YAML file, from options, or from both (an option wins)."""
     flags = {
         "base": base,
+        "quantization": quantization,
         "task": task,
         "data": data,
         "validation": validation,

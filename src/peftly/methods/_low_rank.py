@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -17,12 +18,21 @@ from peftly.errors import AdapterError, MethodError
 from peftly.methods._copies import BiasChange, bias_layers
 from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
 from peftly.methods._method import Adapter, MethodConfig, Setup
+from peftly.methods._quantized import QuantizedForward, is_quantized, unpacked
 from peftly.methods._targets import ALL_LINEAR, find_targets, is_below, own_parts, short_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LowRankAdapter", "LowRankChange", "LowRankConfig", "fusible_weight", "lora_delta", "lora_scaling"]
+__all__ = [
+    "LowRankAdapter",
+    "LowRankChange",
+    "LowRankConfig",
+    "fusible_weight",
+    "lora_delta",
+    "lora_scaling",
+    "whole_weight",
+]
 
 
 class LowRankConfig(MethodConfig):
@@ -62,16 +72,40 @@ def lora_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
     return scaling * (lora_b @ lora_a)
 
 
-def fusible_weight(layer: Any, inner: Any, x: Tensor) -> Tensor | None:
-    """Return the layer's weight as (out_features, in_features) if its product with `x` may be fused, else None."""
-    if not isinstance(inner, OwnForward) or layer.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+class FusibleWeight(NamedTuple):
+    """A weight whose product with a layer's input may be fused with others.
+
+    Attributes:
+        value: (out_features, in_features), in the dtype of the input.
+        again: makes it anew for the backward pass, where it is not kept because the layer is quantised; else None.
+    """
+
+    value: Tensor
+    again: Callable[[], Tensor] | None = None
+
+
+def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
+    """Return the layer's weight if its product with `x` may be fused, else None."""
+    if not isinstance(inner, OwnForward) or torch.is_autocast_enabled(x.device.type):
         return None
-    if layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):
+    if isinstance(inner.replaced, QuantizedForward):
+        unpack = partial(unpacked, layer, x.dtype)
+        return FusibleWeight(unpack(), unpack) if inner.replaced.dtype(x) == x.dtype else None
+    if layer.weight.dtype != x.dtype or layer.weight.requires_grad:
+        return None
+    if layer.bias is not None and layer.bias.requires_grad:
         return None
     if inner.is_plain(nn.Linear):
-        weight: Tensor = layer.weight
-        return weight
-    return layer.weight.T if inner.is_plain(Conv1D) else None
+        return FusibleWeight(layer.weight)
+    return FusibleWeight(layer.weight.T) if inner.is_plain(Conv1D) else None
+
+
+def whole_weight(layer: Any) -> Tensor:
+    """Return the weight of a linear layer as (out_features, in_features), unpacked if the layer is quantised."""
+    if is_quantized(layer):
+        return unpacked(layer)
+    weight: Tensor = layer.weight
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 class LowRankChange(LayerChange):

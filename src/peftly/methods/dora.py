@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import MethodError
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce, OwnForward
-from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
+from peftly.methods._low_rank import (
+    LowRankAdapter,
+    LowRankChange,
+    LowRankConfig,
+    fusible_weight,
+    lora_delta,
+    whole_weight,
+)
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
 from peftly.methods._selection import Rows
@@ -66,19 +72,24 @@ class DoRAChange(LowRankChange):
 
     def __init__(self, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> None:
         super().__init__(layer, config, path, setup, with_bias=with_bias)
-        if not layer.weight.is_floating_point():
-            raise MethodError(f"dora needs the weight of {path}, which is quantised; use lora")
         with torch.no_grad():
-            lengths = row_lengths(_weight(layer), self.lora_a, self.lora_b, self.scaling)
+            lengths = row_lengths(whole_weight(layer), self.lora_a, self.lora_b, self.scaling)
         self.magnitude = nn.Parameter(lengths.float())
 
+    def scale(self, weight: Tensor) -> Tensor:
+        """Return `dora_scale` for the layer's weight."""
+        return dora_scale(weight, self.lora_a, self.lora_b, self.scaling, self.magnitude)
+
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        scale = dora_scale(_weight(layer), self.lora_a, self.lora_b, self.scaling, self.magnitude)
+        fusible = fusible_weight(layer, inner, x)
+        weight = whole_weight(layer) if fusible is None else fusible.value
+        scale = self.scale(weight)
         bias = layer.bias if self.bias is None else self.bias
-        weight = fusible_weight(layer, inner, x)
-        if weight is not None:
+        if fusible is not None:
             factors, dropped = (self.lora_a, self.lora_b), self.dropout if self.training else 0.0
-            return low_rank_linear(x, weight, bias, *factors, self.scaling, scale=scale, dropout=dropped)
+            return low_rank_linear(
+                x, weight, bias, *factors, self.scaling, scale=scale, dropout=dropped, again=fusible.again
+            )
         output = inner(x, *args, **kwargs)
         if layer.bias is not None:
             output = output - layer.bias
@@ -96,19 +107,21 @@ class DoRAChange(LowRankChange):
             return None
         dtype = x.dtype
         # The lengths take longer than the layer itself where a text is written word by word.
-        scale = dora_scale(_weight(layer), change.lora_a, change.lora_b, change.scaling, change.magnitude).to(dtype)
+        scale = change.scale(whole_weight(layer)).to(dtype)
         factors = change.lora_a.to(dtype), change.lora_b.to(dtype)
         bias = layer.bias if change.bias is None else change.bias.to(dtype)
 
         def scaled(inner: OwnForward, x: Tensor, _: Rows) -> Tensor | None:
             weight = fusible_weight(layer, inner, x)
-            return None if weight is None else low_rank_linear(x, weight, bias, *factors, change.scaling, scale=scale)
+            if weight is None:
+                return None
+            return low_rank_linear(x, weight.value, bias, *factors, change.scaling, scale=scale, again=weight.again)
 
         return scaled
 
     def merge(self, layer: Any) -> None:
-        weight = _weight(layer)
-        scale = dora_scale(weight, self.lora_a, self.lora_b, self.scaling, self.magnitude)
+        weight = whole_weight(layer)
+        scale = self.scale(weight)
         merged = scale[:, None] * (weight + lora_delta(self.lora_a, self.lora_b, self.scaling))
         layer.weight.copy_(merged.T if isinstance(layer, Conv1D) else merged)
         if self.bias is not None:
@@ -131,9 +144,3 @@ class DoRAAdapter(LowRankAdapter):
     def more_parameters(self, place: str, change: DoRAChange) -> dict[str, nn.Parameter]:
         """See `LowRankAdapter.more_parameters`."""
         return {f"{place}.lora_magnitude_vector": change.magnitude}
-
-
-def _weight(layer: Any) -> Tensor:
-    """Return the weight as (out_features, in_features)."""
-    weight: Tensor = layer.weight
-    return weight.T if isinstance(layer, Conv1D) else weight

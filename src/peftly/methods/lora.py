@@ -14,7 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import MethodError
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce
-from peftly.methods._low_rank import LowRankAdapter, LowRankChange, LowRankConfig, fusible_weight, lora_delta
+from peftly.methods._low_rank import (
+    LowRankAdapter,
+    LowRankChange,
+    LowRankConfig,
+    fusible_weight,
+    lora_delta,
+    whole_weight,
+)
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
 from peftly.methods._stacked import stack_of
@@ -80,10 +87,9 @@ class LoRAChange(LowRankChange):
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
         if config.init == "pissa":
-            if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
-                raise MethodError(f"init: pissa needs plain linear layers, and {path} is a {type(layer).__name__}")
-            weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-            self.start_a, self.start_b = principal_factors(weight.detach(), self.rank, self.scaling)
+            if not isinstance(layer, nn.Linear | Conv1D):
+                raise MethodError(f"init: pissa needs linear layers, and {path} is a {type(layer).__name__}")
+            self.start_a, self.start_b = principal_factors(whole_weight(layer).detach(), self.rank, self.scaling)
             with torch.no_grad():
                 self.lora_a.copy_(self.start_a)
                 self.lora_b.copy_(self.start_b)
@@ -119,7 +125,8 @@ class LoRAChange(LowRankChange):
         if weight is not None:
             bias = layer.bias if self.bias is None else self.bias
             dropped = self.dropout if self.training else 0.0
-            return low_rank_linear(x, weight, bias, lora_a, lora_b, self.scaling, dropout=dropped)
+            factors = (lora_a, lora_b)
+            return low_rank_linear(x, weight.value, bias, *factors, self.scaling, dropout=dropped, again=weight.again)
         output = inner(x, *args, **kwargs)
         x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         output = output + self.scaling * F.linear(F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype))

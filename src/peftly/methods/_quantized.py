@@ -1,0 +1,226 @@
+"""Linear layers that bitsandbytes keeps in 4 or 8 bits: how they are computed with, and unpacked.
+
+A weight is unpacked for a product, and only for it. Two habits of bitsandbytes' own layers are not shared. On CPUs with
+AVX512-BF16 a 4-bit layer repacks its weight in place when it is first called without gradients, rounds its scales, and
+computes other numbers from then on. And its 8-bit product of a row depends on the other rows of the batch, among which
+it looks for outliers.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from peftly.errors import BaseModelError, MethodError
+from peftly.methods._layers import CHANGES, own_forward
+
+__all__ = [
+    "QuantizedForward",
+    "blocks_of_size",
+    "dequantize",
+    "give_back",
+    "import_bitsandbytes",
+    "is_quantized",
+    "take_over",
+    "unpacked",
+]
+
+
+def import_bitsandbytes(what: str) -> Any:
+    """Return bitsandbytes, and keep it from fetching binaries from the Hub, as it does if `kernels` is installed.
+
+    Args:
+        what: that it is needed for, as an error names it.
+
+    Raises:
+        BaseModelError: it is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BaseModelError(f"{what} needs bitsandbytes: pip install 'peftly[quant]'")
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it would ask for that package
+    sys.modules["kernels"] = None  # type: ignore[assignment] # the way to say that there is no such module
+    try:
+        return importlib.import_module("bitsandbytes")
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
+
+
+@contextmanager
+def blocks_of_size(size: int) -> Iterator[None]:
+    """Let 4-bit weights that are loaded inside the block share a scale among `size` of them.
+
+    transformers has no setting for it: it makes layers with bitsandbytes' default, and quantises by what they say.
+    """
+    modules = importlib.import_module("bitsandbytes.nn.modules")
+    with patch.object(modules, "Params4bit", partial(modules.Params4bit, blocksize=size)):
+        yield
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer is a linear one of bitsandbytes, with a weight in 4 or 8 bits."""
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+
+
+def unpacked(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the weight of a quantised layer as a new tensor, (out_features, in_features).
+
+    Args:
+        layer: it.
+        dtype: of the result; None: that of the weight before it was quantised, of an 8-bit one float32.
+    """
+    weight = layer.weight
+    if _has_8_bits(layer):
+        scales = layer.state.SCB if weight.SCB is None else weight.SCB
+        whole: Tensor = weight.data * (scales / 127)[:, None]
+        return whole.to(dtype or torch.float32)
+    state = copy.copy(weight.quant_state)
+    state.dtype = dtype or state.dtype
+    found: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(weight.data, state)
+    return found
+
+
+class QuantizedForward:
+    """Stands in for the forward of a quantised layer. An object, so that deepcopy and pickle take it along."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer, dtype = self.layer, self.dtype(x)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        if _has_8_bits(layer):
+            output = unpacked_linear(x.to(dtype), partial(unpacked, layer, dtype), bias)
+        else:
+            bitsandbytes = importlib.import_module("bitsandbytes")
+            output = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, layer.weight.quant_state, bias=bias)
+        return output.to(x.dtype)
+
+    def dtype(self, x: Tensor) -> torch.dtype:
+        """Return what the product with `x` is computed in."""
+        return getattr(self.layer, "compute_dtype", None) or x.dtype
+
+
+def unpacked_linear(x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + bias` for a frozen weight that is unpacked for this product, and again for the backward pass.
+
+    Args:
+        x: (..., in_features).
+        unpack: gives the weight, (out_features, in_features), in the dtype of `x`.
+        bias: (out_features,) or None; gets no gradient.
+
+    Returns:
+        (..., out_features).
+    """
+    apply: Callable[..., Tensor] = _UnpackedLinear.apply
+    return apply(x, unpack, bias)
+
+
+class _UnpackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.unpack = unpack
+        return F.linear(x, unpack(), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.unpack(), None, None
+
+
+def take_over(model: nn.Module) -> list[nn.Module]:
+    """Let the quantised layers of a model compute as this file says, and return those that did not yet.
+
+    Raises:
+        MethodError: bitsandbytes has repacked one of them, which cannot be undone.
+    """
+    layers: list[Any] = [layer for layer in model.modules() if is_quantized(layer) and not _is_taken_over(layer)]
+    if any(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False) for layer in layers):
+        raise MethodError(
+            "bitsandbytes has repacked the weights of this model, with rounded scales, when it was called; open it "
+            "anew and attach the adapter before anything else, or open it with peftly.load_base"
+        )
+    for layer in layers:
+        # accelerate, which moves inputs between devices, keeps the forward that it has wrapped under this name.
+        place = "_old_forward" if "_old_forward" in vars(layer) else "forward"
+        setattr(layer, place, QuantizedForward(layer))
+    return layers
+
+
+def give_back(layers: list[nn.Module]) -> None:
+    """Undo `take_over` for the layers that it has returned."""
+    for layer in layers:
+        if isinstance(vars(layer).get("forward"), QuantizedForward):
+            del layer.forward
+        elif _is_taken_over(layer):
+            layer._old_forward = type(layer).forward.__get__(layer)
+
+
+def dequantize(model: Any, dtype: torch.dtype | None = None) -> None:
+    """Make plain layers of the quantised ones of a model, in place; adapters stay on them.
+
+    Args:
+        model: a transformers model that is on one device.
+        dtype: of their weights; None: the model's own.
+
+    Raises:
+        MethodError: it is spread over several devices.
+    """
+    layers = [layer for layer in model.modules() if is_quantized(layer)]
+    if any(hasattr(layer, "_hf_hook") for layer in layers):
+        raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
+    for layer in layers:
+        _make_plain(layer, unpacked(layer, dtype or model.dtype))
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            vars(model).pop(flag, None)
+
+
+def _make_plain(layer: Any, weight: Tensor) -> None:
+    """Make a quantised layer what it was before, with this weight."""
+    out_features, in_features = weight.shape
+    # transformers notes down what it has replaced by the quantised layer.
+    is_conv = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
+    with torch.device("meta"):
+        plain: Any = Conv1D(out_features, in_features) if is_conv else nn.Linear(in_features, out_features)
+    plain.weight = nn.Parameter(weight.T.contiguous() if is_conv else weight, requires_grad=False)
+    plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(weight.dtype), requires_grad=False)
+    plain.train(layer.training)
+    if hasattr(layer, CHANGES):
+        plain.peftly, forward = layer.peftly, vars(layer).get("forward")
+        if forward is not None:
+            own_forward(layer).replaced = None
+            plain.forward = forward
+    layer.__class__ = type(plain)
+    vars(layer).clear()
+    vars(layer).update(vars(plain))
+
+
+def _has_8_bits(layer: Any) -> bool:
+    return type(layer.weight).__name__ == "Int8Params"
+
+
+def _is_taken_over(layer: nn.Module) -> bool:
+    return any(isinstance(vars(layer).get(place), QuantizedForward) for place in ("forward", "_old_forward"))

@@ -1,0 +1,78 @@
+"""How a base's linear layers are kept in fewer bits, checked without importing torch."""
+
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from peftly.errors import BaseModelError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Quantization", "as_quantization", "read_quantization"]
+
+Kind = Literal["nf4", "fp4", "int8"]
+
+
+class Quantization(BaseModel):
+    """How the weights of linear layers are kept; embeddings, norms and heads stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Kind
+    """4-bit codes for normally distributed numbers (arXiv:2305.14314), 4-bit floats, or 8-bit integers a row
+    (arXiv:2208.07339)."""
+
+    double: bool = True
+    """Keep the scales of 4-bit blocks in 8 bits as well: 4.127 bits a weight instead of 4.5."""
+
+    block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
+    """How many 4-bit weights share a scale."""
+
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What weights are unpacked to and multiplied in; None: the base's dtype."""
+
+    @model_validator(mode="after")
+    def _every_setting_counts(self) -> Self:
+        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.kind == "int8" and len(chosen) > 1:
+            raise ValueError(f"int8 has a scale for every row and takes no other setting; leave out {chosen[1]}")
+        return self
+
+    def for_transformers(self, dtype: "torch.dtype") -> Any:
+        """Return what `from_pretrained` takes, but for the block size.
+
+        Args:
+            dtype: of the base.
+        """
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        if self.kind == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.kind,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
+        )
+
+
+def as_quantization(value: Quantization | str | None) -> Quantization | None:
+    """Return the settings that a name stands for.
+
+    Raises:
+        BaseModelError: there is no such quantisation.
+    """
+    if isinstance(value, Quantization) or value in (None, "none"):
+        return value if isinstance(value, Quantization) else None
+    if value not in get_args(Kind):
+        raise BaseModelError(f"quantization={value!r} is not one of {', '.join(get_args(Kind))}, none")
+    return Quantization.model_validate({"kind": value})
+
+
+def read_quantization(value: object) -> object:
+    """Turn `nf4` into `{kind: nf4}`, and `none` into None."""
+    if isinstance(value, str):
+        return None if value == "none" else {"kind": value}
+    return value
