@@ -153,14 +153,16 @@ def _open(
     config = transformers.AutoConfig.from_pretrained(source, **trust)
     quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
     _check_quantization(spec, config, quantization)
+    kind = _model_class(spec, config, head.task)
+    settings = None if quantization is None else quantization.for_transformers(dtype, _heads(kind, config))
     blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
     own_labels = head.name_labels(config)
     with seeded(head.seed), blocks:
-        model, report = _model_class(spec, config, head.task).from_pretrained(
+        model, report = kind.from_pretrained(
             source,
             config=config,
             dtype=dtype,
-            quantization_config=None if quantization is None else quantization.for_transformers(dtype),
+            quantization_config=settings,
             device_map={"": device} if quantized else None,  # packed weights cannot be moved by `.to` afterwards
             use_safetensors=None if allow_pickle else True,
             weights_only=True,
@@ -173,6 +175,16 @@ def _open(
     if missing:
         warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=4)
     return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
+
+
+def _heads(kind: Any, config: Any) -> list[str]:
+    """Return the paths of the heads that a model will have."""
+    import torch
+
+    from peftly.methods._targets import output_heads
+
+    with torch.device("meta"):
+        return output_heads(kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config))
 
 
 def _check_quantization(spec: str, config: Any, wanted: Quantization | None) -> None:

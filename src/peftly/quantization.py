@@ -1,5 +1,6 @@
 """How a base's linear layers are kept in fewer bits, checked without importing torch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -39,22 +40,24 @@ class Quantization(BaseModel):
             raise ValueError(f"int8 has a scale for every row and takes no other setting; leave out {chosen[1]}")
         return self
 
-    def for_transformers(self, dtype: "torch.dtype") -> Any:
+    def for_transformers(self, dtype: "torch.dtype", heads: Sequence[str]) -> Any:
         """Return what `from_pretrained` takes, but for the block size.
 
         Args:
             dtype: of the base.
+            heads: the paths of layers that stay as they are.
         """
         import torch
         from transformers import BitsAndBytesConfig
 
         if self.kind == "int8":
-            return BitsAndBytesConfig(load_in_8bit=True)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(heads))
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.kind,
             bnb_4bit_use_double_quant=self.double,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
+            llm_int8_skip_modules=list(heads),  # of 4 bits as well
         )
 
 

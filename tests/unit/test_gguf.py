@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 
-from peftly import base as base_module
 from peftly import wheels
 from peftly.base import load_base
 from peftly.errors import BaseModelError
@@ -115,7 +114,6 @@ def test_gguf_that_is_none(tmp_path):
         load_base(str(tmp_path / "x.gguf"))
 
 
-def test_gguf_refuses_quantization(gguf_file, monkeypatch):
-    monkeypatch.setattr(base_module, "_quantization_config", lambda *_: object())
+def test_gguf_refuses_quantization(gguf_file):
     with pytest.raises(BaseModelError, match="is a GGUF file"):
         load_base(str(gguf_file), quantization="nf4")

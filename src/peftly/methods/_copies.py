@@ -74,7 +74,10 @@ def add_copies(model: nn.Module, name: str, modules: Iterable[tuple[str, nn.Modu
     memo: dict[int, Any] = {}
     for path, module in list(modules):
         if not all(parameter.is_floating_point() for parameter in module.parameters()):
-            raise MethodError(f"{path} is quantised, so no trained copy of it can be made; leave it out")
+            raise MethodError(
+                f"{path} is quantised, so no trained copy of it can be made: leave it out, or, if it is a "
+                "head, open the base with peftly.load_base, which leaves heads as they are"
+            )
         add_change(model, module, name, ModuleCopy(module, memo))
 
 

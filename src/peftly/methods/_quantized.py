@@ -12,6 +12,7 @@ import copy
 import importlib
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,8 +97,13 @@ def unpacked(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
         return whole.to(dtype or torch.float32)
     state = copy.copy(weight.quant_state)
     state.dtype = dtype or state.dtype
+    shape, size = state.shape, state.blocksize
+    if shape[-1] % size:
+        # On a CPU bitsandbytes takes the scales of other blocks where a row is not made of whole ones.
+        count = math.prod(shape)
+        state.shape = torch.Size((count // size, size) if count % size == 0 else (1, count))
     found: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(weight.data, state)
-    return found
+    return found.view(shape)
 
 
 class QuantizedForward:
@@ -109,11 +115,11 @@ class QuantizedForward:
     def __call__(self, x: Tensor) -> Tensor:
         layer, dtype = self.layer, self.dtype(x)
         bias = None if layer.bias is None else layer.bias.to(dtype)
-        if _has_8_bits(layer):
-            output = unpacked_linear(x.to(dtype), partial(unpacked, layer, dtype), bias)
-        else:
-            bitsandbytes = importlib.import_module("bitsandbytes")
-            output = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, layer.weight.quant_state, bias=bias)
+        if x.is_cpu or _has_8_bits(layer):
+            return unpacked_linear(x.to(dtype), partial(unpacked, layer, dtype), bias).to(x.dtype)
+        # On an accelerator it has a product of its own, which need not unpack all of the weight for a single word.
+        bitsandbytes = importlib.import_module("bitsandbytes")
+        output: Tensor = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, layer.weight.quant_state, bias=bias)
         return output.to(x.dtype)
 
     def dtype(self, x: Tensor) -> torch.dtype:

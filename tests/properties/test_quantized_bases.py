@@ -1,0 +1,83 @@
+"""Every method on a quantised base does what it does on the plain base that has the same weights."""
+
+import copy
+
+import pytest
+import torch
+from quantized import quantized
+from references import DEFAULTS, assert_close
+from test_base_untouched import everything
+from test_matrix import batch_of, changes_the_logits, flat, losses_and_gradients
+from tiny import perturb, tiny_model
+
+from peftly import METHODS, LoRA, attach, detach, load_adapter, save_adapter, trainable_parameters
+from peftly.attention import packed
+from peftly.errors import MethodError
+from peftly.methods._quantized import dequantize
+from peftly.modes import training_mode
+
+COPIES = ("full", "selective")  # they train copies of weights, which these do not have
+CELLS = [
+    (task, architecture, method, kind)
+    for task, architecture in (
+        ("causal_lm", "llama"),
+        ("causal_lm", "gpt2"),
+        ("seq2seq_lm", "t5"),
+        ("sequence_classification", "bert"),
+    )
+    for method in METHODS
+    if method not in COPIES and METHODS[method].adapter.misfit(tiny_model(architecture, task=task)) is None
+    for kind in ("nf4", "int8")
+]
+
+
+@pytest.mark.parametrize(("task", "architecture", "method", "kind"), CELLS)
+def test_every_cell(task, architecture, method, kind, tmp_path):
+    model = attach(quantized(architecture, kind, task), METHODS[method].config(**DEFAULTS[method]))
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    changes_the_logits(model, task)
+    plain = copy.deepcopy(model)
+    dequantize(plain)
+    for side in ("right", "left") if task == "causal_lm" else ("right",):
+        are_equal(*(losses_and_gradients(one, task, [0, 1, 2], side) for one in (model, plain)))
+    for checkpointing in (False, True):
+        found = []
+        for one in (model, plain):
+            with training_mode(one, gradient_checkpointing=checkpointing), packed(one):
+                found.append(losses_and_gradients(one, task, [0, 1, 2]))
+        are_equal(*found)
+    if task == "causal_lm":
+        ids = batch_of(task, [1])[0]["input_ids"]
+        found = [
+            one.generate(ids, max_new_tokens=5, output_logits=True, return_dict_in_generate=True)
+            for one in (model, plain)
+        ]
+        assert_close(*(torch.stack(one.logits) for one in found), 1e-5)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(quantized(architecture, kind, task), tmp_path / "adapter")
+    inputs, _ = batch_of(task, [0, 1, 2])
+    assert_close(again(**inputs).logits, model(**inputs).logits, 1e-6)
+
+
+def are_equal(found, expected):
+    assert_close(found[0], expected[0], 1e-5)
+    assert found[1].keys() == expected[1].keys()
+    assert_close(flat(found[1]), flat(expected[1]), 1e-5)
+
+
+@pytest.mark.parametrize("method", COPIES)
+def test_what_trains_copies_says_that_there_is_nothing_to_copy(method):
+    with pytest.raises(MethodError, match="is quantised, so no trained copy of it can be made: leave it out"):
+        attach(quantized("llama"), METHODS[method].config(**DEFAULTS[method]))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_detach_gives_back_the_same_model(kind):
+    model = quantized("llama", kind)
+    before = everything(model)
+    attach(model, LoRA())
+    model(torch.arange(3, 15).view(2, 6), labels=torch.arange(3, 15).view(2, 6)).loss.backward()
+    detach(model)
+    after = everything(model)
+    assert after.keys() == before.keys()
+    assert [key for key in before if before[key] != after[key]] == []
