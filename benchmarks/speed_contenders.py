@@ -36,6 +36,7 @@ from peftly import METHODS, TrainConfig, attach, attached, load_base, save_adapt
 from peftly.base import Base
 from peftly.data import Data, DataConfig, Encoded, load_data
 from peftly.data.encoding import UNTRAINED
+from peftly.methods._quantized import give_back
 from peftly.progress import Callback, StepRecord
 
 __all__ = ["Peft", "Peftly", "adapted", "base_of", "data_of", "synchronize"]
@@ -50,7 +51,7 @@ def synchronize() -> None:
 def base_of(job: Job, dtype: str, device: str | None) -> Base:
     """Open the job's base."""
     task: Any = job.task
-    return load_base(job.base, dtype=dtype, device=device, task=task, labels=job.labels)
+    return load_base(job.base, dtype=dtype, device=device, quantization=job.quantization, task=task, labels=job.labels)
 
 
 def adapted(job: Job, dtype: str, device: str | None) -> Base:
@@ -86,6 +87,9 @@ class Peft:
     def _model(self, dtype: str, device: str | None) -> tuple[Any, Any]:
         ours = adapted(self.job, dtype, device).model
         base, tokenizer = base_of(self.job, dtype, device)
+        give_back(list(base.modules()))  # quantised layers compute as bitsandbytes has them
+        if self.setting.prepared:
+            base = peft.prepare_model_for_kbit_training(base)
         if not self.setting.base_dropout:
             for module in base.modules():
                 if isinstance(module, nn.Dropout):

@@ -16,6 +16,8 @@ class Setting:
         by_length: whether rows of like length go together, which pads less.
         autocast: whether `bf16=True`, which on a base in bf16 spares PEFT its copies of the activations in fp32.
         base_dropout: whether the base's own dropout is on, as Trainer has it unless the base is opened without.
+        prepared: whether PEFT's `prepare_model_for_kbit_training` is called, which checkpoints every block and keeps
+            what is not quantised in fp32.
     """
 
     batch: int
@@ -23,11 +25,13 @@ class Setting:
     by_length: bool = False
     autocast: bool = False
     base_dropout: bool = True
+    prepared: bool = False
 
     def __str__(self) -> str:
         padding = "padded to the longest of a batch" if self.pad_to is None else f"padded to {self.pad_to}"
         more = {"in order of length": self.by_length, "bf16=True": self.autocast}
         more["base's dropout off"] = not self.base_dropout
+        more["prepared for k-bit training"] = self.prepared
         return ", ".join([f"{self.batch} rows at once", padding, *(words for words, true in more.items() if true)])
 
 
@@ -52,6 +56,7 @@ class Job:
         labels: what a classifier tells apart.
         learning_rate: of the steps; None: the method's default.
         writes: tokens that are generated for every row; 0: the job is training.
+        quantization: how the base's linear layers are kept.
     """
 
     says: str
@@ -70,6 +75,7 @@ class Job:
     labels: tuple[str, ...] = ()
     learning_rate: float | None = None
     writes: int = 0
+    quantization: str | None = None
 
 
 LORA = {"rank": 16, "alpha": 32.0}
@@ -132,6 +138,15 @@ JOBS = {
         {**LORA, "dropout": 0.1},
         **instructions(step=16, batch=1, steps=1, rivals=by_length(1, 4)),
         aims=(1.6, 1.6),
+    ),
+    "W3Q": Job(
+        "QLoRA: the same over a base in NF4 with double quantisation",
+        "lora",
+        {**LORA, "dropout": 0.1},
+        **instructions(step=16, batch=1, steps=1, rivals=by_length(1, 4))
+        | {"classic": Setting(1, autocast=True, prepared=True)},
+        aims=(2, None),
+        quantization="nf4",
     ),
     "W4D": Job(
         "DoRA of rank 16, dropout 0.1, instructions, 4 rows a step",

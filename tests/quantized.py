@@ -10,7 +10,7 @@ from peftly.methods._quantized import blocks_of_size, import_bitsandbytes
 from peftly.methods._targets import output_heads
 from peftly.quantization import Quantization
 
-import_bitsandbytes("a test")
+import_bitsandbytes()
 
 
 @cache

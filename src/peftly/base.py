@@ -1,13 +1,15 @@
 """Where a base model comes from, and how it is opened: dtype, device, quantisation, and no code or pickles from it."""
 
+import logging as logs
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peftly.base_checks import check_device_map, check_quantization
 from peftly.base_files import check_files, file_names, locate
 from peftly.errors import BaseModelError
 from peftly.hardware import resolve_device, resolve_dtype
@@ -36,6 +38,7 @@ def load_base(
     *,
     dtype: "str | torch.dtype" = "auto",
     device: "str | torch.device | None" = None,
+    device_map: "str | Mapping[str, Any] | None" = None,
     quantization: Quantization | str | None = None,
     allow_pickle: bool = False,
     task: "TaskName | None" = None,
@@ -49,6 +52,8 @@ def load_base(
             `.gguf` file, or a Hub id. A folder that is called like a short name is `./smollm2-135m`.
         dtype: as `resolve_dtype` takes it.
         device: as `resolve_device` takes it.
+        device_map: how the base is spread over devices, instead: `auto`, or for each part of it, by its path, a device
+            or `disk`. What does not fit a device waits in memory or on disk for the call that needs it.
         quantization: how the linear layers are kept: `nf4`, `fp4`, `int8`, or more exactly a `Quantization`; needs
             bitsandbytes. None: as the base's files have them.
         allow_pickle: also open old `.bin` weights, where there are no safetensors (with torch's `weights_only`).
@@ -67,6 +72,8 @@ def load_base(
     wanted = as_quantization(quantization)
     if gguf and wanted is not None:
         raise BaseModelError(f"{spec} is a GGUF file, which is opened unpacked: leave quantization={wanted.kind} out")
+    if device_map is not None:
+        check_device_map(spec, device_map, device, wanted, gguf=gguf)
     if gguf and task not in (None, "causal_lm"):
         raise BaseModelError(
             f"{spec} is a GGUF file, which opens for causal_lm only: {task} needs a folder or a Hub id"
@@ -79,8 +86,9 @@ def load_base(
         else:
             check_files(spec, file_names(spec, source), allow_pickle=allow_pickle)
             head = Head(task, tuple(labels), seed)
-            model, tokenizer = _open(spec, source, number, place, wanted, head, allow_pickle=allow_pickle)
-        if getattr(model, "hf_quantizer", None) is None:
+            devices = place if device_map is None else device_map
+            model, tokenizer = _open(spec, source, number, devices, wanted, head, allow_pickle=allow_pickle)
+        if getattr(model, "hf_quantizer", None) is None and device_map is None:
             model.to(place)
     # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
@@ -115,12 +123,15 @@ def base_config(spec: str) -> "PreTrainedConfig | None":
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' log lines and loading bars off the screen. Bars of the Hub's downloads stay."""
+    """Keep log lines and loading bars of transformers and accelerate off the screen. Bars of downloads stay."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    spreading = logs.getLogger("accelerate")
+    spreading_level = spreading.level
     logging.set_verbosity_error()
+    spreading.setLevel(logs.ERROR)
     logging.disable_progress_bar()
     if hub_bars:
         enable_progress_bars()
@@ -128,6 +139,7 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+        spreading.setLevel(spreading_level)
         if bars:
             logging.enable_progress_bar()  # the Hub's with them
         if not hub_bars:
@@ -138,13 +150,14 @@ def _open(
     spec: str,
     source: Path | str,
     dtype: "torch.dtype",
-    device: "torch.device",
+    devices: "torch.device | str | Mapping[str, Any]",
     quantization: Quantization | None,
     head: Head,
     *,
     allow_pickle: bool,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Open a folder or a Hub id."""
+    import torch
     import transformers
 
     from peftly.methods._quantized import blocks_of_size, take_over
@@ -152,24 +165,30 @@ def _open(
     trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
     config = transformers.AutoConfig.from_pretrained(source, **trust)
     quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
-    _check_quantization(spec, config, quantization)
+    check_quantization(spec, config, quantization)
     kind = _model_class(spec, config, head.task)
     settings = None if quantization is None else quantization.for_transformers(dtype, _heads(kind, config))
+    device_map: Any = devices
+    if isinstance(devices, torch.device):  # quantised weights cannot be moved afterwards; all others are
+        device_map = {"": devices} if quantized else None
     blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
     own_labels = head.name_labels(config)
-    with seeded(head.seed), blocks:
+    with seeded(head.seed), blocks, warnings.catch_warnings():
+        warnings.filterwarnings("error", "The following device_map keys do not match")
         model, report = kind.from_pretrained(
             source,
             config=config,
             dtype=dtype,
             quantization_config=settings,
-            device_map={"": device} if quantized else None,  # packed weights cannot be moved by `.to` afterwards
+            device_map=device_map,
             use_safetensors=None if allow_pickle else True,
             weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=bool(head.labels),  # a head for other labels gives way to a new one
             **trust,
         )
+    if any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
+        raise BaseModelError(f"device_map leaves the embeddings of {spec} on disk: give them a device")
     take_over(model)
     missing = head.finish(model, report, own_labels=own_labels)
     if missing:
@@ -185,24 +204,6 @@ def _heads(kind: Any, config: Any) -> list[str]:
 
     with torch.device("meta"):
         return output_heads(kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config))
-
-
-def _check_quantization(spec: str, config: Any, wanted: Quantization | None) -> None:
-    """Do nothing if a base can be opened quantised, by what is wanted or by what its own files say.
-
-    Raises:
-        BaseModelError: bitsandbytes is missing, or there is nothing left to quantise.
-    """
-    from peftly.methods._quantized import import_bitsandbytes
-
-    own = getattr(config, "quantization_config", None) or {}
-    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
-    if wanted is not None and method is not None:
-        raise BaseModelError(f"{spec} is quantised already, by {method}: leave quantization={wanted.kind} out")
-    if wanted is not None:
-        import_bitsandbytes(f"quantization={wanted.kind}")
-    elif method == "bitsandbytes":
-        import_bitsandbytes(f"{spec}, which is quantised,")
 
 
 def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -240,6 +241,9 @@ def _model_class(spec: str, config: Any, task: "TaskName | None") -> Any:
     )
 
 
+_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, UserWarning, pickle.UnpicklingError)
+
+
 @contextmanager
 def _one_line(spec: str, source: Path | str) -> Iterator[None]:
     """Turn what transformers, safetensors or torch raise about a base into one line."""
@@ -247,7 +251,7 @@ def _one_line(spec: str, source: Path | str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (*_ERRORS, SafetensorError) as error:
         if isinstance(error, BaseModelError):
             raise
         raise BaseModelError(_reason(spec, source, error)) from error
@@ -258,4 +262,6 @@ def _reason(spec: str, source: Path | str, error: Exception) -> str:
     if full_disk(error):
         return f"the disk is full: {spec} does not fit; make room, or move HF_HOME"
     advice = f"; delete {source} to fetch it again" if spec in WHEEL_BASES else ""
-    return f"{spec} cannot be opened: {re.split(r'(?<=[.:]) ', text)[0] or type(error).__name__}{advice}"
+    if not isinstance(error, UserWarning):
+        text = re.split(r"(?<=[.:]) ", text)[0]
+    return f"{spec} cannot be opened: {text or type(error).__name__}{advice}"

@@ -218,6 +218,7 @@ def load(
     name: str = "default",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     quantization: Quantization | str | None = None,
 ) -> Base:
     """Open an adapter, or all that were saved together, with the base that they name and the head of their task.
@@ -226,7 +227,7 @@ def load(
         path_or_hub_id: an adapter folder, a folder in which several were saved together (all are attached, and on), a
             run folder (its `adapter` is opened), or the Hub id of an adapter.
         name: what to call the adapter in the model; those that were saved together keep their names.
-        dtype, device, quantization: as for `load_base`.
+        dtype, device, device_map, quantization: as for `load_base`.
 
     Returns:
         The adapted model and its tokenizer.
@@ -242,7 +243,15 @@ def load(
     spec, task, labels = _shared_home(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
-        base = load_base(spec, dtype=dtype, device=device, quantization=quantization, task=task, labels=labels)
+        base = load_base(
+            spec,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantization=quantization,
+            task=task,
+            labels=labels,
+        )
     load_adapter(base.model, folder, name=name)
     lost = parts_without_copy(base.model)
     if lost:

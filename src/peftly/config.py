@@ -93,6 +93,7 @@ class RunConfig(BaseModel):
         task: what is learned of a row; None: what fits the base and the rows, and said.
         dtype: what the base computes in; `auto` is bf16 where the hardware computes in it, else fp32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
+        device_map: instead, how the base is spread over several, or over memory and disk; see `load_base`.
         quantization: how the base's linear layers are kept, `nf4` for example; None: as its files have them.
         data: where the rows come from and how they become text.
         method: the configuration of one of `METHODS`, or of several that are trained together.
@@ -107,6 +108,7 @@ class RunConfig(BaseModel):
     task: TaskName | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
+    device_map: Literal["auto"] | dict[str, str | int] | None = None
     quantization: Annotated[Quantization | None, BeforeValidator(read_quantization)] = None
     data: DataConfig
     method: Annotated[

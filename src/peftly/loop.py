@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from peftly.adapt import use_adapters, use_places
 from peftly.data import Encoded, collate
 from peftly.frozen_layers import FrozenLayers, frozen_layers
+from peftly.loss_scale import LossScale
 from peftly.methods._body import blocks_of, role_of
 from peftly.micro_batches import MicroBatches, fast_tokens, fitting_tokens
 from peftly.modes import checkpointed_blocks
@@ -42,6 +43,7 @@ class Loop:
         at_work: the trainee that something is done for at this moment.
         frozen: what layers below all training have made of the rows so far.
         micro: how much goes through the model at once.
+        scale: of the losses, where the model computes in fp16.
         may_checkpoint: whether blocks may be computed twice from now on, should memory be short.
         modes: what the loop changes on the model; open while it goes, and closed by whoever lets it.
     """
@@ -60,6 +62,7 @@ class Loop:
         unasked = all(trainee.config.gradient_checkpointing is None for trainee in trainees)
         self.may_checkpoint = unasked and bool(blocks_of(model))
         self.modes = ExitStack()
+        self.scale = LossScale(model.dtype)
         self.micro = MicroBatches(
             fast_tokens(model.device),
             packed=packed,
@@ -140,16 +143,27 @@ class Loop:
     def gradients(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> list[float]:
         """Leave the gradient of each one's mean loss over its rows in its parameters, and return those losses.
 
-        Where memory runs out, start again with half as much at once.
+        Where memory runs out, start again with half as much at once; where they overflow, with a smaller loss scale.
         """
         while True:
             try:
-                return self.attempt(work)
+                losses = self.attempt(work)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
+            else:
+                parameters = [value for trainee, _ in work for value in trainee.parameters.values()]
+                if not all(map(math.isfinite, losses)) or self.scale.unscale(parameters):
+                    return losses
+                self.forget(work)
+                continue
             # Past the `except`, nothing of the attempt is held any more.
             self.take_less_at_once(work)
+
+    def forget(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> None:
+        """Drop the gradients of an attempt."""
+        for trainee, _ in work:
+            trainee.optimizer.zero_grad(set_to_none=True)
 
     def take_less_at_once(self, work: Sequence[tuple[Trainee, Sequence[Encoded]]]) -> None:
         """Halve the tokens that go through the model at once; where that is done, checkpoint; and say so.
@@ -157,8 +171,7 @@ class Loop:
         Raises:
             TrainingError: neither is left.
         """
-        for trainee, _ in work:
-            trainee.optimizer.zero_grad(set_to_none=True)
+        self.forget(work)
         clear_device_cache(garbage_collection=True)
         rows = [row for _, own in work for row in own]
         lengths, shared = [row.num_tokens for row in rows], common_words(rows)
@@ -193,7 +206,7 @@ class Loop:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped), self.chosen(work, whose, batch):
                 sums = self.sums(batch, [rows[place] for place in places], whose, len(work))
                 # Data parallelism averages gradients over the processes; the sum is what is wanted.
-                scale = self.accelerator.num_processes / counts.to(sums)
+                scale = self.scale.factor * self.accelerator.num_processes / counts.to(sums)
                 self.accelerator.backward((sums * scale).sum())
             found.append(sums.detach())
         total = self.accelerator.reduce(torch.stack(found).sum(0), "sum")

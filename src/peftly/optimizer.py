@@ -1,6 +1,7 @@
 """What turns gradients into updates, and how fast."""
 
 import math
+import warnings
 from collections.abc import Container
 from typing import Any
 
@@ -12,9 +13,17 @@ from peftly.adapt import attached, trainable_parameters
 from peftly.errors import ConfigError
 from peftly.methods import METHODS, Adapter
 from peftly.methods._layers import owner
+from peftly.methods._quantized import has_bitsandbytes, import_bitsandbytes
 from peftly.train_config import TrainConfig
 
-__all__ = ["make_optimizer", "make_schedule", "parameter_groups"]
+__all__ = ["make_optimizer", "make_schedule", "optimizer_note", "parameter_groups"]
+
+_AT_BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
+"""What bitsandbytes calls these optimizers."""
 
 
 def parameter_groups(
@@ -55,7 +64,13 @@ def _own_rate(adapter: Adapter | None, config: TrainConfig) -> float:
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer that the configuration names, for `parameter_groups`."""
     decay = config.weight_decay
-    if config.optimizer == "adamw":
+    kind = _AT_BITSANDBYTES.get(config.optimizer)
+    if kind is not None and has_bitsandbytes():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # `optimizer_note` says it
+            made: torch.optim.Optimizer = getattr(import_bitsandbytes().optim, kind)(groups, weight_decay=decay)
+            return made
+    if config.optimizer == "adamw" or kind is not None:
         return torch.optim.AdamW(groups, weight_decay=decay)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, weight_decay=decay)
@@ -64,6 +79,21 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
     optimizer: torch.optim.Optimizer = Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False)
     return optimizer
+
+
+def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
+    """Return what a person should know of the optimizer on this device, where it is not just what was asked for."""
+    asked = config.optimizer
+    if asked not in _AT_BITSANDBYTES:
+        return None
+    if not has_bitsandbytes():
+        return (
+            f"train.optimizer {asked} needs bitsandbytes (pip install 'peftly[quant]'): this is plain adamw, whose "
+            "moments take 8 bytes a trained number"
+        )
+    if "paged" in asked and device.type == "cpu":
+        return f"train.optimizer {asked}: there is no GPU to page from, so nothing is paged"
+    return None
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:

@@ -196,6 +196,7 @@ def open_parts(
             config.base,
             dtype=config.dtype,
             device=config.device,
+            device_map=config.device_map,
             quantization=config.quantization,
             task=task,
             labels=labels,

@@ -171,9 +171,8 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
     adapter = find_adapter(spec)
-    settings: dict[str, Any] = {}
-    if config is not None:
-        settings = {"dtype": config.dtype, "device": config.device, "quantization": config.quantization}
+    how = ("dtype", "device", "device_map", "quantization")
+    settings: dict[str, Any] = {} if config is None else {name: getattr(config, name) for name in how}
     base = load(adapter, name=name, **settings)
     noted = read_notes(adapter).get("shape")
     return OpenRun(base.model, base.tokenizer, Shape.from_dict(noted) if noted else None, config)

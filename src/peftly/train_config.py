@@ -36,8 +36,9 @@ class TrainConfig(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """The highest learning rate; None: the method's own."""
 
-    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """What turns gradients into updates."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
+    """What turns gradients into updates. `8bit` keeps AdamW's moments in 8 bits, and `paged` lets them leave a GPU that
+    is full; both need bitsandbytes, and are plain AdamW without it."""
 
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Decay of the trained weights, decoupled from the gradient (for sgd: added to it)."""

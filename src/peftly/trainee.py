@@ -17,7 +17,7 @@ from peftly.data import Data, Encoded, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.methods._layers import owner
-from peftly.optimizer import make_optimizer, make_schedule, parameter_groups
+from peftly.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
 from peftly.steps import step_rows, steps_of_epoch
 from peftly.train_checks import check_trainable
@@ -84,6 +84,8 @@ class Trainee:
         self.best_weights: dict[str, Tensor] | None = None
         if out is not None and accelerator.is_main_process:
             self.callbacks.insert(0, MetricsWriter(out / "metrics.jsonl"))
+        if line := optimizer_note(config, model.device):
+            self.note(line)
         self.started = time.perf_counter()
 
     def steps_left(self) -> Iterator[list[Encoded]]:

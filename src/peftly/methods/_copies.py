@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.methods._devices import bias_of, in_memory
 from peftly.methods._layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
 from peftly.methods._targets import base_modules
 
@@ -32,11 +34,11 @@ class BiasChange(LayerChange):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.bias = nn.Parameter(layer.bias.detach().float().clone())
+        self.bias = nn.Parameter(bias_of(layer).detach().float().clone())
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = inner(x, *args, **kwargs)
-        change: Tensor = self.bias - layer.bias
+        change: Tensor = self.bias - bias_of(layer)
         return output + change.to(output.dtype)
 
     def merge(self, layer: Any) -> None:
@@ -53,7 +55,8 @@ class ModuleCopy(LayerChange):
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
         """Copy `layer`; the same `memo` for several layers keeps what they share shared in the copies."""
         super().__init__()
-        self.copy = _pristine(copy.deepcopy(layer, memo)).float().requires_grad_(True)
+        with in_memory(layer):
+            self.copy = _pristine(copy.deepcopy(layer, memo)).float().requires_grad_(True)
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         dtype = next(layer.parameters()).dtype
@@ -137,6 +140,7 @@ def is_norm(layer: nn.Module) -> bool:
 def _pristine(clone: nn.Module) -> nn.Module:
     """Take from a copied module what adapters had added to the original."""
     for module in list(clone.modules()):
+        remove_hook_from_module(module)
         if CHANGES in dict(module.named_children()):
             delattr(module, CHANGES)
             vars(module).pop("forward", None)

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import AdapterError, MethodError
 from peftly.methods._copies import BiasChange, bias_layers
+from peftly.methods._devices import bias_of, device_of, in_memory
 from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
 from peftly.methods._method import Adapter, MethodConfig, Setup
 from peftly.methods._quantized import QuantizedForward, is_quantized, unpacked
@@ -104,7 +105,8 @@ def whole_weight(layer: Any) -> Tensor:
     """Return the weight of a linear layer as (out_features, in_features), unpacked if the layer is quantised."""
     if is_quantized(layer):
         return unpacked(layer)
-    weight: Tensor = layer.weight
+    with in_memory(layer):
+        weight: Tensor = layer.weight
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
@@ -126,9 +128,9 @@ class LowRankChange(LayerChange):
         self.dropout = config.dropout
         lora_a = torch.empty(self.rank, in_features)
         nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
-        self.lora_a = nn.Parameter(lora_a.to(layer.weight.device))
-        self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=layer.weight.device))
-        self.bias = nn.Parameter(layer.bias.detach().float().clone()) if with_bias else None
+        self.lora_a = nn.Parameter(lora_a.to(device_of(layer)))
+        self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=device_of(layer)))
+        self.bias = nn.Parameter(bias_of(layer).detach().float().clone()) if with_bias else None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the factors as they are saved."""
@@ -304,6 +306,8 @@ def refuse_unmergeable(model: nn.Module, path: str, layer: Any) -> None:
     Raises:
         MethodError: it is quantised, or other layers share it.
     """
+    if layer.weight.is_meta:
+        raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
     if not layer.weight.is_floating_point():
         raise MethodError(f"{path} is quantised: load the base without quantisation to merge into it")
     sharers = [name for name, other in model.named_parameters(remove_duplicate=False) if other is layer.weight]

@@ -53,7 +53,7 @@ class PrefixCache(Cache):  # type: ignore[misc]
 
     def with_prefix(self, prefix: Tensor, x: Tensor) -> Tensor:
         """Return `x` (batch, heads, length, width) with `prefix` (batch, heads, count, width) in its slots."""
-        joined = torch.cat([prefix.to(x.dtype), x], dim=2)
+        joined = torch.cat([prefix.to(x), x], dim=2)
         if self.in_order:
             return joined
         count = prefix.shape[2]

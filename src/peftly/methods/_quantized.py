@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import BaseModelError, MethodError
+from peftly.errors import MethodError
 from peftly.methods._layers import CHANGES, own_forward
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "blocks_of_size",
     "dequantize",
     "give_back",
+    "has_bitsandbytes",
     "import_bitsandbytes",
     "is_quantized",
     "take_over",
@@ -41,17 +42,13 @@ __all__ = [
 ]
 
 
-def import_bitsandbytes(what: str) -> Any:
-    """Return bitsandbytes, and keep it from fetching binaries from the Hub, as it does if `kernels` is installed.
+def has_bitsandbytes() -> bool:
+    """Whether it is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
 
-    Args:
-        what: that it is needed for, as an error names it.
 
-    Raises:
-        BaseModelError: it is not installed.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BaseModelError(f"{what} needs bitsandbytes: pip install 'peftly[quant]'")
+def import_bitsandbytes() -> Any:
+    """Return bitsandbytes, and keep it from fetching binaries from the Hub, as it does if `kernels` is installed."""
     if "bitsandbytes" in sys.modules:
         return sys.modules["bitsandbytes"]
     logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")

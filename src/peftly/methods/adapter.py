@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.methods._copies import add_copies, is_norm
+from peftly.methods._devices import device_of
 from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._layers import LayerChange, add_change, changed_layers
 from peftly.methods._low_rank import features
@@ -230,7 +231,7 @@ class BottleneckAdapter(OwnFormat):
         if config.placement == "houlsby":
             outputs |= find_part(model, "attention output")
         for path, layer in outputs.items():
-            width, device = features(layer)[0], next(layer.parameters()).device
+            width, device = features(layer)[0], device_of(layer)
             kind: type[Bottleneck] = Sequential
             place: Any = layer
             if config.placement == "parallel":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from peftly.methods._devices import bias_of
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce, OwnForward
 from peftly.methods._low_rank import (
@@ -84,7 +85,7 @@ class DoRAChange(LowRankChange):
         fusible = fusible_weight(layer, inner, x)
         weight = whole_weight(layer) if fusible is None else fusible.value
         scale = self.scale(weight)
-        bias = layer.bias if self.bias is None else self.bias
+        bias = self.bias if self.bias is not None or layer.bias is None else bias_of(layer)
         if fusible is not None:
             factors, dropped = (self.lora_a, self.lora_b), self.dropout if self.training else 0.0
             return low_rank_linear(
@@ -92,7 +93,7 @@ class DoRAChange(LowRankChange):
             )
         output = inner(x, *args, **kwargs)
         if layer.bias is not None:
-            output = output - layer.bias
+            output = output - bias_of(layer)
         x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         update = F.linear(F.linear(x, self.lora_a.to(x.dtype)), self.lora_b.to(x.dtype))
         output = scale.to(output.dtype) * (output + self.scaling * update)

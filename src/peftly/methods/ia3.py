@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peftly.methods._devices import device_of
 from peftly.methods._layers import LayerChange, add_change, changed_layers
 from peftly.methods._low_rank import features, refuse_unmergeable
 from peftly.methods._method import Adapter, MethodConfig, Setup
@@ -37,7 +38,7 @@ class IA3Change(LayerChange):
         super().__init__()
         out_features, in_features = features(layer)
         self.on_input = on_input
-        self.factors = nn.Parameter(torch.ones(in_features if on_input else out_features, device=layer.weight.device))
+        self.factors = nn.Parameter(torch.ones(in_features if on_input else out_features, device=device_of(layer)))
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.on_input:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.methods._devices import bias_of
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce
 from peftly.methods._low_rank import (
@@ -130,7 +131,7 @@ class LoRAChange(LowRankChange):
         output = inner(x, *args, **kwargs)
         x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         output = output + self.scaling * F.linear(F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype))
-        return output if self.bias is None else output + (self.bias - layer.bias).to(output.dtype)
+        return output if self.bias is None else output + (self.bias - bias_of(layer)).to(output.dtype)
 
     @property
     def only_multiplies(self) -> bool:
