@@ -14,19 +14,26 @@ import_bitsandbytes()
 
 
 @cache
-def _files(architecture: str, task: str, dtype: torch.dtype) -> TemporaryDirectory:
+def _plain(architecture: str, task: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]):
+    """A tiny model, and the folder that it is in."""
     folder = TemporaryDirectory()
-    tiny_model(architecture, dtype, task=task).save_pretrained(folder.name)
-    return folder
+    model = tiny_model(architecture, dtype, task=task, **dict(sizes))
+    model.save_pretrained(folder.name)
+    return model, folder
 
 
 def quantized(architecture: str, kind: str = "nf4", task: str = "causal_lm", dtype=torch.float32, **settings):
-    """`tiny_model` with quantised linear layers, as somebody opens it who does not know of peftly."""
-    plain = tiny_model(architecture, dtype, task=task)
-    wanted = Quantization(kind=kind, **settings)
+    """`tiny_model` with quantised linear layers, as somebody opens it who does not know of peftly.
+
+    The settings are of `Quantization`, or sizes of the model.
+    """
+    chosen = {name: value for name, value in settings.items() if name in Quantization.model_fields}
+    sizes = tuple((name, value) for name, value in settings.items() if name not in chosen)
+    plain, folder = _plain(architecture, task, dtype, sizes)
+    wanted = Quantization(kind=kind, **chosen)
     with blocks_of_size(wanted.block_size):
         return type(plain).from_pretrained(
-            _files(architecture, task, dtype).name,
+            folder.name,
             dtype=dtype,
             quantization_config=wanted.for_transformers(dtype, output_heads(plain)),
             attn_implementation=plain.config._attn_implementation,

@@ -82,10 +82,11 @@ _AUTO = {
 
 
 def tiny_model(
-    architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, task: str = "causal_lm"
+    architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, task: str = "causal_lm", **sizes: int
 ) -> tf.PreTrainedModel:
     """A model whose every tensor is random: at their defaults, biases and norms would hide mistakes."""
     config = tiny_config(architecture)
+    config.update(sizes)
     if "classification" in task:
         config.num_labels = LABELS
     with torch.random.fork_rng():

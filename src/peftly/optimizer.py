@@ -1,7 +1,6 @@
 """What turns gradients into updates, and how fast."""
 
 import math
-import warnings
 from collections.abc import Container
 from typing import Any
 
@@ -62,23 +61,27 @@ def _own_rate(adapter: Adapter | None, config: TrainConfig) -> float:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that the configuration names, for `parameter_groups`."""
+    """Return the optimizer that the configuration names, for `parameter_groups`, or what `optimizer_note` says."""
+    name: str = config.optimizer
     decay = config.weight_decay
-    kind = _AT_BITSANDBYTES.get(config.optimizer)
-    if kind is not None and has_bitsandbytes():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # `optimizer_note` says it
-            made: torch.optim.Optimizer = getattr(import_bitsandbytes().optim, kind)(groups, weight_decay=decay)
-            return made
-    if config.optimizer == "adamw" or kind is not None:
-        return torch.optim.AdamW(groups, weight_decay=decay)
-    if config.optimizer == "sgd":
+    if name == "sgd":
         return torch.optim.SGD(groups, weight_decay=decay)
-    from transformers import Adafactor
+    if name == "adafactor":
+        from transformers import Adafactor
 
-    # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
-    optimizer: torch.optim.Optimizer = Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False)
-    return optimizer
+        # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
+        adafactor: torch.optim.Optimizer = Adafactor(
+            groups, weight_decay=decay, scale_parameter=False, relative_step=False
+        )
+        return adafactor
+    if groups[0]["params"][0].is_cpu:
+        name = name.removeprefix("paged_")
+    if name in _AT_BITSANDBYTES and has_bitsandbytes():
+        made: torch.optim.Optimizer = getattr(import_bitsandbytes().optim, _AT_BITSANDBYTES[name])(
+            groups, weight_decay=decay
+        )
+        return made
+    return torch.optim.AdamW(groups, weight_decay=decay)
 
 
 def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
@@ -92,7 +95,7 @@ def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
             "moments take 8 bytes a trained number"
         )
     if "paged" in asked and device.type == "cpu":
-        return f"train.optimizer {asked}: there is no GPU to page from, so nothing is paged"
+        return f"train.optimizer {asked}: there is no GPU that could be full, so nothing is paged"
     return None
 
 

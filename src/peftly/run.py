@@ -1,5 +1,6 @@
 """A run from its configuration to its report: load, attach, train, evaluate, save."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +117,13 @@ def put_on(
     """Attach one adapter of a run, and say how much of it is trained."""
     is_first = not attached(base.model)
     before = 0 if is_first else count_trainable(base.model)
-    attach(base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        attach(
+            base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers
+        )
+    for warning in found:
+        say(str(warning.message))
     if (new := new_parts(base.model)) and is_first:
         say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
     called = "" if name == "default" else f"{name}: "
@@ -187,7 +194,7 @@ def open_parts(
         task = own or "causal_lm"
         shaped = raw.shaped(task)
     else:
-        say(f"base: {config.base}")
+        say(f"base: {config.base}{f', linear layers in {config.quantization.kind}' if config.quantization else ''}")
         task, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
         say(f"task: {task} ({reason})")
         shaped = raw.shaped(task)

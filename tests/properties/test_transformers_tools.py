@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from quantized import quantized
 from references import CELLS, DEFAULTS, HOMES, adapted
 from tiny import padded, perturb, random_rows
 
-from peftly import METHODS, attach, detach, load_adapter, trainable_parameters
+from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
 
 ROWS = random_rows([5, 9, 7, 12, 6, 8])
 
@@ -75,3 +76,27 @@ def test_pipeline(method, tiny_llama_folder):
     alone = [generator(text, **options) for text in texts]
     assert [b[0]["generated_text"] for b in batched] == [a[0]["generated_text"] for a in alone]
     assert len({b[0]["generated_text"] for b in batched}) == 3
+
+
+def test_trainer_takes_a_quantised_base_once_it_has_an_adapter(tmp_path):
+    rows = [{"input_ids": row, "labels": row} for row in random_rows([8] * 6)]
+    arguments = {"max_steps": 12, "per_device_train_batch_size": 3, "learning_rate": 0.02, "report_to": []}
+    arguments |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 6}
+    model = quantized("llama")
+
+    def trainer():
+        return tf.Trainer(model, tf.TrainingArguments(str(tmp_path), **arguments), train_dataset=rows)
+
+    with pytest.raises(ValueError, match="purely quantized models"):
+        trainer()
+    attach(model, LoRA(rank=2))
+    training = trainer()
+    training.train()
+    losses = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    model.gradient_checkpointing_enable()
+    model(**{key: torch.tensor([value]) for key, value in rows[0].items()}).loss.backward()
+    model.gradient_checkpointing_disable()
+    detach(model)
+    with pytest.raises(ValueError, match="purely quantized models"):
+        trainer()

@@ -108,3 +108,9 @@ def test_seeds_decide_the_start_and_leave_the_global_one_alone():
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_a_model_does_not_have(bias):
+    with pytest.warns(UserWarning, match=f"bias='{bias}' trains no bias: these layers of the model have none"):
+        attach(tiny_model("llama"), LoRA(bias=bias))

@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 from peftly import METHODS, LoRA, PromptTuning, TrainConfig, attach, trainable_parameters
 from peftly.errors import ConfigError
-from peftly.optimizer import make_optimizer, parameter_groups
+from peftly.optimizer import make_optimizer, optimizer_note, parameter_groups
 
 
 def rates(model, config=None, given=None) -> dict[str, float]:
@@ -50,3 +50,31 @@ def test_a_rate_that_nobody_knows_is_missing():
         parameter_groups(tiny_model("llama"), TrainConfig())
     with pytest.raises(ConfigError, match="not for sgd"):
         parameter_groups(attach(tiny_model("llama"), LoRA()), TrainConfig(optimizer="sgd"))
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_optimizers_of_bitsandbytes_take_the_steps_of_adamw(name):
+    found = {}
+    for optimizer in ("adamw", name):
+        weight = torch.nn.Parameter(torch.randn(16, 1024, generator=torch.Generator().manual_seed(0)))
+        config = TrainConfig(optimizer=optimizer, weight_decay=0.1)
+        made = make_optimizer([{"params": [weight], "lr": 0.01}], config)
+        start = weight.detach().clone()
+        for step in range(20):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)) + start
+            made.step()
+        found[optimizer] = weight.detach() - start
+    moments = [state for state in made.state[weight].values() if isinstance(state, torch.Tensor) and state.ndim == 2]
+    assert {state.dtype for state in moments} == {torch.uint8 if "8bit" in name else torch.float32}
+    difference = (found[name] - found["adamw"]).norm() / found["adamw"].norm()
+    assert difference < (0.03 if "8bit" in name else 1e-5)
+
+
+def test_where_there_is_no_such_optimizer_it_is_adamw_and_said(monkeypatch):
+    cpu = torch.device("cpu")
+    assert optimizer_note(TrainConfig(optimizer="adamw_8bit"), cpu) is None
+    assert "nothing is paged" in optimizer_note(TrainConfig(optimizer="paged_adamw"), cpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "this is plain adamw" in optimizer_note(TrainConfig(optimizer="paged_adamw_8bit"), cpu)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.1}]
+    assert type(make_optimizer(groups, TrainConfig(optimizer="paged_adamw_8bit"))) is torch.optim.AdamW

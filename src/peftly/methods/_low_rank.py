@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -170,9 +171,7 @@ class LowRankAdapter(Adapter):
         if config.bias == "lora_only":
             with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
         if config.bias != "none" and not with_bias:
-            raise MethodError(
-                f"bias={config.bias!r} trains nothing: these layers of the model have no bias; use bias='none'"
-            )
+            warnings.warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         for path, layer in targets.items():
             add_change(model, layer, name, cls.change(layer, config, path, setup, with_bias=path in with_bias))
         for path, layer in with_bias.items():
