@@ -11,7 +11,6 @@ if TYPE_CHECKING:
         attach,
         attached,
         detach,
-        merge,
         set_adapters,
         trainable_parameters,
         use_adapters,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
+    from peftly.merging import merge
     from peftly.methods import (
         IA3,
         METHODS,
@@ -111,7 +111,7 @@ _HOME = {
     "load": "checkpoint",
     "load_adapter": "checkpoint",
     "load_base": "base",
-    "merge": "adapt",
+    "merge": "merging",
     "save_adapter": "checkpoint",
     "set_adapters": "adapt",
     "tag_words": "classification",
