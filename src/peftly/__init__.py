@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
+    from peftly.merged_model import save_merged
     from peftly.merging import merge
     from peftly.methods import (
         IA3,
@@ -71,6 +72,7 @@ __all__ = [
     "load_base",
     "merge",
     "save_adapter",
+    "save_merged",
     "set_adapters",
     "tag_words",
     "train",
@@ -113,6 +115,7 @@ _HOME = {
     "load_base": "base",
     "merge": "merging",
     "save_adapter": "checkpoint",
+    "save_merged": "merged_model",
     "set_adapters": "adapt",
     "tag_words": "classification",
     "train": "training",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,13 +15,13 @@ from torch import nn
 from peftly.adapt import attached, check_names, detach
 from peftly.errors import MethodError
 from peftly.methods._copies import BiasChange, copied_modules
-from peftly.methods._layers import changed_layers
+from peftly.methods._layers import CHANGES, changed_layers
 from peftly.methods._targets import base_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_sums", "fold", "merge"]
+__all__ = ["check_foldable", "check_sums", "fold", "merge", "weigh"]
 
 
 def merge(
@@ -46,80 +46,86 @@ def merge(
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
-    for line in fold(model, shares_of(model, name, weights)):
+    names = list(weights) if weights is not None else attached(model) if name is None else [name]
+    check_foldable(model, names)
+    if weights is not None:
+        weigh(model, weights)
+    for line in fold(model, names):
         warnings.warn(line, stacklevel=2)
     return model
 
 
-def shares_of(model: nn.Module, name: str | None, weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return how much of which adapter is meant, in the order in which they were attached.
+def check_foldable(model: nn.Module, names: Iterable[str]) -> None:
+    """Do nothing if weights of the base can stand for these adapters.
 
     Raises:
-        MethodError: there is no such adapter, or it cannot be weighted.
+        MethodError: a method is no change of weights, a weight is packed, or there is no such adapter.
     """
-    if weights is None:
-        return dict.fromkeys(attached(model) if name is None else check_names(model, [name]), 1.0)
-    check_names(model, list(weights))
-    check_sums(model, weights)
-    return {one: float(weights[one]) for one in attached(model) if one in weights}
-
-
-def fold(model: Any, shares: Mapping[str, float]) -> list[str]:
-    """Fold adapters into the weights of `model`, in place, and detach them.
-
-    Args:
-        model: a model with adapters.
-        shares: how much of which; other than 1 only where `check_sums` has passed.
-
-    Returns:
-        What a person should know of it, in lines: which weights were untied.
-
-    Raises:
-        MethodError: a method or the base's weights do not allow it; nothing has changed.
-    """
-    for name in check_names(model, list(shares)):
+    for name in check_names(model, list(names)):
         attached(model)[name].check_mergeable()
         _refuse_shared_layers(model, name)
-    with torch.no_grad():
-        lines = _untie(model, shares)
-        for _, layer, changes in _foldable(model, shares):
-            with _widened(layer):
-                for name, change in changes.items():
-                    change.merge(layer, shares[name])
-    for name in shares:
-        detach(model, name)
-    return lines
 
 
 def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
     """Do nothing if all that these adapters do is to add, so that it may be multiplied by a number.
 
     Raises:
-        MethodError: it is not, or a weight is no number.
+        MethodError: it is not, a weight is no number, or there is no such adapter.
     """
     if not weights:
         raise MethodError("weights names no adapter")
-    for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise MethodError(f"the weight of {name!r} is {weight}; give a number")
+    for name in check_names(model, list(weights)):
+        if not math.isfinite(weights[name]):
+            raise MethodError(f"the weight of {name!r} is {weights[name]}; give a number")
         method = attached(model)[name].config.name
         odd = next((path for path, _, change in changed_layers(model, name) if not change.only_adds), None)
-        if odd is None and method == "lora":
-            continue
-        reason = "its method is no sum of changes of weights" if method != "lora" else f"it trains a copy of {odd}"
-        raise MethodError(f"only changes that are added can be weighted, and {name!r} ({method}) is not: {reason}")
+        if method != "lora" or odd is not None:
+            reason = f"it trains a copy of {odd}" if method == "lora" else "its changes are no sums"
+            raise MethodError(
+                f"only what is added can be weighted, as LoRA's products, and {name!r} is {method}: {reason}"
+            )
 
 
-def _foldable(model: nn.Module, shares: Mapping[str, float]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield the layers that adapters change, by path, each with its changes by the adapters' names.
+def weigh(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Let what adapters add count so many times from now on.
+
+    Raises:
+        MethodError: as `check_sums` has it; nothing has changed.
+    """
+    check_sums(model, weights)
+    for name, weight in weights.items():
+        for _, _, change in changed_layers(model, name):
+            change.scaling *= weight
+
+
+def fold(model: Any, names: Iterable[str]) -> list[str]:
+    """Fold adapters that `check_foldable` has passed into the weights of `model`, in place, and detach them.
+
+    Returns:
+        What a person should know of it, in lines: which weights were untied.
+    """
+    names = [*names]
+    with torch.no_grad():
+        lines = _untie(model, names)
+        for layer, changes in _foldable(model, names):
+            with _widened(layer):
+                for change in changes:
+                    change.merge(layer)
+    for name in names:
+        detach(model, name)
+    return lines
+
+
+def _foldable(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Any]]]:
+    """Yield the layers that adapters change, each with its changes, innermost first.
 
     What is inside a module that answers through a copy takes no part in what the model computes.
     """
-    copied = [f"{path}." for name in shares for path in copied_modules(model, name)]
+    copied = [f"{path}." for name in names for path in copied_modules(model, name)]
     for path, layer in base_modules(model):
-        changes = {name: change for name, change in getattr(layer, "peftly", {}).items() if name in shares}
+        changes = [change for name, change in getattr(layer, CHANGES, {}).items() if name in names]
         if changes and not path.startswith(tuple(copied)):
-            yield path, layer, changes
+            yield layer, changes
 
 
 def _refuse_shared_layers(model: nn.Module, name: str) -> None:
@@ -160,7 +166,7 @@ class _Place(NamedTuple):
         return f"{self.path}.{self.attribute}"
 
 
-def _untie(model: Any, shares: Mapping[str, float]) -> list[str]:
+def _untie(model: Any, names: Sequence[str]) -> list[str]:
     """Give places that share a parameter one each, if merging makes their values different.
 
     Then all ties of the model go, as its config can only say of all whether they hold.
@@ -169,7 +175,7 @@ def _untie(model: Any, shares: Mapping[str, float]) -> list[str]:
         A line about it, or nothing.
     """
     groups = _tied(model)
-    torn = [group for group in groups if len({_fate(model, place, shares) for place in group}) > 1]
+    torn = [group for group in groups if len({_fate(model, place, names) for place in group}) > 1]
     if not torn:
         return []
     for group in groups:
@@ -177,8 +183,8 @@ def _untie(model: Any, shares: Mapping[str, float]) -> list[str]:
             parameter = getattr(module, attribute)
             own = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             setattr(module, attribute, own)
-    names = "; ".join(" and ".join(map(str, group)) for group in torn)
-    return [f"untied, as merging makes them different: {names}{_say_untied(getattr(model, 'config', None))}"]
+    what = "; ".join(" and ".join(map(str, group)) for group in torn)
+    return [f"untied, as merging makes them different: {what}{_say_untied(getattr(model, 'config', None))}"]
 
 
 def _tied(model: nn.Module) -> list[list[_Place]]:
@@ -190,14 +196,14 @@ def _tied(model: nn.Module) -> list[list[_Place]]:
     return [found for found in places.values() if len(found) > 1]
 
 
-def _fate(model: nn.Module, place: _Place, shares: Mapping[str, float]) -> object:
+def _fate(model: nn.Module, place: _Place, names: Sequence[str]) -> object:
     """Return something that is equal for places of one parameter which hold the same after merging."""
-    for name in shares:
+    for name in names:
         for path in copied_modules(model, name):
             if place.path == path or place.path.startswith(f"{path}."):
                 layer: Any = model.get_submodule(path)
                 return layer.peftly[name].copy.get_parameter(str(place).removeprefix(f"{path}."))
-    changes = [change for name, change in getattr(place.module, "peftly", {}).items() if name in shares]
+    changes = [change for name, change in getattr(place.module, CHANGES, {}).items() if name in names]
     changed = any(place.attribute == "bias" or not isinstance(change, BiasChange) for change in changes)
     return place.module if changed else None
 

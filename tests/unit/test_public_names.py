@@ -42,6 +42,7 @@ def test_names():
         "load_base",
         "merge",
         "save_adapter",
+        "save_merged",
         "set_adapters",
         "tag_words",
         "train",

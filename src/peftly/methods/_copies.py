@@ -36,7 +36,7 @@ class BiasChange(LayerChange):
         change: Tensor = self.bias - layer.bias
         return output + change.to(output.dtype)
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
+    def merge(self, layer: Any) -> None:
         layer.bias.copy_(self.bias)
 
 
@@ -60,7 +60,7 @@ class ModuleCopy(LayerChange):
         others = inner(x, *args, **kwargs)
         return others + (output - own_forward(layer)(x, *args, **kwargs)).to(others.dtype)
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
+    def merge(self, layer: Any) -> None:
         for inner, parameter in self.copy.named_parameters():
             layer.get_parameter(inner).copy_(parameter)
 

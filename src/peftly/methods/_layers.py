@@ -79,13 +79,8 @@ class LayerChange(nn.Module):
         """
         raise NotImplementedError
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
-        """Fold what it does into the layer's own parameters, in place, which are in fp32 or wider meanwhile.
-
-        Args:
-            layer: the module that is changed.
-            weight: how many times it is added, for one that only adds.
-        """
+    def merge(self, layer: Any) -> None:
+        """Fold what it does into the layer's own parameters, in place, which are in fp32 or wider meanwhile."""
         raise NotImplementedError
 
     @classmethod

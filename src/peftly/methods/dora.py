@@ -106,7 +106,7 @@ class DoRAChange(LowRankChange):
 
         return scaled
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
+    def merge(self, layer: Any) -> None:
         own = _weight(layer)
         scale = dora_scale(own, self.lora_a, self.lora_b, self.scaling, self.magnitude)
         merged = scale[:, None] * (own + lora_delta(self.lora_a, self.lora_b, self.scaling))

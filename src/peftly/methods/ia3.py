@@ -45,7 +45,7 @@ class IA3Change(LayerChange):
         output = inner(x, *args, **kwargs)
         return output * self.factors.to(output.dtype)
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
+    def merge(self, layer: Any) -> None:
         # A Conv1D has its inputs in rows.
         by_column = self.on_input != isinstance(layer, Conv1D)
         layer.weight.mul_(self.factors if by_column else self.factors[:, None])

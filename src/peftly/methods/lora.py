@@ -138,8 +138,8 @@ class LoRAChange(LowRankChange):
             return None
         return stack_of(changes, x, differ=differ, is_short=is_short)
 
-    def merge(self, layer: Any, weight: float = 1.0) -> None:
-        delta = lora_delta(*self.factors(), weight * self.scaling)
+    def merge(self, layer: Any) -> None:
+        delta = lora_delta(*self.factors(), self.scaling)
         layer.weight.copy_(layer.weight + (delta if isinstance(layer, nn.Linear) else delta.T))
         if self.bias is not None:
             layer.bias.copy_(self.bias)
