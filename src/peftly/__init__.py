@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.classification import classify, tag_words
+    from peftly.combining import combine
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
@@ -63,6 +64,7 @@ __all__ = [
     "attach",
     "attached",
     "classify",
+    "combine",
     "detach",
     "evaluate",
     "evaluate_ensemble",
@@ -106,6 +108,7 @@ _HOME = {
     "attach": "adapt",
     "attached": "adapt",
     "classify": "classification",
+    "combine": "combining",
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",

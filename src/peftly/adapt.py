@@ -34,6 +34,7 @@ __all__ = [
     "check_names",
     "detach",
     "install",
+    "on_all_rows",
     "set_adapters",
     "trainable_parameters",
     "use_adapters",
@@ -123,6 +124,12 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
     """Return the adapters on `model` by name, in the order in which they were attached."""
     state: _Attached | None = getattr(model, _ATTRIBUTE, None)
     return {} if state is None else dict(state.adapters)
+
+
+def on_all_rows(model: nn.Module) -> list[str]:
+    """Return the adapters of `model` that are on from now on, as `set_adapters` left them."""
+    state = _state(model)
+    return [name for name in state.adapters if name in state.selection.default.sets[0]]
 
 
 def virtual_count(model: nn.Module) -> int:

@@ -46,8 +46,8 @@ def settings_of(model: Any, weights: Sequence[float] | None) -> list[str]:
     """Return for each adapter of a model how it was made, as a list in Markdown."""
     lines = []
     for place, (name, adapter) in enumerate(attached(model).items()):
-        values = adapter.config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
-        settings = ", ".join(f"{key}: {value}" for key, value in values.items())
+        values = adapter.config.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+        settings = ", ".join(f"{key}: {value}" for key, value in values.items() if value not in ([], {}, ""))
         weight = f", weight {weights[place]:g}" if weights is not None else ""
         lines.append(f"- {name}: {adapter.config.name}{weight}{f' ({settings})' if settings else ''}")
     return lines

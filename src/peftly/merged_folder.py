@@ -73,7 +73,9 @@ def whole(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes folders for the owner only
+        scratch.chmod(0o755)  # mkdtemp makes folders, and safetensors files, for the owner only
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         _take_place(scratch, out)
     except BaseException as error:
         if scratch is not None:

@@ -80,10 +80,8 @@ def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
         method = attached(model)[name].config.name
         odd = next((path for path, _, change in changed_layers(model, name) if not change.only_adds), None)
         if method != "lora" or odd is not None:
-            reason = f"it trains a copy of {odd}" if method == "lora" else "its changes are no sums"
-            raise MethodError(
-                f"only what is added can be weighted, as LoRA's products, and {name!r} is {method}: {reason}"
-            )
+            reason = f"it trains a copy in {odd}" if method == "lora" else f"it is {method}, whose changes are no sums"
+            raise MethodError(f"only what is added to a weight can be weighted, as LoRA's products; {name!r}: {reason}")
 
 
 def weigh(model: nn.Module, weights: Mapping[str, float]) -> None:

@@ -33,6 +33,7 @@ def test_names():
         "attach",
         "attached",
         "classify",
+        "combine",
         "detach",
         "evaluate",
         "evaluate_ensemble",
