@@ -24,7 +24,7 @@ LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 
 def is_merged_model(folder: Path) -> bool:
     """Whether a folder holds a merged model, as its card says."""
-    return (folder / "config.json").is_file() and TAG in _front(folder / CARD).get("tags", [])
+    return (folder / "config.json").is_file() and TAG in (_front(folder / CARD).get("tags") or [])
 
 
 def copy_licences(spec: str, folder: Path) -> str:

@@ -5,7 +5,7 @@ Nothing appears under the folder's name before what was read back says what the 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.adapt import attached
 from peftly.base import Base, base_config
@@ -60,20 +60,14 @@ def save_merged(
         ConfigError: the folder cannot be had, does not fit on the disk, or the weights are not as many as the adapters.
         MergeError: the merged model differs by more than rounding explains; it was not kept.
     """
-    import torch
-
     several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     target = Path(out).absolute()
     check_out(target, max_shard_size, overwrite=overwrite)
-    model, tokenizer = _opened(several, torch.float32, weights)
-    check_foldable(model, attached(model))
-    spec, task = str(model.name_or_path), task_of(model)
+    spec = home_of(find_adapter(several[0])).base
     number = resolve_dtype(dtype or _stored_dtype(spec))
-    check_room(target, model, number)
-    samples = samples_for(several[0], model, tokenizer, None if text is None else Path(text))
-    say(f"comparing on {len(samples.samples)} {samples.source}")
-    before = answers_of(model, tokenizer, samples.samples)
-    rounding = 0.0 if number == torch.float32 else _rounding(several, number, weights, samples, before)
+    own_text = None if text is None else Path(text)
+    model, tokenizer, samples, before, rounding = _adapted(several, number, weights, own_text, target, say)
+    task = task_of(model)
     methods, settings = [one.config.name for one in attached(model).values()], settings_of(model, weights)
     for line in fold(model, attached(model)):
         say(line)
@@ -93,6 +87,41 @@ def save_merged(
         say(copy_licences(spec, folder))
         (folder / CARD).write_text(merged_card(spec, methods, settings, parity), encoding="utf-8")
     return parity
+
+
+class _Adapted(NamedTuple):
+    """The adapted model in fp32, and what it says of the samples."""
+
+    model: Any
+    tokenizer: Any
+    samples: Samples
+    before: Answers
+    rounding: float
+    """How far its logits move when it is computed in the dtype that is wanted."""
+
+
+def _adapted(
+    adapters: Sequence[str | Path],
+    dtype: "torch.dtype",
+    weights: Sequence[float] | None,
+    text: Path | None,
+    out: Path,
+    say: Callable[[str], None],
+) -> _Adapted:
+    """Open the adapters in `dtype` and in fp32, one after the other, unless they cannot be merged into `out`."""
+    import torch
+
+    model, tokenizer = _opened(adapters, dtype, weights)
+    check_foldable(model, attached(model))
+    check_room(out, model, dtype)
+    samples = samples_for(adapters[0], model, tokenizer, text)
+    say(f"comparing on {len(samples.samples)} {samples.source}")
+    in_dtype = logits_of(model, samples.samples)
+    if dtype != torch.float32:
+        del model
+        model, tokenizer = _opened(adapters, torch.float32, weights)
+    before = answers_of(model, tokenizer, samples.samples)
+    return _Adapted(model, tokenizer, samples, before, relative_difference(in_dtype, before.logits))
 
 
 def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Sequence[float] | None) -> Base:
@@ -118,18 +147,6 @@ def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Seque
 def _words(home: Home) -> str:
     labels = f" of {', '.join(home.labels)}" if home.labels else ""
     return f"{home.base}{f' ({home.task}{labels})' if home.task else ''}"
-
-
-def _rounding(
-    adapters: Sequence[str | Path],
-    dtype: "torch.dtype",
-    weights: Sequence[float] | None,
-    samples: Samples,
-    before: Answers,
-) -> float:
-    """Return how far the adapted model itself moves when it is computed in `dtype`."""
-    model = _opened(adapters, dtype, weights).model
-    return relative_difference(logits_of(model, samples.samples), before.logits)
 
 
 def _stored_dtype(spec: str) -> str:

@@ -167,8 +167,6 @@ class _Place(NamedTuple):
 def _untie(model: Any, names: Sequence[str]) -> list[str]:
     """Give places that share a parameter one each, if merging makes their values different.
 
-    Then all ties of the model go, as its config can only say of all whether they hold.
-
     Returns:
         A line about it, or nothing.
     """
@@ -176,13 +174,14 @@ def _untie(model: Any, names: Sequence[str]) -> list[str]:
     torn = [group for group in groups if len({_fate(model, place, names) for place in group}) > 1]
     if not torn:
         return []
-    for group in groups:
+    is_said = _say_untied(getattr(model, "config", None))
+    for group in groups if is_said else torn:
         for _, module, attribute in group[1:]:
             parameter = getattr(module, attribute)
             own = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             setattr(module, attribute, own)
     what = "; ".join(" and ".join(map(str, group)) for group in torn)
-    return [f"untied, as merging makes them different: {what}{_say_untied(getattr(model, 'config', None))}"]
+    return [f"untied, as merging makes them different: {what}{' (tie_word_embeddings: false)' if is_said else ''}"]
 
 
 def _tied(model: nn.Module) -> list[list[_Place]]:
@@ -206,13 +205,13 @@ def _fate(model: nn.Module, place: _Place, names: Sequence[str]) -> object:
     return place.module if changed else None
 
 
-def _say_untied(config: Any) -> str:
-    """Write into a model's config that nothing is tied, and return what to add to a line about it."""
+def _say_untied(config: Any) -> bool:
+    """Write into a model's config, which says it of all ties at once, that there are none; return whether it can."""
     if config is None or not hasattr(config, "tie_word_embeddings"):
-        return ""
-    # T5's config cannot say it: its loader ties what its file has twice with the same values, and that is no more.
+        return False
+    # T5's cannot: its loader ties what its file has twice with the same values, and nothing else.
     if type(config).from_dict({**config.to_dict(), "tie_word_embeddings": False}).tie_word_embeddings:
-        return ""
+        return False
     for one in (config, config.get_text_config()):
         one.tie_word_embeddings = False
-    return " (tie_word_embeddings: false)"
+    return True

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "Parity", "answers_of", "compare", "logits_of", "relative_difference"]
 
 EXACT = 1e-5
-"""What fp32 rounding may make of the same sums in another order; see docs/log.md for what was measured."""
+"""What fp32 rounding may make of the same sums in another order: what peftly promises of batches and padding, too."""
 
 TIMES_ROUNDING = 4.0
 """How many times the yardstick a merged model may be away: its weights are rounded too, and the texts are few."""
@@ -152,7 +152,8 @@ def relative_difference(found: Sequence[Tensor], reference: Sequence[Tensor]) ->
     """Return ‖difference‖ / ‖reference‖ over all texts."""
     pairs = list(zip(found, reference, strict=True))
     difference = sum(float((one - other).double().square().sum()) for one, other in pairs)
-    return math.sqrt(difference / sum(float(other.double().square().sum()) for _, other in pairs))
+    length = sum(float(other.double().square().sum()) for _, other in pairs)
+    return math.sqrt(difference / length) if length else math.sqrt(difference)
 
 
 def compare(
@@ -214,15 +215,14 @@ def _gap(model: Any, sample: Sample, one: list[int], other: list[int]) -> float 
 
 
 def _perplexities(samples: Samples, *answers: Answers) -> tuple[float, ...] | None:
-    """Return how surprised the answers are by the texts."""
-    if not all(sample.following for sample in samples.samples):
+    """Return how surprised each of several is by the texts; None for classifiers."""
+    following = torch.tensor([token for sample in samples.samples for token in sample.following])
+    if not len(following):
         return None
-    following = torch.cat([torch.tensor(sample.following) for sample in samples.samples])
-    lengths = [len(sample.following) for sample in samples.samples]
     found = []
     for one in answers:
-        logits = torch.cat([rows[:length] for rows, length in zip(one.logits, lengths, strict=True)])
-        found.append(float(F.cross_entropy(logits, following).exp()))
+        rows = [logits[: len(sample.following)] for logits, sample in zip(one.logits, samples.samples, strict=True)]
+        found.append(float(F.cross_entropy(torch.cat(rows), following).exp()))
     return tuple(found)
 
 

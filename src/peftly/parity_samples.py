@@ -19,7 +19,7 @@ __all__ = ["Sample", "Samples", "samples_for"]
 
 MOST = 8
 MOST_TOKENS = 64
-"""Of each text, for a model that writes: all its logits are kept, in fp32, over the whole vocabulary."""
+"""Of each text: the logits of a model that writes are kept, in fp32, over the whole vocabulary."""
 
 
 class Sample(NamedTuple):
@@ -111,7 +111,7 @@ def _encoded(texts: Sequence[str], model: Any, tokenizer: "PreTrainedTokenizerBa
     examples = [Example(text) for text in texts]
     if task_of(model) == "causal_lm":
         return [encode_question(example, tokenizer) for example in examples]
-    sources = encode_sources(examples, tokenizer)
+    sources = encode_sources(examples, tokenizer, MOST_TOKENS)
     if task_of(model) != "seq2seq_lm":
         return sources
     answers = answer_ids(texts, tokenizer)

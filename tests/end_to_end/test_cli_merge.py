@@ -41,8 +41,8 @@ def test_smollm2_writes_the_same_merged(peftly: Peftly, tmp_path):
     assert (outcome.code, outcome.err) == (0, "")
     assert re.search(r"greedy continuation is the same +│ 2 of 2", outcome.out)
     found = json.loads(report.read_text())
-    assert (found["complaint"], found["rounding"], found["dtype"]) == (None, 0.0, "float32")
-    assert found["relative"] < 1e-5
+    assert (found["complaint"], found["dtype"]) == (None, "float32")
+    assert max(found["relative"], found["rounding"]) < 1e-5
     unmerged, tokenizer = load(adapter, dtype="float32")
     expected = generate(unmerged, tokenizer, PROMPTS, max_new_tokens=8)
     model = tf.AutoModelForCausalLM.from_pretrained(merged)
