@@ -39,7 +39,9 @@ def copy_licences(spec: str, folder: Path) -> str:
     found = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
     for file in found:
         shutil.copyfile(file, folder / file.name)
-    return f"licence: {', '.join(file.name for file in found)} of the base" if found else "licence: the base has none"
+    return (
+        f"licence: {', '.join(file.name for file in found)} of the base" if found else "licence: the base has no file"
+    )
 
 
 def settings_of(model: Any, weights: Sequence[float] | None) -> list[str]:

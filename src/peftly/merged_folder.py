@@ -1,5 +1,6 @@
 """The folder of a merged model: where it may be, that it appears whole or not at all, and how it is read back."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -34,6 +35,9 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
         raise ConfigError(f"max_shard_size={max_shard_size!r} is no size such as 5GB or 500MB")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder")
+    place = _nearest(out)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: {place} is {'closed to you' if place.is_dir() else 'a file'}; choose another place")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not is_merged_model(out):
@@ -53,11 +57,16 @@ def check_room(out: Path, model: "PreTrainedModel", dtype: "torch.dtype") -> Non
         raise ConfigError(f"out: {out} is the base of this adapter, which would be lost; choose another folder")
     # What is tied counts as often as it is there, for merging may untie it.
     numbers = sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
-    place = next(folder for folder in out.parents if folder.exists())
+    place = _nearest(out)
     free = shutil.disk_usage(place).free
     if free < numbers * dtype.itemsize:
         size = bytes_text(numbers * dtype.itemsize)
         raise ConfigError(f"out: the merged model takes up to {size}, and {place} has {bytes_text(free)} left")
+
+
+def _nearest(out: Path) -> Path:
+    """Return the folder that is there already in which `out` is to be."""
+    return next(folder for folder in out.parents if folder.exists())
 
 
 @contextmanager
@@ -86,7 +95,7 @@ def whole(out: Path) -> Iterator[Path]:
         if full_disk(error):
             raise ConfigError(f"out: the disk is full, and nothing was kept of {out}; make room") from error
         if isinstance(error, OSError):
-            raise ConfigError(f"out: {out} cannot be written: {error.strerror or error}") from error
+            raise ConfigError(f"out: {out} was not written: {error.strerror or error}") from error
         raise
 
 

@@ -199,6 +199,8 @@ def test_where_it_may_not_be(lora, tiny_llama_folder, tmp_path):
         save_merged(lora, lora, overwrite=True)
     with pytest.raises(ConfigError, match="is a file"):
         save_merged(lora, lora / "README.md")
+    with pytest.raises(ConfigError, match="is a file; choose another place"):
+        save_merged(lora, lora / "README.md" / "merged")
     with pytest.raises(ConfigError, match="is no size"):
         save_merged(lora, tmp_path / "no", max_shard_size="big")
     again = adapter_of(tmp_path / "merged", LoRA(rank=2), tmp_path / "again")
