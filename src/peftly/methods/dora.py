@@ -107,9 +107,9 @@ class DoRAChange(LowRankChange):
         return scaled
 
     def merge(self, layer: Any) -> None:
-        own = _weight(layer)
-        scale = dora_scale(own, self.lora_a, self.lora_b, self.scaling, self.magnitude)
-        merged = scale[:, None] * (own + lora_delta(self.lora_a, self.lora_b, self.scaling))
+        weight = _weight(layer)
+        scale = dora_scale(weight, self.lora_a, self.lora_b, self.scaling, self.magnitude)
+        merged = scale[:, None] * (weight + lora_delta(self.lora_a, self.lora_b, self.scaling))
         layer.weight.copy_(merged.T if isinstance(layer, Conv1D) else merged)
         if self.bias is not None:
             layer.bias.copy_(self.bias)
