@@ -11,7 +11,6 @@ if TYPE_CHECKING:
         attach,
         attached,
         detach,
-        merge,
         set_adapters,
         trainable_parameters,
         use_adapters,
@@ -20,9 +19,12 @@ if TYPE_CHECKING:
     from peftly.base import Base, load_base
     from peftly.checkpoint import load, load_adapter, save_adapter
     from peftly.classification import classify, tag_words
+    from peftly.combining import combine
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
     from peftly.generation import generate
+    from peftly.merged_model import save_merged
+    from peftly.merging import merge
     from peftly.methods import (
         IA3,
         METHODS,
@@ -62,6 +64,7 @@ __all__ = [
     "attach",
     "attached",
     "classify",
+    "combine",
     "detach",
     "evaluate",
     "evaluate_ensemble",
@@ -71,6 +74,7 @@ __all__ = [
     "load_base",
     "merge",
     "save_adapter",
+    "save_merged",
     "set_adapters",
     "tag_words",
     "train",
@@ -104,6 +108,7 @@ _HOME = {
     "attach": "adapt",
     "attached": "adapt",
     "classify": "classification",
+    "combine": "combining",
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",
@@ -111,8 +116,9 @@ _HOME = {
     "load": "checkpoint",
     "load_adapter": "checkpoint",
     "load_base": "base",
-    "merge": "adapt",
+    "merge": "merging",
     "save_adapter": "checkpoint",
+    "save_merged": "merged_model",
     "set_adapters": "adapt",
     "tag_words": "classification",
     "train": "training",

@@ -1,4 +1,4 @@
-"""Put adapters on a model, choose among them, take them off, merge them: plain functions over a transformers model.
+"""Put adapters on a model, choose among them, take them off: plain functions over a transformers model.
 
 A model may carry several adapters, of one method or of several. Those that are on work together on every row of a call,
 in the order in which they were attached; `set_adapters` and `use_adapters` choose others, for all rows or row by row.
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
-from peftly.methods._copies import add_copies, check_copies_mergeable, merge_copies
+from peftly.methods._copies import add_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._quantized import give_back, take_over
 from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
@@ -32,9 +32,10 @@ __all__ = [
     "RowChoice",
     "attach",
     "attached",
+    "check_names",
     "detach",
     "install",
-    "merge",
+    "on_all_rows",
     "set_adapters",
     "trainable_parameters",
     "use_adapters",
@@ -127,6 +128,12 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
     return {} if state is None else dict(state.adapters)
 
 
+def on_all_rows(model: nn.Module) -> list[str]:
+    """Return the adapters of `model` that are on from now on, as `set_adapters` left them."""
+    state = _state(model)
+    return [name for name in state.adapters if name in state.selection.default.sets[0]]
+
+
 def virtual_count(model: nn.Module) -> int:
     """Return how many virtual tokens every text has with the adapters that are on."""
     state: _Attached | None = getattr(model, _ATTRIBUTE, None)
@@ -213,26 +220,14 @@ def detach(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
     return model
 
 
-def merge(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
-    """Fold an adapter, or all of them, into the base's weights, in place, and detach it.
-
-    Returns:
-        The same model, with other weights and no trace of the adapter.
+def check_names(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names of adapters of `model` as they are.
 
     Raises:
-        MethodError: there is no adapter, or its method or the base's weights do not allow it; nothing has changed.
+        MethodError: it has no adapter, or none of such a name.
     """
-    state = _state(model)
-    chosen = [*state.adapters] if name is None else [*_names(state, [name])]
-    for one in chosen:
-        state.adapters[one].check_mergeable()
-        _refuse_shared_layers(model, one)
-        check_copies_mergeable(model, one)
-    for one in chosen:
-        state.adapters[one].merge()
-        merge_copies(model, one)
-        detach(model, one)
-    return model
+    _names(_state(model), names)
+    return list(names)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -257,7 +252,9 @@ def _names(state: _Attached, names: Sequence[str]) -> Names:
 def _prepare(model: Any) -> None:
     """Freeze a model that has no adapter yet and make it ready for one."""
     taken_over = take_over(model)
-    state = _Attached(list(trainable_parameters(model)), taken_over)
+    # By all their names: merging may untie what had several.
+    named = model.named_parameters(remove_duplicate=False)
+    state = _Attached([name for name, parameter in named if parameter.requires_grad], taken_over)
     model.requires_grad_(False)
     setattr(model, _ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
@@ -283,15 +280,6 @@ def _restore(model: Any) -> None:
         vars(model).pop("_hf_peft_config_loaded", None)
         unwrap_checkpoints(model)
     delattr(model, _ATTRIBUTE)
-
-
-def _refuse_shared_layers(model: nn.Module, name: str) -> None:
-    for path, layer, _ in changed_layers(model, name):
-        if len(layer.peftly) > 1 and not all(change.only_adds for change in layer.peftly.values()):
-            raise MethodError(
-                f"{path} is changed by {' and '.join(layer.peftly)} together, which no weight of it can stand for; "
-                "detach one of them first"
-            )
 
 
 def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> None:

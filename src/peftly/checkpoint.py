@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from peftly.data import TaskName
     from peftly.quantization import Quantization
 
-__all__ = ["find_adapter", "load", "load_adapter", "save_adapter"]
+__all__ = ["Home", "find_adapter", "home_of", "load", "load_adapter", "save_adapter"]
 
 CARD = "README.md"
 
@@ -240,7 +240,7 @@ def load(
     from peftly.base import load_base
 
     folder = find_adapter(path_or_hub_id)
-    spec, task, labels = _shared_home(folder)
+    spec, task, labels = home_of(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(
@@ -262,7 +262,7 @@ def load(
     return base
 
 
-class _Home(NamedTuple):
+class Home(NamedTuple):
     """What an adapter wants its model to be."""
 
     base: str
@@ -270,7 +270,7 @@ class _Home(NamedTuple):
     labels: list[str]
 
 
-def _shared_home(folder: Path) -> _Home:
+def home_of(folder: Path) -> Home:
     """Return what the adapter in `folder` wants its model to be, or all those that were saved together there.
 
     Raises:
@@ -279,7 +279,7 @@ def _shared_home(folder: Path) -> _Home:
     homes = {name: _home(place) for name, place in adapters_in(folder).items()}
     first, home = next(iter(homes.items()))
     for name, other in homes.items():
-        for what, one, another in zip(_Home._fields, home, other, strict=True):
+        for what, one, another in zip(Home._fields, home, other, strict=True):
             if one != another:
                 raise AdapterError(
                     f"the adapters in {folder} have no {what} in common: {first} is for {one}, and {name} for "
@@ -288,13 +288,13 @@ def _shared_home(folder: Path) -> _Home:
     return home
 
 
-def _home(folder: Path) -> _Home:
+def _home(folder: Path) -> Home:
     config = read_peft_config(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
     task = task_of_peft(config.get("task_type"))
-    return _Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
+    return Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:

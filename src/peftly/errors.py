@@ -6,6 +6,7 @@
     ├── BaseModelError   a base that cannot be found, fetched, verified or opened
     ├── MethodError      a method that does not fit the model it was asked for
     ├── AdapterError     an adapter on disk that is missing, damaged or of another kind
+    ├── MergeError       a merged model that does not say what the adapted one says
     └── TrainingError    a run that cannot go on
 
 The command line prints such an error as one line and exits with 2. Every message says what was wrong, what came,
@@ -17,6 +18,7 @@ __all__ = [
     "BaseModelError",
     "ConfigError",
     "DataError",
+    "MergeError",
     "MethodError",
     "PeftlyError",
     "TrainingError",
@@ -45,6 +47,10 @@ class MethodError(PeftlyError, ValueError):
 
 class AdapterError(PeftlyError, ValueError):
     """An adapter folder is missing, damaged, or of a kind that cannot be used here."""
+
+
+class MergeError(PeftlyError, RuntimeError):
+    """A merged model differs from the adapted one by more than rounding explains."""
 
 
 class TrainingError(PeftlyError, RuntimeError):

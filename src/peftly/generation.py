@@ -20,7 +20,7 @@ from peftly.modes import evaluation_mode
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["generate"]
+__all__ = ["generate", "greedy_settings"]
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
@@ -82,7 +82,7 @@ def generate(
     _check_model(model)
     encoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, encoder=encoder) for prompt in several]
-    settings = _generation_config(model, tokenizer)
+    settings = greedy_settings(model, tokenizer)
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
     ids = [row.input_ids for row in encoded]
     generators = _generators(ids, torch.seed() if seed is None else seed) if temperature > 0 else None
@@ -199,7 +199,7 @@ def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool,
     return encoded
 
 
-def _generation_config(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
+def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
     """Return the model's own settings without its taste in sampling, ending at any token that ends a text here."""
     settings = copy.deepcopy(model.generation_config)
     settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, typical_p=None, min_p=None)

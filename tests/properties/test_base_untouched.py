@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -97,15 +98,12 @@ def test_merge_keeps_the_outputs(architecture, method, more):
         with pytest.raises(MethodError, match="have no bias"):
             attach(model, config)
         return
-    if method == "selective" and architecture in ("bloom", "gpt2", "opt", "gemma3"):
-        with pytest.raises(MethodError, match="is shared with"):
-            merge(attach(model, config))
-        detach(model)
-        config = METHODS[method].config(last_layers=1, layer_norms=True)
     attach(model, config)
     perturb(trainable_parameters(model).values())
     expected = model(IDS[1:]).logits
-    actual = merge(model)(IDS[1:]).logits
+    tears = method == "selective" and architecture in ("bloom", "gpt2", "opt", "gemma3")  # the head from the words
+    with pytest.warns(UserWarning, match="^untied") if tears else nullcontext():
+        actual = merge(model)(IDS[1:]).logits
     assert (actual - expected).norm() / expected.norm() < 1e-5
     assert all("peftly" not in name for name, _ in model.named_parameters())
 
@@ -114,16 +112,6 @@ def test_a_prompt_cannot_be_merged():
     model = attach(tiny_model("llama"), PromptTuning(init="random"))
     with pytest.raises(MethodError, match="cannot be merged"):
         merge(model)
-
-
-def test_merging_into_tied_weights_is_refused():
-    model = tiny_model("gpt2")
-    before = model.lm_head.weight.clone()
-    attach(model, LoRA(target_modules=("lm_head", "c_attn")))
-    perturb(trainable_parameters(model).values())
-    with pytest.raises(MethodError, match="shares its weight"):
-        merge(model)
-    assert torch.equal(model.lm_head.weight, before)
 
 
 def test_save_pretrained_writes_the_adapter(tmp_path):

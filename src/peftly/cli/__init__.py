@@ -12,6 +12,7 @@ from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
 from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
+from peftly.cli.merge import merge
 from peftly.cli.methods import methods
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quickstart, train, evaluate, generate, chat, inspect, explain, methods, env):
+for _command in (quickstart, train, evaluate, generate, chat, merge, inspect, explain, methods, env):
     app.command()(_command)
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -21,11 +20,9 @@ __all__ = [
     "ModuleCopy",
     "add_copies",
     "bias_layers",
-    "check_copies_mergeable",
     "copied_modules",
     "copied_parameters",
     "is_norm",
-    "merge_copies",
 ]
 
 
@@ -42,7 +39,6 @@ class BiasChange(LayerChange):
         return output + change.to(output.dtype)
 
     def merge(self, layer: Any) -> None:
-        """Put the bias into the layer, in place."""
         layer.bias.copy_(self.bias)
 
 
@@ -66,6 +62,10 @@ class ModuleCopy(LayerChange):
             return output.to(dtype)
         others = inner(x, *args, **kwargs)
         return others + (output - own_forward(layer)(x, *args, **kwargs)).to(others.dtype)
+
+    def merge(self, layer: Any) -> None:
+        for inner, parameter in self.copy.named_parameters():
+            layer.get_parameter(inner).copy_(parameter)
 
 
 def add_copies(model: nn.Module, name: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -97,29 +97,6 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
 def copied_modules(model: nn.Module, name: str) -> list[str]:
     """Return the paths of the modules that adapter `name` trains copies of."""
     return [path for path, _, change in changed_layers(model, name) if isinstance(change, ModuleCopy)]
-
-
-def check_copies_mergeable(model: nn.Module, name: str) -> None:
-    """Do nothing if the base can take over the copies of adapter `name`.
-
-    Raises:
-        MethodError: one would change a parameter that a module without a copy shares.
-    """
-    own = dict(model.named_parameters(remove_duplicate=False))
-    copied = copied_parameters(model, name).keys()
-    for path in copied:
-        others = [other for other, parameter in own.items() if parameter is own[path] and other not in copied]
-        if others:
-            raise MethodError(f"{path} is shared with {', '.join(others)}, which merging would change too")
-
-
-def merge_copies(model: nn.Module, name: str) -> None:
-    """Put the copies' values into the base's own parameters, in place."""
-    with torch.no_grad():
-        for _, layer, change in changed_layers(model, name):
-            if isinstance(change, ModuleCopy):
-                for inner, parameter in change.copy.named_parameters():
-                    layer.get_parameter(inner).copy_(parameter)
 
 
 def bias_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -79,6 +79,10 @@ class LayerChange(nn.Module):
         """
         raise NotImplementedError
 
+    def merge(self, layer: Any) -> None:
+        """Fold what it does into the layer's own parameters, in place, which are in fp32 or wider meanwhile."""
+        raise NotImplementedError
+
     @classmethod
     def at_once(
         cls, layer: nn.Module, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool

@@ -142,10 +142,6 @@ class LowRankChange(LayerChange):
         self.lora_a.copy_(lora_a)
         self.lora_b.copy_(lora_b)
 
-    def merge(self, layer: Any) -> None:
-        """Fold the change into the layer's own tensors, in place."""
-        raise NotImplementedError
-
 
 class LowRankAdapter(Adapter):
     """Two small factors at each target layer of a model."""
@@ -263,14 +259,7 @@ class LowRankAdapter(Adapter):
     def check_mergeable(self) -> None:
         """See `Adapter.check_mergeable`."""
         for path, (layer, _) in self.targets().items():
-            refuse_unmergeable(self.model, path, layer)
-
-    def merge(self) -> None:
-        """See `Adapter.merge`."""
-        with torch.no_grad():
-            for _, layer, change in changed_layers(self.model, self.name):
-                if isinstance(change, LowRankChange | BiasChange):
-                    change.merge(layer)
+            refuse_packed(path, layer)
 
     def targets(self) -> dict[str, tuple[Any, LowRankChange]]:
         """Return the layers that have factors, each with its change, by path."""
@@ -299,22 +288,16 @@ def features(layer: Any) -> tuple[int, int]:
     return out_features, in_features
 
 
-def refuse_unmergeable(model: nn.Module, path: str, layer: Any) -> None:
-    """Do nothing if the weight of a layer may be changed.
+def refuse_packed(path: str, layer: Any) -> None:
+    """Do nothing if a layer has its weight as plain numbers, which may be changed.
 
     Raises:
-        MethodError: it is quantised, or other layers share it.
+        MethodError: it is quantised.
     """
     if layer.weight.is_meta:
         raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
     if not layer.weight.is_floating_point():
         raise MethodError(f"{path} is quantised: load the base without quantisation to merge into it")
-    sharers = [name for name, other in model.named_parameters(remove_duplicate=False) if other is layer.weight]
-    if len(sharers) > 1:
-        raise MethodError(
-            f"{path} shares its weight ({', '.join(sharers)}), so merging would change the others too; "
-            "untie the weights first, or leave this layer out of target_modules"
-        )
 
 
 def _factor(layer: nn.Module, letter: str) -> str:

@@ -159,13 +159,9 @@ class Adapter(ABC):
             MethodError: the method is no change of weights, or these weights cannot take it.
         """
         raise MethodError(
-            f"{self.config.name} cannot be merged: it changes no weight of the base; "
-            "save the adapter and load it beside the base instead"
+            f"{self.config.name} cannot be merged: what it adds is no change of the base's weights; "
+            "keep the adapter and load it beside the base instead (peftly.load opens both)"
         )
-
-    def merge(self) -> None:
-        """Fold the adapter into the base's own weights, in place, once `check_mergeable` has passed."""
-        raise NotImplementedError
 
 
 class OwnFormat(Adapter):

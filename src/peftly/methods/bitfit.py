@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import torch
 from torch import nn
 
 from peftly.methods._copies import BiasChange, bias_layers
@@ -59,10 +58,3 @@ class BitFitAdapter(OwnFormat):
 
     def check_mergeable(self) -> None:
         """See `Adapter.check_mergeable`."""
-
-    def merge(self) -> None:
-        """See `Adapter.merge`."""
-        with torch.no_grad():
-            for _, layer, change in changed_layers(self.model, self.name):
-                if isinstance(change, BiasChange):
-                    change.merge(layer)

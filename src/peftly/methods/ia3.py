@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.methods._devices import device_of
 from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._low_rank import features, refuse_unmergeable
+from peftly.methods._low_rank import features, refuse_packed
 from peftly.methods._method import Adapter, MethodConfig, Setup
 from peftly.methods._targets import find_part, find_targets, plays, short_names
 
@@ -45,6 +45,13 @@ class IA3Change(LayerChange):
             return inner(x * self.factors.to(x.dtype), *args, **kwargs)
         output = inner(x, *args, **kwargs)
         return output * self.factors.to(output.dtype)
+
+    def merge(self, layer: Any) -> None:
+        # A Conv1D has its inputs in rows.
+        by_column = self.on_input != isinstance(layer, Conv1D)
+        layer.weight.mul_(self.factors if by_column else self.factors[:, None])
+        if layer.bias is not None and not self.on_input:
+            layer.bias.mul_(self.factors)
 
 
 class IA3Adapter(Adapter):
@@ -108,17 +115,7 @@ class IA3Adapter(Adapter):
     def check_mergeable(self) -> None:
         """See `Adapter.check_mergeable`."""
         for path, layer, _ in self._targets():
-            refuse_unmergeable(self.model, path, layer)
-
-    def merge(self) -> None:
-        """See `Adapter.merge`."""
-        with torch.no_grad():
-            for _, layer, change in self._targets():
-                # A Conv1D has its inputs in rows.
-                by_column = change.on_input != isinstance(layer, Conv1D)
-                layer.weight.mul_(change.factors if by_column else change.factors[:, None])
-                if layer.bias is not None and not change.on_input:
-                    layer.bias.mul_(change.factors)
+            refuse_packed(path, layer)
 
     def _targets(self) -> list[tuple[str, Any, IA3Change]]:
         changed = changed_layers(self.model, self.name)

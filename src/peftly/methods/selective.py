@@ -56,9 +56,6 @@ class _CopiesAdapter(OwnFormat):
     def check_mergeable(self) -> None:
         """See `Adapter.check_mergeable`."""
 
-    def merge(self) -> None:
-        """See `Adapter.merge`: the copies are merged as `modules_to_save` are."""
-
 
 class SelectiveAdapter(_CopiesAdapter):
     """Trained copies of the modules that the settings name."""

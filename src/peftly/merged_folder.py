@@ -1,0 +1,137 @@
+"""The folder of a merged model: where it may be, that it appears whole or not at all, and how it is read back."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftly._units import bytes_text
+from peftly.base import Base, quiet
+from peftly.errors import ConfigError
+from peftly.merged_card import is_merged_model
+from peftly.tasks import TASKS
+from peftly.wheels import full_disk
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from peftly.data import TaskName
+
+__all__ = ["check_out", "check_room", "read_back", "whole", "write"]
+
+
+def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
+    """Refuse a folder that a merged model cannot have; nothing is changed.
+
+    Raises:
+        ConfigError: it is a file, holds a model already, or holds something else; or a size that is none.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]I?B", max_shard_size, re.IGNORECASE):
+        raise ConfigError(f"max_shard_size={max_shard_size!r} is no size such as 5GB or 500MB")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder")
+    place = _nearest(out)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: {place} is {'closed to you' if place.is_dir() else 'a file'}; choose another place")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not is_merged_model(out):
+        raise ConfigError(f"out: {out} exists and holds files that are no merged model; choose a new or empty folder")
+    if not overwrite:
+        raise ConfigError(f"out: {out} holds a merged model; choose another folder, or replace it with --overwrite")
+
+
+def check_room(out: Path, model: "PreTrainedModel", dtype: "torch.dtype") -> None:
+    """Refuse a folder in which the merged model does not fit, or that is the model's own base.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    base = Path(model.name_or_path)
+    if base.exists() and base.resolve() == out.resolve():
+        raise ConfigError(f"out: {out} is the base of this adapter, which would be lost; choose another folder")
+    # What is tied counts as often as it is there, for merging may untie it.
+    numbers = sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
+    place = _nearest(out)
+    free = shutil.disk_usage(place).free
+    if free < numbers * dtype.itemsize:
+        size = bytes_text(numbers * dtype.itemsize)
+        raise ConfigError(f"out: the merged model takes up to {size}, and {place} has {bytes_text(free)} left")
+
+
+def _nearest(out: Path) -> Path:
+    """Return the folder that is there already in which `out` is to be."""
+    return next(folder for folder in out.parents if folder.exists())
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` to write to, which takes its place after the block, unless that raises.
+
+    Raises:
+        ConfigError: the disk is full, or the folder cannot be written.
+    """
+    missing = [folder for folder in out.parents if not folder.exists()]
+    scratch = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp makes folders, and safetensors files, for the owner only
+        for file in scratch.iterdir():
+            file.chmod(0o644)
+        _take_place(scratch, out)
+    except BaseException as error:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # somebody else has put something there meanwhile
+                folder.rmdir()
+        if full_disk(error):
+            raise ConfigError(f"out: the disk is full, and nothing was kept of {out}; make room") from error
+        if isinstance(error, OSError):
+            raise ConfigError(f"out: {out} was not written: {error.strerror or error}") from error
+        raise
+
+
+def _take_place(scratch: Path, out: Path) -> None:
+    if not out.exists():
+        scratch.rename(out)
+        return
+    old = scratch.with_name(f"{scratch.name}-old")
+    out.rename(old)
+    try:
+        scratch.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def write(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    dtype: "torch.dtype",
+    folder: Path,
+    max_shard_size: str,
+) -> None:
+    """Write a model without adapters, which is in `dtype` afterwards, and its tokenizer."""
+    with quiet():
+        model.to(dtype)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(folder)
+
+
+def read_back(folder: Path, task: "TaskName | None") -> Base:
+    """Open a folder as anybody would, with nothing of peftly."""
+    import transformers
+
+    kind = getattr(transformers, TASKS[task].auto_class if task else "AutoModel")
+    with quiet():
+        model = kind.from_pretrained(folder, local_files_only=True)
+        return Base(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))

@@ -1,0 +1,63 @@
+"""Merging in memory: rounded once, where the weights were, and only what takes part."""
+
+import copy
+
+import pytest
+import torch
+from references import DEFAULTS, assert_close
+from tiny import perturb, tiny_model
+
+from peftly import METHODS, LoRA, PromptTuning, attach, attached, merge, trainable_parameters
+from peftly.errors import MethodError
+
+IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "full"])
+def test_a_merge_in_bf16_is_one_in_fp32_that_is_rounded_once(architecture, method):
+    model = tiny_model(architecture, torch.bfloat16)
+    attach(model, METHODS[method].config(**DEFAULTS[method]), name="one")
+    if method == "lora":
+        attach(model, LoRA(rank=3), name="two", seed=1)
+    perturb(trainable_parameters(model).values())
+    wide = merge(copy.deepcopy(model).float())
+    places = {name: parameter.data_ptr() for name, parameter in model.named_parameters() if "peftly" not in name}
+    merge(model)
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == places
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, wide.get_parameter(name).to(torch.bfloat16)), name
+        assert parameter.dtype == torch.bfloat16
+
+
+def test_what_a_copy_answers_for_takes_no_part():
+    model = tiny_model("llama", torch.float32)
+    attach(model, LoRA(rank=3, modules_to_save=("layers.1",)), name="first")
+    perturb(trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert_close(merge(model)(IDS).logits, expected)
+
+
+def test_one_that_cannot_be_merged_leaves_all_as_they_are():
+    model = tiny_model("gpt2")
+    attach(model, LoRA(target_modules=("lm_head",)), name="lora")
+    attach(model, PromptTuning(init="random"), name="prompt")
+    perturb(trainable_parameters(model).values())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MethodError, match=r"prompt_tuning cannot be merged: .* beside the base instead \(peftly\.load"):
+        merge(model)
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
+    assert list(attached(model)) == ["lora", "prompt"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.mergeable])
+def test_what_is_no_change_of_weights_says_what_to_do_instead(method):
+    model = tiny_model("bert", task="sequence_classification")
+    if METHODS[method].adapter.misfit(model):
+        model = tiny_model("llama", task="sequence_classification")
+    attach(model, METHODS[method].config(**DEFAULTS[method]))
+    with pytest.raises(MethodError, match=f"^{method} cannot be merged: .* load it beside the base instead"):
+        merge(model)
