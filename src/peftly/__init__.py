@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from peftly.classification import classify, tag_words
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
+    from peftly.exporting import export
     from peftly.generation import generate
     from peftly.methods import (
         IA3,
@@ -65,6 +66,7 @@ __all__ = [
     "detach",
     "evaluate",
     "evaluate_ensemble",
+    "export",
     "generate",
     "load",
     "load_adapter",
@@ -107,6 +109,7 @@ _HOME = {
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",
+    "export": "exporting",
     "generate": "generation",
     "load": "checkpoint",
     "load_adapter": "checkpoint",

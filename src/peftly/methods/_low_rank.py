@@ -22,7 +22,15 @@ from peftly.methods._targets import ALL_LINEAR, find_targets, is_below, own_part
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LowRankAdapter", "LowRankChange", "LowRankConfig", "fusible_weight", "lora_delta", "lora_scaling"]
+__all__ = [
+    "LowRankAdapter",
+    "LowRankChange",
+    "LowRankConfig",
+    "by_pattern",
+    "fusible_weight",
+    "lora_delta",
+    "lora_scaling",
+]
 
 
 class LowRankConfig(MethodConfig):
@@ -86,8 +94,8 @@ class LowRankChange(LayerChange):
     def __init__(self, layer: Any, config: LowRankConfig, path: str, setup: Setup, *, with_bias: bool) -> None:
         super().__init__()
         out_features, in_features = features(layer)
-        self.rank = _by_pattern(config.rank_pattern, path, config.rank)
-        alpha = _by_pattern(config.alpha_pattern, path, config.alpha)
+        self.rank = by_pattern(config.rank_pattern, path, config.rank)
+        alpha = by_pattern(config.alpha_pattern, path, config.alpha)
         self.scaling = lora_scaling(alpha, self.rank, rslora=config.rslora)
         self.dropout = config.dropout
         lora_a = torch.empty(self.rank, in_features)
@@ -285,7 +293,7 @@ def _factor(layer: nn.Module, letter: str) -> str:
     return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
 
 
-def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the first value whose key is the end of `path`, as PEFT reads such patterns."""
     found = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
     return next(found, default)
