@@ -218,6 +218,12 @@ class LowRankAdapter(Adapter):
         unsupported = [key for key in _UNSUPPORTED if peft.get(key)]
         if unsupported:
             raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
+        init = peft.get("init_lora_weights")
+        if isinstance(init, str) and init.startswith(_CHANGES_BASE):
+            raise AdapterError(
+                f"this LoRA adapter has init_lora_weights={init!r}, with which PEFT changes the base when it loads it; "
+                "save it again with PEFT's path_initial_model_for_weight_conversion"
+            )
         targets = peft.get("target_modules") or ()
         settings = {
             "rank": peft.get("r", 8),
@@ -250,6 +256,9 @@ class LowRankAdapter(Adapter):
         changed = changed_layers(self.model, self.name)
         return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankChange)}
 
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of what PEFT's `init_lora_weights` may be so that the factors are beside other weights than the base's."""
 
 _UNSUPPORTED = (
     "alora_invocation_tokens",
