@@ -49,7 +49,8 @@ class LowRankConfig(MethodConfig):
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Another rank for some layers: by the end of a layer's path, or a regular expression for it."""
+    """Another rank for some layers: by the end of a layer's path, or a regular expression for it. Where several fit, the
+    first of the alphabet holds."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     """Another alpha for some layers, likewise."""
 
@@ -303,6 +304,9 @@ def _factor(layer: nn.Module, letter: str) -> str:
 
 
 def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the first value whose key is the end of `path`, as PEFT reads such patterns."""
-    found = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
+    """Return the first value whose key is the end of `path`, as PEFT reads such patterns.
+
+    The first of the alphabet: files keep keys in that order, whatever it was in training.
+    """
+    found = (value for key, value in sorted(pattern.items()) if re.match(rf"(.*\.)?({key})$", path))
     return next(found, default)
