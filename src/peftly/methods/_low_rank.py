@@ -49,8 +49,8 @@ class LowRankConfig(MethodConfig):
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Another rank for some layers: by the end of a layer's path, or a regular expression for it. Where several fit, the
-    first of the alphabet holds."""
+    """Another rank for some layers: by the end of a layer's path, or a regular expression for it. The first of
+    the alphabet holds where several fit."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     """Another alpha for some layers, likewise."""
 
