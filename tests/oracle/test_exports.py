@@ -9,7 +9,7 @@ import torch
 import transformers
 from references import assert_close
 from safetensors import safe_open
-from tiny import LABELS, perturb, random_rows, tiny_model
+from tiny import perturb, random_rows, tiny_model
 
 from peftly import (
     IA3,
@@ -26,6 +26,7 @@ from peftly import (
 )
 
 IDS = torch.tensor(random_rows([9]))
+NOTES = {"labels": ["bad", "good", "so-so"]}
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 PATTERNS = {"rank_pattern": {"q_proj": 2, r"layers\.1\..*up_proj": 7}, "alpha_pattern": {"v_proj": 3, "0.*": 40}}
 LORAS = {
@@ -71,7 +72,7 @@ def opened(folder, task):
 def adapted(model, config, folder):
     attach(model, config)
     perturb(trainable_parameters(model).values())
-    save_adapter(model, folder, notes={"anything": 1})
+    save_adapter(model, folder, notes=NOTES)
     return model
 
 
@@ -102,7 +103,7 @@ def test_the_card_of_peft_opens_it(architecture, task, base, tmp_path, monkeypat
     exec(compile(block, "README.md", "exec"), names)
     assert_close(names["model"].eval()(IDS).logits, model(IDS).logits)
     if task != "causal_lm":
-        assert names["base"].config.num_labels == LABELS
+        assert list(names["base"].config.id2label.values()) == NOTES["labels"]
 
 
 def checked_by_vllm(folder, max_rank, layers):

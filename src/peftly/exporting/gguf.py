@@ -193,11 +193,12 @@ def _add_tensor(writer: Any, name: str, tensor: "Tensor", dtype: str) -> None:
 
     numbers = tensor.detach().float().cpu().numpy()
     kind = GGMLQuantizationType[dtype.upper() if tensor.ndim > 1 else "F32"]
-    try:
-        packed = quantize(numbers, kind)
-    except QuantError:
-        kind = GGMLQuantizationType.F16
-        packed = quantize(numbers, kind)
+    with np.errstate(over="ignore"):
+        try:
+            packed = quantize(numbers, kind)
+        except QuantError:
+            kind = GGMLQuantizationType.F16
+            packed = quantize(numbers, kind)
     if kind == GGMLQuantizationType.F16 and not np.isfinite(packed).all():
         raise BaseModelError(f"{name} has numbers that f16 cannot hold: choose dtype bf16 or f32")
     writer.add_tensor(name, packed, raw_dtype=kind)
