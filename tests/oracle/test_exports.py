@@ -145,6 +145,7 @@ def test_vllm(case, base, tmp_path):
     (command,) = (note for note in written.notes if "vllm serve" in note)
     max_rank = int(re.search(r"--max-lora-rank (\d+)", command)[1])
     layers = {path.rpartition(".")[2] for path, _ in model.named_modules() if path.endswith(("_proj", "embed_tokens"))}
+    assert any("vLLM takes LoRA there for some" in note for note in written.notes) == (case == "an embedding")
     scaling, factors = checked_by_vllm(tmp_path / "out", max_rank, layers)
     assert_close(in_peft(opened(tmp_path / "base", "causal_lm"), tmp_path / "out"), model(IDS).logits)
     plain = opened(tmp_path / "base", "causal_lm")

@@ -42,6 +42,7 @@ def write_vllm(request: Request) -> list[str]:
     notes = base_notes(saved)
     if len(tensors) < len(saved.tensors):
         notes.append("left out: a copy of the base's own embeddings, which vLLM has from the base")
+    notes += _about_embeddings(tensors)
     changed: dict[str, Any] = {}
     if saved.peft.get("rank_pattern") or saved.peft.get("alpha_pattern"):
         changed, tensors = one_rank(saved.peft, tensors)
@@ -121,6 +122,14 @@ def _why_not(saved: SavedAdapter) -> str | None:
     if unknown:
         return f"{unknown[0]} is no factor of a LoRA, and vLLM reads nothing else; {merge}"
     return None
+
+
+def _about_embeddings(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return what to know where layers outside the blocks are changed."""
+    outside = sorted({_path(name) for name in tensors if not re.search(r"\.\d+\.", name)})
+    if not outside:
+        return []
+    return [f"{', '.join(outside)}: vLLM takes LoRA there for some models (Llama), not for others (Qwen, Gemma)"]
 
 
 def _part(name: str) -> str:
