@@ -253,6 +253,19 @@ def test_embeddings_write_the_same_text(config, dtype, tiny_llama_folder, tmp_pa
     assert torch.equal(prompt, torch.cat([rows, words]))
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"kind": "label", "template": "Text: {text}\nLabel:"}, 'by this template:\n\n    "Text: {text}\\nLabel:"\n'),
+        ({"kind": "chat", "template": None}, "made by the tokenizer's chat template"),
+        (None, "what it was in training, its template included"),
+    ],
+)
+def test_embeddings_say_what_a_text_was(shape, words, saved, tmp_path):
+    export(saved(ROWS, notes={"shape": shape}), "prompt-embeddings", tmp_path / "out")
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_embeddings_without_their_base_are_in_float32(saved, tmp_path):
     exported = export(saved(ROWS), "prompt-embeddings", tmp_path / "out")
     assert any("written in float32" in note for note in exported.notes)

@@ -42,9 +42,16 @@ def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `out` if the block ends well, and is dropped if not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    """Give an empty folder that takes the place of `out` if the block ends well, and is dropped if not.
+
+    Raises:
+        ConfigError: there can be no folder beside `out`.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written: {error.strerror}") from error
     try:
         folder, before = aside / "new", aside / "before"
         folder.mkdir()

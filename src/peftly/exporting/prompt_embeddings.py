@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from peftly.adapter_files import read_notes
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting._request import Request, SavedAdapter, base_notes, open_saved
 from peftly.methods import METHODS
@@ -70,12 +71,21 @@ def _base_dtype(saved: SavedAdapter) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) else None
 
 
+def _training_text(saved: SavedAdapter) -> str:
+    """Return what a text was in training, as a sentence."""
+    shape = read_notes(saved.folder).get("shape") or {}
+    if shape.get("template"):
+        return f"In training a text was made by this template:\n\n    {json.dumps(shape['template'])}"
+    how = ": made by the tokenizer's chat template." if shape.get("kind") == "chat" else ", its template included."
+    return f"The text is what it was in training{how}"
+
+
 def _readme(saved: SavedAdapter, rows: torch.Tensor) -> str:
     base, (count, width) = json.dumps(saved.base), rows.shape
     return f"""# A soft prompt for {saved.base}
 
 `{_NAME}.safetensors` and `{_NAME}.pt` hold the same {count} rows of {width} numbers. A model reads them in front of
-the embeddings of a text, as if they were its first words; the text is what it was in training, its template included.
+the embeddings of a text, as if they were its first words. {_training_text(saved)}
 
 With transformers:
 
