@@ -184,6 +184,9 @@ def test_adapters_are_merged(config, tmp_path):
     assert torch.equal(logits(again, tokenizer), logits(merge(model), tokenizer))
 
 
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
 class TestRope:
     def written(self, folder, architecture="llama", **rope):
         parameters = {"rope_theta": 5e4, **rope}
@@ -193,8 +196,7 @@ class TestRope:
 
     def test_frequencies_of_llama3(self, tmp_path):
         """`rope_freqs` divides the plain frequencies, as llama.cpp has it."""
-        llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        model, reader = self.written(tmp_path, rope_type="llama3", original_max_position_embeddings=32, **llama3)
+        model, reader = self.written(tmp_path, rope_type="llama3", **LLAMA3)
         (tensor,) = (tensor for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
         plain = 1 / 5e4 ** (np.arange(0, 16, 2) / 16)
         np.testing.assert_allclose(plain / tensor.data, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5)
@@ -212,18 +214,20 @@ class TestRope:
         assert values == {f"qwen2.rope.{key}": value for key, value in expected.items()}
 
     @pytest.mark.parametrize(
-        ("rope", "words"),
+        ("architecture", "rope", "words"),
         [
-            ({"rope_type": "dynamic", "factor": 2.0}, "rope type 'dynamic' with factor"),
+            ("llama", {"rope_type": "dynamic", "factor": 2.0}, "rope type 'dynamic' with factor"),
+            ("qwen3", {"rope_type": "llama3", **LLAMA3}, "rope type 'llama3' with factor, .*"),
             (
+                "llama",
                 {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "mscale": 0.7},
                 "rope type 'yarn' with mscale",
             ),
         ],
     )
-    def test_what_the_file_cannot_say(self, rope, words, tmp_path):
+    def test_what_the_file_cannot_say(self, architecture, rope, words, tmp_path):
         with pytest.raises(BaseModelError, match=f"{words} cannot be written to GGUF"):
-            self.written(tmp_path, **rope)
+            self.written(tmp_path, architecture, **rope)
 
 
 @pytest.mark.parametrize(

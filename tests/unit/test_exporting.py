@@ -66,6 +66,7 @@ REFUSED = {
         "modules_to_save: lm_head.*peftly merge",
     ),
     ("vllm", "biases"): (LoRA(rank=3, bias="all"), {"architecture": "opt"}, "bias: all.*peftly merge"),
+    ("vllm", "encoder-decoder"): (LoRA(rank=3), {"architecture": "t5", "task": "seq2seq_lm"}, "on decoders; merge"),
     ("vllm", "full"): (Full(), {}, "it is full, and vLLM takes LoRA only; merge"),
     ("vllm", "soft prompt"): (ROWS, {}, "takes LoRA only; export it --to prompt-embeddings"),
     ("vllm", "template"): (TEMPLATE, {}, "vLLM takes LoRA only$"),
@@ -189,6 +190,14 @@ def test_a_short_name_becomes_the_name_on_the_hub(saved, tmp_path):
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "packed into fewer bits" in exported.notes[0]
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_a_base_without_a_name_has_none_afterwards(to, saved, tmp_path):
+    exported = export(saved(LoRA(rank=3)), to, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] is None
+    assert "names no base" in exported.notes[0]
 
 
 @pytest.fixture(scope="module")

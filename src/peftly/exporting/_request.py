@@ -68,10 +68,15 @@ class SavedAdapter(NamedTuple):
         return self.kind.beyond_peft if self.peft["peft_type"].startswith("PEFTLY_") else None
 
     @property
-    def base(self) -> str:
+    def base(self) -> str | None:
         """What transformers calls its base: for a base from a wheel the model on the Hub that it was made of."""
-        base = str(self.peft.get("base_model_name_or_path") or "BASE")
+        base = self.peft.get("base_model_name_or_path") or None
         return WHEEL_BASES[base].model if base in WHEEL_BASES else base
+
+    @property
+    def base_name(self) -> str:
+        """The same for people, who are to fill in a name where the adapter has none."""
+        return self.base or "BASE"
 
     @property
     def auto_class(self) -> str:

@@ -21,6 +21,8 @@ DTYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32", "q8_0": 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _PERMUTED = ("llama",)
 """Those of which GGUF has the two halves of each query and key woven into each other."""
+_DIVIDES_FREQUENCIES = ("llama",)
+"""Those for which llama.cpp reads `rope_freqs`; for others it would leave it aside without a word."""
 
 
 def write_gguf(request: Request) -> list[str]:
@@ -65,7 +67,7 @@ def write_model(
         )
     writer = GGUFWriter(file, architecture)
     _add_shape(writer, model.config, name)
-    _add_rope(writer, model.config)
+    _add_rope(writer, model.config, architecture)
     rows = model.get_input_embeddings().weight.shape[0]
     notes = add_tokenizer(writer, tokenizer, rows, bos=_one_id(model.config.bos_token_id))
     writer.add_vocab_size(rows)
@@ -116,24 +118,25 @@ def _add_shape(writer: Any, config: Any, name: str) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _add_rope(writer: Any, config: Any) -> None:
+def _add_rope(writer: Any, config: Any, architecture: str) -> None:
     """Add how positions are encoded; frequencies that were changed one by one become a tensor of divisors."""
     from gguf import RopeScalingType
 
     rope = dict(config.rope_parameters)
     kind, theta = rope.pop("rope_type", "default"), rope.pop("rope_theta")
-    known = {
-        "default": {},
+    known: dict[str, set[str]] = {
+        "default": set(),
         "linear": {"factor"},
         "yarn": {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"},
-        "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     }
+    if architecture in _DIVIDES_FREQUENCIES:
+        known["llama3"] = {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
     if rope.get("partial_rotary_factor") == 1.0:
         del rope["partial_rotary_factor"]
     odd = sorted(key for key, value in rope.items() if value is not None and key not in known.get(kind, ()))
     if kind not in known or odd:
         what = f"rope type {kind!r}" + (f" with {', '.join(odd)}" if odd else "")
-        raise BaseModelError(f"{what} cannot be written to GGUF; {', '.join(known)} can")
+        raise BaseModelError(f"{what} cannot be written to GGUF for {architecture}; {', '.join(known)} can")
     writer.add_rope_freq_base(theta)
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_divisors(config))

@@ -23,7 +23,7 @@ def write_peft(request: Request) -> list[str]:
 
 
 def _card(saved: SavedAdapter) -> str:
-    base = json.dumps(saved.base)
+    base = json.dumps(saved.base_name)
     labels = f", id2label={dict(enumerate(saved.labels))!r}" if saved.labels else ""
     return f"""---
 base_model: {base}
@@ -33,7 +33,7 @@ tags:
 - {saved.config.name}
 ---
 
-# A {saved.config.name} adapter for {saved.base}
+# A {saved.config.name} adapter for {saved.base_name}
 
 ```python
 import transformers

@@ -5,6 +5,7 @@ is a part of that, so what is written says how the two are joined.
 """
 
 import json
+import shlex
 from typing import Any
 
 import torch
@@ -81,8 +82,8 @@ def _training_text(saved: SavedAdapter) -> str:
 
 
 def _readme(saved: SavedAdapter, rows: torch.Tensor) -> str:
-    base, (count, width) = json.dumps(saved.base), rows.shape
-    return f"""# A soft prompt for {saved.base}
+    base, (count, width) = json.dumps(saved.base_name), rows.shape
+    return f"""# A soft prompt for {saved.base_name}
 
 `{_NAME}.safetensors` and `{_NAME}.pt` hold the same {count} rows of {width} numbers. A model reads them in front of
 the embeddings of a text, as if they were its first words. {_training_text(saved)}
@@ -111,8 +112,12 @@ written = model.generate(inputs_embeds=prompt[None], **settings)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```
 
-With vLLM, started by `vllm serve {saved.base} --enable-prompt-embeds`: the tensor of the whole prompt, saved by torch,
-in base64. The client needs the embedding table and the tokenizer of the base, as above, and not the rest of it.
+With vLLM, started by
+
+    vllm serve {shlex.quote(saved.base_name)} --enable-prompt-embeds
+
+a request has the tensor of the whole prompt, saved by torch, in base64. The client needs the embedding table and the
+tokenizer of the base, as above, and not the rest of it.
 
 ```python
 import base64

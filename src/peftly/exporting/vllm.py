@@ -62,10 +62,14 @@ def write_vllm(request: Request) -> list[str]:
             "merge it instead: peftly merge"
         )
     name = request.out.name
-    command = ["vllm", "serve", saved.base, "--enable-lora", "--max-lora-rank", str(largest)]
+    command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
     serve, here = (shlex.join([*command, "--lora-modules", f"{name}={place}"]) for place in (request.out, "."))
     write_adapter(request.folder, peft, tensors, _card(saved, name, here))
-    return [*notes, f"serve it: {serve}", f"ask for model {name!r} in requests; {saved.base} is the base without it"]
+    return [
+        *notes,
+        f"serve it: {serve}",
+        f"ask for model {name!r} in requests; {saved.base_name} is the base without it",
+    ]
 
 
 def smallest_max_rank(rank: int) -> int | None:
@@ -111,6 +115,8 @@ def _why_not(saved: SavedAdapter) -> str | None:
         if method.mergeable:
             return f"{reason}; {merge}"
         return reason if why_no_embeddings(saved) else f"{reason}; export it --to prompt-embeddings"
+    if peft.get("task_type") == "SEQ_2_SEQ_LM":
+        return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {merge}"
     if peft.get("use_dora"):
         return f"it is a DoRA, which vLLM does not do; {merge}"
     if peft.get("modules_to_save"):
@@ -151,7 +157,7 @@ def _targets(peft: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str
 
 
 def _card(saved: SavedAdapter, name: str, serve: str) -> str:
-    return f"""# A LoRA adapter for {saved.base}, as vLLM serves it
+    return f"""# A LoRA adapter for {saved.base_name}, as vLLM serves it
 
 In this folder:
 
