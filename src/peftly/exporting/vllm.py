@@ -68,7 +68,7 @@ def write_vllm(request: Request) -> list[str]:
     return [
         *notes,
         f"serve it: {serve}",
-        f"ask for model {name!r} in requests; {saved.base_name} is the base without it",
+        f"requests ask for model {name!r}, or {saved.base_name!r} without the adapter",
     ]
 
 
@@ -87,22 +87,20 @@ def one_rank(peft: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
         The keys of `adapter_config.json` that differ, and the tensors.
     """
     rslora = bool(peft.get("use_rslora"))
-    rank = max(tensor.shape[0] for name, tensor in tensors.items() if _part(name) == "A")
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if _place(name)[1] == "A")
     scaling = lora_scaling(peft["lora_alpha"], peft["r"], rslora=rslora)
     padded = {}
     for name, tensor in tensors.items():
-        path = _path(name)
+        path, letter = _place(name)
         own_rank = by_pattern(peft.get("rank_pattern") or {}, path, peft["r"])
-        own = lora_scaling(
-            by_pattern(peft.get("alpha_pattern") or {}, path, peft["lora_alpha"]), own_rank, rslora=rslora
-        )
-        dim = 0 if _part(name) == "A" else 1
+        own_alpha = by_pattern(peft.get("alpha_pattern") or {}, path, peft["lora_alpha"])
+        own = lora_scaling(own_alpha, own_rank, rslora=rslora)
+        dim = 0 if letter == "A" else 1
         shape = list(tensor.shape)
         shape[dim] = rank - shape[dim]
         scaled = tensor * (own / scaling) if dim == 1 and own != scaling else tensor
         padded[name] = torch.cat([scaled, tensor.new_zeros(shape)], dim)
-    alpha = scaling * rank
-    changed = {"r": rank, "lora_alpha": alpha, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    changed = {"r": rank, "lora_alpha": scaling * rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     return changed, padded
 
 
@@ -132,28 +130,23 @@ def _why_not(saved: SavedAdapter) -> str | None:
 
 def _about_embeddings(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return what to know where layers outside the blocks are changed."""
-    outside = sorted({_path(name) for name in tensors if not re.search(r"\.\d+\.", name)})
+    outside = sorted({_place(name)[0] for name in tensors if not re.search(r"\.\d+\.", name)})
     if not outside:
         return []
     return [f"{', '.join(outside)}: vLLM takes LoRA there for some models (Llama), not for others (Qwen, Gemma)"]
 
 
-def _part(name: str) -> str:
+def _place(name: str) -> tuple[str, str]:
+    """Return the layer of a factor, and whether it is A or B."""
     match = _FACTOR.fullmatch(name)
     assert match is not None
-    return match[2] or match[3]
-
-
-def _path(name: str) -> str:
-    match = _FACTOR.fullmatch(name)
-    assert match is not None
-    return match[1]
+    return match[1], match[2] or match[3]
 
 
 def _targets(peft: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the layers; in place of an expression, which some versions take apart wrongly, all paths."""
     targets = peft["target_modules"]
-    return sorted({_path(name) for name in tensors}) if isinstance(targets, str) else sorted(targets)
+    return sorted({_place(name)[0] for name in tensors}) if isinstance(targets, str) else sorted(targets)
 
 
 def _card(saved: SavedAdapter, name: str, serve: str) -> str:
