@@ -166,6 +166,14 @@ def test_numbers_that_f16_cannot_hold(tmp_path):
     assert not (tmp_path / "m.gguf").exists()
 
 
+def test_quantised_numbers_are_not_taken_for_numbers(tmp_path):
+    model = make_model("llama")
+    packed = torch.zeros(8, dtype=torch.uint8)
+    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(BaseModelError, match=r"layers\.1\.mlp\.up_proj\.weight is quantised"):
+        write_model(tmp_path / "m.gguf", model, make_tokenizer(), "f32", name="m")
+
+
 @pytest.mark.parametrize("config", [LoRA(rank=3), DoRA(rank=3)], ids=["lora", "dora"])
 def test_adapters_are_merged(config, tmp_path):
     make_model("llama").save_pretrained(tmp_path / "base")

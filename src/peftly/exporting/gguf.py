@@ -85,7 +85,7 @@ def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from peftly.base import load_base
     from peftly.checkpoint import load
 
-    path = Path(source)
+    path = Path(source).expanduser()
     if source in WHEEL_BASES or path.suffix == ".gguf" or (path / "config.json").is_file():
         return load_base(source, dtype="float32", device="cpu")
     model, tokenizer = load(source, dtype="float32", device="cpu")
@@ -172,8 +172,9 @@ def _add_weights(writer: Any, model: "PreTrainedModel", architecture: str, dtype
     # A head that is tied to the embedding is the same parameter, and named once.
     for path, tensor in model.named_parameters():
         name = names.get_name(path, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise BaseModelError(f"{path} has no name in a GGUF file of {architecture}")
+        if name is None or not tensor.is_floating_point():
+            reason = f"has no name in a GGUF file of {architecture}" if name is None else "is quantised"
+            raise BaseModelError(f"{path} {reason}: give a base as it was published, without quantisation")
         layer = path.split(".")[-2]
         if architecture in _PERMUTED and layer in heads:
             tensor = _woven(tensor, getattr(config, heads[layer]))

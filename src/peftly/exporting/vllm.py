@@ -65,11 +65,7 @@ def write_vllm(request: Request) -> list[str]:
     command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
     serve, here = (shlex.join([*command, "--lora-modules", f"{name}={place}"]) for place in (request.out, "."))
     write_adapter(request.folder, peft, tensors, _card(saved, name, here))
-    return [
-        *notes,
-        f"serve it: {serve}",
-        f"requests ask for model {name!r}, or {saved.base_name!r} without the adapter",
-    ]
+    return [*notes, f"serve it: {serve}", f"model {name!r} has the adapter, and {saved.base_name!r} has not"]
 
 
 def smallest_max_rank(rank: int) -> int | None:
