@@ -50,7 +50,7 @@ def why_no_embeddings(saved: SavedAdapter) -> str | None:
     if not issubclass(saved.kind, PromptAdapter):
         return f"{name} trains {METHODS[name].summary}, for which no embeddings in front of a text can stand"
     if saved.own_type is not None:
-        return saved.own_type.replace("PEFT's", "those of a server")
+        return saved.own_type
     if saved.peft.get("task_type") not in (None, "CAUSAL_LM") or saved.peft.get("num_transformer_submodules", 1) != 1:
         return f"it is for {saved.peft['task_type']}, and such servers write with decoders only"
     if saved.peft.get("modules_to_save"):
