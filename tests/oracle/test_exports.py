@@ -18,6 +18,7 @@ from peftly import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    PTuningV2,
     attach,
     export,
     load_adapter,
@@ -57,7 +58,7 @@ def base(tmp_path):
 
     def saved(architecture="llama", task="causal_lm"):
         tiny_model(architecture, torch.float32, task=task).save_pretrained(tmp_path / "base")
-        return transformers.AutoConfig.from_pretrained(tmp_path / "base"), opened(tmp_path / "base", task)
+        return opened(tmp_path / "base", task)
 
     return saved
 
@@ -82,7 +83,7 @@ def in_peft(model, folder):
 
 @pytest.mark.parametrize("case", [*LORAS, *OTHERS])
 def test_peft(case, base, tmp_path):
-    _, model = base()
+    model = base()
     adapted(model, {**LORAS, **OTHERS}[case], tmp_path / "adapter")
     written = export(tmp_path / "adapter", "peft", tmp_path / "out")
     assert sorted(path.name for path in written.folder.iterdir()) == FILES
@@ -91,10 +92,17 @@ def test_peft(case, base, tmp_path):
     assert_close(load_adapter(opened(tmp_path / "base", "causal_lm"), tmp_path / "out")(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize(("architecture", "task"), [("llama", "causal_lm"), ("bert", "sequence_classification")])
-def test_the_card_of_peft_opens_it(architecture, task, base, tmp_path, monkeypatch):
-    _, model = base(architecture, task)
-    adapted(model, LoRA(rank=3), tmp_path / "adapter")
+@pytest.mark.parametrize(
+    ("architecture", "task", "config"),
+    [
+        ("llama", "causal_lm", LoRA(rank=3)),
+        ("bert", "sequence_classification", LoRA(rank=3)),
+        ("bert", "sequence_classification", PTuningV2(num_virtual_tokens=3, init="random")),
+    ],
+)
+def test_the_card_of_peft_opens_it(architecture, task, config, base, tmp_path, monkeypatch):
+    model = base(architecture, task)
+    adapted(model, config, tmp_path / "adapter")
     export(tmp_path / "adapter", "peft", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -138,7 +146,7 @@ def checked_by_vllm(folder, max_rank, layers):
 @pytest.mark.parametrize("case", LORAS)
 def test_vllm(case, base, tmp_path):
     """By vLLM's rules and in PEFT; and one rank and scaling, which is all that vLLM reads, give the same logits."""
-    _, model = base()
+    model = base()
     adapted(model, LORAS[case], tmp_path / "adapter")
     written = export(tmp_path / "adapter", "vllm", tmp_path / "out")
     assert sorted(path.name for path in written.folder.iterdir()) == FILES

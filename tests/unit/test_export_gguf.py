@@ -279,6 +279,14 @@ class TestTokenizer:
         found = self.fields(tmp_path, make_tokenizer(), bos_token_id=1)
         assert (found["bos_token_id"], found["add_bos_token"]) == (1, False)
 
+    def test_several_chat_templates(self, tmp_path):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = {"default": TEMPLATE, "tool_use": "other"}
+        write_model(tmp_path / "m.gguf", make_model("qwen2"), tokenizer, "f32", name="m")
+        fields = GGUFReader(tmp_path / "m.gguf").fields
+        assert fields["tokenizer.chat_template"].contents() == TEMPLATE
+        assert fields["tokenizer.chat_template.tool_use"].contents() == "other"
+
     def test_forms_of_unicode_are_mentioned(self, tmp_path):
         for split, count in (("gpt-2", 0), ("qwen2", 1)):
             notes = write_model(tmp_path / "m.gguf", make_model("qwen2"), make_tokenizer(split), "f32", name="m")
