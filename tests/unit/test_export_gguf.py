@@ -1,101 +1,16 @@
 """GGUF files of merged models: read back by transformers they have the same shape, tokens and logits."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-import transformers as tf
-from data_tokenizers import CORPUS
 from gguf import GGUFReader
 from references import assert_close
 from tiny import perturb
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tiny_gguf import SIZES, TEMPLATE, TEXTS, make_model, make_tokenizer, read_back
 
 from peftly import DoRA, LoRA, attach, export, load_base, merge, save_adapter, trainable_parameters
 from peftly.errors import BaseModelError
-from peftly.exporting._gguf_tokenizer import pre_tokenizer_name
 from peftly.exporting.gguf import write_model
-
-ROWS = 320  # of the embedding: more than the tokenizer has tokens
-SIZES = {
-    "vocab_size": ROWS,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-    "rms_norm_eps": 3e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-KINDS = {
-    "llama": tf.LlamaConfig,
-    "qwen2": tf.Qwen2Config,
-    "qwen3": tf.Qwen3Config,
-}
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEXTS = ["The train was late, again: it's 12345 minutes!", "<think>a</think>  Ünïcode\n\n  ok<|end|>", " x"]
-TEMPLATE = "{% for message in messages %}<|start|>{{ message['content'] }}<|end|>{% endfor %}"
-
-
-def splitting(name):
-    """The ways to split a text, as tokenizers of the architectures have them."""
-    if name == "gpt-2":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), splitting("gpt-2")])
-    expression = QWEN if name == "qwen2" else QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(expression), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def make_tokenizer(split="gpt-2", *, bos=False):
-    tokenizer = Tokenizer(models.BPE(ignore_merges=split == "llama-bpe"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = splitting(split), decoders.ByteLevel()
-    if split == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    special = ["<|pad|>", "<|start|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_tokens(["<think>", "</think>"])
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|start|> $A", special_tokens=[("<|start|>", 1)]
-        )
-    names = {"bos_token": "<|start|>"} if bos else {}
-    fast = tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", **names)
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def make_model(architecture, **changes):
-    """A random model, its norms and biases too. transformers reads 128 numbers a head into any qwen3."""
-    settings = SIZES | ({"head_dim": 128} if architecture == "qwen3" else {}) | changes
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = tf.AutoModelForCausalLM.from_config(KINDS[architecture](**settings))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
-def read_back(file, dtype=torch.float32):
-    unpacked = tf.GgufConfig(dequantize=True)
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = tf.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=unpacked)
-    return model.eval(), tf.AutoTokenizer.from_pretrained(**where)
 
 
 def logits(model, tokenizer):
@@ -250,67 +165,3 @@ def test_shapes_that_the_file_cannot_say(architecture, changes, words, tmp_path)
     with pytest.raises(BaseModelError, match=words):
         write_model(tmp_path / "m.gguf", make_model(architecture, **changes), make_tokenizer(), "f32", name="m")
     assert not (tmp_path / "m.gguf").exists()
-
-
-class TestTokenizer:
-    def fields(self, folder, tokenizer, **changes):
-        write_model(folder / "m.gguf", make_model("qwen2", **changes), tokenizer, "f32", name="m")
-        reader = GGUFReader(folder / "m.gguf")
-        start = "tokenizer.ggml."
-        return {key.removeprefix(start): field.contents() for key, field in reader.fields.items() if start in key}
-
-    def test_kinds_and_ids(self, tmp_path):
-        tokenizer = make_tokenizer("qwen2", bos=True)
-        found = self.fields(tmp_path, tokenizer)
-        size = len(tokenizer)
-        assert len(found["tokens"]) == len(found["token_type"]) == ROWS
-        assert found["tokens"][:size] == [
-            token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda t: t[1])
-        ]
-        assert found["tokens"][size] == f"[PAD{size}]"
-        assert found["token_type"][:4] == [3, 3, 3, 1]
-        assert found["token_type"][size - 2 :] == [4, 4, *[5] * (ROWS - size)]
-        ids = {key: found.get(f"{key}_token_id") for key in ("bos", "eos", "padding", "unknown")}
-        assert ids == {"bos": 1, "eos": 2, "padding": 0, "unknown": None}
-        assert (found["add_bos_token"], found["add_eos_token"], found["add_space_prefix"]) == (True, False, False)
-        assert (found["model"], found["pre"]) == ("gpt2", "qwen2")
-
-    def test_the_config_names_the_first_token_where_the_tokenizer_does_not(self, tmp_path):
-        found = self.fields(tmp_path, make_tokenizer(), bos_token_id=1)
-        assert (found["bos_token_id"], found["add_bos_token"]) == (1, False)
-
-    def test_several_chat_templates(self, tmp_path):
-        tokenizer = make_tokenizer()
-        tokenizer.chat_template = {"default": TEMPLATE, "tool_use": "other"}
-        write_model(tmp_path / "m.gguf", make_model("qwen2"), tokenizer, "f32", name="m")
-        fields = GGUFReader(tmp_path / "m.gguf").fields
-        assert fields["tokenizer.chat_template"].contents() == TEMPLATE
-        assert fields["tokenizer.chat_template.tool_use"].contents() == "other"
-
-    def test_forms_of_unicode_are_mentioned(self, tmp_path):
-        for split, count in (("gpt-2", 0), ("qwen2", 1)):
-            notes = write_model(tmp_path / "m.gguf", make_model("qwen2"), make_tokenizer(split), "f32", name="m")
-            assert sum("NFC" in note for note in notes) == count
-
-    def test_more_tokens_than_rows(self, tmp_path):
-        with pytest.raises(BaseModelError, match="ids up to 301, and the model 200 rows"):
-            self.fields(tmp_path, make_tokenizer(), vocab_size=200)
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"model": {"byte_fallback": True}}, "sentencepiece's BPE"),
-            ({"model": {"type": "Unigram"}}, "a tokenizer of Unigram cannot be written"),
-            ({"normalizer": {"type": "Lowercase"}}, r"normalises text \(Lowercase\)"),
-            ({"model": {"end_of_word_suffix": "</w>"}}, "marks the parts of words"),
-            ({"model": {"ignore_merges": True}}, r"no name for how the tokenizer splits text \(words\)"),
-            ({"pre_tokenizer": {"type": "Whitespace"}}, "no name for how the tokenizer splits text"),
-            ({"pre_tokenizer": None}, r"\(not at all\)"),
-        ],
-    )
-    def test_what_llama_cpp_does_not_do(self, change, words):
-        parts = json.loads(make_tokenizer().backend_tokenizer.to_str())
-        for key, value in change.items():
-            parts[key] = {**parts[key], **value} if key == "model" else value
-        with pytest.raises(BaseModelError, match=words):
-            pre_tokenizer_name(parts)
