@@ -134,7 +134,7 @@ class TestFolder:
         assert not {path.name for path in out.iterdir()} & {"adapter_config.json", "adapter_model.safetensors"}
         assert len(list(tmp_path.iterdir())) == 3
 
-    @pytest.mark.parametrize("foreign", ["notes.txt", "config.json"])
+    @pytest.mark.parametrize("foreign", ["notes.txt", "config.json", "model.gguf"])
     def test_what_is_not_from_an_export_is_never_replaced(self, foreign, saved, tmp_path):
         folder, out = saved(LoRA(rank=3)), tmp_path / "out"
         out.mkdir()
@@ -149,6 +149,11 @@ class TestFolder:
         for source in (folder, tmp_path):
             with pytest.raises(ConfigError, match="is what is to be exported"):
                 export(source, "peft", folder, overwrite=True)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "out-f32.gguf").touch()
+        with pytest.raises(ConfigError, match="is what is to be exported"):
+            export(tmp_path / "out" / "out-f32.gguf", "gguf", tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "out-f32.gguf").exists()
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match="is a file"):
             export(folder, "peft", tmp_path / "file")

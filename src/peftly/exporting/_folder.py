@@ -1,5 +1,6 @@
 """The folder of an export: what it may replace, and how it appears as a whole."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ _WRITTEN = (
     "prompt_embeddings.safetensors",
     "prompt_embeddings.pt",
 )
-"""What exports write, beside `.gguf` files."""
+"""What exports write, beside `.gguf` files with the name of the folder."""
 
 
 def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
@@ -29,11 +30,13 @@ def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder")
     source = Path(adapter).expanduser().resolve()
-    if out in (source, source / "adapter"):
+    if source.exists() and (source.is_relative_to(out) or out == source / "adapter"):
         raise ConfigError(f"out: {out} is what is to be exported; name another folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN and path.suffix != ".gguf")
+    own_model = re.compile(rf"{re.escape(out.name)}-\w+\.gguf")
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if name not in _WRITTEN and not own_model.fullmatch(name)]
     if foreign:
         raise ConfigError(f"out: {out} holds {foreign[0]}, which is not from an export; choose a new or empty folder")
     if not overwrite:
