@@ -147,11 +147,11 @@ class TestFolder:
         folder = saved(LoRA(rank=3), name="adapter")
         (folder / "peftly.json").unlink()  # as PEFT writes one
         for source in (folder, tmp_path):
-            with pytest.raises(ConfigError, match="is what is to be exported"):
+            with pytest.raises(ConfigError, match="is or holds what is to be exported"):
                 export(source, "peft", folder, overwrite=True)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "out-f32.gguf").touch()
-        with pytest.raises(ConfigError, match="is what is to be exported"):
+        with pytest.raises(ConfigError, match="is or holds what is to be exported"):
             export(tmp_path / "out" / "out-f32.gguf", "gguf", tmp_path / "out", overwrite=True)
         assert (tmp_path / "out" / "out-f32.gguf").exists()
         (tmp_path / "file").touch()

@@ -31,7 +31,7 @@ def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
         raise ConfigError(f"out: {out} is a file; name a folder")
     source = Path(adapter).expanduser().resolve()
     if source.exists() and (source.is_relative_to(out) or out == source / "adapter"):
-        raise ConfigError(f"out: {out} is what is to be exported; name another folder")
+        raise ConfigError(f"out: {out} is or holds what is to be exported; name another folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     own_model = re.compile(rf"{re.escape(out.name)}-\w+\.gguf")
