@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from peftly.combining import combine
     from peftly.ensemble import Ensemble, evaluate_ensemble
     from peftly.evaluation import Evaluation, evaluate
+    from peftly.exporting import export
     from peftly.generation import generate
     from peftly.merged_model import save_merged
     from peftly.merging import merge
@@ -68,6 +69,7 @@ __all__ = [
     "detach",
     "evaluate",
     "evaluate_ensemble",
+    "export",
     "generate",
     "load",
     "load_adapter",
@@ -112,6 +114,7 @@ _HOME = {
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",
+    "export": "exporting",
     "generate": "generation",
     "load": "checkpoint",
     "load_adapter": "checkpoint",

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from peftly._units import bytes_text
 from peftly.errors import BaseModelError
 
-__all__ = ["WHEEL_BASES", "WheelBase", "cache_home", "full_disk", "wheel_base"]
+__all__ = ["WHEEL_BASES", "WheelBase", "cache_home", "full_disk", "is_packed", "wheel_base"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ WHEEL_BASES = {
 
 # Part of the folder's name: raise it when the same wheel has to give other files than before.
 _LAYOUT = 1
+
+
+def is_packed(name: str) -> bool:
+    """Whether the base `name` has its numbers in fewer bits than the original model has."""
+    return WHEEL_BASES[name].member.endswith(".gguf")
 
 
 def cache_home() -> Path:

@@ -19,7 +19,18 @@ def test_help_answers_in_half_a_second():
         assert outcome.code == 0
     # The machine may be busy with other tests: the quickest answer says what the program itself needs.
     assert min(seconds) < 0.5, f"median {statistics.median(seconds):.2f} s"
-    for command in ("quickstart", "train", "evaluate", "generate", "chat", "merge", "inspect", "methods", "env"):
+    for command in (
+        "quickstart",
+        "train",
+        "evaluate",
+        "generate",
+        "chat",
+        "merge",
+        "export",
+        "inspect",
+        "methods",
+        "env",
+    ):
         assert command in outcome.out
 
 

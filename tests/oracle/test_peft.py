@@ -22,6 +22,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
+from peftly.errors import AdapterError
 from peftly.methods._targets import find_targets
 
 IDS = torch.tensor(random_rows([9]))
@@ -202,6 +203,20 @@ def test_more_of_theirs_loads_here(case, tmp_path):
     perturb(theirs_by_our_names(theirs).values())
     theirs.save_pretrained(tmp_path / "adapter")
     assert_close(load_adapter(fp32("llama"), tmp_path / "adapter")(IDS).logits, theirs(IDS).logits)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora"])
+def test_their_initialisations_load_here_or_are_refused(init, tmp_path):
+    """With some of them PEFT takes what the factors start from out of the base, when it loads them too."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init)
+    theirs = peft.get_peft_model(fp32("llama"), config)
+    perturb(theirs_by_our_names(theirs).values())
+    theirs.save_pretrained(tmp_path / "adapter")
+    if init in ("gaussian", "orthogonal"):
+        assert_close(load_adapter(fp32("llama"), tmp_path / "adapter")(IDS).logits, theirs(IDS).logits)
+    else:
+        with pytest.raises(AdapterError, match=f"init_lora_weights='{init}'.*path_initial_model_for_weight_conversion"):
+            load_adapter(fp32("llama"), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])

@@ -44,6 +44,16 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_patterns_that_both_fit_a_layer_mean_the_same_before_and_after(tmp_path):
+    """Files have their keys in the order of the alphabet, whatever it was in training."""
+    config = LoRA(rank=3, alpha_pattern={"v_proj": 3, "0.self_attn.v_proj": 40})
+    model = attach(tiny_model("llama", torch.float32), config)
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
 @pytest.mark.parametrize("method", HOME)
 def test_what_is_saved_is_what_is_loaded(method, tmp_path):
     model = make(method)

@@ -37,6 +37,7 @@ def test_names():
         "detach",
         "evaluate",
         "evaluate_ensemble",
+        "export",
         "generate",
         "load",
         "load_adapter",

@@ -10,6 +10,7 @@ from peftly.cli.chat import chat
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
+from peftly.cli.export import export
 from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quickstart, train, evaluate, generate, chat, merge, inspect, explain, methods, env):
+for _command in (quickstart, train, evaluate, generate, chat, merge, export, inspect, explain, methods, env):
     app.command()(_command)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "LowRankAdapter",
     "LowRankChange",
     "LowRankConfig",
+    "by_pattern",
     "fusible_weight",
     "lora_delta",
     "lora_scaling",
@@ -53,7 +54,8 @@ class LowRankConfig(MethodConfig):
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Another rank for some layers: by the end of a layer's path, or a regular expression for it."""
+    """Another rank for some layers: by the end of a layer's path, or a regular expression for it. The first of
+    the alphabet holds where several fit."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     """Another alpha for some layers, likewise."""
 
@@ -123,8 +125,8 @@ class LowRankChange(LayerChange):
     def __init__(self, layer: Any, config: LowRankConfig, path: str, setup: Setup, *, with_bias: bool) -> None:
         super().__init__()
         out_features, in_features = features(layer)
-        self.rank = _by_pattern(config.rank_pattern, path, config.rank)
-        alpha = _by_pattern(config.alpha_pattern, path, config.alpha)
+        self.rank = by_pattern(config.rank_pattern, path, config.rank)
+        alpha = by_pattern(config.alpha_pattern, path, config.alpha)
         self.scaling = lora_scaling(alpha, self.rank, rslora=config.rslora)
         self.dropout = config.dropout
         lora_a = torch.empty(self.rank, in_features)
@@ -241,6 +243,12 @@ class LowRankAdapter(Adapter):
         unsupported = [key for key in _UNSUPPORTED if peft.get(key)]
         if unsupported:
             raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
+        init = peft.get("init_lora_weights")
+        if isinstance(init, str) and init.startswith(_CHANGES_BASE):
+            raise AdapterError(
+                f"this LoRA adapter has init_lora_weights={init!r}, with which PEFT changes the base when it loads it; "
+                "save it again with PEFT's path_initial_model_for_weight_conversion"
+            )
         targets = peft.get("target_modules") or ()
         settings = {
             "rank": peft.get("r", 8),
@@ -266,6 +274,9 @@ class LowRankAdapter(Adapter):
         changed = changed_layers(self.model, self.name)
         return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankChange)}
 
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of what PEFT's `init_lora_weights` may be so that the factors are beside other weights than the base's."""
 
 _UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -305,7 +316,10 @@ def _factor(layer: nn.Module, letter: str) -> str:
     return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
 
 
-def _by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the first value whose key is the end of `path`, as PEFT reads such patterns."""
-    found = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
+def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the first value whose key is the end of `path`, as PEFT reads such patterns.
+
+    The first of the alphabet: files keep keys in that order, whatever it was in training.
+    """
+    found = (value for key, value in sorted(pattern.items()) if re.match(rf"(.*\.)?({key})$", path))
     return next(found, default)

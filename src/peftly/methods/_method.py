@@ -65,7 +65,9 @@ class Adapter(ABC):
 
     config: Any
     peft_types: ClassVar[tuple[str, ...]]
-    """What `adapter_config.json` may call the method; see `peft_type`."""
+    """What `adapter_config.json` may call the method; see `peft_type`. PEFT knows none that begins with PEFTLY_."""
+    beyond_peft: ClassVar[str] = ""
+    """Why PEFT cannot do what an adapter of such a type of our own does."""
     copies_prefix: ClassVar[str] = "base_model.model."
     """What stands before the names of `modules_to_save` in a file."""
 

@@ -20,6 +20,7 @@ class PromptAdapter(Adapter):
 
     peft_types: ClassVar[tuple[str, ...]]
     settings: ClassVar[type[MethodConfig]]
+    beyond_peft: ClassVar[str] = "its rows stand after [CLS] or where a template marks them, not in front of the text"
     copies_prefix: ClassVar[str] = "base_model."
 
     def __init__(

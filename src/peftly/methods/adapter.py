@@ -223,6 +223,7 @@ class BottleneckAdapter(OwnFormat):
     config: AdapterConfig
     settings: ClassVar[type[MethodConfig]] = AdapterConfig
     peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_ADAPTER",)
+    beyond_peft: ClassVar[str] = "PEFT has no bottleneck adapters"
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: AdapterConfig, name: str, setup: Setup) -> Self:

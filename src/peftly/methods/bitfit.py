@@ -29,6 +29,7 @@ class BitFitAdapter(OwnFormat):
     config: BitFit
     settings: ClassVar[type[MethodConfig]] = BitFit
     peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_BITFIT",)
+    beyond_peft: ClassVar[str] = "PEFT trains biases beside LoRA only"
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: BitFit, name: str, setup: Setup) -> Self:

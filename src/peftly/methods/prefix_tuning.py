@@ -78,6 +78,7 @@ class PrefixTuningAdapter(Adapter):
     config: PrefixTuning
     settings: ClassVar[type[PrefixTuning]] = PrefixTuning
     peft_types: ClassVar[tuple[str, ...]] = ("PREFIX_TUNING", "PEFTLY_PREFIX_TUNING")
+    beyond_peft: ClassVar[str] = "of a decoder behind an encoder PEFT reaches half of the layers only"
     copies_prefix: ClassVar[str] = "base_model."
 
     def __init__(

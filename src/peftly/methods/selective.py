@@ -49,6 +49,8 @@ class Full(MethodConfig):
 class _CopiesAdapter(OwnFormat):
     """Trained copies of modules. `modules_to_save` adds to them, and a classifier is among them by itself."""
 
+    beyond_peft: ClassVar[str] = "PEFT keeps copies of modules beside another method only"
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`: the copies are kept as `modules_to_save` are."""
         return {}

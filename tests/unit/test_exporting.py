@@ -1,0 +1,297 @@
+"""Exports: what they refuse and why, whole folders or none, and embeddings that write the same text."""
+
+import base64
+import io
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import perturb, tiny_model
+from transformers import AutoModelForCausalLM
+
+from peftly import (
+    AdapterConfig,
+    BitFit,
+    DoRA,
+    Full,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    attach,
+    export,
+    generate,
+    load_base,
+    save_adapter,
+    trainable_parameters,
+)
+from peftly.errors import AdapterError, BaseModelError, ConfigError, MethodError
+from peftly.exporting import FORMATS
+from peftly.exporting.vllm import MAX_RANKS, smallest_max_rank
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save an adapter on a tiny model, and give its folder."""
+
+    def save(config, architecture="llama", task="causal_lm", name="adapter", **notes):
+        model = attach(tiny_model(architecture, torch.float32, task=task), config)
+        perturb(trainable_parameters(model).values())
+        return save_adapter(model, tmp_path / name, **notes)
+
+    return save
+
+
+ROWS = PromptTuning(num_virtual_tokens=3, init="random")
+TEMPLATE = PromptTuning(num_virtual_tokens=3, init="random", place="template")
+REFUSED = {
+    ("peft", "bottlenecks"): (AdapterConfig(), {}, "PEFT has no bottleneck adapters"),
+    ("peft", "biases"): (BitFit(), {"architecture": "opt"}, "biases beside LoRA only"),
+    ("peft", "copies"): (Full(), {}, "copies of modules beside another method only"),
+    ("peft", "template"): (TEMPLATE, {}, "where a template marks them"),
+    ("peft", "after cls"): (ROWS, {"architecture": "bert", "task": "sequence_classification"}, r"after \[CLS\]"),
+    ("peft", "prefix of a decoder behind an encoder"): (
+        PrefixTuning(num_virtual_tokens=3, init="random"),
+        {"architecture": "t5", "task": "seq2seq_lm"},
+        "half of the layers only",
+    ),
+    ("vllm", "dora"): (DoRA(rank=3), {}, "it is a DoRA, .*: peftly merge"),
+    ("vllm", "saved modules"): (
+        LoRA(rank=3, modules_to_save=("lm_head",)),
+        {},
+        "modules_to_save: lm_head.*peftly merge",
+    ),
+    ("vllm", "biases"): (LoRA(rank=3, bias="all"), {"architecture": "opt"}, "bias: all.*peftly merge"),
+    ("vllm", "encoder-decoder"): (LoRA(rank=3), {"architecture": "t5", "task": "seq2seq_lm"}, "on decoders; merge"),
+    ("vllm", "full"): (Full(), {}, "it is full, and vLLM takes LoRA only; merge"),
+    ("vllm", "soft prompt"): (ROWS, {}, "takes LoRA only; export it --to prompt-embeddings"),
+    ("vllm", "template"): (TEMPLATE, {}, "vLLM takes LoRA only$"),
+    ("vllm", "rank"): (LoRA(rank=513, target_modules=("q_proj",)), {}, "its rank is 513, and 512 is the most"),
+    ("prompt-embeddings", "prefix"): (
+        PrefixTuning(num_virtual_tokens=3, init="random"),
+        {},
+        "prefix_tuning trains keys and values in front of every text, for which no embeddings",
+    ),
+    ("prompt-embeddings", "lora"): (LoRA(rank=3), {}, "lora trains a low-rank change"),
+    ("prompt-embeddings", "template"): (TEMPLATE, {}, "where a template marks them"),
+    ("prompt-embeddings", "encoder-decoder"): (
+        ROWS,
+        {"architecture": "t5", "task": "seq2seq_lm"},
+        "it is for SEQ_2_SEQ_LM, and such servers write with decoders only",
+    ),
+    ("prompt-embeddings", "saved modules"): (
+        PromptTuning(num_virtual_tokens=3, init="random", modules_to_save=("lm_head",)),
+        {},
+        "modules_to_save: lm_head",
+    ),
+}
+
+
+@pytest.mark.parametrize(("to", "case"), REFUSED)
+def test_what_a_format_has_no_room_for_is_refused_with_the_reason(to, case, saved, tmp_path):
+    config, place, reason = REFUSED[to, case]
+    folder = saved(config, **place)
+    with pytest.raises(AdapterError, match=reason) as error:
+        export(folder, to, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_several_adapters_are_exported_one_by_one(tmp_path):
+    model = attach(tiny_model("llama", torch.float32), LoRA(rank=3), name="a")
+    save_adapter(attach(model, ROWS, name="b"), tmp_path / "both")
+    with pytest.raises(AdapterError, match=r"holds several adapters: export one of .*a, .*b"):
+        export(tmp_path / "both", "peft", tmp_path / "out")
+    export(tmp_path / "both" / "a", "peft", tmp_path / "out")
+
+
+class TestFolder:
+    def test_unknown_formats_and_dtypes(self, saved, tmp_path):
+        folder = saved(LoRA(rank=3))
+        with pytest.raises(ConfigError, match="no format 'onnx'; there are peft, vllm, prompt-embeddings, gguf"):
+            export(folder, "onnx", tmp_path / "out")
+        with pytest.raises(ConfigError, match="'f16' is not for peft: it is for gguf only"):
+            export(folder, "peft", tmp_path / "out", dtype="f16")
+        with pytest.raises(ConfigError, match="'q4' is not for gguf: it is one of f16, bf16, f32, q8_0"):
+            export(folder, "gguf", tmp_path / "out", dtype="q4")
+
+    def test_what_is_there_is_replaced_only_when_that_is_asked_for(self, saved, tmp_path):
+        folder, out = saved(LoRA(rank=3)), tmp_path / "out"
+        out.mkdir()
+        export(folder, "vllm", out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(ConfigError, match=r"is not empty.*--overwrite"):
+            export(folder, "peft", out)
+        with pytest.raises(AdapterError):
+            export(folder, "prompt-embeddings", out, overwrite=True)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        prompt = saved(ROWS, name="prompt")
+        export(prompt, "prompt-embeddings", out, overwrite=True)
+        assert not {path.name for path in out.iterdir()} & {"adapter_config.json", "adapter_model.safetensors"}
+        assert len(list(tmp_path.iterdir())) == 3
+
+    @pytest.mark.parametrize("foreign", ["notes.txt", "config.json", "model.gguf"])
+    def test_what_is_not_from_an_export_is_never_replaced(self, foreign, saved, tmp_path):
+        folder, out = saved(LoRA(rank=3)), tmp_path / "out"
+        out.mkdir()
+        (out / foreign).touch()
+        with pytest.raises(ConfigError, match=f"holds {foreign}, which is not from an export"):
+            export(folder, "peft", out, overwrite=True)
+        assert (out / foreign).exists()
+
+    def test_the_adapter_itself_is_never_replaced(self, saved, tmp_path):
+        folder = saved(LoRA(rank=3), name="adapter")
+        (folder / "peftly.json").unlink()  # as PEFT writes one
+        for source in (folder, tmp_path):
+            with pytest.raises(ConfigError, match="is or holds what is to be exported"):
+                export(source, "peft", folder, overwrite=True)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "out-f32.gguf").touch()
+        with pytest.raises(ConfigError, match="is or holds what is to be exported"):
+            export(tmp_path / "out" / "out-f32.gguf", "gguf", tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "out-f32.gguf").exists()
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="is a file"):
+            export(folder, "peft", tmp_path / "file")
+
+    def test_what_fails_half_way_leaves_nothing(self, saved, tmp_path, monkeypatch):
+        folder = saved(LoRA(rank=3))
+
+        def write(request):
+            (request.folder / "half").touch()
+            raise OSError("disk full")
+
+        monkeypatch.setitem(FORMATS, "peft", FORMATS["peft"]._replace(write=write))
+        with pytest.raises(OSError, match="disk full"):
+            export(folder, "peft", tmp_path / "out")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+    def test_files_are_for_all_who_may_read_the_folder(self, saved, tmp_path):
+        out = export(saved(LoRA(rank=3)), "peft", tmp_path / "out").folder
+        assert len({path.stat().st_mode & 0o666 for path in out.iterdir()}) == 1
+        assert out.stat().st_mode & 0o666 == next(out.iterdir()).stat().st_mode & 0o666
+
+
+def test_the_smallest_rank_that_has_room():
+    found = {rank: smallest_max_rank(rank) for rank in (1, 8, 9, 64, 300, 321, 512, 513)}
+    assert found == {1: 8, 8: 8, 9: 16, 64: 64, 300: 320, 321: 512, 512: 512, 513: None}
+    assert list(MAX_RANKS) == sorted(MAX_RANKS)
+
+
+def test_a_larger_rank_needs_a_larger_server(saved, tmp_path):
+    notes = export(saved(LoRA(rank=20)), "vllm", tmp_path / "out").notes
+    assert any("--max-lora-rank 32 --lora-modules out=" in note for note in notes)
+
+
+def test_a_short_name_becomes_the_name_on_the_hub(saved, tmp_path):
+    folder = saved(LoRA(rank=3))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "smollm2-135m"}))
+    exported = export(folder, "peft", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "packed into fewer bits" in exported.notes[0]
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_a_base_without_a_name_has_none_afterwards(to, saved, tmp_path):
+    exported = export(saved(LoRA(rank=3)), to, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] is None
+    assert "names no base" in exported.notes[0]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """What vLLM does with the prompt of a request before its model sees it, written down from its source."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            sent = io.BytesIO(base64.b64decode(body["prompt_embeds"], validate=True))
+            tensor = torch.load(sent, weights_only=True, map_location="cpu")
+            assert tensor.dim() == 2
+            assert tensor.is_floating_point()
+            seen.append((body["model"], tensor))
+            answer = json.dumps({"choices": [{"text": "an answer"}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments):
+            pass
+
+    running = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}", seen
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [ROWS, PTuning(num_virtual_tokens=5)], ids=["prompt_tuning", "p_tuning"])
+def test_embeddings_write_the_same_text(config, dtype, tiny_llama_folder, tmp_path, monkeypatch, capsys, server):
+    base = tmp_path / "base"
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
+    model.to(getattr(torch, dtype)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model, tokenizer = load_base(str(base), dtype=dtype)
+    attach(model, config, tokenizer=tokenizer)
+    perturb(trainable_parameters(model).values(), 0.5)
+    save_adapter(model, tmp_path / "adapter")
+    export(tmp_path / "adapter", "prompt-embeddings", tmp_path / "out")
+    rows = load_file(tmp_path / "out" / "prompt_embeddings.safetensors")["prompt_embeddings"]
+    assert torch.equal(rows, torch.load(tmp_path / "out" / "prompt_embeddings.pt", weights_only=True))
+    assert (rows.shape, rows.dtype) == ((config.num_virtual_tokens, 32), getattr(torch, dtype))
+
+    text = "Where is my parcel?"
+    expected = generate(model, tokenizer, text, max_new_tokens=20)[0]
+    assert expected != generate(load_base(str(base), dtype=dtype).model, tokenizer, text, max_new_tokens=20)[0]
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    address, seen = server
+    monkeypatch.chdir(tmp_path / "out")
+    names = {}
+    for block in blocks:
+        exec(compile(block.replace("http://localhost:8000", address), "README.md", "exec"), names)
+    assert capsys.readouterr().out.rstrip("\n") == f"{expected}\nan answer"
+    asked, prompt = seen[-1]
+    assert asked == str(base)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    words = plain.get_input_embeddings()(tokenizer(text, return_tensors="pt").input_ids)[0]
+    assert torch.equal(prompt, torch.cat([rows, words]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"kind": "label", "template": "Text: {text}\nLabel:"}, 'by this template:\n\n    "Text: {text}\\nLabel:"\n'),
+        ({"kind": "chat", "template": None}, "made by the tokenizer's chat template"),
+        (None, "what it was in training, its template included"),
+    ],
+)
+def test_embeddings_say_what_a_text_was(shape, words, saved, tmp_path):
+    export(saved(ROWS, notes={"shape": shape}), "prompt-embeddings", tmp_path / "out")
+    assert words in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_embeddings_without_their_base_are_in_float32(saved, tmp_path):
+    exported = export(saved(ROWS), "prompt-embeddings", tmp_path / "out")
+    assert any("written in float32" in note for note in exported.notes)
+
+
+def test_what_cannot_be_merged_is_no_gguf(tiny_llama_folder, task_base, tmp_path):
+    model = load_base(str(tiny_llama_folder), dtype="float32").model
+    save_adapter(attach(model, ROWS), tmp_path / "prompt")
+    with pytest.raises(MethodError, match="prompt_tuning cannot be merged"):
+        export(tmp_path / "prompt", "gguf", tmp_path / "out")
+    with pytest.raises(BaseModelError, match="a GPT2LMHeadModel cannot be written to GGUF: LlamaForCausalLM"):
+        export(task_base("gpt2"), "gguf", tmp_path / "out")
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        export(tmp_path, "gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
