@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         PTuningV2,
         Selective,
     )
+    from peftly.methods._quantized import dequantize
     from peftly.training import Job, TrainConfig, TrainResult, train, train_together
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "attached",
     "classify",
     "combine",
+    "dequantize",
     "detach",
     "evaluate",
     "evaluate_ensemble",
@@ -111,6 +113,7 @@ _HOME = {
     "attached": "adapt",
     "classify": "classification",
     "combine": "combining",
+    "dequantize": "methods._quantized",
     "detach": "adapt",
     "evaluate": "evaluation",
     "evaluate_ensemble": "ensemble",

@@ -29,6 +29,7 @@ from peftly.adapter_files import (
     class_labels,
     method_config,
     no_adapter,
+    read_notes,
     read_peft_config,
     read_tensors,
     saved_together,
@@ -39,17 +40,20 @@ from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.methods._copies import copied_modules, copied_parameters
+from peftly.methods._quantized import quantization_of
 from peftly.methods._targets import short_names
+from peftly.quantization import Quantization
 from peftly.tasks import TASKS, task_of, task_of_peft
 
 if TYPE_CHECKING:
     from peftly.base import Base
     from peftly.data import TaskName
-    from peftly.quantization import Quantization
 
-__all__ = ["Home", "find_adapter", "home_of", "load", "load_adapter", "save_adapter"]
+__all__ = ["Home", "find_adapter", "home_of", "load", "load_adapter", "save_adapter", "trained_over"]
 
 CARD = "README.md"
+QUANTIZATION = "quantization"
+"""Of the base, in the notes beside an adapter."""
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -128,7 +132,9 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     tensors = {name: value.detach().float().cpu().clone() for name, value in _tensors(adapter).items()}
     training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
     labels = {LABELS: labels_of(model)} if task and TASKS[task].is_classification else {}
-    notes = {"method": adapter.config.model_dump(mode="json"), **labels, **notes}
+    kept = quantization_of(model)
+    quantization = {} if kept is None else {QUANTIZATION: kept.model_dump(mode="json")}
+    notes = {"method": adapter.config.model_dump(mode="json"), **labels, **quantization, **notes}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -227,7 +233,8 @@ def load(
         path_or_hub_id: an adapter folder, a folder in which several were saved together (all are attached, and on), a
             run folder (its `adapter` is opened), or the Hub id of an adapter.
         name: what to call the adapter in the model; those that were saved together keep their names.
-        dtype, device, device_map, quantization: as for `load_base`.
+        dtype, device, device_map: as for `load_base`.
+        quantization: as for `load_base`; None: as the adapter was trained, `none`: the base as its files have it.
 
     Returns:
         The adapted model and its tokenizer.
@@ -240,6 +247,8 @@ def load(
     from peftly.base import load_base
 
     folder = find_adapter(path_or_hub_id)
+    if quantization is None:
+        quantization = trained_over(folder)
     spec, task, labels = home_of(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
@@ -260,6 +269,12 @@ def load(
             "train it again with modules_to_save naming them"
         )
     return base
+
+
+def trained_over(folder: Path) -> Quantization | None:
+    """Return how the base was quantised that an adapter was trained over; None if it was not."""
+    noted = read_notes(folder).get(QUANTIZATION)
+    return None if noted is None else Quantization.model_validate(noted)
 
 
 class Home(NamedTuple):

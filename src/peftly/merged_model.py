@@ -4,25 +4,29 @@ Nothing appears under the folder's name before what was read back says what the 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapt import attached
 from peftly.base import Base, base_config
-from peftly.checkpoint import Home, find_adapter, home_of, load, load_adapter
+from peftly.checkpoint import Home, find_adapter, home_of, load, load_adapter, trained_over
 from peftly.errors import AdapterError, ConfigError, MergeError
 from peftly.hardware import resolve_dtype
 from peftly.merged_card import CARD, copy_licences, merged_card, settings_of
 from peftly.merged_folder import check_out, check_room, read_back, whole, write
 from peftly.merging import check_foldable, fold, weigh
-from peftly.parity import Answers, Parity, answers_of, compare, logits_of, relative_difference
+from peftly.methods._quantized import dequantize
+from peftly.parity import Answers, Parity, answers_of, compare, logits_of, perplexities, relative_difference
 from peftly.parity_samples import Samples, samples_for
 from peftly.tasks import task_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["save_merged"]
+__all__ = ["Into", "save_merged"]
+
+Into = Literal["trained", "original"]
 
 
 def save_merged(
@@ -31,6 +35,7 @@ def save_merged(
     *,
     dtype: "str | torch.dtype | None" = None,
     weights: Sequence[float] | None = None,
+    into: Into = "trained",
     text: str | Path | None = None,
     max_shard_size: str = "5GB",
     overwrite: bool = False,
@@ -46,6 +51,8 @@ def save_merged(
         out: the folder. It must not exist, or be empty.
         dtype: what the weights are rounded to, as `resolve_dtype` takes it; None: what the base is stored in.
         weights: how much of each adapter, in their order; for adapters whose changes are sums (LoRA).
+        into: which base, where the adapter was trained over a quantised one: that one, its weights unpacked (trained),
+            or the one it was made of (original). Then it is also said how far the two are apart.
         text: a file with a text in each line, to compare the model on before and after; None: see `samples_for`.
         max_shard_size: of a weights file, such as "5GB".
         overwrite: replace a merged model that the out folder holds.
@@ -60,13 +67,17 @@ def save_merged(
         ConfigError: the folder cannot be had, does not fit on the disk, or the weights are not as many as the adapters.
         MergeError: the merged model differs by more than rounding explains; it was not kept.
     """
+    if into not in get_args(Into):
+        raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
     several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     target = Path(out).absolute()
     check_out(target, max_shard_size, overwrite=overwrite)
     spec = home_of(find_adapter(several[0])).base
     number = resolve_dtype(dtype or _stored_dtype(spec))
     own_text = None if text is None else Path(text)
-    model, tokenizer, samples, before, rounding = _adapted(several, number, weights, own_text, target, say)
+    if into == "original" and trained_over(find_adapter(several[0])) is None:
+        raise ConfigError(f"into=original: {several[0]} was trained over the base as its files have it; leave it out")
+    model, tokenizer, samples, before, rounding = _adapted(several, number, weights, into, own_text, target, say)
     task = task_of(model)
     methods, settings = [one.config.name for one in attached(model).values()], settings_of(model, weights)
     for line in fold(model, attached(model)):
@@ -74,11 +85,13 @@ def save_merged(
     merging = relative_difference(logits_of(model, samples.samples), before.logits)
     _round(model, number)
     rounded = logits_of(model, samples.samples)
+    quantized = _over_quantized(several, weights, samples, before) if into == "original" else None
     with whole(target) as folder:
         write(model, tokenizer, number, folder, max_shard_size)
         del model
         merged, tokenizer = read_back(folder, task)
         parity = compare(merged, tokenizer, samples, before, rounded, rounding=rounding, merging=merging)
+        parity = replace(parity, quantized=quantized)
         if parity.complaint is not None and not force:
             raise MergeError(
                 f"the merged model is not what the adapted one is: {parity.complaint}; nothing was written "
@@ -104,6 +117,7 @@ def _adapted(
     adapters: Sequence[str | Path],
     dtype: "torch.dtype",
     weights: Sequence[float] | None,
+    into: Into,
     text: Path | None,
     out: Path,
     say: Callable[[str], None],
@@ -111,7 +125,7 @@ def _adapted(
     """Open the adapters in `dtype` and in fp32, one after the other, unless they cannot be merged into `out`."""
     import torch
 
-    model, tokenizer = _opened(adapters, dtype, weights)
+    model, tokenizer = _opened(adapters, dtype, weights, into)
     check_foldable(model, attached(model))
     check_room(out, model, dtype)
     samples = samples_for(adapters[0], model, tokenizer, text)
@@ -119,17 +133,26 @@ def _adapted(
     in_dtype = logits_of(model, samples.samples)
     if dtype != torch.float32:
         del model
-        model, tokenizer = _opened(adapters, torch.float32, weights)
+        model, tokenizer = _opened(adapters, torch.float32, weights, into)
     before = answers_of(model, tokenizer, samples.samples)
     return _Adapted(model, tokenizer, samples, before, relative_difference(in_dtype, before.logits))
 
 
-def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Sequence[float] | None) -> Base:
-    """Open adapters on their base, computed in `dtype`, with weights as plain numbers that can be merged into.
+def _over_quantized(
+    adapters: Sequence[str | Path], weights: Sequence[float] | None, samples: Samples, before: Answers
+) -> tuple[float, float | None]:
+    """Return how far answers over the base that adapters were trained over are away, and their perplexity there."""
+    import torch
 
-    What unpacks a packed base belongs here: everything else takes the model as it comes from here.
-    """
-    base = load(adapters[0], dtype=dtype)
+    logits = logits_of(_opened(adapters, torch.float32, weights, "trained").model, samples.samples)
+    (perplexity,) = perplexities(samples, logits) or (None,)
+    return relative_difference(logits, before.logits), perplexity
+
+
+def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Sequence[float] | None, into: Into) -> Base:
+    """Open adapters on their base, computed in `dtype`, with weights as plain numbers that can be merged into."""
+    base = load(adapters[0], dtype=dtype, quantization="none" if into == "original" else None)
+    dequantize(base.model)
     home = home_of(find_adapter(adapters[0]))
     for number, other in enumerate(adapters[1:], start=2):
         folder = find_adapter(other)

@@ -25,7 +25,7 @@ from peftly.parity_samples import Sample, Samples
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answers", "Parity", "answers_of", "compare", "logits_of", "relative_difference"]
+__all__ = ["Answers", "Parity", "answers_of", "compare", "logits_of", "perplexities", "relative_difference"]
 
 EXACT = 1e-5
 """What fp32 rounding may make of the same sums in another order: what peftly promises of batches and padding, too."""
@@ -52,6 +52,8 @@ class Parity:
         same_texts, continuations: greedy continuations that are the same, of how many.
         gap: the most by which the merged model prefers another word where a continuation first differs; None: nowhere.
         perplexity: of the texts, before and after; None for a classifier.
+        quantized: of a merge into another base than the quantised one that the adapter was trained over: how far logits
+            over that one are away, as ‖difference‖ / ‖reference‖, and the perplexity there.
     """
 
     source: str
@@ -69,6 +71,7 @@ class Parity:
     continuations: int
     gap: float | None
     perplexity: tuple[float, ...] | None
+    quantized: tuple[float, float | None] | None = None
 
     @property
     def allowed(self) -> float:
@@ -104,6 +107,10 @@ class Parity:
             rows.append(("greedy continuation is the same", f"{self.same_texts} of {self.continuations}{where}"))
         if self.perplexity is not None:
             rows.append(("perplexity before, after", ", ".join(map(score_text, self.perplexity))))
+        if self.quantized is not None:
+            away, perplexity = self.quantized
+            said = "" if perplexity is None else f", perplexity {score_text(perplexity)}"
+            rows.append(("over the quantised base of training", f"{away:.1e} away{said}"))
         return rows
 
 
@@ -197,7 +204,7 @@ def compare(
         same_texts=sum(one == other for _, one, other in texts),
         continuations=len(texts),
         gap=max(gaps, default=None),
-        perplexity=_perplexities(samples, before, after),
+        perplexity=perplexities(samples, before.logits, after.logits),
     )
 
 
@@ -214,14 +221,14 @@ def _gap(model: Any, sample: Sample, one: list[int], other: list[int]) -> float 
     return float(logits[other[place]] - logits[one[place]])
 
 
-def _perplexities(samples: Samples, *answers: Answers) -> tuple[float, ...] | None:
-    """Return how surprised each of several is by the texts; None for classifiers."""
+def perplexities(samples: Samples, *answers: Sequence[Tensor]) -> tuple[float, ...] | None:
+    """Return how surprised several models are by the texts, by the logits of each; None for classifiers."""
     following = torch.tensor([token for sample in samples.samples for token in sample.following])
     if not len(following):
         return None
     found = []
     for one in answers:
-        rows = [logits[: len(sample.following)] for logits, sample in zip(one.logits, samples.samples, strict=True)]
+        rows = [logits[: len(sample.following)] for logits, sample in zip(one, samples.samples, strict=True)]
         found.append(float(F.cross_entropy(torch.cat(rows), following).exp()))
     return tuple(found)
 

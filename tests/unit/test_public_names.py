@@ -34,6 +34,7 @@ def test_names():
         "attached",
         "classify",
         "combine",
+        "dequantize",
         "detach",
         "evaluate",
         "evaluate_ensemble",

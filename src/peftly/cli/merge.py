@@ -1,7 +1,7 @@
 """`peftly merge`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -9,6 +9,7 @@ from peftly.cli._console import console, quiet
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
+    from peftly.merged_model import Into
     from peftly.parity import Parity
 
 __all__ = ["merge"]
@@ -25,6 +26,9 @@ def merge(
     weights: Annotated[
         str | None, typer.Option("--weights", help="How much of each adapter, as in 0.7,0.3; for LoRA.")
     ] = None,
+    into: Annotated[
+        str, typer.Option("--into", help="After QLoRA: the base as it was trained over (trained), or the original.")
+    ] = "trained",
     text: Annotated[
         str | None,
         typer.Option("--text", help="A file of texts, one a line, to compare on; without: the run's held-out rows."),
@@ -51,6 +55,7 @@ def merge(
         out,
         dtype=dtype,
         weights=numbers,
+        into=cast("Into", into),  # `save_merged` checks it
         text=text,
         max_shard_size=max_shard_size,
         overwrite=overwrite,

@@ -81,15 +81,16 @@ def write_model(
 
 def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return a model with no adapter left on it, in fp32, and its tokenizer."""
-    from peftly.adapt import merge
     from peftly.base import load_base
     from peftly.checkpoint import load
+    from peftly.merging import merge
+    from peftly.methods._quantized import dequantize
 
     path = Path(source).expanduser()
     if source in WHEEL_BASES or path.suffix == ".gguf" or (path / "config.json").is_file():
         return load_base(source, dtype="float32", device="cpu")
     model, tokenizer = load(source, dtype="float32", device="cpu")
-    return merge(model), tokenizer
+    return merge(dequantize(model)), tokenizer
 
 
 def _add_shape(writer: Any, config: Any, name: str) -> None:

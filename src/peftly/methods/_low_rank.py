@@ -308,7 +308,7 @@ def refuse_packed(path: str, layer: Any) -> None:
     if layer.weight.is_meta:
         raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
     if not layer.weight.is_floating_point():
-        raise MethodError(f"{path} is quantised: load the base without quantisation to merge into it")
+        raise MethodError(f"{path} is quantised: call peftly.dequantize first, or open the base without quantisation")
 
 
 def _factor(layer: nn.Module, letter: str) -> str:

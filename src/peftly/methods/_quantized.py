@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -28,6 +28,9 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
 from peftly.methods._layers import CHANGES, own_forward
+from peftly.quantization import Quantization
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 __all__ = [
     "QuantizedForward",
@@ -37,6 +40,7 @@ __all__ = [
     "has_bitsandbytes",
     "import_bitsandbytes",
     "is_quantized",
+    "quantization_of",
     "take_over",
     "unpacked",
 ]
@@ -179,26 +183,57 @@ def give_back(layers: list[nn.Module]) -> None:
             layer._old_forward = type(layer).forward.__get__(layer)
 
 
-def dequantize(model: Any, dtype: torch.dtype | None = None) -> None:
-    """Make plain layers of the quantised ones of a model, in place; adapters stay on them.
+def quantization_of(model: Any) -> Quantization | None:
+    """Return how a model was quantised when it was opened; None if it was not, or if its files have it so already."""
+    layer = next((layer for layer in model.modules() if is_quantized(layer)), None)
+    if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
+        return None
+    if _has_8_bits(layer):
+        return Quantization(kind="int8")
+    weight = layer.weight
+    return Quantization(kind=weight.quant_type, double=weight.compress_statistics, block_size=weight.blocksize)
+
+
+def dequantize(model: ModelT, dtype: torch.dtype | None = None) -> ModelT:
+    """Make plain layers of the quantised ones of a model, in place: the same weights, unpacked. Adapters stay on them.
+
+    Then they can be changed, as `merge` does.
 
     Args:
         model: a transformers model that is on one device.
         dtype: of their weights; None: the model's own.
 
+    Returns:
+        The same model.
+
     Raises:
         MethodError: it is spread over several devices.
     """
     layers = [layer for layer in model.modules() if is_quantized(layer)]
+    number: Any = dtype or getattr(model, "dtype", None)
     if any(hasattr(layer, "_hf_hook") for layer in layers):
         raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
     for layer in layers:
-        _make_plain(layer, unpacked(layer, dtype or model.dtype))
-    quantizer = getattr(model, "hf_quantizer", None)
+        _make_plain(layer, unpacked(layer, number))
+    quantizer: Any = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
+        _forget_packing(model)
         quantizer.remove_quantization_config(model)
         for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
             vars(model).pop(flag, None)
+        vars(model).pop("_hf_peft_config_loaded", None)
+    return model
+
+
+def _forget_packing(model: Any) -> None:
+    """Take from what transformers does to a model's tensors when it saves them what is of no use any more."""
+    conversions = vars(model).get("_weight_conversions")
+    if conversions is not None:
+        model._weight_conversions = [
+            one
+            for one in conversions
+            if not any(type(part).__name__.startswith("Bnb") for part in getattr(one, "operations", ()))
+        ]
 
 
 def _make_plain(layer: Any, weight: Tensor) -> None:
