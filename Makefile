@@ -54,6 +54,7 @@ format: install
 tables: install
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/qlora.py
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))

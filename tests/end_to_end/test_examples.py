@@ -1,9 +1,13 @@
 """The examples run as they stand, and show what they say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import torch
+
+from peftly import dequantize, generate, load, merge
+from peftly.methods._quantized import is_quantized
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -20,7 +24,7 @@ def run(name):
 
 
 def test_every_example_is_tested_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"digits_lora"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {"digits_lora.py", "qlora_llama.yaml"}
 
 
 def test_digits(capsys):
@@ -32,3 +36,29 @@ def test_digits(capsys):
     assert abs(found["5-9, merged"] - found["5-9, with LoRA"]) < 0.005
     assert found["share of parameters trained"] < 1 / 30
     assert "the base is the same, bit for bit" in capsys.readouterr().out
+
+
+def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    run_folder, merged, report = tmp_path / "run", tmp_path / "merged", tmp_path / "report.json"
+    for words in (
+        ("train", EXAMPLES / "qlora_llama.yaml", "--epochs", 1, "--out", run_folder),
+        ("merge", run_folder, "--out", merged, "--report", report),
+        ("generate", "--base", merged, "--prompt", "Tweet text : late again Label :", "--max-new-tokens", 4),
+    ):
+        outcome = peftly(*words)
+        assert outcome.code == 0, (words, outcome.err)
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["kind"] == "step"]
+    assert losses[-1] < losses[0] / 2
+    found = json.loads(report.read_text())
+    assert found["complaint"] is None
+    assert found["gap"] is None or found["gap"] <= 2 * found["largest"]
+
+    model, tokenizer = load(run_folder, dtype="float32")
+    assert sum(map(is_quantized, model.modules())) == 30 * 7
+    rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:50]
+    prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows]
+    before = generate(model, tokenizer, prompts, max_new_tokens=8)
+    after = generate(merge(dequantize(model)), tokenizer, prompts, max_new_tokens=8)
+    assert before == after

@@ -65,6 +65,20 @@ def script(name):
         sys.path.pop(0)
 
 
+def test_the_page_of_qlora_has_the_tables_of_the_results():
+    module = script("qlora")
+    results = json.loads(module.RESULTS.read_text(encoding="utf-8"))
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_tables(page, results) == page
+
+
+def test_quality_in_4_bits_is_within_the_noise_of_16():
+    runs = json.loads(script("qlora").RESULTS.read_text(encoding="utf-8"))["runs"]
+    losses = {kind: [run["loss"] for run in runs if run["kind"] == kind] for kind in ("none", "nf4")}
+    noise = max(losses["none"]) - min(losses["none"])
+    assert abs(sum(losses["nf4"]) / 3 - sum(losses["none"]) / 3) <= max(noise, max(losses["nf4"]) - min(losses["nf4"]))
+
+
 def test_the_page_of_the_methods_has_the_table_of_the_results():
     module = script("methods")
     lines = module.read()
