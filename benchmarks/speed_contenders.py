@@ -205,6 +205,7 @@ class Peftly:
             learning_rate=self.job.learning_rate,
             schedule="constant",
             warmup=0.0,
+            gradient_checkpointing=self.job.checkpointing,
         )
         clock = _StepClock()
         chosen = replace(self.data.train, examples=[], encoded=list(rows))

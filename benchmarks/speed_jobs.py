@@ -57,6 +57,7 @@ class Job:
         learning_rate: of the steps; None: the method's default.
         writes: tokens that are generated for every row; 0: the job is training.
         quantization: how the base's linear layers are kept.
+        checkpointing: whether we compute every block twice, as PEFT's classic setting does.
     """
 
     says: str
@@ -76,6 +77,7 @@ class Job:
     learning_rate: float | None = None
     writes: int = 0
     quantization: str | None = None
+    checkpointing: bool | None = None
 
 
 LORA = {"rank": 16, "alpha": 32.0}
@@ -140,13 +142,14 @@ JOBS = {
         aims=(1.6, 1.6),
     ),
     "W3Q": Job(
-        "QLoRA: the same over a base in NF4 with double quantisation",
+        "QLoRA: the same over a base in NF4 with double quantisation, every block computed twice",
         "lora",
         {**LORA, "dropout": 0.1},
         **instructions(step=16, batch=1, steps=1, rivals=by_length(1, 4))
         | {"classic": Setting(1, autocast=True, prepared=True)},
         aims=(2, None),
         quantization="nf4",
+        checkpointing=True,
     ),
     "W4D": Job(
         "DoRA of rank 16, dropout 0.1, instructions, 4 rows a step",

@@ -215,23 +215,23 @@ def dequantize(model: ModelT, dtype: torch.dtype | None = None) -> ModelT:
         raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
     for layer in layers:
         _make_plain(layer, unpacked(layer, number))
-    quantizer: Any = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
-        _forget_packing(model)
-        quantizer.remove_quantization_config(model)
-        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-            vars(model).pop(flag, None)
-        vars(model).pop("_hf_peft_config_loaded", None)
+    if getattr(model, "hf_quantizer", None) is not None:
+        _forget_quantization(model)
     return model
 
 
-def _forget_packing(model: Any) -> None:
-    """Take from what transformers does to a model's tensors when it saves them what is of no use any more."""
-    conversions = vars(model).get("_weight_conversions")
-    if conversions is not None:
+def _forget_quantization(model: Any) -> None:
+    """Take from a model, whose layers are plain, what transformers notes down on a quantised one."""
+    model.hf_quantizer.remove_quantization_config(model)
+    for note in ("is_loaded_in_4bit", "is_loaded_in_8bit", "_hf_peft_config_loaded"):
+        vars(model).pop(note, None)
+    for module in model.modules():
+        vars(getattr(module, "config", model.config)).pop("_is_quantized", None)
+    # What it would do to the tensors when it saves them.
+    if vars(model).get("_weight_conversions"):
         model._weight_conversions = [
             one
-            for one in conversions
+            for one in model._weight_conversions
             if not any(type(part).__name__.startswith("Bnb") for part in getattr(one, "operations", ()))
         ]
 
