@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import re
+import shlex
 from pathlib import Path
 
 import torch
 
-from peftly import dequantize, generate, load, merge
+from peftly import dequantize, generate, load, merge, trainable_parameters
 from peftly.methods._quantized import is_quantized
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(name):
@@ -39,26 +42,32 @@ def test_digits(capsys):
 
 
 def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
-    monkeypatch.chdir(EXAMPLES.parent)
-    run_folder, merged, report = tmp_path / "run", tmp_path / "merged", tmp_path / "report.json"
-    for words in (
-        ("train", EXAMPLES / "qlora_llama.yaml", "--epochs", 1, "--out", run_folder),
-        ("merge", run_folder, "--out", merged, "--report", report),
-        ("generate", "--base", merged, "--prompt", "Tweet text : late again Label :", "--max-new-tokens", 4),
-    ):
+    """The commands and the code of the page, with one epoch, and what they promise."""
+    for name in ("examples", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "qlora.md").read_text(encoding="utf-8")
+    train, merging = (shlex.split(command) for command in re.findall(r"^    peftly (.+)$", page, re.MULTILINE))
+    write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
+    for words in ([*train, "--epochs", 1], [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):
         outcome = peftly(*words)
         assert outcome.code == 0, (words, outcome.err)
-    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in Path("runs/qlora/metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     assert losses[-1] < losses[0] / 2
-    found = json.loads(report.read_text())
+    found = json.loads(Path("report.json").read_text())
     assert found["complaint"] is None
     assert found["gap"] is None or found["gap"] <= 2 * found["largest"]
 
-    model, tokenizer = load(run_folder, dtype="float32")
+    model, tokenizer = load("runs/qlora", dtype="float32")
     assert sum(map(is_quantized, model.modules())) == 30 * 7
     rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:50]
     prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows]
     before = generate(model, tokenizer, prompts, max_new_tokens=8)
     after = generate(merge(dequantize(model)), tokenizer, prompts, max_new_tokens=8)
     assert before == after
+
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(code, "docs/qlora.md", "exec"), names)
+    assert trainable_parameters(names["model"])

@@ -109,6 +109,12 @@ def test_there_must_be_two_bases_to_choose_from(tiny_llama_folder, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_other_tools_are_told_of_the_base(tiny_llama_folder, tmp_path, to):
+    trained(tiny_llama_folder, tmp_path / "a")
+    assert any("trained over the base in nf4" in note for note in export(tmp_path / "a", to, tmp_path / to).notes)
+
+
 def test_gguf_is_written_of_what_it_was_trained_over(tiny_llama_folder, tmp_path):
     expected = trained(tiny_llama_folder, tmp_path / "a")(IDS).logits
     export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32")

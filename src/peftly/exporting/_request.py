@@ -17,7 +17,7 @@ from peftly.adapter_files import (
     read_peft_config,
     read_tensors,
 )
-from peftly.checkpoint import CARD, find_adapter
+from peftly.checkpoint import CARD, find_adapter, trained_over
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.tasks import TASKS, task_of_peft
@@ -108,10 +108,15 @@ def open_saved(source: str) -> SavedAdapter:
 def base_notes(saved: SavedAdapter) -> list[str]:
     """Return what to know about the name that an exported adapter gives its base."""
     own = saved.peft.get("base_model_name_or_path")
+    notes = [] if own else ["the adapter names no base: put its name in the place of BASE"]
     if own in WHEEL_BASES:
         packed = ", packed into fewer bits: its numbers are not quite the same" if is_packed(own) else ""
-        return [f"the base is called {saved.base}; {own} is a copy of it{packed}"]
-    return [] if own else ["the adapter names no base: put its name in the place of BASE"]
+        notes.append(f"the base is called {saved.base}; {own} is a copy of it{packed}")
+    if quantization := trained_over(saved.folder):
+        notes.append(
+            f"it was trained over the base in {quantization.kind}: over another its answers are not quite the same"
+        )
+    return notes
 
 
 def write_adapter(folder: Path, peft: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:

@@ -162,7 +162,8 @@ class Adapter(ABC):
         """
         raise MethodError(
             f"{self.config.name} cannot be merged: what it adds is no change of the base's weights; "
-            "keep the adapter and load it beside the base instead (peftly.load opens both)"
+            "keep the adapter and load it beside the base instead (peftly.load opens both; peftly export writes it for "
+            "other tools)"
         )
 
 
