@@ -16,6 +16,7 @@ from peftly.errors import MethodError
 from peftly.methods._quantized import dequantize
 from peftly.modes import training_mode
 
+IDS = torch.arange(3, 15).view(2, 6)
 COPIES = ("full", "selective")  # they train copies of weights, which these do not have
 CELLS = [
     (task, architecture, method, kind)
@@ -76,8 +77,19 @@ def test_detach_gives_back_the_same_model(kind):
     model = quantized("llama", kind)
     before = everything(model)
     attach(model, LoRA())
-    model(torch.arange(3, 15).view(2, 6), labels=torch.arange(3, 15).view(2, 6)).loss.backward()
+    model(IDS, labels=IDS).loss.backward()
     detach(model)
     after = everything(model)
     assert after.keys() == before.keys()
     assert [key for key in before if before[key] != after[key]] == []
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_pissa_starts_from_the_weight_as_it_is_kept(kind):
+    model = quantized("llama", kind)
+    before = model(IDS).logits
+    attach(model, LoRA(rank=4, init="pissa"))
+    assert_close(model(IDS).logits, before, 1e-5)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    plain = dequantize(copy.deepcopy(model))
+    are_equal(*(losses_and_gradients(one, "causal_lm", [0, 1, 2]) for one in (model, plain)))
