@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "qlora.json"
 PAGE = ROOT / "docs" / "qlora.md"
 EXAMPLE = ROOT / "examples" / "qlora_llama.yaml"
 BEGIN, END = "<!-- table: qlora -->\n", "<!-- end of table -->\n"
-KINDS = ("none", "int8", "nf4", "fp4")
+KINDS = ("none", "int8", "nf4")
 SEEDS = (0, 1, 2)
 INTO = ("trained", "original")
 
