@@ -1,6 +1,7 @@
 """Where a base model comes from, and how it is opened: dtype, device, quantisation, and no code or pickles from it."""
 
 import logging as logs
+import os
 import pickle
 import re
 import warnings
@@ -160,17 +161,20 @@ def _open(
     import torch
     import transformers
 
-    from peftly.methods._quantized import blocks_of_size, take_over
+    from peftly.methods._quantized import blocks_of_size, finish, take_over
 
     trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
     config = transformers.AutoConfig.from_pretrained(source, **trust)
     quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
     check_quantization(spec, config, quantization)
     kind = _model_class(spec, config, head.task)
-    settings = None if quantization is None else quantization.for_transformers(dtype, _heads(kind, config))
+    settings, packed_from = None, dtype
+    if quantization is not None:
+        settings = quantization.for_transformers(dtype, _heads(kind, config))
+        packed_from = resolve_dtype(quantization.dtype or dtype)
     device_map: Any = devices
     if isinstance(devices, torch.device):  # quantised weights cannot be moved afterwards; all others are
-        device_map = {"": devices} if quantized else None
+        device_map = {"": _own_one(devices)} if quantized else None
     blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
     own_labels = head.name_labels(config)
     with seeded(head.seed), blocks, warnings.catch_warnings():
@@ -178,7 +182,7 @@ def _open(
         model, report = kind.from_pretrained(
             source,
             config=config,
-            dtype=dtype,
+            dtype=packed_from,
             quantization_config=settings,
             device_map=device_map,
             use_safetensors=None if allow_pickle else True,
@@ -188,12 +192,26 @@ def _open(
             **trust,
         )
     if any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
-        raise BaseModelError(f"device_map leaves the embeddings of {spec} on disk: give them a device")
-    take_over(model)
+        raise BaseModelError(
+            f"device_map leaves the embeddings of {spec} waiting on disk or in memory: give them a device"
+        )
+    if quantization is not None:
+        finish(model, quantization, dtype)
+    if not take_over(model) and quantization is not None:
+        raise BaseModelError(f"{spec} has no linear layer to quantise: leave quantization={quantization.kind} out")
     missing = head.finish(model, report, own_labels=own_labels)
     if missing:
         warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=4)
     return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
+
+
+def _own_one(device: "torch.device") -> "torch.device":
+    """Return a device with its number: of several processes each has a GPU of its own."""
+    import torch
+
+    if device.type == "cpu" or device.index is not None:
+        return device
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _heads(kind: Any, config: Any) -> list[str]:
@@ -203,7 +221,8 @@ def _heads(kind: Any, config: Any) -> list[str]:
     from peftly.methods._targets import output_heads
 
     with torch.device("meta"):
-        return output_heads(kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config))
+        model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+    return [] if model.base_model is model else output_heads(model)
 
 
 def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -27,10 +27,12 @@ def check_device_map(
     if isinstance(device_map, str):
         if device_map not in _WAYS:
             raise BaseModelError(f"device_map={device_map!r} is not one of {', '.join(_WAYS)}, nor a mapping of parts")
+    elif not device_map:
+        raise BaseModelError("device_map is empty: name a device for each part, or auto")
     elif quantization is not None:
         places = {str(place) for place in device_map.values()}
         waiting = places & {"cpu", "disk"}
-        if waiting and len(places) > 1:
+        if waiting and places != {"cpu"}:
             raise BaseModelError(
                 f"quantised layers do not wait on {min(waiting)} for their calls: "
                 "let device_map name accelerators only, or leave quantization out"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -272,9 +273,16 @@ def load(
 
 
 def trained_over(folder: Path) -> Quantization | None:
-    """Return how the base was quantised that an adapter was trained over; None if it was not."""
+    """Return how the base was quantised that an adapter was trained over; None if it was not.
+
+    Raises:
+        AdapterError: what is noted of it is not known here.
+    """
     noted = read_notes(folder).get(QUANTIZATION)
-    return None if noted is None else Quantization.model_validate(noted)
+    try:
+        return None if noted is None else Quantization.model_validate(noted)
+    except ValidationError as error:
+        raise AdapterError(f"{folder / NOTES}: {noted!r} is no quantisation that is known here") from error
 
 
 class Home(NamedTuple):

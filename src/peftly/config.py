@@ -108,7 +108,7 @@ class RunConfig(BaseModel):
     task: TaskName | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
-    device_map: Literal["auto"] | dict[str, str | int] | None = None
+    device_map: str | dict[str, str | int] | None = None
     quantization: Annotated[Quantization | None, BeforeValidator(read_quantization)] = None
     data: DataConfig
     method: Annotated[

@@ -188,6 +188,8 @@ def _put(settings: dict[str, Any], key: str, value: object) -> None:
     current, value = place.get(last), _spelled_out(last, value)
     if last == "method" and isinstance(current, dict) and value == {"name": current.get("name")}:
         return
+    if last == "quantization" and isinstance(current, dict) and value == {"kind": current.get("kind")}:
+        return
     if last == "ensemble" and isinstance(current, dict) and isinstance(value, dict):
         value = {**current, **value}
     place[last] = value

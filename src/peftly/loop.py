@@ -52,7 +52,9 @@ class Loop:
         self, model: "PreTrainedModel", trainees: Sequence[Trainee], accelerator: "Accelerator", *, packed: bool
     ) -> None:
         self.model, self.trainees, self.accelerator = model, trainees, accelerator
-        self.wrapped: nn.Module = accelerator.prepare_model(model)
+        # Alone there is nothing to prepare, and accelerate would refuse some quantised models.
+        several = accelerator.num_processes > 1
+        self.wrapped: nn.Module = accelerator.prepare_model(model) if several else model
         tasks = [task_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
         self.logits_of = tasks[0].logits
         self.at_work = trainees[0]
@@ -62,7 +64,8 @@ class Loop:
         unasked = all(trainee.config.gradient_checkpointing is None for trainee in trainees)
         self.may_checkpoint = unasked and bool(blocks_of(model))
         self.modes = ExitStack()
-        self.scale = LossScale(model.dtype)
+        halves = {getattr(module, "compute_dtype", None) for module in model.modules()}  # of quantised layers
+        self.scale = LossScale(torch.float16 if torch.float16 in halves else model.dtype)
         self.micro = MicroBatches(
             fast_tokens(model.device),
             packed=packed,

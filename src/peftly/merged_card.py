@@ -15,7 +15,7 @@ from peftly.wheels import WHEEL_BASES
 if TYPE_CHECKING:
     from peftly.parity import Parity
 
-__all__ = ["CARD", "copy_licences", "is_merged_model", "merged_card", "settings_of"]
+__all__ = ["CARD", "LICENCES", "copy_licences", "is_merged_model", "merged_card", "settings_of"]
 
 CARD = "README.md"
 TAG = "merged-adapter"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from peftly._units import bytes_text
 from peftly.base import Base, quiet
 from peftly.errors import ConfigError
-from peftly.merged_card import is_merged_model
+from peftly.merged_card import CARD, LICENCES, is_merged_model
 from peftly.tasks import TASKS
 from peftly.wheels import full_disk
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from peftly.data import TaskName
+
+_MODEL = (CARD, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+_RARER = ("chat_template*", "normalizer.json", "source.spm", "target.spm", "bpe.codes")
+WRITTEN = (*_MODEL, *_TOKENIZER, *_RARER)
+"""What transformers calls the files of a model and its tokenizer."""
 
 __all__ = ["check_out", "check_room", "read_back", "whole", "write"]
 
@@ -35,6 +41,8 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
         raise ConfigError(f"max_shard_size={max_shard_size!r} is no size such as 5GB or 500MB")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder")
+    if out == out.parent:
+        raise ConfigError(f"out: {out} cannot be replaced by a model; name a folder in it")
     place = _nearest(out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"out: {place} is {'closed to you' if place.is_dir() else 'a file'}; choose another place")
@@ -42,8 +50,20 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
         return
     if not is_merged_model(out):
         raise ConfigError(f"out: {out} exists and holds files that are no merged model; choose a new or empty folder")
+    foreign = sorted(path.name for path in out.iterdir() if not _is_written(path))
+    if foreign:
+        raise ConfigError(
+            f"out: {out} holds {foreign[0]}, which no merge has written; move it, or choose another folder"
+        )
     if not overwrite:
         raise ConfigError(f"out: {out} holds a merged model; choose another folder, or replace it with --overwrite")
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a merge may have written a file, or a folder, of this name."""
+    if path.is_dir():
+        return path.name == "additional_chat_templates"
+    return any(path.match(pattern) for pattern in (*WRITTEN, *LICENCES))
 
 
 def check_room(out: Path, model: "PreTrainedModel", dtype: "torch.dtype") -> None:
@@ -83,8 +103,8 @@ def whole(out: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         yield scratch
         scratch.chmod(0o755)  # mkdtemp makes folders, and safetensors files, for the owner only
-        for file in scratch.iterdir():
-            file.chmod(0o644)
+        for file in scratch.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
         _take_place(scratch, out)
     except BaseException as error:
         if scratch is not None:

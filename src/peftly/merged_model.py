@@ -70,7 +70,9 @@ def save_merged(
     if into not in get_args(Into):
         raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
     several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
-    target = Path(out).absolute()
+    if not several:
+        raise ConfigError("there is no adapter to merge; name one")
+    target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
     spec = home_of(find_adapter(several[0])).base
     number = resolve_dtype(dtype or _stored_dtype(spec))
@@ -158,6 +160,8 @@ def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Seque
         folder = find_adapter(other)
         if (found := home_of(folder)) != home:
             raise AdapterError(f"{adapters[0]} is for {_words(home)}, and {other} for {_words(found)}")
+        if trained_over(folder) != trained_over(find_adapter(adapters[0])):
+            raise AdapterError(f"{adapters[0]} and {other} were not trained over the same quantisation of their base")
         load_adapter(base.model, folder, name=f"adapter_{number}")
     if weights is not None:
         names = [*attached(base.model)]

@@ -33,18 +33,22 @@ class Quantization(BaseModel):
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """What weights are unpacked to and multiplied in; None: the base's dtype."""
 
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What weights are rounded to before they are quantised; None: the base's dtype."""
+
     @model_validator(mode="after")
     def _every_setting_counts(self) -> Self:
-        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
-        if self.kind == "int8" and len(chosen) > 1:
-            raise ValueError(f"int8 has a scale for every row and takes no other setting; leave out {chosen[1]}")
+        of_blocks = ("double", "block_size", "compute_dtype")
+        chosen = [name for name in of_blocks if getattr(self, name) != type(self).model_fields[name].default]
+        if self.kind == "int8" and chosen:
+            raise ValueError(f"int8 has a scale for every row, and no {chosen[0]}; leave it out")
         return self
 
     def for_transformers(self, dtype: "torch.dtype", heads: Sequence[str]) -> Any:
         """Return what `from_pretrained` takes, but for the block size.
 
         Args:
-            dtype: of the base.
+            dtype: that products are computed in, unless the settings say it.
             heads: the paths of layers that stay as they are.
         """
         import torch

@@ -171,7 +171,7 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
     adapter = find_adapter(spec)
-    how = ("dtype", "device", "device_map", "quantization")
+    how = ("dtype", "device", "device_map")  # how it was quantised the adapter says itself
     settings: dict[str, Any] = {} if config is None else {name: getattr(config, name) for name in how}
     base = load(adapter, name=name, **settings)
     noted = read_notes(adapter).get("shape")

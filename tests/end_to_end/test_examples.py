@@ -54,7 +54,7 @@ def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
         assert outcome.code == 0, (words, outcome.err)
     records = [json.loads(line) for line in Path("runs/qlora/metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.8 * losses[0]
     found = json.loads(Path("report.json").read_text())
     assert found["complaint"] is None
     assert found["gap"] is None or found["gap"] <= 2 * found["largest"]

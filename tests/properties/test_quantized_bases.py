@@ -13,7 +13,7 @@ from tiny import perturb, tiny_model
 from peftly import METHODS, LoRA, attach, detach, load_adapter, save_adapter, trainable_parameters
 from peftly.attention import packed
 from peftly.errors import MethodError
-from peftly.methods._quantized import dequantize
+from peftly.methods._quantized import dequantize, take_over
 from peftly.modes import training_mode
 
 IDS = torch.arange(3, 15).view(2, 6)
@@ -87,6 +87,7 @@ def test_detach_gives_back_the_same_model(kind):
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_pissa_starts_from_the_weight_as_it_is_kept(kind):
     model = quantized("llama", kind)
+    take_over(model)
     before = model(IDS).logits
     attach(model, LoRA(rank=4, init="pissa"))
     assert_close(model(IDS).logits, before, 1e-5)

@@ -66,7 +66,7 @@ def test_auto_on_one_device_is_that_device(tiny_llama_folder, whole):
 def test_what_cannot_be(tiny_llama_folder):
     for settings, message in (
         ({"device_map": "auto", "device": "cpu"}, "device='cpu' is for the whole base and device_map for its parts"),
-        ({"device_map": {**DEVICES, "model.embed_tokens": "disk"}}, "leaves the embeddings of .* on disk"),
+        ({"device_map": {**DEVICES, "model.embed_tokens": "disk"}}, "leaves the embeddings of .* waiting on disk"),
         ({"device_map": {**DEVICES, "model.norm": "moon"}}, "cannot be opened"),
         ({"device_map": {**DEVICES, "model.layer.0": "cpu"}}, r"do not match any .*'model.layer.0'"),
         ({"device_map": "fast"}, "'fast' is not one of auto, balanced"),

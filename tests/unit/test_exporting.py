@@ -295,3 +295,18 @@ def test_what_cannot_be_merged_is_no_gguf(tiny_llama_folder, task_base, tmp_path
     with pytest.raises(AdapterError, match="holds no adapter"):
         export(tmp_path, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_overwriting_spares_what_no_export_has_written(tiny_llama_folder, tmp_path):
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
+    save_adapter(attach(model, LoRA(rank=2), tokenizer=tokenizer), tmp_path / "a")
+    export(tmp_path / "a", "gguf", tmp_path / "gguf")
+    export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32", overwrite=True)
+    (tmp_path / "gguf" / "gguf-Q4_K_M.gguf").write_text("mine")
+    with pytest.raises(ConfigError, match="holds gguf-Q4_K_M.gguf, which is not from an export"):
+        export(tmp_path / "a", "gguf", tmp_path / "gguf", overwrite=True)
+    export(tmp_path / "a", "peft", tmp_path / "peft")
+    export(tmp_path / "a", "vllm", tmp_path / "peft", overwrite=True)
+    (tmp_path / "peft" / "README.md").write_text("# An adapter that somebody has trained with PEFT")
+    with pytest.raises(ConfigError, match="holds an adapter that is not from an export"):
+        export(tmp_path / "a", "peft", tmp_path / "peft", overwrite=True)

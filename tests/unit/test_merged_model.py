@@ -244,3 +244,47 @@ def test_texts_of_a_file(lora, tmp_path):
     (tmp_path / "mine.txt").write_text("The train was late again.\n\nWhat time do you open on Sunday?\n")
     parity = save_merged(lora, tmp_path / "merged", text=tmp_path / "mine.txt")
     assert (parity.texts, parity.continuations, parity.source) == (2, 2, f"lines of {tmp_path / 'mine.txt'}")
+
+
+def test_overwriting_spares_what_no_merge_has_written(lora, tmp_path):
+    out = tmp_path / "merged"
+    save_merged(lora, out, dtype="float32")
+    for name in ("notes.txt", "merged-Q4_K_M.gguf", "adapter/adapter_config.json"):
+        file = out / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(ConfigError, match=f"holds {Path(name).parts[0]}, which no merge has written"):
+            save_merged(lora, out, dtype="float32", overwrite=True)
+        assert file.read_text() == "mine"
+        file.unlink()
+        if file.parent != out:
+            file.parent.rmdir()
+    save_merged(lora, out, dtype="float32", overwrite=True)
+
+
+def test_folders_can_be_opened_by_everybody(lora, tiny_llama_folder, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama_folder, base)
+    tokenizer = tf.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(base)
+    save_merged(adapter_of(base, LoRA(rank=4), tmp_path / "own"), tmp_path / "merged", dtype="float32")
+    folders_in = [path for path in (tmp_path / "merged").rglob("*") if path.is_dir()]
+    assert folders_in
+    assert {oct(path.stat().st_mode & 0o777) for path in folders_in} == {"0o755"}
+    assert tf.AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
+
+
+def test_a_link_is_followed(lora, tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    save_merged(lora, tmp_path / "link", dtype="float32")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "place" / "config.json").is_file()
+
+
+def test_impossible_places(lora):
+    with pytest.raises(ConfigError, match="cannot be replaced by a model"):
+        save_merged(lora, "/")
+    with pytest.raises(ConfigError, match="there is no adapter to merge"):
+        save_merged([], "anywhere")

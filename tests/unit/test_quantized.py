@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from collections import Counter
 import bitsandbytes
 import pytest
 import torch
+import transformers as tf
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from bitsandbytes.backends.utils import _get_4bit_code
 from quantized import quantized
@@ -18,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftly import DoRA, LoRA, attach, detach, load_base, trainable_parameters
+from peftly import DoRA, Full, LoRA, attach, detach, load_base, merge, trainable_parameters
 from peftly.attention import packed
 from peftly.errors import BaseModelError, MethodError
 from peftly.methods._quantized import dequantize, is_quantized, take_over, unpacked
@@ -218,7 +220,7 @@ def test_settings():
     assert as_quantization("nf4") == Quantization(kind="nf4")
     with pytest.raises(BaseModelError, match="'q4' is not one of nf4, fp4, int8, none"):
         as_quantization("q4")
-    with pytest.raises(ValueError, match="takes no other setting; leave out block_size"):
+    with pytest.raises(ValueError, match="and no block_size; leave it out"):
         Quantization(kind="int8", block_size=128)
 
 
@@ -243,3 +245,64 @@ def test_copies_compute_on_their_own():
     perturb(trainable_parameters(clone).values())
     assert vars(layer_of(clone))["forward"].own.replaced.layer is layer_of(clone)
     assert not torch.equal(model(IDS).logits, clone(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2)], ids=lambda method: method.name)
+def test_autocast(kind, method):
+    model = attach(quantized("llama", kind), method)
+    perturb(trainable_parameters(model).values())
+    found = []
+    for is_on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            loss = model(IDS, labels=IDS).loss
+        found.append([loss.detach(), *torch.autograd.grad(loss, trainable_parameters(model).values())])
+    for plain, cast in zip(*found, strict=True):
+        assert_close(cast, plain, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_pickle_takes_it_along(kind):
+    model = quantized("llama", kind)
+    take_over(model)
+    again = pickle.loads(pickle.dumps(model))
+    assert [is_quantized(layer) for layer in again.modules()] == [is_quantized(layer) for layer in model.modules()]
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert_close(dequantize(again)(IDS).logits, model(IDS).logits, 1e-6)
+
+
+def test_weights_that_are_stored_as_floats_are_still_quantised():
+    model = quantized("llama")
+    for layer in model.modules():
+        if is_quantized(layer):
+            layer.weight.data = layer.weight.data.view(1, -1).view(torch.bfloat16).view(-1, 1)
+    usual = quantized("llama")
+    take_over(usual)
+    expected = usual(IDS).logits
+    attach(model, LoRA(rank=2))
+    assert_close(model(IDS).logits, expected, 1e-6)
+    with pytest.raises(MethodError, match="is quantised"):
+        merge(model)
+    detach(model)
+    with pytest.raises(MethodError, match="is quantised"):
+        attach(model, Full())
+
+
+def test_a_layer_that_the_files_lack_is_plain(task_base, tmp_path):
+    folder = task_base("bert")
+    tf.BertForMaskedLM.from_pretrained(folder).save_pretrained(tmp_path)
+    tf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has no weights for"):
+        model = load_base(
+            str(tmp_path), quantization="nf4", task="sequence_classification", labels=["a", "b"], dtype="float32"
+        ).model
+    assert type(model.bert.pooler.dense) is nn.Linear
+    attach(model, LoRA(rank=2))
+    model(IDS, labels=torch.tensor([0, 1])).loss.backward()
+
+
+def test_a_body_without_a_head_is_quantised_too(task_base, tmp_path):
+    folder = task_base("bert")
+    tf.BertModel.from_pretrained(folder).save_pretrained(tmp_path)
+    tf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert sum(map(is_quantized, load_base(str(tmp_path), quantization="nf4").model.modules())) >= 12

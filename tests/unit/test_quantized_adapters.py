@@ -20,7 +20,7 @@ from peftly import (
     save_merged,
     trainable_parameters,
 )
-from peftly.errors import BaseModelError, ConfigError, MethodError
+from peftly.errors import AdapterError, BaseModelError, ConfigError, MethodError
 from peftly.methods._quantized import is_quantized
 from peftly.quantization import Quantization
 
@@ -120,3 +120,40 @@ def test_gguf_is_written_of_what_it_was_trained_over(tiny_llama_folder, tmp_path
     export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32")
     (file,) = (tmp_path / "gguf").glob("*.gguf")
     assert_close(load_base(str(file), dtype="float32").model(IDS).logits, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_codes_are_those_of_the_training_whatever_it_is_opened_in(tiny_llama_folder, tmp_path, kind):
+    """The base's files are in fp32: from bf16, as it was trained, other codes are made than from fp32."""
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="bfloat16", quantization=kind)
+    attach(model, LoRA(rank=4), tokenizer=tokenizer)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    save_adapter(model, tmp_path / "a")
+    again = load(tmp_path / "a", dtype="float32").model
+    assert again.dtype == torch.float32
+    for one, other in zip(*(filter(is_quantized, each.modules()) for each in (model, again)), strict=True):
+        assert torch.equal(one.weight.data, other.weight.data)
+    expected = again(IDS).logits
+    assert_close(model(IDS).logits.float(), expected, 0.03)
+    save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32")
+    merged = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert_close(merged(IDS).logits, expected, 1e-5)
+    save_adapter(dequantize(again), tmp_path / "b")
+    assert_close(load(tmp_path / "b", dtype="float32").model(IDS).logits, expected, 1e-5)
+
+
+def test_adapters_of_two_bases_are_not_merged_together(tiny_llama_folder, tmp_path):
+    trained(tiny_llama_folder, tmp_path / "a")
+    trained(tiny_llama_folder, tmp_path / "b", None)
+    for pair in (("a", "b"), ("b", "a")):
+        with pytest.raises(AdapterError, match="were not trained over the same quantisation of their base"):
+            save_merged([tmp_path / name for name in pair], tmp_path / "merged")
+
+
+def test_a_note_that_nobody_knows(tiny_llama_folder, tmp_path):
+    trained(tiny_llama_folder, tmp_path / "a")
+    notes = json.loads((tmp_path / "a" / "peftly.json").read_text())
+    for wrong in ({"kind": "nf5"}, "nf4"):
+        (tmp_path / "a" / "peftly.json").write_text(json.dumps({**notes, "quantization": wrong}))
+        with pytest.raises(AdapterError, match="is no quantisation that is known here"):
+            load(tmp_path / "a")

@@ -44,6 +44,8 @@ def merge(
 ) -> None:
     """Fold adapters into their base: an ordinary model folder, compared with the adapted model."""
     numbers = None if weights is None else _numbers(weights)
+    if report is not None and Path(report).is_dir():
+        raise ConfigError(f"--report {report} is a folder; name a file")
     if report is not None and not Path(report).absolute().parent.is_dir():
         raise ConfigError(f"--report {report}: there is no folder {Path(report).parent}")
     quiet()

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peftly.adapter_files import CONFIG, TENSORS
+from peftly.checkpoint import CARD
 from peftly.errors import ConfigError
+from peftly.exporting.gguf import DTYPES
 
 __all__ = ["check_out", "written_whole"]
 
-_WRITTEN = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "README.md",
-    "prompt_embeddings.safetensors",
-    "prompt_embeddings.pt",
-)
+_WRITTEN = (CONFIG, TENSORS, CARD, "prompt_embeddings.safetensors", "prompt_embeddings.pt")
 """What exports write, beside `.gguf` files with the name of the folder."""
+
+MARK = "<!-- written by peftly export -->"
+"""In the card of an export, which says that it may be replaced by another."""
 
 
 def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
@@ -34,11 +34,13 @@ def check_out(out: Path, adapter: str, *, overwrite: bool) -> None:
         raise ConfigError(f"out: {out} is or holds what is to be exported; name another folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    own_model = re.compile(rf"{re.escape(out.name)}-\w+\.gguf")
+    own_model = re.compile(rf"{re.escape(out.name)}-({'|'.join(DTYPES)})\.gguf")
     names = sorted(path.name for path in out.iterdir())
     foreign = [name for name in names if name not in _WRITTEN and not own_model.fullmatch(name)]
     if foreign:
         raise ConfigError(f"out: {out} holds {foreign[0]}, which is not from an export; choose a new or empty folder")
+    if CARD in names and MARK not in (out / CARD).read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"out: {out} holds an adapter that is not from an export; choose a new or empty folder")
     if not overwrite:
         raise ConfigError(f"out: {out} is not empty; choose another folder, or replace its files with --overwrite")
 
@@ -59,6 +61,8 @@ def written_whole(out: Path) -> Iterator[Path]:
         folder, before = aside / "new", aside / "before"
         folder.mkdir()
         yield folder
+        if (card := folder / CARD).is_file():
+            card.write_text(f"{card.read_text(encoding='utf-8')}\n{MARK}\n", encoding="utf-8")
         for file in folder.iterdir():
             file.chmod(0o666 & folder.stat().st_mode)  # safetensors gives its file to the owner alone
         if out.exists():

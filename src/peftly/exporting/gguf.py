@@ -88,7 +88,8 @@ def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
     path = Path(source).expanduser()
     if source in WHEEL_BASES or path.suffix == ".gguf" or (path / "config.json").is_file():
-        return load_base(source, dtype="float32", device="cpu")
+        model, tokenizer = load_base(source, dtype="float32", device="cpu")
+        return dequantize(model), tokenizer
     model, tokenizer = load(source, dtype="float32", device="cpu")
     return merge(dequantize(model)), tokenizer
 

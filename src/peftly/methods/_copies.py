@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import MethodError
 from peftly.methods._devices import bias_of, in_memory
 from peftly.methods._layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
+from peftly.methods._quantized import is_quantized
 from peftly.methods._targets import base_modules
 
 __all__ = [
@@ -76,7 +77,7 @@ def add_copies(model: nn.Module, name: str, modules: Iterable[tuple[str, nn.Modu
     """
     memo: dict[int, Any] = {}
     for path, module in list(modules):
-        if not all(parameter.is_floating_point() for parameter in module.parameters()):
+        if any(is_quantized(layer) for layer in module.modules()):
             raise MethodError(
                 f"{path} is quantised, so no trained copy of it can be made: leave it out, or, if it is a "
                 "head, open the base with peftly.load_base, which leaves heads as they are"

@@ -307,7 +307,7 @@ def refuse_packed(path: str, layer: Any) -> None:
     """
     if layer.weight.is_meta:
         raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
-    if not layer.weight.is_floating_point():
+    if is_quantized(layer):
         raise MethodError(f"{path} is quantised: call peftly.dequantize first, or open the base without quantisation")
 
 

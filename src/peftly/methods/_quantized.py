@@ -30,12 +30,16 @@ from peftly.errors import MethodError
 from peftly.methods._layers import CHANGES, own_forward
 from peftly.quantization import Quantization
 
+REMEMBERED = "_peftly_quantization"
+"""On a model that was opened quantised: how."""
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 __all__ = [
     "QuantizedForward",
     "blocks_of_size",
     "dequantize",
+    "finish",
     "give_back",
     "has_bitsandbytes",
     "import_bitsandbytes",
@@ -81,7 +85,10 @@ def blocks_of_size(size: int) -> Iterator[None]:
 
 def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer is a linear one of bitsandbytes, with a weight in 4 or 8 bits."""
-    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    weight: Any = getattr(layer, "weight", None)
+    if not _is_of_bitsandbytes(layer) or weight is None:
+        return False
+    return not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None
 
 
 def unpacked(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -93,10 +100,11 @@ def unpacked(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
     """
     weight = layer.weight
     if _has_8_bits(layer):
-        scales = layer.state.SCB if weight.SCB is None else weight.SCB
+        scales = getattr(weight, "SCB", None)
+        scales = layer.state.SCB if scales is None else scales
         whole: Tensor = weight.data * (scales / 127)[:, None]
         return whole.to(dtype or torch.float32)
-    state = copy.copy(weight.quant_state)
+    state = copy.copy(_state(layer))
     state.dtype = dtype or state.dtype
     shape, size = state.shape, state.blocksize
     if shape[-1] % size:
@@ -120,7 +128,7 @@ class QuantizedForward:
             return unpacked_linear(x.to(dtype), partial(unpacked, layer, dtype), bias).to(x.dtype)
         # On an accelerator it has a product of its own, which need not unpack all of the weight for a single word.
         bitsandbytes = importlib.import_module("bitsandbytes")
-        output: Tensor = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, layer.weight.quant_state, bias=bias)
+        output: Tensor = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, _state(layer), bias=bias)
         return output.to(x.dtype)
 
     def dtype(self, x: Tensor) -> torch.dtype:
@@ -147,7 +155,8 @@ class _UnpackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         ctx.unpack = unpack
-        return F.linear(x, unpack(), bias)
+        with torch.autocast(x.device.type, enabled=False):  # its dtype is chosen already
+            return F.linear(x, unpack(), bias)
 
     @staticmethod
     @once_differentiable
@@ -162,7 +171,7 @@ def take_over(model: nn.Module) -> list[nn.Module]:
         MethodError: bitsandbytes has repacked one of them, which cannot be undone.
     """
     layers: list[Any] = [layer for layer in model.modules() if is_quantized(layer) and not _is_taken_over(layer)]
-    if any(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False) for layer in layers):
+    if any(getattr(_state(layer), "packing_format_for_cpu", False) for layer in layers):
         raise MethodError(
             "bitsandbytes has repacked the weights of this model, with rounded scales, when it was called; open it "
             "anew and attach the adapter before anything else, or open it with peftly.load_base"
@@ -185,23 +194,41 @@ def give_back(layers: list[nn.Module]) -> None:
 
 def quantization_of(model: Any) -> Quantization | None:
     """Return how a model was quantised when it was opened; None if it was not, or if its files have it so already."""
-    layer = next((layer for layer in model.modules() if is_quantized(layer)), None)
+    known: Quantization | None = getattr(model, REMEMBERED, None)
+    if known is not None:
+        return known
+    layer: Any = next((layer for layer in model.modules() if is_quantized(layer)), None)
     if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         return None
     if _has_8_bits(layer):
-        return Quantization(kind="int8")
-    weight = layer.weight
-    return Quantization(kind=weight.quant_type, double=weight.compress_statistics, block_size=weight.blocksize)
+        return Quantization.model_validate({"kind": "int8", "dtype": _name(model.dtype)})
+    state = _state(layer)
+    found = {"kind": state.quant_type, "double": state.nested, "block_size": state.blocksize}
+    return Quantization.model_validate({**found, "dtype": _name(state.dtype)})
 
 
-def dequantize(model: ModelT, dtype: torch.dtype | None = None) -> ModelT:
+def finish(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
+    """Let a model that has just been quantised compute in `dtype`, and remember how it was made.
+
+    What was in no file, and so was drawn at random, has not been quantised: it becomes plain again.
+    """
+    for layer in [layer for layer in model.modules() if _is_of_bitsandbytes(layer) and not is_quantized(layer)]:
+        _make_plain(layer, layer.weight.data)
+    setattr(model, REMEMBERED, quantization.model_copy(update={"dtype": quantization.dtype or _name(model.dtype)}))
+    if model.dtype != dtype:
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and type(parameter) is nn.Parameter:
+                parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
+
+
+def dequantize(model: ModelT) -> ModelT:
     """Make plain layers of the quantised ones of a model, in place: the same weights, unpacked. Adapters stay on them.
 
     Then they can be changed, as `merge` does.
 
     Args:
         model: a transformers model that is on one device.
-        dtype: of their weights; None: the model's own.
 
     Returns:
         The same model.
@@ -210,11 +237,10 @@ def dequantize(model: ModelT, dtype: torch.dtype | None = None) -> ModelT:
         MethodError: it is spread over several devices.
     """
     layers = [layer for layer in model.modules() if is_quantized(layer)]
-    number: Any = dtype or getattr(model, "dtype", None)
     if any(hasattr(layer, "_hf_hook") for layer in layers):
         raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
     for layer in layers:
-        _make_plain(layer, unpacked(layer, number))
+        _make_plain(layer, unpacked(layer, getattr(model, "dtype", None)))
     if getattr(model, "hf_quantizer", None) is not None:
         _forget_quantization(model)
     return model
@@ -256,8 +282,23 @@ def _make_plain(layer: Any, weight: Tensor) -> None:
     vars(layer).update(vars(plain))
 
 
+def _is_of_bitsandbytes(layer: nn.Module) -> bool:
+    """Whether it is by its class; what pickle brings back has lost that of its weight."""
+    return any(kind.__name__ in ("Linear4bit", "Linear8bitLt") for kind in type(layer).__mro__)
+
+
 def _has_8_bits(layer: Any) -> bool:
-    return type(layer.weight).__name__ == "Int8Params"
+    return any(kind.__name__ == "Linear8bitLt" for kind in type(layer).__mro__)
+
+
+def _state(layer: Any) -> Any:
+    """Return what bitsandbytes knows of a 4-bit weight; None of another."""
+    found = getattr(layer.weight, "quant_state", None)
+    return getattr(layer, "quant_state", None) if found is None else found
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_taken_over(layer: nn.Module) -> bool:
