@@ -209,7 +209,7 @@ def _own_one(device: "torch.device") -> "torch.device":
     """Return a device with its number: of several processes each has a GPU of its own."""
     import torch
 
-    if device.type == "cpu" or device.index is not None:
+    if device.type == "cpu" or ":" in str(device):
         return device
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 

@@ -303,7 +303,7 @@ def test_overwriting_spares_what_no_export_has_written(tiny_llama_folder, tmp_pa
     export(tmp_path / "a", "gguf", tmp_path / "gguf")
     export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32", overwrite=True)
     (tmp_path / "gguf" / "gguf-Q4_K_M.gguf").write_text("mine")
-    with pytest.raises(ConfigError, match="holds gguf-Q4_K_M.gguf, which is not from an export"):
+    with pytest.raises(ConfigError, match=r"holds gguf-Q4_K_M\.gguf, which is not from an export"):
         export(tmp_path / "a", "gguf", tmp_path / "gguf", overwrite=True)
     export(tmp_path / "a", "peft", tmp_path / "peft")
     export(tmp_path / "a", "vllm", tmp_path / "peft", overwrite=True)
