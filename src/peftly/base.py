@@ -173,6 +173,7 @@ def _open(
         settings = quantization.for_transformers(dtype, _heads(kind, config))
         packed_from = resolve_dtype(quantization.dtype or dtype)
     device_map: Any = devices
+    is_spread = not isinstance(devices, torch.device)
     if isinstance(devices, torch.device):  # quantised weights cannot be moved afterwards; all others are
         device_map = {"": _own_one(devices)} if quantized else None
     blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
@@ -191,7 +192,7 @@ def _open(
             ignore_mismatched_sizes=bool(head.labels),  # a head for other labels gives way to a new one
             **trust,
         )
-    if any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
+    if is_spread and any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
         raise BaseModelError(
             f"device_map leaves the embeddings of {spec} waiting on disk or in memory: give them a device"
         )

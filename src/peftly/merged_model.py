@@ -74,14 +74,17 @@ def save_merged(
         raise ConfigError("there is no adapter to merge; name one")
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
-    spec = home_of(find_adapter(several[0])).base
+    first = find_adapter(several[0])
+    spec, kept = home_of(first).base, trained_over(first)
     number = resolve_dtype(dtype or _stored_dtype(spec))
     own_text = None if text is None else Path(text)
-    if into == "original" and trained_over(find_adapter(several[0])) is None:
+    if into == "original" and kept is None:
         raise ConfigError(f"into=original: {several[0]} was trained over the base as its files have it; leave it out")
     model, tokenizer, samples, before, rounding = _adapted(several, number, weights, into, own_text, target, say)
     task = task_of(model)
     methods, settings = [one.config.name for one in attached(model).values()], settings_of(model, weights)
+    if kept is not None and into == "trained":
+        settings.append(f"- the base: its linear layers as {kept.kind} keeps them, unpacked")
     for line in fold(model, attached(model)):
         say(line)
     merging = relative_difference(logits_of(model, samples.samples), before.logits)

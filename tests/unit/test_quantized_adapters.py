@@ -81,6 +81,7 @@ def test_merged_into_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_pa
     assert parity.quantized is None
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert not [key for key in config if "quant" in key]
+    assert "its linear layers as nf4 keeps them, unpacked" in (tmp_path / "merged" / "README.md").read_text()
     found = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").float()
     assert_close(found(IDS).logits, expected, 1e-5 if dtype == "float32" else 2e-2)
 
