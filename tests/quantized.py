@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tiny import tiny_model
 
-from peftly.methods._quantized import blocks_of_size, import_bitsandbytes
+from peftly.methods._bitsandbytes import blocks_of_size, import_bitsandbytes
 from peftly.methods._targets import output_heads
 from peftly.quantization import Quantization
 

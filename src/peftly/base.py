@@ -161,7 +161,8 @@ def _open(
     import torch
     import transformers
 
-    from peftly.methods._quantized import blocks_of_size, finish, take_over
+    from peftly.methods._bitsandbytes import blocks_of_size
+    from peftly.methods._quantized import finish, take_over
 
     trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
     config = transformers.AutoConfig.from_pretrained(source, **trust)

@@ -45,7 +45,7 @@ def check_quantization(spec: str, config: Any, wanted: Quantization | None) -> N
     Raises:
         BaseModelError: bitsandbytes is missing, or there is nothing left to quantise.
     """
-    from peftly.methods._quantized import has_bitsandbytes, import_bitsandbytes
+    from peftly.methods._bitsandbytes import has_bitsandbytes, import_bitsandbytes
 
     own = getattr(config, "quantization_config", None) or {}
     method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)

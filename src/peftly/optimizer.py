@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from peftly.adapt import attached, trainable_parameters
 from peftly.errors import ConfigError
 from peftly.methods import METHODS, Adapter
+from peftly.methods._bitsandbytes import has_bitsandbytes, import_bitsandbytes
 from peftly.methods._layers import owner
-from peftly.methods._quantized import has_bitsandbytes, import_bitsandbytes
 from peftly.train_config import TrainConfig
 
 __all__ = ["make_optimizer", "make_schedule", "optimizer_note", "parameter_groups"]

@@ -228,7 +228,7 @@ def test_no_package_is_asked_to_fetch_binaries(tmp_path):
     """bitsandbytes gets them from the Hub if `kernels` is installed."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    raise SystemExit('fetched')\n")
     code = (
-        "from peftly.methods._quantized import import_bitsandbytes; import sys\n"
+        "from peftly.methods._bitsandbytes import import_bitsandbytes\n"
         "import_bitsandbytes(); import kernels; print(kernels.__file__)"
     )
     found = subprocess.run(

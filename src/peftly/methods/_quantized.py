@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
-import logging
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -37,50 +32,14 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 __all__ = [
     "QuantizedForward",
-    "blocks_of_size",
     "dequantize",
     "finish",
     "give_back",
-    "has_bitsandbytes",
-    "import_bitsandbytes",
     "is_quantized",
     "quantization_of",
     "take_over",
     "unpacked",
 ]
-
-
-def has_bitsandbytes() -> bool:
-    """Whether it is installed."""
-    return importlib.util.find_spec("bitsandbytes") is not None
-
-
-def import_bitsandbytes() -> Any:
-    """Return bitsandbytes, and keep it from fetching binaries from the Hub, as it does if `kernels` is installed."""
-    if "bitsandbytes" in sys.modules:
-        return sys.modules["bitsandbytes"]
-    logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it would ask for that package
-    sys.modules["kernels"] = None  # type: ignore[assignment] # the way to say that there is no such module
-    try:
-        return importlib.import_module("bitsandbytes")
-    finally:
-        logger.setLevel(level)
-        del sys.modules["kernels"]
-        if kernels is not None:
-            sys.modules["kernels"] = kernels
-
-
-@contextmanager
-def blocks_of_size(size: int) -> Iterator[None]:
-    """Let 4-bit weights that are loaded inside the block share a scale among `size` of them.
-
-    transformers has no setting for it: it makes layers with bitsandbytes' default, and quantises by what they say.
-    """
-    modules = importlib.import_module("bitsandbytes.nn.modules")
-    with patch.object(modules, "Params4bit", partial(modules.Params4bit, blocksize=size)):
-        yield
 
 
 def is_quantized(layer: nn.Module) -> bool:
