@@ -77,10 +77,11 @@ def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
     for name in check_names(model, list(weights)):
         if not math.isfinite(weights[name]):
             raise MethodError(f"the weight of {name!r} is {weights[name]}; give a number")
-        method = attached(model)[name].config.name
+        adapter = attached(model)[name]
         odd = next((path for path, _, change in changed_layers(model, name) if not change.only_adds), None)
-        if method != "lora" or odd is not None:
-            reason = f"it trains a copy in {odd}" if method == "lora" else f"it is {method}, whose changes are no sums"
+        if not adapter.is_sum or odd is not None:
+            method = adapter.config.name
+            reason = f"it trains a copy in {odd}" if adapter.is_sum else f"it is {method}, whose changes are no sums"
             raise MethodError(f"only what is added to a weight can be weighted, as LoRA's products; {name!r}: {reason}")
 
 

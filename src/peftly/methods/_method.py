@@ -68,6 +68,8 @@ class Adapter(ABC):
     """What `adapter_config.json` may call the method; see `peft_type`. PEFT knows none that begins with PEFTLY_."""
     beyond_peft: ClassVar[str] = ""
     """Why PEFT cannot do what an adapter of such a type of our own does."""
+    is_sum: ClassVar[bool] = False
+    """Whether it adds products to what layers compute, of which each has a `scaling`, so that it can be weighted."""
     copies_prefix: ClassVar[str] = "base_model.model."
     """What stands before the names of `modules_to_save` in a file."""
 

@@ -159,6 +159,7 @@ class LoRAAdapter(LowRankAdapter):
     config: LoRA
     settings: ClassVar[type[LowRankConfig]] = LoRA
     uses_dora: ClassVar[bool] = False
+    is_sum: ClassVar[bool] = True
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D, nn.Embedding)
 
     @classmethod
