@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate, pairwise
@@ -65,6 +65,10 @@ def _above(body: nn.Module, block: nn.Module) -> list[nn.Module]:
     return list(parts.values())[holds.index(True) + 1 :]
 
 
+class _LearnedError(Exception):
+    """The rest of a forward pass is not needed."""
+
+
 class FrozenLayers:
     """States of training rows between the frozen blocks and what comes next."""
 
@@ -83,6 +87,7 @@ class FrozenLayers:
         self.known: set[int] = set()
         self.states: Tensor | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.learns_only = False
         self.rest: tuple[None, ...] | None = None  # what blocks give behind their states; None: no tuple at all
 
     @contextmanager
@@ -102,6 +107,18 @@ class FrozenLayers:
                 stack.callback(handle.remove)
             yield
 
+    def learn(self, rows: Sequence[Encoded], forward: Callable[[], Any]) -> None:
+        """Keep what the frozen layers make of a batch, as `forward` sends it through the model; it gets no further."""
+        if not self.blocks or self.known.issuperset(map(id, rows)):
+            return
+        self.learns_only = True
+        try:
+            forward()
+        except _LearnedError:
+            pass
+        finally:
+            self.learns_only = False
+
     def _keep(self, rows: Sequence[Encoded], output: Any) -> None:
         """Keep what the last frozen block has made of a batch."""
         states: Tensor
@@ -115,6 +132,8 @@ class FrozenLayers:
         for row, places in zip(rows, _places(rows, states), strict=True):
             self.states[self.lines[id(row)]] = states.detach().flatten(0, 1)[places].cpu()
             self.known.add(id(row))
+        if self.learns_only:
+            raise _LearnedError
 
     def _passed_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the forward of a block whose work is done."""

@@ -1,6 +1,7 @@
 """Losses that are scaled up before the backward pass, where fp16 would round gradients to 0 (arXiv:1710.03740)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,14 @@ class LossScale:
         if self.steps == GROWS_AFTER:
             self._change(min(self.factor * 2, LARGEST))
         return True
+
+    def state(self) -> dict[str, float]:
+        """Return what `restore` goes on from."""
+        return {"factor": self.factor, "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of another of the same dtype."""
+        self.factor, self.steps = state["factor"], state["steps"]
 
     def _change(self, factor: float) -> None:
         self.factor, self.steps = factor, 0

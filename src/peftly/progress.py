@@ -2,15 +2,26 @@
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["Callback", "EvaluationRecord", "MetricsWriter", "ProgressBar", "StepRecord", "TrainResult"]
+__all__ = [
+    "Callback",
+    "EvaluationRecord",
+    "MetricsWriter",
+    "ProgressBar",
+    "StepRecord",
+    "TrainResult",
+    "from_dict",
+    "to_dict",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,17 @@ class EvaluationRecord:
     entity_f1: float | None = None
 
 
+def to_dict(record: StepRecord | EvaluationRecord) -> dict[str, object]:
+    """Return a record as plain values, its `kind` among them."""
+    return {"kind": "step" if isinstance(record, StepRecord) else "evaluation", **asdict(record)}
+
+
+def from_dict(values: Mapping[str, Any]) -> StepRecord | EvaluationRecord:
+    """Return what `to_dict` was given."""
+    inner = {key: value for key, value in values.items() if key != "kind"}
+    return StepRecord(**inner) if values["kind"] == "step" else EvaluationRecord(**inner)
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run went.
@@ -116,18 +138,30 @@ class Callback:
 class MetricsWriter(Callback):
     """Writes one JSON object a line, as soon as it is known: `kind` is `step`, `evaluation`, `save` or `note`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        """Begin the file `path`; or, to `resume` a run, go on with the one that is there."""
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("", encoding="utf-8")
+        if not (resume and path.is_file()):
+            self.path.write_text("", encoding="utf-8")
+
+    @property
+    def size(self) -> int:
+        """Bytes that the file has."""
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Drop what the file has beyond `size` bytes: of steps that are taken again."""
+        if self.size > size:
+            os.truncate(self.path, size)
 
     def on_step(self, record: StepRecord) -> None:
         """Write the record."""
-        self._write({"kind": "step", **asdict(record)})
+        self._write(to_dict(record))
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """Write the record."""
-        self._write({"kind": "evaluation", **asdict(record)})
+        self._write(to_dict(record))
 
     def on_save(self, path: Path) -> None:
         """Write the name of the folder."""

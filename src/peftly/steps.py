@@ -35,20 +35,21 @@ def steps_of_epoch(rows: Sequence[Encoded], size: int) -> int:
     return math.ceil(len(rows) / size)
 
 
-def step_rows(rows: Sequence[Encoded], size: int, *, steps: int, seed: int) -> Iterator[list[Encoded]]:
-    """Yield the rows of every step. They depend on the seed and on the step's number, and on nothing else.
+def step_rows(rows: Sequence[Encoded], size: int, *, first: int = 0, end: int, seed: int) -> Iterator[list[Encoded]]:
+    """Yield the rows of steps. They depend on the seed and on the step's number, and on nothing else.
 
     Args:
         rows: the training rows.
         size: rows of a step, on all processes together.
-        steps: how many there are.
+        first: the number of the first of these steps.
+        end: that of the step after the last.
         seed: decides the order.
     """
     lengths = [row.num_tokens for row in rows]
     per_epoch = steps_of_epoch(rows, size)
-    for step in range(steps):
+    for step in range(first, end):
         epoch, part = divmod(step, per_epoch)
-        if part == 0:
+        if part == 0 or step == first:
             chosen = epoch_steps(lengths, size, seed=seed, epoch=epoch)
         yield [rows[index] for index in chosen[part]]
 

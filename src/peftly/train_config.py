@@ -64,6 +64,9 @@ class TrainConfig(BaseModel):
     save_every: int | None = Field(default=None, ge=1)
     """Steps between saved adapters, each in its own `step-N` folder; None: only the best is saved."""
 
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints, which a stopped run goes on from (`--resume`); None: ten minutes between them."""
+
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations in a row without a better one; None: never stop early."""
 

@@ -5,8 +5,10 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +20,44 @@ from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.methods._layers import owner
 from peftly.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
-from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult
+from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult, from_dict, to_dict
 from peftly.steps import step_rows, steps_of_epoch
 from peftly.train_checks import check_trainable
 from peftly.train_config import TrainConfig
+from peftly.training_state import digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Trainee", "found_in"]
+__all__ = ["Standing", "Trainee", "found_in"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a trainee has come. Replaced as a whole, so that an interruption finds it whole.
+
+    Attributes:
+        step: how many updates were made.
+        due: whether what follows the last of them, an evaluation perhaps, is still to be done.
+        best: the best evaluation so far.
+        best_weights: the weights then.
+        waited: evaluations since.
+        stopped: whether that were too many.
+        told: how many records there are.
+        written: bytes of the file of metrics.
+        seconds: of the whole run, once it is finished.
+    """
+
+    step: int = 0
+    due: bool = False
+    best: EvaluationRecord | None = None
+    best_weights: dict[str, Tensor] | None = None
+    waited: int = 0
+    stopped: bool = False
+    told: int = 0
+    written: int = 0
+    seconds: float | None = None
 
 
 class Trainee:
@@ -45,6 +75,7 @@ class Trainee:
         out: Path | None = None,
         callbacks: Sequence[Callback] = (),
         learning_rate: float | None = None,
+        resume: bool = False,
     ) -> None:
         """Get ready.
 
@@ -58,6 +89,7 @@ class Trainee:
             out: where it is saved; None: nowhere.
             callbacks: are told of every step, evaluation and saved adapter, on the main process.
             learning_rate: used if `config` names none, before the method's own.
+            resume: whether `restore` will follow.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -76,28 +108,33 @@ class Trainee:
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(groups, config)
         self.schedule = make_schedule(self.optimizer, config, self.steps)
-        self.step, self.best_step, self.waited = 0, 0, 0
-        self.stopped = False
-        self.best: EvaluationRecord | None = None
+        self.at = Standing()
         self.history: list[StepRecord | EvaluationRecord] = []
         self.good, self.good_step = _copied(self.parameters), 0
-        self.best_weights: dict[str, Tensor] | None = None
+        self.writer: MetricsWriter | None = None
         if out is not None and accelerator.is_main_process:
-            self.callbacks.insert(0, MetricsWriter(out / "metrics.jsonl"))
+            self.writer = MetricsWriter(out / "metrics.jsonl", resume=resume)
+            self.callbacks.insert(0, self.writer)
         if line := optimizer_note(config, model.device):
             self.note(line)
+        self.spent = 0.0
         self.started = time.perf_counter()
 
     def steps_left(self) -> Iterator[list[Encoded]]:
         """Yield the rows of every step, until the last one or an early stop."""
-        self.started = time.perf_counter()
-        for rows in step_rows(self.data.train.encoded, self.rows_per_step, steps=self.steps, seed=self.config.seed):
-            if self.stopped:
+        self.started = time.perf_counter() - self.spent
+        for rows in self.rows_of_steps(self.step, self.steps):
+            if self.at.stopped:
                 return
             yield rows
 
+    def rows_of_steps(self, first: int, end: int) -> Iterator[list[Encoded]]:
+        """Yield the rows of the steps from `first` to before `end`."""
+        rows, size = self.data.train.encoded, self.rows_per_step
+        return step_rows(rows, size, first=first, end=end, seed=self.config.seed)
+
     def update(self, rows: Sequence[Encoded], loss: float, seconds: float) -> None:
-        """Change the weights, whose gradients are there, and do what is due after the step.
+        """Change the weights, whose gradients are there; `after_step` is due then.
 
         Args:
             rows: that the gradients are of.
@@ -118,13 +155,12 @@ class Trainee:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        tokens = sum(row.num_tokens for row in rows)
+        step, tokens = self.step + 1, sum(row.num_tokens for row in rows)
         self.tell(
             StepRecord(
-                step=self.step,
+                step=step,
                 steps=self.steps,
-                epoch=self.step / self.steps_per_epoch,
+                epoch=step / self.steps_per_epoch,
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=norm,
@@ -134,7 +170,7 @@ class Trainee:
                 seconds=self.seconds,
             )
         )
-        self.after_step()
+        self.stand(step=step, due=True)
 
     def after_step(self) -> None:
         """Save and evaluate where the configuration says so; the last step is always evaluated."""
@@ -142,29 +178,98 @@ class Trainee:
         if self.config.save_every and self.step % self.config.save_every == 0:
             self.save(f"step-{self.step}")
         due = last or self.step % (self.config.evaluate_every or self.steps_per_epoch) == 0
-        if self.data.validation is not None and due:
-            self.look(self.data.validation)
-            self.stopped = not last and self.config.patience is not None and self.waited >= self.config.patience
+        found = self.look(self.data.validation) if self.data.validation is not None and due else {}
+        patience = self.config.patience
+        stopped = not last and patience is not None and found.get("waited", 0) >= patience
+        self.stand(due=False, stopped=stopped, **found)
+
+    def stand(self, **changes: Any) -> None:
+        """Note how far this has come, all at once."""
+        written = 0 if self.writer is None else self.writer.size
+        self.at = replace(self.at, told=len(self.history), written=written, **changes)
 
     def finish(self) -> TrainResult:
         """Leave the best weights in the model and in `out`."""
-        if self.best_weights is None:
+        if self.at.best_weights is None:
             if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
                 self.give_up(f"step {self.step} left weights that are no numbers")
-            self.best_step = self.step
         else:
-            _put_back(self.parameters, self.best_weights)
+            _put_back(self.parameters, self.at.best_weights)
         self.save("adapter")
+        self.stand(seconds=self.seconds)
+        return self.result()
+
+    def result(self) -> TrainResult:
+        """Return how it went, once it is finished."""
         return TrainResult(
             steps=self.step,
-            best_step=self.best_step,
-            best=self.best,
+            best_step=self.step if self.at.best is None else self.at.best.step,
+            best=self.at.best,
             history=tuple(self.history),
-            seconds=self.seconds,
-            stopped_early=self.stopped,
+            seconds=self.at.seconds or self.seconds,
+            stopped_early=self.at.stopped,
             learning_rate=self.rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` goes on from. No weight may be changing."""
+        return {
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "rows": self.digest,
+            "rows_per_step": self.rows_per_step,
+            "parameters": dict(self.parameters),
+            "good": self.good,
+            "good_step": self.good_step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": [to_dict(record) for record in self.history[: self.at.told]],
+            "standing": {**vars(self.at), "best": self.at.best and to_dict(self.at.best)},
+            "spent": self.seconds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state` was taken.
+
+        Raises:
+            ConfigError: that was another run: of other settings, rows, processes or weights.
+        """
+        self.refuse_other_run(state)
+        _put_back(self.parameters, state["parameters"])
+        _put_back(self.good, state["good"])
+        self.good_step = state["good_step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = [from_dict(record) for record in state["history"]]
+        best = state["standing"]["best"]
+        self.at = Standing(**{**state["standing"], "best": best and from_dict(best)})
+        if self.at.best_weights is not None:
+            weights = self.at.best_weights
+            self.at = replace(self.at, best_weights={name: weights[name].to(old) for name, old in self.good.items()})
+        if self.writer is not None:
+            self.writer.cut(self.at.written)
+        self.spent = state["spent"]
+
+    def refuse_other_run(self, state: Mapping[str, Any]) -> None:
+        """Do nothing if `state` is of this run.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        own = self.state()
+        for key, value in own["config"].items():
+            if value != state["config"].get(key):
+                raise ConfigError(
+                    f"the checkpoint is of a run with train.{key} {state['config'].get(key)}, and now it is {value}; "
+                    "go on with the settings of then, or begin anew"
+                )
+        for key, what in (("rows", "other rows"), ("rows_per_step", "other batches, or on other processes")):
+            if own[key] != state[key]:
+                raise ConfigError(f"the checkpoint is of a run on {what}; go on with those of then, or begin anew")
+        shapes, then = ({name: value.shape for name, value in one["parameters"].items()} for one in (own, state))
+        if shapes != then:
+            strange = sorted(name for name in shapes | then if shapes.get(name) != then.get(name))
+            raise ConfigError(f"the checkpoint is of a run that trained other weights ({strange[0]}); begin anew")
 
     def chosen(self) -> AbstractContextManager[None]:
         """Return a block in which what is trained here is on."""
@@ -179,12 +284,13 @@ class Trainee:
         with self.chosen():
             return virtual_count(self.model)
 
-    def look(self, split: Split) -> None:
-        """Evaluate, and keep a copy of the weights if they are the best so far."""
+    def look(self, split: Split) -> dict[str, Any]:
+        """Evaluate, and return what that changes of where this stands: whether the weights are the best so far."""
         size = self.config.evaluation_batch_size
         with self.chosen():
             found = evaluate(self.model, self.tokenizer, split, self.data.shape, batch_size=size)
-        better = math.isfinite(found.loss) and (self.best is None or self.rank(found) < self.rank(self.best))
+        best = self.at.best
+        better = math.isfinite(found.loss) and (best is None or self.rank(found) < self.rank(best))
         record = EvaluationRecord(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
@@ -197,10 +303,10 @@ class Trainee:
             best=better,
             seconds=self.seconds,
         )
-        self.waited = 0 if better else self.waited + 1
-        if better:
-            self.best, self.best_step, self.best_weights = record, self.step, _copied(self.parameters)
         self.tell(record)
+        if not better:
+            return {"waited": self.at.waited + 1}
+        return {"waited": 0, "best": record, "best_weights": _copied(self.parameters)}
 
     def rank(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
         """Return what is smaller for the better of two evaluations."""
@@ -254,6 +360,17 @@ class Trainee:
             for callback in self.callbacks:
                 callback.on_note(text)
 
+    @cached_property
+    def digest(self) -> str:
+        """What only these rows, in this order, have."""
+        validation = self.data.validation
+        return digest([*self.data.train.encoded, *(validation.encoded if validation else ())])
+
+    @property
+    def step(self) -> int:
+        """How many updates were made."""
+        return self.at.step
+
     @property
     def seconds(self) -> float:
         """Since training began."""
@@ -264,7 +381,7 @@ def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def _put_back(parameters: Mapping[str, nn.Parameter], copies: Mapping[str, Tensor]) -> None:
+def _put_back(parameters: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(copies[name])

@@ -17,6 +17,7 @@ from peftly.progress import Callback, TrainResult
 from peftly.steps import make_accelerator
 from peftly.train_config import TrainConfig
 from peftly.trainee import Trainee, found_in
+from peftly.training_state import CHECKPOINT, read_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ def train(
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     learning_rate: float | None = None,
+    resume: bool = False,
 ) -> TrainResult:
     """Train what is trainable in `model`, in place, and leave the best weights in it.
 
@@ -41,18 +43,22 @@ def train(
         data: what to train on; validation rows decide which weights are best.
         config: how long, how fast; None: the defaults.
         tokenizer: the model's own.
-        out: a folder for `adapter` (the best), `step-N` and `metrics.jsonl`; None: nothing is written.
+        out: a folder for `adapter` (the best), `step-N`, `metrics.jsonl` and, from time to time, a checkpoint that
+            holds all that training can go on from; None: nothing is written.
         callbacks: are told of every step, evaluation and saved adapter, on the main process.
         learning_rate: used if `config` names none, before the method's own.
+        resume: go on from the checkpoint in `out`, if there is one. On as many threads, and with the same torch and
+            instructions, the adapter gets the bytes that it would have had without a stop.
 
     Raises:
-        ConfigError: settings that this data or model cannot serve.
+        ConfigError: settings that this data or model cannot serve; a checkpoint of another run.
         DataError: rows that are encoded for another task than the model's.
-        TrainingError: a loss or gradient that is no number; the last good weights are in the model, and in `out`.
+        TrainingError: a loss or gradient that is no number; the last good weights are in the model, and in `out`. Or a
+            checkpoint that is damaged.
         KeyboardInterrupt: as it came; the weights so far are in the model, and in `adapter-interrupted` in `out`.
     """
-    job = Job(data, config or TrainConfig(), learning_rate)
-    (result,) = _train(model, {None: job}, tokenizer, {None: None if out is None else Path(out)}, {None: callbacks})
+    job, folder = Job(data, config or TrainConfig(), learning_rate), None if out is None else Path(out)
+    (result,) = _train(model, {None: job}, tokenizer, folder, {None: folder}, {None: callbacks}, resume=resume)
     return result
 
 
@@ -78,6 +84,7 @@ def train_together(
     tokenizer: "PreTrainedTokenizerBase",
     out: str | Path | None = None,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
+    resume: bool = False,
 ) -> dict[str, TrainResult]:
     """Train several adapters of a model side by side, each on rows of its own, in shared batches over the one base.
 
@@ -88,8 +95,9 @@ def train_together(
         model: a model with these adapters.
         jobs: by the adapter's name. A step takes a batch of each, and the base reads them as one.
         tokenizer: the model's own.
-        out: a folder with a folder for each adapter, as `train` has it; None: nothing is written.
+        out: a folder with a folder for each adapter, as `train` has it, and one checkpoint; None: nothing is written.
         callbacks: by the adapter's name, as `train` takes them.
+        resume: as for `train`.
 
     Returns:
         What `train` returns, for each.
@@ -104,8 +112,9 @@ def train_together(
             if unknown
             else "there is no job; name an adapter and what it is to be trained on"
         )
-    places = {name: None if out is None else Path(out) / name for name in jobs}
-    results = _train(model, jobs, tokenizer, places, callbacks or {})
+    folder = None if out is None else Path(out)
+    places = {name: None if folder is None else folder / name for name in jobs}
+    results = _train(model, jobs, tokenizer, folder, places, callbacks or {}, resume=resume)
     return dict(zip(jobs, results, strict=True))
 
 
@@ -122,8 +131,11 @@ def _train(
     model: "PreTrainedModel",
     jobs: Mapping[Any, Job],
     tokenizer: "PreTrainedTokenizerBase",
+    out: Path | None,
     places: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
+    *,
+    resume: bool,
 ) -> list[TrainResult]:
     """Train every job; one of name None is all that is trainable, with what is on."""
     from accelerate.utils import set_seed
@@ -131,6 +143,8 @@ def _train(
     accelerator = make_accelerator()
     if len(jobs) > 1 and accelerator.num_processes > 1:
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
+    file = None if out is None else out / CHECKPOINT
+    state = read_state(file) if resume and file is not None and file.is_file() else None
     trainees = [
         Trainee(
             model,
@@ -142,6 +156,7 @@ def _train(
             out=places[name],
             callbacks=callbacks.get(name, ()),
             learning_rate=job.learning_rate,
+            resume=state is not None,
         )
         for name, job in jobs.items()
     ]
@@ -151,12 +166,16 @@ def _train(
     checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
     configs = [trainee.config for trainee in trainees]
     packing = all(lays_end_to_end(model, config) for config in configs)  # evaluations have one adapter
-    loop = Loop(model, trainees, accelerator, packed=lays_end_to_end(model, *configs))
+    loop = Loop(model, trainees, accelerator, packed=lays_end_to_end(model, *configs), file=file)
     mode = training_mode(model, gradient_checkpointing=checkpointing)
-    with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.modes:
+    with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.gradients.modes:
         try:
+            if state is not None:
+                loop.restore(state)
             return loop.go()
         except KeyboardInterrupt as interrupt:
+            if loop.is_whole and accelerator.num_processes == 1:  # others are at who knows what
+                loop.write_checkpoint()
             left = [trainee for trainee in trainees if trainee not in loop.results]
             reached = [f"stopped at step {trainee.step} of {trainee.steps}" for trainee in left]
             saved = [found_in(trainee.save("adapter-interrupted")) for trainee in left]

@@ -25,7 +25,7 @@ def trained(dtype, **settings):
 @pytest.fixture
 def small_gradients(monkeypatch):
     """As in a step of very many tokens."""
-    monkeypatch.setattr("peftly.loop.target_losses", small)
+    monkeypatch.setattr("peftly.gradients.target_losses", small)
 
 
 def small(model, inputs, logits_of):

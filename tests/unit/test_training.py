@@ -22,7 +22,7 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
 from peftly.training import TrainConfig, train
 
-LOOP = import_module("peftly.loop")
+GRADIENTS = import_module("peftly.gradients")
 SHAPE = Shape("completion", "{prompt}", "completion")
 
 
@@ -297,14 +297,14 @@ def test_json_has_no_word_for_infinity(tmp_path):
 
 def break_after(monkeypatch, calls: int) -> None:
     """Let the loss become NaN at a certain call, not counting the first, which finds out how much memory is used."""
-    original, made = LOOP.target_losses, []
+    original, made = GRADIENTS.target_losses, []
 
     def losses(*given):
         made.append(None)
         values = original(*given)
         return values * math.nan if len(made) == calls + 1 else values
 
-    monkeypatch.setattr(LOOP, "target_losses", losses)
+    monkeypatch.setattr(GRADIENTS, "target_losses", losses)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(monkeypatch, tmp_path):

@@ -1,0 +1,159 @@
+"""All that a stopped run needs to go on as if it had not been stopped, in one file.
+
+It is a safetensors file: the tensors, and among them one of bytes, which are JSON and say where each of them belongs.
+No pickle: opening it runs nothing.
+"""
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from peftly.data import Encoded
+from peftly.errors import TrainingError
+
+__all__ = [
+    "CHECKPOINT",
+    "computes_with",
+    "digest",
+    "random_states",
+    "read_state",
+    "set_random_states",
+    "write_state",
+]
+
+CHECKPOINT = "checkpoint.safetensors"
+"""What the file is called in the folder of a run."""
+
+FORMAT = 1
+_TREE = "tree"
+
+
+def write_state(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a state. The file is complete, and on the disk, before it takes the place of the one before.
+
+    Args:
+        file: what is replaced; its folder exists.
+        state: dicts, lists and tuples of tensors and of what JSON has a word for, NaN and infinity included.
+
+    Raises:
+        OSError: there is no room, or no permission.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps({"format": FORMAT, "state": _packed(state, tensors)})
+    tensors[_TREE] = torch.frombuffer(bytearray(tree, "utf-8"), dtype=torch.uint8)
+    handle, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    os.close(handle)
+    try:
+        try:
+            save_file(tensors, scratch)
+        except SafetensorError as error:  # which a full disk comes as
+            raise OSError(str(error)) from error
+        with Path(scratch).open("rb") as written:
+            os.fsync(written.fileno())
+        Path(scratch).replace(file)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Return what `write_state` has written; tuples have become lists.
+
+    Raises:
+        TrainingError: the file is damaged, or of another version of peftly.
+    """
+    advice = "delete it to train from the beginning"
+    try:
+        tensors = load_file(file)
+        tree = json.loads(bytes(tensors[_TREE].numpy()))
+        version, state = tree["format"], tree["state"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(f"{file} is damaged ({error}); {advice}") from error
+    if version != FORMAT:
+        raise TrainingError(f"{file} has format {version}, and this version of peftly reads {FORMAT}; {advice}")
+    unpacked: dict[str, Any] = _unpacked(state, tensors)
+    return unpacked
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return a value as JSON has it, where a tensor is the name under which it is in `tensors` from now on."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A copy, since several may lie in the same memory.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # as pairs, for its keys may be numbers
+        return {"pairs": [[_packed(key, tensors), _packed(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(inner, tensors) for inner in value]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(inner, tensors) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {_unpacked(key, tensors): _unpacked(inner, tensors) for key, inner in value["pairs"]}
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of all generators that training may draw from."""
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)
+    keys = {**numpy["state"], "key": numpy["state"]["key"].tolist()}
+    states = {"python": random.getstate(), "numpy": {**numpy, "state": keys}, "torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators where `random_states` found them."""
+    version, inner, gauss = states["python"]
+    random.setstate((version, tuple(inner), gauss))
+    keys = {**states["numpy"]["state"], "key": np.array(states["numpy"]["state"]["key"], dtype=np.uint32)}
+    np.random.set_state({**states["numpy"], "state": keys})
+    torch.set_rng_state(states["torch"])
+    if device.type != "cpu" and "device" in states:
+        torch.get_device_module(device).set_rng_state(states["device"], device)
+
+
+def digest(rows: Iterable[Encoded]) -> str:
+    """Return a number that other rows, or the same in another order, do not have."""
+    found = hashlib.sha256()
+    for row in rows:
+        parts: Sequence[Sequence[int] | None] = (
+            row.input_ids,
+            row.trained,
+            None if row.label is None else [row.label],
+            row.tags,
+            row.answer,
+            row.token_type_ids,
+            row.places,
+        )
+        for part in parts:
+            found.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
+    return found.hexdigest()
+
+
+def computes_with(device: torch.device) -> dict[str, Any]:
+    """Return what the last digits of a step depend on, beside the step."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
+    }

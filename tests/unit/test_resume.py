@@ -1,0 +1,345 @@
+"""A run that is stopped anywhere and goes on ends with the bytes of one that was not."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from references import HOMES, adapted
+from test_frozen_layers import calls_below, upper_lora
+from test_training import IdTokenizer, Scores, assert_equal, data_of, lora_model, run, weights
+from tiny import tiny_model
+
+from peftly import IA3, LoRA, PromptTuning, attach, load_adapter
+from peftly.errors import ConfigError, TrainingError
+from peftly.progress import Callback
+from peftly.training import Job, TrainConfig, train, train_together
+from peftly.training_state import CHECKPOINT, random_states, read_state, set_random_states, write_state
+
+
+class KilledError(Exception):
+    """As a process that is killed: nothing of the loop runs afterwards."""
+
+
+class Kill(Callback):
+    """Kills at a step, or when an evaluation after that step is told."""
+
+    def __init__(self, step, *, at_evaluation=False, error=KilledError):
+        self.step, self.at_evaluation, self.error = step, at_evaluation, error
+
+    def on_step(self, record):
+        if record.step == self.step and not self.at_evaluation:
+            raise self.error
+
+    def on_evaluate(self, record):
+        if record.step == self.step and self.at_evaluation:
+            raise self.error
+
+
+def killed_and_resumed(make, out, kill, data=None, **settings):
+    """Train a model until it is killed, and another one from what is left of that."""
+    data = data or data_of()
+    with pytest.raises(kill.error):
+        run(make(), data, out, [kill], **settings)
+    model = make()
+    config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
+    return model, train(model, data, config, tokenizer=IdTokenizer(), out=out, resume=True)
+
+
+def told(result):
+    """What a result says, without the times."""
+    timed = {"seconds", "tokens_per_second"}
+    records = [{key: value for key, value in vars(one).items() if key not in timed} for one in result.history]
+    return records, {key: value for key, value in vars(result).items() if key not in ("history", "seconds", "best")}
+
+
+def assert_same_run(mine, his):
+    (model, result), (other, expected) = mine, his
+    assert_equal(weights(model), weights(other))
+    assert told(result) == told(expected)
+
+
+def dropping_lora():
+    return attach(tiny_model("llama", torch.float32), LoRA(rank=2, dropout=0.3), seed=1)
+
+
+@pytest.mark.parametrize(("architecture", "method"), HOMES)
+def test_every_method_ends_with_the_same_bytes(architecture, method, tmp_path):
+    def make():
+        return adapted(architecture, method)[0]
+
+    expected = run(make())
+    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_every=5)
+    assert_same_run(found, expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "sgd"])
+@pytest.mark.parametrize(("step", "at_evaluation"), [(1, False), (4, True), (8, False), (8, True)])
+def test_optimizers_dropout_and_any_moment(optimizer, step, at_evaluation, tmp_path):
+    settings = {"optimizer": optimizer, "weight_decay": 0.1, "schedule": "cosine", "accumulation": 1}
+    expected = run(dropping_lora(), out=tmp_path / "whole", **settings)
+    kill = Kill(step, at_evaluation=at_evaluation)
+    found = killed_and_resumed(dropping_lora, tmp_path / "killed", kill, checkpoint_every=1, **settings)
+    assert_same_run(found, expected)
+    files = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    kinds = [[(line["kind"], line.get("step")) for line in map(json.loads, one)] for one in lines]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_run_may_be_killed_again_and_again(tmp_path):
+    expected = run(dropping_lora(), epochs=3)
+    for step in (2, 3, 5, 9, 11):
+        model = dropping_lora()
+        config = TrainConfig(learning_rate=1e-2, epochs=3, batch_size=4, checkpoint_every=1)
+        with pytest.raises(KilledError):
+            train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True, callbacks=[Kill(step)])
+    found = killed_and_resumed(dropping_lora, tmp_path, Kill(1), epochs=3)
+    assert_same_run(found, expected)
+
+
+def test_patience_and_the_best_weights_are_remembered(monkeypatch, tmp_path):
+    losses = (3.0, 1.0, 2.5, 2.0, 0.5)
+    settings = {"epochs": 9, "evaluate_every": 2, "patience": 2}
+    monkeypatch.setattr("peftly.trainee.evaluate", Scores(*losses))
+    expected = run(**settings)
+    monkeypatch.setattr("peftly.trainee.evaluate", Scores(*losses[:2], *losses[2:]))
+    found = killed_and_resumed(lora_model, tmp_path, Kill(6), checkpoint_every=1, **settings)
+    assert_same_run(found, expected)
+    assert (found[1].steps, found[1].best_step, found[1].stopped_early) == (8, 4, True)
+    loaded = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert_equal(weights(loaded), weights(expected[0]))
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path):
+    """Between two steps, in the middle of one, and in an evaluation."""
+    expected = run(dropping_lora())
+
+    def in_a_step(monkeypatch):
+        original, calls = torch.Tensor.backward, []
+
+        def backward(*given, **named):
+            calls.append(None)
+            if len(calls) == 7:
+                raise KeyboardInterrupt
+            return original(*given, **named)
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+
+    def in_an_evaluation(monkeypatch):
+        def evaluate(*given, **named):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("peftly.trainee.evaluate", evaluate)
+
+    for number, (interrupt, step) in enumerate([(in_a_step, 6), (in_an_evaluation, 4)]):
+        out = tmp_path / str(number)
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(dropping_lora(), out=out)
+        assert read_state(out / CHECKPOINT)["trainees"]["None"]["standing"]["step"] == step
+        model = dropping_lora()
+        config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+        result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
+        assert_same_run((model, result), expected)
+        found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in found if line["kind"] == "step"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_what_frozen_layers_have_made_is_made_again_in_the_batches_of_then(step, tmp_path):
+    def make():
+        return upper_lora("llama").float()
+
+    data, settings = data_of(19), {"epochs": 3, "micro_batch_tokens": 20}
+    expected = run(make(), data, **settings)
+    found = killed_and_resumed(make, tmp_path, Kill(step), data, checkpoint_every=1, **settings)
+    assert_same_run(found, expected)
+
+
+def test_they_are_made_again_below_only(tmp_path):
+    calls, models = [], []
+
+    def make():
+        models.append(upper_lora("llama"))
+        calls.append(calls_below(models[-1]))
+        return models[-1]
+
+    killed_and_resumed(make, tmp_path, Kill(7), data_of(), epochs=2, checkpoint_every=1)
+    assert len(calls[1]) == 4  # an epoch once more; the one step that is left reads what came of it
+
+
+def test_the_loss_scale_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("peftly.loss_scale.FIRST", 2.0**40)
+    monkeypatch.setattr("peftly.loss_scale.GROWS_AFTER", 3)
+
+    def make():
+        model = lora_model().to(torch.float16)
+        for name, parameter in model.named_parameters():
+            if "peftly" in name:
+                parameter.data = parameter.data.float()
+        return model
+
+    expected = run(make(), epochs=3)
+    found = killed_and_resumed(make, tmp_path, Kill(6), epochs=3, checkpoint_every=1)
+    assert_same_run(found, expected)
+    scale = read_state(tmp_path / CHECKPOINT)["gradients"]["scale"]
+    assert 1 < scale["factor"] < 2.0**40
+
+
+def test_memory_that_ran_out_is_remembered(monkeypatch, tmp_path):
+    """From step 3 on half as much goes through at once; whoever goes on there begins with that half."""
+    from importlib import import_module
+
+    gradients = import_module("peftly.gradients")
+    original = gradients.Gradients.attempt
+
+    def attempt(self, work):
+        if work[0][0].step == 2 and self.micro.limit > 30:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return original(self, work)
+
+    monkeypatch.setattr(gradients.Gradients, "attempt", attempt)
+    with pytest.warns(UserWarning, match="memory ran out at step 3"):
+        expected = run(dropping_lora())
+    with pytest.warns(UserWarning, match="memory ran out at step 3"):
+        found = killed_and_resumed(dropping_lora, tmp_path, Kill(6), checkpoint_every=1)
+    assert_same_run(found, expected)
+    limits = read_state(tmp_path / CHECKPOINT)["gradients"]["limits"]
+    assert list(limits) == [0, 2]
+    assert limits[2] < limits[0]
+
+
+def test_adapters_that_are_trained_side_by_side(tmp_path):
+    def make():
+        model = tiny_model("llama", torch.float32)
+        attach(model, LoRA(rank=2, dropout=0.2), name="long", seed=1)
+        return attach(model, PromptTuning(num_virtual_tokens=3, init="random"), name="short", seed=2)
+
+    jobs = {
+        "long": Job(data_of(16), TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, checkpoint_every=2)),
+        "short": Job(data_of(9), TrainConfig(epochs=1, batch_size=3, learning_rate=1e-1)),
+    }
+    model, again = make(), make()
+    expected = train_together(model, jobs, tokenizer=IdTokenizer())
+    for step in (2, 8):  # at the second the short one has finished
+        with pytest.raises(KilledError):
+            train_together(
+                make(), jobs, tokenizer=IdTokenizer(), out=tmp_path, callbacks={"long": [Kill(step)]}, resume=True
+            )
+    found = train_together(again, jobs, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_equal(weights(again), weights(model))
+    assert {name: told(one) for name, one in found.items()} == {name: told(one) for name, one in expected.items()}
+
+
+def test_without_a_checkpoint_a_run_begins_at_the_beginning(tmp_path):
+    model = lora_model()
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), run())
+
+
+def test_a_run_that_has_ended_ends_again(tmp_path):
+    expected = run(dropping_lora(), out=tmp_path, checkpoint_every=3)
+    model = dropping_lora()
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=3)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
+
+
+def test_ten_minutes_between_checkpoints(monkeypatch, tmp_path):
+    run(out=tmp_path / "short")
+    assert not (tmp_path / "short" / CHECKPOINT).exists()
+    monkeypatch.setattr("peftly.loop.CHECKPOINT_SECONDS", 0)
+    run(out=tmp_path / "long")
+    assert (tmp_path / "long" / CHECKPOINT).is_file()
+    assert not [file for file in (tmp_path / "long").iterdir() if file.name.startswith(".")]
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
+    def full(*_given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peftly.training_state.save_file", full)
+    with pytest.warns(UserWarning, match="no checkpoint at step 5: No space left on device"):
+        found = run(out=tmp_path, checkpoint_every=5)
+    assert_same_run(found, run())
+    assert not [file for file in tmp_path.iterdir() if "checkpoint" in file.name]
+
+
+OTHER_RUNS = {
+    "settings": ({"epochs": 3}, {}, "train.epochs 2, and now it is 3"),
+    "rows": ({}, {"data": data_of(17)}, "other rows"),
+    "validation": ({}, {"data": data_of(16, 5)}, "other rows"),
+    "weights": ({}, {"model": attach(tiny_model("llama", torch.float32), LoRA(rank=3))}, "trained other weights"),
+    "method": ({}, {"model": attach(tiny_model("llama", torch.float32), IA3())}, "trained other weights"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_a_checkpoint_of_another_run(name, tmp_path):
+    settings, given, message = OTHER_RUNS[name]
+    run(out=tmp_path, checkpoint_every=3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
+    model, data = given.get("model") or lora_model(), given.get("data") or data_of()
+    kept = weights(model)
+    with pytest.raises(ConfigError, match=message) as error:
+        train(model, data, config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+    assert_equal(weights(model), kept)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "no state", "version"])
+def test_a_damaged_checkpoint(damage, tmp_path):
+    file = tmp_path / CHECKPOINT
+    run(out=tmp_path, checkpoint_every=3)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "no state":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.zeros(1)}, file)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("peftly.training_state.FORMAT", 0)
+            write_state(file, {})
+    with pytest.raises(TrainingError, match=r"(is damaged|has format 0).*delete it to train from the beginning"):
+        train(
+            lora_model(), data_of(), TrainConfig(learning_rate=1e-2), tokenizer=IdTokenizer(), out=tmp_path, resume=True
+        )
+
+
+def test_another_machine_is_said(monkeypatch, tmp_path):
+    with pytest.raises(KilledError):
+        run(out=tmp_path, checkpoint_every=3, callbacks=[Kill(5)])
+    monkeypatch.setattr("peftly.loop.computes_with", lambda _: {"torch": torch.__version__, "threads": 99})
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=3)
+    with pytest.warns(UserWarning, match=r"begun elsewhere \(threads \d+, now 99\)"):
+        train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+
+
+def test_states_on_disk(tmp_path):
+    shared = torch.arange(4.0)
+    state = {"a": [1, 2.5, None, True, "x", math.inf, math.nan], 3: {"t": shared, "view": shared[1:]}, "e": {}, "l": []}
+    write_state(tmp_path / "state", state)
+    found = read_state(tmp_path / "state")
+    assert found["a"][:-1] == state["a"][:-1]
+    assert math.isnan(found["a"][-1])
+    assert list(found) == ["a", 3, "e", "l"]
+    assert torch.equal(found[3]["t"], shared)
+    assert torch.equal(found[3]["view"], shared[1:])
+    assert (found["e"], found["l"]) == ({}, [])
+
+
+def test_generators(tmp_path):
+    device = torch.device("cpu")
+    write_state(tmp_path / "state", random_states(device))
+    drawn = [(random.random(), np.random.rand(), torch.rand(3).tolist()) for _ in range(2)]
+    set_random_states(read_state(tmp_path / "state"), device)
+    assert [(random.random(), np.random.rand(), torch.rand(3).tolist()) for _ in range(2)] == drawn
