@@ -134,6 +134,9 @@ class Callback:
     def on_note(self, text: str) -> None:
         """Hear of something that did not go as it was set."""
 
+    def on_resume(self, step: int, steps: int) -> None:
+        """Hear that a run goes on that was stopped after `step` of `steps`; what it told before is not told again."""
+
 
 class MetricsWriter(Callback):
     """Writes one JSON object a line, as soon as it is known: `kind` is `step`, `evaluation`, `save` or `note`."""
@@ -246,6 +249,10 @@ class ProgressBar(Callback):
         scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
         shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
         self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
+
+    def on_resume(self, step: int, steps: int) -> None:
+        """Print where the run goes on."""
+        self.on_note(f"going on after step {step} of {steps}")
 
     def on_note(self, text: str) -> None:
         """Print the text, above a bar."""

@@ -1,7 +1,8 @@
 """A run from its configuration to its report: load, attach, train, evaluate, save."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,16 @@ from peftly.head import new_parts
 from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
-from peftly.run_folder import adapter_folders, check_out, clear_run, folder_bytes, replacing, write_json
+from peftly.run_folder import (
+    adapter_folders,
+    check_out,
+    clear_run,
+    drop_leftovers,
+    folder_bytes,
+    replacing,
+    resume_command,
+    write_json,
+)
 from peftly.tasks import TASKS, choose_task, task_of
 from peftly.train_checks import check_trainable
 from peftly.training import TrainResult, lays_end_to_end, train
@@ -66,6 +76,7 @@ def run(
     base: Base | None = None,
     data: Data | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
     callbacks: Sequence["Callback"] = (),
 ) -> RunResult:
@@ -79,13 +90,14 @@ def run(
             adapters afterwards.
         data: the data that `config` names, if they are loaded already, for that task.
         overwrite: replace the run that the out folder holds.
+        resume: go on with the run that the out folder holds, which has this configuration.
         say: takes one line about what is happening.
         callbacks: passed to `train`.
     """
     if config.ensemble is not None:
         raise ConfigError("an ensemble is trained by run_together")
     out = Path(config.out)
-    check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite, resume=resume)
     config, base, data = open_parts(config, base, data, say)
     for name, method in config.adapters.items():
         put_on(base, name, method, config, data, say)
@@ -95,20 +107,21 @@ def run(
         say(
             f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
         )
-    with replacing(out):
-        begin(config, data)
-        try:
-            training = train(base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
-        except PeftlyError:
-            keep_what_is_left(out)
-            raise
+    with training_in(out, [out], resume=resume):
+        if not resume:
+            begin(config, data)
+        training = train(
+            base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume
+        )
     split_name, split = evaluation_split(data)
     evaluation = None
     if split is not None:
         say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
         size = config.train.evaluation_batch_size
         evaluation = evaluate(base.model, base.tokenizer, split, data.shape, batch_size=size)
-    return conclude(out, base, data, training, evaluation)
+    result = conclude(out, base, data, training, evaluation)
+    drop_leftovers(out)
+    return result
 
 
 def put_on(
@@ -151,12 +164,27 @@ def begin(config: RunConfig, data: Data) -> None:
     )
 
 
-def keep_what_is_left(out: Path) -> None:
-    """After a training that failed: write the page of a run that has an adapter, clear one that has none."""
-    if adapter_folders(out):
-        write_report(out)
-    else:
-        clear_run(out)
+@contextmanager
+def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
+    """Around a training that writes `runs`, all of them in `out`: what becomes of the folders if it does not end well.
+
+    A run that has an adapter gets its page; one that has none leaves no trace, and what it was to replace comes back.
+    To `resume`, there is nothing to be replaced, and nothing is deleted.
+    """
+    with nullcontext() if resume else replacing(out):
+        try:
+            yield
+        except PeftlyError:
+            for run_folder in runs:
+                if adapter_folders(run_folder):
+                    write_report(run_folder)
+                elif not resume:
+                    clear_run(run_folder)
+            raise
+        except KeyboardInterrupt as stop:
+            if not any(map(adapter_folders, runs)):
+                raise
+            raise KeyboardInterrupt(f"{stop}; go on with: {resume_command(out)}") from stop
 
 
 def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:

@@ -3,6 +3,7 @@
 config.yaml      the resolved configuration, the first file of a run
 data.json        what was trained on, and how a row becomes text
 metrics.jsonl    one line a step, an evaluation or a saved adapter
+checkpoint.safetensors  while the run is not at its end: what it can go on from
 adapter/         the best adapter
 step-N/          the adapter after N steps
 adapter-interrupted/  the adapter at Ctrl-C
@@ -15,6 +16,7 @@ Of runs that were trained side by side each has such a folder, and the one aroun
 """
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peftly.environment import program
 from peftly.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ __all__ = [
     "adapter_folders",
     "check_out",
     "clear_run",
+    "drop_leftovers",
     "folder_bytes",
     "open_base",
     "open_ensemble",
@@ -44,11 +48,15 @@ __all__ = [
     "plain",
     "read_config",
     "replacing",
+    "resume_command",
     "write_json",
 ]
 
 RESULTS = "results.json"
-FILES = ("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summary.json", RESULTS, "report.html")
+INTERRUPTED = "adapter-interrupted"
+SUMMARY = "summary.json"
+CHECKPOINT = "checkpoint.safetensors"
+FILES = ("config.yaml", "data.json", "metrics.jsonl", CHECKPOINT, "evaluation.json", SUMMARY, RESULTS, "report.html")
 ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -87,12 +95,20 @@ class OpenEnsemble(NamedTuple):
     vote: "Vote"
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Refuse a folder that a run cannot have; nothing is changed.
 
+    Args:
+        out: the folder.
+        overwrite: whether the run in it may be replaced.
+        resume: whether the run in it is to go on.
+
     Raises:
-        ConfigError: it is a file, holds another run, or holds something else.
+        ConfigError: it is a file, holds another run, or holds something else; or no run that could go on.
     """
+    if resume:
+        _check_resumable(out)
+        return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder")
     if not out.is_dir() or not any(out.iterdir()):
@@ -100,7 +116,36 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     if not _is_run(out):
         raise ConfigError(f"out: {out} exists and holds files that are not from a run; choose a new or empty folder")
     if not overwrite:
-        raise ConfigError(f"out: {out} holds another run; choose another folder, or replace that run with --overwrite")
+        go_on = "" if _is_finished(out) else f", or go on with it: {resume_command(out)}"
+        raise ConfigError(
+            f"out: {out} holds another run; choose another folder, or replace that run with --overwrite{go_on}"
+        )
+
+
+def _check_resumable(out: Path) -> None:
+    if not (out / "config.yaml").is_file():
+        raise ConfigError(f"there is no run in {out} that could go on: name the folder of one, with its config.yaml")
+    if _is_finished(out):
+        raise ConfigError(f"the run in {out} has come to its end; for a longer one, train anew with more epochs")
+
+
+def resume_command(out: Path) -> str:
+    """Return what to type to go on with the run in `out`."""
+    return f"{program()} train --resume {shlex.quote(str(out))}"
+
+
+def drop_leftovers(out: Path) -> None:
+    """Delete from a run that has come to its end what was only for going on with it."""
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    left = out / INTERRUPTED
+    for file in (inner / name for inner in (*_adapters_below(left), left) for name in ADAPTER_FILES):
+        if file.is_file():
+            file.unlink()
+            _remove_empty(file.parent, out)
+
+
+def _is_finished(out: Path) -> bool:
+    return any((out / name).is_file() for name in (SUMMARY, RESULTS)) and not (out / CHECKPOINT).is_file()
 
 
 def clear_run(out: Path) -> None:
@@ -248,7 +293,7 @@ def adapter_folders(out: Path) -> list[Path]:
 
 
 def _places(out: Path) -> list[Path]:
-    return [out / "adapter", out / "adapter-interrupted", *out.glob("step-*")]
+    return [out / "adapter", out / INTERRUPTED, *out.glob("step-*")]
 
 
 def _adapters_below(folder: Path) -> list[Path]:

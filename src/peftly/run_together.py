@@ -19,13 +19,13 @@ from peftly.config_file import dump_config
 from peftly.data import Data
 from peftly.ensemble import evaluate_ensemble
 from peftly.environment import environment
-from peftly.errors import ConfigError, PeftlyError
+from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
-from peftly.run import RunResult, batches_line, begin, conclude, keep_what_is_left, open_parts, put_on
-from peftly.run_folder import RESULTS, check_out, replacing, write_json
+from peftly.run import RunResult, batches_line, begin, conclude, open_parts, put_on, training_in
+from peftly.run_folder import RESULTS, check_out, drop_leftovers, write_json
 from peftly.tasks import TASKS
 from peftly.train_checks import check_trainable
 from peftly.training import Job, train_together
@@ -68,6 +68,7 @@ def run_together(
     *,
     base: Base | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
     callbacks: Mapping[str, Sequence["Callback"]] | None = None,
 ) -> TogetherResult:
@@ -77,6 +78,7 @@ def run_together(
         config: of an ensemble, or of jobs.
         base: the base that it names, if it is loaded already; it carries the trained adapters afterwards.
         overwrite: replace the run that the out folder holds.
+        resume: go on with what the out folder holds, which has this configuration.
         say: takes one line about what is happening.
         callbacks: passed to `train_together`, by the name of the part.
 
@@ -84,7 +86,9 @@ def run_together(
         ConfigError: the configuration has no parts, or they do not fit on one base.
     """
     out = Path(config.out)
-    for folder in (out, *(Path(part.out) for part in config.parts().values())):
+    check_out(out, overwrite=overwrite, resume=resume)
+    folders = [Path(part.out) for part in config.parts().values()]
+    for folder in folders if not resume else ():
         check_out(folder, overwrite=overwrite)
     given = base is not None
     base, parts = _opened(config, base, say)
@@ -96,18 +100,14 @@ def run_together(
         put_on(base, name, method, part.config, part.data, say)
         check_trainable(model, part.data, part.config.train, adapter=name)
     say(batches_line(model, *(part.config.train for part in parts.values())))
-    with replacing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
-        for part in parts.values():
-            begin(part.config, part.data)
-        jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
-        try:
-            trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks)
-        except PeftlyError:
+    with training_in(out, folders, resume=resume):
+        if not resume:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
             for part in parts.values():
-                keep_what_is_left(Path(part.config.out))
-            raise
+                begin(part.config, part.data)
+        jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
+        trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume)
     together, scores = _evaluated(config, base, parts, say)
     runs = {}
     for name, part in parts.items():
@@ -115,7 +115,10 @@ def run_together(
             runs[name] = conclude(Path(part.config.out), base, part.data, trained[name], scores.get(name))
     results = _results(config, parts, runs, together)
     write_json(out / RESULTS, results)
-    return TogetherResult(out, runs, together, results["rows"], write_comparison(out, RESULTS))
+    page = write_comparison(out, RESULTS)
+    for folder in (out, *folders):
+        drop_leftovers(folder)
+    return TogetherResult(out, runs, together, results["rows"], page)
 
 
 def _opened(config: AnyConfig, base: Base | None, say: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from peftly.adapt import trainable_parameters, use_adapters, virtual_count
+from peftly.adapt import attached, trainable_parameters, use_adapters, virtual_count
 from peftly.checkpoint import save_adapter
 from peftly.data import Data, Encoded, Split
 from peftly.errors import ConfigError, TrainingError
@@ -21,43 +21,17 @@ from peftly.evaluation import Evaluation, evaluate
 from peftly.methods._layers import owner
 from peftly.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
 from peftly.progress import Callback, EvaluationRecord, MetricsWriter, StepRecord, TrainResult, from_dict, to_dict
+from peftly.standing import Standing
 from peftly.steps import step_rows, steps_of_epoch
 from peftly.train_checks import check_trainable
 from peftly.train_config import TrainConfig
-from peftly.training_state import digest
+from peftly.training_state import check_same_run, digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Standing", "Trainee", "found_in"]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a trainee has come. Replaced as a whole, so that an interruption finds it whole.
-
-    Attributes:
-        step: how many updates were made.
-        due: whether what follows the last of them, an evaluation perhaps, is still to be done.
-        best: the best evaluation so far.
-        best_weights: the weights then.
-        waited: evaluations since.
-        stopped: whether that were too many.
-        told: how many records there are.
-        written: bytes of the file of metrics.
-        seconds: of the whole run, once it is finished.
-    """
-
-    step: int = 0
-    due: bool = False
-    best: EvaluationRecord | None = None
-    best_weights: dict[str, Tensor] | None = None
-    waited: int = 0
-    stopped: bool = False
-    told: int = 0
-    written: int = 0
-    seconds: float | None = None
+__all__ = ["Trainee", "found_in"]
 
 
 class Trainee:
@@ -218,13 +192,14 @@ class Trainee:
             "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
             "rows": self.digest,
             "rows_per_step": self.rows_per_step,
+            "methods": {name: one.config.model_dump(mode="json") for name, one in attached(self.model).items()},
             "parameters": dict(self.parameters),
             "good": self.good,
             "good_step": self.good_step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": [to_dict(record) for record in self.history[: self.at.told]],
-            "standing": {**vars(self.at), "best": self.at.best and to_dict(self.at.best)},
+            "standing": self.at.state(),
             "spent": self.seconds,
         }
 
@@ -234,42 +209,19 @@ class Trainee:
         Raises:
             ConfigError: that was another run: of other settings, rows, processes or weights.
         """
-        self.refuse_other_run(state)
+        check_same_run(self.state(), state)
         _put_back(self.parameters, state["parameters"])
         _put_back(self.good, state["good"])
         self.good_step = state["good_step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = [from_dict(record) for record in state["history"]]
-        best = state["standing"]["best"]
-        self.at = Standing(**{**state["standing"], "best": best and from_dict(best)})
-        if self.at.best_weights is not None:
-            weights = self.at.best_weights
-            self.at = replace(self.at, best_weights={name: weights[name].to(old) for name, old in self.good.items()})
+        self.at = Standing.restored(state["standing"], self.good)
         if self.writer is not None:
             self.writer.cut(self.at.written)
         self.spent = state["spent"]
-
-    def refuse_other_run(self, state: Mapping[str, Any]) -> None:
-        """Do nothing if `state` is of this run.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        own = self.state()
-        for key, value in own["config"].items():
-            if value != state["config"].get(key):
-                raise ConfigError(
-                    f"the checkpoint is of a run with train.{key} {state['config'].get(key)}, and now it is {value}; "
-                    "go on with the settings of then, or begin anew"
-                )
-        for key, what in (("rows", "other rows"), ("rows_per_step", "other batches, or on other processes")):
-            if own[key] != state[key]:
-                raise ConfigError(f"the checkpoint is of a run on {what}; go on with those of then, or begin anew")
-        shapes, then = ({name: value.shape for name, value in one["parameters"].items()} for one in (own, state))
-        if shapes != then:
-            strange = sorted(name for name in shapes | then if shapes.get(name) != then.get(name))
-            raise ConfigError(f"the checkpoint is of a run that trained other weights ({strange[0]}); begin anew")
+        for callback in self.callbacks:
+            callback.on_resume(self.step, self.steps)
 
     def chosen(self) -> AbstractContextManager[None]:
         """Return a block in which what is trained here is on."""

@@ -14,10 +14,11 @@ from peftly.lean_blocks import lean_blocks
 from peftly.loop import Loop
 from peftly.modes import training_mode
 from peftly.progress import Callback, TrainResult
+from peftly.run_folder import CHECKPOINT
 from peftly.steps import make_accelerator
 from peftly.train_config import TrainConfig
 from peftly.trainee import Trainee, found_in
-from peftly.training_state import CHECKPOINT, read_state
+from peftly.training_state import read_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peftly.data import Encoded
-from peftly.errors import TrainingError
+from peftly.errors import ConfigError, TrainingError
 
 __all__ = [
-    "CHECKPOINT",
+    "check_same_run",
     "computes_with",
     "digest",
     "random_states",
@@ -33,11 +33,9 @@ __all__ = [
     "write_state",
 ]
 
-CHECKPOINT = "checkpoint.safetensors"
-"""What the file is called in the folder of a run."""
-
 FORMAT = 1
 _TREE = "tree"
+_ADVICE = "go on as it was begun, or begin anew"
 
 
 def write_state(file: Path, state: Mapping[str, Any]) -> None:
@@ -147,6 +145,32 @@ def digest(rows: Iterable[Encoded]) -> str:
         for part in parts:
             found.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
     return found.hexdigest()
+
+
+def check_same_run(own: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Do nothing if the states `own` and `then` of a trainee are of the same run.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for key, value in own["config"].items():
+        if value != then["config"].get(key):
+            raise ConfigError(
+                f"the checkpoint is of a run with train.{key} {then['config'].get(key)}, and now it is {value}; "
+                f"{_ADVICE}"
+            )
+    for key, what in (
+        ("rows", "on other rows"),
+        ("rows_per_step", "with other batches, or on other processes"),
+        ("methods", "of other methods, or with other settings of them"),
+    ):
+        # As JSON has it, which knows no tuples.
+        if json.loads(json.dumps(own[key])) != then[key]:
+            raise ConfigError(f"the checkpoint is of a run {what}; {_ADVICE}")
+    shapes, others = ({name: value.shape for name, value in one["parameters"].items()} for one in (own, then))
+    if shapes != others:
+        strange = sorted(name for name in shapes | others if shapes.get(name) != others.get(name))
+        raise ConfigError(f"the checkpoint is of a run that trained other weights ({strange[0]}); {_ADVICE}")
 
 
 def computes_with(device: torch.device) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from peftly.errors import ConfigError, TrainingError
 from peftly.frozen_layers import frozen_layers
 from peftly.methods._layers import owner
 from peftly.progress import Callback
+from peftly.run_folder import CHECKPOINT
 from peftly.training import Job, TrainConfig, train, train_together
-from peftly.training_state import CHECKPOINT, random_states, read_state, set_random_states, write_state
+from peftly.training_state import random_states, read_state, set_random_states, write_state
 
 
 class KilledError(Exception):
@@ -292,12 +293,16 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
     assert not [file for file in tmp_path.iterdir() if "checkpoint" in file.name]
 
 
+def other(method):
+    return {"model": attach(tiny_model("llama", torch.float32), method)}
+
+
 OTHER_RUNS = {
     "settings": ({"epochs": 3}, {}, "train.epochs 2, and now it is 3"),
-    "rows": ({}, {"data": data_of(17)}, "other rows"),
-    "validation": ({}, {"data": data_of(16, 5)}, "other rows"),
-    "weights": ({}, {"model": attach(tiny_model("llama", torch.float32), LoRA(rank=3))}, "trained other weights"),
-    "method": ({}, {"model": attach(tiny_model("llama", torch.float32), IA3())}, "trained other weights"),
+    "rows": ({}, {"data": data_of(17)}, "on other rows"),
+    "validation": ({}, {"data": data_of(16, 5)}, "on other rows"),
+    "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), "with other settings"),
+    "method": ({}, other(IA3()), "of other methods"),
 }
 
 

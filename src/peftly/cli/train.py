@@ -58,6 +58,9 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="Decides what is drawn at random.")] = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the out folder holds.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the run in this folder, which was stopped.")
+    ] = None,
 ) -> None:
     """Train an adapter on your data, from a YAML file, from options, or from both (an option wins)."""
     flags = {
@@ -82,26 +85,43 @@ def train(
     from peftly.config_file import load_config
     from peftly.run_folder import check_out
 
+    if resume is not None:
+        _refuse_beside_resume(config, overrides, overwrite, *flags.values())
+        check_out(resume, resume=True)
+        config, flags = str(resume / "config.yaml"), {"out": str(resume)}
     resolved = load_config(config, overrides or (), flags)
-    check_out(Path(resolved.out), overwrite=overwrite)
+    goes_on = resume is not None
+    check_out(Path(resolved.out), overwrite=overwrite, resume=goes_on)
     quiet()
     if resolved.parts():
-        _train_together(resolved, overwrite=overwrite)
+        _train_together(resolved, overwrite=overwrite, resume=goes_on)
     else:
-        _train(one_run(resolved), overwrite=overwrite)
+        _train(one_run(resolved), overwrite=overwrite, resume=goes_on)
 
 
-def _train(config: "RunConfig", *, overwrite: bool) -> None:
+def _refuse_beside_resume(*given: object) -> None:
+    from peftly.errors import ConfigError
+
+    if any(given):
+        raise ConfigError(
+            "--resume takes no other options: a run goes on with the settings that it was begun with, which are in its "
+            "config.yaml; train anew for others"
+        )
+
+
+def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
     from peftly.progress import ProgressBar
     from peftly.run import run
 
     screen = console()
     with ProgressBar(screen) as bar:
-        result = run(config, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=[bar])
+        result = run(
+            config, overwrite=overwrite, resume=resume, say=partial(screen.print, markup=False), callbacks=[bar]
+        )
     _print_summary(screen, result)
 
 
-def _train_together(config: "AnyConfig", *, overwrite: bool) -> None:
+def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
     from peftly.progress import ProgressBar
     from peftly.report import comparison_table
     from peftly.run_together import run_together
@@ -109,7 +129,9 @@ def _train_together(config: "AnyConfig", *, overwrite: bool) -> None:
     screen = console()
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
         bars = {name: [bar.beside(name)] for name in config.parts()}
-        result = run_together(config, overwrite=overwrite, say=partial(screen.print, markup=False), callbacks=bars)
+        result = run_together(
+            config, overwrite=overwrite, resume=resume, say=partial(screen.print, markup=False), callbacks=bars
+        )
     screen.print()
     screen.print(comparison_table(result.rows))
     folder = result.out if result.ensemble else next(iter(result.runs.values())).out
