@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.errors import MethodError
+from peftly.errors import MethodError, PeftlyError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
 from peftly.methods._copies import add_copies
@@ -27,6 +28,7 @@ from peftly.methods._targets import base_modules, is_below, own_parts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from peftly.data import Encoded
 
 __all__ = [
     "RowChoice",
@@ -68,6 +70,7 @@ def attach(
     tokenizer: PreTrainedTokenizerBase | None = None,
     labels: Sequence[str] = (),
     seed: int = 0,
+    rows: Sequence[Encoded] = (),
 ) -> PreTrainedModel:
     """Freeze `model` and put a fresh adapter on it, in place. The adapter is on, beside those that were on before.
 
@@ -78,6 +81,7 @@ def attach(
         tokenizer: needed by methods that start from words.
         labels: the answers of a labelled task, for methods that start from them; see `Shape.answers`.
         seed: of the random numbers drawn here; the global generators are left alone.
+        rows: such as will be trained on, for methods that start from what layers are given (`data.train.encoded`).
 
     Returns:
         The same model. Its `save_pretrained` now writes its adapters.
@@ -85,9 +89,17 @@ def attach(
     Raises:
         MethodError: the model has an adapter of this name, or cannot carry this one; it is then unchanged.
     """
-    setup = Setup(tokenizer, tuple(labels), seed)
+    from peftly.base import open_original
+
+    setup = Setup(tokenizer, tuple(labels), seed, rows, partial(open_original, model))
     kind = METHODS[config.name].adapter
-    install(model, config, name, lambda: kind.attach(model, config, name, setup))
+    adapter = install(model, config, name, lambda: kind.attach(model, config, name, setup))
+    try:
+        with use_adapters(model, name):
+            adapter.fit(setup)
+    except PeftlyError:
+        detach(model, name)
+        raise
     return model
 
 

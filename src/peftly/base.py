@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.base_checks import check_device_map, check_quantization
 from peftly.base_files import check_files, file_names, locate
-from peftly.errors import BaseModelError
+from peftly.errors import BaseModelError, MethodError
 from peftly.hardware import resolve_device, resolve_dtype
 from peftly.head import Head, seeded
 from peftly.quantization import Quantization, as_quantization
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-__all__ = ["Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype"]
+__all__ = ["Base", "base_config", "load_base", "open_original", "quiet", "resolve_device", "resolve_dtype"]
 
 
 class Base(NamedTuple):
@@ -98,6 +98,26 @@ def load_base(
         # A decoder that classifies finds the end of a text by it.
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return Base(model.eval(), tokenizer)
+
+
+def open_original(model: Any) -> "PreTrainedModel":
+    """Open the base of a quantised model as it was before: on the CPU, in the dtype that it was quantised from.
+
+    Raises:
+        MethodError: it was not quantised when it was opened.
+        BaseModelError: it is not where it was.
+    """
+    from peftly.classification import labels_of
+    from peftly.methods._quantized import quantization_of
+    from peftly.tasks import TASKS, task_of
+
+    kept, task = quantization_of(model), task_of(model)
+    if kept is None:
+        raise MethodError("the files of this base have it quantised, so what that has cost is not known")
+    labels = labels_of(model) if task and TASKS[task].is_classification else ()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantised
+        return load_base(model.name_or_path, dtype=kept.dtype or "auto", device="cpu", task=task, labels=labels).model
 
 
 def base_config(spec: str) -> "PreTrainedConfig | None":

@@ -133,7 +133,13 @@ def put_on(
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
         attach(
-            base.model, method, name=name, tokenizer=base.tokenizer, seed=config.train.seed, labels=data.shape.answers
+            base.model,
+            method,
+            name=name,
+            tokenizer=base.tokenizer,
+            labels=data.shape.answers,
+            seed=config.train.seed,
+            rows=data.train.encoded,
         )
     for warning in found:
         say(str(warning.message))

@@ -129,12 +129,13 @@ class Trainee:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        step, tokens = self.step + 1, sum(row.num_tokens for row in rows)
+        self.stand(step=self.step + 1, due=True)
+        tokens = sum(row.num_tokens for row in rows)
         self.tell(
             StepRecord(
-                step=step,
+                step=self.step,
                 steps=self.steps,
-                epoch=step / self.steps_per_epoch,
+                epoch=self.step / self.steps_per_epoch,
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=norm,
@@ -144,7 +145,7 @@ class Trainee:
                 seconds=self.seconds,
             )
         )
-        self.stand(step=step, due=True)
+        self.stand()
 
     def after_step(self) -> None:
         """Save and evaluate where the configuration says so; the last step is always evaluated."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,6 +17,8 @@ from peftly.methods._layers import drop_changes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from peftly.data import Encoded
 
 __all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
 
@@ -44,11 +46,15 @@ class Setup:
         tokenizer: needed where words are turned into rows; None where there is none.
         labels: the answers of a labelled task, as its rows end in them, in order.
         seed: of every random number drawn; the global generators are left alone.
+        rows: such as will be trained on.
+        original: opens the base as it was before it was quantised, on the CPU.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     labels: Sequence[str] = ()
     seed: int = 0
+    rows: Sequence[Encoded] = ()
+    original: Callable[[], PreTrainedModel] | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -101,6 +107,13 @@ class Adapter(ABC):
     def misfit(cls, model: nn.Module) -> str | None:
         """Return why `model` cannot carry the method, and the nearest that works; None if it can."""
         return None
+
+    def fit(self, setup: Setup) -> None:  # noqa: B027 -- there is nothing to do for most
+        """Let a fresh adapter, which is on its model, start from what that model does; most start from less.
+
+        Raises:
+            MethodError: what it needs for that is not there.
+        """
 
     def remove(self) -> None:
         """Take the adapter off its model."""

@@ -25,6 +25,7 @@ from peftly.methods._low_rank import (
 )
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
+from peftly.methods._quantization_error import error_factors, quantization_errors, typical_inputs
 from peftly.methods._stacked import stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
@@ -34,8 +35,9 @@ class LoRA(LowRankConfig):
     """Settings of LoRA."""
 
     name: Literal["lora"] = "lora"
-    init: Literal["kaiming", "pissa"] = "kaiming"
-    """Where the factors start: A random and B zero, or both from the weight's largest singular values (PiSSA)."""
+    init: Literal["kaiming", "pissa", "qera"] = "kaiming"
+    """Where the factors start: A random and B zero (kaiming); both from the weight's largest singular values (pissa);
+    over a quantised base, from what quantising it has cost, by the inputs of some training rows (qera)."""
     lora_plus_ratio: float = Field(default=1.0, gt=0)
     """How many times the learning rate of A is that of B (LoRA+, arXiv:2402.12354)."""
 
@@ -166,6 +168,17 @@ class LoRAAdapter(LowRankAdapter):
     def change(cls, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> LoRAChange:
         """See `LowRankAdapter.change`."""
         return LoRAChange(layer, config, path, setup, with_bias=with_bias)
+
+    def fit(self, setup: Setup) -> None:
+        """See `Adapter.fit`."""
+        if self.config.init != "qera":
+            return
+        targets = self.targets()
+        layers = {path: layer for path, (layer, _) in targets.items()}
+        inputs = typical_inputs(self.model, layers, setup.rows)
+        for path, error in quantization_errors(layers, setup.original):
+            change = targets[path][1]
+            change.load_factors(*error_factors(error, inputs[path].to(error), change.rank, change.scaling))
 
     def rate_factor(self, path: str) -> float:
         """See `Adapter.rate_factor`."""
