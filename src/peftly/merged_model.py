@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapt import attached
+from peftly.adapter_home import Home, find_adapter, home_of, trained_over
 from peftly.base import Base, base_config
-from peftly.checkpoint import Home, find_adapter, home_of, load, load_adapter, trained_over
+from peftly.checkpoint import load, load_adapter
 from peftly.errors import AdapterError, ConfigError, MergeError
 from peftly.hardware import resolve_dtype
 from peftly.merged_card import CARD, copy_licences, merged_card, settings_of

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peftly.adapter_files import CONFIG, TENSORS
-from peftly.checkpoint import CARD
+from peftly.adapter_files import CARD, CONFIG, TENSORS
 from peftly.errors import ConfigError
 from peftly.exporting.gguf import DTYPES
 
