@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,14 +22,14 @@ from peftly.adapter_files import (
     read_notes,
     read_peft_config,
 )
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, ConfigError
 from peftly.quantization import Quantization
 from peftly.tasks import TASKS, task_of_peft
 
 if TYPE_CHECKING:
     from peftly.data import TaskName
 
-__all__ = ["Home", "find_adapter", "home_of", "trained_over"]
+__all__ = ["Home", "check_weights", "find_adapter", "find_together", "home_of", "trained_over"]
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:
@@ -46,11 +47,53 @@ def find_adapter(path_or_hub_id: str | Path) -> Path:
             return candidate
     if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
         raise no_adapter(folder)
+    wanted = [CONFIG, TENSORS, TRAINING, NOTES, CARD]
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, TRAINING, NOTES, CARD]))
+        folder = Path(snapshot_download(str(path_or_hub_id), allow_patterns=wanted))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
+    if not adapters_in(folder):
+        raise AdapterError(f"{path_or_hub_id} is no folder here, and on the Hub it is no adapter: it has no {CONFIG}")
+    return folder
+
+
+def find_together(adapters: Sequence[str | Path]) -> dict[str, Path]:
+    """Return the folders of adapters that are to work on one base, by what they were called.
+
+    Args:
+        adapters: each as `find_adapter` takes it, at least one.
+
+    Raises:
+        AdapterError: one of them is not there or is named twice, or they want different models.
+    """
+    found: dict[str, Path] = {}
+    for one in map(str, adapters):
+        folder = find_adapter(one)
+        same = next((name for name, place in found.items() if place.resolve() == folder.resolve()), None)
+        if same is not None:
+            raise AdapterError(f"{same} and {one} are one adapter, {folder}; name each once")
+        found[one] = folder
+    first, *others = found
+    home, kept = home_of(found[first]), trained_over(found[first])
+    for other in others:
+        if (its := home_of(found[other])) != home:
+            raise AdapterError(f"{first} is for {_words(home)}, and {other} for {_words(its)}")
+        if trained_over(found[other]) != kept:
+            raise AdapterError(f"{first} and {other} were not trained over the same quantisation of their base")
+    return found
+
+
+def check_weights(weights: Sequence[float] | None, folders: Mapping[str, Path]) -> None:
+    """Do nothing if there is a number for each adapter in these folders, or none at all.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    count = sum(len(adapters_in(folder)) for folder in folders.values())
+    if weights is not None and len(weights) != count:
+        adapters = "1 adapter" if count == 1 else f"{count} adapters"
+        raise ConfigError(f"weights: {len(weights)} were given for {adapters} ({', '.join(folders)})")
 
 
 class Home(NamedTuple):
@@ -86,6 +129,11 @@ def _home(folder: Path) -> Home:
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
     task = task_of_peft(config.get("task_type"))
     return Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
+
+
+def _words(home: Home) -> str:
+    labels = f" of {', '.join(home.labels)}" if home.labels else ""
+    return f"{home.base}{f' ({home.task}{labels})' if home.task else ''}"
 
 
 def trained_over(folder: Path) -> Quantization | None:

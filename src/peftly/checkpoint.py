@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ from peftly.tasks import TASKS, task_of
 if TYPE_CHECKING:
     from peftly.base import Base
 
-__all__ = ["load", "load_adapter", "save_adapter"]
+__all__ = ["load", "load_adapter", "load_together", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -263,6 +263,18 @@ def load(
             f"neither {folder} nor its base {spec} has weights for {', '.join(lost)}, so its answers would be random; "
             "train it again with modules_to_save naming them"
         )
+    return base
+
+
+def load_together(
+    folders: Iterable[Path], *, dtype: str | torch.dtype, device: str | None = None, quantization: str | None = None
+) -> Base:
+    """Open adapters on one base, as `load` opens one; several are called adapter_1, adapter_2 and so on."""
+    first, *others = folders
+    name = "adapter_1" if others else "default"
+    base = load(first, name=name, dtype=dtype, device=device, quantization=quantization)
+    for number, folder in enumerate(others, start=2):
+        load_adapter(base.model, folder, name=f"adapter_{number}")
     return base
 
 
