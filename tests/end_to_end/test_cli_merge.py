@@ -95,6 +95,8 @@ MISTAKES = {
     "nothing there": (["nothing"], "nothing holds no adapter"),
     "no out": (["adapters/a"], "--out"),
     "a dtype": (["adapters/a", "--out", "m", "--dtype", "int4"], "'int4' is not one of"),
+    "no dtype": (["adapters/a", "--out", "m", "--dtype", ""], "dtype='' is not one of"),
+    "twice": (["adapters/a", "./adapters/a", "--out", "m"], "are one adapter"),
     "weights": (["adapters/a", "adapters/b", "--out", "m", "--weights", "a,b"], "give numbers with commas"),
     "a report": (["adapters/a", "--out", "m", "--report", "no/where.json"], "there is no folder no"),
     "a file": (["adapters/a", "--out", "adapters/a/README.md"], "is a file"),
