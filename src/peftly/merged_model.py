@@ -16,13 +16,14 @@ from peftly.checkpoint import load_together
 from peftly.errors import ConfigError, MergeError
 from peftly.hardware import resolve_dtype
 from peftly.merged_card import CARD, copy_licences, merged_card, settings_of
-from peftly.merged_folder import check_out, check_room, read_back, whole, write
+from peftly.merged_folder import check_out, check_room, read_back, write
 from peftly.merging import check_foldable, fold, weigh
 from peftly.methods._quantized import dequantize
 from peftly.parity import Answers, Parity, answers_of, compare, logits_of, perplexities, relative_difference
 from peftly.parity_samples import Samples, samples_for
 from peftly.quantization import Quantization
 from peftly.tasks import task_of
+from peftly.whole_folder import whole
 
 if TYPE_CHECKING:
     import torch

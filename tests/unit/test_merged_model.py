@@ -303,7 +303,7 @@ def test_a_link_is_followed(lora, tmp_path):
 
 
 def test_impossible_places(lora):
-    with pytest.raises(ConfigError, match="cannot be replaced by a model"):
+    with pytest.raises(ConfigError, match="cannot be replaced; name a folder in it"):
         save_merged(lora, "/")
     with pytest.raises(ConfigError, match="there is no adapter to merge"):
         save_merged([], "anywhere")
