@@ -29,7 +29,7 @@ from peftly.tasks import TASKS, task_of_peft
 if TYPE_CHECKING:
     from peftly.data import TaskName
 
-__all__ = ["Home", "check_weights", "find_adapter", "find_together", "home_of", "trained_over"]
+__all__ = ["Home", "called", "check_weights", "find_adapter", "find_together", "home_of", "trained_over"]
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:
@@ -84,16 +84,21 @@ def find_together(adapters: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def check_weights(weights: Sequence[float] | None, folders: Mapping[str, Path]) -> None:
-    """Do nothing if there is a number for each adapter in these folders, or none at all.
+def called(folders: Mapping[str, Path]) -> list[str]:
+    """Return what to call each adapter in these folders; those that were saved together by their own names as well."""
+    together = {name: list(adapters_in(folder)) for name, folder in folders.items()}
+    return [name if len(those) == 1 else f"{name}/{adapter}" for name, those in together.items() for adapter in those]
+
+
+def check_weights(weights: Sequence[float] | None, adapters: Sequence[str]) -> None:
+    """Do nothing if there is a number for each of these adapters, or none at all.
 
     Raises:
         ConfigError: there are more or fewer.
     """
-    count = sum(len(adapters_in(folder)) for folder in folders.values())
-    if weights is not None and len(weights) != count:
-        adapters = "1 adapter" if count == 1 else f"{count} adapters"
-        raise ConfigError(f"weights: {len(weights)} were given for {adapters} ({', '.join(folders)})")
+    if weights is not None and len(weights) != len(adapters):
+        count = "1 adapter" if len(adapters) == 1 else f"{len(adapters)} adapters"
+        raise ConfigError(f"weights: {len(weights)} were given for {count} ({', '.join(adapters)})")
 
 
 class Home(NamedTuple):

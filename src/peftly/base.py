@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-__all__ = ["Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype"]
+__all__ = ["Base", "base_config", "load_base", "quiet", "resolve_device", "resolve_dtype", "stored_dtype"]
 
 
 class Base(NamedTuple):
@@ -120,6 +120,19 @@ def base_config(spec: str) -> "PreTrainedConfig | None":
         return transformers.AutoConfig.from_pretrained(
             source, trust_remote_code=False, local_files_only=isinstance(source, Path)
         )
+
+
+def stored_dtype(spec: str) -> str:
+    """Return what a base is stored in, as its config says; one that says nothing is of the days of fp32.
+
+    Raises:
+        BaseModelError: the base cannot be found, fetched or verified.
+    """
+    config = base_config(spec)
+    if config is None:
+        return "bfloat16"  # a GGUF file packs its numbers
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return name if name in ("bfloat16", "float16") else "float32"
 
 
 @contextmanager

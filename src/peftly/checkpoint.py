@@ -48,7 +48,7 @@ from peftly.tasks import TASKS, task_of
 if TYPE_CHECKING:
     from peftly.base import Base
 
-__all__ = ["load", "load_adapter", "load_together", "save_adapter"]
+__all__ = ["adapter_card", "load", "load_adapter", "load_together", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -138,7 +138,7 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
             save_file(training, scratch / TRAINING, metadata={"format": "pt"})
         _write_json(scratch / CONFIG, config)
         _write_json(scratch / NOTES, notes)
-        (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
+        (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
         _move_into(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -294,11 +294,20 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(base: str | None, config: MethodConfig) -> str:
+def adapter_card(base: str | None, config: MethodConfig, made_of: Sequence[str] = ()) -> str:
+    """Return the text of an adapter's model card.
+
+    Args:
+        base: what its base is called, if that is known.
+        config: the settings of its method.
+        made_of: lines about adapters that were made one in it.
+    """
     settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
+    parts = "".join(f"\n- {line}" for line in made_of)
     front = f"base_model: {json.dumps(base)}\n" if base else ""
     return (
         f"---\n{front}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
         f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
+        f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
         "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`.\n"
     )

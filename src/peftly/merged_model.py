@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapt import attached
-from peftly.adapter_home import check_weights, find_together, home_of, trained_over
-from peftly.base import Base, base_config
+from peftly.adapter_home import called, check_weights, find_together, home_of, trained_over
+from peftly.base import Base, stored_dtype
 from peftly.checkpoint import load_together
 from peftly.errors import ConfigError, MergeError
 from peftly.hardware import resolve_dtype
@@ -130,12 +130,12 @@ def _job(
     if not adapters:
         raise ConfigError("there is no adapter to merge; name one")
     found = find_together(adapters)
-    check_weights(weights, found)
+    check_weights(weights, called(found))
     folders = tuple(found.values())
     base, kept = home_of(folders[0]).base, trained_over(folders[0])
     if into == "original" and kept is None:
         raise ConfigError(f"into=original: {adapters[0]} was trained over the base as its files have it; leave it out")
-    number = resolve_dtype(_stored_dtype(base) if dtype is None else dtype)
+    number = resolve_dtype(stored_dtype(base) if dtype is None else dtype)
     return _Job(folders, base, kept, into, weights, number, out)
 
 
@@ -202,15 +202,6 @@ def _over_quantized(job: _Job, samples: Samples, before: Answers) -> tuple[float
     logits = logits_of(_opened(job, torch.float32, "trained").model, samples.samples)
     (perplexity,) = perplexities(samples, logits) or (None,)
     return relative_difference(logits, before.logits), perplexity
-
-
-def _stored_dtype(spec: str) -> str:
-    """Return what a base is stored in, as its config says; one that says nothing is of the days of fp32."""
-    config = base_config(spec)
-    if config is None:
-        return "bfloat16"  # a GGUF file packs its numbers
-    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return name if name in ("bfloat16", "float16") else "float32"
 
 
 def _round(model: Any, dtype: "torch.dtype") -> None:
