@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
+from peftly.adapter_card import adapter_card
 from peftly.adapter_files import (
     CARD,
     CONFIG,
@@ -38,7 +39,7 @@ from peftly.adapter_home import find_adapter, home_of, trained_over
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
-from peftly.methods import METHODS, Adapter, MethodConfig
+from peftly.methods import METHODS, Adapter
 from peftly.methods._copies import copied_modules, copied_parameters
 from peftly.methods._quantized import quantization_of
 from peftly.methods._targets import short_names
@@ -48,7 +49,7 @@ from peftly.tasks import TASKS, task_of
 if TYPE_CHECKING:
     from peftly.base import Base
 
-__all__ = ["adapter_card", "load", "load_adapter", "load_together", "save_adapter"]
+__all__ = ["load", "load_adapter", "load_together", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -292,22 +293,3 @@ def _move_into(scratch: Path, folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def adapter_card(base: str | None, config: MethodConfig, made_of: Sequence[str] = ()) -> str:
-    """Return the text of an adapter's model card.
-
-    Args:
-        base: what its base is called, if that is known.
-        config: the settings of its method.
-        made_of: lines about adapters that were made one in it.
-    """
-    settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
-    parts = "".join(f"\n- {line}" for line in made_of)
-    front = f"base_model: {json.dumps(base)}\n" if base else ""
-    return (
-        f"---\n{front}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
-        f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
-        f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
-        "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`.\n"
-    )

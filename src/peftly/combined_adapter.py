@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from peftly.adapt import attached
+from peftly.adapter_card import adapter_card
 from peftly.adapter_files import CARD, CONFIG, LABELS, NOTES, QUANTIZATION, TENSORS, TOGETHER, TRAINING, read_notes
 from peftly.adapter_home import called, check_weights, find_together, home_of, trained_over
 from peftly.base import stored_dtype
-from peftly.checkpoint import adapter_card, load_together, save_adapter
+from peftly.checkpoint import load_together, save_adapter
 from peftly.combining import check_method, combine, left_out
 from peftly.errors import ConfigError
 from peftly.whole_folder import check_place
