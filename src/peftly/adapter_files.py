@@ -19,9 +19,11 @@ from peftly.errors import AdapterError
 from peftly.methods import METHODS, MethodConfig
 
 __all__ = [
+    "CARD",
     "CONFIG",
     "LABELS",
     "NOTES",
+    "QUANTIZATION",
     "TENSORS",
     "TOGETHER",
     "TRAINING",
@@ -37,6 +39,7 @@ __all__ = [
     "without_extras",
 ]
 
+CARD = "README.md"
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 TRAINING = "training.safetensors"
@@ -44,6 +47,9 @@ TRAINING = "training.safetensors"
 
 NOTES = "peftly.json"
 """What PEFT's files have no place for: the method's own settings, and how the run turned rows into text."""
+
+QUANTIZATION = "quantization"
+"""The note that says how the base was quantised."""
 
 LABELS = "labels"
 """The note that names what a classifier tells apart, in order."""

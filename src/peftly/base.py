@@ -1,20 +1,20 @@
-"""Where a base model comes from, and how it is opened: dtype, device, quantisation, and no code or pickles from it."""
+"""Base models by whatever name: opened as they are wanted, and every failure one line."""
 
 import logging as logs
-import os
 import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.base_checks import check_device_map, check_quantization
+from peftly.base_checks import check_device_map, check_gguf
 from peftly.base_files import check_files, file_names, locate
+from peftly.base_opening import Opening, open_files
 from peftly.errors import BaseModelError, MethodError
 from peftly.hardware import resolve_device, resolve_dtype
-from peftly.head import Head, seeded
+from peftly.head import Head
 from peftly.quantization import Quantization, as_quantization
 from peftly.wheels import WHEEL_BASES, full_disk
 
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-__all__ = ["Base", "base_config", "load_base", "open_original", "quiet", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "Base",
+    "base_config",
+    "load_base",
+    "open_original",
+    "quiet",
+    "resolve_device",
+    "resolve_dtype",
+    "stored_dtype",
+]
 
 
 class Base(NamedTuple):
@@ -69,31 +78,23 @@ def load_base(
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     source = locate(spec)
-    gguf = isinstance(source, Path) and source.is_file()
+    is_gguf = isinstance(source, Path) and source.is_file()
     wanted = as_quantization(quantization)
-    if gguf and wanted is not None:
-        raise BaseModelError(f"{spec} is a GGUF file, which is opened unpacked: leave quantization={wanted.kind} out")
+    if is_gguf:
+        check_gguf(spec, wanted, task)
     if device_map is not None:
-        check_device_map(spec, device_map, device, wanted, gguf=gguf)
-    if gguf and task not in (None, "causal_lm"):
-        raise BaseModelError(
-            f"{spec} is a GGUF file, which opens for causal_lm only: {task} needs a folder or a Hub id"
-        )
+        check_device_map(spec, device_map, device, wanted, gguf=is_gguf)
     with quiet(), _one_line(spec, source):
-        if gguf:
+        if is_gguf:
             from peftly.gguf import open_gguf
 
             model, tokenizer = open_gguf(Path(source), number)
         else:
-            check_files(spec, file_names(spec, source), allow_pickle=allow_pickle)
-            head = Head(task, tuple(labels), seed)
-            devices = place if device_map is None else device_map
-            model, tokenizer = _open(spec, source, number, devices, wanted, head, allow_pickle=allow_pickle)
+            devices, head = place if device_map is None else device_map, Head(task, tuple(labels), seed)
+            model, tokenizer = open_files(spec, source, Opening(number, devices, wanted, head, allow_pickle))
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
             model.to(place)
-    # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
-    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
-    _set_pad_token(spec, tokenizer)
+    _name(spec, model, tokenizer)
     if task in ("sequence_classification", "token_classification"):
         # A decoder that classifies finds the end of a text by it.
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -142,6 +143,19 @@ def base_config(spec: str) -> "PreTrainedConfig | None":
         )
 
 
+def stored_dtype(spec: str) -> str:
+    """Return what a base is stored in, as its config says; one that says nothing is of the days of fp32.
+
+    Raises:
+        BaseModelError: the base cannot be found, fetched or verified.
+    """
+    config = base_config(spec)
+    if config is None:
+        return "bfloat16"  # a GGUF file packs its numbers
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return name if name in ("bfloat16", "float16") else "float32"
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep log lines and loading bars of transformers and accelerate off the screen. Bars of downloads stay."""
@@ -167,88 +181,11 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()
 
 
-def _open(
-    spec: str,
-    source: Path | str,
-    dtype: "torch.dtype",
-    devices: "torch.device | str | Mapping[str, Any]",
-    quantization: Quantization | None,
-    head: Head,
-    *,
-    allow_pickle: bool,
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Open a folder or a Hub id."""
-    import torch
-    import transformers
-
-    from peftly.methods._bitsandbytes import blocks_of_size
-    from peftly.methods._quantized import finish, take_over
-
-    trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
-    config = transformers.AutoConfig.from_pretrained(source, **trust)
-    quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
-    check_quantization(spec, config, quantization)
-    kind = _model_class(spec, config, head.task)
-    settings, packed_from = None, dtype
-    if quantization is not None:
-        settings = quantization.for_transformers(dtype, _heads(kind, config))
-        packed_from = resolve_dtype(quantization.dtype or dtype)
-    device_map: Any = devices
-    is_spread = not isinstance(devices, torch.device)
-    if isinstance(devices, torch.device):  # quantised weights cannot be moved afterwards; all others are
-        device_map = {"": _own_one(devices)} if quantized else None
-    blocks = nullcontext() if quantization is None else blocks_of_size(quantization.block_size)
-    own_labels = head.name_labels(config)
-    with seeded(head.seed), blocks, warnings.catch_warnings():
-        warnings.filterwarnings("error", "The following device_map keys do not match")
-        model, report = kind.from_pretrained(
-            source,
-            config=config,
-            dtype=packed_from,
-            quantization_config=settings,
-            device_map=device_map,
-            use_safetensors=None if allow_pickle else True,
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=bool(head.labels),  # a head for other labels gives way to a new one
-            **trust,
-        )
-    if is_spread and any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
-        raise BaseModelError(
-            f"device_map leaves the embeddings of {spec} waiting on disk or in memory: give them a device"
-        )
-    if quantization is not None:
-        finish(model, quantization, dtype)
-    if not take_over(model) and quantization is not None:
-        raise BaseModelError(f"{spec} has no linear layer to quantise: leave quantization={quantization.kind} out")
-    missing = head.finish(model, report, own_labels=own_labels)
-    if missing:
-        warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=4)
-    return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
-
-
-def _own_one(device: "torch.device") -> "torch.device":
-    """Return a device with its number: of several processes each has a GPU of its own."""
-    import torch
-
-    if device.type == "cpu" or ":" in str(device):
-        return device
-    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _heads(kind: Any, config: Any) -> list[str]:
-    """Return the paths of the heads that a model will have."""
-    import torch
-
-    from peftly.methods._targets import output_heads
-
-    with torch.device("meta"):
-        model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
-    return [] if model.base_model is model else output_heads(model)
-
-
-def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Give batches something to be filled up with. Masks come from lengths, so a token with a meaning will do."""
+def _name(spec: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let a base know what it was called, and give its batches something to be filled up with."""
+    # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
+    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
+    # Masks come from lengths, so a token with a meaning will do.
     if tokenizer.pad_token is not None:
         return
     if tokenizer.eos_token is None:
@@ -256,30 +193,6 @@ def _set_pad_token(spec: str, tokenizer: "PreTrainedTokenizerBase") -> None:
             f"the tokenizer of {spec} has neither a pad nor an end token: set one of them in its files"
         )
     tokenizer.pad_token = tokenizer.eos_token
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _model_class(spec: str, config: Any, task: "TaskName | None") -> Any:
-    """Return the transformers class that `config` names, or that of the task where this is another."""
-    import transformers
-
-    from peftly.tasks import TASKS, task_of_class
-
-    named = next(iter(config.architectures or ()), None)
-    found = getattr(transformers, named or "", None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        if task in (None, task_of_class(found, config)):
-            return found
-        named = None
-    if named is None:
-        return getattr(transformers, TASKS[task or "causal_lm"].auto_class)
-    raise BaseModelError(
-        f"{spec} is a {named}, which transformers {transformers.__version__} does not have: "
-        "update it if the model is new; code from a model's own repository is never run"
-    )
 
 
 _ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, UserWarning, pickle.UnpicklingError)

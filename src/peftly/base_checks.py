@@ -1,15 +1,34 @@
 """What a base cannot be asked for, found out before it is opened."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftly.errors import BaseModelError
 from peftly.quantization import Quantization
 
-__all__ = ["check_device_map", "check_quantization"]
+if TYPE_CHECKING:
+    from peftly.data import TaskName
+
+__all__ = ["check_device_map", "check_gguf", "check_quantization"]
 
 _WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate spreads a model."""
+
+
+def check_gguf(spec: str, quantization: Quantization | None, task: "TaskName | None") -> None:
+    """Do nothing if a GGUF file can be opened for this.
+
+    Raises:
+        BaseModelError: it cannot.
+    """
+    if quantization is not None:
+        raise BaseModelError(
+            f"{spec} is a GGUF file, which is opened unpacked: leave quantization={quantization.kind} out"
+        )
+    if task not in (None, "causal_lm"):
+        raise BaseModelError(
+            f"{spec} is a GGUF file, which opens for causal_lm only: {task} needs a folder or a Hub id"
+        )
 
 
 def check_device_map(

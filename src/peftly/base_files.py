@@ -77,11 +77,14 @@ def file_names(spec: str, source: Path | str) -> set[str]:
 
 def check_files(spec: str, names: set[str], *, allow_pickle: bool) -> None:
     """Refuse what transformers would refuse at length, unpickle, or ask a service on the Hub to convert."""
+    has_weights = any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
+    if "adapter_config.json" in names and (not has_weights or "config.json" not in names):
+        raise BaseModelError(f"{spec} is an adapter, not a base: open it with peftly.load")
+    if "adapter_config.json" in names:  # which transformers would put on the model without a word
+        raise BaseModelError(f"{spec} holds an adapter beside a model: move adapter_config.json to another folder")
     if "config.json" not in names:
-        if "adapter_config.json" in names:
-            raise BaseModelError(f"{spec} is an adapter, not a base: open it with peftly.load")
         raise BaseModelError(f"{spec} is not a model folder: it has no config.json")
-    if any(name.endswith(".safetensors") for name in names):
+    if has_weights:
         return
     pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
     if not pickled:

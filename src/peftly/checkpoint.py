@@ -6,55 +6,50 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftly.adapt import attached, detach, install
+from peftly.adapter_card import adapter_card
 from peftly.adapter_files import (
+    CARD,
     CONFIG,
     LABELS,
     NOTES,
+    QUANTIZATION,
     TENSORS,
     TOGETHER,
     TRAINING,
     adapters_in,
     check_tensors,
-    class_labels,
     method_config,
     no_adapter,
-    read_notes,
     read_peft_config,
     read_tensors,
     saved_together,
     without_extras,
 )
+from peftly.adapter_home import find_adapter, home_of, trained_over
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
-from peftly.methods import METHODS, Adapter, MethodConfig
+from peftly.methods import METHODS, Adapter
 from peftly.methods._copies import copied_modules, copied_parameters
 from peftly.methods._quantized import quantization_of
 from peftly.methods._targets import short_names
 from peftly.quantization import Quantization
-from peftly.tasks import TASKS, task_of, task_of_peft
+from peftly.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
     from peftly.base import Base
-    from peftly.data import TaskName
 
-__all__ = ["Home", "find_adapter", "home_of", "load", "load_adapter", "save_adapter", "trained_over"]
-
-CARD = "README.md"
-QUANTIZATION = "quantization"
-"""Of the base, in the notes beside an adapter."""
+__all__ = ["load", "load_adapter", "load_together", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
 """The version of PEFT whose format is written."""
@@ -144,7 +139,7 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
             save_file(training, scratch / TRAINING, metadata={"format": "pt"})
         _write_json(scratch / CONFIG, config)
         _write_json(scratch / NOTES, notes)
-        (scratch / CARD).write_text(card or _card(base, adapter.config), encoding="utf-8")
+        (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
         _move_into(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -272,74 +267,16 @@ def load(
     return base
 
 
-def trained_over(folder: Path) -> Quantization | None:
-    """Return how the base was quantised that an adapter was trained over; None if it was not.
-
-    Raises:
-        AdapterError: what is noted of it is not known here.
-    """
-    noted = read_notes(folder).get(QUANTIZATION)
-    try:
-        return None if noted is None else Quantization.model_validate(noted)
-    except ValidationError as error:
-        raise AdapterError(f"{folder / NOTES}: {noted!r} is no quantisation that is known here") from error
-
-
-class Home(NamedTuple):
-    """What an adapter wants its model to be."""
-
-    base: str
-    task: TaskName | None
-    labels: list[str]
-
-
-def home_of(folder: Path) -> Home:
-    """Return what the adapter in `folder` wants its model to be, or all those that were saved together there.
-
-    Raises:
-        AdapterError: it names no base, or they want different models.
-    """
-    homes = {name: _home(place) for name, place in adapters_in(folder).items()}
-    first, home = next(iter(homes.items()))
-    for name, other in homes.items():
-        for what, one, another in zip(Home._fields, home, other, strict=True):
-            if one != another:
-                raise AdapterError(
-                    f"the adapters in {folder} have no {what} in common: {first} is for {one}, and {name} for "
-                    f"{another}; open one alone"
-                )
-    return home
-
-
-def _home(folder: Path) -> Home:
-    config = read_peft_config(folder)
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
-    task = task_of_peft(config.get("task_type"))
-    return Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
-
-
-def find_adapter(path_or_hub_id: str | Path) -> Path:
-    """Return the folder of an adapter, or of several that were saved together.
-
-    Args:
-        path_or_hub_id: that folder, a run folder, or the Hub id of one adapter (which is downloaded).
-
-    Raises:
-        AdapterError: there is none.
-    """
-    folder = Path(path_or_hub_id)
-    for candidate in (folder, folder / "adapter"):
-        if adapters_in(candidate):
-            return candidate
-    if folder.exists() or str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
-        raise no_adapter(folder)
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, TENSORS, TRAINING, NOTES, CARD]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{path_or_hub_id} is no folder here, and the Hub did not give it: {reason}") from error
+def load_together(
+    folders: Iterable[Path], *, dtype: str | torch.dtype, device: str | None = None, quantization: str | None = None
+) -> Base:
+    """Open adapters on one base, as `load` opens one; several are called adapter_1, adapter_2 and so on."""
+    first, *others = folders
+    name = "adapter_1" if others else "default"
+    base = load(first, name=name, dtype=dtype, device=device, quantization=quantization)
+    for number, folder in enumerate(others, start=2):
+        load_adapter(base.model, folder, name=f"adapter_{number}")
+    return base
 
 
 def _move_into(scratch: Path, folder: Path) -> None:
@@ -356,13 +293,3 @@ def _move_into(scratch: Path, folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _card(base: str | None, config: MethodConfig) -> str:
-    settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
-    front = f"base_model: {json.dumps(base)}\n" if base else ""
-    return (
-        f"---\n{front}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
-        f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
-        "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`.\n"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from peftly.methods._targets import short_names
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["best_approximation", "combine"]
+__all__ = ["best_approximation", "check_method", "combine", "left_out"]
 
 Factors = tuple[Tensor, Tensor]
 """A, (rank, in_features), and B, (out_features, rank), of a change B A."""
@@ -51,8 +52,7 @@ def combine(
         MethodError: one of them is no sum (another method, trained biases or modules), the model has an adapter called
             `name`, or the settings do not go together.
     """
-    if method not in ("linear", "svd") or (rank is not None and (method == "linear" or rank < 1)):
-        raise MethodError(f"method is linear, or svd with a rank of at least 1; got {method!r} with rank={rank}")
+    check_method(method, rank)
     check_sums(model, weights)
     layers = _weighted_factors(model, weights)
     if method == "svd":
@@ -64,6 +64,16 @@ def combine(
         for path, (_, change) in _targets(model, name).items():
             change.load_factors(*layers[path])
     return set_adapters(model, *on, name)
+
+
+def check_method(method: str, rank: int | None) -> None:
+    """Do nothing if several adapters can be made one like that.
+
+    Raises:
+        MethodError: there is no such method, or no such rank of its result.
+    """
+    if method not in ("linear", "svd") or (rank is not None and (method == "linear" or rank < 1)):
+        raise MethodError(f"method is linear, or svd with a rank of at least 1; got {method!r} with rank={rank}")
 
 
 def best_approximation(lora_a: Tensor, lora_b: Tensor, rank: int) -> Factors:
@@ -86,6 +96,23 @@ def best_approximation(lora_a: Tensor, lora_b: Tensor, rank: int) -> Factors:
     approximate_a = root[:, None] * (v[:rank] @ p.T)
     approximate_b = (q @ u[:, :rank]) * root
     return approximate_a.to(lora_a.dtype), approximate_b.to(lora_b.dtype)
+
+
+def left_out(model: PreTrainedModel, weights: Mapping[str, float], name: str) -> float:
+    """Return how far adapter `name` is from the weighted sum that it stands for: ‖difference‖ / ‖sum‖ of all layers."""
+    sums, own = _weighted_factors(model, weights), _weighted_factors(model, {name: 1.0})
+    rest = sum(
+        _squared_norm(torch.cat([lora_a, own[path][0]]), torch.cat([lora_b, -own[path][1]], 1))
+        for path, (lora_a, lora_b) in sums.items()
+    )
+    length = sum(_squared_norm(*factors) for factors in sums.values())
+    return math.sqrt(rest / length) if length else 0.0
+
+
+def _squared_norm(lora_a: Tensor, lora_b: Tensor) -> float:
+    """Return ‖B A‖², without ever making that matrix."""
+    lora_a, lora_b = lora_a.double(), lora_b.double()
+    return max(0.0, float(((lora_b.T @ lora_b) * (lora_a @ lora_a.T)).sum()))
 
 
 def _weighted_factors(model: PreTrainedModel, weights: Mapping[str, float]) -> dict[str, Factors]:

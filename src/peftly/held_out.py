@@ -56,7 +56,7 @@ def held_out_rows(opened: OpenRun, source: str | None) -> HeldOut:
 
 def _from_source(opened: OpenRun, source: str) -> HeldOut:
     if opened.shape is None:
-        raise ConfigError("this adapter does not say how a row becomes text (no peftly.json); evaluate it from Python")
+        raise ConfigError("this adapter notes nowhere how a row becomes text (its shape); evaluate it from Python")
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     rows = splits[name]

@@ -1,11 +1,7 @@
-"""The folder of a merged model: where it may be, that it appears whole or not at all, and how it is read back."""
+"""The folder of a merged model: what it may replace, how it is written and read back."""
 
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +10,7 @@ from peftly.base import Base, quiet
 from peftly.errors import ConfigError
 from peftly.merged_card import CARD, LICENCES, is_merged_model
 from peftly.tasks import TASKS
-from peftly.wheels import full_disk
+from peftly.whole_folder import check_place, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +24,7 @@ _RARER = ("chat_template*", "normalizer.json", "source.spm", "target.spm", "bpe.
 WRITTEN = (*_MODEL, *_TOKENIZER, *_RARER)
 """What transformers calls the files of a model and its tokenizer."""
 
-__all__ = ["check_out", "check_room", "read_back", "whole", "write"]
+__all__ = ["check_out", "check_room", "read_back", "write"]
 
 
 def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
@@ -39,13 +35,7 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
     """
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]I?B", max_shard_size, re.IGNORECASE):
         raise ConfigError(f"max_shard_size={max_shard_size!r} is no size such as 5GB or 500MB")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: {out} is a file; name a folder")
-    if out == out.parent:
-        raise ConfigError(f"out: {out} cannot be replaced by a model; name a folder in it")
-    place = _nearest(out)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"out: {place} is {'closed to you' if place.is_dir() else 'a file'}; choose another place")
+    check_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not is_merged_model(out):
@@ -77,60 +67,11 @@ def check_room(out: Path, model: "PreTrainedModel", dtype: "torch.dtype") -> Non
         raise ConfigError(f"out: {out} is the base of this adapter, which would be lost; choose another folder")
     # What is tied counts as often as it is there, for merging may untie it.
     numbers = sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
-    place = _nearest(out)
+    place = nearest(out)
     free = shutil.disk_usage(place).free
     if free < numbers * dtype.itemsize:
         size = bytes_text(numbers * dtype.itemsize)
         raise ConfigError(f"out: the merged model takes up to {size}, and {place} has {bytes_text(free)} left")
-
-
-def _nearest(out: Path) -> Path:
-    """Return the folder that is there already in which `out` is to be."""
-    return next(folder for folder in out.parents if folder.exists())
-
-
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` to write to, which takes its place after the block, unless that raises.
-
-    Raises:
-        ConfigError: the disk is full, or the folder cannot be written.
-    """
-    missing = [folder for folder in out.parents if not folder.exists()]
-    scratch = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes folders, and safetensors files, for the owner only
-        for file in scratch.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)
-        _take_place(scratch, out)
-    except BaseException as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        for folder in missing:
-            with suppress(OSError):  # somebody else has put something there meanwhile
-                folder.rmdir()
-        if full_disk(error):
-            raise ConfigError(f"out: the disk is full, and nothing was kept of {out}; make room") from error
-        if isinstance(error, OSError):
-            raise ConfigError(f"out: {out} was not written: {error.strerror or error}") from error
-        raise
-
-
-def _take_place(scratch: Path, out: Path) -> None:
-    if not out.exists():
-        scratch.rename(out)
-        return
-    old = scratch.with_name(f"{scratch.name}-old")
-    out.rename(old)
-    try:
-        scratch.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 def write(

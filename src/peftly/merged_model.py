@@ -5,21 +5,25 @@ Nothing appears under the folder's name before what was read back says what the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapt import attached
-from peftly.base import Base, base_config
-from peftly.checkpoint import Home, find_adapter, home_of, load, load_adapter, trained_over
-from peftly.errors import AdapterError, ConfigError, MergeError
+from peftly.adapter_home import called, check_weights, find_together, home_of, trained_over
+from peftly.base import Base, stored_dtype
+from peftly.checkpoint import load_together
+from peftly.errors import ConfigError, MergeError
 from peftly.hardware import resolve_dtype
 from peftly.merged_card import CARD, copy_licences, merged_card, settings_of
-from peftly.merged_folder import check_out, check_room, read_back, whole, write
+from peftly.merged_folder import check_out, check_room, read_back, write
 from peftly.merging import check_foldable, fold, weigh
 from peftly.methods._quantized import dequantize
 from peftly.parity import Answers, Parity, answers_of, compare, logits_of, perplexities, relative_difference
 from peftly.parity_samples import Samples, samples_for
+from peftly.quantization import Quantization
 from peftly.tasks import task_of
+from peftly.whole_folder import whole
 
 if TYPE_CHECKING:
     import torch
@@ -67,32 +71,16 @@ def save_merged(
         ConfigError: the folder cannot be had, does not fit on the disk, or the weights are not as many as the adapters.
         MergeError: the merged model differs by more than rounding explains; it was not kept.
     """
-    if into not in get_args(Into):
-        raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
     several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
-    if not several:
-        raise ConfigError("there is no adapter to merge; name one")
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
-    first = find_adapter(several[0])
-    spec, kept = home_of(first).base, trained_over(first)
-    number = resolve_dtype(dtype or _stored_dtype(spec))
-    own_text = None if text is None else Path(text)
-    if into == "original" and kept is None:
-        raise ConfigError(f"into=original: {several[0]} was trained over the base as its files have it; leave it out")
-    model, tokenizer, samples, before, rounding = _adapted(several, number, weights, into, own_text, target, say)
-    task = task_of(model)
-    methods, settings = [one.config.name for one in attached(model).values()], settings_of(model, weights)
-    if kept is not None and into == "trained":
-        settings.append(f"- the base: its linear layers as {kept.kind} keeps them, unpacked")
-    for line in fold(model, attached(model)):
-        say(line)
-    merging = relative_difference(logits_of(model, samples.samples), before.logits)
-    _round(model, number)
-    rounded = logits_of(model, samples.samples)
-    quantized = _over_quantized(several, weights, samples, before) if into == "original" else None
+    job = _job(several, target, dtype, weights, into)
+    model, tokenizer, samples, before, rounding = _adapted(job, None if text is None else Path(text), say)
+    task, card = task_of(model), partial(merged_card, job.base, *_made_of(job, model))
+    merging, rounded = _merge(model, samples, before, job.dtype, say)
+    quantized = _over_quantized(job, samples, before) if into == "original" else None
     with whole(target) as folder:
-        write(model, tokenizer, number, folder, max_shard_size)
+        write(model, tokenizer, job.dtype, folder, max_shard_size)
         del model
         merged, tokenizer = read_back(folder, task)
         parity = compare(merged, tokenizer, samples, before, rounded, rounding=rounding, merging=merging)
@@ -102,9 +90,53 @@ def save_merged(
                 f"the merged model is not what the adapted one is: {parity.complaint}; nothing was written "
                 "(--force keeps it all the same)"
             )
-        say(copy_licences(spec, folder))
-        (folder / CARD).write_text(merged_card(spec, methods, settings, parity), encoding="utf-8")
+        say(copy_licences(job.base, folder))
+        (folder / CARD).write_text(card(parity), encoding="utf-8")
     return parity
+
+
+class _Job(NamedTuple):
+    """What is to be merged.
+
+    Attributes:
+        folders: of the adapters.
+        base: what their base is called.
+        kept: how it was quantised when they were trained; None: it was not.
+        into: as `save_merged` takes it.
+        weights: how much of each adapter; None: all of it.
+        dtype: of the merged model.
+        out: its folder.
+    """
+
+    folders: tuple[Path, ...]
+    base: str
+    kept: Quantization | None
+    into: Into
+    weights: Sequence[float] | None
+    dtype: "torch.dtype"
+    out: Path
+
+
+def _job(
+    adapters: Sequence[str | Path],
+    out: Path,
+    dtype: "str | torch.dtype | None",
+    weights: Sequence[float] | None,
+    into: Into,
+) -> _Job:
+    """Find the adapters, and check what can be checked before anything is opened."""
+    if into not in get_args(Into):
+        raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
+    if not adapters:
+        raise ConfigError("there is no adapter to merge; name one")
+    found = find_together(adapters)
+    check_weights(weights, called(found))
+    folders = tuple(found.values())
+    base, kept = home_of(folders[0]).base, trained_over(folders[0])
+    if into == "original" and kept is None:
+        raise ConfigError(f"into=original: {adapters[0]} was trained over the base as its files have it; leave it out")
+    number = resolve_dtype(stored_dtype(base) if dtype is None else dtype)
+    return _Job(folders, base, kept, into, weights, number, out)
 
 
 class _Adapted(NamedTuple):
@@ -118,74 +150,58 @@ class _Adapted(NamedTuple):
     """How far its logits move when it is computed in the dtype that is wanted."""
 
 
-def _adapted(
-    adapters: Sequence[str | Path],
-    dtype: "torch.dtype",
-    weights: Sequence[float] | None,
-    into: Into,
-    text: Path | None,
-    out: Path,
-    say: Callable[[str], None],
-) -> _Adapted:
-    """Open the adapters in `dtype` and in fp32, one after the other, unless they cannot be merged into `out`."""
+def _adapted(job: _Job, text: Path | None, say: Callable[[str], None]) -> _Adapted:
+    """Open the adapters in the wanted dtype and in fp32, one after the other, unless they cannot be merged."""
     import torch
 
-    model, tokenizer = _opened(adapters, dtype, weights, into)
+    model, tokenizer = _opened(job, job.dtype, job.into)
     check_foldable(model, attached(model))
-    check_room(out, model, dtype)
-    samples = samples_for(adapters[0], model, tokenizer, text)
+    check_room(job.out, model, job.dtype)
+    samples = samples_for(job.folders[0], model, tokenizer, text)
     say(f"comparing on {len(samples.samples)} {samples.source}")
     in_dtype = logits_of(model, samples.samples)
-    if dtype != torch.float32:
+    if job.dtype != torch.float32:
         del model
-        model, tokenizer = _opened(adapters, torch.float32, weights, into)
+        model, tokenizer = _opened(job, torch.float32, job.into)
     before = answers_of(model, tokenizer, samples.samples)
     return _Adapted(model, tokenizer, samples, before, relative_difference(in_dtype, before.logits))
 
 
-def _over_quantized(
-    adapters: Sequence[str | Path], weights: Sequence[float] | None, samples: Samples, before: Answers
-) -> tuple[float, float | None]:
-    """Return how far answers over the base that adapters were trained over are away, and their perplexity there."""
-    import torch
-
-    logits = logits_of(_opened(adapters, torch.float32, weights, "trained").model, samples.samples)
-    (perplexity,) = perplexities(samples, logits) or (None,)
-    return relative_difference(logits, before.logits), perplexity
-
-
-def _opened(adapters: Sequence[str | Path], dtype: "torch.dtype", weights: Sequence[float] | None, into: Into) -> Base:
+def _opened(job: _Job, dtype: "torch.dtype", into: Into) -> Base:
     """Open adapters on their base, computed in `dtype`, with weights as plain numbers that can be merged into."""
-    base = load(adapters[0], dtype=dtype, quantization="none" if into == "original" else None)
+    base = load_together(job.folders, dtype=dtype, quantization="none" if into == "original" else None)
     dequantize(base.model)
-    home = home_of(find_adapter(adapters[0]))
-    for number, other in enumerate(adapters[1:], start=2):
-        folder = find_adapter(other)
-        if (found := home_of(folder)) != home:
-            raise AdapterError(f"{adapters[0]} is for {_words(home)}, and {other} for {_words(found)}")
-        if trained_over(folder) != trained_over(find_adapter(adapters[0])):
-            raise AdapterError(f"{adapters[0]} and {other} were not trained over the same quantisation of their base")
-        load_adapter(base.model, folder, name=f"adapter_{number}")
-    if weights is not None:
-        names = [*attached(base.model)]
-        if len(weights) != len(names):
-            raise ConfigError(f"weights: {len(weights)} were given for {len(names)} adapters ({', '.join(names)})")
-        weigh(base.model, dict(zip(names, weights, strict=True)))
+    if job.weights is not None:
+        weigh(base.model, dict(zip(attached(base.model), job.weights, strict=True)))
     return base
 
 
-def _words(home: Home) -> str:
-    labels = f" of {', '.join(home.labels)}" if home.labels else ""
-    return f"{home.base}{f' ({home.task}{labels})' if home.task else ''}"
+def _made_of(job: _Job, model: Any) -> tuple[list[str], list[str]]:
+    """Return the methods that are to be merged, and how each adapter was made, for the card."""
+    methods, settings = [one.config.name for one in attached(model).values()], settings_of(model, job.weights)
+    if job.kept is not None and job.into == "trained":
+        settings.append(f"- the base: its linear layers as {job.kept.kind} keeps them, unpacked")
+    return methods, settings
 
 
-def _stored_dtype(spec: str) -> str:
-    """Return what a base is stored in, as its config says; one that says nothing is of the days of fp32."""
-    config = base_config(spec)
-    if config is None:
-        return "bfloat16"  # a GGUF file packs its numbers
-    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return name if name in ("bfloat16", "float16") else "float32"
+def _merge(
+    model: Any, samples: Samples, before: Answers, dtype: "torch.dtype", say: Callable[[str], None]
+) -> "tuple[float, list[torch.Tensor]]":
+    """Fold all adapters of a model into it and round it; return how far that moved it in fp32, and its logits then."""
+    for line in fold(model, attached(model)):
+        say(line)
+    merging = relative_difference(logits_of(model, samples.samples), before.logits)
+    _round(model, dtype)
+    return merging, logits_of(model, samples.samples)
+
+
+def _over_quantized(job: _Job, samples: Samples, before: Answers) -> tuple[float, float | None]:
+    """Return how far answers over the base that adapters were trained over are away, and their perplexity there."""
+    import torch
+
+    logits = logits_of(_opened(job, torch.float32, "trained").model, samples.samples)
+    (perplexity,) = perplexities(samples, logits) or (None,)
+    return relative_difference(logits, before.logits), perplexity
 
 
 def _round(model: Any, dtype: "torch.dtype") -> None:

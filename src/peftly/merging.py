@@ -59,11 +59,14 @@ def check_foldable(model: nn.Module, names: Iterable[str]) -> None:
     """Do nothing if weights of the base can stand for these adapters.
 
     Raises:
-        MethodError: a method is no change of weights, a weight is packed, or there is no such adapter.
+        MethodError: a method is no change of weights, a weight is packed, another adapter that stays would work
+            otherwise, or there is no such adapter.
     """
-    for name in check_names(model, list(names)):
+    names = check_names(model, list(names))
+    for name in names:
         attached(model)[name].check_mergeable()
         _refuse_shared_layers(model, name)
+        _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
 
 
 def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -134,6 +137,18 @@ def _refuse_shared_layers(model: nn.Module, name: str) -> None:
                 f"{path} is changed by {' and '.join(layer.peftly)} together, which no weight of it can stand for; "
                 "detach one of them first"
             )
+
+
+def _refuse_hidden_changes(model: nn.Module, name: str, others: Sequence[str]) -> None:
+    """Refuse if a copy that `name` trains hides changes of `others` inside its module, which would come to light."""
+    for path in copied_modules(model, name):
+        for other in others:
+            for inner, _, _ in changed_layers(model, other):
+                if inner.startswith(f"{path}."):
+                    raise MethodError(
+                        f"{name} trains a copy of {path}, so what {other} changes in {inner} takes no part, and would "
+                        f"once {name} is merged; merge them together, or detach {other} first"
+                    )
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _own_texts() -> list[str]:
 def _held_out(adapter: str | Path, model: Any, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Encoded], str]:
     """Return the held-out rows of the run that the adapter is of."""
     from peftly.adapter_files import read_notes
-    from peftly.checkpoint import find_adapter
+    from peftly.adapter_home import find_adapter
     from peftly.config import one_run
     from peftly.held_out import held_out_rows
     from peftly.run_folder import OpenRun, read_config

@@ -206,7 +206,8 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
         ConfigError: the folder is of several runs that were trained side by side.
     """
     from peftly.adapter_files import read_notes
-    from peftly.checkpoint import find_adapter, load
+    from peftly.adapter_home import find_adapter
+    from peftly.checkpoint import load
     from peftly.config import one_run
     from peftly.data import Shape
 
@@ -230,7 +231,8 @@ def open_ensemble(spec: str) -> OpenEnsemble | None:
         AdapterError: a member is missing, or has been trained anew on rows of another shape.
     """
     from peftly.adapter_files import read_notes
-    from peftly.checkpoint import find_adapter, load_adapter
+    from peftly.adapter_home import find_adapter
+    from peftly.checkpoint import load_adapter
     from peftly.config import RunConfig
 
     folder = Path(spec)

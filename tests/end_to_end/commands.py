@@ -45,3 +45,8 @@ def peftly_apart(*arguments: Any, typed: str = "", **variables: str) -> Outcome:
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def commands_of(app: Any) -> list[str]:
+    """Return the names of the commands that there are."""
+    return [command.callback.__name__ for command in app.registered_commands]

@@ -65,7 +65,7 @@ def test_a_gguf_file_is_a_base(here, peftly: Peftly):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["runs/prompt", "--to", "vllm"], ["vLLM takes LoRA only", "--to prompt-embeddings"]),
+        (["runs/prompt", "--to", "vllm", "--out", "nothing/deep"], ["vLLM takes LoRA only", "--to prompt-embeddings"]),
         (["runs/prompt", "--to", "gguf"], ["prompt_tuning cannot be merged"]),
         (["runs/tweets", "--to", "onnx"], ["'onnx'", "peft, vllm, prompt-embeddings, gguf"]),
         (["runs/tweets", "--to", "gguf", "--dtype", "q4"], ["'q4'", "f16, bf16, f32, q8_0"]),
@@ -73,7 +73,7 @@ def test_a_gguf_file_is_a_base(here, peftly: Peftly):
         (["runs/nothing", "--to", "peft"], ["runs/nothing"]),
         (["runs", "--to", "peft"], ["runs", "prompt, tweets"]),
         (["runs/tweets"], ["--to"]),
-        (["runs/tweets", "--to", "peft", "--out", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
+        (["runs/tweets", "--to", "peft", "--out", "/dev/null/out"], ["/dev/null is a file"]),
     ],
 )
 def test_mistakes_are_one_line(here, peftly: Peftly, monkeypatch, options, words):

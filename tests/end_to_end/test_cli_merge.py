@@ -60,7 +60,7 @@ def test_smollm2_writes_the_same_merged(peftly: Peftly, tmp_path):
 def test_a_run_is_compared_on_its_own_rows(peftly: Peftly, here, tweets, tiny_llama_folder):
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora"]
     assert peftly("train", *flags, "--out", "runs/tweets", "--epochs", "1").code == 0
-    commands = re.findall(r"^    peftly (.+)$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^    peftly (merge .+)$", PAGE, re.MULTILINE)
     assert len(commands) == 2
     outcomes = [peftly(*shlex.split(command)) for command in commands]
     assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, ""), (0, "")]
@@ -85,7 +85,7 @@ def test_the_python_of_the_page(here, tiny_llama_folder):
 
 
 def test_the_options_of_the_page_are_those_that_there_are():
-    shown = set(re.findall(r"`(--[a-z-]+)", PAGE))
+    shown = {"--out", *re.findall(r"^\| `(--[a-z-]+)", PAGE, re.MULTILINE)}
     outcome = peftly_apart("merge", "--help")
     there = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", outcome.out)) - {"--help"}
     assert shown == there
@@ -95,6 +95,8 @@ MISTAKES = {
     "nothing there": (["nothing"], "nothing holds no adapter"),
     "no out": (["adapters/a"], "--out"),
     "a dtype": (["adapters/a", "--out", "m", "--dtype", "int4"], "'int4' is not one of"),
+    "no dtype": (["adapters/a", "--out", "m", "--dtype", ""], "dtype='' is not one of"),
+    "twice": (["adapters/a", "./adapters/a", "--out", "m"], "are one adapter"),
     "weights": (["adapters/a", "adapters/b", "--out", "m", "--weights", "a,b"], "give numbers with commas"),
     "a report": (["adapters/a", "--out", "m", "--report", "no/where.json"], "there is no folder no"),
     "a file": (["adapters/a", "--out", "adapters/a/README.md"], "is a file"),

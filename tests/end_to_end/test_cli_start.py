@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
-from commands import environment, peftly_apart
+from commands import commands_of, environment, peftly_apart
+
+from peftly.cli import app
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "numpy", "jinja2", "huggingface_hub")
 
@@ -19,18 +21,7 @@ def test_help_answers_in_half_a_second():
         assert outcome.code == 0
     # The machine may be busy with other tests: the quickest answer says what the program itself needs.
     assert min(seconds) < 0.5, f"median {statistics.median(seconds):.2f} s"
-    for command in (
-        "quickstart",
-        "train",
-        "evaluate",
-        "generate",
-        "chat",
-        "merge",
-        "export",
-        "inspect",
-        "methods",
-        "env",
-    ):
+    for command in commands_of(app):
         assert command in outcome.out
 
 

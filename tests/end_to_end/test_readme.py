@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import Peftly
+from commands import Peftly, commands_of
 
 from peftly import METHODS
+from peftly.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +50,11 @@ def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Pef
     for folder in ("vote/member_5", "both/tickets", "mam"):
         assert (here / "runs" / folder / "adapter").is_dir()
     assert peftly("evaluate", "runs/vote").code == 0
+
+
+def test_its_list_of_commands():
+    (listed,) = re.findall(r"^`peftly --help` lists the commands: ([^.]+)\.", README, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", listed) == commands_of(app)
 
 
 def test_its_table_of_methods():

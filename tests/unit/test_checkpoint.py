@@ -21,7 +21,7 @@ from peftly import (
     trainable_parameters,
 )
 from peftly.adapter_files import read_notes
-from peftly.checkpoint import find_adapter
+from peftly.adapter_home import find_adapter
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
 

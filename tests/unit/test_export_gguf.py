@@ -1,5 +1,8 @@
 """GGUF files of merged models: read back by transformers they have the same shape, tokens and logits."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from tiny import perturb
 from tiny_gguf import SIZES, TEMPLATE, TEXTS, make_model, make_tokenizer, read_back
 
 from peftly import DoRA, LoRA, attach, export, load_base, merge, save_adapter, trainable_parameters
-from peftly.errors import BaseModelError
+from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.gguf import write_model
 
 
@@ -108,6 +111,43 @@ def test_adapters_are_merged(config, tmp_path):
     assert_close(logits(again, tokenizer), expected)
     assert (expected - plain).norm() / plain.norm() > 0.1
     assert torch.equal(logits(again, tokenizer), logits(merge(model), tokenizer))
+
+
+@pytest.fixture(name="tied")
+def _tied(tmp_path):
+    """An adapter that changes the head of a model whose head is its embedding."""
+    make_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    make_tokenizer("smollm").save_pretrained(tmp_path / "base")
+    model, _ = load_base(str(tmp_path / "base"), dtype="float32")
+    attach(model, LoRA(rank=3, target_modules=("lm_head",)))
+    perturb(trainable_parameters(model).values())
+    return save_adapter(model, tmp_path / "adapter")
+
+
+def test_what_merging_unties_is_said(tied, tmp_path):
+    exported = export(tied, "gguf", tmp_path / "out", dtype="f32")
+    untied = r"^untied, as merging makes them different: model\.embed_tokens\.weight and lm_head\.weight"
+    assert [bool(re.match(untied, note)) for note in exported.notes] == [True, False]
+
+
+def test_an_adapter_is_not_taken_for_its_base(tied, tmp_path):
+    """Trainers put the base's config beside an adapter; transformers would put one on that lies beside a model."""
+    shutil.copy(tmp_path / "base" / "config.json", tied)
+    exported = export(tied, "gguf", tmp_path / "out", dtype="f32")
+    assert "untied" in exported.notes[0]
+    shutil.copy(tmp_path / "base" / "model.safetensors", tied)
+    with pytest.raises(AdapterError, match="adapter holds a model and an adapter: move the one that is not meant"):
+        export(tied, "gguf", tmp_path / "new" / "out")
+    with pytest.raises(BaseModelError, match=r"adapter holds an adapter beside a model: move adapter_config\.json"):
+        load_base(str(tied))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_base_of_the_hub_is_no_adapter(tied, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftly.adapter_home.snapshot_download", lambda *_, **__: tmp_path / "base")
+    with pytest.raises(AdapterError, match=r"^someone/base .* on the Hub it is no adapter: it has no adapter_config"):
+        export("someone/base", "gguf", tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

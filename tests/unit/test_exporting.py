@@ -96,7 +96,7 @@ def test_what_a_format_has_no_room_for_is_refused_with_the_reason(to, case, save
     config, place, reason = REFUSED[to, case]
     folder = saved(config, **place)
     with pytest.raises(AdapterError, match=reason) as error:
-        export(folder, to, tmp_path / "out")
+        export(folder, to, tmp_path / "new" / "deep" / "out")
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
@@ -166,8 +166,8 @@ class TestFolder:
             raise OSError("disk full")
 
         monkeypatch.setitem(FORMATS, "peft", FORMATS["peft"]._replace(write=write))
-        with pytest.raises(OSError, match="disk full"):
-            export(folder, "peft", tmp_path / "out")
+        with pytest.raises(ConfigError, match="out was not written: disk full"):
+            export(folder, "peft", tmp_path / "new" / "deep" / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
     def test_files_are_for_all_who_may_read_the_folder(self, saved, tmp_path):

@@ -185,6 +185,24 @@ def test_several_with_weights(tiny_llama_folder, lora, task_base, tmp_path):
     foreign = adapter_of(task_base("llama"), LoRA(rank=2), tmp_path / "foreign")
     with pytest.raises(AdapterError, match=r"lora is for .*tiny-llama.*, and .*foreign for .*llama"):
         save_merged([lora, foreign], tmp_path / "no")
+    (tmp_path / "link").symlink_to(lora)
+    with pytest.raises(AdapterError, match=r"lora and .*link are one adapter, .*; name each once"):
+        save_merged([lora, other, tmp_path / "link"], tmp_path / "no")
+
+
+def test_the_hub_is_asked_for_an_adapter_once(lora, tiny_llama_folder, monkeypatch, tmp_path):
+    asked = []
+    other = adapter_of(tiny_llama_folder, LoRA(rank=2), tmp_path / "other")
+
+    def snapshot_download(name, **_):
+        asked.append(name)
+        return {"someone/lora": lora, "someone/other": other, "someone/base": tiny_llama_folder}[name]
+
+    monkeypatch.setattr("peftly.adapter_home.snapshot_download", snapshot_download)
+    save_merged(["someone/lora", "someone/other"], tmp_path / "merged", dtype="bfloat16")
+    assert asked == ["someone/lora", "someone/other"]
+    with pytest.raises(AdapterError, match=r"^someone/base .* on the Hub it is no adapter: it has no adapter_config"):
+        save_merged("someone/base", tmp_path / "no")
 
 
 def test_where_it_may_not_be(lora, tiny_llama_folder, tmp_path):
@@ -231,6 +249,7 @@ def test_bad_input_is_one_error(lora, tiny_llama_folder, tmp_path):
         (AdapterError, "holds no adapter", {"adapters": tmp_path}),
         (MethodError, "prompt_tuning cannot be merged", {"adapters": prompt}),
         (BaseModelError, "int8", {"dtype": "int8"}),
+        (BaseModelError, "dtype='' is not one of auto, float32", {"dtype": ""}),
         (DataError, "cannot be read: No such file", {"text": tmp_path / "none.txt"}),
         (DataError, "there is no text in it", {"text": tmp_path / "empty.txt"}),
         (MethodError, "is nan", {"weights": [float("nan")]}),
@@ -284,7 +303,7 @@ def test_a_link_is_followed(lora, tmp_path):
 
 
 def test_impossible_places(lora):
-    with pytest.raises(ConfigError, match="cannot be replaced by a model"):
+    with pytest.raises(ConfigError, match="cannot be replaced; name a folder in it"):
         save_merged(lora, "/")
     with pytest.raises(ConfigError, match="there is no adapter to merge"):
         save_merged([], "anywhere")

@@ -7,7 +7,17 @@ import torch
 from references import DEFAULTS, assert_close
 from tiny import perturb, tiny_model
 
-from peftly import METHODS, LoRA, PromptTuning, attach, attached, merge, trainable_parameters
+from peftly import (
+    METHODS,
+    AdapterConfig,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    attach,
+    attached,
+    merge,
+    trainable_parameters,
+)
 from peftly.errors import MethodError
 
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
@@ -37,6 +47,44 @@ def test_what_a_copy_answers_for_takes_no_part():
     with torch.no_grad():
         expected = model(IDS).logits
         assert_close(merge(model)(IDS).logits, expected)
+
+
+HIDDEN = {
+    "lora": LoRA(rank=2, target_modules=("up_proj",)),
+    "a copy": LoRA(rank=2, target_modules=("layers.0.self_attn.v_proj",), modules_to_save=("layers.1.mlp",)),
+    "bottlenecks": AdapterConfig(),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_a_copy_hides_does_not_come_to_light(case, is_first):
+    model = tiny_model("llama", torch.float32)
+    copies = LoRA(rank=2, target_modules=("layers.0.self_attn.q_proj",), modules_to_save=("layers.1",))
+    for name, config in (("copies", copies), ("hidden", HIDDEN[case]))[:: 1 if is_first else -1]:
+        attach(model, config, name=name)
+    perturb(trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        match = (
+            r"copies trains a copy of model\.layers\.1, so what hidden changes in model\.layers\.1\.\S+ takes no part"
+        )
+        with pytest.raises(MethodError, match=match):
+            merge(model, "copies")
+        assert torch.equal(model(IDS).logits, expected)
+        if case != "bottlenecks":
+            assert_close(merge(copy.deepcopy(model), "hidden")(IDS).logits, expected)
+            assert_close(merge(model)(IDS).logits, expected)
+
+
+def test_a_prefix_works_beside_a_copy_as_beside_its_weights():
+    model = tiny_model("llama", torch.float32)
+    attach(model, LoRA(rank=2, modules_to_save=("layers.1",)), name="copies")
+    attach(model, PrefixTuning(num_virtual_tokens=3, init="random"), name="prefix")
+    perturb(trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert_close(merge(model, "copies")(IDS).logits, expected)
 
 
 def test_one_that_cannot_be_merged_leaves_all_as_they_are():

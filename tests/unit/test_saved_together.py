@@ -22,7 +22,7 @@ from peftly import (
     use_adapters,
 )
 from peftly.adapter_files import read_notes
-from peftly.checkpoint import find_adapter
+from peftly.adapter_home import find_adapter
 from peftly.data import Shape
 from peftly.errors import AdapterError
 from peftly.run_folder import open_run

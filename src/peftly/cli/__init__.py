@@ -7,6 +7,7 @@ import typer
 
 from peftly.cli._console import CommandGroup
 from peftly.cli.chat import chat
+from peftly.cli.combine import combine
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quickstart, train, evaluate, generate, chat, merge, export, inspect, explain, methods, env):
+for _command in (quickstart, train, evaluate, generate, chat, combine, merge, export, inspect, explain, methods, env):
     app.command()(_command)
 
 

@@ -4,7 +4,10 @@ from typing import Annotated
 
 import typer
 
+from peftly.errors import ConfigError
+
 __all__ = [
+    "Adapters",
     "BaseOption",
     "BatchSize",
     "ConfigFile",
@@ -18,8 +21,13 @@ __all__ = [
     "Template",
     "TestFile",
     "ValidationFile",
+    "Weights",
+    "read_weights",
 ]
 
+Adapters = Annotated[
+    list[str], typer.Argument(metavar="ADAPTER...", help="Run folders, adapter folders or Hub ids, of one base.")
+]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="A short name (smollm2-135m), a Hub id, a folder or a .gguf file.")
 ]
@@ -54,3 +62,16 @@ ValidationFile = Annotated[
     str | None,
     typer.Option("--validation", help="Rows to watch during training; without: a tenth of the training rows."),
 ]
+Weights = Annotated[str | None, typer.Option("--weights", help="How much of each adapter, as in 0.7,0.3; for LoRA.")]
+
+
+def read_weights(weights: str) -> list[float]:
+    """Return the numbers of `--weights`.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    try:
+        return [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights {weights}: give numbers with commas between them, as in 0.7,0.3") from None

@@ -12,7 +12,10 @@ __all__ = ["export"]
 def export(
     adapter: Annotated[
         str,
-        typer.Argument(metavar="ADAPTER", help="An adapter or run folder, or a Hub id; for gguf also a base."),
+        typer.Argument(
+            metavar="ADAPTER",
+            help="An adapter or run folder, or an adapter's Hub id; for gguf also a base.",
+        ),
     ],
     to: Annotated[str, typer.Option("--to", help="peft, vllm, prompt-embeddings or gguf.")],
     out: Annotated[str, typer.Option("--out", help="The folder to write, new or empty.")],

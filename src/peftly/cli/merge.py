@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from peftly.cli._console import console, quiet
+from peftly.cli._options import Adapters, Weights, read_weights
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,16 +17,12 @@ __all__ = ["merge"]
 
 
 def merge(
-    adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER...", help="Run folders, adapter folders or Hub ids, of one base.")
-    ],
+    adapters: Adapters,
     out: Annotated[str, typer.Option("--out", help="The folder of the merged model.")],
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; without: what the base is stored in.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="How much of each adapter, as in 0.7,0.3; for LoRA.")
-    ] = None,
+    weights: Weights = None,
     into: Annotated[
         str, typer.Option("--into", help="After QLoRA: the base as it was trained over (trained), or the original.")
     ] = "trained",
@@ -43,11 +40,9 @@ def merge(
     ] = None,
 ) -> None:
     """Fold adapters into their base: an ordinary model folder, compared with the adapted model."""
-    numbers = None if weights is None else _numbers(weights)
-    if report is not None and Path(report).is_dir():
-        raise ConfigError(f"--report {report} is a folder; name a file")
-    if report is not None and not Path(report).absolute().parent.is_dir():
-        raise ConfigError(f"--report {report}: there is no folder {Path(report).parent}")
+    numbers = None if weights is None else read_weights(weights)
+    if report is not None:
+        _check_report(Path(report))
     quiet()
     from peftly.merged_model import save_merged
 
@@ -66,18 +61,23 @@ def merge(
     )
     _print(parity, out)
     if report is not None:
-        from dataclasses import asdict
-
-        from peftly.run_folder import write_json
-
-        write_json(Path(report), {**asdict(parity), "complaint": parity.complaint})
+        _write_report(parity, Path(report))
 
 
-def _numbers(weights: str) -> list[float]:
-    try:
-        return [float(part) for part in weights.split(",")]
-    except ValueError:
-        raise ConfigError(f"--weights {weights}: give numbers with commas between them, as in 0.7,0.3") from None
+def _check_report(file: Path) -> None:
+    """Refuse a place for the report before the work is done."""
+    if file.is_dir():
+        raise ConfigError(f"--report {file} is a folder; name a file")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--report {file}: there is no folder {file.parent}")
+
+
+def _write_report(parity: "Parity", file: Path) -> None:
+    from dataclasses import asdict
+
+    from peftly.run_folder import write_json
+
+    write_json(file, {**asdict(parity), "complaint": parity.complaint})
 
 
 def _print(parity: "Parity", out: str) -> None:

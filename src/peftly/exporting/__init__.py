@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peftly.errors import ConfigError
-from peftly.exporting._folder import check_out, written_whole
+from peftly.exporting._folder import check_out, mark
 from peftly.exporting._request import Request
 from peftly.exporting.gguf import DTYPES, write_gguf
 from peftly.exporting.peft import write_peft
 from peftly.exporting.prompt_embeddings import write_prompt_embeddings
 from peftly.exporting.vllm import write_vllm
+from peftly.whole_folder import whole
 
 __all__ = ["FORMATS", "Exported", "Format", "export"]
 
@@ -77,7 +78,8 @@ def export(
         raise ConfigError(f"dtype={dtype!r} is not for {to}: it {possible}")
     out = Path(out).expanduser().resolve()
     check_out(out, str(adapter), overwrite=overwrite)
-    with written_whole(out) as folder:
+    with whole(out) as folder:
         number = dtype or next(iter(chosen.dtypes), None)
         notes = chosen.write(Request(str(adapter), folder, out, number))
+        mark(folder)
     return Exported(out, notes)

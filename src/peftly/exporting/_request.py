@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peftly.adapter_files import (
+    CARD,
     CONFIG,
     TENSORS,
     adapters_in,
@@ -17,7 +18,7 @@ from peftly.adapter_files import (
     read_peft_config,
     read_tensors,
 )
-from peftly.checkpoint import CARD, find_adapter, trained_over
+from peftly.adapter_home import find_adapter, trained_over
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.tasks import TASKS, task_of_peft

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.errors import BaseModelError
+from peftly.adapter_files import CONFIG
+from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting._gguf_tokenizer import add_tokenizer
 from peftly.exporting._request import Request
 from peftly.wheels import WHEEL_BASES
@@ -29,14 +30,15 @@ def write_gguf(request: Request) -> list[str]:
     """Write a base, or a base with an adapter merged into it, as a GGUF file.
 
     Raises:
+        AdapterError: the adapter cannot be opened.
         BaseModelError: the base cannot be opened, or is of a kind that is not supported.
         MethodError: the adapter cannot be merged.
     """
     assert request.dtype is not None
-    model, tokenizer = _merged(request.source)
+    model, tokenizer, merged = _merged(request.source)
     file = f"{request.out.name}-{request.dtype}.gguf"
     notes = write_model(request.folder / file, model, tokenizer, request.dtype, name=request.out.name)
-    return [*notes, f"try it: llama-cli -m {request.out / file}"]
+    return [*merged, *notes, f"try it: llama-cli -m {request.out / file}"]
 
 
 def write_model(
@@ -79,19 +81,36 @@ def write_model(
     return notes
 
 
-def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return a model with no adapter left on it, in fp32, and its tokenizer."""
+def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
+    """Return a model with no adapter left on it, in fp32, its tokenizer, and what to know of the merge."""
+    from peftly.adapt import attached
     from peftly.base import load_base
     from peftly.checkpoint import load
-    from peftly.merging import merge
+    from peftly.merging import check_foldable, fold
     from peftly.methods._quantized import dequantize
 
-    path = Path(source).expanduser()
-    if source in WHEEL_BASES or path.suffix == ".gguf" or (path / "config.json").is_file():
+    if _is_base(source):
         model, tokenizer = load_base(source, dtype="float32", device="cpu")
-        return dequantize(model), tokenizer
+        return dequantize(model), tokenizer, []
     model, tokenizer = load(source, dtype="float32", device="cpu")
-    return merge(dequantize(model)), tokenizer
+    dequantize(model)
+    check_foldable(model, attached(model))
+    return model, tokenizer, fold(model, attached(model))
+
+
+def _is_base(source: str) -> bool:
+    """Whether something to be exported is a base alone, by what is in its folder.
+
+    Raises:
+        AdapterError: a model and an adapter lie there together.
+    """
+    path = Path(source).expanduser()
+    if source in WHEEL_BASES or path.suffix == ".gguf":
+        return True
+    has_model, has_adapter = (path / "config.json").is_file(), (path / CONFIG).is_file()
+    if has_model and has_adapter and any(path.glob("model*.safetensors")):
+        raise AdapterError(f"{source} holds a model and an adapter: move the one that is not meant to another folder")
+    return has_model and not has_adapter  # trainers put the base's config.json beside an adapter, too
 
 
 def _add_shape(writer: Any, config: Any, name: str) -> None:
