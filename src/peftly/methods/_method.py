@@ -37,6 +37,11 @@ class MethodConfig(BaseModel):
         """How many virtual tokens it has that stand where a template marks them."""
         return 0
 
+    @property
+    def makes_up_for_quantization(self) -> bool:
+        """Whether what it adds is in part what quantising has taken from the base, so that it fits no other."""
+        return False
+
 
 @dataclass(frozen=True)
 class Setup:

@@ -41,6 +41,11 @@ class LoRA(LowRankConfig):
     lora_plus_ratio: float = Field(default=1.0, gt=0)
     """How many times the learning rate of A is that of B (LoRA+, arXiv:2402.12354)."""
 
+    @property
+    def makes_up_for_quantization(self) -> bool:
+        """See `MethodConfig.makes_up_for_quantization`."""
+        return self.init == "qera"
+
 
 def lora_embedding(ids: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float | Tensor) -> Tensor:
     """Return the change of an embedding's output, `scaling A[:, ids]ᵀ Bᵀ`; 0 for ids that are no words.
@@ -178,7 +183,8 @@ class LoRAAdapter(LowRankAdapter):
         inputs = typical_inputs(self.model, layers, setup.rows)
         for path, error in quantization_errors(layers, setup.original):
             change = targets[path][1]
-            change.load_factors(*error_factors(error, inputs[path].to(error), change.rank, change.scaling))
+            with torch.no_grad():
+                change.load_factors(*error_factors(error, inputs[path].to(error), change.rank, change.scaling))
 
     def rate_factor(self, path: str) -> float:
         """See `Adapter.rate_factor`."""
