@@ -1,4 +1,4 @@
-"""A run that is killed at any moment leaves whole adapters or none: every folder that looks like one loads."""
+"""A run that is killed at any moment leaves whole adapters or none, and goes on to the bytes of one that was not."""
 
 import os
 import random
@@ -13,26 +13,64 @@ import torch
 from peftly import detach, load_adapter, load_base
 
 KILLS = 30
+RESUMED_KILLS = 100
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    labels = ["complaint", "no complaint"]
+    file.write_text("".join(f'{{"text": "row {n}", "label": "{labels[n % 2]}"}}\n' for n in range(64)))
+    return file
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "peftly", "train", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def lines(out):
+    file = out / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 @pytest.mark.soak
-def test_every_adapter_of_a_killed_run_loads(tiny_llama_folder, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(f'{{"text": "row {n}", "label": "{"complaint" if n % 2 else "no complaint"}"}}\n' for n in range(64))
-    )
+def test_a_run_that_is_killed_a_hundred_times_ends_with_the_same_bytes(tiny_llama_folder, rows, tmp_path):
+    words = ["--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--set", "method.dropout=0.2"]
+    words += ["--batch-size", 4, "--epochs", 60, "--set", "train.checkpoint_every=7"]
+    assert start(*words, "--out", tmp_path / "whole").wait() == 0
+    expected = (tmp_path / "whole" / "adapter" / "adapter_model.safetensors").read_bytes()
+    draw, killed, ended = random.Random(0), 0, 0
+    while killed < RESUMED_KILLS:
+        out = tmp_path / f"run-{ended}"
+        while True:
+            resumes = (out / "config.yaml").exists()
+            process, before = start(*(("--resume", out) if resumes else (*words, "--out", out))), lines(out)
+            while lines(out) == before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(draw.random() / 2)
+            process.send_signal(signal.SIGKILL)
+            if process.wait() == 0:
+                break
+            killed += 1
+        assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+        assert lines(out) == lines(tmp_path / "whole")
+        ended += 1
+    assert ended >= 2
+
+
+@pytest.mark.soak
+def test_every_adapter_of_a_killed_run_loads(tiny_llama_folder, rows, tmp_path):
     model = load_base(str(tiny_llama_folder), dtype="float32").model
     draw, loaded, killed = random.Random(0), 0, 0
     for attempt in range(KILLS):
         out = tmp_path / f"run-{attempt}"
-        words = ["train", "--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--out", out]
-        words += ["--batch-size", 1, "--epochs", 50, "--set", "train.save_every=1"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "peftly", *map(str, words)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        words = ["--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--out", out]
+        process = start(*words, "--batch-size", 1, "--epochs", 50, "--set", "train.save_every=1")
         while not list(out.glob("step-*")) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(draw.random() / 2)
