@@ -41,7 +41,7 @@ def lines(out):
 @pytest.mark.soak
 def test_a_run_that_is_killed_a_hundred_times_ends_with_the_same_bytes(tiny_llama_folder, rows, tmp_path):
     words = ["--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--set", "method.dropout=0.2"]
-    words += ["--batch-size", 4, "--epochs", 60, "--set", "train.checkpoint_every=7"]
+    words += ["--batch-size", 4, "--epochs", 60, "--set", "train.checkpoint_every=3"]
     assert start(*words, "--out", tmp_path / "whole").wait() == 0
     expected = (tmp_path / "whole" / "adapter" / "adapter_model.safetensors").read_bytes()
     draw, killed, ended = random.Random(0), 0, 0
@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_a_hundred_times_ends_with_the_same_bytes(tiny_llam
             process, before = start(*(("--resume", out) if resumes else (*words, "--out", out))), lines(out)
             while lines(out) == before and process.poll() is None:
                 time.sleep(0.01)
-            time.sleep(draw.random() / 2)
+            time.sleep(2 * draw.random())
             process.send_signal(signal.SIGKILL)
             if process.wait() == 0:
                 break
