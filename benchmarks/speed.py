@@ -150,7 +150,7 @@ def curve(job: Job, device: str | None) -> dict[str, Any]:
     theirs = Peft(job, Setting(at_once, base_dropout=False), "float32", device)
     rows = random.Random(0).sample(ours.data.train.encoded, CURVE_STEPS * CURVE_ROWS)
     ours.turn(rows, CURVE_ROWS)
-    in_order = [row for step in step_rows(rows, CURVE_ROWS, steps=CURVE_STEPS, seed=0) for row in step]
+    in_order = [row for step in step_rows(rows, CURVE_ROWS, end=CURVE_STEPS, seed=0) for row in step]
     theirs.turn(in_order, CURVE_ROWS)
     parts = [float(loss) for loss in theirs.losses]
     each = CURVE_ROWS // at_once
