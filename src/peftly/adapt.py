@@ -293,7 +293,7 @@ def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> 
         found = [path for path in named if not is_below(path, [other for other in named if other != path])]
         if wanted and not found:
             raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
-    add_copies(model, name, [(path, model.get_submodule(path)) for path in found])
+    add_copies(model, name, map(model.get_submodule, found))
 
 
 class _SavesAdapters:

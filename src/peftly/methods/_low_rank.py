@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import AdapterError, MethodError
+from peftly.errors import AdapterError
 from peftly.methods._copies import BiasChange, bias_layers
 from peftly.methods._devices import bias_of, device_of, in_memory
 from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
@@ -264,11 +264,6 @@ class LowRankAdapter(Adapter):
 
     settings: ClassVar[type[LowRankConfig]]
 
-    def check_mergeable(self) -> None:
-        """See `Adapter.check_mergeable`."""
-        for path, (layer, _) in self.targets().items():
-            refuse_packed(path, layer)
-
     def targets(self) -> dict[str, tuple[Any, LowRankChange]]:
         """Return the layers that have factors, each with its change, by path."""
         changed = changed_layers(self.model, self.name)
@@ -297,18 +292,6 @@ def features(layer: Any) -> tuple[int, int]:
         return layer.out_features, layer.in_features
     in_features, out_features = layer.weight.shape  # of a Conv1D and of an embedding alike
     return out_features, in_features
-
-
-def refuse_packed(path: str, layer: Any) -> None:
-    """Do nothing if a layer has its weight as plain numbers, which may be changed.
-
-    Raises:
-        MethodError: it is quantised.
-    """
-    if layer.weight.is_meta:
-        raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
-    if is_quantized(layer):
-        raise MethodError(f"{path} is quantised: call peftly.dequantize first, or open the base without quantisation")
 
 
 def _factor(layer: nn.Module, letter: str) -> str:

@@ -38,6 +38,7 @@ __all__ = [
     "is_quantized",
     "quantization_of",
     "take_over",
+    "unpack_layers",
     "unpacked",
 ]
 
@@ -195,14 +196,18 @@ def dequantize(model: ModelT) -> ModelT:
     Raises:
         MethodError: it is spread over several devices.
     """
-    layers = [layer for layer in model.modules() if is_quantized(layer)]
-    if any(hasattr(layer, "_hf_hook") for layer in layers):
+    if any(hasattr(layer, "_hf_hook") for layer in model.modules() if is_quantized(layer)):
         raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
-    for layer in layers:
-        _make_plain(layer, unpacked(layer, getattr(model, "dtype", None)))
+    unpack_layers(model, getattr(model, "dtype", None))
     if getattr(model, "hf_quantizer", None) is not None:
         _forget_quantization(model)
     return model
+
+
+def unpack_layers(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Make plain layers of the quantised ones in a module, in place; see `unpacked` for their dtype."""
+    for layer in [layer for layer in module.modules() if is_quantized(layer)]:
+        _make_plain(layer, unpacked(layer, dtype))
 
 
 def _forget_quantization(model: Any) -> None:

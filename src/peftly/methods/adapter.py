@@ -239,7 +239,7 @@ class BottleneckAdapter(OwnFormat):
                 kind, place = _feedforward(model, path)
             add_change(model, place, name, kind(width, config, device, setup.generator))
         if config.layer_norms if config.layer_norms is not None else config.placement == "houlsby":
-            add_copies(model, name, [(path, module) for path, module in base_modules(model) if is_norm(module)])
+            add_copies(model, name, [module for _, module in base_modules(model) if is_norm(module)])
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
