@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
+from peftly.methods._checkpoints import Checkpointing
 from peftly.methods._copies import add_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._quantized import give_back, take_over
-from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
+from peftly.methods._selection import Names, Rows, Selection
 from peftly.methods._targets import base_modules, is_below, own_parts
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Attached:
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
     bodies: Bodies | None = None
+    checkpointing: Checkpointing | None = None
 
 
 def attach(
@@ -260,7 +262,7 @@ def _prepare(model: Any) -> None:
     if isinstance(model, PreTrainedModel):
         state.bodies = Bodies(model)
         override_method(model, "save_pretrained", _SavesAdapters(model))
-        override_method(model, KeepsContext.name, KeepsContext(model))
+        state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this says that there is an adapter on it.
             model._hf_peft_config_loaded = True
@@ -269,16 +271,15 @@ def _prepare(model: Any) -> None:
 def _restore(model: Any) -> None:
     """Undo `_prepare`."""
     state = _state(model)
-    if state.bodies is not None:
-        state.bodies.remove()
+    for part in (state.bodies, state.checkpointing):
+        if part is not None:
+            part.remove()
     give_back(state.taken_over)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         restore_method(model, "save_pretrained")
-        restore_method(model, KeepsContext.name)
         vars(model).pop("_hf_peft_config_loaded", None)
-        unwrap_checkpoints(model)
     delattr(model, _ATTRIBUTE)
 
 

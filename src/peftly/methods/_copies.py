@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.methods._devices import bias_of, in_memory
 from peftly.methods._layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
-from peftly.methods._quantized import unpack_layers
+from peftly.methods._quantized import is_quantized, unpack_layers
 from peftly.methods._targets import base_modules
 
 __all__ = [
@@ -58,8 +58,9 @@ class ModuleCopy(LayerChange):
         self.copy.float().requires_grad_(True)
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        own = next(self.copy.parameters()).dtype
-        given, dtype = (x.to(own), x.dtype) if x.is_floating_point() else (x, next(layer.parameters()).dtype)
+        is_packed = any(map(is_quantized, layer.modules()))
+        dtype = x.dtype if is_packed else next(layer.parameters()).dtype
+        given = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
         output: Tensor = self.copy(given, *args, **kwargs)
         if isinstance(inner, OwnForward):
             return output.to(dtype)
