@@ -23,7 +23,7 @@ from peftly.methods._copies import add_copies, is_norm
 from peftly.methods._devices import device_of
 from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._low_rank import features
+from peftly.methods._linear import features
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
 from peftly.methods._targets import base_modules, find_part
 
