@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from peftly.errors import MethodError, PeftlyError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
+from peftly.methods._checkpoints import Checkpointing
 from peftly.methods._copies import add_copies
 from peftly.methods._layers import changed_layers, drop_changes, override_method, restore_method
 from peftly.methods._quantized import give_back, take_over
-from peftly.methods._selection import KeepsContext, Names, Rows, Selection, unwrap_checkpoints
+from peftly.methods._selection import Names, Rows, Selection
 from peftly.methods._targets import base_modules, is_below, own_parts
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class _Attached:
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
     bodies: Bodies | None = None
+    checkpointing: Checkpointing | None = None
 
 
 def attach(
@@ -272,7 +274,7 @@ def _prepare(model: Any) -> None:
     if isinstance(model, PreTrainedModel):
         state.bodies = Bodies(model)
         override_method(model, "save_pretrained", _SavesAdapters(model))
-        override_method(model, KeepsContext.name, KeepsContext(model))
+        state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this says that there is an adapter on it.
             model._hf_peft_config_loaded = True
@@ -281,16 +283,15 @@ def _prepare(model: Any) -> None:
 def _restore(model: Any) -> None:
     """Undo `_prepare`."""
     state = _state(model)
-    if state.bodies is not None:
-        state.bodies.remove()
+    for part in (state.bodies, state.checkpointing):
+        if part is not None:
+            part.remove()
     give_back(state.taken_over)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         restore_method(model, "save_pretrained")
-        restore_method(model, KeepsContext.name)
         vars(model).pop("_hf_peft_config_loaded", None)
-        unwrap_checkpoints(model)
     delattr(model, _ATTRIBUTE)
 
 
@@ -305,7 +306,7 @@ def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> 
         found = [path for path in named if not is_below(path, [other for other in named if other != path])]
         if wanted and not found:
             raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
-    add_copies(model, name, [(path, model.get_submodule(path)) for path in found])
+    add_copies(model, name, map(model.get_submodule, found))
 
 
 class _SavesAdapters:

@@ -14,8 +14,10 @@ from torch import nn
 
 from peftly.adapt import attached, check_names, detach
 from peftly.errors import MethodError
+from peftly.methods import METHODS
 from peftly.methods._copies import BiasChange, copied_modules
 from peftly.methods._layers import CHANGES, changed_layers
+from peftly.methods._quantized import is_quantized
 from peftly.methods._targets import base_modules
 
 if TYPE_CHECKING:
@@ -64,7 +66,13 @@ def check_foldable(model: nn.Module, names: Iterable[str]) -> None:
     """
     names = check_names(model, list(names))
     for name in names:
-        attached(model)[name].check_mergeable()
+        method = attached(model)[name].config.name
+        if not METHODS[method].mergeable:
+            raise MethodError(
+                f"{method} cannot be merged: what it adds is no change of the base's weights; keep the adapter and "
+                "load it beside the base instead (peftly.load opens both; peftly export writes it for other tools)"
+            )
+        _refuse_packed_layers(model, name)
         _refuse_shared_layers(model, name)
         _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
 
@@ -128,6 +136,18 @@ def _foldable(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Modul
         changes = [change for name, change in getattr(layer, CHANGES, {}).items() if name in names]
         if changes and not path.startswith(tuple(copied)):
             yield layer, changes
+
+
+def _refuse_packed_layers(model: nn.Module, name: str) -> None:
+    for path, layer, change in changed_layers(model, name):
+        for inner, part in base_modules(layer):
+            where = f"{path}.{inner}" if inner else path
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                raise MethodError(f"{where} is on disk: open the base without a device_map to merge into it")
+            if is_quantized(part) and not isinstance(change, BiasChange):
+                raise MethodError(
+                    f"{where} is quantised: call peftly.dequantize first, or open the base without quantisation"
+                )
 
 
 def _refuse_shared_layers(model: nn.Module, name: str) -> None:

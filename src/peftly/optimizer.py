@@ -1,5 +1,6 @@
 """What turns gradients into updates, and how fast."""
 
+import importlib
 import math
 from collections.abc import Container
 from typing import Any
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from peftly.adapt import attached, trainable_parameters
 from peftly.errors import ConfigError
 from peftly.methods import METHODS, Adapter
-from peftly.methods._bitsandbytes import has_bitsandbytes, import_bitsandbytes
+from peftly.methods._bitsandbytes import has_bitsandbytes, import_bitsandbytes, without_kernels
 from peftly.methods._layers import owner
 from peftly.train_config import TrainConfig
 
@@ -67,10 +68,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     if name == "sgd":
         return torch.optim.SGD(groups, weight_decay=decay)
     if name == "adafactor":
-        from transformers import Adafactor
-
         # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
-        adafactor: torch.optim.Optimizer = Adafactor(
+        adafactor: torch.optim.Optimizer = _optimization().Adafactor(
             groups, weight_decay=decay, scale_parameter=False, relative_step=False
         )
         return adafactor
@@ -101,10 +100,16 @@ def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
     """Return the schedule that the configuration names, over `steps` updates."""
-    from transformers import get_scheduler
-
     # transformers' "constant" ignores the warm-up.
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     warmup = math.ceil(config.warmup * steps)
-    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    schedule: LRScheduler = _optimization().get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+    )
     return schedule
+
+
+def _optimization() -> Any:
+    """Return transformers' module of this name; where PEFT is installed it imports that, and PEFT bitsandbytes."""
+    with without_kernels():
+        return importlib.import_module("transformers.optimization")

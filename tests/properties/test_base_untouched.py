@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from quantized import quantized
 from references import CELLS, DEFAULTS, HOMES
 from tiny import padded, perturb, random_rows, tiny_model
 
@@ -50,6 +51,25 @@ def test_detach_gives_back_the_same_model(architecture, method):
     after = everything(model)
     assert after.keys() == before.keys()
     assert [key for key in before if before[key] != after[key]] == []
+
+
+SWITCHED = ("attach enable", "attach enable enable", "attach enable disable", "enable attach enable")
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("calls", SWITCHED)
+@pytest.mark.parametrize("opened", [tiny_model, quantized])
+def test_detach_leaves_the_switches_of_checkpointing_as_they_were(opened, calls):
+    model = opened("llama", dtype=torch.float32)
+    for call in calls.split():
+        if call == "attach":
+            before = everything(model)
+            attach(model, LoRA(rank=2))
+        else:
+            getattr(model, f"gradient_checkpointing_{call}")()
+    detach(model)
+    after = everything(model)
+    assert [key for key in before | after if before.get(key) != after.get(key)] == []
 
 
 @pytest.mark.parametrize(("architecture", "method"), HOMES)

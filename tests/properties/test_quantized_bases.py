@@ -10,14 +10,29 @@ from test_base_untouched import everything
 from test_matrix import batch_of, changes_the_logits, flat, losses_and_gradients
 from tiny import perturb, tiny_model
 
-from peftly import METHODS, LoRA, attach, detach, load_adapter, save_adapter, trainable_parameters
+from peftly import (
+    METHODS,
+    Full,
+    LoRA,
+    Selective,
+    attach,
+    detach,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+)
 from peftly.attention import packed
 from peftly.errors import MethodError
 from peftly.methods._quantized import dequantize, take_over
 from peftly.modes import training_mode
 
+WITH_COPIES = (
+    Full(),
+    Selective(last_layers=1),
+    LoRA(target_modules=("lm_head",), modules_to_save=("mlp",)),
+)
 IDS = torch.arange(3, 15).view(2, 6)
-COPIES = ("full", "selective")  # they train copies of weights, which these do not have
 CELLS = [
     (task, architecture, method, kind)
     for task, architecture in (
@@ -27,7 +42,7 @@ CELLS = [
         ("sequence_classification", "bert"),
     )
     for method in METHODS
-    if method not in COPIES and METHODS[method].adapter.misfit(tiny_model(architecture, task=task)) is None
+    if METHODS[method].adapter.misfit(tiny_model(architecture, task=task)) is None
     for kind in ("nf4", "int8")
 ]
 
@@ -66,18 +81,40 @@ def are_equal(found, expected):
     assert_close(flat(found[1]), flat(expected[1]), 1e-5)
 
 
-@pytest.mark.parametrize("method", COPIES)
-def test_what_trains_copies_says_that_there_is_nothing_to_copy(method):
-    with pytest.raises(MethodError, match="is quantised, so no trained copy of it can be made: leave it out"):
-        attach(quantized("llama"), METHODS[method].config(**DEFAULTS[method]))
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("config", WITH_COPIES, ids=lambda config: config.name)
+def test_copies_start_from_the_unpacked_weights_and_can_be_merged(config, kind):
+    model = quantized("llama", kind)
+    take_over(model)
+    before = model(IDS).logits
+    attach(model, config)
+    assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(model).values())
+    assert_close(model(IDS).logits, before, 1e-6)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    expected = model(IDS).logits
+    with pytest.raises(MethodError, match=r"_proj is quantised: call peftly\.dequantize first"):
+        merge(model)
+    assert_close(merge(dequantize(model))(IDS).logits, expected, 1e-5)
+
+
+def test_copies_over_a_base_in_bf16_answer_in_bf16():
+    model = attach(quantized("gpt2", dtype=torch.bfloat16), LoRA(rank=2, target_modules=["c_attn"]), name="lora")
+    attach(model, Selective(modules=("mlp",), last_layers=0))
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    plain = dequantize(copy.deepcopy(model)).float()
+    assert model(IDS).logits.dtype == torch.bfloat16
+    assert_close(model(IDS).logits.float(), plain(IDS).logits, 0.03)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_detach_gives_back_the_same_model(kind):
+@pytest.mark.parametrize("method", [LoRA(), Full()], ids=lambda method: method.name)
+def test_detach_gives_back_the_same_model(method, kind):
     model = quantized("llama", kind)
     before = everything(model)
-    attach(model, LoRA())
+    attach(model, method)
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.1)
     model(IDS, labels=IDS).loss.backward()
+    optimizer.step()
     detach(model)
     after = everything(model)
     assert after.keys() == before.keys()

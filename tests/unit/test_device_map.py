@@ -5,7 +5,7 @@ import torch
 from references import DEFAULTS, assert_close
 from tiny import perturb
 
-from peftly import METHODS, LoRA, attach, detach, load_base, merge, trainable_parameters
+from peftly import METHODS, Full, LoRA, attach, detach, load_base, merge, trainable_parameters
 from peftly.errors import BaseModelError, MethodError
 
 DEVICES = {
@@ -51,8 +51,9 @@ def test_every_method(spread, whole, method):
     assert sorted(vars(spread.model.layers[1].mlp.up_proj)) == before
 
 
-def test_what_is_on_disk_is_not_merged_into(spread):
-    attach(spread, LoRA())
+@pytest.mark.parametrize("method", [LoRA(), Full()], ids=lambda method: method.name)
+def test_what_is_on_disk_is_not_merged_into(spread, method):
+    attach(spread, method)
     with pytest.raises(MethodError, match=r"layers\.1\.self_attn\.q_proj is on disk: open the base without"):
         merge(spread)
     detach(spread)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -94,6 +95,30 @@ def test_a_layer_computes_with_its_weight_and_so_does_its_gradient(kind):
     assert_close(y, expected, 1e-6)
     direction = torch.randn_like(y)
     assert_close(*(torch.autograd.grad(out, x, direction)[0] for out in (y, expected)), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_what_a_user_has_put_on_a_layer_is_kept_or_refused(kind):
+    model = quantized("llama", kind)
+    seen = []
+    handles = [layer_of(model).register_forward_hook(lambda *call: seen.append(call[0]))]
+    handles.append(layer_of(model).register_forward_pre_hook(lambda *call: seen.append(call[0])))
+    attach(model, LoRA(rank=2))
+    dequantize(model)(IDS)
+    assert seen == [layer_of(model)] * 2
+    for handle in handles:
+        handle.remove()
+    model(IDS)
+    assert len(seen) == 2
+
+    model = quantized("llama", kind)
+    forward = layer_of(model).forward = lambda x: x
+    for call in (lambda: attach(model, LoRA(rank=2)), lambda: dequantize(model)):
+        with pytest.raises(MethodError, match=r"^the forward of model\.layers\.0\.mlp\.down_proj.* was replaced"):
+            call()
+    assert layer_of(model).forward is forward
+    del layer_of(model).forward
+    attach(model, LoRA(rank=2))
 
 
 def test_rows_in_8_bits_do_not_depend_on_each_other():
@@ -224,17 +249,30 @@ def test_settings():
         Quantization(kind="int8", block_size=128)
 
 
+IMPORTS = (
+    "peftly.methods._bitsandbytes.import_bitsandbytes()",
+    "peftly.optimizer.make_schedule(adam, TrainConfig(), 3)",
+)
+
+
 def test_no_package_is_asked_to_fetch_binaries(tmp_path):
     """bitsandbytes gets them from the Hub if `kernels` is installed."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    raise SystemExit('fetched')\n")
-    code = (
-        "from peftly.methods._bitsandbytes import import_bitsandbytes\n"
-        "import_bitsandbytes(); import kernels; print(kernels.__file__)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=True
-    )
-    assert found.stdout.strip() == str(tmp_path / "kernels.py")
+    code = f"""
+import os, sys, torch, peftly.optimizer
+from peftly.train_config import TrainConfig
+adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2, 2))])
+for call in {IMPORTS}:
+    if os.fork() == 0:  # a process imports bitsandbytes once
+        eval(call)
+        assert "bitsandbytes" in sys.modules
+        import kernels; print(kernels.__file__, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, call
+"""
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
+    assert found.stdout.split() == [str(tmp_path / "kernels.py")] * len(IMPORTS)
     assert found.stderr == ""
 
 
@@ -284,8 +322,8 @@ def test_weights_that_are_stored_as_floats_are_still_quantised():
     with pytest.raises(MethodError, match="is quantised"):
         merge(model)
     detach(model)
-    with pytest.raises(MethodError, match="is quantised"):
-        attach(model, Full())
+    attach(model, Full())
+    assert_close(model(IDS).logits, expected, 1e-6)
 
 
 def test_a_layer_that_the_files_lack_is_plain(task_base, tmp_path):

@@ -9,7 +9,9 @@ from references import assert_close
 from tiny import perturb
 
 from peftly import (
+    Full,
     LoRA,
+    Selective,
     attach,
     dequantize,
     export,
@@ -25,12 +27,13 @@ from peftly.methods._quantized import is_quantized
 from peftly.quantization import Quantization
 
 IDS = torch.arange(3, 15).view(2, 6)
+METHOD = LoRA(rank=4)
 HOW = Quantization(kind="nf4", double=False, block_size=128)
 
 
-def trained(base, folder, quantization=HOW):
+def trained(base, folder, quantization=HOW, method=METHOD):
     model, tokenizer = load_base(str(base), dtype="float32", quantization=quantization)
-    attach(model, LoRA(rank=4), tokenizer=tokenizer)
+    attach(model, method, tokenizer=tokenizer)
     perturb(trainable_parameters(model).values(), scale=0.05)
     save_adapter(model, folder)
     return model
@@ -45,6 +48,17 @@ def test_it_opens_over_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_
     plain = load(tmp_path / "a", dtype="float32", quantization="none").model
     assert not any(map(is_quantized, plain.modules()))
     assert not torch.equal(plain(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("method", [Full(), Selective(last_layers=1)], ids=lambda method: method.name)
+def test_copies_of_quantised_layers_open_again_over_either_base_and_are_merged(tiny_llama_folder, tmp_path, method):
+    expected = trained(tiny_llama_folder, tmp_path / "a", method=method)(IDS).logits
+    assert torch.equal(load(tmp_path / "a", dtype="float32").model(IDS).logits, expected)
+    plain = load(tmp_path / "a", dtype="float32", quantization="none").model(IDS).logits
+    # What is no copy is another weight in the plain base.
+    assert ((plain - expected).norm() < 1e-5 * expected.norm()) == (method == Full())
+    assert save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32").complaint is None
+    assert_close(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected, 1e-5)
 
 
 def test_without_bitsandbytes_it_says_how_to_get_it(tiny_llama_folder, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-__all__ = ["blocks_of_size", "has_bitsandbytes", "import_bitsandbytes"]
+__all__ = ["blocks_of_size", "has_bitsandbytes", "import_bitsandbytes", "without_kernels"]
 
 
 def has_bitsandbytes() -> bool:
@@ -21,15 +21,23 @@ def has_bitsandbytes() -> bool:
 
 
 def import_bitsandbytes() -> Any:
-    """Return bitsandbytes, and keep it from fetching binaries from the Hub, as it does if `kernels` is installed."""
+    """Return bitsandbytes, which fetches nothing."""
+    with without_kernels():
+        return importlib.import_module("bitsandbytes")
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Keep bitsandbytes from fetching binaries from the Hub when it is imported: it does if `kernels` is installed."""
     if "bitsandbytes" in sys.modules:
-        return sys.modules["bitsandbytes"]
+        yield
+        return
     logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it would ask for that package
     sys.modules["kernels"] = None  # type: ignore[assignment] # the way to say that there is no such module
     try:
-        return importlib.import_module("bitsandbytes")
+        yield
     finally:
         logger.setLevel(level)
         del sys.modules["kernels"]

@@ -6,14 +6,14 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import MethodError
 from peftly.methods._devices import bias_of, in_memory
 from peftly.methods._layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
-from peftly.methods._quantized import is_quantized
+from peftly.methods._quantized import is_quantized, unpack_layers
 from peftly.methods._targets import base_modules
 
 __all__ = [
@@ -44,7 +44,7 @@ class BiasChange(LayerChange):
 
 
 class ModuleCopy(LayerChange):
-    """A trained copy of a whole module, in fp32, that answers in the module's place.
+    """A trained copy of a whole module, in fp32, that answers in the module's place. Quantised layers are plain in it.
 
     Where other adapters change the module too, it adds the difference that training made to their answer.
     """
@@ -53,10 +53,13 @@ class ModuleCopy(LayerChange):
         """Copy `layer`; the same `memo` for several layers keeps what they share shared in the copies."""
         super().__init__()
         with in_memory(layer):
-            self.copy = _pristine(copy.deepcopy(layer, memo)).float().requires_grad_(True)
+            self.copy = _pristine(copy.deepcopy(layer, memo))
+        unpack_layers(self.copy, torch.float32)
+        self.copy.float().requires_grad_(True)
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dtype = next(layer.parameters()).dtype
+        is_packed = any(map(is_quantized, layer.modules()))
+        dtype = x.dtype if is_packed else next(layer.parameters()).dtype
         given = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
         output: Tensor = self.copy(given, *args, **kwargs)
         if isinstance(inner, OwnForward):
@@ -69,19 +72,14 @@ class ModuleCopy(LayerChange):
             layer.get_parameter(inner).copy_(parameter)
 
 
-def add_copies(model: nn.Module, name: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Let adapter `name` train copies of `modules`, which are parts of `model`, each with its path.
+def add_copies(model: nn.Module, name: str, modules: Iterable[nn.Module]) -> None:
+    """Let adapter `name` train copies of `modules`, which are parts of `model`.
 
     Raises:
-        MethodError: one of them is quantised, or changed by the adapter in another way too.
+        MethodError: one of them is changed by the adapter in another way too.
     """
     memo: dict[int, Any] = {}
-    for path, module in list(modules):
-        if any(is_quantized(layer) for layer in module.modules()):
-            raise MethodError(
-                f"{path} is quantised, so no trained copy of it can be made: leave it out, or, if it is a "
-                "head, open the base with peftly.load_base, which leaves heads as they are"
-            )
+    for module in list(modules):
         add_change(model, module, name, ModuleCopy(module, memo))
 
 

@@ -6,21 +6,20 @@ import math
 import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import AdapterError, MethodError
+from peftly.errors import AdapterError
 from peftly.methods._copies import BiasChange, bias_layers
-from peftly.methods._devices import bias_of, device_of, in_memory
-from peftly.methods._layers import LayerChange, OwnForward, add_change, changed_layers
+from peftly.methods._devices import bias_of, device_of
+from peftly.methods._layers import LayerChange, add_change, changed_layers
+from peftly.methods._linear import features
 from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._quantized import QuantizedForward, is_quantized, unpacked
 from peftly.methods._targets import ALL_LINEAR, find_targets, is_below, own_parts, short_names
 
 if TYPE_CHECKING:
@@ -31,10 +30,8 @@ __all__ = [
     "LowRankChange",
     "LowRankConfig",
     "by_pattern",
-    "fusible_weight",
     "lora_delta",
     "lora_scaling",
-    "whole_weight",
 ]
 
 
@@ -74,43 +71,6 @@ def lora_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
         scaling: see `lora_scaling`.
     """
     return scaling * (lora_b @ lora_a)
-
-
-class FusibleWeight(NamedTuple):
-    """A weight whose product with a layer's input may be fused with others.
-
-    Attributes:
-        value: (out_features, in_features), in the dtype of the input.
-        again: makes it anew for the backward pass, where it is not kept because the layer is quantised; else None.
-    """
-
-    value: Tensor
-    again: Callable[[], Tensor] | None = None
-
-
-def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
-    """Return the layer's weight if its product with `x` may be fused, else None."""
-    if not isinstance(inner, OwnForward) or torch.is_autocast_enabled(x.device.type):
-        return None
-    if isinstance(inner.replaced, QuantizedForward):
-        unpack = partial(unpacked, layer, x.dtype)
-        return FusibleWeight(unpack(), unpack) if inner.replaced.dtype(x) == x.dtype else None
-    if layer.weight.dtype != x.dtype or layer.weight.requires_grad:
-        return None
-    if layer.bias is not None and layer.bias.requires_grad:
-        return None
-    if inner.is_plain(nn.Linear):
-        return FusibleWeight(layer.weight)
-    return FusibleWeight(layer.weight.T) if inner.is_plain(Conv1D) else None
-
-
-def whole_weight(layer: Any) -> Tensor:
-    """Return the weight of a linear layer as (out_features, in_features), unpacked if the layer is quantised."""
-    if is_quantized(layer):
-        return unpacked(layer)
-    with in_memory(layer):
-        weight: Tensor = layer.weight
-    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 class LowRankChange(LayerChange):
@@ -264,11 +224,6 @@ class LowRankAdapter(Adapter):
 
     settings: ClassVar[type[LowRankConfig]]
 
-    def check_mergeable(self) -> None:
-        """See `Adapter.check_mergeable`."""
-        for path, (layer, _) in self.targets().items():
-            refuse_packed(path, layer)
-
     def targets(self) -> dict[str, tuple[Any, LowRankChange]]:
         """Return the layers that have factors, each with its change, by path."""
         changed = changed_layers(self.model, self.name)
@@ -289,26 +244,6 @@ _UNSUPPORTED = (
     "use_bdlora",
     "use_qalora",
 )
-
-
-def features(layer: Any) -> tuple[int, int]:
-    """Return (out_features, in_features). A quantised `nn.Linear` packs its weight, whose shape does not tell."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    in_features, out_features = layer.weight.shape  # of a Conv1D and of an embedding alike
-    return out_features, in_features
-
-
-def refuse_packed(path: str, layer: Any) -> None:
-    """Do nothing if a layer has its weight as plain numbers, which may be changed.
-
-    Raises:
-        MethodError: it is quantised.
-    """
-    if layer.weight.is_meta:
-        raise MethodError(f"{path} is on disk: open the base without a device_map to merge into it")
-    if is_quantized(layer):
-        raise MethodError(f"{path} is quantised: call peftly.dequantize first, or open the base without quantisation")
 
 
 def _factor(layer: nn.Module, letter: str) -> str:

@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from peftly.errors import MethodError
 from peftly.methods._layers import drop_changes
 
 if TYPE_CHECKING:
@@ -173,18 +172,6 @@ class Adapter(ABC):
     def rate_factor(self, path: str) -> float:
         """Return by how much a parameter learns faster than the others, by its path in the model."""
         return 1.0
-
-    def check_mergeable(self) -> None:
-        """Do nothing if the adapter can be folded into the base's own weights.
-
-        Raises:
-            MethodError: the method is no change of weights, or these weights cannot take it.
-        """
-        raise MethodError(
-            f"{self.config.name} cannot be merged: what it adds is no change of the base's weights; "
-            "keep the adapter and load it beside the base instead (peftly.load opens both; peftly export writes it for "
-            "other tools)"
-        )
 
 
 class OwnFormat(Adapter):

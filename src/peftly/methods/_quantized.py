@@ -38,6 +38,7 @@ __all__ = [
     "is_quantized",
     "quantization_of",
     "take_over",
+    "unpack_layers",
     "unpacked",
 ]
 
@@ -127,7 +128,7 @@ def take_over(model: nn.Module) -> list[nn.Module]:
     """Let the quantised layers of a model compute as this file says, and return those that did not yet.
 
     Raises:
-        MethodError: bitsandbytes has repacked one of them, which cannot be undone.
+        MethodError: bitsandbytes has repacked one of them, which cannot be undone, or its forward was replaced.
     """
     layers: list[Any] = [layer for layer in model.modules() if is_quantized(layer) and not _is_taken_over(layer)]
     if any(getattr(_state(layer), "packing_format_for_cpu", False) for layer in layers):
@@ -135,6 +136,7 @@ def take_over(model: nn.Module) -> list[nn.Module]:
             "bitsandbytes has repacked the weights of this model, with rounded scales, when it was called; open it "
             "anew and attach the adapter before anything else, or open it with peftly.load_base"
         )
+    _refuse_replaced(model)
     for layer in layers:
         # accelerate, which moves inputs between devices, keeps the forward that it has wrapped under this name.
         place = "_old_forward" if "_old_forward" in vars(layer) else "forward"
@@ -193,16 +195,21 @@ def dequantize(model: ModelT) -> ModelT:
         The same model.
 
     Raises:
-        MethodError: it is spread over several devices.
+        MethodError: it is spread over several devices, or somebody has replaced the forward of a layer.
     """
-    layers = [layer for layer in model.modules() if is_quantized(layer)]
-    if any(hasattr(layer, "_hf_hook") for layer in layers):
+    if any(hasattr(layer, "_hf_hook") for layer in model.modules() if is_quantized(layer)):
         raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
-    for layer in layers:
-        _make_plain(layer, unpacked(layer, getattr(model, "dtype", None)))
+    _refuse_replaced(model)
+    unpack_layers(model, getattr(model, "dtype", None))
     if getattr(model, "hf_quantizer", None) is not None:
         _forget_quantization(model)
     return model
+
+
+def unpack_layers(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Make plain layers of the quantised ones in a module, in place; see `unpacked` for their dtype."""
+    for layer in [layer for layer in module.modules() if is_quantized(layer)]:
+        _make_plain(layer, unpacked(layer, dtype))
 
 
 def _forget_quantization(model: Any) -> None:
@@ -231,6 +238,9 @@ def _make_plain(layer: Any, weight: Tensor) -> None:
     plain.weight = nn.Parameter(weight.T.contiguous() if is_conv else weight, requires_grad=False)
     plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(weight.dtype), requires_grad=False)
     plain.train(layer.training)
+    for name in [name for name in vars(plain) if name.startswith(("_forward_", "_backward_"))]:
+        setattr(plain, name, vars(layer)[name])  # hooks; those on loading and saving are of bitsandbytes
+    plain._is_full_backward_hook = layer._is_full_backward_hook
     if hasattr(layer, CHANGES):
         plain.peftly, forward = layer.peftly, vars(layer).get("forward")
         if forward is not None:
@@ -254,6 +264,25 @@ def _state(layer: Any) -> Any:
     """Return what bitsandbytes knows of a 4-bit weight; None of another."""
     found = getattr(layer.weight, "quant_state", None)
     return getattr(layer, "quant_state", None) if found is None else found
+
+
+def _refuse_replaced(model: nn.Module) -> None:
+    """Do nothing unless somebody else answers for a quantised layer, whose answer would be lost.
+
+    Raises:
+        MethodError: so it is.
+    """
+    for path, layer in model.named_modules():
+        if not is_quantized(layer):
+            continue
+        forward = vars(layer).get("_old_forward", vars(layer).get("forward"))
+        forward = forward.own.replaced if hasattr(forward, "own") else forward  # adapters stay, whatever is below them
+        is_its_own = getattr(forward, "__func__", None) is type(layer).forward
+        if not (forward is None or is_its_own or isinstance(forward, QuantizedForward)):
+            raise MethodError(
+                f"the forward of {path}, which is quantised, was replaced, and that would be lost: "
+                "del its forward first; a hook (register_forward_hook) in its place is kept"
+            )
 
 
 def _name(dtype: Any) -> str:

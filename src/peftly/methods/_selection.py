@@ -20,7 +20,6 @@ from peftly.errors import MethodError
 
 __all__ = [
     "Group",
-    "KeepsContext",
     "Names",
     "Rows",
     "Selection",
@@ -28,7 +27,6 @@ __all__ = [
     "keep_context",
     "selection_of",
     "spread",
-    "unwrap_checkpoints",
 ]
 
 Names = frozenset[str]
@@ -181,46 +179,3 @@ def keep_context(function: Callable[..., Any]) -> Callable[..., Any]:
     context = copy_context()
     # A context cannot be entered twice at once, and blocks may be checkpointed inside each other: hence the copy.
     return lambda *args, **kwargs: context.copy().run(function, *args, **kwargs)
-
-
-class _Checkpoints:
-    """A model's checkpointing function, which computes a block again with the adapters that it had the first time."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.original(keep_context(function), *args, **kwargs)
-
-
-class KeepsContext:
-    """`_set_gradient_checkpointing` of an adapted model: what `gradient_checkpointing_enable` ends in."""
-
-    name = "_set_gradient_checkpointing"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.original = getattr(model, self.name)
-        _wrap_checkpoints(model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self.original(*args, **kwargs)
-        _wrap_checkpoints(self.model)
-
-
-def _wrap_checkpoints(model: Any) -> None:
-    """Let checkpointed blocks keep their adapters."""
-    for module in model.modules():
-        function = vars(module).get(_FUNCTION)
-        if function is not None and not isinstance(function, _Checkpoints):
-            setattr(module, _FUNCTION, _Checkpoints(function))
-
-
-def unwrap_checkpoints(model: Any) -> None:
-    """Let checkpointed blocks be computed again as before."""
-    for module in model.modules():
-        if isinstance(function := vars(module).get(_FUNCTION), _Checkpoints):
-            setattr(module, _FUNCTION, function.original)
-
-
-_FUNCTION = "_gradient_checkpointing_func"

@@ -23,7 +23,7 @@ from peftly.methods._copies import add_copies, is_norm
 from peftly.methods._devices import device_of
 from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
 from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._low_rank import features
+from peftly.methods._linear import features
 from peftly.methods._method import MethodConfig, OwnFormat, Setup
 from peftly.methods._targets import base_modules, find_part
 
@@ -239,7 +239,7 @@ class BottleneckAdapter(OwnFormat):
                 kind, place = _feedforward(model, path)
             add_change(model, place, name, kind(width, config, device, setup.generator))
         if config.layer_norms if config.layer_norms is not None else config.placement == "houlsby":
-            add_copies(model, name, [(path, module) for path, module in base_modules(model) if is_norm(module)])
+            add_copies(model, name, [module for _, module in base_modules(model) if is_norm(module)])
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -56,6 +56,3 @@ class BitFitAdapter(OwnFormat):
             for path, _, change in changed_layers(self.model, self.name)
             if isinstance(change, BiasChange)
         }
-
-    def check_mergeable(self) -> None:
-        """See `Adapter.check_mergeable`."""

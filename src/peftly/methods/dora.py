@@ -16,13 +16,12 @@ from transformers.pytorch_utils import Conv1D
 from peftly.methods._devices import bias_of
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce, OwnForward
+from peftly.methods._linear import fusible_weight, whole_weight
 from peftly.methods._low_rank import (
     LowRankAdapter,
     LowRankChange,
     LowRankConfig,
-    fusible_weight,
     lora_delta,
-    whole_weight,
 )
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup

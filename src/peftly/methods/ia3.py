@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.methods._devices import device_of
 from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._low_rank import features, refuse_packed
+from peftly.methods._linear import features
 from peftly.methods._method import Adapter, MethodConfig, Setup
 from peftly.methods._targets import find_part, find_targets, plays, short_names
 
@@ -111,11 +111,6 @@ class IA3Adapter(Adapter):
             target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
             feedforward_modules=inputs if isinstance(inputs, str) else tuple(sorted(inputs)),
         )
-
-    def check_mergeable(self) -> None:
-        """See `Adapter.check_mergeable`."""
-        for path, layer, _ in self._targets():
-            refuse_packed(path, layer)
 
     def _targets(self) -> list[tuple[str, Any, IA3Change]]:
         changed = changed_layers(self.model, self.name)

@@ -15,13 +15,12 @@ from peftly.errors import MethodError
 from peftly.methods._devices import bias_of
 from peftly.methods._dropout import dropout
 from peftly.methods._layers import AtOnce
+from peftly.methods._linear import fusible_weight, whole_weight
 from peftly.methods._low_rank import (
     LowRankAdapter,
     LowRankChange,
     LowRankConfig,
-    fusible_weight,
     lora_delta,
-    whole_weight,
 )
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup

@@ -55,9 +55,6 @@ class _CopiesAdapter(OwnFormat):
         """See `Adapter.parameters`: the copies are kept as `modules_to_save` are."""
         return {}
 
-    def check_mergeable(self) -> None:
-        """See `Adapter.check_mergeable`."""
-
 
 class SelectiveAdapter(_CopiesAdapter):
     """Trained copies of the modules that the settings name."""
@@ -117,7 +114,7 @@ def _stacks(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     return [[(f"{path}.{place}", block) for place, block in enumerate(lists[path])] for path in outer]
 
 
-def _with_parameters(model: nn.Module, chosen: list[str]) -> list[tuple[str, nn.Module]]:
+def _with_parameters(model: nn.Module, chosen: list[str]) -> list[nn.Module]:
     """Return the smallest modules that own all parameters at or below the chosen paths."""
     owners: dict[str, nn.Module] = {}
     for path, module in base_modules(model):
@@ -125,4 +122,4 @@ def _with_parameters(model: nn.Module, chosen: list[str]) -> list[tuple[str, nn.
         is_within = any(path.startswith(f"{other}.") for other in owners)
         if is_chosen and not is_within and any(True for _ in module.parameters(recurse=False)):
             owners[path] = module
-    return list(owners.items())
+    return list(owners.values())
