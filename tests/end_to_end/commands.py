@@ -1,12 +1,17 @@
 """How the tests here call the command line and what it leaves behind."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
 
 import peftly.cli
 
@@ -32,6 +37,20 @@ def environment() -> dict[str, str]:
 def command(*arguments: Any) -> list[str]:
     """Return the words of a command."""
     return [sys.executable, "-m", "peftly", *map(str, arguments)]
+
+
+def peftly_here(*arguments: Any) -> Outcome:
+    """Run a command in this process, which has imported torch already; for fixtures that tests share."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["peftly", *map(str, arguments)]),
+        patch.dict(os.environ, HF_HUB_OFFLINE="1", PEFTLY_DEBUG=""),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        peftly.cli.main()
+    return Outcome(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def peftly_apart(*arguments: Any, typed: str = "", **variables: str) -> Outcome:

@@ -3,18 +3,16 @@
 import json
 
 import pytest
-from commands import Peftly
+from commands import Peftly, peftly_here
 
 
 @pytest.fixture(scope="module", name="runs")
 def _runs(tmp_path_factory, tiny_llama_folder, tweets):
-    from commands import peftly_apart
-
     made = {}
     for method in ("prompt_tuning", "lora"):
         made[method] = tmp_path_factory.mktemp("runs") / method
         flags = ["--base", tiny_llama_folder, "--data", tweets, "--method", method, "--out", made[method]]
-        outcome = peftly_apart("train", *flags, "--epochs", "1")
+        outcome = peftly_here("train", *flags, "--epochs", "1")
         assert outcome.code == 0, outcome.err
     return made
 

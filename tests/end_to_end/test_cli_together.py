@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import Peftly, peftly_apart
+from commands import Peftly, peftly_apart, peftly_here
 from references import assert_close
 from safetensors.torch import load_file
 
@@ -132,7 +132,7 @@ def jobs(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
         f"jobs:\n  tweets:\n    data: {{train: {tweets}, test: {tweets}}}\n    method: prompt_tuning\n"
         f"  counts:\n    data: {{train: {texts}}}\n    train: {{epochs: 2}}\n    method: {{rank: 2}}\n"
     )
-    outcome = peftly_apart("train", folder / "jobs.yaml")
+    outcome = peftly_here("train", folder / "jobs.yaml")
     assert (outcome.code, outcome.err) == (0, "")
     assert "tweets: step" in outcome.out
     return folder / "out"

@@ -42,14 +42,19 @@ def test_digits(capsys):
 
 
 def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
-    """The commands and the code of the page, with one epoch, and what they promise."""
+    """The commands and the code of the page, with a few steps and rows, and what they promise."""
     for name in ("examples", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "qlora.md").read_text(encoding="utf-8")
     train, merging = (shlex.split(command) for command in re.findall(r"^    peftly (.+)$", page, re.MULTILINE))
     write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
-    for words in ([*train, "--epochs", 1], [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):
+    rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:16]
+    Path("few.jsonl").write_text("\n".join(rows))
+    for setting in ("max_steps=8", "accumulation=4", "learning_rate=0.001"):
+        train += ["--set", f"train.{setting}"]
+    train += ["--set", "data.validation=few.jsonl"]
+    for words in (train, [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):
         outcome = peftly(*words)
         assert outcome.code == 0, (words, outcome.err)
     records = [json.loads(line) for line in Path("runs/qlora/metrics.jsonl").read_text().splitlines()]
@@ -61,8 +66,7 @@ def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
 
     model, tokenizer = load("runs/qlora", dtype="float32")
     assert sum(map(is_quantized, model.modules())) == 30 * 7
-    rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:50]
-    prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows]
+    prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows[:6]]
     before = generate(model, tokenizer, prompts, max_new_tokens=8)
     after = generate(merge(dequantize(model)), tokenizer, prompts, max_new_tokens=8)
     assert before == after
