@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.errors import MethodError, PeftlyError
+from peftly.errors import MethodError
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.methods._body import Bodies
 from peftly.methods._checkpoints import Checkpointing
@@ -99,7 +99,7 @@ def attach(
     try:
         with use_adapters(model, name):
             adapter.fit(setup)
-    except PeftlyError:
+    except BaseException:
         detach(model, name)
         raise
     return model

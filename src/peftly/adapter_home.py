@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,7 @@ from peftly.adapter_files import (
     TRAINING,
     adapters_in,
     class_labels,
+    method_config,
     no_adapter,
     read_notes,
     read_peft_config,
@@ -29,7 +30,16 @@ from peftly.tasks import TASKS, task_of_peft
 if TYPE_CHECKING:
     from peftly.data import TaskName
 
-__all__ = ["Home", "called", "check_weights", "find_adapter", "find_together", "home_of", "trained_over"]
+__all__ = [
+    "Home",
+    "called",
+    "check_weights",
+    "find_adapter",
+    "find_together",
+    "home_of",
+    "makes_up_for_quantization",
+    "trained_over",
+]
 
 
 def find_adapter(path_or_hub_id: str | Path) -> Path:
@@ -82,6 +92,14 @@ def find_together(adapters: Sequence[str | Path]) -> dict[str, Path]:
         if trained_over(found[other]) != kept:
             raise AdapterError(f"{first} and {other} were not trained over the same quantisation of their base")
     return found
+
+
+def makes_up_for_quantization(folders: Iterable[Path]) -> Path | None:
+    """Return the first adapter in these folders that fits only the quantised base that it was trained over."""
+    for place in (place for folder in folders for place in adapters_in(folder).values()):
+        if method_config(place, read_peft_config(place)).makes_up_for_quantization:
+            return place
+    return None
 
 
 def called(folders: Mapping[str, Path]) -> list[str]:

@@ -35,7 +35,7 @@ from peftly.adapter_files import (
     saved_together,
     without_extras,
 )
-from peftly.adapter_home import find_adapter, home_of, trained_over
+from peftly.adapter_home import find_adapter, home_of, makes_up_for_quantization, trained_over
 from peftly.classification import labels_of
 from peftly.errors import AdapterError, MethodError
 from peftly.head import parts_without_copy
@@ -245,6 +245,11 @@ def load(
     folder = find_adapter(path_or_hub_id)
     if quantization is None:
         quantization = trained_over(folder)
+    elif quantization == "none" and makes_up_for_quantization([folder]):
+        warnings.warn(
+            f"{folder} makes up for what quantising its base has cost: over the plain base its answers are off",
+            stacklevel=2,
+        )
     spec, task, labels = home_of(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from peftly.adapt import attached
 from peftly.adapter_card import adapter_card
-from peftly.adapter_files import CARD, CONFIG, LABELS, NOTES, QUANTIZATION, TENSORS, TOGETHER, TRAINING, read_notes
-from peftly.adapter_home import called, check_weights, find_together, home_of, trained_over
+from peftly.adapter_files import (
+    CARD,
+    CONFIG,
+    LABELS,
+    NOTES,
+    QUANTIZATION,
+    TENSORS,
+    TOGETHER,
+    TRAINING,
+    read_notes,
+)
+from peftly.adapter_home import called, check_weights, find_together, home_of, makes_up_for_quantization, trained_over
 from peftly.base import stored_dtype
 from peftly.checkpoint import load_together, save_adapter
 from peftly.combining import check_method, combine, left_out
@@ -82,6 +92,11 @@ def save_combined(
     if target in (folder.resolve() for folder in folders):
         raise ConfigError(f"out: {target} is one of the adapters to combine; choose another folder")
     base = home_of(folders[0]).base
+    if (correction := makes_up_for_quantization(folders)) is not None:
+        raise ConfigError(
+            f"{correction} started from what quantising its base has cost (init: qera), so it works whole and alone; "
+            "combine adapters with another init"
+        )
     model = load_together(folders, dtype=stored_dtype(base), device="cpu", quantization="none").model
     shares = dict(zip(attached(model), weights or [1.0] * len(names), strict=True))
     combine(model, shares, name=NAME, method=method, rank=rank)

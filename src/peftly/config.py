@@ -118,6 +118,13 @@ class RunConfig(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig)
     out: str = Field(min_length=1)
 
+    @field_validator("method")
+    @classmethod
+    def _one_makes_up_for_quantization(cls, value: MethodConfig | tuple[MethodConfig, ...]) -> object:
+        if isinstance(value, tuple) and sum(method.makes_up_for_quantization for method in value) > 1:
+            raise ValueError("what quantising has cost is made up for once: set init: qera for one method only")
+        return value
+
     @field_validator("ensemble")
     @classmethod
     def _members_have_one_method(cls, value: EnsembleConfig | None, info: ValidationInfo) -> EnsembleConfig | None:

@@ -119,6 +119,10 @@ class FrozenLayers:
         finally:
             self.learns_only = False
 
+    def forget(self, rows: Sequence[Encoded]) -> None:
+        """Keep nothing of these rows: they come again, in other batches."""
+        self.known.difference_update(map(id, rows))
+
     def _keep(self, rows: Sequence[Encoded], output: Any) -> None:
         """Keep what the last frozen block has made of a batch."""
         states: Tensor

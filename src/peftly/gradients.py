@@ -95,17 +95,21 @@ class Gradients:
         streams: list[tuple[Trainee, Iterator[list[Encoded]]]] = []
         if self.frozen.blocks:
             streams = [(trainee, trainee.rows_of_steps(0, trainee.step)) for trainee in self.trainees]
-        for step in range(max(trainee.steps_per_epoch for trainee in self.trainees)):
+        # Each of several processes meets rows in later epochs that others had before.
+        several = self.accelerator.num_processes > 1
+        for step in range(max(trainee.step if several else trainee.steps_per_epoch for trainee in self.trainees)):
             self.micro.limit = self.limits.get(step, self.micro.limit)
             work = [(trainee, rows) for trainee, stream in streams if (rows := next(stream, None)) is not None]
             for rows, whose, batch in self.batches(work):
                 with self.chosen(work, whose, batch):
-                    self.frozen.learn(rows, partial(self.sums, batch, rows, whose, len(work)))
+                    # Without what wraps the model, whose processes wait for each other: not all have as many rows.
+                    self.frozen.learn(rows, partial(self.losses, self.model, batch, rows))
 
     def begin(self) -> None:
         """Find out how much may go through the model at once, unless that is known from before."""
         if not self.limits:
             self.limits[0] = self.micro.limit = self.tokens_at_once()
+            self.frozen.known.clear()  # of a row alone
 
     def tokens_at_once(self) -> int:
         """Return how many tokens may go through the model at once: as is set; or what is fast, if there is memory."""
@@ -167,9 +171,11 @@ class Gradients:
             self.take_less_at_once(work)
 
     def forget(self, work: Work) -> None:
-        """Drop the gradients of an attempt."""
-        for trainee, _ in work:
+        """Drop what an attempt has left: the gradients, and what frozen layers have made of rows that are new."""
+        for trainee, rows in work:
             trainee.optimizer.zero_grad(set_to_none=True)
+            if trainee.step < trainee.steps_per_epoch:
+                self.frozen.forget(rows)
 
     def take_less_at_once(self, work: Work) -> None:
         """Halve the tokens that go through the model at once; where that is done, checkpoint; and say so.
@@ -226,15 +232,19 @@ class Gradients:
 
     def sums(self, batch: Mapping[str, Tensor], rows: Sequence[Encoded], whose: Sequence[int], jobs: int) -> Tensor:
         """Return the summed loss of each job's rows in a batch, (jobs,)."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        with use_places(self.model, batch.get("places")), self.frozen.use(rows):
-            losses = target_losses(self.wrapped, inputs, self.logits_of)
+        losses = self.losses(self.wrapped, batch, rows)
         if jobs == 1:
             return losses.sum()[None]
         # Targets come row by row.
         targets = torch.tensor([row.num_targets for row in rows], dtype=torch.long)
         owners = torch.tensor(whose, dtype=torch.long).repeat_interleave(targets).to(losses.device)
         return torch.stack([losses[owners == place].sum() for place in range(jobs)])
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Sequence[Encoded]) -> Tensor:
+        """Return the loss of every target of a batch, row by row, as `model` has it, wrapped or not."""
+        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        with use_places(self.model, batch.get("places")), self.frozen.use(rows):
+            return target_losses(model, inputs, self.logits_of)
 
     def chosen(self, work: Work, whose: Sequence[int], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Return a block in which each row of a batch has the adapter that it trains."""

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,18 @@ from accelerate.utils import gather_object
 from peftly.data import Encoded
 from peftly.errors import ConfigError
 from peftly.gradients import Gradients
+from peftly.interruptions import interruptions_held
 from peftly.methods._layers import owner
 from peftly.progress import TrainResult
 from peftly.trainee import Trainee
-from peftly.training_state import computes_with, random_states, set_random_states, write_state
+from peftly.training_state import (
+    check_same_run,
+    computes_with,
+    fingerprint,
+    random_states,
+    set_random_states,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,13 +94,19 @@ class Loop:
                     self.at_work = trainee
                     trainee.update(rows, loss, seconds)
 
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """What tells the base from others."""
+        return fingerprint(self.model)
+
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """While weights change: of a loop that is interrupted inside no checkpoint can be made."""
-        self.is_whole = False
-        yield
-        self.before = {"random": random_states(self.model.device), "gradients": self.gradients.state()}
-        self.is_whole = True
+        """While weights change, when no checkpoint can be made: Ctrl-C waits for the end of it."""
+        with interruptions_held():
+            self.is_whole = False
+            yield
+            self.before = {"random": random_states(self.model.device), "gradients": self.gradients.state()}
+            self.is_whole = True
 
     def next_rows(
         self, streams: Sequence[tuple[Trainee, Iterator[list[Encoded]]]]
@@ -139,6 +154,7 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from, but for the generators: as of the last moment without a change."""
         return {
+            "base": self.base,
             "computes_with": computes_with(self.model.device),
             "trainees": {str(trainee.adapter): trainee.state() for trainee in self.trainees},
             "buffers": {name: buffer for name, buffer in self.model.named_buffers() if owner(name)},
@@ -157,6 +173,10 @@ class Loop:
                 f"the checkpoint is of a run that trained {', '.join(state['trainees'])}, not {', '.join(names)}; "
                 "begin anew"
             )
+        if self.base != state["base"]:
+            raise ConfigError("the checkpoint is of a run over another base, or in another dtype; begin anew")
+        for name, trainee in zip(names, self.trainees, strict=True):
+            check_same_run(trainee.state(), state["trainees"][name])
         for name, trainee in zip(names, self.trainees, strict=True):
             trainee.restore(state["trainees"][name])
             if trainee.at.seconds is not None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapt import attached
-from peftly.adapter_files import adapters_in, method_config, read_peft_config
-from peftly.adapter_home import called, check_weights, find_together, home_of, trained_over
+from peftly.adapter_home import called, check_weights, find_together, home_of, makes_up_for_quantization, trained_over
 from peftly.base import Base, stored_dtype
 from peftly.checkpoint import load_together
 from peftly.errors import ConfigError, MergeError
@@ -136,20 +135,13 @@ def _job(
     base, kept = home_of(folders[0]).base, trained_over(folders[0])
     if into == "original" and kept is None:
         raise ConfigError(f"into=original: {adapters[0]} was trained over the base as its files have it; leave it out")
-    if into == "original":
-        _refuse_correction(folders)
+    if into == "original" and (correction := makes_up_for_quantization(folders)) is not None:
+        raise ConfigError(
+            f"into=original: {correction} started from what quantising its base has cost, so it fits only the base "
+            "that it was trained over: use into='trained'"
+        )
     number = resolve_dtype(stored_dtype(base) if dtype is None else dtype)
     return _Job(folders, base, kept, into, weights, number, out)
-
-
-def _refuse_correction(folders: Sequence[Path]) -> None:
-    """Refuse adapters that make up for what quantising their base has cost: the original needs no such."""
-    for place in (place for folder in folders for place in adapters_in(folder).values()):
-        if method_config(place, read_peft_config(place)).makes_up_for_quantization:
-            raise ConfigError(
-                f"into=original: {place} started from what quantising its base has cost, so it fits only the base that "
-                "it was trained over: use into='trained'"
-            )
 
 
 class _Adapted(NamedTuple):

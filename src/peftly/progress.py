@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -153,10 +153,19 @@ class MetricsWriter(Callback):
         """Bytes that the file has."""
         return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Drop what the file has beyond `size` bytes: of steps that are taken again."""
-        if self.size > size:
+    def cut(self, size: int, records: Sequence[StepRecord | EvaluationRecord]) -> None:
+        """Drop what the file has beyond `size` bytes, of steps that are taken again.
+
+        If it has less, or something else, than had been written, it is written again from the `records` of then.
+        """
+        with self.path.open("rb") as file:
+            kept = file.read(size)
+        if len(kept) == size and (not kept or kept.endswith(b"\n")):
             os.truncate(self.path, size)
+            return
+        self.path.write_text("", encoding="utf-8")
+        for record in records:
+            self._write(to_dict(record))
 
     def on_step(self, record: StepRecord) -> None:
         """Write the record."""

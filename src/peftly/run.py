@@ -13,7 +13,7 @@ from peftly.config import RunConfig
 from peftly.config_file import dump_config
 from peftly.data import Data, Shape, Split, read_data
 from peftly.environment import environment
-from peftly.errors import ConfigError, PeftlyError
+from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.frozen_layers import frozen_layers
 from peftly.generation import generate
@@ -22,6 +22,7 @@ from peftly.held_out import evaluation_split
 from peftly.methods import MethodConfig
 from peftly.report import write_report
 from peftly.run_folder import (
+    CHECKPOINT,
     adapter_folders,
     check_out,
     clear_run,
@@ -30,6 +31,7 @@ from peftly.run_folder import (
     replacing,
     resume_command,
     write_json,
+    write_text,
 )
 from peftly.tasks import TASKS, choose_task, task_of
 from peftly.train_checks import check_trainable
@@ -108,8 +110,7 @@ def run(
             f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
         )
     with training_in(out, [out], resume=resume):
-        if not resume:
-            begin(config, data)
+        begin(config, data, resume=resume)
         training = train(
             base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume
         )
@@ -160,11 +161,13 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
     return "batches: " + ("examples laid end to end" if packs else "examples padded to the longest")
 
 
-def begin(config: RunConfig, data: Data) -> None:
-    """Write the first files of a run folder."""
+def begin(config: RunConfig, data: Data, *, resume: bool = False) -> None:
+    """Write the first files of a run folder; to `resume` a run, those that it had not come to."""
     out = Path(config.out)
+    if resume and (out / "data.json").is_file():
+        return
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_text(out / "config.yaml", dump_config(config))
     write_json(
         out / "data.json", {**data.report.to_dict(), "lines": data.report.lines(), "shape": data.shape.to_dict()}
     )
@@ -180,15 +183,15 @@ def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[No
     with nullcontext() if resume else replacing(out):
         try:
             yield
-        except PeftlyError:
+        except PeftlyError as error:
             for run_folder in runs:
-                if adapter_folders(run_folder):
+                if adapter_folders(run_folder) and isinstance(error, TrainingError):
                     write_report(run_folder)
                 elif not resume:
                     clear_run(run_folder)
             raise
         except KeyboardInterrupt as stop:
-            if not any(map(adapter_folders, runs)):
+            if not (out / CHECKPOINT).is_file():
                 raise
             raise KeyboardInterrupt(f"{stop}; go on with: {resume_command(out)}") from stop
 

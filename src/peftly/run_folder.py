@@ -50,6 +50,7 @@ __all__ = [
     "replacing",
     "resume_command",
     "write_json",
+    "write_text",
 ]
 
 RESULTS = "results.json"
@@ -123,8 +124,12 @@ def check_out(out: Path, *, overwrite: bool = False, resume: bool = False) -> No
 
 
 def _check_resumable(out: Path) -> None:
-    if not (out / "config.yaml").is_file():
+    strange = [file.name for file in out.iterdir() if not _is_own(out, file)] if out.is_dir() else []
+    begun = any((run / "data.json").is_file() for run in (out, *_parts(out)))
+    if not (out / "config.yaml").is_file() or (strange and not begun):
         raise ConfigError(f"there is no run in {out} that could go on: name the folder of one, with its config.yaml")
+    if out.resolve() in [part.resolve() for part in _parts(out.resolve().parent)]:
+        raise ConfigError(f"{out} is one of several runs that go on together: {resume_command(out.parent)}")
     if _is_finished(out):
         raise ConfigError(f"the run in {out} has come to its end; for a longer one, train anew with more epochs")
 
@@ -134,9 +139,19 @@ def resume_command(out: Path) -> str:
     return f"{program()} train --resume {shlex.quote(str(out))}"
 
 
+def _is_own(out: Path, file: Path) -> bool:
+    """Whether a file or folder in `out` has a name that something of a run has."""
+    return file.name in FILES or file.name.startswith(".") or file in (*_places(out), *_parts(out))
+
+
 def drop_leftovers(out: Path) -> None:
-    """Delete from a run that has come to its end what was only for going on with it."""
+    """Delete from a run that has come to its end what was only for going on with it, and what kills have left."""
     (out / CHECKPOINT).unlink(missing_ok=True)
+    for scratch in out.glob(f".{CHECKPOINT}-*"):
+        scratch.unlink()
+    for pattern in (".adapter-*", ".step-*", ".replaced-*"):
+        for scratch in out.glob(pattern):
+            shutil.rmtree(scratch, ignore_errors=True)
     left = out / INTERRUPTED
     for file in (inner / name for inner in (*_adapters_below(left), left) for name in ADAPTER_FILES):
         if file.is_file():
@@ -276,7 +291,14 @@ def folder_bytes(folder: Path) -> int:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON object for people and programs to read."""
-    file.write_text(json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    scratch = file.with_name(f".{file.name}-new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(file)
 
 
 def plain(content: dict[str, Any]) -> dict[str, Any]:

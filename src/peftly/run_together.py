@@ -25,7 +25,7 @@ from peftly.head import draw_new_parts
 from peftly.held_out import evaluation_split
 from peftly.report import comparison_row, write_comparison
 from peftly.run import RunResult, batches_line, begin, conclude, open_parts, put_on, training_in
-from peftly.run_folder import RESULTS, check_out, drop_leftovers, write_json
+from peftly.run_folder import RESULTS, check_out, drop_leftovers, write_json, write_text
 from peftly.tasks import TASKS
 from peftly.train_checks import check_trainable
 from peftly.training import Job, train_together
@@ -103,9 +103,9 @@ def run_together(
     with training_in(out, folders, resume=resume):
         if not resume:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "config.yaml").write_text(dump_config(_resolved(config, parts)), encoding="utf-8")
-            for part in parts.values():
-                begin(part.config, part.data)
+            write_text(out / "config.yaml", dump_config(_resolved(config, parts)))
+        for part in parts.values():
+            begin(part.config, part.data, resume=resume)
         jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
         trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume)
     together, scores = _evaluated(config, base, parts, say)

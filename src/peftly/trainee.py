@@ -25,7 +25,7 @@ from peftly.standing import Standing
 from peftly.steps import step_rows, steps_of_epoch
 from peftly.train_checks import check_trainable
 from peftly.train_config import TrainConfig
-from peftly.training_state import check_same_run, digest
+from peftly.training_state import digest, load_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,14 +89,15 @@ class Trainee:
         if out is not None and accelerator.is_main_process:
             self.writer = MetricsWriter(out / "metrics.jsonl", resume=resume)
             self.callbacks.insert(0, self.writer)
-        if line := optimizer_note(config, model.device):
+        line = optimizer_note(config, model.device)
+        if line and not resume:
             self.note(line)
-        self.spent = 0.0
         self.started = time.perf_counter()
 
     def steps_left(self) -> Iterator[list[Encoded]]:
         """Yield the rows of every step, until the last one or an early stop."""
-        self.started = time.perf_counter() - self.spent
+        if not self.step:
+            self.started = time.perf_counter()
         for rows in self.rows_of_steps(self.step, self.steps):
             if self.at.stopped:
                 return
@@ -191,7 +192,8 @@ class Trainee:
         """Return what `restore` goes on from. No weight may be changing."""
         return {
             "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "rows": self.digest,
+            "rows": self.digests,
+            "rates": [group["initial_lr"] for group in self.optimizer.param_groups],
             "rows_per_step": self.rows_per_step,
             "methods": {name: one.config.model_dump(mode="json") for name, one in attached(self.model).items()},
             "parameters": dict(self.parameters),
@@ -205,22 +207,17 @@ class Trainee:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was taken.
-
-        Raises:
-            ConfigError: that was another run: of other settings, rows, processes or weights.
-        """
-        check_same_run(self.state(), state)
+        """Go back to where `state` was taken, by a trainee of the same run (see `check_same_run`)."""
         _put_back(self.parameters, state["parameters"])
         _put_back(self.good, state["good"])
         self.good_step = state["good_step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = [from_dict(record) for record in state["history"]]
         self.at = Standing.restored(state["standing"], self.good)
         if self.writer is not None:
-            self.writer.cut(self.at.written)
-        self.spent = state["spent"]
+            self.writer.cut(self.at.written, self.history)
+        self.started = time.perf_counter() - state["spent"]
         for callback in self.callbacks:
             callback.on_resume(self.step, self.steps)
 
@@ -314,10 +311,10 @@ class Trainee:
                 callback.on_note(text)
 
     @cached_property
-    def digest(self) -> str:
-        """What only these rows, in this order, have."""
-        validation = self.data.validation
-        return digest([*self.data.train.encoded, *(validation.encoded if validation else ())])
+    def digests(self) -> list[str | None]:
+        """What only these rows, in this order, have: of those to train on and those to validate on."""
+        splits = (self.data.train, self.data.validation)
+        return [None if split is None else digest(split.encoded) for split in splits]
 
     @property
     def step(self) -> int:

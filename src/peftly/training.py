@@ -146,6 +146,8 @@ def _train(
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
     file = None if out is None else out / CHECKPOINT
     state = read_state(file) if resume and file is not None and file.is_file() else None
+    if file is not None and state is None and accelerator.is_main_process:
+        file.unlink(missing_ok=True)  # of another run
     trainees = [
         Trainee(
             model,

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from peftly.data import Encoded
@@ -27,6 +27,8 @@ __all__ = [
     "check_same_run",
     "computes_with",
     "digest",
+    "fingerprint",
+    "load_optimizer",
     "random_states",
     "read_state",
     "set_random_states",
@@ -51,11 +53,12 @@ def write_state(file: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps({"format": FORMAT, "state": _packed(state, tensors)})
     tensors[_TREE] = torch.frombuffer(bytearray(tree, "utf-8"), dtype=torch.uint8)
+    metadata = {"sha256": _sha256(tensors)}
     handle, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     os.close(handle)
     try:
         try:
-            save_file(tensors, scratch)
+            save_file(tensors, scratch, metadata=metadata)
         except SafetensorError as error:  # which a full disk comes as
             raise OSError(str(error)) from error
         with Path(scratch).open("rb") as written:
@@ -73,15 +76,28 @@ def read_state(file: Path) -> dict[str, Any]:
     """
     advice = "delete it to train from the beginning"
     try:
-        tensors = load_file(file)
-        tree = json.loads(bytes(tensors[_TREE].numpy()))
-        version, state = tree["format"], tree["state"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        with safe_open(file, framework="pt") as opened:
+            expected = (opened.metadata() or {}).get("sha256")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- it is no dict
+    except OSError as error:
+        raise TrainingError(f"cannot read {file}: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise TrainingError(f"{file} is damaged ({error}); {advice}") from error
-    if version != FORMAT:
-        raise TrainingError(f"{file} has format {version}, and this version of peftly reads {FORMAT}; {advice}")
-    unpacked: dict[str, Any] = _unpacked(state, tensors)
+    if _TREE not in tensors or _sha256(tensors) != expected:
+        raise TrainingError(f"{file} is damaged (it is not what was written); {advice}")
+    tree = json.loads(bytes(tensors[_TREE].numpy()))
+    if tree["format"] != FORMAT:
+        raise TrainingError(f"{file} has format {tree['format']}, and this version of peftly reads {FORMAT}; {advice}")
+    unpacked: dict[str, Any] = _unpacked(tree["state"], tensors)
     return unpacked
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} ".encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -161,6 +177,7 @@ def check_same_run(own: Mapping[str, Any], then: Mapping[str, Any]) -> None:
             )
     for key, what in (
         ("rows", "on other rows"),
+        ("rates", "with other learning rates"),
         ("rows_per_step", "with other batches, or on other processes"),
         ("methods", "of other methods, or with other settings of them"),
     ):
@@ -171,6 +188,27 @@ def check_same_run(own: Mapping[str, Any], then: Mapping[str, Any]) -> None:
     if shapes != others:
         strange = sorted(name for name in shapes | others if shapes.get(name) != others.get(name))
         raise ConfigError(f"the checkpoint is of a run that trained other weights ({strange[0]}); {_ADVICE}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put an optimizer where its `state_dict` was `state`: in the dtypes of then, where torch takes the weights'."""
+    optimizer.load_state_dict({**state})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, values in state["state"].items():
+        own = optimizer.state[parameters[place]]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and own[name].dtype != value.dtype:
+                own[name] = value.to(own[name].device)
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """Return what tells a base from others: its dtype, and a few numbers of each of its frozen tensors."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not parameter.is_meta:
+            found.update(f"{name} {tuple(parameter.shape)}".encode())
+            found.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return {"dtype": str(model.dtype), "digest": found.hexdigest()}
 
 
 def computes_with(device: torch.device) -> dict[str, Any]:

@@ -76,9 +76,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(peftly, 
     out.mkdir()
     shutil.copy(whole / "config.yaml", out)
     (out / "metrics.jsonl").write_text('{"kind": "step"')
+    for name in (".checkpoint.safetensors-x", ".adapter-x", ".replaced-x"):  # as kills may leave them
+        (out / name).mkdir() if name != ".checkpoint.safetensors-x" else (out / name).touch()
     assert peftly("train", "--resume", out).code == 0
     assert bytes_of(out) == bytes_of(whole)
     assert steps_in(out) == steps_in(whole)
+    assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in whole.iterdir())
 
 
 def test_runs_side_by_side(peftly, rows, tmp_path):
@@ -93,10 +96,32 @@ def test_runs_side_by_side(peftly, rows, tmp_path):
     assert names[0] == names[1]
 
 
+def test_one_of_several_runs_does_not_go_on_alone(peftly, rows, tmp_path):
+    words = [*rows, *SETTINGS, "--ensemble", 2]
+    stopped(words, tmp_path / "run", signal.SIGKILL)
+    before = (tmp_path / "run" / "member_1" / "metrics.jsonl").read_bytes()
+    refused = peftly("train", "--resume", tmp_path / "run" / "member_1")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"go on together: peftly train --resume {tmp_path / 'run'}" in refused.err.replace(".venv/bin/", "")
+    assert (tmp_path / "run" / "member_1" / "metrics.jsonl").read_bytes() == before
+    # As if it had been killed before its parts were begun.
+    shutil.rmtree(tmp_path / "run" / "member_1")
+    shutil.rmtree(tmp_path / "run" / "member_2")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    done = peftly("train", "--resume", tmp_path / "run")
+    assert done.code == 0, done.err
+
+
 def test_what_cannot_go_on(peftly, rows, whole, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(whole / "config.yaml", project)
+    (project / "notes.md").write_text("mine")
     for words, said in [
         ([tmp_path / "none"], "there is no run in"),
+        ([project], "there is no run in"),
         ([whole, "--epochs", 4], "--resume takes no other options"),
+        ([whole, "--seed", 0], "--resume takes no other options"),
         ([whole, "--set", "train.seed=1"], "--resume takes no other options"),
         ([whole, "--overwrite"], "--resume takes no other options"),
     ]:
@@ -110,11 +135,11 @@ def test_rows_that_have_changed_since_are_refused_and_nothing_is_lost(peftly, ro
     out = tmp_path / "run"
     words = [data if word == tweets else word for word in rows]
     stopped([*words, *SETTINGS], out, signal.SIGKILL)
-    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file() and file.name != "report.html"}
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with data.open("a") as file:
         file.write('{"text": "one more", "label": "complaint"}\n')
     refused = peftly("train", "--resume", out)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "the checkpoint is of a run on other rows" in refused.err
-    after = {file: file.read_bytes() for file in out.rglob("*") if file.is_file() and file.name != "report.html"}
+    after = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert after == before

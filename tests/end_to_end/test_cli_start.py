@@ -1,10 +1,12 @@
 """How quickly the command line answers, and what it needs for that."""
 
+import os
 import statistics
 import subprocess
 import sys
 import time
 
+import pytest
 from commands import commands_of, environment, peftly_apart
 
 from peftly.cli import app
@@ -23,6 +25,17 @@ def test_help_answers_in_half_a_second():
     assert min(seconds) < 0.5, f"median {statistics.median(seconds):.2f} s"
     for command in commands_of(app):
         assert command in outcome.out
+
+
+@pytest.mark.parametrize(("own", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_without_work_do_not_wait_for_long(own, spins, peftly, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert peftly("methods").code == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
 
 
 def test_help_imports_nothing_heavy():

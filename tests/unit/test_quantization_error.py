@@ -6,6 +6,8 @@ from tiny import tiny_model
 
 from peftly import LoRA, attach, detach, load, load_base, save_adapter, save_merged
 from peftly.adapt import attached
+from peftly.combined_adapter import save_combined
+from peftly.config_file import load_config
 from peftly.data import Encoded
 from peftly.errors import ConfigError, MethodError
 from peftly.methods._quantization_error import error_factors
@@ -66,6 +68,10 @@ def test_it_is_an_ordinary_lora_on_disk(tiny_llama_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"started from what quantising .* into='trained'"):
         save_merged(tmp_path / "a", tmp_path / "other", into="original")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match=r"it works whole and alone"):
+        save_combined([tmp_path / "a"], tmp_path / "half", weights=[0.5])
+    with pytest.warns(UserWarning, match="over the plain base its answers are off"):
+        load(tmp_path / "a", dtype="float32", quantization="none")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,32 @@ def test_other_tasks_and_layers(task, architecture, task_base):
     assert sum(map(is_quantized, (layer for layer, _ in targets))) > 5
 
 
+def test_embeddings_among_the_targets_start_as_ever(tiny_llama_folder):
+    targets = ("q_proj", "embed_tokens")
+    rows = [Encoded(row.input_ids[: 5 + place], [True] * (5 + place)) for place, row in enumerate(ROWS)]
+    model = quantized_base(tiny_llama_folder)
+    attach(model, LoRA(rank=4, init="qera", target_modules=targets), rows=rows)
+    found = attached(model)["default"].targets()
+    assert all(bool(change.lora_b.any()) for _, change in found.values())
+    assert not next(change for path, (_, change) in found.items() if path.endswith("embed_tokens")).lora_a.any()
+
+
+def test_a_failure_leaves_the_model_as_it_was(tiny_llama_folder, monkeypatch):
+    def fail(*_given):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("peftly.methods.lora.error_factors", fail)
+    model = quantized_base(tiny_llama_folder)
+    with pytest.raises(RuntimeError, match="no memory"):
+        attach(model, QERA, rows=ROWS)
+    assert not attached(model)
+
+
 def test_what_it_needs(tiny_llama_folder, tmp_path):
+    with pytest.raises(ConfigError, match="set init: qera for one method only"):
+        load_config(
+            None, ["method=[{name: lora, init: qera}, {name: lora, init: qera}]", "base=b", "out=o", "data.train=d"]
+        )
     model = quantized_base(tiny_llama_folder)
     with pytest.raises(MethodError, match=r"needs rows of the kind .* attach\(\.\.\., rows=data\.train\.encoded\)"):
         attach(model, QERA)

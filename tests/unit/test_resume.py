@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import signal
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -13,13 +15,17 @@ from test_training import IdTokenizer, Scores, assert_equal, data_of, lora_model
 from tiny import tiny_model
 
 from peftly import IA3, LoRA, PromptTuning, attach, load_adapter
+from peftly.data import Data, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.frozen_layers import frozen_layers
+from peftly.interruptions import interruptions_held
 from peftly.methods._layers import owner
 from peftly.progress import Callback
 from peftly.run_folder import CHECKPOINT
 from peftly.training import Job, TrainConfig, train, train_together
 from peftly.training_state import random_states, read_state, set_random_states, write_state
+
+GRADIENTS = import_module("peftly.gradients")
 
 
 class KilledError(Exception):
@@ -199,17 +205,14 @@ def test_the_loss_scale_goes_on(monkeypatch, tmp_path):
 
 def test_memory_that_ran_out_is_remembered(monkeypatch, tmp_path):
     """From step 5 on half as much goes through at once; whoever goes on there begins with that half."""
-    from importlib import import_module
-
-    gradients = import_module("peftly.gradients")
-    original = gradients.Gradients.attempt
+    original = GRADIENTS.Gradients.attempt
 
     def attempt(self, work):
         if work[0][0].step == 4 and self.micro.limit > 30:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return original(self, work)
 
-    monkeypatch.setattr(gradients.Gradients, "attempt", attempt)
+    monkeypatch.setattr(GRADIENTS.Gradients, "attempt", attempt)
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
         expected = run(dropping_lora())
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
@@ -283,7 +286,7 @@ def test_ten_minutes_between_checkpoints(monkeypatch, tmp_path):
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
-    def full(*_given):
+    def full(*_given, **_named):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("peftly.training_state.save_file", full)
@@ -297,10 +300,31 @@ def other(method):
     return {"model": attach(tiny_model("llama", torch.float32), method)}
 
 
+def moved_row():
+    """The rows of `data_of`, of which the last to train on is the first to validate on."""
+    data = data_of()
+    train, validation = data.train, data.validation
+    return Data(
+        Split(train.examples[:-1], train.encoded[:-1]),
+        Split([train.examples[-1], *validation.examples], [train.encoded[-1], *validation.encoded]),
+        *(None, data.shape, None),
+    )
+
+
+def other_base():
+    model = attach(tiny_model("llama", torch.float32), LoRA(rank=2), seed=1)
+    model.model.embed_tokens.weight.data[0, 0] += 1
+    return model
+
+
 OTHER_RUNS = {
     "settings": ({"epochs": 3}, {}, "train.epochs 2, and now it is 3"),
     "rows": ({}, {"data": data_of(17)}, "on other rows"),
     "validation": ({}, {"data": data_of(16, 5)}, "on other rows"),
+    "a row in the other split": ({}, {"data": moved_row()}, "on other rows"),
+    "rate": ({"learning_rate": None}, {"rate": 1e-3}, "train.learning_rate 0.01, and now it is None"),
+    "base": ({}, {"model": other_base()}, "over another base"),
+    "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "in another dtype"),
     "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), "with other settings"),
     "method": ({}, other(IA3()), "of other methods"),
 }
@@ -315,14 +339,144 @@ def test_a_checkpoint_of_another_run(name, tmp_path):
     model, data = given.get("model") or lora_model(), given.get("data") or data_of()
     kept = weights(model)
     with pytest.raises(ConfigError, match=message) as error:
-        train(model, data, config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+        train(model, data, config, tokenizer=IdTokenizer(), out=tmp_path, resume=True, learning_rate=given.get("rate"))
     assert "\n" not in str(error.value)
     assert_equal(weights(model), kept)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "no state", "version"])
-def test_a_damaged_checkpoint(damage, tmp_path):
+def test_a_rate_that_is_given_is_part_of_the_run(tmp_path):
+    config = TrainConfig(epochs=2, batch_size=4, checkpoint_every=3)
+    train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-2)
+    with pytest.raises(ConfigError, match="with other learning rates"):
+        train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-4, resume=True)
+
+
+def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
+    def make():
+        model = attach(tiny_model("llama", torch.float32), LoRA(rank=2), name="a", seed=1)
+        return attach(model, LoRA(rank=2), name="b", seed=2)
+
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_every=3)
+    jobs = {"a": Job(data_of(), config), "b": Job(data_of(), config)}
+    train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path)
+    model, metrics = make(), (tmp_path / "a" / "metrics.jsonl").read_bytes()
+    kept = weights(model)
+    with pytest.raises(ConfigError, match="on other rows"):
+        train_together(
+            model, {**jobs, "b": Job(data_of(17), config)}, tokenizer=IdTokenizer(), out=tmp_path, resume=True
+        )
+    assert_equal(weights(model), kept)
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_new_run_does_not_go_on_from_the_checkpoint_of_one_before(tmp_path):
+    run(out=tmp_path, checkpoint_every=3)
+    with pytest.raises(KilledError):
+        run(out=tmp_path, callbacks=[Kill(2)])
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_metrics_that_were_lost_are_written_again(tmp_path):
+    for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
+        out = tmp_path / damage.__code__.co_names[0]
+        with pytest.raises(KilledError):
+            run(out=out, callbacks=[Kill(6)], checkpoint_every=5)
+        damage(out / "metrics.jsonl")
+        config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=5)
+        train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
+        found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in found if line["kind"] == "step"] == list(range(1, 9))
+
+
+def test_times_go_on(tmp_path, monkeypatch):
+    with pytest.raises(KilledError):
+        run(out=tmp_path, callbacks=[Kill(6)], checkpoint_every=4)
+    state = read_state(tmp_path / CHECKPOINT)
+    state["trainees"]["None"]["spent"] = 1000.0
+    write_state(tmp_path / CHECKPOINT, state)
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=4)
+    result = train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    times = [record.seconds for record in result.history]
+    assert times == sorted(times)
+    assert times[3] < 1000 < times[-1] < result.seconds < 1100
+
+
+@pytest.mark.parametrize("where", ["on_step", "on_save"])
+def test_ctrl_c_waits_until_weights_have_changed(where, tmp_path):
+    """A real signal, in the middle of an update and while the last adapter is saved."""
+    expected = run()
+
+    class Press(Callback):
+        def on_step(self, record):
+            if where == "on_step" and record.step == 5:
+                signal.raise_signal(signal.SIGINT)
+
+        def on_save(self, path):
+            if where == "on_save" and path.name == "adapter":
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out=tmp_path, callbacks=[Press()])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert read_state(tmp_path / CHECKPOINT)["trainees"]["None"]["standing"]["step"] == (5 if where == "on_step" else 8)
+    model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
+
+
+def test_a_second_ctrl_c_waits_for_nothing():
+    done = []
+
+    def press_twice():
+        with interruptions_held():
+            for press in ("first", "second"):
+                signal.raise_signal(signal.SIGINT)
+                done.append(press)
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert done == ["first"]
+
+
+def test_memory_that_ran_out_in_the_first_epoch_over_frozen_layers(monkeypatch, tmp_path):
+    """An attempt that failed has shown the frozen layers other batches than those of the step that was made."""
+
+    def make():
+        model = upper_lora("llama").float()
+        frozen_layers(model)[0].register_forward_hook(lambda *call: call[-1] * (1 + call[-1].shape[1] / 1000))
+        return model
+
+    original = GRADIENTS.Gradients.attempt
+
+    def attempt(self, work):
+        losses = original(self, work)
+        if work[0][0].step == 1 and self.micro.limit > 30:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return losses
+
+    monkeypatch.setattr(GRADIENTS.Gradients, "attempt", attempt)
+    with pytest.warns(UserWarning, match="memory ran out at step 2"):
+        expected = run(make(), epochs=3)
+    with pytest.warns(UserWarning, match="memory ran out at step 2"):
+        found = killed_and_resumed(make, tmp_path, Kill(7), epochs=3, checkpoint_every=1)
+    assert_same_run(found, expected)
+
+
+def test_moments_keep_their_dtype(tmp_path):
+    """Adafactor's are fp32 beside weights in bf16, and torch would round them."""
+
+    def make():
+        return lora_model(torch.bfloat16)
+
+    settings = {"optimizer": "adafactor", "learning_rate": 0.1}
+    expected = run(make(), **settings)
+    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_every=1, **settings)
+    assert_same_run(found, expected)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no state", "version", "a bit", "unreadable"])
+def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
     file = tmp_path / CHECKPOINT
     run(out=tmp_path, checkpoint_every=3)
     if damage == "cut":
@@ -331,11 +485,24 @@ def test_a_damaged_checkpoint(damage, tmp_path):
         from safetensors.torch import save_file
 
         save_file({"x": torch.zeros(1)}, file)
+    elif damage == "a bit":
+        content = bytearray(file.read_bytes())
+        content[-40] ^= 4
+        file.write_bytes(content)
+    elif damage == "unreadable":
+
+        def refuse(*_given, **_named):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("peftly.training_state.safe_open", refuse)
     else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("peftly.training_state.FORMAT", 0)
-            write_state(file, {})
-    with pytest.raises(TrainingError, match=r"(is damaged|has format 0).*delete it to train from the beginning"):
+        monkeypatch.setattr("peftly.training_state.FORMAT", 0)
+        write_state(file, {})
+        monkeypatch.setattr("peftly.training_state.FORMAT", 1)
+    message = r"(is damaged|has format 0).*delete it to train from the beginning"
+    if damage == "unreadable":
+        message = r"^cannot read .*: Permission denied$"
+    with pytest.raises(TrainingError, match=message):
         train(
             lora_model(), data_of(), TrainConfig(learning_rate=1e-2), tokenizer=IdTokenizer(), out=tmp_path, resume=True
         )

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_frozen_layers import upper_lora
 from test_task_training import ready, trained
-from test_training import data_of, lora_model, run, weights
+from test_training import IdTokenizer, data_of, lora_model, run, weights
+
+from peftly.trainee import Trainee
+from peftly.training import TrainConfig, train
 
 TASKS = {"sequence_classification": "roberta", "token_classification": "bert", "seq2seq_lm": "t5"}
 
@@ -34,6 +38,34 @@ def results(bases, folder, *, processes=1, out=None):
         result = trained(model, tokenizer, data, batch_size=16 // processes, **settings)
         found[task] = ([record.loss for record in result.history], weights(model))
     return found
+
+
+def whole_and_resumed(out):
+    """Train over frozen layers, once at a stretch and once killed in the third epoch; rows do not come out even.
+
+    Returns:
+        The weights of both.
+    """
+
+    def make():
+        return upper_lora("llama").float()
+
+    class Killed(Trainee):
+        def after_step(self):
+            if self.step == 7:
+                raise RuntimeError("killed")
+            super().after_step()
+
+    data = data_of(17)
+    settings = {"micro_batch_tokens": 16, "batch_size": 3, "epochs": 3, "checkpoint_every": 1, "learning_rate": 1e-2}
+    whole, _ = run(make(), data, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peftly.training.Trainee", Killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(make(), data, out, **settings)
+    resumed = make()
+    train(resumed, data, TrainConfig(**settings), tokenizer=IdTokenizer(), out=out, resume=True)
+    return weights(whole), weights(resumed)
 
 
 def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
@@ -67,6 +99,8 @@ def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
             assert found[task][1].keys() == tensors.keys()
             for name, tensor in tensors.items():
                 torch.testing.assert_close(found[task][1][name], tensor, rtol=1e-7, atol=1e-9)
+        whole, resumed = torch.load(tmp_path / rank / "resumed.pt")
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 if __name__ == "__main__":
@@ -74,3 +108,4 @@ if __name__ == "__main__":
     own = Path(place) / os.environ["RANK"]
     own.mkdir()
     torch.save(results(given, own, processes=2, out=Path(place) / "run"), own / "results.pt")
+    torch.save(whole_and_resumed(Path(place) / "resumed"), own / "resumed.pt")

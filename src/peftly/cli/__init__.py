@@ -21,6 +21,10 @@ from peftly.cli.train import train
 
 __all__ = ["app", "main"]
 
+SPINS = "10000"
+"""How often a thread without work looks for some before it lets others have its core. With OpenMP's own number, thirty
+times as many, training crawls on a machine that does anything else; see docs/log.md."""
+
 app = typer.Typer(
     cls=CommandGroup,
     add_completion=False,
@@ -49,8 +53,10 @@ def _options(
     ] = False,
 ) -> None:
     """Adapt a frozen language model: soft prompts, LoRA and their family, from raw data to a portable adapter."""
-    # Where the HTTP and tokenizer libraries look for it, before any of them is imported.
+    # Where the HTTP, tokenizer and OpenMP libraries look for it, before any of them is imported.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def train(
     from peftly.run_folder import check_out
 
     if resume is not None:
-        _refuse_beside_resume(config, overrides, overwrite, *flags.values())
+        _refuse_beside_resume(config, overrides or None, overwrite or None, *flags.values())
         check_out(resume, resume=True)
         config, flags = str(resume / "config.yaml"), {"out": str(resume)}
     resolved = load_config(config, overrides or (), flags)
@@ -102,7 +102,7 @@ def train(
 def _refuse_beside_resume(*given: object) -> None:
     from peftly.errors import ConfigError
 
-    if any(given):
+    if any(value is not None for value in given):
         raise ConfigError(
             "--resume takes no other options: a run goes on with the settings that it was begun with, which are in its "
             "config.yaml; train anew for others"

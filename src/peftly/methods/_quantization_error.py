@@ -22,7 +22,7 @@ from peftly.methods._quantized import is_quantized, unpacked
 if TYPE_CHECKING:
     from peftly.data import Encoded
 
-__all__ = ["error_factors", "quantization_errors", "typical_inputs"]
+__all__ = ["error_factors", "quantization_errors", "quantized_layers", "typical_inputs"]
 
 TOKENS = 2048
 """Of the rows that are read to see how large inputs are; more change the factors little."""
@@ -35,7 +35,7 @@ def error_factors(error: Tensor, inputs: Tensor, rank: int, scaling: float) -> t
     """Return A and B for which `scaling B A x` is as near to `error x` as a product of that rank comes in the mean.
 
     Args:
-        error: (out_features, in_features).
+        error: (out_features, in_features), on the CPU.
         inputs: (in_features,), the root of the mean square of each input.
         rank: inner dimension.
         scaling: see `lora_scaling`.
@@ -46,8 +46,8 @@ def error_factors(error: Tensor, inputs: Tensor, rank: int, scaling: float) -> t
     sizes = inputs.clamp_min(SMALLEST * float(inputs.max()))
     rank_at_most = min(rank, *error.shape)
     # Twice the rank and four rounds come within a thousandth of the whole decomposition, in a hundredth of its time.
-    with torch.random.fork_rng([] if error.is_cpu else [error.device], device_type=error.device.type):
-        torch.manual_seed(0)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
         u, s, v = torch.svd_lowrank(error * sizes, q=min(2 * rank, *error.shape), niter=4)
     root = (s[:rank_at_most] / scaling).sqrt()
     lora_a = error.new_zeros(rank, error.shape[1])
@@ -57,17 +57,11 @@ def error_factors(error: Tensor, inputs: Tensor, rank: int, scaling: float) -> t
     return lora_a, lora_b
 
 
-def quantization_errors(
-    layers: Mapping[str, nn.Module], original: Callable[[], nn.Module] | None
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the quantised ones of `layers` by path, each with what was lost of its weight, (out_features, in_features).
-
-    Args:
-        layers: by their paths in the model.
-        original: opens the model as it was before it was quantised.
+def quantized_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the quantised ones of `layers`, which are by path.
 
     Raises:
-        MethodError: none is quantised, or the base is not to be had as it was before.
+        MethodError: there is none.
     """
     quantized = {path: layer for path, layer in layers.items() if is_quantized(layer)}
     if not quantized:
@@ -75,19 +69,35 @@ def quantization_errors(
             "init: qera starts from what quantising the base has cost, and no layer that is changed is quantised; open "
             "the base with quantization, or leave init out"
         )
+    return quantized
+
+
+def quantization_errors(
+    layers: Mapping[str, nn.Module], original: Callable[[], nn.Module] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what was lost of the weight of each layer, (out_features, in_features), on the CPU, by path.
+
+    Args:
+        layers: quantised ones, by their paths in the model.
+        original: opens the model as it was before it was quantised.
+
+    Raises:
+        MethodError: it is not to be had, or is another model.
+    """
     if original is None:
         raise MethodError("init: qera needs the base as it was before it was quantised; use peftly.attach")
-    whole = original()
-    for path, layer in quantized.items():
-        packed = unpacked(layer, torch.float32)
-        weight: Any = whole.get_submodule(path).weight
+    whole = dict(original().named_modules())
+    for path, layer in layers.items():
+        if path not in whole:
+            raise MethodError(f"init: qera: the original of this base has no layer {path}; open it with load_base")
+        before: Any = whole[path]
         # Of a Conv1D the weight is kept the other way round.
-        weight = weight.T if isinstance(whole.get_submodule(path), Conv1D) else weight
-        yield path, weight.detach().to(packed) - packed
+        weight = before.weight.T if isinstance(before, Conv1D) else before.weight
+        yield path, weight.detach().float() - unpacked(layer, torch.float32).cpu()
 
 
 def typical_inputs(model: nn.Module, layers: Mapping[str, nn.Module], rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Return how large the inputs of `layers` are on some of the `rows`, by path: see `error_factors`.
+    """Return how large the inputs of linear `layers` are on some of the `rows`, by path: see `error_factors`.
 
     Raises:
         MethodError: there are no rows.
@@ -114,7 +124,7 @@ def typical_inputs(model: nn.Module, layers: Mapping[str, nn.Module], rows: Sequ
     unseen = [path for path in layers if path not in sums]
     if unseen:
         raise MethodError(f"init: qera: {unseen[0]} is not called on these rows, so its inputs are not known")
-    return {path: (total / counts[path]).sqrt() for path, total in sums.items()}
+    return {path: (total / counts[path]).sqrt().cpu() for path, total in sums.items()}
 
 
 def _calls(model: Any, rows: Sequence[Encoded]) -> Iterator[dict[str, Tensor]]:

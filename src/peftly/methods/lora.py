@@ -24,7 +24,12 @@ from peftly.methods._low_rank import (
 )
 from peftly.methods._low_rank_linear import low_rank_linear
 from peftly.methods._method import Setup
-from peftly.methods._quantization_error import error_factors, quantization_errors, typical_inputs
+from peftly.methods._quantization_error import (
+    error_factors,
+    quantization_errors,
+    quantized_layers,
+    typical_inputs,
+)
 from peftly.methods._stacked import stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
@@ -178,12 +183,12 @@ class LoRAAdapter(LowRankAdapter):
         if self.config.init != "qera":
             return
         targets = self.targets()
-        layers = {path: layer for path, (layer, _) in targets.items()}
+        layers = quantized_layers({path: layer for path, (layer, _) in targets.items()})
         inputs = typical_inputs(self.model, layers, setup.rows)
         for path, error in quantization_errors(layers, setup.original):
             change = targets[path][1]
             with torch.no_grad():
-                change.load_factors(*error_factors(error, inputs[path].to(error), change.rank, change.scaling))
+                change.load_factors(*error_factors(error, inputs[path], change.rank, change.scaling))
 
     def rate_factor(self, path: str) -> float:
         """See `Adapter.rate_factor`."""
