@@ -147,9 +147,7 @@ def _is_own(out: Path, file: Path) -> bool:
 def drop_leftovers(out: Path) -> None:
     """Delete from a run that has come to its end what was only for going on with it, and what kills have left."""
     (out / CHECKPOINT).unlink(missing_ok=True)
-    for scratch in out.glob(f".{CHECKPOINT}-*"):
-        scratch.unlink()
-    for pattern in (".adapter-*", ".step-*", ".replaced-*"):
+    for pattern in (f".{CHECKPOINT}-*", ".adapter-*", ".step-*", ".replaced-*"):
         for scratch in out.glob(pattern):
             shutil.rmtree(scratch, ignore_errors=True)
     left = out / INTERRUPTED

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,18 +55,17 @@ def write_state(file: Path, state: Mapping[str, Any]) -> None:
     tree = json.dumps({"format": FORMAT, "state": _packed(state, tensors)})
     tensors[_TREE] = torch.frombuffer(bytearray(tree, "utf-8"), dtype=torch.uint8)
     metadata = {"sha256": _sha256(tensors)}
-    handle, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    os.close(handle)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{file.name}-", dir=file.parent))
     try:
         try:
-            save_file(tensors, scratch, metadata=metadata)
+            save_file(tensors, scratch / file.name, metadata=metadata)
         except SafetensorError as error:  # which a full disk comes as
             raise OSError(str(error)) from error
-        with Path(scratch).open("rb") as written:
+        with (scratch / file.name).open("rb") as written:
             os.fsync(written.fileno())
-        Path(scratch).replace(file)
+        (scratch / file.name).replace(file)
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_state(file: Path) -> dict[str, Any]:
