@@ -138,18 +138,16 @@ class Loop:
         told = torch.tensor([float(due)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum") > 0)
 
-    def write_checkpoint(self) -> bool:
-        """Write a checkpoint, on the main process; False: there was no room for it, which is said."""
+    def write_checkpoint(self) -> None:
+        """Write a checkpoint, on the main process; where there is no room for it, say so."""
         random = gather_object([self.before["random"]])
         self.written = time.perf_counter()
         if self.file is None or not self.accelerator.is_main_process:
-            return False
+            return
         try:
             write_state(self.file, {**self.state(), "random": random})
         except OSError as error:
             self.trainees[0].note(f"no checkpoint at step {self.trainees[0].step}: {error.strerror or error}")
-            return False
-        return True
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from, but for the generators: as of the last moment without a change."""

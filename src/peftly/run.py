@@ -185,10 +185,11 @@ def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[No
             yield
         except PeftlyError as error:
             for run_folder in runs:
-                if adapter_folders(run_folder) and isinstance(error, TrainingError):
+                if not adapter_folders(run_folder):
+                    if not resume:
+                        clear_run(run_folder)
+                elif not resume or isinstance(error, TrainingError):  # others are refusals, which change nothing
                     write_report(run_folder)
-                elif not resume:
-                    clear_run(run_folder)
             raise
         except KeyboardInterrupt as stop:
             if not (out / CHECKPOINT).is_file():

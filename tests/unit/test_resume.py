@@ -16,11 +16,12 @@ from tiny import tiny_model
 
 from peftly import IA3, LoRA, PromptTuning, attach, load_adapter
 from peftly.data import Data, Split
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import ConfigError, DataError, TrainingError
 from peftly.frozen_layers import frozen_layers
 from peftly.interruptions import interruptions_held
 from peftly.methods._layers import owner
 from peftly.progress import Callback
+from peftly.run import training_in
 from peftly.run_folder import CHECKPOINT
 from peftly.training import Job, TrainConfig, train, train_together
 from peftly.training_state import random_states, read_state, set_random_states, write_state
@@ -515,6 +516,28 @@ def test_another_machine_is_said(monkeypatch, tmp_path):
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=3)
     with pytest.warns(UserWarning, match=r"begun elsewhere \(threads \d+, now 99\)"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("error", [TrainingError, DataError])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_training_that_fails_costs_no_adapter(saved, error, resume, monkeypatch, tmp_path):
+    pages, out = [], tmp_path / "run"
+    monkeypatch.setattr("peftly.run.write_report", pages.append)
+
+    def fail():
+        with training_in(out, [out], resume=resume):
+            (out / "step-1").mkdir(parents=True)
+            (out / "config.yaml").touch()
+            if saved:
+                (out / "step-1" / "adapter_config.json").touch()
+            raise error("no more")
+
+    with pytest.raises(error):
+        fail()
+    assert (out / "config.yaml").exists() == (saved or resume)
+    assert (out / "step-1" / "adapter_config.json").exists() == saved
+    assert pages == [out] * (saved and (not resume or error is TrainingError))
 
 
 def test_states_on_disk(tmp_path):
