@@ -54,8 +54,8 @@ def rows_of(data: str) -> Iterator[dict[str, str]]:
 
 def measure(base: str, data: str, method: str, learning_rate: float, seed: int) -> dict[str, Any]:
     """Train one method on one base and return its line."""
-    from peftly.config import RunConfig
-    from peftly.run import run
+    from peftly.runs.config import RunConfig
+    from peftly.runs.run import run
 
     with rows_of(data) as rows, tempfile.TemporaryDirectory() as folder:
         config = RunConfig.model_validate(
@@ -123,7 +123,7 @@ def read() -> list[dict[str, Any]]:
 
 def write(lines: list[dict[str, Any]]) -> None:
     """Write all lines, and how they were measured."""
-    from peftly.environment import automatic_dtype, environment
+    from peftly.utils.environment import automatic_dtype, environment
 
     found = {"environment": environment(), "dtype": automatic_dtype(), "bases": BASES, "lines": lines}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ INTO = ("trained", "original")
 
 def measure() -> dict[str, Any]:
     """Run and merge everything, and return what the tables need."""
-    from peftly.environment import automatic_dtype, environment
+    from peftly.utils.environment import automatic_dtype, environment
 
     runs, merged = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -47,9 +47,9 @@ def measure() -> dict[str, Any]:
 
 def trained(kind: str, seed: int, out: Path) -> dict[str, Any]:
     """Run the example with another quantisation, and return its scores."""
-    from peftly.config import one_run
-    from peftly.config_file import load_config
-    from peftly.run import run
+    from peftly.runs.config import one_run
+    from peftly.runs.config_file import load_config
+    from peftly.runs.run import run
 
     data = {part: ROOT / "src/peftly/sample_data/complaints" / f"{part}.jsonl" for part in ("train", "validation")}
     overrides = [f"data.{part}={file}" for part, file in data.items()]
@@ -79,9 +79,9 @@ def base_bytes(spec: str, quantization: Any) -> int:
 def merge(run: Path, into: Any, out: Path) -> dict[str, Any]:
     """Merge a run's adapter, and return what the comparison says, and the scores of what plain transformers opens."""
     from peftly import load_base, save_merged
-    from peftly.evaluation import evaluate
-    from peftly.held_out import held_out_rows
-    from peftly.run_folder import open_run
+    from peftly.evaluation.evaluate import evaluate
+    from peftly.runs.folder import open_run
+    from peftly.runs.held_out import held_out_rows
 
     parity = save_merged(run, out, into=into)
     rows = held_out_rows(open_run(str(run)), None)

@@ -27,8 +27,8 @@ def measure() -> dict[str, Any]:
     """Run every seed and return what the table needs."""
     from rich.console import Console
 
-    from peftly.environment import automatic_dtype, environment
-    from peftly.quickstart import quickstart
+    from peftly.runs.quickstart import quickstart
+    from peftly.utils.environment import automatic_dtype, environment
 
     screen = Console()
     runs = []

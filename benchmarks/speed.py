@@ -141,7 +141,7 @@ def curve(job: Job, device: str | None) -> dict[str, Any]:
     """
     from speed_contenders import Peft, Peftly
 
-    from peftly.steps import step_rows
+    from peftly.training.steps import step_rows
 
     settings = {**job.settings, "dropout": 0.0} if "dropout" in job.settings else job.settings
     job = replace(job, settings=settings, classic=Setting(CURVE_ROWS))
@@ -210,8 +210,8 @@ def machine(device: str | None) -> tuple[str, dict[str, Any]]:
 
     import torch
 
-    from peftly.base import resolve_device
-    from peftly.environment import environment
+    from peftly.utils.environment import environment
+    from peftly.utils.hardware import resolve_device
 
     found = environment()
     found["versions"]["peft"] = version("peft")
@@ -232,7 +232,7 @@ def main() -> None:
     asked = options.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
-    from peftly.base import resolve_device, resolve_dtype
+    from peftly.utils.hardware import resolve_device, resolve_dtype
 
     dtype = str(resolve_dtype(asked.dtype, resolve_device(asked.device))).removeprefix("torch.")
     if asked.memory is not None:

@@ -33,11 +33,11 @@ from transformers import (
 )
 
 from peftly import METHODS, TrainConfig, attach, attached, load_base, save_adapter, train
-from peftly.base import Base
 from peftly.data import Data, DataConfig, Encoded, load_data
-from peftly.data.encoding import UNTRAINED
-from peftly.methods._quantized import give_back
-from peftly.progress import Callback, StepRecord
+from peftly.data.types import UNTRAINED
+from peftly.injection.quantized_layers import give_back
+from peftly.models.loading import Base
+from peftly.training.callbacks import Callback, StepRecord
 
 __all__ = ["Peft", "Peftly", "adapted", "base_of", "data_of", "synchronize"]
 

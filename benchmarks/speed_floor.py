@@ -7,10 +7,11 @@ from speed_contenders import base_of, synchronize
 from speed_jobs import Job
 
 from peftly import PromptTuning, attach, use_adapters
-from peftly.attention import packed
 from peftly.data import Encoded, collate
-from peftly.objective import row_losses
-from peftly.tasks import TASKS, task_of
+from peftly.evaluation.tasks import SCORINGS
+from peftly.kernels.cross_entropy import row_losses
+from peftly.kernels.packed_attention import packed
+from peftly.models.tasks import task_of
 
 __all__ = ["Floor"]
 
@@ -28,7 +29,7 @@ class Floor:
         attach(self.model, PromptTuning(num_virtual_tokens=1, init="random"))
         self.model.requires_grad_(False)
         self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
-        self.logits_of = TASKS[task_of(self.model)].logits
+        self.logits_of = SCORINGS[task_of(self.model)].logits
 
     def turn(self, rows: Sequence[Encoded], step: int) -> float:
         """Go through all rows, and return the seconds."""

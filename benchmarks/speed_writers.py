@@ -12,8 +12,8 @@ from speed_contenders import adapted, base_of, data_of, synchronize
 from speed_jobs import Job
 
 from peftly import generate, load_adapter, save_adapter, trainable_parameters
-from peftly.base import Base
 from peftly.data import Example
+from peftly.models.loading import Base
 
 __all__ = ["PeftWriter", "PeftlyWriter", "prompts_of"]
 

@@ -25,7 +25,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
-from peftly.adapter_files import read_notes
+from peftly.adapters.files import read_notes
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])

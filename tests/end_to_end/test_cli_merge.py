@@ -12,7 +12,7 @@ from commands import Peftly, peftly_apart
 from tiny import perturb
 
 from peftly import LoRA, attach, generate, load, load_base, save_adapter, trainable_parameters
-from peftly.generation import greedy_settings
+from peftly.inference.generation import greedy_settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
 PROMPTS = ["Where is my parcel?", "The train was late again and", "thanks for the quick reply, all sorted"]

@@ -13,7 +13,7 @@ from tiny_tasks import answer_rows, labelled_rows, write_rows
 
 from peftly import use_places
 from peftly.data import Shape, encode_question
-from peftly.run_folder import open_run
+from peftly.runs.folder import open_run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "templates.md"
 

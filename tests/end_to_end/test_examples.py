@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from peftly import dequantize, generate, load, merge, trainable_parameters
-from peftly.methods._quantized import is_quantized
+from peftly.kernels.quantized import is_quantized
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -6,6 +6,7 @@ import json
 import peft
 import pytest
 import torch
+from peft_models import assert_same_gradients
 from references import assert_close
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, perturb, random_rows, tiny_model
@@ -23,7 +24,7 @@ from peftly import (
     trainable_parameters,
 )
 from peftly.errors import AdapterError
-from peftly.methods._targets import find_targets
+from peftly.injection.targets import find_targets
 
 IDS = torch.tensor(random_rows([9]))
 LOW_RANK = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -141,13 +142,6 @@ def theirs_by_our_names_frozen(model, wanted):
         if name in wanted:
             found[name] = parameter
     return found
-
-
-def assert_same_gradients(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    flat = [torch.cat([gradients[name].flatten() for name in sorted(ours)]) for gradients in (ours, theirs)]
-    assert flat[1].norm() > 0
-    assert_close(*flat)
 
 
 @pytest.mark.parametrize("case", ["lora", "dora", "ia3"])

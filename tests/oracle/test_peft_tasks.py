@@ -5,12 +5,12 @@ import copy
 import peft
 import pytest
 import torch
+from peft_models import assert_same_gradients
 from references import assert_close
-from test_peft import assert_same_gradients
 from tiny import TASKS, perturb, random_rows, tiny_model
 
 from peftly import IA3, DoRA, LoRA, attach, attached, load_adapter, save_adapter, trainable_parameters
-from peftly.methods._copies import copied_parameters
+from peftly.injection.module_copies import copied_parameters
 
 NAMES = {"seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 IDS, ANSWER = torch.tensor(random_rows([9])), torch.tensor(random_rows([5], seed=1))

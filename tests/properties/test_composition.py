@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
+from invariance import gradient_tolerance, loss_and_gradients, tolerance
+from model_state import everything
 from references import CELLS, DEFAULTS, assert_close, misfit, reference, token_loss
-from test_base_untouched import everything
-from test_invariance import gradient_tolerance, loss_and_gradients, tolerance
 from tiny import ARCHITECTURES, WINDOW, padded, perturb, random_rows, tiny_model
 
 from peftly import (
@@ -227,7 +227,7 @@ def test_a_cache_of_other_adapters_is_refused():
 
 
 def test_an_output_head_that_is_adapted_keeps_rows_apart():
-    from peftly.evaluation import score_labels
+    from peftly.inference.label_scoring import score_labels
 
     model = tiny_model("llama")
     attach(model, LoRA(rank=2, target_modules=("lm_head",)), name="a")

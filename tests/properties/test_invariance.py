@@ -2,35 +2,14 @@
 
 import pytest
 import torch
+from invariance import gradient_tolerance, loss_and_gradients, tolerance
 from references import CELLS, adapted, assert_close
 from tiny import WINDOW, padded, random_rows, tiny_model
 
-from peftly import METHODS, trainable_parameters
+from peftly import METHODS
 from peftly.errors import MethodError
 
 ROWS = random_rows([5, 3 * WINDOW, 11])
-
-
-def tolerance(model) -> float:
-    return 1e-10 if model.dtype == torch.float64 else 2e-5
-
-
-def gradient_tolerance(model) -> float:
-    """Gemma sums the gradients of its normalisations in fp32, whatever the model's dtype is."""
-    in_fp32 = any("norm" in name for name in trainable_parameters(model)) and "gemma" in model.config.model_type
-    return 1e-6 if in_fp32 else 10 * tolerance(model)
-
-
-def loss_and_gradients(model, ids, mask=None, **kwargs):
-    """Sum of -log p of every token but the first of each row, and its gradients."""
-    logits = model(ids, attention_mask=mask, **kwargs).logits
-    mask = torch.ones_like(ids) if mask is None else mask
-    counted = (mask[:, 1:] * mask[:, :-1]).bool()
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1][counted], ids[:, 1:][counted], reduction="sum")
-    parameters = list(trainable_parameters(model).values())
-    loss = loss + sum(0 * parameter.sum() for parameter in parameters)  # rows may be without an adapter
-    gradients = torch.autograd.grad(loss, parameters)
-    return loss, logits.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @pytest.mark.parametrize(("architecture", "method"), CELLS)

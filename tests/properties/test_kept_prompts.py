@@ -27,7 +27,7 @@ from peftly import (
     trainable_parameters,
     use_adapters,
 )
-from peftly.evaluation import score_labels
+from peftly.inference.label_scoring import score_labels
 
 ROWS = random_rows([5, 2 * WINDOW, 9])
 COUNT = WINDOW + 2
@@ -58,8 +58,8 @@ def logits(model, side="left", *, kept=True, rows=ROWS):
 @pytest.fixture
 def reads(monkeypatch):
     """How often the rows of a prompt, or the values of a prefix, are made or looked up."""
-    from peftly.methods._prefixes import Prefix
-    from peftly.methods._virtual_tokens import VirtualRows
+    from peftly.injection.prefixes import Prefix
+    from peftly.injection.virtual_tokens import VirtualRows
 
     found = []
     for kind in (VirtualRows, Prefix):

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from generate_loop import NEW, beams_by_hand, by_hand, trimmed
+from invariance import gradient_tolerance, loss_and_gradients, tolerance
 from references import adapted, assert_close
-from test_generate_loop import NEW, beams_by_hand, by_hand, trimmed
-from test_invariance import gradient_tolerance, loss_and_gradients, tolerance
 from tiny import ARCHITECTURES, TASKS, WINDOW, padded, perturb, random_rows, tiny_model
 
 from peftly import (
@@ -24,8 +24,8 @@ from peftly import (
     use_places,
 )
 from peftly.errors import AdapterError, MethodError
-from peftly.label_scoring import score_labels
-from peftly.methods._copies import copied_parameters
+from peftly.inference.label_scoring import score_labels
+from peftly.injection.module_copies import copied_parameters
 
 ROWS = random_rows([5, 3 * WINDOW, 11])
 PLACES = [[0, 2, 2, 5], [0, 0, WINDOW, 17], [3, 11, 11, 11]]

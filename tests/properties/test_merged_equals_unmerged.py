@@ -9,7 +9,7 @@ from references import DEFAULTS, assert_close
 from tiny import TASKS, perturb, tiny_model
 
 from peftly import METHODS, attach, detach, merge, trainable_parameters
-from peftly.tasks import TASKS as HEADS
+from peftly.models.tasks import TASKS as HEADS
 
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
 MERGEABLE = [name for name, method in METHODS.items() if method.mergeable]

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from matrix import batch_of, changes_the_logits, flat, losses_and_gradients
+from model_state import everything
 from quantized import quantized
 from references import DEFAULTS, assert_close
-from test_base_untouched import everything
-from test_matrix import batch_of, changes_the_logits, flat, losses_and_gradients
 from tiny import perturb, tiny_model
 
 from peftly import (
@@ -22,10 +22,10 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
-from peftly.attention import packed
 from peftly.errors import MethodError
-from peftly.methods._quantized import dequantize, take_over
-from peftly.modes import training_mode
+from peftly.injection.modes import training_mode
+from peftly.injection.quantized_layers import dequantize, take_over
+from peftly.kernels.packed_attention import packed
 
 WITH_COPIES = (
     Full(),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from peftly import LoRA, TrainConfig, attach, detach, evaluate, load, train
-from peftly.base import load_base
 from peftly.data import DataConfig, read_data
-from peftly.head import new_parts
+from peftly.injection.targets import new_parts
+from peftly.models.loading import load_base
 
 ROWS = 64
 MARGIN = 0.1

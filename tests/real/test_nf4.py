@@ -5,7 +5,7 @@ import torch
 
 from peftly import LoRA, TrainConfig, attach, detach, evaluate, load_base, train, trainable_parameters
 from peftly.data import DataConfig, load_data
-from peftly.methods._quantized import is_quantized
+from peftly.kernels.quantized import is_quantized
 
 
 @pytest.fixture(scope="module")

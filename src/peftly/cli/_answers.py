@@ -7,7 +7,7 @@ import typer
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.run_folder import OpenRun
+    from peftly.runs import OpenRun
 
 __all__ = ["print_answer"]
 
@@ -23,9 +23,9 @@ def print_answer(opened: "OpenRun", text: str, pair: str | None = None) -> None:
     Raises:
         ConfigError: a second text for a classifier of words.
     """
-    from peftly.classification import classify, tag_words
     from peftly.data import DataConfig, Example
-    from peftly.tasks import task_of
+    from peftly.inference import classify, tag_words
+    from peftly.models import task_of
 
     data = opened.config.data if opened.config else DataConfig(train="unused")
     if task_of(opened.model) == "token_classification":

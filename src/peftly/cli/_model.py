@@ -7,7 +7,7 @@ import typer
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.run_folder import OpenRun
+    from peftly.runs import OpenRun
 
 __all__ = ["RunArgument", "open_model"]
 
@@ -22,7 +22,7 @@ def open_model(run: str | None, base: str | None) -> "OpenRun":
     Raises:
         ConfigError: none is named, or both.
     """
-    from peftly.run_folder import open_base, open_run
+    from peftly.runs import open_base, open_run
 
     if (run is None) == (base is None):
         raise ConfigError("name a run, or an untouched base with --base; one of the two")

@@ -21,8 +21,8 @@ def chat(
 ) -> None:
     """Talk with a trained adapter or a base. /reset begins anew, /exit or Ctrl-D ends."""
     quiet()
-    from peftly.data.chat import prompt_ids
-    from peftly.generation import generate as write
+    from peftly.data import prompt_ids
+    from peftly.inference import generate as write
 
     opened = open_model(run, base)
     opening = [{"role": "system", "content": system}] if system else []

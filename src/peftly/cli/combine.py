@@ -8,7 +8,7 @@ from peftly.cli._console import quiet
 from peftly.cli._options import Adapters, Weights, read_weights
 
 if TYPE_CHECKING:
-    from peftly.combined_adapter import Combined
+    from peftly.merging import Combined
 
 __all__ = ["combine"]
 
@@ -28,7 +28,7 @@ def combine(
     """Make one LoRA adapter of several: their weighted sum, as a folder that every command and PEFT open."""
     numbers = None if weights is None else read_weights(weights)
     quiet()
-    from peftly.combined_adapter import save_combined
+    from peftly.merging import save_combined
 
     chosen = cast(Literal["linear", "svd"], method)  # `save_combined` checks it
     combined = save_combined(
@@ -39,8 +39,8 @@ def combine(
 
 
 def _words(combined: "Combined") -> str:
-    from peftly._units import bytes_text, count_text
-    from peftly.run_folder import folder_bytes
+    from peftly.runs import folder_bytes
+    from peftly.utils import bytes_text, count_text
 
     ranks = sorted({combined.config.rank, *combined.config.rank_pattern.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"

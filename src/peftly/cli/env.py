@@ -14,9 +14,8 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
     quiet()
     import json
 
-    from peftly._units import bytes_text
-    from peftly.environment import automatic_dtype, cache_folders, environment
     from peftly.report import machine_lines
+    from peftly.utils import automatic_dtype, bytes_text, cache_folders, environment
 
     machine, caches = environment(), cache_folders()
     if as_json:

@@ -27,10 +27,9 @@ def evaluate(
 ) -> None:
     """Score a trained adapter on held-out rows."""
     quiet()
-    from peftly.ensemble import evaluate_ensemble
     from peftly.evaluation import evaluate as score
-    from peftly.held_out import held_out_rows
-    from peftly.run_folder import open_ensemble, open_run
+    from peftly.evaluation import evaluate_ensemble
+    from peftly.runs import held_out_rows, open_ensemble, open_run
 
     ensemble = open_ensemble(run)
     opened = open_run(run) if ensemble is None else ensemble.opened
@@ -56,7 +55,7 @@ def _print_json(name: str, evaluation: "Evaluation", members: Mapping[str, "Eval
     import json
     from dataclasses import asdict
 
-    from peftly.run_folder import plain
+    from peftly.runs import plain
 
     scores = {"rows_from": name, **asdict(evaluation)}
     if members:
@@ -68,8 +67,8 @@ def _print_tables(screen: "Console", name: str, evaluation: "Evaluation", member
     from rich.table import Table
     from rich.text import Text
 
-    from peftly._units import count_text, score_rows, score_text
-    from peftly.ensemble import label_loss
+    from peftly.evaluation import label_loss
+    from peftly.utils import count_text, score_rows, score_text
 
     models = [evaluation, *members.values()]
     table = Table("score", "ensemble" if members else name, *members, title_justify="left")

@@ -19,8 +19,8 @@ def explain(
 ) -> None:
     """Show what a learned prompt is near to: each row's nearest words, its length, and how far it moved."""
     quiet()
-    from peftly.explanation import explain as look
-    from peftly.run_folder import open_run
+    from peftly.inference import explain as look
+    from peftly.runs import open_run
 
     opened = open_run(run)
     found = look(

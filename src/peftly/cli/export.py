@@ -26,8 +26,8 @@ def export(
 ) -> None:
     """Write an adapter as another tool reads it: PEFT, vLLM, servers that take embeddings, or llama.cpp."""
     quiet()
-    from peftly._units import bytes_text
     from peftly.exporting import export as write
+    from peftly.utils import bytes_text
 
     exported = write(adapter, to, out, dtype=dtype, overwrite=overwrite)
     files = sorted(exported.folder.iterdir())

@@ -37,8 +37,8 @@ def generate(
         raise ConfigError("give --text (put into the run's template) or --prompt (read as it is); one of the two")
     quiet()
     from peftly.cli._answers import print_answer
-    from peftly.generation import generate as write
-    from peftly.tasks import task_of
+    from peftly.inference import generate as write
+    from peftly.models import task_of
 
     opened = open_model(run, base)
     if task_of(opened.model) in ("sequence_classification", "token_classification"):

@@ -21,7 +21,7 @@ from peftly.cli._options import (
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.config import RunConfig
+    from peftly.runs import RunConfig
 
 __all__ = ["inspect"]
 
@@ -55,10 +55,9 @@ def inspect(
     }
     config = _config(source, overrides or [], flags, job)
     quiet()
-    from peftly.base import base_config, load_base
     from peftly.cli._tokens import example_text
     from peftly.data import read_data
-    from peftly.tasks import choose_task
+    from peftly.models import base_config, choose_task, load_base
 
     raw = read_data(config.data)
     chosen, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
@@ -79,8 +78,7 @@ def inspect(
 
 
 def _config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
-    from peftly.config import JobsConfig
-    from peftly.config_file import load_config
+    from peftly.runs import JobsConfig, load_config
 
     if source is not None and Path(source).is_dir():
         if not (Path(source) / "config.yaml").is_file():

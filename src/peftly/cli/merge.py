@@ -1,5 +1,6 @@
 """`peftly merge`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,8 +11,7 @@ from peftly.cli._options import Adapters, Weights, read_weights
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.merged_model import Into
-    from peftly.parity import Parity
+    from peftly.merging import Into, Parity
 
 __all__ = ["merge"]
 
@@ -44,7 +44,8 @@ def merge(
     if report is not None:
         _check_report(Path(report))
     quiet()
-    from peftly.merged_model import save_merged
+    from peftly.merging import save_merged
+    from peftly.runs import held_out_examples
 
     screen = console()
     parity = save_merged(
@@ -54,6 +55,7 @@ def merge(
         weights=numbers,
         into=cast("Into", into),  # `save_merged` checks it
         text=text,
+        held_out=partial(held_out_examples, adapters[0]),
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         force=force,
@@ -75,7 +77,7 @@ def _check_report(file: Path) -> None:
 def _write_report(parity: "Parity", file: Path) -> None:
     from dataclasses import asdict
 
-    from peftly.run_folder import write_json
+    from peftly.runs import write_json
 
     write_json(file, {**asdict(parity), "complaint": parity.complaint})
 

@@ -24,6 +24,6 @@ def quickstart(
 ) -> None:
     """Train two adapters on a real base with sample data, and show what they gain."""
     quiet()
-    from peftly.quickstart import quickstart as run_quickstart
+    from peftly.runs import quickstart as run_quickstart
 
     run_quickstart(out, base_spec=base, seed=seed, epochs=epochs, limit=limit, json_file=json_file, screen=console())

@@ -21,13 +21,12 @@ from peftly.cli._options import (
     TestFile,
     ValidationFile,
 )
-from peftly.environment import program
+from peftly.utils import program
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from peftly.config import AnyConfig, RunConfig
-    from peftly.run import RunResult
+    from peftly.runs import AnyConfig, RunConfig, RunResult
 
 __all__ = ["train"]
 
@@ -81,9 +80,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
     }
-    from peftly.config import one_run
-    from peftly.config_file import load_config
-    from peftly.run_folder import check_out
+    from peftly.runs import check_out, load_config, one_run
 
     if resume is not None:
         _refuse_beside_resume(config, overrides or None, overwrite or None, *flags.values())
@@ -110,8 +107,8 @@ def _refuse_beside_resume(*given: object) -> None:
 
 
 def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
-    from peftly.progress import ProgressBar
-    from peftly.run import run
+    from peftly.runs import run
+    from peftly.training import ProgressBar
 
     screen = console()
     with ProgressBar(screen) as bar:
@@ -122,9 +119,9 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
 
 def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
-    from peftly.progress import ProgressBar
     from peftly.report import comparison_table
-    from peftly.run_together import run_together
+    from peftly.runs import run_together
+    from peftly.training import ProgressBar
 
     screen = console()
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
@@ -139,7 +136,7 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly._units import bytes_text, count_text, score_rows, seconds_text
+    from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
     if result.evaluation is not None:

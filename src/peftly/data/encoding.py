@@ -4,83 +4,23 @@ The untrained head of a training sequence is `encode_prompt(prompt)`, token by t
 tokenised together with the prompt when that would change the prompt's own tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from peftly.data.shapes import Example, Shape
+from peftly.data.chat import encode_messages, prompt_ids
+from peftly.data.formats import Shape
+from peftly.data.messages import messages_of
 from peftly.data.templates import spaced
+from peftly.data.truncation import largest_fit
+from peftly.data.types import Encoded, Example
 from peftly.data.vocabulary import Vocabulary, goes_on
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "UNTRAINED",
-    "Encoded",
-    "encode",
-    "encode_all",
-    "encode_prompt",
-    "encode_question",
-    "label_ids",
-    "largest_fit",
-    "told_apart",
-]
-
-UNTRAINED = -100
-"""The label that losses of torch and transformers leave out."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An example as tokens, and what is to be learned of it: at most one of `label`, `tags` and `answer`.
-
-    Attributes:
-        input_ids: prompt, completion, end; or what a classifier or an encoder reads.
-        trained: whether the loss counts each token. The very first of a text that goes on never is: nothing comes
-            before it to predict it.
-        cut: how many tokens were left out to fit the length.
-        label: the number of the class that the text is of.
-        tags: the number of the tag of every token, `UNTRAINED` where it has none.
-        answer: the tokens that a decoder is to write.
-        token_type_ids: which of two texts a token is of, for models that are told.
-        places: in front of which token each virtual token stands, where a template marks them; see `use_places`.
-    """
-
-    input_ids: list[int]
-    trained: list[bool]
-    cut: int = 0
-    label: int | None = None
-    tags: list[int] | None = None
-    answer: list[int] | None = None
-    token_type_ids: list[int] | None = None
-    places: tuple[int, ...] = ()
-
-    @property
-    def targets(self) -> list[int]:
-        """What is learned, as the labels of a batch have it: a class, or a number for every token."""
-        if self.label is not None:
-            return [self.label]
-        if self.tags is not None:
-            return self.tags
-        if self.answer is not None:
-            return self.answer
-        return [token if trained else UNTRAINED for token, trained in zip(self.input_ids, self.trained, strict=True)]
-
-    @property
-    def num_targets(self) -> int:
-        """How many numbers the loss is over: tokens, tags, or the one class."""
-        if self.label is not None:
-            return 1
-        if self.answer is not None:
-            return len(self.answer)
-        return sum(self.trained if self.tags is not None else self.trained[1:])
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens a model reads."""
-        return len(self.input_ids) + len(self.answer or ())
+__all__ = ["encode", "encode_all", "encode_prompt", "encode_question", "label_ids", "told_apart"]
 
 
 def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded | None:
@@ -114,12 +54,10 @@ def encode_all(
             does not tell which label follows.
         places: where each example comes from, for messages.
     """
-    from peftly.data import chat
-
     vocabulary = Vocabulary.of(tokenizer)
     if any(example.messages for example in examples):
         return [
-            chat.encode_messages(example.messages, vocabulary, max_length, f"{places[index]}: " if places else "")
+            encode_messages(example.messages, vocabulary, max_length, f"{places[index]}: " if places else "")
             for index, example in enumerate(examples)
         ]
     pairs = [spaced(example.prompt, example.completion) for example in examples]
@@ -160,6 +98,26 @@ def encode_question(example: Example, tokenizer: "PreTrainedTokenizerBase") -> E
 
 def _behind(front: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
     return tuple(len(front) + place for place in places)
+
+
+def row_prompt_ids(shape: Shape, row: Mapping[str, Any] | str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the token ids from which the model generates an answer to a row, for every row format.
+
+    Args:
+        shape: format of the rows.
+        row: as `Shape.prompt` takes it. For a conversation: the fields of a row, of which a closing assistant turn is
+            left out, or the text of one user turn.
+        tokenizer: tokenizer of the base.
+
+    Raises:
+        DataError: fields are missing, or the tokenizer has no chat template.
+    """
+    if shape.kind != "chat":
+        return encode_prompt(shape.prompt(row), tokenizer)
+    if isinstance(row, str):
+        row = {shape.target: [{"role": "user", "content": row}]}
+    messages = messages_of(row, shape.target, "the prompt")
+    return prompt_ids(messages[:-1] if messages[-1]["role"] == "assistant" else messages, tokenizer)
 
 
 def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
@@ -230,15 +188,3 @@ def _shortened(
         return vocabulary.body(shorter.prompt), vocabulary.places(shorter.prompt, shorter.marks)
     lost = len(body) - space
     return body[lost:], [max(0, place - lost) for place in places]
-
-
-def largest_fit(most: int, fits: Callable[[int], bool]) -> int | None:
-    """Return the largest number up to `most` for which `fits` holds, taking it to hold for all below; None for none."""
-    low, high = -1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low if low >= 0 else None

@@ -1,291 +1,214 @@
-"""Rows out of files, `datasets` folders and the Hub, each with the place it came from.
+"""How a row becomes an example: the shape that is found once and stays with an adapter for its whole life."""
 
-JSON Lines, JSON and CSV are parsed here rather than by a data-frame library: a parser that knows its line can say
-`tweets.jsonl: line 7 is not valid JSON`, and nothing is turned into a number or a missing value on the way.
-"""
-
-import csv
-import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from peftly.data.messages import messages_of
+from peftly.data.templates import Rendered, Template, label_of, listed, spaced, text_of, words_of
+from peftly.data.types import Example
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
-__all__ = ["Rows", "describe", "read"]
+__all__ = ["KINDS", "Shape"]
+
+
+KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
+
+Where = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of one file or split.
+class Shape:
+    """How a row becomes an example. Stored beside an adapter, so that a prompt is formed at use as in training.
 
     Attributes:
-        name: the file or data set, as the person wrote it.
-        rows: one mapping of field to value a row.
-        lines: the line each row starts on, for formats that have lines.
+        kind: "completion", "alpaca", "label", "tags" (a template and a target), "chat" or "text".
+        template: how the prompt is made; None for chat (the tokenizer's own is used) and text (there is no prompt);
+            for tags it names the field with the words.
+        target: the field with the completion, the label, the tags, the messages or the text.
+        labels: the labels or tags that the training rows have, sorted; only for "label" and "tags".
+        pair: the field with a second text, where a classifier reads two.
     """
 
-    name: str
-    rows: list[dict[str, Any]]
-    lines: list[int] | None = None
+    kind: str
+    template: str | None
+    target: str
+    labels: tuple[str, ...] = field(default=())
+    pair: str | None = None
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.rows)
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise DataError(f"shape kind {self.kind!r} is not known; known are {listed(KINDS)}")
+        if (self.template is None) != (self.kind in ("chat", "text")):
+            raise DataError(f"a shape of kind {self.kind!r} has template={self.template!r}")
 
-    def where(self, index: int) -> str:
-        """Return the place of a row (counted from 0) in words that a person can look up."""
-        return f"{self.name}: " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold; `from_dict` is the way back."""
+        return {
+            "kind": self.kind,
+            "template": self.template,
+            "target": self.target,
+            "labels": list(self.labels),
+            "pair": self.pair,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Shape":
+        """Return the shape that `to_dict` wrote.
+
+        Raises:
+            DataError: a part is missing or unknown, as in a file of a later version.
+        """
+        parts = {"kind", "template", "target", "labels", "pair"}
+        if set(content) | {"pair"} != parts:
+            raise DataError(f"a stored shape has {listed(sorted(content))}; expected {listed(sorted(parts))}")
+        return cls(
+            content["kind"], content["template"], content["target"], tuple(content["labels"]), content.get("pair")
+        )
+
+    def examples(self, rows: Iterable[Mapping[str, Any]], where: Where | None = None) -> list[Example]:
+        """Return one example a row.
+
+        Args:
+            rows: fields and values.
+            where: the place of a row, for messages; "row N" if not given.
+
+        Raises:
+            DataError: a field is missing or is not text, or a label is none of `labels` (when there are any).
+        """
+        where = where or (lambda index: f"row {index + 1}")
+        return [self._example(row, where(index)) for index, row in enumerate(rows)]
+
+    def prompt(self, row: Mapping[str, Any] | str) -> str:
+        """Return the prompt of a row at use, equal to the one in training; the target need not be there.
+
+        Args:
+            row: the template's fields, or, where it has exactly one (or instructions are asked for), the bare text.
+
+        Raises:
+            DataError: fields are missing, or the shape is "chat" (see `prompt_ids`).
+        """
+        if self.kind == "chat":
+            raise DataError("a conversation has no prompt text of its own; use row_prompt_ids(shape, row, tokenizer)")
+        return self._rendered(self._row(row), "the prompt").text
 
     @property
-    def fields(self) -> list[str]:
-        """Every field that any row has, in order of appearance."""
-        return list(dict.fromkeys(field for row in self.rows for field in row))
+    def marked_tokens(self) -> int:
+        """How many virtual tokens the template marks a place for."""
+        return len(Template(self.template or "").marks)
 
+    @property
+    def words_field(self) -> str:
+        """The field with the words, of a shape of kind "tags"."""
+        return Template(self.template or "").fields[0]
 
-def read(source: str) -> dict[str, Rows]:
-    """Read every split of a file, a `datasets` folder or a Hub data set.
+    def question(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
+        """Return what a model reads of a row at use, as in training; the target need not be there.
 
-    Args:
-        source: a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, a folder written by `save_to_disk`, or the id
-            of a data set on the Hub. No code from the Hub is run.
+        It is the prompt with the places that a template marks in it, which `generate` takes, and `classify`.
 
-    Returns:
-        Split name to rows. What has no named splits is one split named "".
+        Args:
+            row: as for `prompt`; the words of a bare text to be tagged are what blanks part.
+            pair: the second text, where the shape has one and `row` is a bare text.
 
-    Raises:
-        DataError: nothing is there, it cannot be parsed, or it holds no rows.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        splits = {"": _read_file(source, path)}
-    elif path.is_dir():
-        splits = _read_folder(source, path)
-    elif _reads_as_hub_id(source, path):
-        splits = _read_hub(source)
-    else:
-        raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()})")
-    for rows in splits.values():
-        if not rows.rows:
-            raise DataError(f"{rows.name}: holds no rows; there is nothing to train on")
-    return splits
+        Raises:
+            DataError: fields are missing, a second text is given or missing against the shape, or the shape is "chat".
+        """
+        if self.kind == "chat":
+            raise DataError("a conversation is no single text; give its messages as they are")
+        fields = self._row(row)
+        if self.kind == "tags":
+            words = words_of(fields, self.words_field, None, "the text")[0]
+            return Example(" ".join(words), words=words)
+        if pair is not None and self.pair is not None:
+            fields = {**fields, self.pair: pair}
+        if pair is not None and self.pair is None:
+            raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
+        if self.pair is not None and self.pair not in fields:
+            raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
+        rendered = self._rendered(fields, "the text")
+        second = None if self.pair is None else text_of(fields, self.pair, "the text")
+        return Example(rendered.text, spans=rendered.spans, marks=rendered.marks, pair=second)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What rows of each label end in: the label, behind the last words of the template ("Label: complaint")."""
+        if self.kind != "label":
+            return ()
+        before = Template(self.template or "").literals[-1].rpartition("\n")[2].strip()
+        return tuple(before + (self.completion(label) if before else label) for label in self.labels)
 
-def describe(value: object) -> str:
-    """Return what kind of value a JSON reader would call this, for messages."""
-    if value is None:
-        return "null"
-    names = {
-        bool: "a truth value",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")
+    def completion(self, label: str) -> str:
+        """Return a label as the text that follows the prompt: the same for every row.
 
+        Whether a space comes first is therefore read from the template, not from the row: `_rendered` sees to it that
+        the row's own text ends in none where the template ends in a field.
+        """
+        tail = Template(self.template or "").literals[-1]
+        return spaced(tail if tail.strip() else f"x{tail}", label)[1]
 
-def _reads_as_hub_id(source: str, path: Path) -> bool:
-    if path.suffix.lower() in _READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
-        return False
-    # "tweets.txt" or "data/tweets" beside an existing data/ is a file that is not there, not a name on the Hub.
-    return not path.parent.is_dir() if "/" in source else not path.suffix
+    def _example(self, row: Mapping[str, Any], place: str) -> Example:
+        if self.kind == "chat":
+            return Example(messages=messages_of(row, self.target, place))
+        if self.kind == "text":
+            return Example(completion=text_of(row, self.target, place))
+        if self.kind == "tags":
+            words, tags = words_of(row, self.words_field, self.target, place)
+            for tag in tags:
+                self._check_label(tag, place)
+            return Example(" ".join(words), words=words, tags=tags)
+        prompt = self._rendered(row, place)
+        if self.kind != "label":
+            raw = self._filled(row, place).text
+            completion = spaced(raw, text_of(row, self.target, place))[1]
+            return Example(prompt.text, completion, spans=prompt.spans, marks=prompt.marks)
+        label = label_of(row, self.target, place)
+        self._check_label(label, place)
+        pair = None if self.pair is None else text_of(row, self.pair, place)
+        return Example(prompt.text, self.completion(label), label, spans=prompt.spans, marks=prompt.marks, pair=pair)
 
+    def _check_label(self, label: str, place: str) -> None:
+        if self.labels and label not in self.labels:
+            kind = "tag" if self.kind == "tags" else "label"
+            raise DataError(
+                f"{place}: {kind} {label!r} is in none of the training rows; they have {listed(self.labels)}"
+            )
 
-def _read_file(name: str, path: Path) -> Rows:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        ending = (
-            f"files that end in {path.suffix!r} are not read" if path.suffix else "the name's ending says no format"
+    def _filled(self, row: Mapping[str, Any], place: str) -> Rendered:
+        if self.kind == "text":
+            return Rendered(text_of(row, self.target, place), ())
+        template = Template(self.template or "")
+        if self.kind == "alpaca" and row.get("input") in (None, ""):
+            lines = template.text.splitlines(keepends=True)
+            template = Template("".join(line for line in lines if "{input}" not in line))
+        values = {name: text_of(row, name, place) for name in template.fields}
+        if self.kind == "label" and template.fields and not template.literals[-1].strip():
+            values[template.fields[-1]] = values[template.fields[-1]].rstrip()
+        filled = template.render(values)
+        return filled._replace(spans=()) if template.is_one_field else filled
+
+    def _rendered(self, row: Mapping[str, Any], place: str) -> Rendered:
+        text, spans, marks = self._filled(row, place)
+        bare = text.rstrip(" ")
+        return Rendered(
+            bare,
+            tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
+            tuple(min(mark, len(bare)) for mark in marks),
         )
-        raise DataError(f"{name}: {ending}; known are {' '.join(_READERS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{name}: the file is empty")
-    return reader(name, path)
 
-
-def _decode(name: str, line: int, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: line {line} is not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-
-
-def _read_json_lines(name: str, path: Path) -> Rows:
-    rows, lines = [], []
-    # Only "\n" ends a line: str.splitlines would also cut at the U+2028 that JSON texts may hold.
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        text = _decode(name, number, raw).strip()
-        if not text:
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg}, column {error.colno}"
-            raise DataError(f"{name}: line {number} is not valid JSON ({reason})") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}: line {number} is not valid JSON ({_first_line(error)})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{name}: line {number} is {describe(row)}; every line must be an object with named fields")
-        _check_characters(f"{name}: line {number}", text, row)
-        rows.append(row)
-        lines.append(number)
-    return Rows(name, rows, lines)
-
-
-def _read_json(name: str, path: Path) -> Rows:
-    text = "\n".join(_decode(name, number, raw) for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1))
-    if not text.strip():
-        return Rows(name, [])
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.pos and text[: error.pos].lstrip().startswith("{"):
-            return _read_json_lines(name, path)  # many a file named .json holds one object a line
-        raise DataError(f"{name}: line {error.lineno} is not valid JSON ({error.msg}, column {error.colno})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: not valid JSON ({_first_line(error)})") from None
-    if isinstance(content, dict):
-        if not isinstance(content.get("data"), list):
-            keys = ", ".join(map(repr, content)) or "no keys"
-            raise DataError(f'{name}: an object with {keys}; expected a list of rows or {{"data": [rows]}}')
-        content = content["data"]
-    if not isinstance(content, list):
-        raise DataError(f'{name}: holds {describe(content)}; expected a list of rows or {{"data": [rows]}}')
-    for number, row in enumerate(content, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{name}: row {number} is {describe(row)}; every row must be an object with named fields")
-        _check_characters(f"{name}: row {number}", text, row)
-    return Rows(name, content)
-
-
-def _check_characters(place: str, source: str, row: dict[str, Any]) -> None:
-    """Raise DataError for half of an emoji, which JSON can spell as an escape but no tokenizer takes."""
-    if "\\ud" not in source and "\\uD" not in source:
-        return
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):x}"
-        raise DataError(f"{place} holds half of a character ({half}); write both halves or neither") from None
-
-
-def _read_table_text(delimiter: str) -> Callable[[str, Path], Rows]:
-    def reader(name: str, path: Path) -> Rows:
-        rows, lines = [], []
-        limit = csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                records = csv.reader(file, delimiter=delimiter, strict=True)
-                header = next((record for record in records if record), [])
-                if len(set(header)) < len(header):
-                    raise DataError(f"{name}: the header names a field twice ({', '.join(header)})")
-                start = records.line_num + 1
-                for record in records:
-                    if record:
-                        _check_width(f"{name}: line {start}", record, header)
-                        rows.append(dict(zip(header, record, strict=True)))
-                        lines.append(start)
-                    start = records.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{name}: line {records.line_num} is not valid CSV ({error})") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-        finally:
-            csv.field_size_limit(limit)
-        return Rows(name, rows, lines)
-
-    return reader
-
-
-def _check_width(place: str, record: list[str], header: list[str]) -> None:
-    if len(record) != len(header):
-        raise DataError(f"{place} has {len(record)} fields where the header has {len(header)} ({', '.join(header)})")
-
-
-def _read_parquet(name: str, path: Path) -> Rows:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file ({_first_line(error)})") from None
-    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    classes = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
-    names = {field: f["names"] for field, f in classes.items() if isinstance(f, Mapping) and "names" in f}
-    return Rows(name, _with_class_names(table.to_pylist(), names))
-
-
-_READERS: dict[str, Callable[[str, Path], Rows]] = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_table_text(","),
-    ".tsv": _read_table_text("\t"),
-    ".parquet": _read_parquet,
-}
-
-
-def _read_folder(name: str, path: Path) -> dict[str, Rows]:
-    import datasets
-
-    try:
-        content = datasets.load_from_disk(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises whatever its readers raise
-        reason = _first_line(error)
-        raise DataError(f"{name}: not a folder written by datasets' save_to_disk ({reason})") from None
-    return _splits(name, content)
-
-
-def _read_hub(name: str) -> dict[str, Rows]:
-    import datasets
-
-    try:
-        content = datasets.load_dataset(name)
-    except Exception as error:  # noqa: BLE001 - no network, no such repository, a configuration to choose, ...
-        reason = _first_line(error)
-        raise DataError(
-            f"{name}: no such file or folder, and the Hub gives no data set of that name ({reason})"
-        ) from None
-    return _splits(name, content)
-
-
-def _splits(name: str, content: "datasets.Dataset | datasets.DatasetDict") -> dict[str, Rows]:
-    if isinstance(content, dict):
-        return {str(split): _from_dataset(f"{name} [{split}]", part) for split, part in content.items()}
-    return {"": _from_dataset(name, content)}
-
-
-def _from_dataset(name: str, content: "datasets.Dataset") -> Rows:
-    import datasets
-
-    classes = {field: getattr(feature, "feature", feature) for field, feature in content.features.items()}
-    names = {field: feature.names for field, feature in classes.items() if isinstance(feature, datasets.ClassLabel)}
-    return Rows(name, _with_class_names(content.to_list(), names))
-
-
-def _with_class_names(rows: list[dict[str, Any]], names: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Return the rows with class numbers replaced by the classes' names; -1, "no label", becomes None."""
-
-    def named(number: object, classes: list[str]) -> object:
-        if isinstance(number, list):
-            return [named(one, classes) for one in number]
-        if isinstance(number, int):
-            return classes[number] if 0 <= number < len(classes) else None
-        return number
-
-    for row in rows:
-        row.update({field: named(row[field], classes) for field, classes in names.items() if field in row})
-    return rows
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    def _row(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
+        if not isinstance(row, str):
+            return row
+        if self.kind == "text":
+            return {self.target: row}
+        if self.kind == "alpaca":
+            return {"instruction": row}
+        if self.kind == "tags":
+            return {self.words_field: row.split()}
+        fields = list(dict.fromkeys(Template(self.template or "").fields))
+        if len(fields) != 1:
+            raise DataError(f"one bare text cannot fill the fields {listed(fields)}; give each of them by name")
+        return {fields[0]: row}

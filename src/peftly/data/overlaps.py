@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from peftly.data.report import Overlap
-from peftly.data.shapes import Example
+from peftly.data.types import Example
 
 __all__ = ["key_of", "overlaps"]
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftly.data.batching import epoch_order
-from peftly.data.encoding import Encoded
-from peftly.data.formats import Rows, read
+from peftly.data.collate import epoch_order
+from peftly.data.detect import holds, recognise
+from peftly.data.formats import Shape
 from peftly.data.overlaps import key_of, overlaps
-from peftly.data.recognise import holds, recognise
+from peftly.data.readers import Rows, read
 from peftly.data.report import DataReport, SplitReport, Unit, counted
-from peftly.data.shapes import Example, Shape, TaskName
 from peftly.data.task_encoding import encode_for
 from peftly.data.templates import Template
+from peftly.data.types import Encoded, Example, TaskName
 from peftly.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,15 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.encoding import (
-    UNTRAINED,
-    Encoded,
-    encode_all,
-    label_ids,
-    largest_fit,
-    told_apart,
-)
-from peftly.data.shapes import Example, Shape, TaskName
+from peftly.data.encoding import encode_all, label_ids, told_apart
+from peftly.data.formats import Shape
+from peftly.data.truncation import largest_fit
+from peftly.data.types import UNTRAINED, Encoded, Example, TaskName
 from peftly.data.vocabulary import Vocabulary, check_knows_places, token_places
 from peftly.errors import DataError
 

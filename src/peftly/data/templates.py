@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from peftly.data.formats import describe
+from peftly.data.readers import describe
 from peftly.errors import DataError
 
 __all__ = ["ALPACA", "Rendered", "Template", "label_of", "listed", "spaced", "text_of", "words_of"]

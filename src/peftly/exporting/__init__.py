@@ -11,7 +11,7 @@ from peftly.exporting.gguf import DTYPES, write_gguf
 from peftly.exporting.peft import write_peft
 from peftly.exporting.prompt_embeddings import write_prompt_embeddings
 from peftly.exporting.vllm import write_vllm
-from peftly.whole_folder import whole
+from peftly.utils import whole
 
 __all__ = ["FORMATS", "Exported", "Format", "export"]
 

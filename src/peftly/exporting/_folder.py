@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from peftly.adapter_files import CARD, CONFIG, TENSORS
+from peftly.adapters import CARD, CONFIG, TENSORS
 from peftly.errors import ConfigError
 from peftly.exporting.gguf import DTYPES
-from peftly.whole_folder import check_place
+from peftly.utils import check_place
 
 __all__ = ["check_out", "mark"]
 

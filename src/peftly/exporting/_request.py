@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftly.adapter_files import (
+from peftly.adapters import (
     CARD,
     CONFIG,
     TENSORS,
     adapters_in,
     class_labels,
+    find_adapter,
     method_config,
     read_peft_config,
     read_tensors,
+    trained_over,
 )
-from peftly.adapter_home import find_adapter, trained_over
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, Adapter, MethodConfig
-from peftly.tasks import TASKS, task_of_peft
-from peftly.wheels import WHEEL_BASES, is_packed
+from peftly.models import TASKS, WHEEL_BASES, is_packed, task_of_peft
 
 __all__ = ["Request", "SavedAdapter", "base_notes", "open_saved", "write_adapter"]
 

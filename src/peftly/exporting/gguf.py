@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapter_files import CONFIG
+from peftly.adapters import CONFIG, attached, check_foldable, fold, load
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting._gguf_tokenizer import add_tokenizer
 from peftly.exporting._request import Request
-from peftly.wheels import WHEEL_BASES
+from peftly.injection import dequantize
+from peftly.models import WHEEL_BASES, load_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,12 +84,6 @@ def write_model(
 
 def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
     """Return a model with no adapter left on it, in fp32, its tokenizer, and what to know of the merge."""
-    from peftly.adapt import attached
-    from peftly.base import load_base
-    from peftly.checkpoint import load
-    from peftly.merging import check_foldable, fold
-    from peftly.methods._quantized import dequantize
-
     if _is_base(source):
         model, tokenizer = load_base(source, dtype="float32", device="cpu")
         return dequantize(model), tokenizer, []

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from peftly.adapter_files import read_notes
+from peftly.adapters import read_notes
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting._request import Request, SavedAdapter, base_notes, open_saved
-from peftly.methods import METHODS
-from peftly.methods._prompts import PromptAdapter
+from peftly.methods import METHODS, PromptAdapter
+from peftly.models import base_config
 
 __all__ = ["why_no_embeddings", "write_prompt_embeddings"]
 
@@ -61,8 +61,6 @@ def why_no_embeddings(saved: SavedAdapter) -> str | None:
 
 def _base_dtype(saved: SavedAdapter) -> torch.dtype | None:
     """Return the dtype of the base's files; None where they are not here."""
-    from peftly.base import base_config
-
     spec = saved.peft.get("base_model_name_or_path")
     try:
         config: Any = base_config(spec) if spec else None

@@ -16,8 +16,7 @@ from torch import Tensor
 from peftly.errors import AdapterError
 from peftly.exporting._request import Request, SavedAdapter, base_notes, open_saved, write_adapter
 from peftly.exporting.prompt_embeddings import why_no_embeddings
-from peftly.methods import METHODS
-from peftly.methods._low_rank import by_pattern, lora_scaling
+from peftly.methods import METHODS, by_pattern, lora_scaling
 
 __all__ = ["MAX_RANKS", "smallest_max_rank", "write_vllm"]
 

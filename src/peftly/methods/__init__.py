@@ -1,15 +1,21 @@
-"""The one list of methods. A new method is a file in this folder and a line here."""
+"""One file for each method, and the registry `METHODS`. May import: `injection`, `kernels`, `data`.
 
-from peftly.methods._method import Adapter, Method, MethodConfig, Setup
+A new method is one file here and one line in `METHODS`. Several methods share `method` (what each is made of),
+`low_rank`, `soft_prompt`, `initial_tokens` and `quantization_error`.
+"""
+
 from peftly.methods.adapter import AdapterConfig, BottleneckAdapter
 from peftly.methods.bitfit import BitFit, BitFitAdapter
 from peftly.methods.dora import DoRA, DoRAAdapter
 from peftly.methods.ia3 import IA3, IA3Adapter
-from peftly.methods.lora import LoRA, LoRAAdapter
+from peftly.methods.lora import LoRA, LoRAAdapter, LoRAChange
+from peftly.methods.low_rank import by_pattern, lora_scaling
+from peftly.methods.method import Adapter, Method, MethodConfig, Setup
 from peftly.methods.p_tuning import PTuning, PTuningAdapter
 from peftly.methods.prefix_tuning import PrefixTuning, PrefixTuningAdapter, PTuningV2, PTuningV2Adapter
 from peftly.methods.prompt_tuning import PromptTuning, PromptTuningAdapter
 from peftly.methods.selective import Full, FullAdapter, Selective, SelectiveAdapter
+from peftly.methods.soft_prompt import PromptAdapter, embedded
 
 __all__ = [
     "IA3",
@@ -20,14 +26,19 @@ __all__ = [
     "DoRA",
     "Full",
     "LoRA",
+    "LoRAChange",
     "Method",
     "MethodConfig",
     "PTuning",
     "PTuningV2",
     "PrefixTuning",
+    "PromptAdapter",
     "PromptTuning",
     "Selective",
     "Setup",
+    "by_pattern",
+    "embedded",
+    "lora_scaling",
 ]
 
 METHODS: dict[str, Method] = {

@@ -19,13 +19,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
-from peftly.methods._copies import add_copies, is_norm
-from peftly.methods._devices import device_of
-from peftly.methods._dropout import draw_mask, drop, dropout, keep_probability
-from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._linear import features
-from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import base_modules, find_part
+from peftly.injection import (
+    LayerChange,
+    add_change,
+    add_copies,
+    base_modules,
+    changed_layers,
+    device_of,
+    features,
+    find_part,
+    is_norm,
+)
+from peftly.kernels import draw_mask, drop, dropout, keep_probability
+from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

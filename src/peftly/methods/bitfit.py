@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from torch import nn
 
-from peftly.methods._copies import BiasChange, bias_layers
-from peftly.methods._layers import add_change, changed_layers
-from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import is_below, own_parts
+from peftly.injection import BiasChange, add_change, bias_layers, changed_layers, is_below, own_parts
+from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,19 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftly.methods._devices import bias_of
-from peftly.methods._dropout import dropout
-from peftly.methods._layers import AtOnce, OwnForward
-from peftly.methods._linear import fusible_weight, whole_weight
-from peftly.methods._low_rank import (
+from peftly.injection import AtOnce, OwnForward, Rows, bias_of, fusible_weight, whole_weight
+from peftly.kernels import dropout, low_rank_linear
+from peftly.methods.low_rank import (
     LowRankAdapter,
     LowRankChange,
     LowRankConfig,
     lora_delta,
 )
-from peftly.methods._low_rank_linear import low_rank_linear
-from peftly.methods._method import Setup
-from peftly.methods._selection import Rows
+from peftly.methods.method import Setup
 
 __all__ = ["DoRA", "DoRAAdapter", "dora_scale", "row_lengths"]
 

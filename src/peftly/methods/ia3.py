@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.methods._devices import device_of
-from peftly.methods._layers import LayerChange, add_change, changed_layers
-from peftly.methods._linear import features
-from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._targets import find_part, find_targets, plays, short_names
+from peftly.injection import (
+    LayerChange,
+    add_change,
+    changed_layers,
+    device_of,
+    features,
+    find_part,
+    find_targets,
+    plays,
+    short_names,
+)
+from peftly.methods.method import Adapter, MethodConfig, Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

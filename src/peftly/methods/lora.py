@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,25 +13,21 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.methods._devices import bias_of
-from peftly.methods._dropout import dropout
-from peftly.methods._layers import AtOnce
-from peftly.methods._linear import fusible_weight, whole_weight
-from peftly.methods._low_rank import (
+from peftly.injection import AtOnce, OwnForward, Rows, bias_of, fusible_weight, whole_weight
+from peftly.kernels import StackedFactors, dropout, low_rank_linear, stack_factors
+from peftly.methods.low_rank import (
     LowRankAdapter,
     LowRankChange,
     LowRankConfig,
     lora_delta,
 )
-from peftly.methods._low_rank_linear import low_rank_linear
-from peftly.methods._method import Setup
-from peftly.methods._quantization_error import (
+from peftly.methods.method import Setup
+from peftly.methods.quantization_error import (
     error_factors,
     quantization_errors,
     quantized_layers,
     typical_inputs,
 )
-from peftly.methods._stacked import stack_of
 
 __all__ = ["LoRA", "LoRAAdapter", "lora_embedding", "principal_factors"]
 
@@ -155,13 +152,28 @@ class LoRAChange(LowRankChange):
     ) -> AtOnce | None:
         if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
             return None
-        return stack_of(changes, x, differ=differ, is_short=is_short)
+        factors = {name: (change.factors(), change.scaling) for name, change in changes.items()}
+        stacked = stack_factors(factors, x, differ=differ, is_short=is_short)
+        return None if stacked is None else partial(_stacked_forward, stacked)
 
     def merge(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)
         layer.weight.copy_(layer.weight + (delta if isinstance(layer, nn.Linear) else delta.T))
         if self.bias is not None:
             layer.bias.copy_(self.bias)
+
+
+def _stacked_forward(stacked: StackedFactors, inner: OwnForward, x: Tensor, rows: Rows) -> Tensor:
+    """Return the output of a layer in which each batch element has its own adapters.
+
+    Args:
+        stacked: factors of all adapters of the call.
+        inner: the forward of the layer without adapters.
+        x: (batch, ..., in_features).
+        rows: the adapters of each batch element.
+    """
+    low = stacked.low(x, rows.without(x.shape[0], stacked.owners, x.device) if rows.differ else None)
+    return stacked.add_to(inner(x), low, in_place=inner.is_plain(nn.Linear))
 
 
 class LoRAAdapter(LowRankAdapter):

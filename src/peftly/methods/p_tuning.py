@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.methods._method import MethodConfig, Setup
-from peftly.methods._prompts import Place, PromptAdapter
+from peftly.injection import Place
+from peftly.methods.method import MethodConfig, Setup
+from peftly.methods.soft_prompt import PromptAdapter
 
 __all__ = ["PTuning", "PTuningAdapter", "PTuningEncoder"]
 

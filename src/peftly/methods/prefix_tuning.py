@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
-from peftly.methods._method import Adapter, MethodConfig, Setup
-from peftly.methods._prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.methods._words import common_tokens, repeated, token_ids
+from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
+from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
+from peftly.methods.method import Adapter, MethodConfig, Setup
 
 if TYPE_CHECKING:
-    from peftly.methods._body import Body
+    from peftly.injection import Body
 
 __all__ = ["PTuningV2", "PTuningV2Adapter", "PrefixProjection", "PrefixTuning", "PrefixTuningAdapter"]
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
-from peftly.methods._method import MethodConfig, Setup
-from peftly.methods._prompts import Place, PromptAdapter, embedded
-from peftly.methods._words import common_tokens, repeated, token_ids
+from peftly.injection import Place
+from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
+from peftly.methods.method import MethodConfig, Setup
+from peftly.methods.soft_prompt import PromptAdapter, embedded
 
 __all__ = ["PromptTuning", "PromptTuningAdapter", "ResidualEncoder", "initial_rows"]
 

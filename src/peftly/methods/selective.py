@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from peftly.errors import MethodError
-from peftly.methods._copies import add_copies, is_norm
-from peftly.methods._method import MethodConfig, OwnFormat, Setup
-from peftly.methods._targets import base_modules, is_below, names, output_heads
+from peftly.injection import add_copies, base_modules, is_below, is_norm, names, output_heads
+from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

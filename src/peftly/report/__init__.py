@@ -9,11 +9,4 @@ from peftly.report.comparison import (
 )
 from peftly.report.run_page import write_report
 
-__all__ = [
-    "comparison_row",
-    "comparison_table",
-    "machine_lines",
-    "pick_samples",
-    "write_comparison",
-    "write_report",
-]
+__all__ = ["comparison_row", "comparison_table", "machine_lines", "pick_samples", "write_comparison", "write_report"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peftly._units import bytes_text
+from peftly.utils import bytes_text
 
 __all__ = ["machine_lines", "read_json", "render"]
 

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly._units import bytes_text, count_text, score_text, seconds_text, share_text
 from peftly.report._page import machine_lines, read_json, render
 from peftly.report.charts import bar_chart
+from peftly.utils import bytes_text, count_text, score_text, seconds_text, share_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from peftly.run import RunResult
-    from peftly.scores import Evaluation
+    from peftly.evaluation import Evaluation
 
 __all__ = [
     "comparison_cells",
@@ -28,22 +27,33 @@ SHARES = {"accuracy": "accuracy", "macro-F1": "macro_f1", "entity F1": "entity_f
 """Scores between 0 and 1, by what a reader calls them; which of them a run has depends on its task."""
 
 
-def comparison_row(name: str, evaluation: "Evaluation | None", run: "RunResult | None" = None) -> dict[str, Any]:
+def comparison_row(
+    name: str,
+    evaluation: "Evaluation | None",
+    *,
+    folder: str | None = None,
+    parameters: int = 0,
+    size: int = 0,
+    seconds: float | None = None,
+) -> dict[str, Any]:
     """Return one row of a comparison as plain JSON values.
 
     Args:
-        name: what to call it.
-        evaluation: its scores, if there are any.
-        run: what was trained; None for what was not trained by itself.
+        name: name of the row.
+        evaluation: scores, if there are any.
+        folder: name of the run folder; None for a row that was not trained by itself.
+        parameters: number of trained parameters.
+        size: bytes of the adapter on disk.
+        seconds: duration of the training.
     """
     return {
         "name": name,
-        "folder": run.out.name if run else None,
+        "folder": folder,
         **{key: getattr(evaluation, key, None) for key in SHARES.values()},
         "loss": evaluation.loss if evaluation else None,
-        "parameters": run.parameters if run else 0,
-        "bytes": run.size if run else 0,
-        "seconds": run.training.seconds if run else None,
+        "parameters": parameters,
+        "bytes": size,
+        "seconds": seconds,
         "predictions": [row.predicted for row in evaluation.predictions] if evaluation else [],
     }
 

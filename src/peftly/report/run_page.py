@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from peftly._units import bytes_text, count_text, score_rows, seconds_text
 from peftly.errors import ConfigError
 from peftly.report._page import machine_lines, read_json, render
 from peftly.report.charts import line_chart
+from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
 __all__ = ["write_report"]
 

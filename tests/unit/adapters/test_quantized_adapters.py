@@ -1,0 +1,174 @@
+"""Adapters that were trained over a quantised base: how they are opened again, merged and exported."""
+
+import json
+
+import pytest
+import torch
+import transformers as tf
+from references import assert_close
+from tiny import perturb
+
+from peftly import (
+    Full,
+    LoRA,
+    Selective,
+    attach,
+    dequantize,
+    export,
+    load,
+    load_base,
+    merge,
+    save_adapter,
+    save_merged,
+    trainable_parameters,
+)
+from peftly.errors import AdapterError, BaseModelError, ConfigError, MethodError
+from peftly.kernels.quantized import is_quantized
+from peftly.models.quantization import Quantization
+
+IDS = torch.arange(3, 15).view(2, 6)
+METHOD = LoRA(rank=4)
+HOW = Quantization(kind="nf4", double=False, block_size=128)
+
+
+def trained(base, folder, quantization=HOW, method=METHOD):
+    model, tokenizer = load_base(str(base), dtype="float32", quantization=quantization)
+    attach(model, method, tokenizer=tokenizer)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    save_adapter(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("quantization", [HOW, "fp4", "int8"])
+def test_it_opens_over_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_path, quantization):
+    model = trained(tiny_llama_folder, tmp_path / "a", quantization)
+    again = load(tmp_path / "a", dtype="float32").model
+    assert any(map(is_quantized, again.modules()))
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    plain = load(tmp_path / "a", dtype="float32", quantization="none").model
+    assert not any(map(is_quantized, plain.modules()))
+    assert not torch.equal(plain(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("method", [Full(), Selective(last_layers=1)], ids=lambda method: method.name)
+def test_copies_of_quantised_layers_open_again_over_either_base_and_are_merged(tiny_llama_folder, tmp_path, method):
+    expected = trained(tiny_llama_folder, tmp_path / "a", method=method)(IDS).logits
+    assert torch.equal(load(tmp_path / "a", dtype="float32").model(IDS).logits, expected)
+    plain = load(tmp_path / "a", dtype="float32", quantization="none").model(IDS).logits
+    # What is no copy is another weight in the plain base.
+    assert ((plain - expected).norm() < 1e-5 * expected.norm()) == (method == Full())
+    assert save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32").complaint is None
+    assert_close(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected, 1e-5)
+
+
+def test_without_bitsandbytes_it_says_how_to_get_it(tiny_llama_folder, tmp_path, monkeypatch):
+    trained(tiny_llama_folder, tmp_path / "a")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BaseModelError, match=r"quantization=nf4 needs bitsandbytes: pip install 'peftly\[quant\]'"):
+        load(tmp_path / "a")
+
+
+def test_a_base_whose_files_are_quantised_needs_no_note(tiny_llama_folder, tmp_path):
+    base = load_base(str(tiny_llama_folder), dtype="float32", quantization="nf4")
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    model = trained(tmp_path / "base", tmp_path / "a", None)
+    assert "quantization" not in json.loads((tmp_path / "a" / "peftly.json").read_text())
+    assert torch.equal(load(tmp_path / "a", dtype="float32").model(IDS).logits, model(IDS).logits)
+    parity = save_merged(tmp_path / "a", tmp_path / "merged")
+    assert parity.complaint is None
+
+
+def test_in_memory_it_is_unpacked_first(tiny_llama_folder, tmp_path):
+    model = trained(tiny_llama_folder, tmp_path / "a")
+    expected = model(IDS).logits
+    with pytest.raises(MethodError, match=r"is quantised: call peftly\.dequantize first"):
+        merge(model)
+    assert_close(merge(dequantize(model))(IDS).logits, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_into_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_path, dtype):
+    expected = trained(tiny_llama_folder, tmp_path / "a")(IDS).logits
+    parity = save_merged(tmp_path / "a", tmp_path / "merged", dtype=dtype)
+    assert parity.complaint is None
+    assert parity.quantized is None
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert not [key for key in config if "quant" in key]
+    assert "its linear layers as nf4 keeps them, unpacked" in (tmp_path / "merged" / "README.md").read_text()
+    found = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").float()
+    assert_close(found(IDS).logits, expected, 1e-5 if dtype == "float32" else 2e-2)
+
+
+def test_merged_into_the_original(tiny_llama_folder, tmp_path):
+    model = trained(tiny_llama_folder, tmp_path / "a")
+    parity = save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32", into="original")
+    assert parity.complaint is None
+    away, perplexity = parity.quantized
+    assert away > 0.01
+    assert perplexity > 1
+    assert "over the quantised base of training" in dict(parity.rows())
+    found = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits
+    plain = load(tmp_path / "a", dtype="float32", quantization="none").model(IDS).logits
+    assert_close(found, plain, 1e-5)
+    assert (found - model(IDS).logits).norm() > 0.01 * found.norm()
+
+
+def test_there_must_be_two_bases_to_choose_from(tiny_llama_folder, tmp_path):
+    model, tokenizer = load_base(str(tiny_llama_folder))
+    save_adapter(attach(model, LoRA(), tokenizer=tokenizer), tmp_path / "a")
+    with pytest.raises(ConfigError, match="was trained over the base as its files have it"):
+        save_merged(tmp_path / "a", tmp_path / "merged", into="original")
+    with pytest.raises(ConfigError, match="into='both' is not one of trained, original"):
+        save_merged(tmp_path / "a", tmp_path / "merged", into="both")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_other_tools_are_told_of_the_base(tiny_llama_folder, tmp_path, to):
+    trained(tiny_llama_folder, tmp_path / "a")
+    assert any("trained over the base in nf4" in note for note in export(tmp_path / "a", to, tmp_path / to).notes)
+
+
+def test_gguf_is_written_of_what_it_was_trained_over(tiny_llama_folder, tmp_path):
+    expected = trained(tiny_llama_folder, tmp_path / "a")(IDS).logits
+    export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32")
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    assert_close(load_base(str(file), dtype="float32").model(IDS).logits, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_codes_are_those_of_the_training_whatever_it_is_opened_in(tiny_llama_folder, tmp_path, kind):
+    """The base's files are in fp32: from bf16, as it was trained, other codes are made than from fp32."""
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="bfloat16", quantization=kind)
+    attach(model, LoRA(rank=4), tokenizer=tokenizer)
+    perturb(trainable_parameters(model).values(), scale=0.05)
+    save_adapter(model, tmp_path / "a")
+    again = load(tmp_path / "a", dtype="float32").model
+    assert again.dtype == torch.float32
+    for one, other in zip(*(filter(is_quantized, each.modules()) for each in (model, again)), strict=True):
+        assert torch.equal(one.weight.data, other.weight.data)
+    expected = again(IDS).logits
+    assert_close(model(IDS).logits.float(), expected, 0.03)
+    save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32")
+    merged = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert_close(merged(IDS).logits, expected, 1e-5)
+    save_adapter(dequantize(again), tmp_path / "b")
+    assert_close(load(tmp_path / "b", dtype="float32").model(IDS).logits, expected, 1e-5)
+
+
+def test_adapters_of_two_bases_are_not_merged_together(tiny_llama_folder, tmp_path):
+    trained(tiny_llama_folder, tmp_path / "a")
+    trained(tiny_llama_folder, tmp_path / "b", None)
+    for pair in (("a", "b"), ("b", "a")):
+        with pytest.raises(AdapterError, match="were not trained over the same quantisation of their base"):
+            save_merged([tmp_path / name for name in pair], tmp_path / "merged")
+
+
+def test_a_note_that_nobody_knows(tiny_llama_folder, tmp_path):
+    trained(tiny_llama_folder, tmp_path / "a")
+    notes = json.loads((tmp_path / "a" / "peftly.json").read_text())
+    for wrong in ({"kind": "nf5"}, "nf4"):
+        (tmp_path / "a" / "peftly.json").write_text(json.dumps({**notes, "quantization": wrong}))
+        with pytest.raises(AdapterError, match="is no quantisation that is known here"):
+            load(tmp_path / "a")

@@ -1,0 +1,269 @@
+"""Adapter folders: whole or not at all, read with care."""
+
+import json
+
+import pytest
+import torch
+from references import DEFAULTS, HOME
+from safetensors.torch import load_file, save_file
+from tiny import perturb, tiny_model
+
+from peftly import (
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    attach,
+    attached,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+)
+from peftly.adapters.files import read_notes
+from peftly.adapters.location import find_adapter
+from peftly.errors import AdapterError, MethodError
+from peftly.methods import METHODS
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def make(method="lora"):
+    model = attach(tiny_model(HOME[method], torch.float32), METHODS[method].config(**DEFAULTS[method]))
+    perturb(trainable_parameters(model).values())
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_adapter(make(), tmp_path / "adapter")
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_patterns_that_both_fit_a_layer_mean_the_same_before_and_after(tmp_path):
+    """Files have their keys in the order of the alphabet, whatever it was in training."""
+    config = LoRA(rank=3, alpha_pattern={"v_proj": 3, "0.self_attn.v_proj": 40})
+    model = attach(tiny_model("llama", torch.float32), config)
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("method", HOME)
+def test_what_is_saved_is_what_is_loaded(method, tmp_path):
+    model = make(method)
+    save_adapter(model, tmp_path / "adapter", notes={"shape": {"kind": "text"}})
+    again = load_adapter(tiny_model(HOME[method], torch.float32), tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert attached(again)["default"].config == attached(model)["default"].config
+    assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
+    assert read_notes(tmp_path / "adapter")["shape"] == {"kind": "text"}
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peftly.json"}
+    files |= {"training.safetensors"} if method == "p_tuning" else set()
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == files
+
+
+def test_files_are_written_as_peft_writes_them(folder):
+    text = (folder / "adapter_config.json").read_text()
+    config = json.loads(text)
+    assert text == json.dumps(config, indent=2, sort_keys=True) + "\n"
+    assert config["inference_mode"] is True
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(folder / "adapter_model.safetensors").values())
+
+
+def test_a_new_adapter_replaces_an_old_one_and_nothing_else(folder):
+    (folder / "mine.txt").write_text("keep")
+    save_adapter(make("prompt_tuning"), folder)
+    assert attached(load_adapter(tiny_model("llama", torch.float32), folder))["default"].config.name == "prompt_tuning"
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peftly.adapters.saving.save_file", full)
+    with pytest.raises(AdapterError, match="No space left on device"):
+        save_adapter(make(), tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bf16_base_gets_fp32_masters_both_ways(tmp_path):
+    model = attach(tiny_model("llama", torch.bfloat16), LoRA(rank=4))
+    perturb(trainable_parameters(model).values())
+    assert model(IDS).logits.dtype == torch.bfloat16
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(tiny_model("llama", torch.bfloat16), tmp_path / "adapter")
+    assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(again).values())
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+class TestBadFolders:
+    def refused(self, folder, match, architecture="llama"):
+        model = tiny_model(architecture, torch.float32)
+        with pytest.raises((AdapterError, MethodError), match=match) as caught:
+            load_adapter(model, folder)
+        assert "\n" not in str(caught.value)
+        assert attached(model) == {}
+        assert trainable_parameters(model), "the base is as it was"
+
+    def test_nothing_there(self, tmp_path):
+        self.refused(tmp_path, "holds no adapter")
+        with pytest.raises(AdapterError, match="holds no adapter"):
+            find_adapter(tmp_path)
+
+    def test_broken_json(self, folder):
+        (folder / "adapter_config.json").write_text("{")
+        self.refused(folder, "cannot be read as JSON")
+
+    def test_no_type(self, folder):
+        (folder / "adapter_config.json").write_text("{}")
+        self.refused(folder, "names no peft_type")
+
+    def test_unknown_type(self, folder):
+        edit(folder, peft_type="LOHA")
+        self.refused(folder, "peft_type 'LOHA'; peftly reads PROMPT_TUNING, PEFTLY_PROMPT_TUNING")
+
+    def test_dora_is_not_run_as_lora(self, folder):
+        edit(folder, use_dora=True)
+        self.refused(folder, r"lacks .*lora_magnitude_vector")
+
+    @pytest.mark.parametrize("key", ["layers_to_transform", "exclude_modules", "lora_bias"])
+    def test_features_that_would_be_ignored(self, folder, key):
+        edit(folder, **{key: {"x": 1}})
+        self.refused(folder, key)
+
+    def test_an_impossible_value(self, folder):
+        (folder / "peftly.json").unlink()
+        edit(folder, r=0)
+        self.refused(folder, "not a sound LORA configuration")
+
+    def test_no_tensors(self, folder):
+        (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+        self.refused(folder, "is a pickle, which is not opened")
+
+    def test_cut_off_tensors(self, folder):
+        path = folder / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        self.refused(folder, "is damaged")
+
+    def test_missing_and_extra_tensors(self, folder):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        removed = tensors.pop(sorted(tensors)[0])
+        save_file(tensors, path)
+        self.refused(folder, "lacks base_model.model.model.layers.0")
+        save_file(tensors | {sorted(make_names())[0]: removed, "other": removed.clone()}, path)
+        self.refused(folder, "also has other")
+
+    def test_another_base(self, folder):
+        self.refused(folder, "lacks base_model.model.transformer.h.0", architecture="gpt2")
+        (folder / "peftly.json").unlink()
+        self.refused(folder, "match no linear layer", architecture="gpt2")
+
+    def test_another_width(self, folder):
+        path = folder / "adapter_model.safetensors"
+        save_file({name: tensor[:, :3].contiguous() for name, tensor in load_file(path).items()}, path)
+        self.refused(folder, r"is \(4, 3\), and the base needs \(4, \d+\)")
+
+
+def make_names():
+    return attached(make())["default"].parameters()
+
+
+def test_saving_without_an_adapter(tmp_path):
+    with pytest.raises(MethodError, match="no adapter to save"):
+        save_adapter(tiny_model("llama"), tmp_path / "adapter")
+
+
+def test_prompt_of_peft_keeps_its_length(tmp_path):
+    model = attach(tiny_model("llama", torch.float32), PromptTuning(num_virtual_tokens=3, init="random"))
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "peftly.json").unlink()
+    assert (
+        attached(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter"))[
+            "default"
+        ].config.num_virtual_tokens
+        == 3
+    )
+
+
+MADE = {
+    "p_tuning lstm": PTuning(num_virtual_tokens=3, encoder="lstm", encoder_dim=4),
+    "p_tuning mlp": PTuning(num_virtual_tokens=3),
+    "prefix_tuning": PrefixTuning(num_virtual_tokens=3),
+    "prefix_tuning mlp": PrefixTuning(num_virtual_tokens=3, projection=True, projection_dim=5),
+    "prompt_tuning": PromptTuning(num_virtual_tokens=3, init="random"),
+    "prompt_tuning residual": PromptTuning(num_virtual_tokens=3, init="random", residual_dim=4),
+    "lora pissa": LoRA(rank=2, init="pissa"),
+}
+
+
+NETWORKS = [case for case in MADE if " " in case and not case.startswith("lora")]
+TASKS = [("llama", "causal_lm"), ("roberta", "sequence_classification"), ("t5", "seq2seq_lm")]
+
+
+def a_step(model):
+    classifies = type(model).__name__.endswith("Classification")
+    loss = model(IDS, labels=torch.tensor([1]) if classifies else IDS).loss
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.02)
+    loss.backward()
+    optimizer.step()
+    model.zero_grad()
+    return loss.item()
+
+
+def goes_on(model, again, folder):
+    """Three steps, a file, and three more, on the model and on another base that has the adapter from the file."""
+    losses = [a_step(model) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    load_adapter(again, save_adapter(model, folder))
+    own, others = trainable_parameters(model), trainable_parameters(again)
+    assert [(name, tensor.tolist()) for name, tensor in others.items()] == [(n, t.tolist()) for n, t in own.items()]
+    assert [a_step(again) for _ in range(3)] == [a_step(model) for _ in range(3)]
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
+    base = tiny_model("llama", torch.float32)
+    goes_on(attach(base, MADE[case], seed=3), tiny_model("llama", torch.float32), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "case"),
+    [(*where, case) for where in TASKS[1:] for case in NETWORKS] + [("roberta", "sequence_classification", "v2 mlp")],
+)
+def test_networks_go_on_behind_a_class_token_and_in_front_of_answers(architecture, task, case, tmp_path):
+    """In the files that only we read, beside a classifier, and in those with rows for a decoder too."""
+    bases = [tiny_model(architecture, torch.float32, task=task) for _ in range(2)]
+    config = MADE[case] if case in MADE else PTuningV2(num_virtual_tokens=3, projection=True, projection_dim=5)
+    goes_on(attach(bases[0], config, seed=3), bases[1], tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("case", ["p_tuning mlp", "prefix_tuning mlp", "prompt_tuning residual"])
+def test_a_network_is_not_needed_to_use_what_it_made(case, tmp_path):
+    model = attach(tiny_model("llama", torch.float32), MADE[case])
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "training.safetensors").unlink()
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+    assert list(attached(again)["default"].parameters()) == ["prompt_embeddings"]
+    save_adapter(again, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "training.safetensors").exists()
+
+
+def test_a_network_of_another_adapter_is_refused(tmp_path):
+    save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning lstm"]), tmp_path / "lstm")
+    save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning mlp"]), tmp_path / "mlp")
+    (tmp_path / "lstm" / "training.safetensors").replace(tmp_path / "mlp" / "training.safetensors")
+    model = tiny_model("llama", torch.float32)
+    with pytest.raises(AdapterError, match=r"training.safetensors does not fit this p_tuning adapter"):
+        load_adapter(model, tmp_path / "mlp")
+    assert attached(model) == {}

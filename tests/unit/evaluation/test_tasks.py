@@ -1,0 +1,273 @@
+"""Scores of every task: by hand, and the same whatever a row's batch-mates and its padding are."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from references import token_loss
+from tiny import perturb
+from tiny_tasks import (
+    DECODERS,
+    ENCODER_DECODERS,
+    ENCODERS,
+    HOMES,
+    answer_rows,
+    labelled_rows,
+    pair_rows,
+    prepared,
+    tagged_rows,
+)
+
+from peftly import LoRA, attach, evaluate, trainable_parameters
+from peftly.data import Shape, Split
+from peftly.errors import DataError
+from peftly.evaluation.metrics import metrics_of
+from peftly.evaluation.tasks import SCORINGS
+from peftly.inference.classification import classify, tag_words
+from peftly.inference.label_scoring import score_answers
+from peftly.inference.logits import decoder_logits
+from peftly.kernels.cross_entropy import row_losses
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")  # masked language models have no pooler
+
+
+def adapted(task, architecture, task_base, tmp_path, rows=None, **settings):
+    """A base with an adapter that does something, and rows of many lengths."""
+    model, tokenizer, data = prepared(task, task_base(architecture), tmp_path, rows, **settings)
+    attach(model, LoRA(rank=2))
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.double()
+    perturb(trainable_parameters(model).values())
+    return model, tokenizer, data
+
+
+def own_inputs(row):
+    inputs = {"input_ids": torch.tensor([row.input_ids]), "attention_mask": torch.ones(1, len(row.input_ids)).long()}
+    if row.token_type_ids is not None:
+        inputs["token_type_ids"] = torch.tensor([row.token_type_ids])
+    return inputs
+
+
+@pytest.mark.parametrize(("task", "architecture"), HOMES)
+def test_the_loss_is_that_of_transformers(task, architecture, task_base, tmp_path):
+    """One row at a time, in which transformers' own mean is no matter of weights."""
+    model, _, data = adapted(task, architecture, task_base, tmp_path)
+    for row in data.train.encoded[:6]:
+        labels = torch.tensor([row.targets])
+        own = model(**own_inputs(row), labels=labels[:, 0] if task == "sequence_classification" else labels).loss
+        batch = own_inputs(row) | {"labels": labels}
+        loss, count = token_loss(model, batch, SCORINGS[task].logits)
+        assert count == row.num_targets
+        torch.testing.assert_close(loss, own.double() * count, rtol=1e-10, atol=1e-10)
+        got = torch.autograd.grad(loss, list(trainable_parameters(model).values()))
+        expected = torch.autograd.grad(own * count, list(trainable_parameters(model).values()))
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("task", "architecture"), HOMES)
+def test_scores_do_not_depend_on_the_batch(task, architecture, task_base, tmp_path):
+    model, tokenizer, data = adapted(task, architecture, task_base, tmp_path)
+    split = data.train
+    assert len({len(row.input_ids) for row in split.encoded}) > 2, "rows of several lengths, so that some are padded"
+    modes = [module.training for module in model.modules()]
+    alone = evaluate(model, tokenizer, split, data.shape, batch_size=1)
+    for size in (5, 64):
+        together = evaluate(model, tokenizer, split, data.shape, batch_size=size)
+        assert together.loss == pytest.approx(alone.loss, rel=1e-10)
+        assert [row.predicted for row in together.predictions] == [row.predicted for row in alone.predictions]
+        for one, other in zip(alone.predictions, together.predictions, strict=True):
+            assert other.log_probabilities == pytest.approx(one.log_probabilities, rel=1e-9)
+        plain = {field: getattr(together, field) for field in ("token_accuracy", "accuracy", "macro_f1", "entity_f1")}
+        assert plain == {field: getattr(alone, field) for field in plain}
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("architecture", [*ENCODERS, *DECODERS])
+def test_two_texts_do_not_depend_on_the_batch(architecture, task_base, tmp_path):
+    rows = [{**row, "premise": row["premise"] + " late" * (n % 7)} for n, row in enumerate(pair_rows())]
+    model, tokenizer, data = adapted("sequence_classification", architecture, task_base, tmp_path, rows)
+    alone = evaluate(model, tokenizer, data.train, data.shape, batch_size=1)
+    together = evaluate(model, tokenizer, data.train, data.shape, batch_size=64)
+    for one, other in zip(alone.predictions, together.predictions, strict=True):
+        assert other.log_probabilities == pytest.approx(one.log_probabilities, rel=1e-9)
+
+
+def test_the_kind_of_a_token_reaches_the_model(task_base, tmp_path):
+    model, tokenizer, data = adapted("sequence_classification", "bert", task_base, tmp_path, pair_rows())
+    bare = Split(data.train.examples, [dataclasses.replace(row, token_type_ids=None) for row in data.train.encoded])
+    assert evaluate(model, tokenizer, data.train, data.shape).loss != pytest.approx(
+        evaluate(model, tokenizer, bare, data.shape).loss, rel=1e-6
+    )
+
+
+def fixed(monkeypatch, name, logits):
+    """Let `class_logits` or `tag_logits` answer with these, row by row."""
+    import peftly.inference.classification as home
+
+    given = iter(logits)
+    original = getattr(home, name)
+
+    def answer(model, batch):
+        targets = original(model, batch)[1]
+        return torch.tensor([next(given) for _ in targets], dtype=torch.double), targets
+
+    monkeypatch.setattr(home, name, answer)
+
+
+def test_class_scores_by_hand(monkeypatch, task_base, tmp_path):
+    rows = [{"text": "late", "label": label} for label in ("a", "a", "b", "c")]
+    model, tokenizer, data = prepared(
+        "sequence_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0
+    )
+    fixed(monkeypatch, "class_logits", [[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0], [0, 2.0, 0]])
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    right, wrong = math.log(math.exp(2) + 2) - 2, math.log(math.exp(2) + 2)
+    assert found.loss == pytest.approx((2 * right + 2 * wrong) / 4)
+    assert (found.rows, found.tokens, found.accuracy) == (4, 4, 0.5)
+    # a: precision 1, recall 1/2; b: precision 1/3, recall 1; c: nothing found.
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert found.confusion == ((1, 1, 0), (0, 1, 0), (0, 1, 0))
+    assert (found.perplexity, found.token_accuracy, found.entity_f1) == (None, None, None)
+    assert [(row.label, row.predicted) for row in found.predictions] == [("a", "a"), ("a", "b"), ("b", "b"), ("c", "b")]
+    assert found.predictions[0].log_probabilities["a"] == pytest.approx(-right)
+
+
+@pytest.mark.parametrize("bio", [True, False])
+def test_tag_scores_by_hand(monkeypatch, task_base, tmp_path, bio):
+    names = ("B-X", "I-X", "O") if bio else ("noun", "other", "verb")
+    rows = [
+        {"tokens": ["Ada", "Lovelace", "was"], "tags": [names[0], names[1], names[2]]},
+        {"tokens": ["London"], "tags": [names[0]]},
+    ]
+    model, tokenizer, data = prepared(
+        "token_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0
+    )
+    # The longer row goes first: its second word is taken for the outside.
+    fixed(monkeypatch, "tag_logits", [[3.0, 0, 0], [0, 0, 3.0], [0, 0, 3.0], [3.0, 0, 0]])
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    right, wrong = math.log(math.exp(3) + 2) - 3, math.log(math.exp(3) + 2)
+    assert found.loss == pytest.approx((3 * right + wrong) / 4)
+    assert (found.rows, found.tokens, found.token_accuracy) == (2, 4, 0.75)
+    if bio:
+        assert found.entity_f1 == pytest.approx(2 * 1 / (2 + 2))
+        assert found.macro_f1 is None
+    else:
+        assert found.macro_f1 == pytest.approx((1 + 0 + 2 / 3) / 3)
+        assert found.entity_f1 is None
+    assert [(row.prompt, row.label) for row in found.predictions][1] == ("London", names[0])
+    assert found.predictions[0].predicted == f"{names[0]} {names[2]} {names[2]}"
+    assert (found.accuracy, found.perplexity, found.labels) == (None, None, ())
+    assert metrics_of(data.shape) == ("loss", "entity_f1" if bio else "macro_f1")
+
+
+def test_words_past_the_length_are_not_scored(task_base, tmp_path):
+    rows = [{"tokens": ["late"] * 30, "tags": ["x", "y"] * 15}] * 4
+    model, tokenizer, data = prepared("token_classification", task_base("bert"), tmp_path, rows, max_length=12)
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    assert found.tokens == 10 * found.rows
+    assert len(found.predictions[0].label.split()) == 10
+
+
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_label_scores_are_exact(architecture, task_base, tmp_path, monkeypatch):
+    """Each label by itself, its tokens one after another, in a full pass of the model."""
+    model, tokenizer, data = adapted("seq2seq_lm", architecture, task_base, tmp_path, labelled_rows(2))
+    assert data.shape.kind == "label"
+    answers = {example.label: row.answer for example, row in zip(data.train.examples, data.train.encoded, strict=True)}
+    assert len({len(answer) for answer in answers.values()}) > 1, "labels of different lengths"
+
+    def log_probability(row, answer):
+        total, start = 0.0, model.config.decoder_start_token_id
+        for at, token in enumerate(answer):
+            logits = model(**own_inputs(row), decoder_input_ids=torch.tensor([[start, *answer[:at]]])).logits
+            total += logits[0, -1].log_softmax(-1)[token].item()
+        return total
+
+    for branches in (128, 1):
+        monkeypatch.setattr("peftly.inference.label_scoring._BRANCHES", branches)
+        found = evaluate(model, tokenizer, data.train, data.shape)
+        with torch.no_grad():
+            for prediction, row in zip(found.predictions[:5], data.train.encoded, strict=False):
+                expected = {label: log_probability(row, answer) for label, answer in answers.items()}
+                assert prediction.log_probabilities == pytest.approx(expected, rel=1e-9)
+    with torch.no_grad():
+        batch = [token_loss(model, own_inputs(row) | {"labels": torch.tensor([row.answer])}, decoder_logits)
+                 for row in data.train.encoded]  # fmt: skip
+    assert found.loss == pytest.approx(sum(loss.item() for loss, _ in batch) / sum(count for _, count in batch))
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+
+
+def test_the_encoder_reads_each_prompt_once(task_base, tmp_path):
+    model, _, data = prepared("seq2seq_lm", task_base("t5"), tmp_path, labelled_rows(2))
+    read = []
+    model.get_encoder().register_forward_hook(lambda *_: read.append(None))
+    with torch.no_grad():
+        scores, hits = score_answers(model, data.train.encoded[:4], [[5, 2], [6, 7, 2], [8, 2]], pad_id=0)
+    assert len(read) == 1
+    assert scores.shape == hits.shape == (4, 3)
+
+
+def test_free_answers_have_the_scores_of_their_tokens(task_base, tmp_path):
+    model, tokenizer, data = prepared("seq2seq_lm", task_base("bart"), tmp_path, answer_rows())
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    assert found.tokens == sum(len(row.answer) for row in data.train.encoded)
+    assert found.accuracy is None
+    with torch.no_grad():
+        row = data.train.encoded[0]
+        logits, targets = decoder_logits(model, own_inputs(row) | {"labels": torch.tensor([row.answer])})
+    assert row_losses(logits, targets).shape == (len(row.answer),)
+    assert targets.tolist() == row.answer
+
+
+@pytest.mark.parametrize("architecture", [*ENCODERS, *DECODERS])
+def test_what_a_classifier_says_of_new_texts(architecture, task_base, tmp_path):
+    model, tokenizer, data = adapted("sequence_classification", architecture, task_base, tmp_path)
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    said = classify(model, tokenizer, [data.shape.question(example.prompt) for example in data.train.examples])
+    for prediction, probabilities in zip(found.predictions, said, strict=True):
+        assert sum(probabilities.values()) == pytest.approx(1)
+        for label, probability in probabilities.items():
+            assert math.log(probability) == pytest.approx(prediction.log_probabilities[label], rel=1e-8)
+
+
+def test_what_a_tagger_says_of_new_words(task_base, tmp_path):
+    model, tokenizer, data = adapted("token_classification", "roberta", task_base, tmp_path)
+    found = evaluate(model, tokenizer, data.train, data.shape)
+    for prediction, example in zip(found.predictions[:5], data.train.examples, strict=False):
+        said = tag_words(model, tokenizer, example.words)
+        assert said == list(zip(example.words, prediction.predicted.split(), strict=True))
+    cut = tag_words(model, tokenizer, ["was", "in"] * 10, max_length=8)
+    assert cut[0][1] is not None
+    assert cut[-1] == ("in", None)
+    assert tag_words(model, tokenizer, []) == []
+
+
+@pytest.mark.parametrize(("architecture", "most"), [("bert", 160), ("roberta", 159), ("distilbert", 160)])
+def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_path):
+    rows = [{"text": "a " * 300, "label": label} for label in ("x", "y")] * 4
+    settings = {"validation_fraction": 0.0}
+    for length, fits in ((most, True), (most + 1, False)):
+        given = prepared(
+            "sequence_classification", task_base(architecture), tmp_path, rows, max_length=length, **settings
+        )
+        if fits:
+            assert evaluate(*given[:2], given[2].train, given[2].shape).rows == 8
+        else:
+            with pytest.raises(DataError, match=f"set data.max_length to {most}"):
+                evaluate(*given[:2], given[2].train, given[2].shape)
+
+
+def test_what_cannot_be_scored(task_base, tmp_path):
+    model, tokenizer, data = prepared("sequence_classification", task_base("bert"), tmp_path)
+    with pytest.raises(DataError, match="no rows"):
+        evaluate(model, tokenizer, Split([], []), data.shape)
+    three = Shape("label", "{text}", "label", ("a", "b", "c"))
+    with pytest.raises(DataError, match="tells 2 labels apart and the rows have 3"):
+        evaluate(model, tokenizer, data.train, three)
+    tags = prepared("token_classification", task_base("bert"), tmp_path, tagged_rows())
+    with pytest.raises(DataError, match=r"for sequence_classification and the rows were encoded for token_class"):
+        evaluate(model, tokenizer, tags[2].train, tags[2].shape)
+    llama, own, rows = prepared("sequence_classification", task_base("llama"), tmp_path)
+    with pytest.raises(DataError, match="has no tokens"):
+        classify(llama, own, [rows.shape.question("")])

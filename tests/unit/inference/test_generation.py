@@ -1,0 +1,253 @@
+import copy
+from collections import Counter
+from importlib import import_module
+
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
+from peftly.data import Encoded, encode_prompt
+from peftly.data.chat import prompt_ids
+from peftly.errors import ConfigError, DataError
+from peftly.inference.generation import generate
+
+PROMPTS = ["The train was late again", "thanks", "What time do you open on Sunday? I love", "thanks"]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama_folder):
+    """The random model, its logits stretched so that the greedy choice is clear and sampling still varies."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    return model, tokenizer
+
+
+def by_hand(model, tokenizer, ids: list[int], count: int, penalty: float = 1.0) -> str:
+    """Greedy search without a cache, one unpadded row."""
+    ids, start = list(ids), len(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            scores = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        for token in set(ids):
+            scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+        ids.append(int(scores.argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.7])
+@pytest.mark.parametrize("method", ["none", "lora", "prompt_tuning"])
+def test_greedy_batches_equal_a_loop_by_hand(base, method, penalty):
+    model, tokenizer = copy.deepcopy(base[0]), base[1]
+    if method != "none":
+        attach(model, LoRA(rank=2) if method == "lora" else PromptTuning(num_virtual_tokens=3, init="random"))
+        for parameter in trainable_parameters(model).values():
+            torch.nn.init.normal_(parameter, std=0.1)
+    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=12, repetition_penalty=penalty, batch_size=3)
+    assert texts == [by_hand(model, tokenizer, encode_prompt(text, tokenizer), 12, penalty) for text in PROMPTS]
+    assert len(set(texts)) > 1
+
+
+def test_padding_is_no_word_that_has_been_said(base):
+    """The pad token may be any token of the text, the end token for one; a penalty must not count the padding."""
+    model, tokenizer = base[0], copy.deepcopy(base[1])
+    with torch.no_grad():
+        likeliest = model(torch.tensor([encode_prompt("thanks", tokenizer)])).logits[0, -1].argmax()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(int(likeliest))
+    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=6, repetition_penalty=50.0)
+    assert texts == [by_hand(model, tokenizer, encode_prompt(text, tokenizer), 6, 50.0) for text in PROMPTS]
+
+
+def test_the_head_reads_whole_rows(base):
+    """In bf16 a slice would make torch copy a frozen head for every row."""
+    model, tokenizer = base
+    seen, before = [], dict(model.lm_head._forward_pre_hooks)
+    handle = model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
+    generate(model, tokenizer, PROMPTS, max_new_tokens=2)
+    handle.remove()
+    assert len(seen) == 2
+    assert all(seen)
+    assert dict(model.lm_head._forward_pre_hooks) == before
+
+
+def test_one_prompt_or_several(base):
+    alone = generate(*base, PROMPTS[0], max_new_tokens=5)
+    assert alone == generate(*base, PROMPTS[:1], max_new_tokens=5)
+    assert generate(*base, [], max_new_tokens=5) == []
+
+
+def test_a_text_ends_at_the_end_token(base):
+    model, tokenizer = base
+    with torch.no_grad():
+        first = int(model(torch.tensor([encode_prompt("thanks", tokenizer)])).logits[0, -1].argmax())
+    configured = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = first
+        assert generate(model, tokenizer, "thanks", max_new_tokens=8) == [tokenizer.decode([first])]
+    finally:
+        model.generation_config.eos_token_id = configured
+
+
+def test_sampling_follows_seed_and_prompt_not_the_batch(base):
+    settings = {"max_new_tokens": 10, "temperature": 20.0, "top_p": 0.95}
+    together = generate(*base, PROMPTS, seed=3, **settings)
+    state = torch.get_rng_state()
+    assert together == generate(*base, PROMPTS, seed=3, batch_size=1, **settings)
+    assert together[:3] == [generate(*base, text, seed=3, **settings)[0] for text in PROMPTS[:3]]
+    assert together[1] != together[3], "a prompt that comes twice gets two draws"
+    assert together != generate(*base, PROMPTS, seed=4, **settings)
+    assert torch.equal(state, torch.get_rng_state())
+    assert generate(*base, PROMPTS, **settings) != generate(*base, PROMPTS, **settings)
+
+
+def test_draws_follow_the_models_probabilities(base):
+    model, tokenizer = base
+    ids = encode_prompt("thanks", tokenizer)
+    with torch.no_grad():
+        scores = model(torch.tensor([ids])).logits[0, -1] / 20.0
+    kept, order = scores.softmax(-1).sort(descending=True)
+    inside = order[: int((kept.cumsum(0) < 0.6).sum()) + 1]
+    wanted = scores[inside].softmax(-1)
+    texts = generate(
+        model, tokenizer, ["thanks"] * 2000, max_new_tokens=1, temperature=20.0, top_p=0.6, seed=0, batch_size=500
+    )
+    shares = Counter()
+    for token, share in zip(inside.tolist(), wanted.tolist(), strict=True):
+        shares[tokenizer.decode([token], skip_special_tokens=True)] += share  # bytes that are no text look alike
+    assert set(texts) <= set(shares)
+    assert len(shares) > 2
+    for word, share in shares.items():
+        spread = (share * (1 - share) / 2000) ** 0.5
+        assert abs(texts.count(word) / 2000 - share) < 4.5 * spread
+
+
+def test_streamed_pieces_are_the_text(base):
+    pieces = []
+    text = generate(*base, PROMPTS[0], max_new_tokens=20, stream=pieces.append)[0]
+    assert len(pieces) > 1
+    assert "".join(pieces) == text
+
+
+def test_beams_find_a_text_at_least_as_likely(base):
+    model, tokenizer = base
+    ids = encode_prompt(PROMPTS[0], tokenizer)
+
+    def score(text):
+        more = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids + more])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        return logs.gather(1, torch.tensor(more)[:, None]).sum().item()
+
+    settings = model.generation_config.to_dict()
+    greedy, beams = (generate(model, tokenizer, PROMPTS[0], max_new_tokens=2, num_beams=n)[0] for n in (1, 40))
+    assert score(beams) >= score(greedy)
+    assert model.generation_config.to_dict() == settings
+
+
+def test_chat(base):
+    model, tokenizer = base
+    messages = [{"role": "user", "content": "hello"}]
+    ids = prompt_ids(messages, tokenizer)
+    assert tokenizer.decode(ids) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    answer = by_hand(model, tokenizer, ids, 6)
+    assert generate(model, tokenizer, "hello", chat=True, max_new_tokens=6) == [answer]
+    assert generate(model, tokenizer, messages, max_new_tokens=6) == [answer]
+    assert generate(model, tokenizer, [messages, messages], max_new_tokens=6) == [answer, answer]
+
+
+def test_the_models_own_sampling_settings_are_not_used(base):
+    model, tokenizer = base
+    greedy = generate(model, tokenizer, PROMPTS, max_new_tokens=6)
+    configured = model.generation_config
+    try:
+        model.generation_config = type(configured)(do_sample=True, temperature=5.0, top_k=3, eos_token_id=[3])
+        assert generate(model, tokenizer, PROMPTS, max_new_tokens=6) == greedy
+    finally:
+        model.generation_config = configured
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p within"),
+        ({"max_new_tokens": 0}, "max_new_tokens and num_beams must be at least 1"),
+        ({"top_p": 0.5}, "no effect at temperature 0"),
+        ({"temperature": 1.0, "num_beams": 2}, "use one of the two"),
+        ({"stream": print, "num_beams": 2}, "num_beams=2"),
+        ({"stream": print}, "got 4 prompts"),
+    ],
+)
+def test_settings_that_do_not_go_together(base, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        generate(*base, PROMPTS, **settings)
+
+
+def test_prompts_that_cannot_be(base):
+    model, tokenizer = base
+    with pytest.raises(DataError, match="no tokens"):
+        generate(model, tokenizer, [""], max_new_tokens=2)
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    try:
+        with pytest.raises(DataError, match="no chat template"):
+            generate(model, tokenizer, "hello", chat=True)
+    finally:
+        tokenizer.chat_template = template
+
+
+def test_training_mode_survives(base):
+    model, tokenizer = base
+    model.train()
+    generate(model, tokenizer, "thanks", max_new_tokens=2)
+    assert all(module.training for module in model.modules())
+    model.eval()
+
+
+def test_alibi_and_learned_positions_with_padding(monkeypatch):
+    class Letters:
+        """One letter, one token."""
+
+        pad_token_id = eos_token_id = 2
+        chat_template = None
+
+        def __call__(self, text, **_settings):
+            return {"input_ids": [ord(letter) - ord("a") + 10 for letter in text]}
+
+        def decode(self, ids, **_settings):
+            return " ".join(str(token) for token in ids if token != 2)
+
+    def read(example, letters):
+        ids = letters(example.prompt)["input_ids"]
+        return Encoded(ids, [False] * len(ids))
+
+    # Imported by name, for the package's attribute of that name is the function.
+    monkeypatch.setattr(import_module("peftly.inference.generation"), "encode_question", read)
+    for name in ("bloom", "gpt2", "gemma3"):
+        model = tiny_model(name, torch.float32)
+        model.generation_config.pad_token_id = model.generation_config.bos_token_id = None
+        texts = ["abcdefghijk", "xy", "hello"]
+        assert generate(model, Letters(), texts, max_new_tokens=9) == [
+            by_hand(model, Letters(), Letters()(text)["input_ids"], 9) for text in texts
+        ]
+
+
+def test_each_prompt_with_adapters_of_its_own(base):
+    model, tokenizer = copy.deepcopy(base[0]), base[1]
+    attach(model, LoRA(rank=2), name="a")
+    attach(model, PromptTuning(num_virtual_tokens=3, init="random"), name="b")
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    rows = ["a", None, ("a", "b"), "b"]
+    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=12, adapters=rows, batch_size=3)
+    for text, prompt, row in zip(texts, PROMPTS, rows, strict=True):
+        with use_adapters(model, *([row] if isinstance(row, str) else row or ())):
+            assert text == generate(model, tokenizer, prompt, max_new_tokens=12)[0]
+    assert texts[1] == generate(*base, PROMPTS[1], max_new_tokens=12)[0]
+    assert len(set(texts)) == 4
+    with pytest.raises(ConfigError, match="got 2 for 4 prompts"):
+        generate(model, tokenizer, PROMPTS, adapters=["a", "b"])

@@ -1,0 +1,218 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from peftly.errors import ConfigError
+from peftly.report import write_comparison, write_report
+from peftly.report.charts import bar_chart, line_chart
+from peftly.report.comparison import pick_samples
+from peftly.utils.formatting import bytes_text, seconds_text
+
+ENVIRONMENT = {
+    "versions": {"python": "3.11.7", "peftly": "0.1.0", "torch": "2.13.0", "bitsandbytes": None},
+    "system": "Linux 6.1 x86_64",
+    "cpu": "A CPU",
+    "cpu_cores": 2,
+    "cpu_bf16": "avx512_bf16",
+    "cuda": [],
+    "threads": 2,
+}
+VOID = {"meta", "link", "br", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Text and attributes of a page; fails on tags that do not close."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "tweets"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(
+        "base: smollm2-135m\ndata:\n  train: tweets.jsonl\nmethod:\n  name: lora\n  rank: 8\nout: runs/tweets\n"
+    )
+    records = [{"kind": "step", "step": step, "loss": 3 / step} for step in range(1, 81)]
+    records += [
+        {"kind": "evaluation", "step": step, "loss": 2.5 / step, "accuracy": 0.5 + step / 200, "macro_f1": 0.6}
+        for step in (40, 80)
+    ]
+    records.append({"kind": "save", "folder": "adapter"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "data.json").write_text(json.dumps({"lines": ["train: 200 rows, 3 truncated <at 512>"]}))
+    (folder / "evaluation.json").write_text(
+        json.dumps(
+            {
+                "split": "test",
+                "loss": 0.321,
+                "perplexity": 1.378,
+                "token_accuracy": 0.91,
+                "accuracy": 0.87,
+                "macro_f1": 0.86,
+                "labels": ["complaint", "no complaint"],
+                "confusion": [[130, 20], [19, 131]],
+                "samples": [
+                    {"text": "<script>alert(1)</script> & so on", "gold": "complaint", "predicted": "complaint"},
+                    {"text": "@shop thanks 😀", "gold": "no complaint", "predicted": "complaint"},
+                ],
+            }
+        )
+    )
+    summary = {"parameters": 4_608, "bytes": 19_000, "seconds": 61.25, "steps": 80, "best_step": 40}
+    summary["environment"] = ENVIRONMENT
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_run_page_says_everything_and_stands_alone(run_folder):
+    report = write_report(run_folder)
+    source = report.read_text()
+    page = Page(source)
+    text = " ".join(" ".join(page.words).split())
+    for expected in (
+        "lora on smollm2-135m, best after step 40 of 80",
+        "87.0%",
+        "4,608",
+        "19 KB",
+        "61.2 s",
+        "130",
+        "truncated <at 512>",
+        "<script>alert(1)</script> & so on",
+        "rank: 8",
+        "bitsandbytes not installed",
+        "avx512_bf16",
+    ):
+        assert expected in text, expected
+    assert "<script" not in source
+    assert all(address.startswith("#") for address in page.addresses), page.addresses
+    assert "prefers-color-scheme: dark" in source
+    assert source.count("<svg") == 2
+    assert "@import" not in source
+    assert "url(http" not in source
+
+
+def test_run_page_is_the_same_when_written_again(run_folder):
+    first = write_report(run_folder).read_text()
+    assert write_report(run_folder).read_text() == first
+
+
+def test_run_page_of_a_run_that_has_only_begun(run_folder):
+    for name in ("evaluation.json", "summary.json", "data.json", "metrics.jsonl"):
+        (run_folder / name).unlink()
+    Page(write_report(run_folder).read_text())
+
+
+def test_run_page_needs_a_run(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_pictures_share_no_ids_and_carry_their_numbers():
+    loss = line_chart({"training": [(1, 2.0), (2, 1.0)]}, title="Loss & more", x_label="step", y_label="loss")
+    bars = bar_chart({"base": {"accuracy": 0.5}, "LoRA": {"accuracy": 0.75}}, title="Scores")
+    assert "training: 2 at step 1, 1 at 2" in loss
+    assert "Loss &amp; more" in loss
+    assert "LoRA: accuracy 75.0%" in bars
+    ids = [set(re.findall(r'<(?:clipPath|path|g) id="(?:m|p)?([0-9a-f]{8,})"', picture)) for picture in (loss, bars)]
+    assert not ids[0] & ids[1]
+    for picture in (loss, bars):
+        assert "#01020" not in picture
+        assert "var(--ink)" in picture
+        assert 'role="img"' in picture
+
+
+def test_no_points_no_picture():
+    assert line_chart({"training": []}, title="Loss", x_label="step", y_label="loss") == ""
+
+
+def comparison_results() -> dict:
+    def row(name, folder, right):
+        predictions = ["complaint" if place < right else "no complaint" for place in range(6)]
+        return {
+            "name": name,
+            "folder": folder,
+            "accuracy": right / 6,
+            "macro_f1": right / 7,
+            "parameters": 10 * right,
+            "bytes": 1000 * right if folder else 0,
+            "seconds": 12.5,
+            "predictions": predictions,
+        }
+
+    return {
+        "title": "peftly quickstart",
+        "subtitle": "complaint or not",
+        "texts": [f"tweet {place} <b>" for place in range(6)],
+        "gold": ["complaint"] * 6,
+        "rows": [row("untouched base", None, 3), row("prompt tuning", "prompt_tuning", 5), row("LoRA", "lora", 6)],
+        "data": ["train: 200 rows"],
+        "environment": ENVIRONMENT,
+    }
+
+
+def test_comparison_links_each_run(tmp_path):
+    (tmp_path / "quickstart.json").write_text(json.dumps(comparison_results()))
+    page = Page(write_comparison(tmp_path).read_text())
+    assert [address for address in page.addresses if not address.startswith("#")] == [
+        "prompt_tuning/report.html",
+        "lora/report.html",
+    ]
+    text = " ".join(page.words)
+    for expected in ("tweet 0 <b>", "100.0%", "6 KB", "12.5 s"):
+        assert expected in text, expected
+
+
+def test_a_comparison_of_runs_of_several_tasks_shows_the_scores_that_each_has(tmp_path):
+    results = comparison_results()
+    tagger, writer, _ = results["rows"]
+    tagger |= {"accuracy": None, "macro_f1": None, "entity_f1": 0.625, "loss": 0.5}
+    writer |= {"accuracy": None, "macro_f1": None, "loss": 1.25}
+    results |= {"texts": []}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = " ".join(Page(write_comparison(tmp_path, "results.json").read_text()).words)
+    for expected in ("entity F1", "62.5%", "macro-F1", "85.7%", "1.25"):
+        assert expected in text, expected
+    (tmp_path / "results.json").write_text(json.dumps(results | {"rows": [writer]}))
+    page = write_comparison(tmp_path, "results.json").read_text()
+    assert ("<svg" in page, "macro-F1" in page, "1.25" in page) == (False, False, True)
+
+
+def test_samples_show_where_the_systems_disagree_first():
+    samples = pick_samples(comparison_results(), 4)
+    assert [sample["text"][:7] for sample in samples] == ["tweet 3", "tweet 4", "tweet 5", "tweet 0"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (18_432, "18.4 KB"), (4_700_000, "4.7 MB"), (None, "—")]
+)
+def test_bytes(size, text):
+    assert bytes_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.25, "7.2 s"), (245, "4 min 05 s"), (7800, "2 h 10 min"), (119.7, "2 min 00 s")]
+)
+def test_seconds(seconds, text):
+    assert seconds_text(seconds) == text

@@ -1,0 +1,153 @@
+import pytest
+import yaml
+
+from peftly.errors import ConfigError
+from peftly.methods import METHODS, LoRA
+from peftly.runs.config import RunConfig
+from peftly.runs.config_file import FLAGS, dump_config, load_config
+
+FULL = {
+    "base": "smollm2-135m",
+    "data": "tweets.jsonl",
+    "method": "lora",
+    "out": "runs/tweets",
+}
+
+
+def problem(overrides=(), flags=FULL, path=None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides, flags)
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+def test_flags_alone_make_a_run():
+    config = load_config(None, flags={**FULL, "epochs": 3, "learning_rate": 0.01, "template": "{text} :", "seed": 7})
+    assert (config.base, config.data.train, config.out) == ("smollm2-135m", "tweets.jsonl", "runs/tweets")
+    assert config.method == LoRA()
+    assert (config.train.epochs, config.train.learning_rate, config.train.seed) == (3, 0.01, 7)
+    assert config.data.template == "{text} :"
+
+
+def test_every_flag_leads_to_a_setting():
+    dumped = yaml.safe_load(dump_config(load_config(None, flags=FULL)))
+    for path in FLAGS.values():
+        place = dumped
+        for part in path.split("."):
+            assert part in place, path
+            place = place[part]
+
+
+def test_flags_win_over_the_file_and_set_over_both(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "base: from-file\nout: runs/a\ndata: {train: rows.csv, target: topic}\nmethod: {name: lora, rank: 4}\n"
+        "train: {epochs: 2, learning_rate: 1e-3}\n"
+    )
+    config = load_config(
+        file, ["train.epochs=9", "method.alpha=32"], {"base": "from-flag", "epochs": 5, "test": "t.csv"}
+    )
+    assert config.base == "from-flag"
+    assert (config.data.train, config.data.target, config.data.test) == ("rows.csv", "topic", "t.csv")
+    assert config.train.epochs == 9
+    assert config.train.learning_rate == 0.001
+    assert config.method == LoRA(rank=4, alpha=32)
+
+
+def test_a_method_is_a_name_or_a_mapping():
+    assert load_config(None, ["method={name: lora, rank: 16}"], FULL).method == LoRA(rank=16)
+    assert load_config(None, ["method.rank=16"], FULL).method == LoRA(rank=16)
+    assert load_config(None, ["method.name=prompt_tuning"], FULL).method.name == "prompt_tuning"
+
+
+def test_naming_the_method_of_the_file_again_keeps_its_settings(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("base: b\nout: o\ndata: {train: d}\nmethod: {name: lora, rank: 4}\n")
+    assert load_config(file, flags={"method": "lora"}).method == LoRA(rank=4)
+    assert load_config(file, flags={"method": "prompt_tuning"}).method.name == "prompt_tuning"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_dumped_loads_as_the_same(tmp_path, name):
+    config = load_config(None, ["data.template='{text} → {x}'", "train.max_grad_norm=null"], {**FULL, "method": name})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config
+    assert isinstance(load_config(file).method, METHODS[name].config)
+
+
+def test_python_may_give_the_parts():
+    config = RunConfig(base="b", data={"train": "d"}, method=LoRA(rank=2), out="o")
+    assert config.method == LoRA(rank=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lerning_rate=1", ["train.lerning_rate is not a setting", "did you mean train.learning_rate?"]),
+        ("learning_rate=1", ["learning_rate is not a setting", "did you mean train.learning_rate?"]),
+        ("bse=x", ["bse is not a setting", "did you mean base?"]),
+        ("data.templat=x", ["did you mean data.template?"]),
+        ("method.rnk=4", ["method.rnk is not a setting", "did you mean method.rank?"]),
+        ("train.zzzzzz=4", ["train.zzzzzz is not a setting; train has epochs, max_steps"]),
+        ("train.epochs=many", ["train.epochs must be", "integer", "'many'"]),
+        ("train.epochs=0", ["train.epochs must be greater than or equal to 1", "got 0"]),
+        ("train.optimizer=adm", ["train.optimizer must be", "'adamw'", "got 'adm'"]),
+        ("dtype=int8", ["dtype must be", "'bfloat16'", "'int8'"]),
+        ("method.rank=-1", ["method.rank must be greater than or equal to 1", "-1"]),
+        ("method=lroa", ["method 'lroa' does not exist", "did you mean lora?", "prompt_tuning, p_tuning"]),
+        ("method=3", ["method must be a name", "3", "prompt_tuning, p_tuning"]),
+        ("method.name=7", ["method must be a name", "prompt_tuning, p_tuning"]),
+        ("base=", ["base must be", "string", "None"]),
+        ("base.name=x", ["base.name", "'smollm2-135m'", "no settings below it"]),
+        ("epochs", ["--set takes key=value", "'epochs'"]),
+        ("train.epochs=[1", ["--set train.epochs=[1", "not YAML"]),
+        ("train=5", ["train must be", "5"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(override, words):
+    line = problem([override])
+    for word in words:
+        assert word in line, line
+
+
+def test_a_validator_of_a_method_names_the_path():
+    line = problem(["method={name: prompt_tuning, init: text}"])
+    assert line.startswith("method: ")
+    assert "init_text" in line
+
+
+def test_several_mistakes_are_counted_and_the_unknown_key_comes_first():
+    line = problem(["train.epochs=0", "train.sed=1"])
+    assert line == "train.sed is not a setting; did you mean train.seed? (and 1 more)"
+
+
+def test_what_is_missing_is_named_with_its_flag():
+    assert problem(flags={**FULL, "base": None}) == "base is missing (--base)"
+    assert problem(flags={**FULL, "data": None}) == "data is missing (--data)"
+    assert problem(flags={**FULL, "data": None, "test": "t"}) == "data.train is missing (--data)"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["is empty"]),
+        (b"# nothing\n", ["is empty"]),
+        (b"- a\n", ["holds a list"]),
+        (b"base: a\ndata: {train: b\nout: c\n", ["line 3", "not valid YAML"]),
+        (b"base: a\nout: b\nbase: c\n", ["line 3", "base is there twice"]),
+        (b"base: \xff\n", ["cannot be read"]),
+        (b"base: !!python/object:os.system x\n", ["line 1", "not valid YAML"]),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, content, words):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    line = problem(flags=None, path=file)
+    for word in [str(file), *words]:
+        assert word in line, line
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "nothing.yaml does not exist" in problem(path=tmp_path / "nothing.yaml")

@@ -1,0 +1,371 @@
+import copy
+import io
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import import_module
+
+import pytest
+import torch
+from pydantic import ValidationError
+from references import HOMES, adapted
+from rich.console import Console
+from tiny import tiny_model
+from training_jobs import SHAPE, IdTokenizer, Scores, assert_equal, data_of, lora_model, run, steps, weights
+
+from peftly import LoRA, PrefixTuning, attach, load_adapter, trainable_parameters
+from peftly.adapters.files import read_notes
+from peftly.data import Data, Shape, Split
+from peftly.errors import ConfigError, TrainingError
+from peftly.evaluation.evaluate import evaluate
+from peftly.training.callbacks import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
+from peftly.training.config import TrainConfig
+from peftly.training.train import train
+
+GRADIENTS = import_module("peftly.training.gradients")
+
+
+def evaluations(result) -> list[EvaluationRecord]:
+    return [record for record in result.history if isinstance(record, EvaluationRecord)]
+
+
+@pytest.mark.parametrize(("architecture", "method"), HOMES)
+def test_the_loss_falls_and_the_base_stays(architecture, method):
+    model, _ = adapted(architecture, method)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    before = weights(model)
+    modes = [module.training for module in model.modules()]
+    _, result = run(model, epochs=15, learning_rate=0.003 if method in ("selective", "full") else 0.1)
+    assert steps(result)[-1].loss < steps(result)[0].loss - 0.5
+    assert result.best.loss < evaluations(result)[0].loss - 0.1
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("size", [8, 3])
+def test_accumulated_batches_are_one_large_batch(size, optimizer):
+    """1 x 8, 2 x 4 and 8 x 1, however many go through at once; and 19 rows, so that an epoch's last step is short."""
+    models, results = [], []
+    for batch_size, tokens in ((1, 1), (2, None), (2, 20), (size, 100)):
+        accumulation = math.ceil(8 / batch_size) if size == 8 else math.ceil(6 / batch_size)
+        model, result = run(
+            lora_model(torch.float64),
+            data_of(19),
+            batch_size=batch_size,
+            accumulation=accumulation,
+            micro_batch_tokens=tokens,
+            optimizer=optimizer,
+            weight_decay=0.01,
+        )
+        models.append(weights(model))
+        results.append(result)
+    for other, result in zip(models[1:], results[1:], strict=True):
+        for name, tensor in models[0].items():
+            # Adam divides by the root of a gradient that may be tiny, which magnifies the last digits.
+            torch.testing.assert_close(other[name], tensor, rtol=1e-6, atol=1e-7)
+        for mine, his in zip(steps(result), steps(results[0]), strict=True):
+            assert mine.loss == pytest.approx(his.loss, rel=1e-6)
+            assert mine.trained_tokens == his.trained_tokens
+
+
+def test_a_step_is_the_gradient_of_the_mean_over_all_its_trained_tokens():
+    model = lora_model(torch.float64)
+    reference, data = copy.deepcopy(model), data_of(5, 0)
+    _, result = run(model, data, batch_size=2, accumulation=3, epochs=1, optimizer="sgd", schedule="constant", warmup=0)
+    total, count = 0, 0
+    for row in data.train.encoded:
+        logs = reference(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        for place in range(1, len(row.input_ids)):
+            if row.trained[place]:
+                total, count = total - logs[place - 1, row.input_ids[place]], count + 1
+    (total / count).backward()
+    [step] = steps(result)
+    assert step.loss == pytest.approx((total / count).item(), rel=1e-10)
+    assert (step.trained_tokens, step.tokens) == (count, sum(len(row.input_ids) for row in data.train.encoded))
+    gradients = [parameter.grad for parameter in trainable_parameters(reference).values()]
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+    # The norms of a Llama are in fp32, whatever the model is in.
+    assert step.grad_norm == pytest.approx(norm, rel=1e-7)
+    scale = min(1.0, 1.0 / (norm + 1e-6))
+    for trained, parameter in zip(
+        trainable_parameters(model).values(), trainable_parameters(reference).values(), strict=True
+    ):
+        torch.testing.assert_close(trained, parameter - 1e-2 * scale * parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
+    def trained(seed):
+        model = attach(tiny_model("llama", torch.float32), LoRA(rank=2, dropout=0.3), seed=1)
+        return weights(run(model, seed=seed)[0])
+
+    first = trained(0)
+    assert_equal(trained(0), first)
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in trained(1).items())
+
+
+def test_every_row_is_seen_once_an_epoch_and_in_another_order(monkeypatch):
+    seen = []
+    steps = import_module("peftly.training.steps")
+    original = steps.collate
+    monkeypatch.setattr(steps, "collate", lambda rows, **settings: seen.append(rows) or original(rows, **settings))
+    data = data_of(11, 0)
+    run(data=data, epochs=2)
+    flat = [id(row) for rows in seen for row in rows]
+    assert len(flat) == 22
+    assert set(flat[:11]) == set(flat[11:]) == {id(row) for row in data.train.encoded}
+    assert flat[:11] != flat[11:]
+
+
+def test_schedule_and_warmup():
+    _, result = run(epochs=5, warmup=0.2, schedule="linear")
+    rates = [step.learning_rate for step in steps(result)]
+    assert len(rates) == 20
+    assert rates[:5] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3, 1e-2])
+    assert rates[-1] == pytest.approx(1e-2 / 16)
+    _, result = run(epochs=5, warmup=0.2, schedule="constant")
+    assert [step.learning_rate for step in steps(result)] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 16)
+
+
+def test_the_methods_own_learning_rate_is_the_default():
+    assert run(learning_rate=None, max_steps=1)[1].learning_rate == 5e-4
+    config = TrainConfig(max_steps=1)
+    assert train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), learning_rate=0.5).learning_rate == 0.5
+    with pytest.raises(ConfigError, match="not for sgd"):
+        run(learning_rate=None, optimizer="sgd")
+
+
+def test_the_best_weights_are_kept(monkeypatch, tmp_path):
+    scores = Scores(3.0, 1.0, 2.0, math.nan)
+    monkeypatch.setattr("peftly.training.job.evaluate", scores)
+    model, result = run(epochs=4, out=tmp_path)
+    assert (result.best_step, result.best.loss, result.steps, result.stopped_early) == (8, 1.0, 16, False)
+    assert [record.best for record in evaluations(result)] == [True, True, False, False]
+    assert_equal(weights(model), scores.seen[1])
+    assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), scores.seen[1])
+
+
+def test_a_tie_in_accuracy_is_told_apart_by_the_loss(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
+    data = data_of()
+    data = Data(data.train, data.validation, None, Shape("label", "{text}:", "label", ("a", "b")), None)
+    assert run(data=data, epochs=4, metric="accuracy")[1].best_step == 12
+
+
+def test_patience(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
+    _, result = run(epochs=9, evaluate_every=2, patience=2)
+    assert (result.steps, result.best_step, result.stopped_early) == (8, 4, True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=3, projection=True, projection_dim=8)],
+    ids=["prefix", "network"],
+)
+def test_a_prefix_that_stops_early_is_left_at_its_best(config, checkpointing, monkeypatch, tmp_path):
+    seen = []
+
+    def watched(model, *args, **settings):
+        found = evaluate(model, *args, **settings)
+        seen.append((found.loss, weights(model)))
+        return found
+
+    monkeypatch.setattr("peftly.training.job.evaluate", watched)
+    model, data = attach(tiny_model("llama", torch.float32), config, seed=1), data_of()
+    settings = {"epochs": 20, "evaluate_every": 2, "patience": 3, "gradient_checkpointing": checkpointing}
+    _, result = run(model, data, tmp_path, learning_rate=0.3, **settings)
+    best = min(range(len(seen)), key=lambda place: seen[place][0])
+    assert result.stopped_early
+    assert 0 < best == len(seen) - 4
+    assert (result.steps, result.best_step, result.best.loss) == (2 * len(seen), 2 * best + 2, seen[best][0])
+    assert_equal(weights(model), seen[best][1])
+    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
+    assert_equal(weights(again), seen[best][1])
+    for one in (model, again):
+        assert evaluate(one, IdTokenizer(), data.validation, SHAPE).loss == pytest.approx(seen[best][0], rel=1e-6)
+
+
+def test_max_steps_decides_the_length_and_the_last_step_is_evaluated():
+    _, result = run(epochs=1, max_steps=7)
+    assert [step.step for step in steps(result)] == list(range(1, 8))
+    assert [record.step for record in evaluations(result)] == [4, 7]
+    assert steps(result)[-1].epoch == 7 / 4
+
+
+def test_without_validation_the_last_weights_are_the_result(tmp_path):
+    model, result = run(data=data_of(16, 0), out=tmp_path)
+    assert (result.best, result.best_step) == (None, 8)
+    assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), weights(model))
+
+
+def test_the_run_folder(tmp_path):
+    heard = []
+
+    class Listener(Callback):
+        def on_save(self, path):
+            heard.append(path.name)
+
+    _, result = run(out=tmp_path / "run", save_every=3, callbacks=[Listener()])
+    out = tmp_path / "run"
+    assert sorted(path.name for path in out.iterdir()) == ["adapter", "metrics.jsonl", "step-3", "step-6"]
+    assert heard == ["step-3", "step-6", "adapter"]
+    for name in heard:
+        load_adapter(tiny_model("llama", torch.float32), out / name)
+        assert Shape.from_dict(read_notes(out / name)["shape"]) == SHAPE
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    expected = {"step": StepRecord, "evaluation": EvaluationRecord}
+    assert [line["folder"] for line in lines if line["kind"] == "save"] == heard
+    told = [line for line in lines if line["kind"] != "save"]
+    assert len(told) == len(result.history) == 8 + 2
+    for line, record in zip(told, result.history, strict=True):
+        assert isinstance(record, expected[line.pop("kind")])
+        assert line == asdict(record)
+
+
+def test_json_has_no_word_for_infinity(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.on_evaluate(EvaluationRecord(1, 1.0, math.nan, math.inf, 0.0, None, None, False, 0.1))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["perplexity"] is None
+
+
+def break_after(monkeypatch, calls: int) -> None:
+    """Let the loss become NaN at a certain call, not counting the first, which finds out how much memory is used."""
+    original, made = GRADIENTS.target_losses, []
+
+    def losses(*given):
+        made.append(None)
+        values = original(*given)
+        return values * math.nan if len(made) == calls + 1 else values
+
+    monkeypatch.setattr(GRADIENTS, "target_losses", losses)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(monkeypatch, tmp_path):
+    kept = []
+
+    class Keep(Callback):
+        def on_step(self, record):
+            kept.append(weights(model))
+
+    model = lora_model()
+    break_after(monkeypatch, 4)
+    with pytest.raises(
+        TrainingError, match=r"^step 4: loss nan.*rate 0\.00.*after step 2.*adapter; lower train"
+    ) as error:
+        run(model, out=tmp_path, callbacks=[Keep()])
+    assert "\n" not in str(error.value)
+    # The weights after step 2 gave the loss of step 3; those after step 3 gave none.
+    assert_equal(weights(model), kept[1])
+    assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), kept[1])
+
+
+def test_a_first_loss_that_is_no_number_is_not_blamed_on_the_learning_rate(monkeypatch):
+    break_after(monkeypatch, 1)
+    with pytest.raises(TrainingError, match=r"in the model; nothing was trained yet, so look at the data"):
+        run()
+
+
+def test_a_last_update_that_breaks_the_weights_is_noticed():
+    class Break(Callback):
+        def on_step(self, record):
+            with torch.no_grad():
+                next(iter(trainable_parameters(model).values()))[0, 0] = math.inf
+
+    model = lora_model()
+    before = weights(model)
+    with pytest.raises(TrainingError, match="step 1 left weights that are no numbers"):
+        run(model, data_of(4, 0), epochs=1, callbacks=[Break()])
+    assert_equal(weights(model), before)
+
+
+def test_an_interrupted_run_saves_what_it_has(tmp_path):
+    class Stop(Callback):
+        def on_step(self, record):
+            if record.step == 3:
+                raise KeyboardInterrupt
+
+    model = lora_model()
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 8; the weights so far are in .*interrupted"):
+        run(model, out=tmp_path, callbacks=[Stop()])
+    loaded = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter-interrupted")
+    assert_equal(weights(loaded), weights(model))
+    assert not any(
+        module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing")
+    )
+
+
+@pytest.mark.parametrize(("architecture", "method"), HOMES)
+def test_gradient_checkpointing_changes_nothing(architecture, method):
+    found = []
+    for checkpointing in (False, True):
+        model, _ = adapted(architecture, method)
+        found.append(weights(run(model, gradient_checkpointing=checkpointing, optimizer="sgd")[0]))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({}, Data(Split([], []), None, None, SHAPE, None), "nothing to train on"),
+        ({"patience": 2}, data_of(4, 0), r"train\.patience needs validation rows"),
+        ({"evaluate_every": 2}, data_of(4, 0), r"train\.evaluate_every needs validation rows"),
+        ({"metric": "accuracy"}, data_of(4, 2), "is no score of rows of kind 'completion'; they have loss"),
+    ],
+)
+def test_settings_that_the_data_cannot_serve(settings, data, message):
+    with pytest.raises(ConfigError, match=message):
+        run(data=data, **settings)
+
+
+def test_a_model_without_anything_to_train():
+    with pytest.raises(ConfigError, match="attach an adapter first"):
+        run(tiny_model("llama").requires_grad_(False))
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"learning_rat": 1}, {"warmup": 1.0}, {"metric": "f1"}])
+def test_impossible_settings(settings):
+    with pytest.raises(ValidationError):
+        TrainConfig(**settings)
+
+
+def test_every_setting_is_described_and_checked_without_torch():
+    assert all(field.description for field in TrainConfig.model_fields.values())
+    code = "import sys, peftly.training.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def record_of(step: int, total: int) -> StepRecord:
+    return StepRecord(step, total, 1.0, 0.5, 1e-3, 1.0, 100, 10, 1234.0, 2.0 * step)
+
+
+@pytest.mark.parametrize(("total", "lines"), [(7, 7), (20, 20), (1000, 20)])
+def test_progress_without_a_terminal_is_a_few_lines(total, lines):
+    text = io.StringIO()
+    with ProgressBar(Console(file=text, width=200)) as bar:
+        for step in range(1, total + 1):
+            bar.on_step(record_of(step, total))
+            bar.on_evaluate(EvaluationRecord(step, 1.0, 0.25, 1.3, 0.5, 0.875, 0.8, True, 1.0))
+    printed = text.getvalue().splitlines()
+    assert len(printed) == lines
+    assert printed[-1] == (
+        f"step {total}/{total}  loss 0.5000  1,234 tokens/s  0s left  validation loss 0.2500 accuracy 87.5% (best)"
+    )
+    if total == 1000:
+        assert "step 500/1000" in printed[9]
+        assert "16m40s left" in printed[9]
+
+
+def test_progress_on_a_terminal_is_one_bar():
+    text = io.StringIO()
+    with ProgressBar(Console(file=text, force_terminal=True, width=120)) as bar:
+        for step in range(1, 31):
+            bar.on_step(record_of(step, 30))
+    assert "step 30/30" in text.getvalue()
+    assert "loss 0.5000  1,234 tokens/s  0s left" in text.getvalue()

@@ -1,0 +1,112 @@
+"""Two processes that train together make the same weights as one, on every task.
+
+Run as a script, this file is one of them: it trains, and leaves what came of it.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from task_jobs import ready, trained
+from training_jobs import IdTokenizer, data_of, lora_model, run, weights
+from upper_adapters import upper_lora
+
+from peftly.training.config import TrainConfig
+from peftly.training.job import Trainee
+from peftly.training.train import train
+
+TASKS = {"sequence_classification": "roberta", "token_classification": "bert", "seq2seq_lm": "t5"}
+
+
+def results(bases, folder, *, processes=1, out=None):
+    """Train once on every task, on as many rows a step however many processes there are.
+
+    In the last step of an epoch of the first task one of two processes has no row; in others the two do not have as
+    many micro-batches.
+
+    Returns:
+        All losses and the weights, by task.
+    """
+    settings = {"micro_batch_tokens": 16, "optimizer": "sgd"}
+    model, result = run(lora_model(torch.float64), data_of(17), out, batch_size=8 // processes, **settings)
+    found = {"causal_lm": ([record.loss for record in result.history], weights(model))}
+    for (task, architecture), base in zip(TASKS.items(), bases, strict=True):
+        model, tokenizer, data = ready(task, architecture, lambda _, base=base: base, folder)
+        result = trained(model, tokenizer, data, batch_size=16 // processes, **settings)
+        found[task] = ([record.loss for record in result.history], weights(model))
+    return found
+
+
+def whole_and_resumed(out):
+    """Train over frozen layers, once at a stretch and once killed in the third epoch; rows do not come out even.
+
+    Returns:
+        The weights of both.
+    """
+
+    def make():
+        return upper_lora("llama").float()
+
+    class Killed(Trainee):
+        def after_step(self):
+            if self.step == 7:
+                raise RuntimeError("killed")
+            super().after_step()
+
+    data = data_of(17)
+    settings = {"micro_batch_tokens": 16, "batch_size": 3, "epochs": 3, "checkpoint_every": 1, "learning_rate": 1e-2}
+    whole, _ = run(make(), data, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peftly.training.train.Trainee", Killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(make(), data, out, **settings)
+    resumed = make()
+    train(resumed, data, TrainConfig(**settings), tokenizer=IdTokenizer(), out=out, resume=True)
+    return weights(whole), weights(resumed)
+
+
+def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
+    bases = [task_base(architecture) for architecture in TASKS.values()]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    shared["PYTHONPATH"] = os.pathsep.join(sys.path)
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, tmp_path, *bases],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-2000:]
+    finally:
+        for process in started:
+            process.kill()
+    alone = results(bases, tmp_path)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    for rank in ("0", "1"):
+        found = torch.load(tmp_path / rank / "results.pt")
+        for task, (losses, tensors) in alone.items():
+            assert found[task][0] == pytest.approx(losses, rel=1e-8), task
+            assert found[task][1].keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(found[task][1][name], tensor, rtol=1e-7, atol=1e-9)
+        whole, resumed = torch.load(tmp_path / rank / "resumed.pt")
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+if __name__ == "__main__":
+    place, *given = sys.argv[1:]
+    own = Path(place) / os.environ["RANK"]
+    own.mkdir()
+    torch.save(results(given, own, processes=2, out=Path(place) / "run"), own / "results.pt")
+    torch.save(whole_and_resumed(Path(place) / "resumed"), own / "resumed.pt")
