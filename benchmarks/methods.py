@@ -94,7 +94,7 @@ def untouched(base: str, data: str) -> dict[str, Any]:
         loaded = load_data(DataConfig(train=rows["train"], test=rows["test"]), tokenizer)
     assert loaded.test is not None
     if BASES[base]["task"] == "causal_lm":
-        found = evaluate(model, tokenizer, loaded.test, loaded.shape)
+        found = evaluate(model, tokenizer, loaded.test, loaded.row_format)
         return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "loss": found.loss}
     labels = [example.label for example in loaded.test.examples]
     return {"accuracy": max(labels.count(label) for label in set(labels)) / len(labels)}

@@ -145,15 +145,15 @@ def curve(job: Job, device: str | None) -> dict[str, Any]:
 
     settings = {**job.settings, "dropout": 0.0} if "dropout" in job.settings else job.settings
     job = replace(job, settings=settings, classic=Setting(CURVE_ROWS))
-    at_once = 1 if job.task == "causal_lm" else CURVE_ROWS
+    fused_forward = 1 if job.task == "causal_lm" else CURVE_ROWS
     ours = Peftly(job, "float32", device)
-    theirs = Peft(job, Setting(at_once, base_dropout=False), "float32", device)
+    theirs = Peft(job, Setting(fused_forward, base_dropout=False), "float32", device)
     rows = random.Random(0).sample(ours.data.train.encoded, CURVE_STEPS * CURVE_ROWS)
     ours.turn(rows, CURVE_ROWS)
     in_order = [row for step in step_rows(rows, CURVE_ROWS, end=CURVE_STEPS, seed=0) for row in step]
     theirs.turn(in_order, CURVE_ROWS)
     parts = [float(loss) for loss in theirs.losses]
-    each = CURVE_ROWS // at_once
+    each = CURVE_ROWS // fused_forward
     losses = [sum(parts[start : start + each]) for start in range(0, len(parts), each)]
     differences = [abs(own - other) / other for own, other in zip(ours.losses, losses, strict=True)]
     found = {"first_difference": differences[0], "largest_difference": max(differences)}

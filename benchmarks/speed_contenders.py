@@ -33,9 +33,9 @@ from transformers import (
 )
 
 from peftly import METHODS, TrainConfig, attach, attached, load_base, save_adapter, train
-from peftly.data import Data, DataConfig, Encoded, load_data
+from peftly.data import Data, DataConfig, EncodedExample, load_data
 from peftly.data.types import UNTRAINED
-from peftly.injection.quantized_layers import give_back
+from peftly.injection.quantized_layers import restore_quantized_layers
 from peftly.models.loading import Base
 from peftly.training.callbacks import Callback, StepRecord
 
@@ -87,7 +87,7 @@ class Peft:
     def _model(self, dtype: str, device: str | None) -> tuple[Any, Any]:
         ours = adapted(self.job, dtype, device).model
         base, tokenizer = base_of(self.job, dtype, device)
-        give_back(list(base.modules()))  # quantised layers compute as bitsandbytes has them
+        restore_quantized_layers(list(base.modules()))  # quantised layers compute as bitsandbytes has them
         if self.setting.prepared:
             base = peft.prepare_model_for_kbit_training(base)
         if not self.setting.base_dropout:
@@ -105,7 +105,7 @@ class Peft:
             model.prompt_encoder["default"].load_state_dict(encoder)  # the file has what came of it
         return model, tokenizer
 
-    def turn(self, rows: Sequence[Encoded], step: int) -> float:
+    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
         """Take a step for every `step` rows, in their order or in that of their length, and return the seconds."""
         ordered = sorted(rows, key=lambda row: row.num_tokens) if self.setting.by_length else rows
         clock = _Clock()
@@ -144,7 +144,7 @@ class Peft:
         self.losses = trainer.losses
         return clock.seconds
 
-    def _row(self, row: Encoded) -> dict[str, Any]:
+    def _row(self, row: EncodedExample) -> dict[str, Any]:
         found = {"input_ids": row.input_ids, "attention_mask": [1] * len(row.input_ids)}
         return {**found, "labels": row.targets if row.label is None else row.label}
 
@@ -197,14 +197,14 @@ class Peftly:
         self.data = data_of(job, self.tokenizer)
         self.losses: list[float] = []
 
-    def turn(self, rows: Sequence[Encoded], step: int) -> float:
+    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
         """Take a step for every `step` rows, and return the seconds."""
         config = TrainConfig(
             batch_size=step,
             max_steps=len(rows) // step,
             learning_rate=self.job.learning_rate,
-            schedule="constant",
-            warmup=0.0,
+            lr_scheduler_type="constant",
+            warmup_ratio=0.0,
             gradient_checkpointing=self.job.checkpointing,
         )
         clock = _StepClock()

@@ -7,7 +7,7 @@ from speed_contenders import base_of, synchronize
 from speed_jobs import Job
 
 from peftly import PromptTuning, attach, use_adapters
-from peftly.data import Encoded, collate
+from peftly.data import EncodedExample, collate
 from peftly.evaluation.tasks import SCORINGS
 from peftly.kernels.cross_entropy import row_losses
 from peftly.kernels.packed_attention import packed
@@ -31,7 +31,7 @@ class Floor:
         self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
         self.logits_of = SCORINGS[task_of(self.model)].logits
 
-    def turn(self, rows: Sequence[Encoded], step: int) -> float:
+    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
         """Go through all rows, and return the seconds."""
         synchronize()
         began = time.perf_counter()

@@ -8,7 +8,7 @@ from .adapters.state import attached as attached
 from .adapters.state import set_adapters as set_adapters
 from .adapters.state import trainable_parameters as trainable_parameters
 from .adapters.state import use_adapters as use_adapters
-from .adapters.state import use_places as use_places
+from .adapters.state import use_prompt_positions as use_prompt_positions
 from .data.splits import DataConfig as DataConfig
 from .data.splits import load_data as load_data
 from .evaluation.ensemble import Ensemble as Ensemble

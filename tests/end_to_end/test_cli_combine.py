@@ -44,8 +44,8 @@ def adapter_of(base, folder, config, *, seed=1, notes=None):
 def _here(tmp_path, monkeypatch, tiny_llama_folder):
     monkeypatch.chdir(tmp_path)
     some = LoRA(rank=3, target_modules=("q_proj", "up_proj"))
-    adapter_of(tiny_llama_folder, "adapters/a", LoRA(rank=4), notes={"shape": SHAPE})
-    adapter_of(tiny_llama_folder, "runs/b/adapter", some, seed=2, notes={"shape": SHAPE})
+    adapter_of(tiny_llama_folder, "adapters/a", LoRA(rank=4), notes={"row_format": SHAPE})
+    adapter_of(tiny_llama_folder, "runs/b/adapter", some, seed=2, notes={"row_format": SHAPE})
     (tmp_path / "adapters" / "b").symlink_to(tmp_path / "runs" / "b" / "adapter")
     return tmp_path
 
@@ -85,7 +85,7 @@ def test_the_commands_of_the_page(peftly: Peftly, here, tiny_llama_folder):
         assert (base(IDS).logits - expected).norm() > 1e-2 * expected.norm()
         assert_close(peft.PeftModel.from_pretrained(base, "adapters/sum")(IDS).logits, expected)
     notes = read_notes("adapters/sum")
-    assert (notes["shape"], set(notes)) == (SHAPE, {"method", "shape"})
+    assert (notes["row_format"], set(notes)) == (SHAPE, {"method", "row_format"})
     assert "- 0.7 times adapters/a\n- 0.3 times adapters/b\n" in Path("adapters/sum/README.md").read_text()
     for words in (
         ["generate", "adapters/sum", "--text", "late again", "--max-new-tokens", "3"],
@@ -118,11 +118,11 @@ def test_one_adapter_is_made_smaller_or_weaker(peftly: Peftly, here, tiny_llama_
 
 
 def test_what_adapters_note_otherwise_is_not_kept_and_said(peftly: Peftly, here, tiny_llama_folder):
-    other = adapter_of(tiny_llama_folder, "other", LoRA(rank=2), notes={"shape": OTHER_SHAPE})
+    other = adapter_of(tiny_llama_folder, "other", LoRA(rank=2), notes={"row_format": OTHER_SHAPE})
     outcome = peftly("combine", "adapters/a", other, "--out", "sum")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith("not noted, as the adapters differ in it: how a row becomes text, so give")
-    assert "shape" not in read_notes("sum")
+    assert "row_format" not in read_notes("sum")
     assert peftly("generate", "sum", "--prompt", "late again", "--max-new-tokens", "3").code == 0
     outcome = peftly("generate", "sum", "--text", "late again")
     assert (outcome.code, "give the whole prompt with --prompt" in outcome.err) == (2, True)

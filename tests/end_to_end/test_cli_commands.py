@@ -18,7 +18,7 @@ def trained(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     """A run folder, made by the command line in a process of its own."""
     out = tmp_path_factory.mktemp("runs") / "tweets"
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora", "--out", out]
-    outcome = peftly_apart("train", *flags, "--epochs", "12", "--learning-rate", "0.02", "--set", "train.save_every=50")
+    outcome = peftly_apart("train", *flags, "--epochs", "12", "--learning-rate", "0.02", "--set", "train.save_steps=50")
     assert (outcome.code, outcome.err) == (0, "")
     assert "batches: examples laid end to end" in outcome.out
     assert "peftly evaluate" in outcome.out
@@ -39,7 +39,7 @@ def test_a_run_folder_is_complete(trained, tiny_llama_folder):
     for folder in ("adapter", "step-50"):
         files = {file.name for file in (trained / folder).iterdir()}
         assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "peftly.json"}
-    assert json.loads((trained / "data.json").read_text())["shape"]["labels"] == ["complaint", "no complaint"]
+    assert json.loads((trained / "data.json").read_text())["row_format"]["labels"] == ["complaint", "no complaint"]
     report = (trained / "report.html").read_text()
     assert "no complaint" in report
     assert "<svg" in report
@@ -154,7 +154,7 @@ def test_env_holds_what_a_bug_report_needs_and_no_secrets(peftly: Peftly, monkey
 def test_overwrite_replaces_the_run_and_spares_the_rest(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--out", out, "--epochs", "1"]
-    assert peftly(*arguments, "--method", "prompt_tuning", "--set", "train.save_every=2").code == 0
+    assert peftly(*arguments, "--method", "prompt_tuning", "--set", "train.save_steps=2").code == 0
     (out / "notes.txt").write_text("mine")
     (out / "step-2" / "thoughts.txt").write_text("mine too")
     assert peftly(*arguments, "--method", "lora").code == 2

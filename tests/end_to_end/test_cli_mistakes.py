@@ -78,7 +78,10 @@ def test_a_template_field_that_no_row_has(train):
         (["--set", "train.lerning_rate=1"], ["train.lerning_rate", "train.learning_rate"]),
         (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
         (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
-        (["--set", "train.metric=accuracy", "--set", "data.validation_fraction=0"], ["train.metric", "validation"]),
+        (
+            ["--set", "train.metric_for_best_model=accuracy", "--set", "data.validation_fraction=0"],
+            ["train.metric_for_best_model", "validation"],
+        ),
         (["--base", "no-such-folder/at-all/here"], ["no-such-folder/at-all/here"]),
     ],
 )

@@ -9,7 +9,7 @@ import time
 import pytest
 from commands import command, environment
 
-SETTINGS = ["--method", "lora", "--batch-size", 4, "--epochs", 8, "--set", "train.checkpoint_every=1"]
+SETTINGS = ["--method", "lora", "--batch-size", 4, "--epochs", 8, "--set", "train.checkpoint_steps=1"]
 SETTINGS += ["--set", "method.dropout=0.2", "--set", "data.validation_fraction=0.2"]
 
 

@@ -133,7 +133,12 @@ def test_sequence_to_sequence(rows, done, task_base, files, tmp_path):
         ("t5", "tags", (), ["encoder-decoder (t5)", "hold tags"]),
         ("llama", "tags", (), ["--task token_classification"]),
         ("bert", "labels", ("--task", "classification"), ["task", "sequence_classification", "'classification'"]),
-        ("bert", "tags", ("--set", "train.metric=accuracy"), ["train.metric accuracy", "entity_f1"]),
+        (
+            "bert",
+            "tags",
+            ("--set", "train.metric_for_best_model=accuracy"),
+            ["train.metric_for_best_model accuracy", "entity_f1"],
+        ),
         ("bert", "tags", ("--template", "{tokens}", "--target", "tags"), ["leave it out"]),
     ],
 )

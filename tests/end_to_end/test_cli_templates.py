@@ -11,8 +11,8 @@ import yaml
 from commands import Peftly
 from tiny_tasks import answer_rows, labelled_rows, write_rows
 
-from peftly import use_places
-from peftly.data import Shape, encode_question
+from peftly import use_prompt_positions
+from peftly.data import RowFormat, encode_prompt_of
 from peftly.runs.folder import open_run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "templates.md"
@@ -50,12 +50,12 @@ def test_from_a_file_to_an_answer(peftly: Peftly, settings, tmp_path):
     on_file = json.loads(peftly("evaluate", run / "adapter", "--data", settings["data"]["test"], "--json").out)
     assert on_file["loss"] == pytest.approx(scores["loss"], rel=1e-5)
     notes = json.loads((run / "adapter" / "peftly.json").read_text())
-    assert Shape.from_dict(notes["shape"]).template == TEMPLATE
+    assert RowFormat.from_dict(notes["row_format"]).template == TEMPLATE
     peft = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert peft["peft_type"] == "PEFTLY_PROMPT_TUNING"
     model, tokenizer, shape, _ = open_run(str(run))
-    row = encode_question(shape.question("late again"), tokenizer)
-    with use_places(model, [row.places]):
+    row = encode_prompt_of(shape.format_prompt("late again"), tokenizer)
+    with use_prompt_positions(model, [row.prompt_positions]):
         wanted = model.generate(torch.tensor([row.input_ids]), max_new_tokens=8, do_sample=False, use_cache=False)
     outcome = peftly("generate", run, "--text", "late again", "--max-new-tokens", 8)
     assert outcome.code == 0
@@ -95,8 +95,8 @@ def test_an_encoder_decoder_shows_samples(peftly: Peftly, settings, task_base, t
         (["--template", "{text}{prompt:many}"], ["'{prompt:many}'", "as in {prompt:3}"]),
         (["--template", "{prompt:3}{text}"], ["9 virtual tokens", "places for 3", "num_virtual_tokens"]),
         (["--template", "{text} Label:"], ["9 virtual tokens", "places for 0", "{prompt:9}"]),
-        (["--set", "method.place=front"], ["places for 9", "no method puts any there", "method.place"]),
-        (["--set", "method.place=inside"], ["method.place", "'front', 'after_cls' or 'template'", "inside"]),
+        (["--set", "method.position=front"], ["places for 9", "no method puts any there", "method.position"]),
+        (["--set", "method.position=inside"], ["method.position", "'front', 'after_cls' or 'template'", "inside"]),
         (["--set", "method={name: lora}"], ["places for 9", "no method puts any there"]),
     ],
 )

@@ -289,7 +289,7 @@ def test_a_job_that_is_done_is_saved_before_another_fails(peftly: Peftly, tiny_l
         "--set",
         "jobs.b.train.learning_rate=1e30",
         "--set",
-        "jobs.b.train.warmup=0.9",
+        "jobs.b.train.warmup_ratio=0.9",
     ]
     done = peftly("train", file, "--set", "jobs.a.train.max_steps=1", *wrong)
     assert done.code == 2

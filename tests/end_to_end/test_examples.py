@@ -51,7 +51,7 @@ def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
     write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
     rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:16]
     Path("few.jsonl").write_text("\n".join(rows))
-    for setting in ("max_steps=8", "accumulation=4", "learning_rate=0.001"):
+    for setting in ("max_steps=8", "gradient_accumulation_steps=4", "learning_rate=0.001"):
         train += ["--set", f"train.{setting}"]
     train += ["--set", "data.validation=few.jsonl"]
     for words in (train, [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):

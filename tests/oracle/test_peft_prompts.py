@@ -30,9 +30,9 @@ PEFT_TASKS = {
     "token_classification": "TOKEN_CLS",
 }
 OURS = {
-    "prompt_tuning": PromptTuning(num_virtual_tokens=4, init="random", place="front"),
-    "p_tuning": PTuning(num_virtual_tokens=4, encoder_dim=6, place="front"),
-    "p_tuning lstm": PTuning(num_virtual_tokens=4, encoder="lstm", encoder_dim=5, place="front"),
+    "prompt_tuning": PromptTuning(num_virtual_tokens=4, init="random", position="front"),
+    "p_tuning": PTuning(num_virtual_tokens=4, encoder_dim=6, position="front"),
+    "p_tuning lstm": PTuning(num_virtual_tokens=4, encoder="lstm", encoder_dim=5, position="front"),
     "prefix_tuning": PrefixTuning(num_virtual_tokens=4, init="random"),
     "prefix_tuning mlp": PrefixTuning(num_virtual_tokens=4, projection=True, projection_dim=6),
 }

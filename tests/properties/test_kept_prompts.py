@@ -59,10 +59,10 @@ def logits(model, side="left", *, kept=True, rows=ROWS):
 def reads(monkeypatch):
     """How often the rows of a prompt, or the values of a prefix, are made or looked up."""
     from peftly.injection.prefixes import Prefix
-    from peftly.injection.virtual_tokens import VirtualRows
+    from peftly.injection.virtual_tokens import VirtualTokens
 
     found = []
-    for kind in (VirtualRows, Prefix):
+    for kind in (VirtualTokens, Prefix):
         values = kind.values
 
         def counted(self, values=values):
@@ -192,7 +192,7 @@ def replaced(model):
     norm.forward = lambda states: type(norm).forward(norm, states) * 2
 
 
-CHANGES = [
+LAYER_ADAPTERS = [
     fused_step,
     through_data,
     one_value,
@@ -209,7 +209,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__ + str(CHANGES.index(change)))
+@pytest.mark.parametrize(
+    "change", LAYER_ADAPTERS, ids=lambda change: change.__name__ + str(LAYER_ADAPTERS.index(change))
+)
 def test_they_are_never_old(change, tmp_path):
     model = adapted()
     before = logits(model)
@@ -217,7 +219,7 @@ def test_they_are_never_old(change, tmp_path):
     after = logits(model)
     expected = logits(model, kept=False)
     assert_close(after, expected, 1e-5 if after.dtype == torch.float32 else 1e-12)
-    if change is not CHANGES[-1] and change is not CHANGES[9]:  # which keep the values
+    if change is not LAYER_ADAPTERS[-1] and change is not LAYER_ADAPTERS[9]:  # which keep the values
         assert (after - before).norm() > 1e-4 * before.norm()
 
 

@@ -21,7 +21,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
     use_adapters,
-    use_places,
+    use_prompt_positions,
 )
 from peftly.errors import AdapterError, MethodError
 from peftly.inference.label_scoring import score_labels
@@ -82,7 +82,7 @@ class TestDecoders:
         model = marked(architecture, method)
         for row, places in zip(ROWS, PLACES, strict=True):
             expected = next_token_logits(model, row, places)
-            with use_places(model, [places]):
+            with use_prompt_positions(model, [places]):
                 logits = model(torch.tensor([row]), use_cache=False).logits
             assert_close(logits, expected, tolerance(model))
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=logits.dtype)
@@ -96,10 +96,10 @@ class TestDecoders:
         model = marked(architecture, method)
         singles = []
         for row, places in zip(ROWS, PLACES, strict=True):
-            with use_places(model, [places]):
+            with use_prompt_positions(model, [places]):
                 singles.append(loss_and_gradients(model, torch.tensor([row])))
         ids, mask = padded(ROWS, side)
-        with use_places(model, PLACES):
+        with use_prompt_positions(model, PLACES):
             loss, logits, found = loss_and_gradients(model, ids, mask, use_cache=use_cache)
         assert_close(loss, sum(single[0] for single in singles), tolerance(model))
         assert_close(found, sum(single[2] for single in singles), gradient_tolerance(model))
@@ -109,7 +109,7 @@ class TestDecoders:
     def test_checkpointing_changes_nothing(self, architecture, method):
         model = marked(architecture, method)
         ids, mask = padded(ROWS, "left")
-        with use_places(model, PLACES):
+        with use_prompt_positions(model, PLACES):
             loss, _, once = loss_and_gradients(model, ids, mask, use_cache=False)
             model.gradient_checkpointing_enable()
             model.train()
@@ -122,7 +122,7 @@ class TestDecoders:
         ids, mask = padded(ROWS, "left")
         more = torch.tensor(random_rows([6, 6, 6], seed=9))
         longer, ones = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
-        with torch.no_grad(), use_places(model, PLACES):
+        with torch.no_grad(), use_prompt_positions(model, PLACES):
             whole = model(longer, attention_mask=ones).logits
             cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
         with torch.no_grad():  # what stands in the cache needs no place any more
@@ -138,7 +138,7 @@ class TestDecoders:
             ({}, [by_hand(logits, row) for logits, row in zip(by_one, ROWS, strict=True)]),
             ({"num_beams": 3}, [beams_by_hand(logits, row, beams=3) for logits, row in zip(by_one, ROWS, strict=True)]),
         ):
-            with use_places(model, PLACES):
+            with use_prompt_positions(model, PLACES):
                 found = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)
             assert [trimmed(one, row) for one, row in zip(found, ROWS, strict=True)] == expected
 
@@ -158,7 +158,7 @@ def next_token_batch(model, ids, places):
 def test_classifiers_equal_the_concatenation(task, architecture, method):
     model = marked(architecture, method, task=task)
     ids, mask = padded(ROWS, "right")
-    with use_places(model, PLACES):
+    with use_prompt_positions(model, PLACES):
         batched = model(ids, attention_mask=mask).logits
     for place, (row, places) in enumerate(zip(ROWS, PLACES, strict=True)):
         output, columns = by_concatenation(model, row, places)
@@ -176,7 +176,7 @@ class TestEncoderDecoders:
     def test_they_equal_the_concatenation(self, architecture, method):
         model = marked(architecture, method, task="seq2seq_lm")
         (ids, mask), answers = padded(ROWS, "right"), torch.tensor(random_rows([4, 4, 4], seed=4))
-        with use_places(model, PLACES):
+        with use_prompt_positions(model, PLACES):
             batched = model(ids, attention_mask=mask, decoder_input_ids=answers).logits
         for place, (row, places) in enumerate(zip(ROWS, PLACES, strict=True)):
             output, _ = by_concatenation(model, row, places, decoder_input_ids=answers[[place]])
@@ -189,7 +189,7 @@ class TestEncoderDecoders:
         model = marked(architecture, method, torch.float32, task="seq2seq_lm")
         ids, mask = padded(ROWS, "right")
         options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
-        with use_places(model, PLACES):
+        with use_prompt_positions(model, PLACES):
             batched = model.generate(ids, attention_mask=mask, **options)
         for row, places, found in zip(ROWS, PLACES, batched, strict=True):
             base = detach(copy.deepcopy(model))
@@ -214,23 +214,23 @@ def test_other_adapters_share_the_batch(architecture):
     places = [*PLACES, [], [1, 3, 3, 14]]
     rows = ["default", ("front", "default"), ("marked 2", "lora"), "front", ("default", "marked 2", "prefix")]
     ids, mask = padded(texts, "left")
-    with use_adapters(model, rows=rows), use_places(model, places):
+    with use_adapters(model, rows=rows), use_prompt_positions(model, places):
         together = loss_and_gradients(model, ids, mask)
     total = 0
     for place, (text, row, own) in enumerate(zip(texts, rows, places, strict=True)):
-        with use_adapters(model, rows=[row]), use_places(model, [own] if own else None):
+        with use_adapters(model, rows=[row]), use_prompt_positions(model, [own] if own else None):
             alone = loss_and_gradients(model, torch.tensor([text]))
         assert_close(together[1][place][mask[place].bool()], alone[1][0], 1e-7)
         total = total + alone[2]
     assert_close(together[2], total, 1e-6)
 
 
-PTUNING = METHODS["p_tuning"].config(**SETTINGS["p_tuning"], place="template")
+PTUNING = METHODS["p_tuning"].config(**SETTINGS["p_tuning"], position="template")
 
 
 def test_a_reused_cache_goes_on_where_it_was():
     model, options = marked("llama", dtype=torch.float32), {"max_new_tokens": 3, "do_sample": False}
-    with use_places(model, PLACES[:1]):
+    with use_prompt_positions(model, PLACES[:1]):
         first = model.generate(torch.tensor(ROWS[:1]), return_dict_in_generate=True, **options)
     longer = torch.cat([first.sequences, torch.tensor([ROWS[2]])], 1)
     again = model.generate(longer, past_key_values=first.past_key_values, **options)[0].tolist()
@@ -245,7 +245,7 @@ def test_generation_with_other_caches(options):
     else:
         rows, places = ROWS, PLACES
     ids, mask = padded(rows, "left")
-    with use_places(model, places):
+    with use_prompt_positions(model, places):
         found = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)
     expected = [by_hand(lambda i, p=p: next_token_batch(model, i, p), r) for r, p in zip(rows, places, strict=True)]
     assert [trimmed(one, row) for one, row in zip(found, rows, strict=True)] == expected
@@ -253,7 +253,7 @@ def test_generation_with_other_caches(options):
 
 def test_labels_are_scored_after_rows_at_the_end():
     model, labels = marked("llama"), [[5, 6, 2], [7, 2], [9]]
-    with torch.no_grad(), use_places(model, PLACES):
+    with torch.no_grad(), use_prompt_positions(model, PLACES):
         scores, _ = score_labels(model, ROWS, labels, pad_id=0)
     for row, places, found in zip(ROWS, PLACES, scores, strict=True):
         for label, score in zip(labels, found, strict=True):
@@ -263,7 +263,7 @@ def test_labels_are_scored_after_rows_at_the_end():
 
 
 def test_rows_after_the_first_token_of_a_decoder_say_what_comes_next():
-    model, _ = adapted("llama", "prompt_tuning", place="after_cls")
+    model, _ = adapted("llama", "prompt_tuning", position="after_cls")
     ids = torch.tensor([ROWS[0]])
     assert_close(model(ids).logits, next_token_logits(model, ROWS[0], [1] * 4), 1e-10)
 
@@ -278,7 +278,7 @@ def test_they_travel_under_a_name_of_our_own(method, tmp_path):
     assert peft["peft_type"] == METHODS[method].adapter.peft_types[1]
     again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
     assert attached(again)["default"].config == attached(model)["default"].config
-    with use_places(model, PLACES[:1]), use_places(again, PLACES[:1]):
+    with use_prompt_positions(model, PLACES[:1]), use_prompt_positions(again, PLACES[:1]):
         assert torch.equal(again(ids).logits, model(ids).logits)
     peft["settings"]["place"] = "elsewhere"
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(peft))
@@ -289,7 +289,9 @@ def test_they_travel_under_a_name_of_our_own(method, tmp_path):
 def test_calls_that_do_not_say_where_are_refused():
     model, (ids, mask) = marked("llama"), padded(ROWS, "left")
     for call in (lambda: model(ids, attention_mask=mask), lambda: model.generate(ids, attention_mask=mask)):
-        with pytest.raises(MethodError, match=r"does not say where that is; .*Shape.question.*use_places"):
+        with pytest.raises(
+            MethodError, match=r"does not say where that is; .*RowFormat.format_prompt.*use_prompt_positions"
+        ):
             call()
     with use_adapters(model):  # nothing that needs a place
         model(ids, attention_mask=mask)
@@ -298,11 +300,11 @@ def test_calls_that_do_not_say_where_are_refused():
         ([[0, 1, 2, 6], *PLACES[1:]], "past the end of the text in this call"),
         (PLACES[:2], "places were given for 2 rows and this call has 3"),
     ):
-        with pytest.raises(MethodError, match=words), use_places(model, places):
+        with pytest.raises(MethodError, match=words), use_prompt_positions(model, places):
             model(ids, attention_mask=mask)
-    with pytest.raises(MethodError, match="past the end"), use_places(model, PLACES):
+    with pytest.raises(MethodError, match="past the end"), use_prompt_positions(model, PLACES):
         model(ids[:, :14], attention_mask=mask[:, :14], use_cache=True)
-    with pytest.raises(MethodError, match="packed rows"), use_places(model, [[0, 1, 2, 2]]):
+    with pytest.raises(MethodError, match="packed rows"), use_prompt_positions(model, [[0, 1, 2, 2]]):
         model(torch.tensor([[5, 6, 7, 8]]), position_ids=torch.tensor([[0, 1, 0, 1]]), use_cache=False)
-    with use_places(tiny_model("llama"), PLACES):  # a model without adapters has nothing to place
+    with use_prompt_positions(tiny_model("llama"), PLACES):  # a model without adapters has nothing to place
         pass

@@ -24,7 +24,7 @@ from peftly import (
 )
 from peftly.errors import MethodError
 from peftly.injection.modes import training_mode
-from peftly.injection.quantized_layers import dequantize, take_over
+from peftly.injection.quantized_layers import dequantize, patch_quantized_layers
 from peftly.kernels.packed_attention import packed
 
 WITH_COPIES = (
@@ -85,7 +85,7 @@ def are_equal(found, expected):
 @pytest.mark.parametrize("config", WITH_COPIES, ids=lambda config: config.name)
 def test_copies_start_from_the_unpacked_weights_and_can_be_merged(config, kind):
     model = quantized("llama", kind)
-    take_over(model)
+    patch_quantized_layers(model)
     before = model(IDS).logits
     attach(model, config)
     assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(model).values())
@@ -124,7 +124,7 @@ def test_detach_gives_back_the_same_model(method, kind):
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_pissa_starts_from_the_weight_as_it_is_kept(kind):
     model = quantized("llama", kind)
-    take_over(model)
+    patch_quantized_layers(model)
     before = model(IDS).logits
     attach(model, LoRA(rank=4, init="pissa"))
     assert_close(model(IDS).logits, before, 1e-5)

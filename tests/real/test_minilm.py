@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 
 def test_a_few_dozen_rows_beat_chance_and_the_new_head(data, tmp_path):
-    base = load_base("minilm-l6", dtype="float32", task="sequence_classification", labels=data.shape.labels)
+    base = load_base("minilm-l6", dtype="float32", task="sequence_classification", labels=data.row_format.labels)
     assert new_parts(base.model) == ["classifier"], "the base has a pooler of its own"
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     rows = data.encoded(base.tokenizer)

@@ -41,7 +41,7 @@ def test_train_evaluate_train_is_train_train(base, tmp_path):
         for step in range(2):
             train(base.model, data, TrainConfig(max_steps=1, batch_size=2, seed=step), tokenizer=base.tokenizer)
             if looks:
-                evaluate(base.model, base.tokenizer, data.train, data.shape)
+                evaluate(base.model, base.tokenizer, data.train, data.row_format)
         found.append([parameter.detach().clone() for parameter in trainable_parameters(base.model).values()])
         detach(base.model)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

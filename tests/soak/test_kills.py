@@ -41,7 +41,7 @@ def lines(out):
 @pytest.mark.soak
 def test_a_run_that_is_killed_a_hundred_times_ends_with_the_same_bytes(tiny_llama_folder, rows, tmp_path):
     words = ["--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--set", "method.dropout=0.2"]
-    words += ["--batch-size", 4, "--epochs", 60, "--set", "train.checkpoint_every=3"]
+    words += ["--batch-size", 4, "--epochs", 60, "--set", "train.checkpoint_steps=3"]
     assert start(*words, "--out", tmp_path / "whole").wait() == 0
     expected = (tmp_path / "whole" / "adapter" / "adapter_model.safetensors").read_bytes()
     draw, killed, ended = random.Random(0), 0, 0
@@ -69,7 +69,7 @@ def test_every_adapter_of_a_killed_run_loads(tiny_llama_folder, rows, tmp_path):
     for attempt in range(KILLS):
         out = tmp_path / f"run-{attempt}"
         words = ["--base", tiny_llama_folder, "--data", rows, "--method", "lora", "--out", out]
-        process = start(*words, "--batch-size", 1, "--epochs", 50, "--set", "train.save_every=1")
+        process = start(*words, "--batch-size", 1, "--epochs", 50, "--set", "train.save_steps=1")
         while not list(out.glob("step-*")) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(draw.random() / 2)

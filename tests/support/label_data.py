@@ -4,7 +4,7 @@ from importlib import import_module
 
 from tiny import WINDOW, random_rows
 
-from peftly.data import Encoded, Example, Shape, Split
+from peftly.data import EncodedExample, Example, RowFormat, Split
 
 # Imported by name, for the package's attribute of that name is the function.
 EVALUATE = import_module("peftly.inference.label_scoring")
@@ -23,12 +23,12 @@ class IdTokenizer:
     eos_token_id = 2
 
 
-def label_split() -> tuple[Split, Shape]:
+def label_split() -> tuple[Split, RowFormat]:
     names = list(LABELS)
     golds = [names[index % 2] for index in range(len(PROMPTS))]
     encoded = [
-        Encoded(prompt + LABELS[gold], [False] * len(prompt) + [True] * len(LABELS[gold]), 0)
+        EncodedExample(prompt + LABELS[gold], [False] * len(prompt) + [True] * len(LABELS[gold]), 0)
         for prompt, gold in zip(PROMPTS, golds, strict=True)
     ]
     examples = [Example(prompt=f"row {n}", completion=f" {gold}", label=gold) for n, gold in enumerate(golds)]
-    return Split(examples, encoded), Shape("label", "{text} is", "label", tuple(names))
+    return Split(examples, encoded), RowFormat("label", "{text} is", "label", tuple(names))

@@ -235,7 +235,7 @@ def prepared(task: str, folder: Path, rows_folder: Path, rows=None, **settings):
     rows = ROWS[task]() if rows is None else rows
     file = write_rows(rows_folder / f"{task}.jsonl", rows)
     shaped = read_data(DataConfig(train=str(file), **settings)).shaped(task)
-    labels = shaped.shape.labels if task.endswith("classification") else ()
+    labels = shaped.row_format.labels if task.endswith("classification") else ()
     model, tokenizer = opened(folder, task=task, labels=labels)
     return model, tokenizer, shaped.encoded(tokenizer)
 

@@ -4,13 +4,13 @@ import torch
 from tiny import tiny_model
 
 from peftly import LoRA, attach, trainable_parameters
-from peftly.data import Data, Encoded, Example, Shape, Split
+from peftly.data import Data, EncodedExample, Example, RowFormat, Split
 from peftly.evaluation.metrics import Evaluation
 from peftly.training.callbacks import StepRecord
 from peftly.training.config import TrainConfig
 from peftly.training.train import train
 
-SHAPE = Shape("completion", "{prompt}", "completion")
+SHAPE = RowFormat("completion", "{prompt}", "completion")
 
 
 class IdTokenizer:
@@ -28,7 +28,7 @@ def split_of(count: int, seed: int) -> Split:
         length = int(torch.randint(2, 9, (1,), generator=draw))
         prompt = torch.randint(3, 12, (length,), generator=draw).tolist()
         answer = [prompt[0]] * int(torch.randint(1, 4, (1,), generator=draw)) + [2]
-        encoded.append(Encoded(prompt + answer, [False] * length + [True] * len(answer), 0))
+        encoded.append(EncodedExample(prompt + answer, [False] * length + [True] * len(answer), 0))
     return Split([Example(prompt="p", completion="c")] * count, encoded)
 
 

@@ -139,7 +139,7 @@ def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monke
     file.write_text("\n".join(json.dumps(row) for row in rows * 3))
     tokenizer = load_base(str(tiny_llama_folder)).tokenizer
     data = load_data(DataConfig(train=str(file), validation=str(file), test=str(file)), tokenizer)
-    names = {"tweets": data, "tickets": data, "test": data.test, "shape": data.shape}
+    names = {"tweets": data, "tickets": data, "test": data.test, "row_format": data.row_format}
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block.replace("smollm2-135m", str(tiny_llama_folder)), "composition.md", "exec"), names)

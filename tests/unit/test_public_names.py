@@ -52,7 +52,7 @@ def test_names():
         "train_together",
         "trainable_parameters",
         "use_adapters",
-        "use_places",
+        "use_prompt_positions",
     ]
 
 

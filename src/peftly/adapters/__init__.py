@@ -8,6 +8,7 @@ loading     adapters from disk, alone or with their base
 files       the files of an adapter
 location    the folder of an adapter, and the base that it requires
 card        the model card
+version_0_1 files of version 0.1.0
 """
 
 from peftly.adapters.attachment import attach, detach
@@ -30,26 +31,27 @@ from peftly.adapters.files import (
 )
 from peftly.adapters.loading import load, load_adapter, load_together
 from peftly.adapters.location import (
+    base_requirements,
     called,
     check_weights,
+    corrects_quantization,
     find_adapter,
-    find_together,
-    home_of,
-    makes_up_for_quantization,
-    trained_over,
+    find_adapters,
+    training_quantization,
 )
-from peftly.adapters.merge import check_foldable, check_sums, fold, weigh
+from peftly.adapters.merge import check_mergeable, check_weightable, merge_adapters, weight_adapters
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import (
-    RowChoice,
+    AdapterChoice,
+    active_adapters,
     attached,
-    on_all_rows,
+    num_virtual_tokens_of,
     set_adapters,
     trainable_parameters,
     use_adapters,
-    use_places,
-    virtual_count,
+    use_prompt_positions,
 )
+from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
     "CARD",
@@ -57,39 +59,41 @@ __all__ = [
     "LABELS",
     "NOTES",
     "QUANTIZATION",
+    "RENAMED_METHOD_SETTINGS",
     "TENSORS",
     "TOGETHER",
     "TRAINING",
-    "RowChoice",
+    "AdapterChoice",
+    "active_adapters",
     "adapter_card",
     "adapters_in",
     "attach",
     "attached",
+    "base_requirements",
     "called",
-    "check_foldable",
-    "check_sums",
+    "check_mergeable",
+    "check_weightable",
     "check_weights",
     "class_labels",
+    "corrects_quantization",
     "detach",
     "find_adapter",
-    "find_together",
-    "fold",
-    "home_of",
+    "find_adapters",
     "load",
     "load_adapter",
     "load_together",
-    "makes_up_for_quantization",
+    "merge_adapters",
     "method_config",
-    "on_all_rows",
+    "num_virtual_tokens_of",
     "read_notes",
     "read_peft_config",
     "read_tensors",
     "save_adapter",
     "set_adapters",
     "trainable_parameters",
-    "trained_over",
+    "training_quantization",
     "use_adapters",
-    "use_places",
-    "virtual_count",
-    "weigh",
+    "use_prompt_positions",
+    "weight_adapters",
+    "with_current_names",
 ]

@@ -25,26 +25,26 @@ from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.injection import (
-    Bodies,
+    ActiveAdapters,
     Checkpointing,
-    Rows,
+    ModelHooks,
+    adapted_layers,
     add_copies,
     base_modules,
-    changed_layers,
-    drop_changes,
-    give_back,
     is_below,
     override_method,
     own_parts,
+    patch_quantized_layers,
+    remove_layer_adapters,
     restore_method,
-    take_over,
+    restore_quantized_layers,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from peftly.data import Encoded
+    from peftly.data import EncodedExample
 
 __all__ = ["attach", "detach", "install"]
 
@@ -57,7 +57,7 @@ def attach(
     tokenizer: PreTrainedTokenizerBase | None = None,
     labels: Sequence[str] = (),
     seed: int = 0,
-    rows: Sequence[Encoded] = (),
+    rows: Sequence[EncodedExample] = (),
 ) -> PreTrainedModel:
     """Freeze `model` and put a fresh adapter on it, in place. The adapter is on, beside those that were on before.
 
@@ -66,7 +66,7 @@ def attach(
         config: the method's settings, for example `LoRA(rank=16)`.
         name: what to call the adapter in the model.
         tokenizer: needed by methods that start from words.
-        labels: the answers of a labelled task, for methods that start from them; see `Shape.answers`.
+        labels: the answers of a labelled task, for methods that start from them; see `RowFormat.answers`.
         seed: of the random numbers drawn here; the global generators are left alone.
         rows: such as will be trained on, for methods that start from what layers are given (`data.train.encoded`).
 
@@ -81,7 +81,7 @@ def attach(
     adapter = install(model, config, name, lambda: kind.attach(model, config, name, setup))
     try:
         with use_adapters(model, name):
-            adapter.fit(setup)
+            adapter.initialize_from_data(setup)
     except BaseException:
         detach(model, name)
         raise
@@ -110,12 +110,12 @@ def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Calla
     except BaseException:
         if adapter is not None:
             adapter.remove()
-        drop_changes(model, name)
+        remove_layer_adapters(model, name)
         if is_first:
             _restore(model)
         raise
     state.adapters[name] = adapter
-    state.selection.default = Rows([state.selection.default.sets[0] | {name}])
+    state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
     return adapter
 
 
@@ -128,7 +128,7 @@ def detach(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
     state = state_of(model)
     for one in list(state.adapters) if name is None else [*checked_names(state, [name])]:
         state.adapters.pop(one).remove()
-        state.selection.default = Rows([state.selection.default.sets[0] - {one}])
+        state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {one}])
     if not state.adapters:
         _restore(model)
     return model
@@ -136,14 +136,14 @@ def detach(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
 
 def _prepare(model: Any) -> None:
     """Freeze a model that has no adapter yet and make it ready for one."""
-    taken_over = take_over(model)
+    taken_over = patch_quantized_layers(model)
     # By all their names: merging may untie what had several.
     named = model.named_parameters(remove_duplicate=False)
     state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], taken_over)
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
-        state.bodies = Bodies(model)
+        state.bodies = ModelHooks(model)
         override_method(model, "save_pretrained", _SavesAdapters(model))
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
@@ -157,7 +157,7 @@ def _restore(model: Any) -> None:
     for part in (state.bodies, state.checkpointing):
         if part is not None:
             part.remove()
-    give_back(state.taken_over)
+    restore_quantized_layers(state.taken_over)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
@@ -169,7 +169,7 @@ def _restore(model: Any) -> None:
 def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> None:
     """Let adapter `name` train copies of the modules that it saves; by itself, of the classifier if there is one."""
     if wanted is None:
-        taken = [path for path, _, _ in changed_layers(model, name)]
+        taken = [path for path, _, _ in adapted_layers(model, name)]
         found = [path for path in own_parts(model) if not any(is_below(one, [path]) for one in taken)]
     else:
         # By the bare end of a path, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.

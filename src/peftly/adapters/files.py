@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, MethodConfig
 
@@ -128,7 +129,7 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
 
 def _notes(folder: Path) -> dict[str, Any]:
     path = folder / NOTES
-    return _read_json(path) if path.is_file() else {}
+    return with_current_notes(_read_json(path)) if path.is_file() else {}
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
@@ -143,6 +144,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     if "peft_type" not in config:
         raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
+    if isinstance(config.get("settings"), Mapping):
+        config["settings"] = with_current_names(config["settings"], RENAMED_METHOD_SETTINGS)
     return config
 
 

@@ -21,7 +21,7 @@ from peftly.adapters.files import (
     read_tensors,
     without_extras,
 )
-from peftly.adapters.location import find_adapter, home_of, makes_up_for_quantization, trained_over
+from peftly.adapters.location import base_requirements, corrects_quantization, find_adapter, training_quantization
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
@@ -120,13 +120,13 @@ def load(
     """
     folder = find_adapter(path_or_hub_id)
     if quantization is None:
-        quantization = trained_over(folder)
-    elif quantization == "none" and makes_up_for_quantization([folder]):
+        quantization = training_quantization(folder)
+    elif quantization == "none" and corrects_quantization([folder]):
         warnings.warn(
             f"{folder} makes up for what quantising its base has cost: over the plain base its answers are off",
             stacklevel=2,
         )
-    spec, task, labels = home_of(folder)
+    spec, task, labels = base_requirements(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
         base = load_base(

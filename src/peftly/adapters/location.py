@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from peftly.data import TaskName
 
 __all__ = [
-    "Home",
+    "BaseRequirements",
+    "base_requirements",
     "called",
     "check_weights",
+    "corrects_quantization",
     "find_adapter",
-    "find_together",
-    "home_of",
-    "makes_up_for_quantization",
-    "trained_over",
+    "find_adapters",
+    "training_quantization",
 ]
 
 
@@ -67,7 +67,7 @@ def find_adapter(path_or_hub_id: str | Path) -> Path:
     return folder
 
 
-def find_together(adapters: Sequence[str | Path]) -> dict[str, Path]:
+def find_adapters(adapters: Sequence[str | Path]) -> dict[str, Path]:
     """Return the folders of adapters that are to work on one base, by what they were called.
 
     Args:
@@ -84,19 +84,19 @@ def find_together(adapters: Sequence[str | Path]) -> dict[str, Path]:
             raise AdapterError(f"{same} and {one} are one adapter, {folder}; name each once")
         found[one] = folder
     first, *others = found
-    home, kept = home_of(found[first]), trained_over(found[first])
+    home, kept = base_requirements(found[first]), training_quantization(found[first])
     for other in others:
-        if (its := home_of(found[other])) != home:
+        if (its := base_requirements(found[other])) != home:
             raise AdapterError(f"{first} is for {_words(home)}, and {other} for {_words(its)}")
-        if trained_over(found[other]) != kept:
+        if training_quantization(found[other]) != kept:
             raise AdapterError(f"{first} and {other} were not trained over the same quantisation of their base")
     return found
 
 
-def makes_up_for_quantization(folders: Iterable[Path]) -> Path | None:
+def corrects_quantization(folders: Iterable[Path]) -> Path | None:
     """Return the first adapter in these folders that fits only the quantised base that it was trained over."""
     for place in (place for folder in folders for place in adapters_in(folder).values()):
-        if method_config(place, read_peft_config(place)).makes_up_for_quantization:
+        if method_config(place, read_peft_config(place)).corrects_quantization:
             return place
     return None
 
@@ -118,7 +118,7 @@ def check_weights(weights: Sequence[float] | None, adapters: Sequence[str]) -> N
         raise ConfigError(f"weights: {len(weights)} were given for {count} ({', '.join(adapters)})")
 
 
-class Home(NamedTuple):
+class BaseRequirements(NamedTuple):
     """What an adapter wants its model to be."""
 
     base: str
@@ -126,7 +126,7 @@ class Home(NamedTuple):
     labels: list[str]
 
 
-def home_of(folder: Path) -> Home:
+def base_requirements(folder: Path) -> BaseRequirements:
     """Return what the adapter in `folder` wants its model to be, or all those that were saved together there.
 
     Raises:
@@ -135,7 +135,7 @@ def home_of(folder: Path) -> Home:
     homes = {name: _home(place) for name, place in adapters_in(folder).items()}
     first, home = next(iter(homes.items()))
     for name, other in homes.items():
-        for what, one, another in zip(Home._fields, home, other, strict=True):
+        for what, one, another in zip(BaseRequirements._fields, home, other, strict=True):
             if one != another:
                 raise AdapterError(
                     f"the adapters in {folder} have no {what} in common: {first} is for {one}, and {name} for "
@@ -144,21 +144,21 @@ def home_of(folder: Path) -> Home:
     return home
 
 
-def _home(folder: Path) -> Home:
+def _home(folder: Path) -> BaseRequirements:
     config = read_peft_config(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         raise AdapterError(f"{folder / CONFIG} names no base; open one with load_base and use load_adapter")
     task = task_of_peft(config.get("task_type"))
-    return Home(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
+    return BaseRequirements(base, task, class_labels(folder) if task and TASKS[task].is_classification else [])
 
 
-def _words(home: Home) -> str:
+def _words(home: BaseRequirements) -> str:
     labels = f" of {', '.join(home.labels)}" if home.labels else ""
     return f"{home.base}{f' ({home.task}{labels})' if home.task else ''}"
 
 
-def trained_over(folder: Path) -> Quantization | None:
+def training_quantization(folder: Path) -> Quantization | None:
     """Return how the base was quantised that an adapter was trained over; None if it was not.
 
     Raises:

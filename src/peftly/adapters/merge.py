@@ -1,4 +1,4 @@
-"""Fold adapters into the weights of their base. Every merge goes through `fold`: in memory, or into a folder."""
+"""Fold adapters into the weights of their base. Every merge goes through `merge_adapters`: in memory, or into a folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import nn
 from peftly.adapters.attachment import detach
 from peftly.adapters.state import attached, check_names
 from peftly.errors import MethodError
-from peftly.injection import CHANGES, BiasChange, base_modules, changed_layers, copied_modules
+from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
 from peftly.kernels import is_quantized
 from peftly.methods import METHODS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_foldable", "check_sums", "fold", "merge", "weigh"]
+__all__ = ["check_mergeable", "check_weightable", "merge", "merge_adapters", "weight_adapters"]
 
 
 def merge(
@@ -48,15 +48,15 @@ def merge(
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
     names = list(weights) if weights is not None else attached(model) if name is None else [name]
-    check_foldable(model, names)
+    check_mergeable(model, names)
     if weights is not None:
-        weigh(model, weights)
-    for line in fold(model, names):
+        weight_adapters(model, weights)
+    for line in merge_adapters(model, names):
         warnings.warn(line, stacklevel=2)
     return model
 
 
-def check_foldable(model: nn.Module, names: Iterable[str]) -> None:
+def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
     """Do nothing if weights of the base can stand for these adapters.
 
     Raises:
@@ -76,7 +76,7 @@ def check_foldable(model: nn.Module, names: Iterable[str]) -> None:
         _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
 
 
-def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
+def check_weightable(model: nn.Module, weights: Mapping[str, float]) -> None:
     """Do nothing if all that these adapters do is to add, so that it may be multiplied by a number.
 
     Raises:
@@ -88,27 +88,27 @@ def check_sums(model: nn.Module, weights: Mapping[str, float]) -> None:
         if not math.isfinite(weights[name]):
             raise MethodError(f"the weight of {name!r} is {weights[name]}; give a number")
         adapter = attached(model)[name]
-        odd = next((path for path, _, change in changed_layers(model, name) if not change.only_adds), None)
+        odd = next((path for path, _, change in adapted_layers(model, name) if not change.only_adds), None)
         if not adapter.is_sum or odd is not None:
             method = adapter.config.name
             reason = f"it trains a copy in {odd}" if adapter.is_sum else f"it is {method}, whose changes are no sums"
             raise MethodError(f"only what is added to a weight can be weighted, as LoRA's products; {name!r}: {reason}")
 
 
-def weigh(model: nn.Module, weights: Mapping[str, float]) -> None:
+def weight_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
     """Let what adapters add count so many times from now on.
 
     Raises:
-        MethodError: as `check_sums` has it; nothing has changed.
+        MethodError: as `check_weightable` has it; nothing has changed.
     """
-    check_sums(model, weights)
+    check_weightable(model, weights)
     for name, weight in weights.items():
-        for _, _, change in changed_layers(model, name):
+        for _, _, change in adapted_layers(model, name):
             change.scaling *= weight
 
 
-def fold(model: Any, names: Iterable[str]) -> list[str]:
-    """Fold adapters that `check_foldable` has passed into the weights of `model`, in place, and detach them.
+def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
+    """Fold adapters that `check_mergeable` has passed into the weights of `model`, in place, and detach them.
 
     Returns:
         What a person should know of it, in lines: which weights were untied.
@@ -116,41 +116,41 @@ def fold(model: Any, names: Iterable[str]) -> list[str]:
     names = [*names]
     with torch.no_grad():
         lines = _untie(model, names)
-        for layer, changes in _foldable(model, names):
+        for layer, changes in _mergeable_layers(model, names):
             with _widened(layer):
                 for change in changes:
-                    change.merge(layer)
+                    change.merge_into(layer)
     for name in names:
         detach(model, name)
     return lines
 
 
-def _foldable(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Any]]]:
+def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Any]]]:
     """Yield the layers that adapters change, each with its changes, innermost first.
 
     What is inside a module that answers through a copy takes no part in what the model computes.
     """
     copied = [f"{path}." for name in names for path in copied_modules(model, name)]
     for path, layer in base_modules(model):
-        changes = [change for name, change in getattr(layer, CHANGES, {}).items() if name in names]
+        changes = [change for name, change in getattr(layer, LAYER_ADAPTERS, {}).items() if name in names]
         if changes and not path.startswith(tuple(copied)):
             yield layer, changes
 
 
 def _refuse_packed_layers(model: nn.Module, name: str) -> None:
-    for path, layer, change in changed_layers(model, name):
+    for path, layer, change in adapted_layers(model, name):
         for inner, part in base_modules(layer):
             where = f"{path}.{inner}" if inner else path
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
                 raise MethodError(f"{where} is on disk: open the base without a device_map to merge into it")
-            if is_quantized(part) and not isinstance(change, BiasChange):
+            if is_quantized(part) and not isinstance(change, BiasCopy):
                 raise MethodError(
                     f"{where} is quantised: call peftly.dequantize first, or open the base without quantisation"
                 )
 
 
 def _refuse_shared_layers(model: nn.Module, name: str) -> None:
-    for path, layer, _ in changed_layers(model, name):
+    for path, layer, _ in adapted_layers(model, name):
         if len(layer.peftly) > 1 and not all(change.only_adds for change in layer.peftly.values()):
             raise MethodError(
                 f"{path} is changed by {' and '.join(layer.peftly)} together, which no weight of it can stand for; "
@@ -162,7 +162,7 @@ def _refuse_hidden_changes(model: nn.Module, name: str, others: Sequence[str]) -
     """Refuse if a copy that `name` trains hides changes of `others` inside its module, which would come to light."""
     for path in copied_modules(model, name):
         for other in others:
-            for inner, _, _ in changed_layers(model, other):
+            for inner, _, _ in adapted_layers(model, other):
                 if inner.startswith(f"{path}."):
                     raise MethodError(
                         f"{name} trains a copy of {path}, so what {other} changes in {inner} takes no part, and would "
@@ -235,8 +235,8 @@ def _fate(model: nn.Module, place: _Place, names: Sequence[str]) -> object:
             if place.path == path or place.path.startswith(f"{path}."):
                 layer: Any = model.get_submodule(path)
                 return layer.peftly[name].copy.get_parameter(str(place).removeprefix(f"{path}."))
-    changes = [change for name, change in getattr(place.module, CHANGES, {}).items() if name in names]
-    changed = any(place.attribute == "bias" or not isinstance(change, BiasChange) for change in changes)
+    changes = [change for name, change in getattr(place.module, LAYER_ADAPTERS, {}).items() if name in names]
+    changed = any(place.attribute == "bias" or not isinstance(change, BiasCopy) for change in changes)
     return place.module if changed else None
 
 

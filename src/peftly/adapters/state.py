@@ -24,29 +24,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
-from peftly.injection import Bodies, Checkpointing, Names, Rows, Selection, is_below
+from peftly.injection import ActiveAdapters, AdapterNames, Checkpointing, ModelHooks, Selection, is_below
 from peftly.methods import Adapter
 
 if TYPE_CHECKING:
     pass
 
 __all__ = [
-    "RowChoice",
+    "AdapterChoice",
+    "active_adapters",
     "attached",
     "check_names",
-    "on_all_rows",
+    "num_virtual_tokens_of",
     "parts_without_copy",
     "set_adapters",
     "trainable_parameters",
     "use_adapters",
-    "use_places",
-    "virtual_count",
+    "use_prompt_positions",
 ]
 
 ATTRIBUTE = "_peftly"
 
 
-RowChoice = str | Sequence[str] | None
+AdapterChoice = str | Sequence[str] | None
 """What works on one row: one adapter, several together, or none."""
 
 
@@ -58,7 +58,7 @@ class AttachedAdapters:
     taken_over: list[nn.Module]
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    bodies: Bodies | None = None
+    bodies: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
 
 
@@ -68,16 +68,16 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
     return {} if state is None else dict(state.adapters)
 
 
-def on_all_rows(model: nn.Module) -> list[str]:
+def active_adapters(model: nn.Module) -> list[str]:
     """Return the adapters of `model` that are on from now on, as `set_adapters` left them."""
     state = state_of(model)
     return [name for name in state.adapters if name in state.selection.default.sets[0]]
 
 
-def virtual_count(model: nn.Module) -> int:
+def num_virtual_tokens_of(model: nn.Module) -> int:
     """Return how many virtual tokens every text has with the adapters that are on."""
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
-    return 0 if state is None or state.bodies is None else state.bodies.virtual_count()
+    return 0 if state is None or state.bodies is None else state.bodies.num_virtual_tokens_of()
 
 
 def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:
@@ -90,12 +90,12 @@ def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:
         MethodError: it has no adapter of such a name.
     """
     state = state_of(model)
-    state.selection.default = Rows([checked_names(state, names)])
+    state.selection.default = ActiveAdapters([checked_names(state, names)])
     return model
 
 
 @contextmanager
-def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[RowChoice] | None = None) -> Iterator[None]:
+def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[AdapterChoice] | None = None) -> Iterator[None]:
     """Switch on other adapters for the calls of `model` inside the block, in this thread.
 
     Each row of a call gives what it would give alone with its adapters, whatever the others have.
@@ -113,9 +113,9 @@ def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[RowChoice] 
     if rows is not None and names:
         raise MethodError("give names for all rows, or rows with their own; not both")
     if rows is None:
-        chosen = Rows([checked_names(state, names)])
+        chosen = ActiveAdapters([checked_names(state, names)])
     elif rows:
-        chosen = Rows([checked_names(state, [row] if isinstance(row, str) else row or ()) for row in rows])
+        chosen = ActiveAdapters([checked_names(state, [row] if isinstance(row, str) else row or ()) for row in rows])
     else:
         raise MethodError("rows is empty: give an adapter, several, or None for each row of the batch")
     with state.selection.use(chosen):
@@ -123,15 +123,15 @@ def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[RowChoice] 
 
 
 @contextmanager
-def use_places(model: nn.Module, places: Sequence[Sequence[int]] | Tensor | None) -> Iterator[None]:
-    """Say where virtual tokens with `place: template` stand in the calls of `model` inside the block, in this thread.
+def use_prompt_positions(model: nn.Module, places: Sequence[Sequence[int]] | Tensor | None) -> Iterator[None]:
+    """Say where virtual tokens with `position: template` stand in the calls of `model` inside the block, in this thread.
 
     `train`, `evaluate`, `generate` and `classify` say it themselves; this is for calls of the model itself.
 
     Args:
         model: a model; nothing changes for one without such virtual tokens.
         places: for each row of the batch, in front of which token of its text each of them stands: 0 for the first
-            token, as many as the text has for the end; padding is not counted. It is `Encoded.places`, or the
+            token, as many as the text has for the end; padding is not counted. It is `EncodedExample.places`, or the
             `places` of a batch (where those of shorter rows are filled up with -1). Beams and sequences that
             `generate` makes of a row have what the row has. None, or no place in any row: nothing is said.
     """
@@ -167,7 +167,7 @@ def state_of(model: nn.Module) -> AttachedAdapters:
     return state
 
 
-def checked_names(state: AttachedAdapters, names: Sequence[str]) -> Names:
+def checked_names(state: AttachedAdapters, names: Sequence[str]) -> AdapterNames:
     unknown = [name for name in names if name not in state.adapters]
     if unknown:
         raise MethodError(f"this model has no adapter {unknown[0]!r}; it has {', '.join(map(repr, state.adapters))}")

@@ -34,7 +34,7 @@ def print_answer(opened: "OpenRun", text: str, pair: str | None = None) -> None:
         for word, tag in tag_words(opened.model, opened.tokenizer, text.split(), max_length=data.max_length):
             typer.echo(f"{word}\t{tag or f'(past {data.max_length} tokens)'}")
         return
-    example = Example(text, pair=pair) if opened.shape is None else opened.shape.question(text, pair)
+    example = Example(text, pair=pair) if opened.row_format is None else opened.row_format.format_prompt(text, pair)
     found = classify(opened.model, opened.tokenizer, [example], max_length=data.max_length)[0]
     for label, probability in sorted(found.items(), key=lambda item: -item[1]):
         typer.echo(f"{label}\t{probability:.1%}")

@@ -32,7 +32,8 @@ BaseOption = Annotated[
     str | None, typer.Option("--base", help="A short name (smollm2-135m), a Hub id, a folder or a .gguf file.")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", help="Examples of a batch; train.accumulation batches make a step.")
+    int | None,
+    typer.Option("--batch-size", help="Examples of a batch; train.gradient_accumulation_steps batches make a step."),
 ]
 ConfigFile = Annotated[str | None, typer.Argument(help="A YAML file; without one the options say everything.")]
 DataFile = Annotated[

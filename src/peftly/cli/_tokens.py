@@ -9,13 +9,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from peftly.data import Encoded
+    from peftly.data import EncodedExample
 
 __all__ = ["example_text"]
 
 
 def example_text(
-    encoded: "Encoded", tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str], *, marked: bool
+    encoded: "EncodedExample", tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str], *, marked: bool
 ) -> Text:
     """Return what a model reads, a bar between its tokens, with what it learns of it: green, or in double brackets.
 
@@ -38,9 +38,9 @@ def example_text(
     return text
 
 
-def _with_places(tokens: Sequence[str], encoded: "Encoded") -> tuple[list[str], list[bool]]:
+def _with_places(tokens: Sequence[str], encoded: "EncodedExample") -> tuple[list[str], list[bool]]:
     """Return tokens and whether they are trained, with what a template has for virtual tokens where these stand."""
-    counts = Counter(encoded.places)
+    counts = Counter(encoded.prompt_positions)
     shown: list[tuple[str, bool]] = []
     for place in range(len(tokens) + 1):
         if counts[place]:

@@ -33,13 +33,19 @@ def evaluate(
 
     ensemble = open_ensemble(run)
     opened = open_run(run) if ensemble is None else ensemble.opened
-    name, split, shape, lines = held_out_rows(opened, data)
+    name, split, row_format, lines = held_out_rows(opened, data)
     members: dict[str, Evaluation] = {}
     if ensemble is None:
-        evaluation = score(opened.model, opened.tokenizer, split, shape, batch_size=batch_size)
+        evaluation = score(opened.model, opened.tokenizer, split, row_format, batch_size=batch_size)
     else:
         found = evaluate_ensemble(
-            opened.model, opened.tokenizer, split, shape, ensemble.members, vote=ensemble.vote, batch_size=batch_size
+            opened.model,
+            opened.tokenizer,
+            split,
+            row_format,
+            ensemble.members,
+            vote=ensemble.vote,
+            batch_size=batch_size,
         )
         evaluation, members = found.together, found.members
     if as_json:

@@ -29,7 +29,7 @@ def explain(
         name=adapter,
         neighbours=neighbours,
         seed=None if opened.config is None else opened.config.train.seed,
-        labels=() if opened.shape is None else opened.shape.answers,
+        labels=() if opened.row_format is None else opened.row_format.answers,
     )
     if as_json:
         import json

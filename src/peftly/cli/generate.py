@@ -10,7 +10,7 @@ from peftly.cli._options import BaseOption, MaxNewTokens, Temperature
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.data import Example, Shape
+    from peftly.data import Example, RowFormat
 
 __all__ = ["generate"]
 
@@ -46,7 +46,7 @@ def generate(
         return
     if pair is not None:
         raise ConfigError("--pair is for a classifier of two texts; put both into --prompt for a model that writes")
-    words = _in_template(opened.shape, text) if text is not None else str(prompt)
+    words = _in_template(opened.row_format, text) if text is not None else str(prompt)
     streams = num_beams == 1
     completions = write(
         opened.model,
@@ -63,7 +63,7 @@ def generate(
     typer.echo("" if streams else completions[0])
 
 
-def _in_template(shape: "Shape | None", text: str) -> "Example | list[dict[str, str]]":
-    if shape is None:
+def _in_template(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":
+    if row_format is None:
         raise ConfigError("this model does not say how a text becomes a prompt; give the whole prompt with --prompt")
-    return [{"role": "user", "content": text}] if shape.kind == "chat" else shape.question(text)
+    return [{"role": "user", "content": text}] if row_format.kind == "chat" else row_format.format_prompt(text)

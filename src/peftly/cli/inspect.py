@@ -71,7 +71,7 @@ def inspect(
         cut = f", {encoded.cut} cut" if encoded.cut else ""
         counts = f"{encoded.num_tokens} tokens, {encoded.num_targets} {_LEARNED.get(chosen, 'trained')}"
         screen.print(f"example {place}: {counts}{cut}", style="bold")
-        screen.print(example_text(encoded, tokenizer, loaded.shape.labels, marked=marked), end="\n\n")
+        screen.print(example_text(encoded, tokenizer, loaded.row_format.labels, marked=marked), end="\n\n")
     screen.print("⟦trained⟧, not trained" if marked else "[green]trained[/], [dim]not trained[/]", end="\n\n")
     for line in loaded.report.lines():
         screen.print(line, markup=False)

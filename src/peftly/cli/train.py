@@ -86,7 +86,7 @@ def train(
         _refuse_beside_resume(config, overrides or None, overwrite or None, *flags.values())
         check_out(resume, resume=True)
         config, flags = str(resume / "config.yaml"), {"out": str(resume)}
-    resolved = load_config(config, overrides or (), flags)
+    resolved = load_config(config, overrides or (), flags, stored=resume is not None)
     goes_on = resume is not None
     check_out(Path(resolved.out), overwrite=overwrite, resume=goes_on)
     quiet()

@@ -19,23 +19,23 @@ report         counts of all that was read, cut and dropped
 
 from peftly.data.chat import prompt_ids
 from peftly.data.collate import collate, epoch_order, epoch_steps
-from peftly.data.encoding import encode, encode_prompt, encode_question, label_ids
-from peftly.data.formats import Shape
+from peftly.data.encoding import encode, encode_prompt, encode_prompt_of, label_ids
+from peftly.data.formats import RowFormat
 from peftly.data.readers import Rows, read
 from peftly.data.report import DataReport, SplitReport
 from peftly.data.splits import Data, DataConfig, Split, load_data, read_data
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
-from peftly.data.types import Encoded, Example, TaskName
+from peftly.data.types import EncodedExample, Example, TaskName
 
 __all__ = [
     "Data",
     "DataConfig",
     "DataReport",
-    "Encoded",
+    "EncodedExample",
     "Example",
+    "RowFormat",
     "Rows",
-    "Shape",
     "Split",
     "SplitReport",
     "TaskName",
@@ -45,7 +45,7 @@ __all__ = [
     "encode",
     "encode_for",
     "encode_prompt",
-    "encode_question",
+    "encode_prompt_of",
     "encode_sources",
     "encode_words",
     "epoch_order",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peftly.data.truncation import largest_fit
-from peftly.data.types import Encoded
+from peftly.data.types import EncodedExample
 from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
@@ -31,7 +31,9 @@ def prompt_ids(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> list
     return list(_render(messages, tokenizer, add_generation_prompt=True)["input_ids"])
 
 
-def encode_messages(messages: Messages, vocabulary: Vocabulary, max_length: int, place: str = "") -> Encoded | None:
+def encode_messages(
+    messages: Messages, vocabulary: Vocabulary, max_length: int, place: str = ""
+) -> EncodedExample | None:
     """Return a conversation as at most `max_length` tokens, or None if the assistant says nothing in it.
 
     Turns after the assistant's last are left out: nothing in them is trained, and nothing trained depends on them.
@@ -61,7 +63,7 @@ def encode_messages(messages: Messages, vocabulary: Vocabulary, max_length: int,
     except DataError as error:
         raise DataError(f"{place}{error}") from error.__cause__
     ids, trained = ids[:max_length], trained[:max_length]
-    return Encoded(ids, trained, whole - len(ids)) if any(trained) else None
+    return EncodedExample(ids, trained, whole - len(ids)) if any(trained) else None
 
 
 def _without_oldest(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:

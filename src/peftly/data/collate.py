@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from peftly.data.types import UNTRAINED, Encoded
+from peftly.data.types import UNTRAINED, EncodedExample
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -18,7 +18,7 @@ _WINDOW_STEPS = 50
 
 
 def collate(
-    batch: Sequence[Encoded], *, pad_id: int, side: "Literal['left', 'right']" = "right"
+    batch: Sequence[EncodedExample], *, pad_id: int, side: "Literal['left', 'right']" = "right"
 ) -> "dict[str, Tensor]":
     """Return the batch as padded tensors.
 
@@ -58,8 +58,8 @@ def collate(
     }
     if batch[0].token_type_ids is not None:
         tensors["token_type_ids"] = filled([example.token_type_ids or [] for example in batch], 0)
-    if any(example.places for example in batch):
-        tensors["places"] = filled([example.places for example in batch], -1)
+    if any(example.prompt_positions for example in batch):
+        tensors["prompt_positions"] = filled([example.prompt_positions for example in batch], -1)
     return tensors
 
 

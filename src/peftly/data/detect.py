@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from peftly.data.formats import Shape
+from peftly.data.formats import RowFormat
 from peftly.data.readers import Rows
 from peftly.data.templates import ALPACA, Template, label_of, listed, words_of
 from peftly.data.types import TaskName
@@ -79,7 +79,7 @@ def holds(rows: Rows, template: str | None, target: str | None) -> Literal["tags
 
 def recognise(
     rows: Rows, template: str | None, target: str | None, task: TaskName = "causal_lm"
-) -> tuple[Shape, list[str]]:
+) -> tuple[RowFormat, list[str]]:
     """Return the shape of the training rows, and what was guessed to find it.
 
     Args:
@@ -95,33 +95,33 @@ def recognise(
     if target is not None and target not in fields:
         raise DataError(f"{rows.name}: target {target!r} is no field of the rows; they have {listed(fields)}")
     if task == "token_classification":
-        shape, notes = _tagged(rows, template, target)
+        row_format, notes = _tagged(rows, template, target)
     elif template is None and target is None:
-        shape, notes = _known(rows, task)
+        row_format, notes = _known(rows, task)
     else:
-        shape, notes = _own(rows, template, target, task)
-    shape = replace(shape, labels=_labels(rows, shape))
-    if task in ("sequence_classification", "token_classification") and len(shape.labels) < 2:
+        row_format, notes = _own(rows, template, target, task)
+    row_format = replace(row_format, labels=_labels(rows, row_format))
+    if task in ("sequence_classification", "token_classification") and len(row_format.labels) < 2:
         raise DataError(
-            f"{rows.name}: {shape.target!r} is {listed(shape.labels)} in every row; a classifier needs two labels"
+            f"{rows.name}: {row_format.target!r} is {listed(row_format.labels)} in every row; a classifier needs two labels"
         )
-    used = {*Template(shape.template or "").fields, shape.target, shape.pair}
+    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
     unused = [name for name in fields if name not in used]
-    return shape, [*notes, *([f"fields not used: {listed(unused)}"] if unused else [])]
+    return row_format, [*notes, *([f"fields not used: {listed(unused)}"] if unused else [])]
 
 
-def _labels(rows: Rows, shape: Shape) -> tuple[str, ...]:
+def _labels(rows: Rows, row_format: RowFormat) -> tuple[str, ...]:
     """Return the labels or tags that the rows have, sorted."""
     found: set[str] = set()
     for index, row in enumerate(rows.rows):
-        if shape.kind == "label":
-            found.add(label_of(row, shape.target, rows.where(index)))
-        elif shape.kind == "tags":
-            found.update(words_of(row, shape.words_field, shape.target, rows.where(index))[1])
+        if row_format.kind == "label":
+            found.add(label_of(row, row_format.target, rows.where(index)))
+        elif row_format.kind == "tags":
+            found.update(words_of(row, row_format.words_field, row_format.target, rows.where(index))[1])
     return tuple(sorted(found))
 
 
-def _known(rows: Rows, task: TaskName) -> tuple[Shape, list[str]]:
+def _known(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
     fields, shapes = set(rows.fields), _OF_TASK[task]
     matching = [known for known in shapes if fields.issuperset(known.fields)]
     if not matching:
@@ -133,10 +133,10 @@ def _known(rows: Rows, task: TaskName) -> tuple[Shape, list[str]]:
     words = _prompt_words(taken.template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {taken.words} ({' + '.join(taken.fields)})" + words]
     notes += [f"could be read as {other.words} too; give a template and a target for that" for other in others]
-    return Shape(taken.kind, taken.template, taken.target, pair=taken.pair), notes
+    return RowFormat(taken.kind, taken.template, taken.target, pair=taken.pair), notes
 
 
-def _tagged(rows: Rows, template: str | None, target: str | None) -> tuple[Shape, list[str]]:
+def _tagged(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:
     """Return the shape of rows with words and tags, which stand in lists that no template can change."""
     if template is not None:
         raise DataError(f"template {template!r}: token classification reads the words as they are; leave it out")
@@ -144,10 +144,10 @@ def _tagged(rows: Rows, template: str | None, target: str | None) -> tuple[Shape
         return _known(rows, "token_classification")
     if "tokens" not in rows.fields or target == "tokens":
         raise DataError(f"{rows.name}: the words to tag must stand in 'tokens'; the rows have {listed(rows.fields)}")
-    return Shape("tags", "{tokens}", target), [f"read as words and tags (tokens + {target})"]
+    return RowFormat("tags", "{tokens}", target), [f"read as words and tags (tokens + {target})"]
 
 
-def _own(rows: Rows, template: str | None, target: str | None, task: TaskName) -> tuple[Shape, list[str]]:
+def _own(rows: Rows, template: str | None, target: str | None, task: TaskName) -> tuple[RowFormat, list[str]]:
     notes = []
     if template is None:
         if target == "text" or "text" not in rows.fields:
@@ -166,7 +166,7 @@ def _own(rows: Rows, template: str | None, target: str | None, task: TaskName) -
         raise DataError(f"template {template!r} shows the field {target!r}, which is the target to learn; take it out")
     kind = "label" if task == "sequence_classification" or _is_label(rows, target) else "completion"
     how = "its values are compared as labels" if kind == "label" else "its values are free text"
-    return Shape(kind, template, target), [*notes, f"target {target!r}: {how}"]
+    return RowFormat(kind, template, target), [*notes, f"target {target!r}: {how}"]
 
 
 def _guessed_target(rows: Rows, template: Template) -> str:

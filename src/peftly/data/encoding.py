@@ -9,21 +9,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftly.data.chat import encode_messages, prompt_ids
-from peftly.data.formats import Shape
+from peftly.data.formats import RowFormat
 from peftly.data.messages import messages_of
 from peftly.data.templates import spaced
 from peftly.data.truncation import largest_fit
-from peftly.data.types import Encoded, Example
+from peftly.data.types import EncodedExample, Example
 from peftly.data.vocabulary import Vocabulary, goes_on
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode", "encode_all", "encode_prompt", "encode_question", "label_ids", "told_apart"]
+__all__ = ["encode", "encode_all", "encode_prompt", "encode_prompt_of", "label_ids", "told_apart"]
 
 
-def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded | None:
+def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> EncodedExample | None:
     """Return an example as at most `max_length` tokens, or None if none of them would be trained.
 
     What is too long loses the prompt first. The row's own texts in it are shortened from their ends, all to the same
@@ -43,11 +43,11 @@ def encode_all(
     *,
     room: int = 0,
     places: Sequence[str] | None = None,
-) -> list[Encoded | None]:
+) -> list[EncodedExample | None]:
     """Encode many examples at once, which is faster than one by one.
 
     Args:
-        examples: from `Shape.examples`.
+        examples: from `RowFormat.examples`.
         tokenizer: the base's own.
         max_length: tokens of an example, at most.
         room: tokens to keep for the completion, at least: with that of the longest label, how much of a prompt is cut
@@ -86,41 +86,45 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
     Special tokens that the tokenizer puts in front of a text are there, those that it puts at the end are not, and a
     space at the prompt's end is left for the model to say (see `spaced`).
     """
-    return encode_question(Example(prompt), tokenizer).input_ids
+    return encode_prompt_of(Example(prompt), tokenizer).input_ids
 
 
-def encode_question(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
+def encode_prompt_of(example: Example, tokenizer: "PreTrainedTokenizerBase") -> EncodedExample:
     """Return what `encode_prompt` does of an example's prompt, with the places that are marked in it."""
     vocabulary, prompt = Vocabulary.of(tokenizer), spaced(example.prompt, "")[0]
     ids = vocabulary.front + vocabulary.body(prompt)
-    return Encoded(ids, [False] * len(ids), places=_behind(vocabulary.front, vocabulary.places(prompt, example.marks)))
+    return EncodedExample(
+        ids, [False] * len(ids), prompt_positions=_behind(vocabulary.front, vocabulary.places(prompt, example.marks))
+    )
 
 
 def _behind(front: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
     return tuple(len(front) + place for place in places)
 
 
-def row_prompt_ids(shape: Shape, row: Mapping[str, Any] | str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def prompt_ids_of_row(
+    row_format: RowFormat, row: Mapping[str, Any] | str, tokenizer: "PreTrainedTokenizerBase"
+) -> list[int]:
     """Return the token ids from which the model generates an answer to a row, for every row format.
 
     Args:
-        shape: format of the rows.
-        row: as `Shape.prompt` takes it. For a conversation: the fields of a row, of which a closing assistant turn is
+        row_format: format of the rows.
+        row: as `RowFormat.prompt` takes it. For a conversation: the fields of a row, of which a closing assistant turn is
             left out, or the text of one user turn.
         tokenizer: tokenizer of the base.
 
     Raises:
         DataError: fields are missing, or the tokenizer has no chat template.
     """
-    if shape.kind != "chat":
-        return encode_prompt(shape.prompt(row), tokenizer)
+    if row_format.kind != "chat":
+        return encode_prompt(row_format.prompt(row), tokenizer)
     if isinstance(row, str):
-        row = {shape.target: [{"role": "user", "content": row}]}
-    messages = messages_of(row, shape.target, "the prompt")
+        row = {row_format.target: [{"role": "user", "content": row}]}
+    messages = messages_of(row, row_format.target, "the prompt")
     return prompt_ids(messages[:-1] if messages[-1]["role"] == "assistant" else messages, tokenizer)
 
 
-def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
+def label_ids(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
     """Return the tokens of every label's completion, end token included, as `encode` puts them after any prompt.
 
     Raises:
@@ -128,7 +132,7 @@ def label_ids(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, l
     """
     vocabulary = Vocabulary.of(tokenizer)
     end = vocabulary.required_end()
-    made = {label: vocabulary.continuation(shape.completion(label)) for label in shape.labels}
+    made = {label: vocabulary.continuation(row_format.completion(label)) for label in row_format.labels}
     empty = next((label for label, ids in made.items() if not ids), None)
     if empty is not None:
         raise DataError(f"the tokenizer makes no token of the label {empty!r}; name it otherwise")
@@ -153,7 +157,7 @@ def told_apart(labels: dict[str, list[int]]) -> dict[str, list[int]]:
 
 def _fitted(
     vocabulary: Vocabulary, example: Example, body: list[int], answer: list[int], max_length: int, room: int
-) -> Encoded | None:
+) -> EncodedExample | None:
     if not answer:
         return None
     places = vocabulary.places(example.prompt, example.marks)
@@ -170,7 +174,7 @@ def _fitted(
     trained[:1] = [False]
     if not any(trained):
         return None
-    return Encoded(ids, trained, whole - len(ids), places=_behind(vocabulary.front, places))
+    return EncodedExample(ids, trained, whole - len(ids), prompt_positions=_behind(vocabulary.front, places))
 
 
 def _shortened(

@@ -12,7 +12,7 @@ from peftly.errors import DataError
 if TYPE_CHECKING:
     pass
 
-__all__ = ["KINDS", "Shape"]
+__all__ = ["KINDS", "RowFormat"]
 
 
 KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
@@ -21,7 +21,7 @@ Where = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowFormat:
     """How a row becomes an example. Stored beside an adapter, so that a prompt is formed at use as in training.
 
     Attributes:
@@ -56,7 +56,7 @@ class Shape:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Shape":
+    def from_dict(cls, content: Mapping[str, Any]) -> "RowFormat":
         """Return the shape that `to_dict` wrote.
 
         Raises:
@@ -92,7 +92,9 @@ class Shape:
             DataError: fields are missing, or the shape is "chat" (see `prompt_ids`).
         """
         if self.kind == "chat":
-            raise DataError("a conversation has no prompt text of its own; use row_prompt_ids(shape, row, tokenizer)")
+            raise DataError(
+                "a conversation has no prompt text of its own; use prompt_ids_of_row(shape, row, tokenizer)"
+            )
         return self._rendered(self._row(row), "the prompt").text
 
     @property
@@ -105,7 +107,7 @@ class Shape:
         """The field with the words, of a shape of kind "tags"."""
         return Template(self.template or "").fields[0]
 
-    def question(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
+    def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
         """Return what a model reads of a row at use, as in training; the target need not be there.
 
         It is the prompt with the places that a template marks in it, which `generate` takes, and `classify`.

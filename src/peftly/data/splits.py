@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peftly.data.collate import epoch_order
 from peftly.data.detect import holds, recognise
-from peftly.data.formats import Shape
+from peftly.data.formats import RowFormat
 from peftly.data.overlaps import key_of, overlaps
 from peftly.data.readers import Rows, read
 from peftly.data.report import DataReport, SplitReport, Unit, counted
 from peftly.data.task_encoding import encode_for
 from peftly.data.templates import Template
-from peftly.data.types import Encoded, Example, TaskName
+from peftly.data.types import EncodedExample, Example, TaskName
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class DataConfig(BaseModel):
         validation: likewise; None: the data set's own validation split, or else a part of `train`.
         test: likewise; None: the data set's own test split, or else none.
         template: the prompt, as in "Tweet text : {text} Label :"; None: that of the recognised shape. `{prompt:3}` in
-            it marks where three virtual tokens of a method with `place: template` stand.
+            it marks where three virtual tokens of a method with `position: template` stand.
         target: the field to learn; None: guessed, and said.
         max_length: tokens of an example, at most.
         validation_fraction: the part of `train` that becomes validation when there is none.
@@ -67,7 +67,7 @@ class Split:
     """
 
     examples: list[Example]
-    encoded: list[Encoded]
+    encoded: list[EncodedExample]
     adapters: list[str | Sequence[str] | None] | None = None
 
 
@@ -78,7 +78,7 @@ class Data:
     train: Split
     validation: Split | None
     test: Split | None
-    shape: Shape
+    row_format: RowFormat
     report: DataReport
 
 
@@ -99,7 +99,7 @@ class ShapedData:
     """A run's data before any tokens: what the rows say, and what is to be learned of them."""
 
     task: TaskName
-    shape: Shape
+    row_format: RowFormat
     max_length: int
     parts: dict[str, "_Part"]
     notes: list[str]
@@ -121,7 +121,7 @@ class ShapedData:
         report = DataReport(
             reports, overlaps({name: (part.examples, part.places) for name, part in self.parts.items()}), self.notes
         )
-        return Data(splits["train"], splits.get("validation"), splits.get("test"), self.shape, report)
+        return Data(splits["train"], splits.get("validation"), splits.get("test"), self.row_format, report)
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ class RawData:
             DataError: they have none, or a row or label cannot be used.
         """
         config, sources = self.config, dict(self.sources)
-        shape, guesses = recognise(sources["train"], config.template, config.target, task)
+        row_format, guesses = recognise(sources["train"], config.template, config.target, task)
         notes = [*self.notes, *guesses]
-        if "test" in sources and config.test is None and _is_unlabelled(sources["test"], shape):
-            notes.append(f"{sources['test'].name} has no value in {shape.target!r}, so there is no test split")
+        if "test" in sources and config.test is None and _is_unlabelled(sources["test"], row_format):
+            notes.append(f"{sources['test'].name} has no value in {row_format.target!r}, so there is no test split")
             del sources["test"]
-        parts = {name: _part(rows, shape) for name, rows in sources.items()}
+        parts = {name: _part(rows, row_format) for name, rows in sources.items()}
         if "validation" not in parts:
             parts, note = _with_validation(parts, config)
             notes.append(note)
         if task == "causal_lm":
-            notes += _added_spaces(shape, sources["train"])
-        return ShapedData(task, shape, config.max_length, parts, notes)
+            notes += _added_spaces(row_format, sources["train"])
+        return ShapedData(task, row_format, config.max_length, parts, notes)
 
 
 def read_data(config: DataConfig) -> RawData:
@@ -204,13 +204,13 @@ def _one_of(source: str, found: Mapping[str, Rows], wanted: tuple[str, ...]) -> 
     return next(iter(found.values()))
 
 
-def _is_unlabelled(rows: Rows, shape: Shape) -> bool:
-    return all(row.get(shape.target) is None for row in rows.rows)
+def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
+    return all(row.get(row_format.target) is None for row in rows.rows)
 
 
-def _part(rows: Rows, shape: Shape) -> _Part:
+def _part(rows: Rows, row_format: RowFormat) -> _Part:
     places = [rows.where(index) for index in range(len(rows))]
-    return _Part(rows.name, shape.examples(rows.rows, rows.where), places)
+    return _Part(rows.name, row_format.examples(rows.rows, rows.where), places)
 
 
 def _with_validation(parts: dict[str, _Part], config: DataConfig) -> tuple[dict[str, _Part], str]:
@@ -250,7 +250,7 @@ def _validation_rows(examples: Sequence[Example], fraction: float, seed: int) ->
 
 
 def _encoded(part: _Part, tokenizer: "PreTrainedTokenizerBase", data: ShapedData) -> tuple[Split, SplitReport]:
-    made = encode_for(data.task, part.examples, tokenizer, data.shape, data.max_length, places=part.places)
+    made = encode_for(data.task, part.examples, tokenizer, data.row_format, data.max_length, places=part.places)
     kept = [(example, encoded) for example, encoded in zip(part.examples, made, strict=True) if encoded is not None]
     if not kept:
         raise DataError(
@@ -275,14 +275,14 @@ def _encoded(part: _Part, tokenizer: "PreTrainedTokenizerBase", data: ShapedData
     return Split([example for example, _ in kept], encoded), report
 
 
-def _added_spaces(shape: Shape, rows: Rows) -> list[str]:
+def _added_spaces(row_format: RowFormat, rows: Rows) -> list[str]:
     """Return a note if spaces were put between prompts and completions that are written without."""
-    if shape.kind != "completion" or not Template(shape.template or "").is_one_field:
+    if row_format.kind != "completion" or not Template(row_format.template or "").is_one_field:
         return []
-    pairs = zip(rows.rows, shape.examples(rows.rows, rows.where), strict=True)
-    name = Template(shape.template or "").fields[0]
+    pairs = zip(rows.rows, row_format.examples(rows.rows, rows.where), strict=True)
+    name = Template(row_format.template or "").fields[0]
     added = sum(
-        len(example.prompt) + len(example.completion) > len(row[name]) + len(row[shape.target])
+        len(example.prompt) + len(example.completion) > len(row[name]) + len(row[row_format.target])
         for row, example in pairs
     )
     return [f"{counted(added, 'completion')} got a space in front, since the prompt ends in none"] if added else []

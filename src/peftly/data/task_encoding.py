@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftly.data.encoding import encode_all, label_ids, told_apart
-from peftly.data.formats import Shape
+from peftly.data.formats import RowFormat
 from peftly.data.truncation import largest_fit
-from peftly.data.types import UNTRAINED, Encoded, Example, TaskName
+from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary, check_knows_places, token_places
 from peftly.errors import DataError
 
@@ -25,18 +25,18 @@ def encode_for(
     task: TaskName,
     examples: Sequence[Example],
     tokenizer: "PreTrainedTokenizerBase",
-    shape: Shape,
+    row_format: RowFormat,
     max_length: int,
     *,
     places: Sequence[str] | None = None,
-) -> list[Encoded | None]:
+) -> list[EncodedExample | None]:
     """Return examples as tokens with what a task learns of them; None for one that teaches nothing.
 
     Args:
         task: what is made of a text.
         examples: from `shape.examples`.
         tokenizer: the base's own.
-        shape: numbers the labels, in their order.
+        row_format: numbers the labels, in their order.
         max_length: tokens of a text, at most, and as many again of a decoder's answer.
         places: where each example comes from, for messages.
 
@@ -44,14 +44,14 @@ def encode_for(
         DataError: the tokenizer cannot do what the task needs, or `max_length` has no room for a text.
     """
     if task == "causal_lm":
-        room = max(map(len, label_ids(shape, tokenizer).values()), default=0)
+        room = max(map(len, label_ids(row_format, tokenizer).values()), default=0)
         return encode_all(examples, tokenizer, max_length, room=room, places=places)
-    return _ENCODERS[task](examples, tokenizer, shape, max_length)
+    return _ENCODERS[task](examples, tokenizer, row_format, max_length)
 
 
 def encode_sources(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
-) -> list[Encoded]:
+) -> list[EncodedExample]:
     """Return what an encoder reads of each example, with the special tokens that the tokenizer puts around it.
 
     What is too long loses the ends of the row's own texts where a template stands around them, so that its words stay,
@@ -79,11 +79,11 @@ def encode_sources(
         options["return_offsets_mapping"] = marked
         return tokenizer([example.prompt for example in chosen], seconds, verbose=False, **options)
 
-    def encoded(found: Any, at: int, whole: int, example: Example) -> Encoded:
+    def encoded(found: Any, at: int, whole: int, example: Example) -> EncodedExample:
         ids = found["input_ids"][at]
         types = found["token_type_ids"][at] if "token_type_ids" in found else None
         places = _places(found, at, example.marks, tokenizer) if example.marks else ()
-        return Encoded(ids, [False] * len(ids), whole - len(ids), token_type_ids=types, places=places)
+        return EncodedExample(ids, [False] * len(ids), whole - len(ids), token_type_ids=types, prompt_positions=places)
 
     full = read(examples) if examples else {"input_ids": []}
     made = []
@@ -98,7 +98,7 @@ def encode_sources(
 
 def encode_words(
     rows: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
-) -> list[tuple[Encoded, list[int | None]]]:
+) -> list[tuple[EncodedExample, list[int | None]]]:
     """Return rows of words as tokens, and for every token the number of the word whose first piece it is, else None.
 
     Raises:
@@ -118,7 +118,7 @@ def encode_words(
         firsts = [word if word != before else None for before, word in zip([None, *of_word], of_word, strict=False)]
         made.append(
             (
-                Encoded(
+                EncodedExample(
                     ids,
                     [word is not None for word in firsts],
                     whole - len(ids),
@@ -139,30 +139,30 @@ def answer_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> li
     return [[*ids] if ids and ids[-1] == end else [*ids, end] for ids in found]
 
 
-def label_answers(shape: Shape, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
+def label_answers(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
     """Return the tokens that a decoder is to write for every label; see `label_ids`, which does it for texts.
 
     Raises:
         DataError: the tokenizer makes the same tokens of two labels.
     """
-    texts = [shape.completion(label) for label in shape.labels]
-    return told_apart(dict(zip(shape.labels, answer_ids(texts, tokenizer), strict=True)))
+    texts = [row_format.completion(label) for label in row_format.labels]
+    return told_apart(dict(zip(row_format.labels, answer_ids(texts, tokenizer), strict=True)))
 
 
 def _classes(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", shape: Shape, max_length: int
-) -> list[Encoded | None]:
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
+) -> list[EncodedExample | None]:
     return [
-        _with(source, label=shape.labels.index(example.label or "")) if source.input_ids else None
+        _with(source, label=row_format.labels.index(example.label or "")) if source.input_ids else None
         for example, source in zip(examples, encode_sources(examples, tokenizer, max_length), strict=True)
     ]
 
 
 def _tags(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", shape: Shape, max_length: int
-) -> list[Encoded | None]:
-    numbers = {tag: number for number, tag in enumerate(shape.labels)}
-    made: list[Encoded | None] = []
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
+) -> list[EncodedExample | None]:
+    numbers = {tag: number for number, tag in enumerate(row_format.labels)}
+    made: list[EncodedExample | None] = []
     rows = encode_words([example.words for example in examples], tokenizer, max_length)
     for example, (encoded, firsts) in zip(examples, rows, strict=True):
         tags = [UNTRAINED if word is None else numbers[example.tags[word]] for word in firsts]
@@ -171,12 +171,12 @@ def _tags(
 
 
 def _answers(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", shape: Shape, max_length: int
-) -> list[Encoded | None]:
-    if shape.kind == "label":
-        label_answers(shape, tokenizer)  # refuses labels that cannot be told apart
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
+) -> list[EncodedExample | None]:
+    if row_format.kind == "label":
+        label_answers(row_format, tokenizer)  # refuses labels that cannot be told apart
     answers = answer_ids([example.completion for example in examples], tokenizer)
-    made: list[Encoded | None] = []
+    made: list[EncodedExample | None] = []
     for example, source, answer in zip(examples, encode_sources(examples, tokenizer, max_length), answers, strict=True):
         kept = answer[:max_length]
         is_something = bool(source.input_ids) and bool(example.completion.strip())
@@ -184,14 +184,14 @@ def _answers(
     return made
 
 
-_ENCODERS: dict[str, Callable[..., list[Encoded | None]]] = {
+_ENCODERS: dict[str, Callable[..., list[EncodedExample | None]]] = {
     "sequence_classification": _classes,
     "token_classification": _tags,
     "seq2seq_lm": _answers,
 }
 
 
-def _with(source: Encoded, *, cut: int = 0, **targets: Any) -> Encoded:
+def _with(source: EncodedExample, *, cut: int = 0, **targets: Any) -> EncodedExample:
     return replace(source, cut=source.cut + cut, **targets)
 
 

@@ -27,7 +27,7 @@ class Template:
 
     Whatever is between braces is the name of a field, spaces and dots included; nothing is evaluated, and braces
     inside a row's own text mean nothing. `{prompt:3}` is no field: it marks where three virtual tokens of a method
-    with `place: template` stand, and adds nothing to the text.
+    with `position: template` stand, and adds nothing to the text.
     """
 
     def __init__(self, text: str):

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     pass
 
-__all__ = ["UNTRAINED", "Encoded", "Example", "TaskName"]
+__all__ = ["UNTRAINED", "EncodedExample", "Example", "TaskName"]
 
 UNTRAINED = -100
 """The label that losses of torch and transformers leave out."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """An example as tokens, and what is to be learned of it: at most one of `label`, `tags` and `answer`.
 
     Attributes:
@@ -30,7 +30,7 @@ class Encoded:
         tags: the number of the tag of every token, `UNTRAINED` where it has none.
         answer: the tokens that a decoder is to write.
         token_type_ids: which of two texts a token is of, for models that are told.
-        places: in front of which token each virtual token stands, where a template marks them; see `use_places`.
+        prompt_positions: in front of which token each virtual token stands, where a template marks them; see `use_prompt_positions`.
     """
 
     input_ids: list[int]
@@ -40,7 +40,7 @@ class Encoded:
     tags: list[int] | None = None
     answer: list[int] | None = None
     token_type_ids: list[int] | None = None
-    places: tuple[int, ...] = ()
+    prompt_positions: tuple[int, ...] = ()
 
     @property
     def targets(self) -> list[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftly.data import Encoded, Example, Shape, Split, collate
+from peftly.data import EncodedExample, Example, RowFormat, Split, collate
 from peftly.evaluation.entities import entity_f1, has_entities
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions
 from peftly.inference import batches, class_logits, on_device, pad_id, tag_logits
@@ -19,10 +19,10 @@ __all__ = ["evaluate_classes", "evaluate_tags"]
 
 
 def evaluate_classes(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
     """Score a classifier of texts by accuracy, macro-F1 and the mean loss over rows."""
-    labels = shape.labels
+    labels = row_format.labels
     golds = [row.targets[0] for row in split.encoded]
     scores = torch.zeros(len(golds), len(labels), dtype=torch.double)
     for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
@@ -40,13 +40,13 @@ def evaluate_classes(
 
 
 def evaluate_tags(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
     """Score a classifier of words by the loss and the share of right tags, and by the F1 of entities or of tags.
 
     Words that were cut off a long row are not scored.
     """
-    labels = shape.labels
+    labels = row_format.labels
     loss = 0.0
     taken: list[list[int]] = [[] for _ in split.encoded]
     for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
@@ -72,7 +72,7 @@ def evaluate_tags(
     )
 
 
-def _tags_of(row: Encoded) -> list[int]:
+def _tags_of(row: EncodedExample) -> list[int]:
     return [tag for tag, counted in zip(row.targets, row.trained, strict=True) if counted]
 
 

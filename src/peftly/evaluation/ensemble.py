@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from peftly.data import Shape, Split
+from peftly.data import RowFormat, Split
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions
 
@@ -49,7 +49,7 @@ def evaluate_ensemble(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     split: Split,
-    shape: Shape,
+    row_format: RowFormat,
     members: Sequence[str],
     *,
     vote: Vote = "majority",
@@ -61,7 +61,7 @@ def evaluate_ensemble(
         model: a model with these adapters; left as it was found.
         tokenizer: the model's own.
         split: rows with labels.
-        shape: how the rows became text; of kind "label".
+        row_format: how the rows became text; of kind "label".
         members: the adapters' names, two or more.
         vote: take the label that most members find likeliest, where they tie the one of the highest mean probability;
             or that one always.
@@ -74,13 +74,13 @@ def evaluate_ensemble(
         raise ConfigError(f"vote={vote!r} is not one of {', '.join(get_args(Vote))}")
     if len(set(members)) < 2:
         raise ConfigError(f"an ensemble has two members or more; got {', '.join(members) or 'none'}")
-    if shape.kind != "label":
-        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {shape.kind!r}")
+    if row_format.kind != "label":
+        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {row_format.kind!r}")
     count = len(split.examples)
     repeated = Split(
         split.examples * len(members), split.encoded * len(members), [name for name in members for _ in range(count)]
     )
-    found = evaluate(model, tokenizer, repeated, shape, batch_size=batch_size)
+    found = evaluate(model, tokenizer, repeated, row_format, batch_size=batch_size)
     parts = {name: found.predictions[place * count :][:count] for place, name in enumerate(members)}
     rows = [_decide(own, found.labels, vote) for own in zip(*parts.values(), strict=True)]
     return Ensemble(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from peftly.data import Shape, Split
+from peftly.data import RowFormat, Split
 from peftly.errors import DataError
 from peftly.evaluation.metrics import Evaluation, Prediction
 from peftly.evaluation.tasks import scoring_for
@@ -19,7 +19,7 @@ def evaluate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     split: Split,
-    shape: Shape,
+    row_format: RowFormat,
     *,
     batch_size: int = 32,
 ) -> Evaluation:
@@ -29,7 +29,7 @@ def evaluate(
         model: a model with the head of a task, adapted or not.
         tokenizer: the model's own.
         split: rows, encoded for that task, that hold at least one target each.
-        shape: how the rows became text; one of kind "label" adds the scores over labels.
+        row_format: how the rows became text; one of kind "label" adds the scores over labels.
         batch_size: rows that go through the model at once.
 
     Raises:
@@ -38,4 +38,4 @@ def evaluate(
     if not split.encoded:
         raise DataError("there is nothing to evaluate: the split has no rows")
     with evaluation_mode(model):
-        return scoring_for(model, split, shape).evaluate(model, tokenizer, split, shape, batch_size)
+        return scoring_for(model, split, row_format).evaluate(model, tokenizer, split, row_format, batch_size)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peftly.data import Encoded, Shape, Split, label_answers, label_ids
+from peftly.data import EncodedExample, RowFormat, Split, label_answers, label_ids
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, place
 from peftly.inference import batches, pad_id, score_answers, score_labels
 
@@ -17,10 +17,10 @@ __all__ = ["evaluate_answers", "evaluate_labels"]
 
 
 def evaluate_labels(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
     """Score a causal language model by the labels that it finds likeliest."""
-    by_label = label_ids(shape, tokenizer)
+    by_label = label_ids(row_format, tokenizer)
     texts = list(by_label.values())
     prompts = [_prompt_ids(encoded) for encoded in split.encoded]
 
@@ -31,10 +31,10 @@ def evaluate_labels(
 
 
 def evaluate_answers(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
     """Score an encoder-decoder by the labels that it finds likeliest."""
-    by_label = label_answers(shape, tokenizer)
+    by_label = label_answers(row_format, tokenizer)
     texts = list(by_label.values())
 
     def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
@@ -75,5 +75,5 @@ def _evaluated(
     )
 
 
-def _prompt_ids(encoded: Encoded) -> list[int]:
+def _prompt_ids(encoded: EncodedExample) -> list[int]:
     return encoded.input_ids[: encoded.trained.index(True)]

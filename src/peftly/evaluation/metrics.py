@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.data import Shape, Split, collate
+from peftly.data import RowFormat, Split, collate
 from peftly.errors import DataError
 from peftly.evaluation.entities import has_entities
 from peftly.inference import Logits, batches, on_device, pad_id
@@ -110,11 +110,11 @@ def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str
     )
 
 
-def metrics_of(shape: Shape) -> tuple[str, ...]:
+def metrics_of(row_format: RowFormat) -> tuple[str, ...]:
     """Return the scores by which the best of several evaluations on rows of this shape can be chosen."""
-    if shape.kind == "tags":
-        return ("loss", "entity_f1" if has_entities(shape.labels) else "macro_f1")
-    return ("loss", "accuracy", "macro_f1") if shape.kind == "label" else ("loss",)
+    if row_format.kind == "tags":
+        return ("loss", "entity_f1" if has_entities(row_format.labels) else "macro_f1")
+    return ("loss", "accuracy", "macro_f1") if row_format.kind == "label" else ("loss",)
 
 
 def place(labels: Sequence[str], label: str | None) -> int:

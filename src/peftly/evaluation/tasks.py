@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.data import Shape, Split, TaskName
+from peftly.data import RowFormat, Split, TaskName
 from peftly.errors import DataError
 from peftly.evaluation.classification import evaluate_classes, evaluate_tags
 from peftly.evaluation.label_scores import evaluate_answers, evaluate_labels
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCORINGS", "Scoring", "scoring_for"]
 
-Evaluate = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Split, Shape, int], Evaluation]
+Evaluate = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Split, RowFormat, int], Evaluation]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Scoring:
     Attributes:
         logits: logits and targets of a batch, from which the loss is computed; see `target_losses`.
         evaluate: scores of a model, from the model, the tokenizer, a split, its row format and the batch size.
-        learns: attribute of `Encoded` that holds the targets; "trained" where they are tokens of the text itself.
+        learns: attribute of `EncodedExample` that holds the targets; "trained" where they are tokens of the text itself.
     """
 
     logits: Logits
@@ -36,18 +36,18 @@ class Scoring:
 
 
 def _evaluate_causal(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
-    if shape.kind == "label":
-        return evaluate_labels(model, tokenizer, split, shape, batch_size)
+    if row_format.kind == "label":
+        return evaluate_labels(model, tokenizer, split, row_format, batch_size)
     return evaluate_tokens(model, tokenizer, split, batch_size, labelled_logits)
 
 
 def _evaluate_seq2seq(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, shape: Shape, batch_size: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
-    if shape.kind == "label":
-        return evaluate_answers(model, tokenizer, split, shape, batch_size)
+    if row_format.kind == "label":
+        return evaluate_answers(model, tokenizer, split, row_format, batch_size)
     return evaluate_tokens(model, tokenizer, split, batch_size, decoder_logits)
 
 
@@ -59,7 +59,7 @@ SCORINGS: dict[TaskName, Scoring] = {
 }
 
 
-def scoring_for(model: Any, split: Split, shape: Shape) -> Scoring:
+def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
     """Return the loss and the scores of a model's task, after a check that the examples are encoded for this task.
 
     Raises:
@@ -71,9 +71,9 @@ def scoring_for(model: Any, split: Split, shape: Shape) -> Scoring:
         raise DataError(
             f"the model is for {name} and the rows were encoded for {own}; load the data with task={name!r}"
         )
-    if TASKS[name].is_classification and len(labels_of(model)) != len(shape.labels):
+    if TASKS[name].is_classification and len(labels_of(model)) != len(row_format.labels):
         raise DataError(
-            f"the model tells {len(labels_of(model))} labels apart and the rows have {len(shape.labels)}; "
+            f"the model tells {len(labels_of(model))} labels apart and the rows have {len(row_format.labels)}; "
             "open its base with the labels of the rows"
         )
     longest, most = max(len(row.input_ids) for row in split.encoded), max_input_tokens(model)

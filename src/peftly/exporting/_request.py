@@ -18,7 +18,7 @@ from peftly.adapters import (
     method_config,
     read_peft_config,
     read_tensors,
-    trained_over,
+    training_quantization,
 )
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, Adapter, MethodConfig
@@ -113,7 +113,7 @@ def base_notes(saved: SavedAdapter) -> list[str]:
     if own in WHEEL_BASES:
         packed = ", packed into fewer bits: its numbers are not quite the same" if is_packed(own) else ""
         notes.append(f"the base is called {saved.base}; {own} is a copy of it{packed}")
-    if quantization := trained_over(saved.folder):
+    if quantization := training_quantization(saved.folder):
         notes.append(
             f"it was trained over the base in {quantization.kind}: over another its answers are not quite the same"
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapters import CONFIG, attached, check_foldable, fold, load
+from peftly.adapters import CONFIG, attached, check_mergeable, load, merge_adapters
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting._gguf_tokenizer import add_tokenizer
 from peftly.exporting._request import Request
@@ -89,8 +89,8 @@ def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, lis
         return dequantize(model), tokenizer, []
     model, tokenizer = load(source, dtype="float32", device="cpu")
     dequantize(model)
-    check_foldable(model, attached(model))
-    return model, tokenizer, fold(model, attached(model))
+    check_mergeable(model, attached(model))
+    return model, tokenizer, merge_adapters(model, attached(model))
 
 
 def _is_base(source: str) -> bool:

@@ -72,10 +72,10 @@ def _base_dtype(saved: SavedAdapter) -> torch.dtype | None:
 
 def _training_text(saved: SavedAdapter) -> str:
     """Return what a text was in training, as a sentence."""
-    shape = read_notes(saved.folder).get("shape") or {}
-    if shape.get("template"):
-        return f"In training a text was made by this template:\n\n    {json.dumps(shape['template'])}"
-    how = ": made by the tokenizer's chat template." if shape.get("kind") == "chat" else ", its template included."
+    row_format = read_notes(saved.folder).get("row_format") or {}
+    if row_format.get("template"):
+        return f"In training a text was made by this template:\n\n    {json.dumps(row_format['template'])}"
+    how = ": made by the tokenizer's chat template." if row_format.get("kind") == "chat" else ", its template included."
     return f"The text is what it was in training{how}"
 
 

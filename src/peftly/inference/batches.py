@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapters import use_adapters, use_places
+from peftly.adapters import use_adapters, use_prompt_positions
 from peftly.data import Split
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def batches(model: "PreTrainedModel", split: Split, lengths: Sequence[int], batc
     for chosen in by_length(lengths, batch_size):
         rows = None if split.adapters is None else [split.adapters[index] for index in chosen]
         own = nullcontext() if rows is None else use_adapters(model, rows=rows)
-        with own, use_places(model, [split.encoded[index].places for index in chosen]):
+        with own, use_prompt_positions(model, [split.encoded[index].prompt_positions for index in chosen]):
             yield chosen
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from peftly.adapters import use_places
-from peftly.data import Encoded, Example, collate, encode_sources, encode_words
+from peftly.adapters import use_prompt_positions
+from peftly.data import EncodedExample, Example, collate, encode_sources, encode_words
 from peftly.errors import DataError
 from peftly.inference.batches import by_length, on_device, pad_id
 from peftly.inference.logits import read_by
@@ -32,7 +32,7 @@ def classify(
     Args:
         model: a sequence classifier.
         tokenizer: the model's own.
-        examples: texts, as `Shape.question` makes them.
+        examples: texts, as `RowFormat.format_prompt` makes them.
         max_length: tokens that a longer text is cut to; None: none is cut.
         batch_size: texts that go through the model at once.
     """
@@ -76,8 +76,8 @@ def tag_words(
     return list(zip(words, tags, strict=True))
 
 
-def _logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Encoded]) -> Tensor:
+def _logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[EncodedExample]) -> Tensor:
     batch = on_device(collate(rows, pad_id=pad_id(tokenizer)), model)
-    with use_places(model, batch.get("places")):
+    with use_prompt_positions(model, batch.get("prompt_positions")):
         logits: Tensor = model(**read_by(model, batch)).logits.double().cpu()
     return logits

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TextStreamer, TopPLogitsWarper
 
-from peftly.adapters import RowChoice, use_adapters, use_places
-from peftly.data import Encoded, Example, collate, encode_question, encode_sources, prompt_ids
+from peftly.adapters import AdapterChoice, use_adapters, use_prompt_positions
+from peftly.data import EncodedExample, Example, collate, encode_prompt_of, encode_sources, prompt_ids
 from peftly.errors import ConfigError, DataError
 from peftly.injection import evaluation_mode
 
@@ -24,7 +24,7 @@ Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
 
 Prompt = str | Example | Conversation
-"""A text, a text with places that a template marks in it (from `Shape.question`), or a conversation."""
+"""A text, a text with places that a template marks in it (from `RowFormat.format_prompt`), or a conversation."""
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
     stream: Callable[[str], None] | None = None,
     chat: bool = False,
     batch_size: int = 16,
-    adapters: Sequence[RowChoice] | None = None,
+    adapters: Sequence[AdapterChoice] | None = None,
 ) -> list[str]:
     """Return the completion of every prompt, in order.
 
@@ -52,7 +52,7 @@ def generate(
         model: a causal language model or an encoder-decoder; left as it was found.
         tokenizer: the model's own.
         prompts: texts, tokenised just as in training, or conversations that the model is to answer; one or several. For
-            an adapter with `place: template` what `Shape.question` makes of a row, which knows the places.
+            an adapter with `position: template` what `RowFormat.format_prompt` makes of a row, which knows the places.
         max_new_tokens: where a completion is cut if the model does not end it.
         temperature: 0 takes the likeliest token; above, tokens are drawn, the more freely the higher.
         top_p: draw from the likeliest tokens that together have this probability.
@@ -98,7 +98,12 @@ def generate(
             processors.extend([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))])
             processors.append(_Draw([generators[index] for index in chosen]))
         own = nullcontext() if adapters is None else use_adapters(model, rows=[adapters[index] for index in chosen])
-        with evaluation_mode(model), own, use_places(model, batch.get("places")), _whole_rows(model):
+        with (
+            evaluation_mode(model),
+            own,
+            use_prompt_positions(model, batch.get("prompt_positions")),
+            _whole_rows(model),
+        ):
             output = model.generate(
                 input_ids=batch["input_ids"].to(model.device),
                 attention_mask=batch["attention_mask"].to(model.device),
@@ -181,16 +186,16 @@ def _check_model(model: "PreTrainedModel") -> None:
         )
 
 
-def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool) -> Encoded:
+def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool) -> EncodedExample:
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
     if not isinstance(prompt, Example):
         ids = prompt_ids(prompt, tokenizer)
-        encoded = Encoded(ids, [False] * len(ids))
+        encoded = EncodedExample(ids, [False] * len(ids))
     else:
-        encoded = encode_sources([prompt], tokenizer)[0] if encoder else encode_question(prompt, tokenizer)
+        encoded = encode_sources([prompt], tokenizer)[0] if encoder else encode_prompt_of(prompt, tokenizer)
     if not encoded.input_ids:
         words = prompt.prompt if isinstance(prompt, Example) else prompt
         raise DataError(f"the prompt {words!r} has no tokens; give at least one word to go on from")

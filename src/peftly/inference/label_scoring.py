@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from peftly.data import Encoded, collate
+from peftly.data import EncodedExample, collate
 from peftly.inference.batches import on_device
 from peftly.inference.logits import IGNORED, row_logits, text_positions
 from peftly.injection import select_cached_rows
@@ -65,7 +65,7 @@ def score_labels(
 
 
 def score_answers(
-    model: "PreTrainedModel", prompts: Sequence[Encoded], labels: Sequence[Sequence[int]], *, pad_id: int
+    model: "PreTrainedModel", prompts: Sequence[EncodedExample], labels: Sequence[Sequence[int]], *, pad_id: int
 ) -> tuple[Tensor, Tensor]:
     """Return what `score_labels` does, for an encoder-decoder: the encoder reads each prompt once.
 
@@ -144,6 +144,6 @@ def _empty_cache(model: "PreTrainedModel") -> Any:
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    encoded = [Encoded(input_ids=list(row), trained=[False] * len(row), cut=0) for row in rows]
+    encoded = [EncodedExample(input_ids=list(row), trained=[False] * len(row), cut=0) for row in rows]
     batch = collate(encoded, pad_id=pad_id, side="left" if left else "right")
     return batch["input_ids"].to(device), batch["attention_mask"].to(device)

@@ -26,33 +26,33 @@ from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
 from peftly.injection.insertion import select_cached_rows
 from peftly.injection.layers import (
-    CHANGES,
-    AtOnce,
-    LayerChange,
-    OwnForward,
-    add_change,
-    changed_layers,
-    drop_changes,
+    LAYER_ADAPTERS,
+    FusedForward,
+    LayerAdapter,
+    OriginalForward,
+    adapted_layers,
+    add_layer_adapter,
     override_method,
     owner,
+    remove_layer_adapters,
     restore_method,
 )
 from peftly.injection.lean_blocks import lean_blocks
 from peftly.injection.linear import features, fusible_weight, whole_weight
 from peftly.injection.modes import checkpointed_blocks, evaluation_mode, training_mode
 from peftly.injection.module_copies import (
-    BiasChange,
+    BiasCopy,
     add_copies,
     bias_layers,
     copied_modules,
     copied_parameters,
     is_norm,
 )
-from peftly.injection.packing import places_under_way
+from peftly.injection.packing import packed_token_indices
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.injection.quantized_layers import dequantize, give_back, make_plain, take_over
-from peftly.injection.selection import Names, Rows, Selection, adapters_of_picked
-from peftly.injection.stack_hooks import Bodies, Body, role_of
+from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
+from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, adapters_of_picked
+from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
 from peftly.injection.targets import (
     ALL_LINEAR,
     NEW_PARTS,
@@ -67,41 +67,40 @@ from peftly.injection.targets import (
     plays,
     short_names,
 )
-from peftly.injection.virtual_tokens import Place, VirtualRows, add_virtual_tokens, drop_virtual_tokens
+from peftly.injection.virtual_tokens import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
 
 __all__ = [
     "ALL_LINEAR",
-    "CHANGES",
+    "LAYER_ADAPTERS",
     "NEW_PARTS",
-    "AtOnce",
-    "BiasChange",
-    "Bodies",
-    "Body",
+    "ActiveAdapters",
+    "AdapterNames",
+    "BiasCopy",
     "Checkpointing",
-    "LayerChange",
-    "Names",
-    "OwnForward",
-    "Place",
+    "FusedForward",
+    "LayerAdapter",
+    "ModelHooks",
+    "OriginalForward",
+    "Position",
     "Prefix",
-    "Rows",
     "Selection",
-    "VirtualRows",
+    "StackHooks",
+    "VirtualTokens",
+    "adapted_layers",
     "adapters_of_picked",
-    "add_change",
     "add_copies",
+    "add_layer_adapter",
     "add_prefix",
     "add_virtual_tokens",
     "base_modules",
     "bias_layers",
     "bias_of",
     "blocks_of",
-    "changed_layers",
     "checkpointed_blocks",
     "copied_modules",
     "copied_parameters",
     "dequantize",
     "device_of",
-    "drop_changes",
     "drop_prefix",
     "drop_virtual_tokens",
     "evaluation_mode",
@@ -109,7 +108,6 @@ __all__ = [
     "find_part",
     "find_targets",
     "fusible_weight",
-    "give_back",
     "is_below",
     "is_norm",
     "key_value_shape",
@@ -121,14 +119,16 @@ __all__ = [
     "override_method",
     "own_parts",
     "owner",
-    "places_under_way",
+    "packed_token_indices",
+    "patch_quantized_layers",
     "plays",
     "recorded_states",
+    "remove_layer_adapters",
     "restore_method",
+    "restore_quantized_layers",
     "role_of",
     "select_cached_rows",
     "short_names",
-    "take_over",
     "training_mode",
     "whole_weight",
 ]

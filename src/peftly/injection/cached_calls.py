@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from peftly.errors import MethodError
-from peftly.injection.insertion import Slots, insert
-from peftly.injection.selection import Names
+from peftly.injection.insertion import InsertionPlan, insert_columns
+from peftly.injection.selection import AdapterNames
 
-__all__ = ["cached_slots", "continue_after"]
+__all__ = ["cached_insertion", "continue_after"]
 
 
-def cached_slots(call: dict[str, Any], known: Slots | None, owners: tuple[Names, ...], what: str) -> Slots | None:
+def cached_insertion(
+    call: dict[str, Any], known: InsertionPlan | None, owners: tuple[AdapterNames, ...], what: str
+) -> InsertionPlan | None:
     """Return what stands beside the words in the cache that a call goes on from; None if it starts a text.
 
     Args:
@@ -38,7 +40,7 @@ def cached_slots(call: dict[str, Any], known: Slots | None, owners: tuple[Names,
     return known
 
 
-def continue_after(slots: Slots, call: dict[str, Any]) -> None:
+def continue_after(slots: InsertionPlan, call: dict[str, Any]) -> None:
     """Let the mask and positions of a call count what stands in its cache beside the text."""
     mask, positions = call.get("attention_mask"), call.get("position_ids")
     if mask is None and len(slots.owners) > 1:
@@ -46,7 +48,7 @@ def continue_after(slots: Slots, call: dict[str, Any]) -> None:
     words: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
     slots = slots.repeat_to(words.shape[0])
     if mask is not None:
-        call["attention_mask"] = insert(mask, slots, slots.used)
+        call["attention_mask"] = insert_columns(mask, slots, slots.used)
         call.pop("position_ids", None)
     elif positions is not None:
         call["position_ids"] = positions + slots.used.sum(1, keepdim=True)

@@ -8,24 +8,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from peftly.injection.selection import Names
+from peftly.injection.selection import AdapterNames
 
 __all__ = [
-    "Slots",
+    "InsertionPlan",
     "cached_beside_text",
-    "insert",
+    "insert_columns",
     "insert_packed",
     "pick",
     "select_cached_rows",
     "text_columns",
 ]
 
-CACHED = ("slots", "prefix_slots")
+CACHED = ("slots", "prefix_insertion")
 """Attributes of a cache that say where virtual tokens and prefixes stand in it."""
 
 
 @dataclass(frozen=True)
-class Slots:
+class InsertionPlan:
     """What is put into the rows of a call. Rows that get less than others have empty slots, which nothing sees.
 
     Attributes:
@@ -36,7 +36,7 @@ class Slots:
 
     at: Tensor
     used: Tensor
-    owners: tuple[Names, ...]
+    owners: tuple[AdapterNames, ...]
 
     @property
     def count(self) -> int:
@@ -58,7 +58,7 @@ class Slots:
         return self.at + torch.arange(self.count, device=self.at.device)
 
 
-def insert(x: Tensor, slots: Slots, fill: Tensor) -> Tensor:
+def insert_columns(x: Tensor, slots: InsertionPlan, fill: Tensor) -> Tensor:
     """Put values into the slots of every row of `x`.
 
     Args:
@@ -74,8 +74,8 @@ def insert(x: Tensor, slots: Slots, fill: Tensor) -> Tensor:
     return longer.scatter_(1, slots.columns(), fill.to(x.dtype))
 
 
-def text_columns(slots: Slots, length: int) -> Tensor:
-    """Return where `insert` puts each of the `length` old columns, (batch, length)."""
+def text_columns(slots: InsertionPlan, length: int) -> Tensor:
+    """Return where `insert_columns` puts each of the `length` old columns, (batch, length)."""
     column = torch.arange(length, device=slots.at.device).expand(slots.at.shape[0], -1)
     return column + torch.searchsorted(slots.at.contiguous(), column.contiguous(), right=True)
 
@@ -110,7 +110,7 @@ def pick(states: Tensor, columns: Tensor) -> Tensor:
 
 def cached_beside_text(cache: Any) -> int:
     """Return how many columns of a cache are no text."""
-    found: list[Slots | None] = [getattr(cache, attribute, None) for attribute in CACHED]
+    found: list[InsertionPlan | None] = [getattr(cache, attribute, None) for attribute in CACHED]
     return sum(slots.count for slots in found if slots is not None)
 
 

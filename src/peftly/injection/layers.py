@@ -17,33 +17,35 @@ import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.injection.selection import Names, Rows, Selection, selection_of
+from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, selection_of
 
 __all__ = [
-    "CHANGES",
+    "LAYER_ADAPTERS",
     "MOST_WORDS",
-    "LayerChange",
-    "OwnForward",
-    "add_change",
-    "changed_layers",
-    "drop_changes",
+    "LayerAdapter",
+    "OriginalForward",
+    "adapted_layers",
+    "add_layer_adapter",
     "fixed_weights",
+    "original_forward",
     "override_method",
-    "own_forward",
     "owner",
+    "remove_layer_adapters",
     "restore_method",
 ]
 
-CHANGES = "peftly"
+LAYER_ADAPTERS = "peftly"
 
-AtOnce = Callable[["OwnForward", Tensor, Rows], Tensor | None]
+FusedForward = Callable[["OriginalForward", Tensor, ActiveAdapters], Tensor | None]
 """From what a layer computes without any change, its input and the adapters of its rows to its new output; None: not
 for this input."""
 
 MOST_WORDS = 256
 """Of all rows of a short call. Up to it stacking LoRA was faster in bf16 and fp32, with 2 adapters and with 16."""
 
-_MADE: ContextVar[dict[Any, AtOnce | None] | None] = ContextVar("made of weights that do not change", default=None)
+_MADE: ContextVar[dict[Any, FusedForward | None] | None] = ContextVar(
+    "made of weights that do not change", default=None
+)
 
 
 @contextmanager
@@ -56,13 +58,13 @@ def fixed_weights() -> Iterator[None]:
         _MADE.reset(token)
 
 
-class LayerChange(nn.Module):
+class LayerAdapter(nn.Module):
     """What one adapter does at one layer."""
 
     is_outermost: ClassVar[bool] = False
     """Whether it stands outside all other changes of its layer, whenever they were attached."""
 
-    changes_forward: ClassVar[bool] = True
+    has_forward: ClassVar[bool] = True
     """Whether it takes part in the layer's forward, or only has its place there."""
 
     only_adds: bool = False
@@ -73,20 +75,20 @@ class LayerChange(nn.Module):
 
         Args:
             layer: the module that is changed.
-            inner: what the layer computes without this change: an `OwnForward`, or an earlier adapter's work.
+            inner: what the layer computes without this change: an `OriginalForward`, or an earlier adapter's work.
             x: the layer's input.
             args, kwargs: what else it was called with.
         """
         raise NotImplementedError
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         """Fold what it does into the layer's own parameters, in place, which are in fp32 or wider meanwhile."""
         raise NotImplementedError
 
     @classmethod
-    def at_once(
+    def fused_forward(
         cls, layer: nn.Module, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
-    ) -> AtOnce | None:
+    ) -> FusedForward | None:
         """Return what gives the layer's new output for all rows of a call, for as long as no weight changes.
 
         None where there is no such thing: then every row goes by `run`, those with other adapters apart.
@@ -101,7 +103,7 @@ class LayerChange(nn.Module):
         return None
 
 
-class OwnForward:
+class OriginalForward:
     """A layer's forward as it was before any change, whoever had set it (accelerate's device hooks do)."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -119,7 +121,7 @@ class OwnForward:
         return type(self.layer) is kind and self.replaced is None
 
 
-class _ChangedForward:
+class _AdaptedForward:
     """Stands in for `layer.forward`: the adapters' changes in the order they were attached, innermost first.
 
     An object and not a closure, so that deepcopy and pickle take it along with the layer.
@@ -128,11 +130,11 @@ class _ChangedForward:
     def __init__(self, layer: Any, selection: Selection) -> None:
         self.layer = layer
         self.selection = selection
-        self.own = OwnForward(layer)
+        self.own = OriginalForward(layer)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = self.selection.rows
-        if not (args or kwargs) and (output := self._at_once(rows, x)) is not None:
+        if not (args or kwargs) and (output := self._fused_forward(rows, x)) is not None:
             return output
         if len(rows.sets) == 1:
             return self._through(rows.sets[0], x, *args, **kwargs)
@@ -155,7 +157,7 @@ class _ChangedForward:
         place = torch.cat([group.index for group in groups]).argsort()
         return torch.cat(outputs).index_select(0, place)
 
-    def _at_once(self, rows: Rows, x: Tensor) -> Tensor | None:
+    def _fused_forward(self, rows: ActiveAdapters, x: Tensor) -> Tensor | None:
         """Return the output for all rows at once, if weights are fixed and all changes of one kind that knows how."""
         made = _MADE.get()
         if made is None or torch.is_grad_enabled():
@@ -163,17 +165,19 @@ class _ChangedForward:
         is_short = x.numel() <= MOST_WORDS * x.shape[-1]
         key = (self, rows.names, rows.differ, x.dtype, is_short)
         if key in made:
-            at_once = made[key]
+            fused_forward = made[key]
         else:
             changes = {name: change for name, change in self.layer.peftly.items() if name in rows.names}
             kinds = {type(change) for change in changes.values()}
-            kind = kinds.pop() if len(kinds) == 1 else LayerChange
-            at_once = kind.at_once(self.layer, changes, x, differ=rows.differ, is_short=is_short)
-            if is_short or at_once is None:  # what stays among the large tensors of a long call would pin the heap
-                made[key] = at_once
-        return None if at_once is None else at_once(self.own, x, rows)
+            kind = kinds.pop() if len(kinds) == 1 else LayerAdapter
+            fused_forward = kind.fused_forward(self.layer, changes, x, differ=rows.differ, is_short=is_short)
+            if (
+                is_short or fused_forward is None
+            ):  # what stays among the large tensors of a long call would pin the heap
+                made[key] = fused_forward
+        return None if fused_forward is None else fused_forward(self.own, x, rows)
 
-    def _through(self, names: Names, *args: Any, **kwargs: Any) -> Tensor:
+    def _through(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.own
         for name, change in self.layer.peftly.items():
             if name in names:
@@ -186,17 +190,17 @@ def _rows_of(value: Any, count: int, index: Tensor) -> Any:
     return value.index_select(0, index) if is_batched else value
 
 
-def add_change(model: nn.Module, layer: Any, name: str, change: LayerChange) -> None:
+def add_layer_adapter(model: nn.Module, layer: Any, name: str, change: LayerAdapter) -> None:
     """Let adapter `name` run `change` at `layer`, a part of `model`.
 
     Raises:
         MethodError: the adapter changes this layer already.
     """
-    if name in getattr(layer, CHANGES, {}):
+    if name in getattr(layer, LAYER_ADAPTERS, {}):
         path = next(path for path, module in model.named_modules() if module is layer)
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
-    if not hasattr(layer, CHANGES):
-        forward = _ChangedForward(layer, selection_of(model)) if change.changes_forward else None
+    if not hasattr(layer, LAYER_ADAPTERS):
+        forward = _AdaptedForward(layer, selection_of(model)) if change.has_forward else None
         layer.peftly = nn.ModuleDict()
         if forward is not None:
             layer.forward = forward
@@ -205,28 +209,28 @@ def add_change(model: nn.Module, layer: Any, name: str, change: LayerChange) -> 
         layer.peftly[other] = layer.peftly.pop(other)
 
 
-def own_forward(layer: Any) -> OwnForward:
+def original_forward(layer: Any) -> OriginalForward:
     """Return what a changed layer computes without any change."""
-    own: OwnForward = vars(layer)["forward"].own
+    own: OriginalForward = vars(layer)["forward"].own
     return own
 
 
-def drop_changes(model: nn.Module, name: str) -> None:
+def remove_layer_adapters(model: nn.Module, name: str) -> None:
     """Take adapter `name` off every layer of `model`; a layer that nothing changes any more is as it was."""
-    for _, layer, change in list(changed_layers(model, name)):
+    for _, layer, change in list(adapted_layers(model, name)):
         del layer.peftly[name]
         if not len(layer.peftly):
-            if change.changes_forward:
+            if change.has_forward:
                 replaced = layer.__dict__.pop("forward").own.replaced
                 if replaced is not None:
                     layer.forward = replaced
             del layer.peftly
 
 
-def changed_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
+def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the path, the layer and the change of every layer that adapter `name` touches, in the model's order."""
     for path, layer in model.named_modules():
-        changes = dict(layer.named_children()).get(CHANGES)
+        changes = dict(layer.named_children()).get(LAYER_ADAPTERS)
         if isinstance(changes, nn.ModuleDict) and name in changes:
             yield path, layer, changes[name]
 
@@ -234,7 +238,7 @@ def changed_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]
 def owner(path: str) -> str:
     """Return the adapter that a parameter of a model belongs to, by the parameter's path; empty for the base's own."""
     parts = path.split(".")
-    return parts[parts.index(CHANGES) + 1] if CHANGES in parts else ""
+    return parts[parts.index(LAYER_ADAPTERS) + 1] if LAYER_ADAPTERS in parts else ""
 
 
 def override_method(model: Any, name: str, replacement: Callable[..., Any]) -> None:

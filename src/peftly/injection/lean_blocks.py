@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftly.injection.layers import CHANGES
+from peftly.injection.layers import LAYER_ADAPTERS
 from peftly.kernels import rms_norm, silu_product
 
 __all__ = ["lean_blocks"]
@@ -40,7 +40,7 @@ def lean_blocks(model: nn.Module) -> Iterator[None]:
 def _lean_forward(layer: Any) -> Callable[[Any, Tensor], Tensor] | None:
     kind: Any = type(layer)
     activation: Any = type(getattr(layer, "act_fn", None))
-    if hasattr(layer, CHANGES) or "forward" in vars(layer):
+    if hasattr(layer, LAYER_ADAPTERS) or "forward" in vars(layer):
         return None
     if _is_rms_norm(kind) and not layer.weight.requires_grad:
         return _norm

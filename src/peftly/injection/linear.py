@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftly.injection.devices import in_memory
-from peftly.injection.layers import OwnForward
+from peftly.injection.layers import OriginalForward
 from peftly.injection.quantized_layers import QuantizedForward
 from peftly.kernels import is_quantized, unpacked
 
@@ -40,7 +40,7 @@ class FusibleWeight(NamedTuple):
 
 def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
     """Return the layer's weight if its product with `x` may be fused, else None."""
-    if not isinstance(inner, OwnForward) or torch.is_autocast_enabled(x.device.type):
+    if not isinstance(inner, OriginalForward) or torch.is_autocast_enabled(x.device.type):
         return None
     if isinstance(inner.replaced, QuantizedForward):
         unpack = partial(unpacked, layer, x.dtype)

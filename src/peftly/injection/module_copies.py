@@ -12,13 +12,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftly.injection.devices import bias_of, in_memory
-from peftly.injection.layers import CHANGES, LayerChange, OwnForward, add_change, changed_layers, own_forward
+from peftly.injection.layers import (
+    LAYER_ADAPTERS,
+    LayerAdapter,
+    OriginalForward,
+    adapted_layers,
+    add_layer_adapter,
+    original_forward,
+)
 from peftly.injection.quantized_layers import unpack_layers
 from peftly.injection.targets import base_modules
 from peftly.kernels import is_quantized
 
 __all__ = [
-    "BiasChange",
+    "BiasCopy",
     "ModuleCopy",
     "add_copies",
     "bias_layers",
@@ -28,7 +35,7 @@ __all__ = [
 ]
 
 
-class BiasChange(LayerChange):
+class BiasCopy(LayerAdapter):
     """A trained copy of a layer's bias, for any layer that adds its bias last (linear, LayerNorm)."""
 
     def __init__(self, layer: Any) -> None:
@@ -40,11 +47,11 @@ class BiasChange(LayerChange):
         change: Tensor = self.bias - bias_of(layer)
         return output + change.to(output.dtype)
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         layer.bias.copy_(self.bias)
 
 
-class ModuleCopy(LayerChange):
+class ModuleCopy(LayerAdapter):
     """A trained copy of a whole module, in fp32, that answers in the module's place. Quantised layers are plain in it.
 
     Where other adapters change the module too, it adds the difference that training made to their answer.
@@ -63,12 +70,12 @@ class ModuleCopy(LayerChange):
         dtype = x.dtype if is_packed else next(layer.parameters()).dtype
         given = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
         output: Tensor = self.copy(given, *args, **kwargs)
-        if isinstance(inner, OwnForward):
+        if isinstance(inner, OriginalForward):
             return output.to(dtype)
         others = inner(x, *args, **kwargs)
-        return others + (output - own_forward(layer)(x, *args, **kwargs)).to(others.dtype)
+        return others + (output - original_forward(layer)(x, *args, **kwargs)).to(others.dtype)
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         for inner, parameter in self.copy.named_parameters():
             layer.get_parameter(inner).copy_(parameter)
 
@@ -81,14 +88,14 @@ def add_copies(model: nn.Module, name: str, modules: Iterable[nn.Module]) -> Non
     """
     memo: dict[int, Any] = {}
     for module in list(modules):
-        add_change(model, module, name, ModuleCopy(module, memo))
+        add_layer_adapter(model, module, name, ModuleCopy(module, memo))
 
 
 def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str, nn.Parameter]:
     """Return the parameters of the copies that adapter `name` trains, by their names in the base behind `prefix`."""
     return {
         f"{prefix}{path}.{inner}": parameter
-        for path, _, change in changed_layers(model, name)
+        for path, _, change in adapted_layers(model, name)
         if isinstance(change, ModuleCopy)
         for inner, parameter in change.copy.named_parameters(remove_duplicate=False)
     }
@@ -96,7 +103,7 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
 
 def copied_modules(model: nn.Module, name: str) -> list[str]:
     """Return the paths of the modules that adapter `name` trains copies of."""
-    return [path for path, _, change in changed_layers(model, name) if isinstance(change, ModuleCopy)]
+    return [path for path, _, change in adapted_layers(model, name) if isinstance(change, ModuleCopy)]
 
 
 def bias_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,7 +125,7 @@ def _pristine(clone: nn.Module) -> nn.Module:
     """Take from a copied module what adapters had added to the original."""
     for module in list(clone.modules()):
         remove_hook_from_module(module)
-        if CHANGES in dict(module.named_children()):
-            delattr(module, CHANGES)
+        if LAYER_ADAPTERS in dict(module.named_children()):
+            delattr(module, LAYER_ADAPTERS)
             vars(module).pop("forward", None)
     return clone

@@ -21,12 +21,12 @@ from peftly.injection.selection import selection_of
 from peftly.kernels import IMPLEMENTATION, Packing, no_mask
 
 if TYPE_CHECKING:
-    from peftly.injection.stack_hooks import Body
+    from peftly.injection.stack_hooks import StackHooks
 
-__all__ = ["PoolerReads", "enter", "leave", "places_under_way", "under_way"]
+__all__ = ["PoolerReads", "enter", "leave", "packed_token_indices", "under_way"]
 
 
-def enter(body: Body, call: dict[str, Any]) -> None:
+def enter(body: StackHooks, call: dict[str, Any]) -> None:
     """Lay the rows of a call end to end if its model's attention keeps them apart; see `peftly.kernels.packed_attention.packed`.
 
     What all rows begin with is laid down once where attention is causal: it is the same in all of them.
@@ -84,7 +84,7 @@ def under_way(call: dict[str, Any]) -> Iterator[None]:
 _IDS: ContextVar[Any] = ContextVar("the ids of a packed call", default=None)
 
 
-def places_under_way() -> Tensor | None:
+def packed_token_indices() -> Tensor | None:
     """Return which column each word of a batch is in, (batch, length), while its packed call runs; else None."""
     ids = _IDS.get()
     return None if ids is None else cast(Tensor, ids.places)

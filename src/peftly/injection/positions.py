@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
-from peftly.injection.layers import CHANGES
+from peftly.injection.layers import LAYER_ADAPTERS
 
 __all__ = ["Positions", "positions_of"]
 
@@ -87,7 +87,7 @@ def _give(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     positions = _TABLE_POSITIONS.get()
     if positions is None:
         return None
-    if hasattr(table, CHANGES) and positions.shape[0] > 1:
+    if hasattr(table, LAYER_ADAPTERS) and positions.shape[0] > 1:
         raise MethodError(
             "this base has one table of positions for all rows, which is trained here; pad on the right, and let all "
             "rows of a batch have prefixes of one length"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from peftly.injection.insertion import Slots, insert
+from peftly.injection.insertion import InsertionPlan, insert_columns
 
 __all__ = ["NeverUpdated", "PassThrough", "PrefixCache"]
 
@@ -26,7 +26,7 @@ class PrefixCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(
-        self, config: Any, inner: Cache | None, result: Any, states: Sequence[Tensor] | Tensor, slots: Slots
+        self, config: Any, inner: Cache | None, result: Any, states: Sequence[Tensor] | Tensor, slots: InsertionPlan
     ) -> None:
         """Make it.
 
@@ -42,12 +42,12 @@ class PrefixCache(Cache):  # type: ignore[misc]
         self.in_order = not bool(slots.at.any())
 
     @property
-    def slots(self) -> Slots | None:
+    def slots(self) -> InsertionPlan | None:
         """Where virtual tokens stand: the caller's own cache knows."""
         return getattr(self.result, "slots", None)
 
     @slots.setter
-    def slots(self, slots: Slots | None) -> None:
+    def slots(self, slots: InsertionPlan | None) -> None:
         if self.result is not None:
             self.result.slots = slots
 
@@ -59,7 +59,7 @@ class PrefixCache(Cache):  # type: ignore[misc]
         count = prefix.shape[2]
         places = torch.arange(count, device=x.device).expand(x.shape[0], -1)
         text = torch.arange(count, joined.shape[2], device=x.device).expand(x.shape[0], -1)
-        source = insert(text, self.places, places)[:, None, :, None]
+        source = insert_columns(text, self.places, places)[:, None, :, None]
         return joined.gather(2, source.expand(-1, x.shape[1], -1, x.shape[3]))
 
 

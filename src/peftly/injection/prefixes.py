@@ -18,30 +18,30 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from peftly.errors import MethodError
 from peftly.injection.blocks import blocks_of
-from peftly.injection.cached_calls import cached_slots, continue_after
+from peftly.injection.cached_calls import cached_insertion, continue_after
 from peftly.injection.caching import Kept
-from peftly.injection.insertion import Slots, insert
-from peftly.injection.layers import CHANGES, LayerChange, add_change, drop_changes
+from peftly.injection.insertion import InsertionPlan, insert_columns
+from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
 from peftly.injection.prefix_cache import NeverUpdated, PassThrough, PrefixCache
-from peftly.injection.selection import Names, Rows, selection_of
+from peftly.injection.selection import ActiveAdapters, AdapterNames, selection_of
 
 if TYPE_CHECKING:
-    from peftly.injection.stack_hooks import Body
+    from peftly.injection.stack_hooks import StackHooks
 
 __all__ = [
     "Prefix",
     "add_prefix",
+    "checkpointing_with_prefix",
     "chosen_count",
     "drop_prefix",
     "enter",
-    "kept_by_the_stack",
     "key_value_shape",
     "leave",
     "recorded_states",
 ]
 
 
-class Prefix(LayerChange):
+class Prefix(LayerAdapter):
     """The keys and values of one adapter.
 
     Attributes:
@@ -50,7 +50,7 @@ class Prefix(LayerChange):
         kept: what that network makes of them.
     """
 
-    changes_forward = False
+    has_forward = False
 
     def __init__(self, rows: Tensor, shape: tuple[int, int, int], encoder: nn.Module | None = None) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Prefix(LayerChange):
         return values.view(-1, 2 * layers, heads, width).permute(1, 2, 0, 3)
 
 
-def key_value_shape(body: Body) -> tuple[int, int, int]:
+def key_value_shape(body: StackHooks) -> tuple[int, int, int]:
     """Return how many layers a stack has, and the heads and their width that its keys have."""
     config, behind = body.config, body.role == "target"
     layer_names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers") if behind else ("num_hidden_layers",)
@@ -91,8 +91,8 @@ def _first(config: Any, names: tuple[str, ...]) -> int:
 
 def add_prefix(model: Any, name: str, change: Prefix) -> None:
     """Let every layer of `model` attend to the prefix of adapter `name`."""
-    body: Body = model._peftly.bodies.attending
-    add_change(model, body.module, name, change)
+    body: StackHooks = model._peftly.bodies.attending
+    add_layer_adapter(model, body.module, name, change)
     for block in blocks_of(body.module):
         # transformers takes the cache from a checkpointed block, which may write it twice. Ours is only read.
         block._can_checkpoint_with_cache = True
@@ -100,22 +100,22 @@ def add_prefix(model: Any, name: str, change: Prefix) -> None:
 
 def drop_prefix(model: Any, name: str) -> None:
     """Undo `add_prefix`."""
-    body: Body = model._peftly.bodies.attending
-    drop_changes(body.module, name)
+    body: StackHooks = model._peftly.bodies.attending
+    remove_layer_adapters(body.module, name)
     if not any(_prefixes(body)):
         for block in blocks_of(body.module):
             vars(block).pop("_can_checkpoint_with_cache", None)
 
 
-def chosen_count(body: Body) -> int:
+def chosen_count(body: StackHooks) -> int:
     """Return how long the longest prefix of a row is, with the adapters that are on."""
     return max(sum(map(_length, prefixes)) for prefixes in _chosen(body))
 
 
-def enter(body: Body, call: dict[str, Any]) -> None:
+def enter(body: StackHooks, call: dict[str, Any]) -> None:
     """Give a call of `body` a cache that answers with the prefixes of the adapters that are on."""
     cache = cast(Any, call.get("past_key_values"))
-    known: Slots | None = getattr(cache, "prefix_slots", None)
+    known: InsertionPlan | None = getattr(cache, "prefix_insertion", None)
     if body.role == "source" or not (known or any(_prefixes(body))):
         return
     if call.get("packing") is not None:
@@ -129,7 +129,7 @@ def enter(body: Body, call: dict[str, Any]) -> None:
         if checkpointed:
             call["use_cache"], call["past_key_values"] = False, None
         return
-    slots = cached_slots(call, known, _owners(body), "prefixes")
+    slots = cached_insertion(call, known, _owners(body), "prefixes")
     if slots is None:
         _start(body, call, None if checkpointed else cache, stores=not checkpointed)
         return
@@ -141,7 +141,7 @@ def enter(body: Body, call: dict[str, Any]) -> None:
 
 
 @contextmanager
-def kept_by_the_stack(body: Body, call: dict[str, Any]) -> Iterator[None]:
+def checkpointing_with_prefix(body: StackHooks, call: dict[str, Any]) -> Iterator[None]:
     """Let a stack that takes the cache from its checkpointed blocks (GPT-2) leave them a prefix."""
     module, flag = body.module, "gradient_checkpointing"
     if not (isinstance(_own_cache(call), PrefixCache) and vars(module).get(flag)):
@@ -154,7 +154,7 @@ def kept_by_the_stack(body: Body, call: dict[str, Any]) -> Iterator[None]:
         setattr(module, flag, True)
 
 
-def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
+def leave(body: StackHooks, call: dict[str, Any], output: Any) -> Any:
     """Hand the caller's own cache back, in which the prefix stands now."""
     wrapped = _own_cache(call)
     if not isinstance(wrapped, PrefixCache):
@@ -166,7 +166,7 @@ def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
     return output
 
 
-def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> None:
+def _start(body: StackHooks, call: dict[str, Any], cache: Any, *, stores: bool) -> None:
     words, mask, positions = _words(call), call.get("attention_mask"), call.get("position_ids")
     if mask is None and positions is not None and bool((torch.diff(positions) != 1).any()):
         raise MethodError("a prefix cannot be put into packed rows; give each text a row of its own")
@@ -177,9 +177,9 @@ def _start(body: Body, call: dict[str, Any], cache: Any, *, stores: bool) -> Non
     elif mask is not None:
         start = mask.ne(0).int().argmax(1, keepdim=True)
     states, used = _batch(body, batch)
-    slots = Slots(start * used, used, _owners(body))
+    slots = InsertionPlan(start * used, used, _owners(body))
     if mask is not None:
-        call["attention_mask"] = mask = insert(mask, slots, used)
+        call["attention_mask"] = mask = insert_columns(mask, slots, used)
         call.pop("position_ids", None)
     elif positions is not None:
         call["position_ids"] = positions + slots.count
@@ -200,10 +200,10 @@ def _words(call: dict[str, Any]) -> Tensor:
     return words
 
 
-def _wrapped(body: Body, cache: Any, states: Tensor, slots: Slots) -> Any:
+def _wrapped(body: StackHooks, cache: Any, states: Tensor, slots: InsertionPlan) -> Any:
     """Return a cache that answers with the prefix and, if there is one, lets `cache` keep the keys and values."""
     if cache is not None:
-        cache.prefix_slots = slots
+        cache.prefix_insertion = slots
     if body.role != "target":
         return PrefixCache(body.config, cache, cache, states, slots)
     if cache is None:
@@ -217,7 +217,7 @@ def _wrapped(body: Body, cache: Any, states: Tensor, slots: Slots) -> Any:
     return both
 
 
-def _batch(body: Body, batch: int) -> tuple[Tensor, Tensor]:
+def _batch(body: StackHooks, batch: int) -> tuple[Tensor, Tensor]:
     """Return the prefixes of a call's rows, (2 x layers, batch, heads, count, width), and which of it is in use."""
     rows, chosen = selection_of(body.model).rows, _chosen(body)
     count = max(sum(map(_length, prefixes)) for prefixes in chosen)
@@ -237,7 +237,7 @@ def _batch(body: Body, batch: int) -> tuple[Tensor, Tensor]:
     return states, used.long().repeat_interleave(spread, 0)
 
 
-def _joined(body: Body, prefixes: list[Prefix], count: int) -> Tensor:
+def _joined(body: StackHooks, prefixes: list[Prefix], count: int) -> Tensor:
     """Return several prefixes one after the other, (2 x layers, heads, count, width), behind zeros."""
     layers, heads, width = key_value_shape(body)
     missing = count - sum(map(_length, prefixes))
@@ -246,20 +246,20 @@ def _joined(body: Body, prefixes: list[Prefix], count: int) -> Tensor:
     return torch.cat([empty, *(prefix.states() for prefix in prefixes)], dim=2)
 
 
-def _chosen(body: Body) -> list[list[Prefix]]:
+def _chosen(body: StackHooks) -> list[list[Prefix]]:
     """Return the prefixes of each row that adapters were chosen for."""
     own = dict(_prefixes(body))
     return [[prefix for name, prefix in own.items() if name in names] for names in selection_of(body.model).rows.sets]
 
 
-def _owners(body: Body) -> tuple[Names, ...]:
+def _owners(body: StackHooks) -> tuple[AdapterNames, ...]:
     """Return the adapters with a prefix that are on, row by row."""
     having = frozenset(name for name, _ in _prefixes(body))
     return tuple(names & having for names in selection_of(body.model).rows.sets)
 
 
-def _prefixes(body: Body) -> Iterator[tuple[str, Prefix]]:
-    changes = getattr(body.module, CHANGES, {})
+def _prefixes(body: StackHooks) -> Iterator[tuple[str, Prefix]]:
+    changes = getattr(body.module, LAYER_ADAPTERS, {})
     return ((name, change) for name, change in changes.items() if isinstance(change, Prefix))
 
 
@@ -273,11 +273,11 @@ def _own_cache(call: dict[str, Any]) -> Any:
     return getattr(cache, "self_attention_cache", cache)
 
 
-def _is_checkpointed(body: Body) -> bool:
+def _is_checkpointed(body: StackHooks) -> bool:
     return any(block.gradient_checkpointing and block.training for block in blocks_of(body.module))
 
 
-def recorded_states(body: Body, ids: Tensor) -> Tensor:
+def recorded_states(body: StackHooks, ids: Tensor) -> Tensor:
     """Return the keys and values that the bare base has for some words, (2 x layers, heads, count, head_dim).
 
     A decoder behind an encoder sees the words there too.
@@ -285,10 +285,10 @@ def recorded_states(body: Body, ids: Tensor) -> Tensor:
     layers, heads, width = key_value_shape(body)
     device = next(body.module.parameters()).device
     ids = ids[None].to(device)
-    empty = Slots(ids.new_zeros(1, 0), ids.new_zeros(1, 0), (frozenset(),))
+    empty = InsertionPlan(ids.new_zeros(1, 0), ids.new_zeros(1, 0), (frozenset(),))
     kept = DynamicCache()
     cache = PrefixCache(body.config, kept, None, torch.zeros(2 * layers, 1, heads, 0, width, device=device), empty)
-    with torch.no_grad(), selection_of(body.model).use(Rows([frozenset()])):
+    with torch.no_grad(), selection_of(body.model).use(ActiveAdapters([frozenset()])):
         if body.role == "target":
             both = EncoderDecoderCache(DynamicCache(), DynamicCache())
             both.self_attention_cache = cache

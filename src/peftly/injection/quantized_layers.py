@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection.layers import CHANGES, own_forward
+from peftly.injection.layers import LAYER_ADAPTERS, original_forward
 from peftly.kernels import has_8_bits, is_quantized, quant_state, unpacked, unpacked_linear
 
-__all__ = ["QuantizedForward", "dequantize", "give_back", "take_over", "unpack_layers"]
+__all__ = ["QuantizedForward", "dequantize", "patch_quantized_layers", "restore_quantized_layers", "unpack_layers"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -40,7 +40,7 @@ class QuantizedForward:
         return getattr(self.layer, "compute_dtype", None) or x.dtype
 
 
-def take_over(model: nn.Module) -> list[nn.Module]:
+def patch_quantized_layers(model: nn.Module) -> list[nn.Module]:
     """Let the quantised layers of a model compute as this file says, and return those that did not yet.
 
     Raises:
@@ -60,8 +60,8 @@ def take_over(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def give_back(layers: list[nn.Module]) -> None:
-    """Undo `take_over` for the layers that it has returned."""
+def restore_quantized_layers(layers: list[nn.Module]) -> None:
+    """Undo `patch_quantized_layers` for the layers that it has returned."""
     for layer in layers:
         if isinstance(vars(layer).get("forward"), QuantizedForward):
             del layer.forward
@@ -127,10 +127,10 @@ def make_plain(layer: Any, weight: Tensor) -> None:
     for name in [name for name in vars(plain) if name.startswith(("_forward_", "_backward_"))]:
         setattr(plain, name, vars(layer)[name])  # hooks; those on loading and saving are of bitsandbytes
     plain._is_full_backward_hook = layer._is_full_backward_hook
-    if hasattr(layer, CHANGES):
+    if hasattr(layer, LAYER_ADAPTERS):
         plain.peftly, forward = layer.peftly, vars(layer).get("forward")
         if forward is not None:
-            own_forward(layer).replaced = None
+            original_forward(layer).replaced = None
             plain.forward = forward
     layer.__class__ = type(plain)
     vars(layer).clear()

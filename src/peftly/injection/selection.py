@@ -19,9 +19,9 @@ from torch import Tensor
 from peftly.errors import MethodError
 
 __all__ = [
+    "ActiveAdapters",
+    "AdapterNames",
     "Group",
-    "Names",
-    "Rows",
     "Selection",
     "adapters_of_picked",
     "keep_context",
@@ -29,7 +29,7 @@ __all__ = [
     "spread",
 ]
 
-Names = frozenset[str]
+AdapterNames = frozenset[str]
 """Adapters that work together on one row, by name."""
 
 Places = tuple[tuple[int, ...], ...]
@@ -48,12 +48,12 @@ class Group:
         rows: what was chosen for just these rows.
     """
 
-    names: Names
+    names: AdapterNames
     index: Tensor
-    rows: Rows
+    rows: ActiveAdapters
 
 
-class Rows:
+class ActiveAdapters:
     """The adapters of every row of a call: one set for all of them, or one set a row.
 
     Attributes:
@@ -62,14 +62,14 @@ class Rows:
         differ: whether the rows do not all have the same.
     """
 
-    def __init__(self, sets: Sequence[Names]) -> None:
+    def __init__(self, sets: Sequence[AdapterNames]) -> None:
         self.sets = tuple(sets)
         self.names = frozenset[str]().union(*sets)
         self.differ = len(set(sets)) > 1
         self._without: dict[tuple[int, tuple[str, ...], torch.device], Tensor] = {}
-        self._groups: dict[tuple[int, Names, torch.device], list[Group]] = {}
+        self._groups: dict[tuple[int, AdapterNames, torch.device], list[Group]] = {}
 
-    def spread(self, count: int) -> tuple[Names, ...]:
+    def spread(self, count: int) -> tuple[AdapterNames, ...]:
         """Return one set for each of `count` rows, where beams and returned sequences repeat each row in place.
 
         Raises:
@@ -77,16 +77,16 @@ class Rows:
         """
         return spread(self.sets, count, "adapters were chosen")
 
-    def groups(self, count: int, among: Names, device: torch.device) -> list[Group]:
+    def groups(self, count: int, among: AdapterNames, device: torch.device) -> list[Group]:
         """Return the rows in groups that no adapter `among` those given tells apart."""
         key = (count, among, device)
         if key not in self._groups:
             spread = self.spread(count)
-            places: dict[Names, list[int]] = {}
+            places: dict[AdapterNames, list[int]] = {}
             for place, names in enumerate(spread):
                 places.setdefault(names & among, []).append(place)
             self._groups[key] = [
-                Group(names, torch.tensor(index, device=device), Rows([spread[place] for place in index]))
+                Group(names, torch.tensor(index, device=device), ActiveAdapters([spread[place] for place in index]))
                 for names, index in places.items()
             ]
         return self._groups[key]
@@ -115,10 +115,10 @@ class Selection:
     """The adapters that are on in one model. All changed layers of the model share it."""
 
     def __init__(self) -> None:
-        self.default = Rows([frozenset()])
+        self.default = ActiveAdapters([frozenset()])
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> ActiveAdapters:
         """What is chosen at this moment."""
         return _CHOSEN.get().get(self, self.default)
 
@@ -128,7 +128,7 @@ class Selection:
         return _PLACES.get().get(self)
 
     @contextmanager
-    def use(self, rows: Rows) -> Iterator[None]:
+    def use(self, rows: ActiveAdapters) -> Iterator[None]:
         """Choose `rows` for the calls inside the block."""
         token = _CHOSEN.set({**_CHOSEN.get(), self: rows})
         try:
@@ -146,7 +146,7 @@ class Selection:
             _PLACES.reset(token)
 
 
-_CHOSEN: ContextVar[Mapping[Selection, Rows]] = ContextVar("chosen adapters", default={})  # noqa: B039 -- never changed
+_CHOSEN: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("chosen adapters", default={})  # noqa: B039 -- never changed
 _PLACES: ContextVar[Mapping[Selection, Places]] = ContextVar("marked places", default={})  # noqa: B039 -- never changed
 
 
@@ -170,7 +170,7 @@ def adapters_of_picked(model: Any, batch: int, owners: Tensor) -> Iterator[None]
         yield
         return
     spread = selection.rows.spread(batch)
-    with selection.use(Rows([spread[owner] for owner in owners.tolist()])):
+    with selection.use(ActiveAdapters([spread[owner] for owner in owners.tolist()])):
         yield
 
 

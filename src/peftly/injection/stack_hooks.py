@@ -24,7 +24,7 @@ from peftly.injection.positions import Positions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Bodies", "Body", "Role", "role_of"]
+__all__ = ["ModelHooks", "Role", "StackHooks", "role_of"]
 
 Role = Literal["decoder", "encoder", "source", "target"]
 """What a stack is: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
@@ -38,21 +38,21 @@ def role_of(model: PreTrainedModel) -> Role:
     return "decoder" if is_causal else "encoder"
 
 
-class Bodies:
+class ModelHooks:
     """All hooks of one model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         role = role_of(model)
         self.model = model
-        self.text = Body(model, model.get_encoder() if role == "source" else model.get_decoder(), role)
-        self.target = Body(model, model.get_decoder(), "target") if role == "source" else None
+        self.text = StackHooks(model, model.get_encoder() if role == "source" else model.get_decoder(), role)
+        self.target = StackHooks(model, model.get_decoder(), "target") if role == "source" else None
         self.generates = model.can_generate()
         if self.generates:
             for override in _OVERRIDES:
                 override_method(model, override.name, override(model, self))
 
     @property
-    def attending(self) -> Body:
+    def attending(self) -> StackHooks:
         """The stack that prefixes belong to: the one that has a cache."""
         return self.text if self.target is None else self.target
 
@@ -65,17 +65,17 @@ class Bodies:
             for override in _OVERRIDES:
                 restore_method(self.model, override.name)
 
-    def virtual_count(self) -> int:
+    def num_virtual_tokens_of(self) -> int:
         """Return how many virtual tokens a text has, with the adapters that are on."""
         return virtual_tokens.chosen_count(self.text)
 
     def cached_count(self) -> int:
         """Return how many more columns than the text's the cache of a call gets, with the adapters that are on."""
-        virtual = 0 if self.target is not None else self.virtual_count()
+        virtual = 0 if self.target is not None else self.num_virtual_tokens_of()
         return virtual + prefixes.chosen_count(self.attending)
 
 
-class Body:
+class StackHooks:
     """One stack of blocks with its hooks.
 
     Attributes:
@@ -136,7 +136,7 @@ class Body:
         packing.enter(self, call)
         prefixes.enter(self, call)
         open_.enter_context(packing.under_way(call))
-        open_.enter_context(prefixes.kept_by_the_stack(self, call))
+        open_.enter_context(prefixes.checkpointing_with_prefix(self, call))
         words = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if words is not None:
             open_.enter_context(self.positions.given(call, words.shape[1]))
@@ -160,7 +160,7 @@ class _PrepareInputs:
 
     name: ClassVar[str] = "prepare_inputs_for_generation"
 
-    def __init__(self, model: Any, bodies: Bodies) -> None:
+    def __init__(self, model: Any, bodies: ModelHooks) -> None:
         self.original = getattr(model, self.name)
         self.bodies = bodies
 
@@ -181,7 +181,7 @@ class _PrepareCache:
 
     name: ClassVar[str] = "_prepare_cache_for_generation"
 
-    def __init__(self, model: Any, bodies: Bodies) -> None:
+    def __init__(self, model: Any, bodies: ModelHooks) -> None:
         self.original = getattr(model, self.name)
         self.bodies = bodies
 
@@ -194,7 +194,7 @@ class _Generate:
 
     name: ClassVar[str] = "generate"
 
-    def __init__(self, model: Any, bodies: Bodies) -> None:
+    def __init__(self, model: Any, bodies: ModelHooks) -> None:
         self.original = getattr(model, self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection.layers import CHANGES
+from peftly.injection.layers import LAYER_ADAPTERS
 
 __all__ = [
     "ALL_LINEAR",
@@ -58,7 +58,7 @@ _KIND_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding: 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of `model` with their paths, without those that adapters have added."""
-    return ((path, module) for path, module in model.named_modules() if CHANGES not in path.split("."))
+    return ((path, module) for path, module in model.named_modules() if LAYER_ADAPTERS not in path.split("."))
 
 
 def find_targets(

@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
-from peftly.injection.cached_calls import cached_slots, continue_after
+from peftly.injection.cached_calls import cached_insertion, continue_after
 from peftly.injection.caching import Kept
-from peftly.injection.insertion import Slots, insert, insert_packed, pick, text_columns
-from peftly.injection.layers import CHANGES, LayerChange, add_change, drop_changes
+from peftly.injection.insertion import InsertionPlan, insert_columns, insert_packed, pick, text_columns
+from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
 from peftly.injection.prompt_states import cache_with_prompt, prompt_states
-from peftly.injection.selection import Names, selection_of, spread
+from peftly.injection.selection import AdapterNames, selection_of, spread
 
 if TYPE_CHECKING:
-    from peftly.injection.stack_hooks import Body
+    from peftly.injection.stack_hooks import StackHooks
 
-__all__ = ["Place", "VirtualRows", "add_virtual_tokens", "chosen_count", "drop_virtual_tokens", "enter", "leave"]
+__all__ = ["Position", "VirtualTokens", "add_virtual_tokens", "chosen_count", "drop_virtual_tokens", "enter", "leave"]
 
-Place = Literal["front", "after_cls", "template"]
+Position = Literal["front", "after_cls", "template"]
 """Where rows stand: in front of the text, after its first token, or wherever its template marks them."""
 
 
-class VirtualRows(LayerChange):
+class VirtualTokens(LayerAdapter):
     """The trained rows of one adapter, looked up by the embedding for ids of the adapter's own past its last row.
 
     They stand beside the embedding's *output*, so a base that scales its embeddings (Gemma) does not scale them.
@@ -41,7 +41,7 @@ class VirtualRows(LayerChange):
     Attributes:
         rows: (count, width), or what `encoder` makes the rows from.
         encoder: a network that is trained with them and gives (count, width); None: the rows are trained themselves.
-        place: where they stand in a text.
+        position: where they stand in a text.
         first: how many virtual ids of other adapters come before this one's.
         kept: the keys and values of these rows, and of those in front of the text that were on with them.
     """
@@ -49,11 +49,11 @@ class VirtualRows(LayerChange):
     is_outermost: ClassVar[bool] = True  # no other change knows the virtual ids
     only_adds = True
 
-    def __init__(self, rows: Tensor, encoder: nn.Module | None = None, *, place: Place = "front") -> None:
+    def __init__(self, rows: Tensor, encoder: nn.Module | None = None, *, position: Position = "front") -> None:
         super().__init__()
         self.rows = nn.Parameter(rows.float())
         self.encoder = encoder
-        self.place = place
+        self.position = position
         self.first = 0
         self.kept = Kept()
 
@@ -79,8 +79,8 @@ class VirtualRows(LayerChange):
             MethodError: those are not as many as the rows that stand at them.
         """
         count = self.rows.shape[0]
-        if self.place != "template":
-            return [int(self.place == "after_cls")] * count
+        if self.position != "template":
+            return [int(self.position == "after_cls")] * count
         if len(marks) != count:
             raise MethodError(f"a text has places for {len(marks)} virtual tokens, and the adapter has {count}")
         return marks
@@ -96,32 +96,32 @@ class VirtualRows(LayerChange):
         return torch.where(is_own[..., None], rows.to(words.dtype), words)
 
 
-def add_virtual_tokens(model: Any, name: str, change: VirtualRows) -> None:
+def add_virtual_tokens(model: Any, name: str, change: VirtualTokens) -> None:
     """Let adapter `name` of a transformers model put its rows into every text."""
-    body: Body = model._peftly.bodies.text
+    body: StackHooks = model._peftly.bodies.text
     change.first = max((other.first + other.rows.shape[0] for _, other in _virtual_rows(body)), default=0)
-    add_change(model, _embedding(body), name, change)
+    add_layer_adapter(model, _embedding(body), name, change)
 
 
 def drop_virtual_tokens(model: Any, name: str) -> None:
     """Undo `add_virtual_tokens`."""
-    drop_changes(_embedding(model._peftly.bodies.text), name)
+    remove_layer_adapters(_embedding(model._peftly.bodies.text), name)
 
 
-def chosen_count(body: Body) -> int:
+def chosen_count(body: StackHooks) -> int:
     """Return how many virtual tokens the row with the most of them has, with the adapters that are on."""
     return max(map(_count, _chosen(body)))
 
 
-def enter(body: Body, call: dict[str, Any]) -> None:
+def enter(body: StackHooks, call: dict[str, Any]) -> None:
     """Put the virtual tokens of the adapters that are on into a call of `body`."""
     ids, cache = call.get("input_ids"), cast(Any, call.get("past_key_values"))
-    known: Slots | None = getattr(cache, "slots", None)
+    known: InsertionPlan | None = getattr(cache, "slots", None)
     if known is None and not any(_owners(body)):
         return
     if ids is None:
         raise MethodError("a model with virtual tokens needs input_ids: it cannot place them among inputs_embeds")
-    slots = cached_slots(call, known, _owners(body), "virtual tokens")
+    slots = cached_insertion(call, known, _owners(body), "virtual tokens")
     if slots is not None:
         continue_after(slots, call)
         body.check_length(int(cache.get_seq_length()) + ids.shape[1], call.get("attention_mask"), slots.count)
@@ -131,13 +131,13 @@ def enter(body: Body, call: dict[str, Any]) -> None:
         _insert(body, call)
 
 
-def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
+def leave(body: StackHooks, call: dict[str, Any], output: Any) -> Any:
     """Take the virtual tokens out of what `body` has computed; an encoder's decoder goes on seeing them."""
     ids = cast(Any, call.get("input_ids"))
     columns: Tensor | None = getattr(ids, "text_columns", None)
     if columns is None:
         return output
-    slots: Slots | None = ids.slots
+    slots: InsertionPlan | None = ids.slots
     if body.role == "source" and slots is not None:
         columns = torch.cat([slots.columns(), columns], dim=1)
     if isinstance(output, tuple):
@@ -155,10 +155,10 @@ def leave(body: Body, call: dict[str, Any], output: Any) -> Any:
     return output
 
 
-def show_to_decoder(body: Body, call: dict[str, Any]) -> None:
+def show_to_decoder(body: StackHooks, call: dict[str, Any]) -> None:
     """Let the mask over an encoder's states, which a decoder is called with, cover the virtual tokens in front."""
     states, mask = call.get("encoder_hidden_states"), call.get("encoder_attention_mask")
-    source: Body = body.model._peftly.bodies.text
+    source: StackHooks = body.model._peftly.bodies.text
     owners = _owners(source)
     if states is None or not any(owners):
         return
@@ -177,7 +177,7 @@ def show_to_decoder(body: Body, call: dict[str, Any]) -> None:
         call["encoder_attention_mask"] = torch.cat([used.to(mask.dtype), mask], dim=1)
 
 
-def _insert(body: Body, call: dict[str, Any]) -> None:
+def _insert(body: StackHooks, call: dict[str, Any]) -> None:
     """Start a sequence."""
     ids, mask, cache = call["input_ids"], call.get("attention_mask"), call.get("past_key_values")
     start = ids.new_zeros(ids.shape[0], 1) if mask is None else mask.ne(0).int().argmax(1, keepdim=True)
@@ -192,17 +192,17 @@ def _insert(body: Body, call: dict[str, Any]) -> None:
         call["past_key_values"] = cache_with_prompt(body, cache, states, slots)
     if mask is not None:
         _check_rows(body, mask)
-        call["attention_mask"] = mask = insert(mask, slots, slots.used)
+        call["attention_mask"] = mask = insert_columns(mask, slots, slots.used)
     body.check_length(ids.shape[1] + slots.count, mask, slots.count)
     call.pop("position_ids", None)
     if cache is not None:
         cache.slots = slots
 
 
-def _insert_ids(body: Body, call: dict[str, Any], slots: Slots, virtual: Tensor, start: Tensor) -> None:
+def _insert_ids(body: StackHooks, call: dict[str, Any], slots: InsertionPlan, virtual: Tensor, start: Tensor) -> None:
     """Put the `virtual` ids into the words of a call, whose texts start at `start`, and remember where."""
     ids = call["input_ids"]
-    call["input_ids"] = longer = insert(ids, slots, virtual)
+    call["input_ids"] = longer = insert_columns(ids, slots, virtual)
     columns = text_columns(slots, ids.shape[1])
     if body.role == "decoder":
         # What comes next is said by the last column before it: a token's, or that of a virtual one that follows it.
@@ -211,24 +211,24 @@ def _insert_ids(body: Body, call: dict[str, Any], slots: Slots, virtual: Tensor,
         # Rows in front of an encoder's first token are PEFT's, which then classifies by the first of them.
         in_front = slots.used[:, :1].bool() & (slots.at[:, :1] == start)
         columns[:, :1] = torch.where(in_front, slots.columns()[:, :1], columns[:, :1])
-    _remember(longer, columns, slots)
+    _note_insertion(longer, columns, slots)
     if call.get("token_type_ids") is not None:
-        call["token_type_ids"] = insert(call["token_type_ids"], slots, torch.zeros_like(slots.at))
+        call["token_type_ids"] = insert_columns(call["token_type_ids"], slots, torch.zeros_like(slots.at))
 
 
-def _insert_packed(body: Body, call: dict[str, Any]) -> None:
+def _insert_packed(body: StackHooks, call: dict[str, Any]) -> None:
     """Start a packed row: the virtual tokens go in front of each of its examples."""
     ids = call["input_ids"]
     selection_of(body.model).rows.spread(1)
     changes, embedding = _chosen(body)[0], _embedding(body)
-    if any(change.place != "front" for change in changes):
+    if any(change.position != "front" for change in changes):
         raise MethodError(
             "packed rows take virtual tokens in front of their texts only; give each text a row of its own"
         )
     virtual = torch.tensor([id_ for change in changes for id_ in change.ids(embedding)], device=ids.device)
     longer, call["position_ids"], columns = insert_packed(ids, call["position_ids"], virtual)
     body.check_length(int(call["position_ids"].max()) + 1, None, len(virtual))
-    _remember(longer, columns, None)
+    _note_insertion(longer, columns, None)
     call["input_ids"] = longer
     call["use_cache"] = False  # with a cache transformers does not see that the row is packed
     call.pop("seq_idx", None)
@@ -240,7 +240,7 @@ def _insert_packed(body: Body, call: dict[str, Any]) -> None:
             call[key] = call[key] + len(virtual)
 
 
-def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple[Slots, Tensor]:
+def _slots(body: StackHooks, start: Tensor, lengths: Tensor, *, columns: int) -> tuple[InsertionPlan, Tensor]:
     """Return where the virtual tokens of a call go, and their ids, (batch, count).
 
     Empty slots come first in a decoder, where new words follow at the end, and last in an encoder, whose positions may
@@ -267,10 +267,10 @@ def _slots(body: Body, start: Tensor, lengths: Tensor, *, columns: int) -> tuple
             "a virtual token has its place past the end of the text in this call; give the whole text in one call"
         )
     at = torch.where(used.bool(), start + offsets, 0 if in_front else columns)
-    return Slots(at, used, _owners(body)), ids
+    return InsertionPlan(at, used, _owners(body)), ids
 
 
-def _rows(body: Body, chosen: Sequence[list[VirtualRows]], batch: int) -> list[list[tuple[int, int]]]:
+def _rows(body: StackHooks, chosen: Sequence[list[VirtualTokens]], batch: int) -> list[list[tuple[int, int]]]:
     """Return the virtual tokens of each row, or what is the same for several rows in place, in their order.
 
     Each is an id, and how many tokens of the text stand before it.
@@ -282,8 +282,8 @@ def _rows(body: Body, chosen: Sequence[list[VirtualRows]], batch: int) -> list[l
         if selection.places is None:
             raise MethodError(
                 "the virtual tokens stand where a template marks them, and this call does not say where that is; give "
-                "peftly.generate what Shape.question makes of a row (on the command line: --text instead of --prompt), "
-                "or call the model inside peftly.use_places(model, places)"
+                "peftly.generate what RowFormat.format_prompt makes of a row (on the command line: --text instead of --prompt), "
+                "or call the model inside peftly.use_prompt_positions(model, places)"
             )
         chosen = list(spread(chosen, batch, "adapters were chosen"))
         marks = list(spread(selection.places, batch, "places were given"))
@@ -294,46 +294,46 @@ def _rows(body: Body, chosen: Sequence[list[VirtualRows]], batch: int) -> list[l
     return found
 
 
-def _is_marked(chosen: Sequence[list[VirtualRows]]) -> bool:
+def _is_marked(chosen: Sequence[list[VirtualTokens]]) -> bool:
     """Whether a template says where some virtual tokens of a call stand."""
-    return any(change.place == "template" for changes in chosen for change in changes)
+    return any(change.position == "template" for changes in chosen for change in changes)
 
 
-def _chosen(body: Body) -> list[list[VirtualRows]]:
+def _chosen(body: StackHooks) -> list[list[VirtualTokens]]:
     """Return what has virtual tokens in each row that adapters were chosen for, in the order of attachment."""
     own = dict(_virtual_rows(body))
     return [[change for name, change in own.items() if name in names] for names in selection_of(body.model).rows.sets]
 
 
-def _count(changes: Sequence[VirtualRows]) -> int:
+def _count(changes: Sequence[VirtualTokens]) -> int:
     return sum(change.rows.shape[0] for change in changes)
 
 
-def _owners(body: Body) -> tuple[Names, ...]:
+def _owners(body: StackHooks) -> tuple[AdapterNames, ...]:
     """Return the adapters with virtual tokens that are on, row by row."""
     having = frozenset(name for name, _ in _virtual_rows(body))
     return tuple(names & having for names in selection_of(body.model).rows.sets)
 
 
-def _virtual_rows(body: Body) -> Iterator[tuple[str, VirtualRows]]:
+def _virtual_rows(body: StackHooks) -> Iterator[tuple[str, VirtualTokens]]:
     """Yield the adapters that have virtual tokens, in the order in which they were attached."""
-    changes = getattr(_embedding(body), CHANGES, {})
-    return ((name, change) for name, change in changes.items() if isinstance(change, VirtualRows))
+    changes = getattr(_embedding(body), LAYER_ADAPTERS, {})
+    return ((name, change) for name, change in changes.items() if isinstance(change, VirtualTokens))
 
 
-def _embedding(body: Body) -> Any:
+def _embedding(body: StackHooks) -> Any:
     # The stack's own: T5's encoder and decoder have one each, over the same weights.
     return body.module.get_input_embeddings()
 
 
-def _check_rows(body: Body, mask: Tensor) -> None:
+def _check_rows(body: StackHooks, mask: Tensor) -> None:
     # Windows count columns, so the virtual tokens must stand right before the text, and where that is going to
     # start is unknown in a row that is all padding so far.
     if getattr(body.config, "sliding_window", None) is not None and not bool(mask.any(1).all()):
         raise MethodError("a row of this call is all padding; fill the cache in longer pieces, or pad less")
 
 
-def _remember(ids: Any, columns: Tensor, slots: Slots | None) -> None:
+def _note_insertion(ids: Any, columns: Tensor, slots: InsertionPlan | None) -> None:
     """Write on the ids of a call which columns are text and which virtual tokens were put in."""
     ids.text_columns, ids.slots = columns, slots
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from peftly.adapters import attach, attached, check_sums, on_all_rows, set_adapters
+from peftly.adapters import active_adapters, attach, attached, check_weightable, set_adapters
 from peftly.errors import MethodError
 from peftly.injection import short_names
 from peftly.methods import LoRA
@@ -52,12 +52,12 @@ def combine(
             `name`, or the settings do not go together.
     """
     check_method(method, rank)
-    check_sums(model, weights)
+    check_weightable(model, weights)
     layers = _weighted_factors(model, weights)
     if method == "svd":
         most = rank or max(len(change.lora_a) for one in weights for _, change in _targets(model, one).values())
         layers = {path: best_approximation(*factors, most) for path, factors in layers.items()}
-    on = [one for one in on_all_rows(model) if one not in weights]
+    on = [one for one in active_adapters(model) if one not in weights]
     attach(model, _config(model, {path: len(lora_a) for path, (lora_a, _) in layers.items()}), name=name)
     with torch.no_grad():
         for path, (_, change) in _targets(model, name).items():

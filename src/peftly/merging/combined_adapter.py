@@ -15,15 +15,15 @@ from peftly.adapters import (
     TRAINING,
     adapter_card,
     attached,
+    base_requirements,
     called,
     check_weights,
-    find_together,
-    home_of,
+    corrects_quantization,
+    find_adapters,
     load_together,
-    makes_up_for_quantization,
     read_notes,
     save_adapter,
-    trained_over,
+    training_quantization,
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
@@ -42,7 +42,7 @@ WRITTEN = (CARD, CONFIG, NOTES, TENSORS, TRAINING)
 OWN_NOTES = ("method", TOGETHER, LABELS, QUANTIZATION)
 """Those of one adapter alone, and those that `save_combined` knows otherwise."""
 
-MEANINGS = {"shape": "how a row becomes text, so give generate its text with --prompt"}
+MEANINGS = {"row_format": "how a row becomes text, so give generate its text with --prompt"}
 
 
 class Combined(NamedTuple):
@@ -90,15 +90,15 @@ def save_combined(
     check_method(method, rank)
     if not adapters:
         raise ConfigError("there is no adapter to combine; name several")
-    found = find_together(adapters)
+    found = find_adapters(adapters)
     names, folders = called(found), list(found.values())
     check_weights(weights, names)
     if len(names) == 1 and weights is None and rank is None:
         raise ConfigError(f"{names[0]} is one adapter: name another, or give its weight, or a lower rank for svd")
     if target in (folder.resolve() for folder in folders):
         raise ConfigError(f"out: {target} is one of the adapters to combine; choose another folder")
-    base = home_of(folders[0]).base
-    if (correction := makes_up_for_quantization(folders)) is not None:
+    base = base_requirements(folders[0]).base
+    if (correction := corrects_quantization(folders)) is not None:
         raise ConfigError(
             f"{correction} started from what quantising its base has cost (init: qera), so it works whole and alone; "
             "combine adapters with another init"
@@ -135,7 +135,7 @@ def _common_notes(folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
     notes = [read_notes(folder) for folder in folders]
     keys = dict.fromkeys(key for one in notes for key in one if key not in OWN_NOTES)
     common = {key: notes[0][key] for key in keys if all(key in one and one[key] == notes[0].get(key) for one in notes)}
-    kept = trained_over(folders[0])
+    kept = training_quantization(folders[0])
     quantization = {} if kept is None else {QUANTIZATION: kept.model_dump(mode="json")}
     lines = [f"not noted, as the adapters differ in it: {MEANINGS.get(key, key)}" for key in keys if key not in common]
     return {**common, **quantization}, lines

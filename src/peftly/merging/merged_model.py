@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from peftly.adapters import (
     attached,
+    base_requirements,
     called,
-    check_foldable,
+    check_mergeable,
     check_weights,
-    find_together,
-    fold,
-    home_of,
+    corrects_quantization,
+    find_adapters,
     load_together,
-    makes_up_for_quantization,
-    trained_over,
-    weigh,
+    merge_adapters,
+    training_quantization,
+    weight_adapters,
 )
 from peftly.errors import ConfigError, MergeError
 from peftly.injection import dequantize
@@ -139,13 +139,13 @@ def _job(
         raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
     if not adapters:
         raise ConfigError("there is no adapter to merge; name one")
-    found = find_together(adapters)
+    found = find_adapters(adapters)
     check_weights(weights, called(found))
     folders = tuple(found.values())
-    base, kept = home_of(folders[0]).base, trained_over(folders[0])
+    base, kept = base_requirements(folders[0]).base, training_quantization(folders[0])
     if into == "original" and kept is None:
         raise ConfigError(f"into=original: {adapters[0]} was trained over the base as its files have it; leave it out")
-    if into == "original" and (correction := makes_up_for_quantization(folders)) is not None:
+    if into == "original" and (correction := corrects_quantization(folders)) is not None:
         raise ConfigError(
             f"into=original: {correction} started from what quantising its base has cost, so it fits only the base "
             "that it was trained over: use into='trained'"
@@ -170,7 +170,7 @@ def _adapted(job: _Job, choose_samples: Callable[[Any, Any], Samples], say: Call
     import torch
 
     model, tokenizer = _opened(job, job.dtype, job.into)
-    check_foldable(model, attached(model))
+    check_mergeable(model, attached(model))
     check_room(job.out, model, job.dtype)
     samples = choose_samples(model, tokenizer)
     say(f"comparing on {len(samples.samples)} {samples.source}")
@@ -187,7 +187,7 @@ def _opened(job: _Job, dtype: "torch.dtype", into: Into) -> Base:
     base = load_together(job.folders, dtype=dtype, quantization="none" if into == "original" else None)
     dequantize(base.model)
     if job.weights is not None:
-        weigh(base.model, dict(zip(attached(base.model), job.weights, strict=True)))
+        weight_adapters(base.model, dict(zip(attached(base.model), job.weights, strict=True)))
     return base
 
 
@@ -203,7 +203,7 @@ def _merge(
     model: Any, samples: Samples, before: Answers, dtype: "torch.dtype", say: Callable[[str], None]
 ) -> "tuple[float, list[torch.Tensor]]":
     """Fold all adapters of a model into it and round it; return how far that moved it in fp32, and its logits then."""
-    for line in fold(model, attached(model)):
+    for line in merge_adapters(model, attached(model)):
         say(line)
     merging = relative_difference(logits_of(model, samples.samples), before.logits)
     _round(model, dtype)

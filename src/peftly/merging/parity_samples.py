@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.data import Encoded, Example, answer_ids, collate, encode_question, encode_sources, read
+from peftly.data import EncodedExample, Example, answer_ids, collate, encode_prompt_of, encode_sources, read
 from peftly.errors import ConfigError, DataError
 from peftly.inference import read_by
 from peftly.models import task_of
@@ -46,7 +46,7 @@ class Samples(NamedTuple):
     source: str
 
 
-HeldOutExamples = Callable[[Any, "PreTrainedTokenizerBase"], tuple[Sequence[Encoded], str]]
+HeldOutExamples = Callable[[Any, "PreTrainedTokenizerBase"], tuple[Sequence[EncodedExample], str]]
 """From a model and its tokenizer to encoded examples and the words for their source."""
 
 
@@ -65,7 +65,7 @@ def samples_for(
         DataError: the file cannot be read, or holds no text.
     """
     if text is not None:
-        examples: Sequence[Encoded] = _encoded(_lines(text), model, tokenizer)
+        examples: Sequence[EncodedExample] = _encoded(_lines(text), model, tokenizer)
         source = f"lines of {text}"
     else:
         examples, source = _unasked(model, tokenizer, held_out)
@@ -77,7 +77,7 @@ def samples_for(
 
 def _unasked(
     model: Any, tokenizer: "PreTrainedTokenizerBase", held_out: HeldOutExamples | None
-) -> tuple[Sequence[Encoded], str]:
+) -> tuple[Sequence[EncodedExample], str]:
     """Return held-out examples if they can be had, and else the texts that peftly brings."""
     reason = "the adapter is not in a run folder"
     if held_out is not None:
@@ -102,19 +102,19 @@ def _own_texts() -> list[str]:
     return [str(row["text"]) for row in rows.rows[:MOST]]
 
 
-def _encoded(texts: Sequence[str], model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[Encoded]:
+def _encoded(texts: Sequence[str], model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[EncodedExample]:
     """Return texts as the model reads them; an encoder-decoder is to write what it reads."""
     examples = [Example(text) for text in texts]
     if task_of(model) == "causal_lm":
-        return [encode_question(example, tokenizer) for example in examples]
+        return [encode_prompt_of(example, tokenizer) for example in examples]
     sources = encode_sources(examples, tokenizer, MOST_TOKENS)
     if task_of(model) != "seq2seq_lm":
         return sources
     answers = answer_ids(texts, tokenizer)
-    return [Encoded(row.input_ids, row.trained, answer=ids) for row, ids in zip(sources, answers, strict=True)]
+    return [EncodedExample(row.input_ids, row.trained, answer=ids) for row, ids in zip(sources, answers, strict=True)]
 
 
-def _sample(row: Encoded, model: Any) -> Sample:
+def _sample(row: EncodedExample, model: Any) -> Sample:
     import torch
 
     task = task_of(model)

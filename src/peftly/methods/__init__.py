@@ -8,7 +8,7 @@ from peftly.methods.adapter import AdapterConfig, BottleneckAdapter
 from peftly.methods.bitfit import BitFit, BitFitAdapter
 from peftly.methods.dora import DoRA, DoRAAdapter
 from peftly.methods.ia3 import IA3, IA3Adapter
-from peftly.methods.lora import LoRA, LoRAAdapter, LoRAChange
+from peftly.methods.lora import LoRA, LoRAAdapter, LoRALayer
 from peftly.methods.low_rank import by_pattern, lora_scaling
 from peftly.methods.method import Adapter, Method, MethodConfig, Setup
 from peftly.methods.p_tuning import PTuning, PTuningAdapter
@@ -26,7 +26,7 @@ __all__ = [
     "DoRA",
     "Full",
     "LoRA",
-    "LoRAChange",
+    "LoRALayer",
     "Method",
     "MethodConfig",
     "PTuning",

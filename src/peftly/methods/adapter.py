@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.injection import (
-    LayerChange,
-    add_change,
+    LayerAdapter,
+    adapted_layers,
     add_copies,
+    add_layer_adapter,
     base_modules,
-    changed_layers,
     device_of,
     features,
     find_part,
@@ -172,7 +172,7 @@ class _AddBottleneck(torch.autograd.Function):
         )
 
 
-class Bottleneck(LayerChange):
+class Bottleneck(LayerAdapter):
     """One adapter's weights, and what all placements have in common."""
 
     def __init__(self, width: int, config: AdapterConfig, device: torch.device, generator: torch.Generator) -> None:
@@ -243,7 +243,7 @@ class BottleneckAdapter(OwnFormat):
             place: Any = layer
             if config.placement == "parallel":
                 kind, place = _feedforward(model, path)
-            add_change(model, place, name, kind(width, config, device, setup.generator))
+            add_layer_adapter(model, place, name, kind(width, config, device, setup.generator))
         if config.layer_norms if config.layer_norms is not None else config.placement == "houlsby":
             add_copies(model, name, [module for _, module in base_modules(model) if is_norm(module)])
         return cls(model, config, name)
@@ -252,7 +252,7 @@ class BottleneckAdapter(OwnFormat):
         """See `Adapter.parameters`."""
         return {
             f"base_model.model.{path}.adapter_{part}": parameter
-            for path, _, change in changed_layers(self.model, self.name)
+            for path, _, change in adapted_layers(self.model, self.name)
             if isinstance(change, Bottleneck)
             for part, parameter in change.named_parameters()
         }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from torch import nn
 
-from peftly.injection import BiasChange, add_change, bias_layers, changed_layers, is_below, own_parts
+from peftly.injection import BiasCopy, adapted_layers, add_layer_adapter, bias_layers, is_below, own_parts
 from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class BitFitAdapter(OwnFormat):
         """See `Adapter.attach`."""
         for path, layer in bias_layers(model).items():
             if not is_below(path, own_parts(model)):
-                add_change(model, layer, name, BiasChange(layer))
+                add_layer_adapter(model, layer, name, BiasCopy(layer))
         return cls(model, config, name)
 
     @classmethod
@@ -51,6 +51,6 @@ class BitFitAdapter(OwnFormat):
         """See `Adapter.parameters`."""
         return {
             f"base_model.model.{path}.bias": change.bias
-            for path, _, change in changed_layers(self.model, self.name)
-            if isinstance(change, BiasChange)
+            for path, _, change in adapted_layers(self.model, self.name)
+            if isinstance(change, BiasCopy)
         }

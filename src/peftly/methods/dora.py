@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftly.injection import AtOnce, OwnForward, Rows, bias_of, fusible_weight, whole_weight
+from peftly.injection import ActiveAdapters, FusedForward, OriginalForward, bias_of, fusible_weight, whole_weight
 from peftly.kernels import dropout, low_rank_linear
 from peftly.methods.low_rank import (
     LowRankAdapter,
-    LowRankChange,
     LowRankConfig,
+    LowRankLayer,
     lora_delta,
 )
 from peftly.methods.method import Setup
@@ -63,7 +63,7 @@ def dora_scale(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, m
     return scale
 
 
-class DoRAChange(LowRankChange):
+class DoRALayer(LowRankLayer):
     """The scaled low-rank update of a linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`)."""
 
     def __init__(self, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> None:
@@ -95,9 +95,9 @@ class DoRAChange(LowRankChange):
         return output if bias is None else output + bias.to(output.dtype)
 
     @classmethod
-    def at_once(
+    def fused_forward(
         cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
-    ) -> AtOnce | None:
+    ) -> FusedForward | None:
         change, *others = changes.values()
         if differ or others or not is_short or (change.training and change.dropout > 0):
             return None
@@ -107,7 +107,7 @@ class DoRAChange(LowRankChange):
         factors = change.lora_a.to(dtype), change.lora_b.to(dtype)
         bias = layer.bias if change.bias is None else change.bias.to(dtype)
 
-        def scaled(inner: OwnForward, x: Tensor, _: Rows) -> Tensor | None:
+        def scaled(inner: OriginalForward, x: Tensor, _: ActiveAdapters) -> Tensor | None:
             weight = fusible_weight(layer, inner, x)
             if weight is None:
                 return None
@@ -115,7 +115,7 @@ class DoRAChange(LowRankChange):
 
         return scaled
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         weight = whole_weight(layer)
         scale = self.scale(weight)
         merged = scale[:, None] * (weight + lora_delta(self.lora_a, self.lora_b, self.scaling))
@@ -133,10 +133,10 @@ class DoRAAdapter(LowRankAdapter):
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D)
 
     @classmethod
-    def change(cls, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> DoRAChange:
+    def change(cls, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> DoRALayer:
         """See `LowRankAdapter.change`."""
-        return DoRAChange(layer, config, path, setup, with_bias=with_bias)
+        return DoRALayer(layer, config, path, setup, with_bias=with_bias)
 
-    def more_parameters(self, place: str, change: DoRAChange) -> dict[str, nn.Parameter]:
+    def more_parameters(self, place: str, change: DoRALayer) -> dict[str, nn.Parameter]:
         """See `LowRankAdapter.more_parameters`."""
         return {f"{place}.lora_magnitude_vector": change.magnitude}

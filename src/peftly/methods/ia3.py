@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftly.injection import (
-    LayerChange,
-    add_change,
-    changed_layers,
+    LayerAdapter,
+    adapted_layers,
+    add_layer_adapter,
     device_of,
     features,
     find_part,
@@ -38,7 +38,7 @@ class IA3(MethodConfig):
     """Those among them whose input is scaled. None: the feed-forward output layers; an empty list: none of them."""
 
 
-class IA3Change(LayerChange):
+class IA3Layer(LayerAdapter):
     """Factors on a layer's output (its bias included) or on its input, one a feature."""
 
     def __init__(self, layer: Any, *, on_input: bool) -> None:
@@ -53,7 +53,7 @@ class IA3Change(LayerChange):
         output = inner(x, *args, **kwargs)
         return output * self.factors.to(output.dtype)
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         # A Conv1D has its inputs in rows.
         by_column = self.on_input != isinstance(layer, Conv1D)
         layer.weight.mul_(self.factors if by_column else self.factors[:, None])
@@ -78,7 +78,7 @@ class IA3Adapter(Adapter):
         inputs = find_targets(model, named) if named else {}
         for path, layer in targets.items():
             on_input = plays("feed-forward output", path) if named is None else path in inputs
-            add_change(model, layer, name, IA3Change(layer, on_input=on_input))
+            add_layer_adapter(model, layer, name, IA3Layer(layer, on_input=on_input))
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -119,6 +119,6 @@ class IA3Adapter(Adapter):
             feedforward_modules=inputs if isinstance(inputs, str) else tuple(sorted(inputs)),
         )
 
-    def _targets(self) -> list[tuple[str, Any, IA3Change]]:
-        changed = changed_layers(self.model, self.name)
-        return [(path, layer, change) for path, layer, change in changed if isinstance(change, IA3Change)]
+    def _targets(self) -> list[tuple[str, Any, IA3Layer]]:
+        changed = adapted_layers(self.model, self.name)
+        return [(path, layer, change) for path, layer, change in changed if isinstance(change, IA3Layer)]

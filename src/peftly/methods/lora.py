@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection import AtOnce, OwnForward, Rows, bias_of, fusible_weight, whole_weight
+from peftly.injection import ActiveAdapters, FusedForward, OriginalForward, bias_of, fusible_weight, whole_weight
 from peftly.kernels import StackedFactors, dropout, low_rank_linear, stack_factors
 from peftly.methods.low_rank import (
     LowRankAdapter,
-    LowRankChange,
     LowRankConfig,
+    LowRankLayer,
     lora_delta,
 )
 from peftly.methods.method import Setup
@@ -43,8 +43,8 @@ class LoRA(LowRankConfig):
     """How many times the learning rate of A is that of B (LoRA+, arXiv:2402.12354)."""
 
     @property
-    def makes_up_for_quantization(self) -> bool:
-        """See `MethodConfig.makes_up_for_quantization`."""
+    def corrects_quantization(self) -> bool:
+        """See `MethodConfig.corrects_quantization`."""
         return self.init == "qera"
 
 
@@ -81,7 +81,7 @@ def principal_factors(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor
     return root[:, None] * v[:rank], u[:, :rank] * root
 
 
-class LoRAChange(LowRankChange):
+class LoRALayer(LowRankLayer):
     """The low-rank update of a linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`) or an embedding.
 
     PiSSA trains the principal part of the weight. The base stays as it is: the principal part that it starts from is
@@ -147,23 +147,23 @@ class LoRAChange(LowRankChange):
         return self.bias is None and not (self.training and self.dropout > 0)
 
     @classmethod
-    def at_once(
+    def fused_forward(
         cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
-    ) -> AtOnce | None:
+    ) -> FusedForward | None:
         if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
             return None
         factors = {name: (change.factors(), change.scaling) for name, change in changes.items()}
         stacked = stack_factors(factors, x, differ=differ, is_short=is_short)
         return None if stacked is None else partial(_stacked_forward, stacked)
 
-    def merge(self, layer: Any) -> None:
+    def merge_into(self, layer: Any) -> None:
         delta = lora_delta(*self.factors(), self.scaling)
         layer.weight.copy_(layer.weight + (delta if isinstance(layer, nn.Linear) else delta.T))
         if self.bias is not None:
             layer.bias.copy_(self.bias)
 
 
-def _stacked_forward(stacked: StackedFactors, inner: OwnForward, x: Tensor, rows: Rows) -> Tensor:
+def _stacked_forward(stacked: StackedFactors, inner: OriginalForward, x: Tensor, rows: ActiveAdapters) -> Tensor:
     """Return the output of a layer in which each batch element has its own adapters.
 
     Args:
@@ -186,11 +186,11 @@ class LoRAAdapter(LowRankAdapter):
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D, nn.Embedding)
 
     @classmethod
-    def change(cls, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> LoRAChange:
+    def change(cls, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> LoRALayer:
         """See `LowRankAdapter.change`."""
-        return LoRAChange(layer, config, path, setup, with_bias=with_bias)
+        return LoRALayer(layer, config, path, setup, with_bias=with_bias)
 
-    def fit(self, setup: Setup) -> None:
+    def initialize_from_data(self, setup: Setup) -> None:
         """See `Adapter.fit`."""
         if self.config.init != "qera":
             return

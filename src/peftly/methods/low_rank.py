@@ -17,12 +17,12 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import AdapterError
 from peftly.injection import (
     ALL_LINEAR,
-    BiasChange,
-    LayerChange,
-    add_change,
+    BiasCopy,
+    LayerAdapter,
+    adapted_layers,
+    add_layer_adapter,
     bias_layers,
     bias_of,
-    changed_layers,
     device_of,
     features,
     find_targets,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LowRankAdapter",
-    "LowRankChange",
     "LowRankConfig",
+    "LowRankLayer",
     "by_pattern",
     "lora_delta",
     "lora_scaling",
@@ -83,7 +83,7 @@ def lora_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
     return scaling * (lora_b @ lora_a)
 
 
-class LowRankChange(LayerChange):
+class LowRankLayer(LayerAdapter):
     """The two factors at one layer, and its bias where that is trained too.
 
     Attributes:
@@ -126,7 +126,7 @@ class LowRankAdapter(Adapter):
 
     @classmethod
     @abstractmethod
-    def change(cls, layer: Any, config: Any, path: str, setup: Setup, *, with_bias: bool) -> LowRankChange:
+    def change(cls, layer: Any, config: Any, path: str, setup: Setup, *, with_bias: bool) -> LowRankLayer:
         """Return what the adapter does at one layer."""
 
     @classmethod
@@ -141,18 +141,18 @@ class LowRankAdapter(Adapter):
         if config.bias != "none" and not with_bias:
             warnings.warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         for path, layer in targets.items():
-            add_change(model, layer, name, cls.change(layer, config, path, setup, with_bias=path in with_bias))
+            add_layer_adapter(model, layer, name, cls.change(layer, config, path, setup, with_bias=path in with_bias))
         for path, layer in with_bias.items():
             if path not in targets:
-                add_change(model, layer, name, BiasChange(layer))
+                add_layer_adapter(model, layer, name, BiasCopy(layer))
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
         named = {}
-        for path, layer, change in changed_layers(self.model, self.name):
+        for path, layer, change in adapted_layers(self.model, self.name):
             place = f"base_model.model.{path}"
-            if isinstance(change, LowRankChange):
+            if isinstance(change, LowRankLayer):
                 for letter, parameter in zip("AB", (change.lora_a, change.lora_b), strict=True):
                     named[f"{place}.{_factor(layer, letter)}"] = parameter
                 named |= self.more_parameters(place, change)
@@ -234,10 +234,10 @@ class LowRankAdapter(Adapter):
 
     settings: ClassVar[type[LowRankConfig]]
 
-    def targets(self) -> dict[str, tuple[Any, LowRankChange]]:
+    def targets(self) -> dict[str, tuple[Any, LowRankLayer]]:
         """Return the layers that have factors, each with its change, by path."""
-        changed = changed_layers(self.model, self.name)
-        return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankChange)}
+        changed = adapted_layers(self.model, self.name)
+        return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankLayer)}
 
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")

@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from peftly.injection import drop_changes
+from peftly.injection import remove_layer_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from peftly.data import Encoded
+    from peftly.data import EncodedExample
 
 __all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
 
@@ -37,7 +37,7 @@ class MethodConfig(BaseModel):
         return 0
 
     @property
-    def makes_up_for_quantization(self) -> bool:
+    def corrects_quantization(self) -> bool:
         """Whether what it adds is in part what quantising has taken from the base, so that it fits no other."""
         return False
 
@@ -57,7 +57,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase | None = None
     labels: Sequence[str] = ()
     seed: int = 0
-    rows: Sequence[Encoded] = ()
+    rows: Sequence[EncodedExample] = ()
     original: Callable[[], PreTrainedModel] | None = None
 
     @cached_property
@@ -112,7 +112,7 @@ class Adapter(ABC):
         """Return why `model` cannot carry the method, and the nearest that works; None if it can."""
         return None
 
-    def fit(self, setup: Setup) -> None:  # noqa: B027 -- there is nothing to do for most
+    def initialize_from_data(self, setup: Setup) -> None:  # noqa: B027 -- there is nothing to do for most
         """Let a fresh adapter, which is on its model, start from what that model does; most start from less.
 
         Raises:
@@ -121,7 +121,7 @@ class Adapter(ABC):
 
     def remove(self) -> None:
         """Take the adapter off its model."""
-        drop_changes(self.model, self.name)
+        remove_layer_adapters(self.model, self.name)
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:

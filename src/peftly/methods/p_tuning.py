@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Place
+from peftly.injection import Position
 from peftly.methods.method import MethodConfig, Setup
 from peftly.methods.soft_prompt import PromptAdapter
 
@@ -30,14 +30,14 @@ class PTuning(MethodConfig):
     """Layers of the LSTM."""
     encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout between the layers of the LSTM."""
-    place: Place | None = None
+    position: Position | None = None
     """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
     `{prompt:3}`; None: in front, in encoders after the first token."""
 
     @property
     def marked_tokens(self) -> int:
         """See `MethodConfig.marked_tokens`."""
-        return self.num_virtual_tokens if self.place == "template" else 0
+        return self.num_virtual_tokens if self.position == "template" else 0
 
 
 class PTuningEncoder(nn.Module):

@@ -20,7 +20,7 @@ from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
 if TYPE_CHECKING:
-    from peftly.injection import Body
+    from peftly.injection import StackHooks
 
 __all__ = ["PTuningV2", "PTuningV2Adapter", "PrefixProjection", "PrefixTuning", "PrefixTuningAdapter"]
 
@@ -217,7 +217,7 @@ def _projection(config: PrefixTuning, shape: tuple[int, int, int], setup: Setup)
 
 
 def _shape(model: Any) -> tuple[int, int, int]:
-    body: Body = model._peftly.bodies.attending
+    body: StackHooks = model._peftly.bodies.attending
     return key_value_shape(body)
 
 

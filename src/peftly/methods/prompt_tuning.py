@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
-from peftly.injection import Place
+from peftly.injection import Position
 from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
 from peftly.methods.method import MethodConfig, Setup
 from peftly.methods.soft_prompt import PromptAdapter, embedded
@@ -32,14 +32,14 @@ class PromptTuning(MethodConfig):
     """The words that `init: text` starts from, repeated or cut to length."""
     residual_dim: int | None = Field(default=None, ge=1)
     """Train the rows through a residual network of this inner dimension; None: train the rows themselves."""
-    place: Place | None = None
+    position: Position | None = None
     """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
     `{prompt:3}`; None: in front, in encoders after the first token."""
 
     @property
     def marked_tokens(self) -> int:
         """See `MethodConfig.marked_tokens`."""
-        return self.num_virtual_tokens if self.place == "template" else 0
+        return self.num_virtual_tokens if self.position == "template" else 0
 
     @model_validator(mode="after")
     def _text_goes_with_init(self) -> Self:

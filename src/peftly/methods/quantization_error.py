@@ -22,7 +22,7 @@ from peftly.injection import evaluation_mode
 from peftly.kernels import is_quantized, unpacked
 
 if TYPE_CHECKING:
-    from peftly.data import Encoded
+    from peftly.data import EncodedExample
 
 __all__ = ["error_factors", "quantization_errors", "quantized_layers", "typical_inputs"]
 
@@ -98,7 +98,9 @@ def quantization_errors(
         yield path, weight.detach().float() - unpacked(layer, torch.float32).cpu()
 
 
-def typical_inputs(model: nn.Module, layers: Mapping[str, nn.Module], rows: Sequence[Encoded]) -> dict[str, Tensor]:
+def typical_inputs(
+    model: nn.Module, layers: Mapping[str, nn.Module], rows: Sequence[EncodedExample]
+) -> dict[str, Tensor]:
     """Return how large the inputs of linear `layers` are on some of the `rows`, by path: see `error_factors`.
 
     Raises:
@@ -129,13 +131,13 @@ def typical_inputs(model: nn.Module, layers: Mapping[str, nn.Module], rows: Sequ
     return {path: (total / counts[path]).sqrt().cpu() for path, total in sums.items()}
 
 
-def _calls(model: Any, rows: Sequence[Encoded]) -> Iterator[dict[str, Tensor]]:
+def _calls(model: Any, rows: Sequence[EncodedExample]) -> Iterator[dict[str, Tensor]]:
     """Yield what the model is called with: a row at a time, which has no padding, from all over the rows."""
     tokens = sum(row.num_tokens for row in rows)
     with evaluation_mode(model):
         for row in rows[:: max(1, tokens // TOKENS)]:
             inputs = {name: tensor.to(model.device) for name, tensor in collate([row], pad_id=0).items()}
-            inputs.pop("places", None)
+            inputs.pop("prompt_positions", None)
             if not model.config.is_encoder_decoder:
                 del inputs["labels"]
             yield inputs

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Place, VirtualRows, add_virtual_tokens, drop_virtual_tokens
+from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
-__all__ = ["Place", "PromptAdapter", "embedded"]
+__all__ = ["Position", "PromptAdapter", "embedded"]
 
 
 class PromptAdapter(Adapter):
@@ -29,11 +29,11 @@ class PromptAdapter(Adapter):
         """Put `rows` (num_virtual_tokens, width of the embeddings), or rows for `encoder`, on `model`."""
         super().__init__(model, config, name)
         role = model._peftly.bodies.text.role
-        place: Place = config.place or ("after_cls" if role == "encoder" else "front")
-        self.is_like_peft = place == "front"
+        position: Position = config.position or ("after_cls" if role == "encoder" else "front")
+        self.is_like_peft = position == "front"
         device = model.get_input_embeddings().weight.device
         encoder = None if encoder is None else encoder.to(device)
-        self.change = VirtualRows(rows.to(device), encoder, place=place)
+        self.change = VirtualTokens(rows.to(device), encoder, position=position)
         add_virtual_tokens(model, name, self.change)
 
     @staticmethod
@@ -122,7 +122,7 @@ class PromptAdapter(Adapter):
         """See `Adapter.config_from_peft`."""
         if peft["peft_type"] == cls.peft_types[1]:
             return cls.settings.model_validate(peft["settings"])
-        return cls.settings.model_validate({"num_virtual_tokens": peft["num_virtual_tokens"], "place": "front"})
+        return cls.settings.model_validate({"num_virtual_tokens": peft["num_virtual_tokens"], "position": "front"})
 
 
 def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:

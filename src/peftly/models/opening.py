@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.errors import BaseModelError
-from peftly.injection import output_heads, take_over
+from peftly.injection import output_heads, patch_quantized_layers
 from peftly.kernels import blocks_of_size
 from peftly.models.checks import check_quantization
 from peftly.models.files import check_files, file_names
@@ -109,7 +109,7 @@ def _finish_layers(spec: str, model: "PreTrainedModel", how: Opening) -> None:
         )
     if how.quantization is not None:
         finish(model, how.quantization, how.dtype)
-    if not take_over(model) and how.quantization is not None:
+    if not patch_quantized_layers(model) and how.quantization is not None:
         raise BaseModelError(f"{spec} has no linear layer to quantise: leave quantization={how.quantization.kind} out")
 
 

@@ -119,7 +119,7 @@ class RunConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _one_makes_up_for_quantization(cls, value: MethodConfig | tuple[MethodConfig, ...]) -> object:
-        if isinstance(value, tuple) and sum(method.makes_up_for_quantization for method in value) > 1:
+        if isinstance(value, tuple) and sum(method.corrects_quantization for method in value) > 1:
             raise ValueError("what quantising has cost is made up for once: set init: qera for one method only")
         return value
 

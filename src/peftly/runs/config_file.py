@@ -12,6 +12,7 @@ from peftly.errors import ConfigError
 from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_mistakes import first_line, listed, nearest, shortened
+from peftly.runs.version_0_1 import with_current_settings
 
 __all__ = ["dump_config", "load_config"]
 
@@ -44,6 +45,8 @@ def load_config(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     defaults: Mapping[str, object] | None = None,
+    *,
+    stored: bool = False,
 ) -> AnyConfig:
     """Read a configuration and check it. What `jobs` share may stand outside them.
 
@@ -52,11 +55,13 @@ def load_config(
         overrides: `a.b=c`, the value read as YAML.
         flags: values by flag name (see `FLAGS`); None is "not given".
         defaults: top-level settings for what none of these say, where a command needs no more of them.
+        stored: whether the file is the `config.yaml` of a run folder, perhaps of an earlier version.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is impossible.
     """
-    settings = {**(defaults or {}), **({} if path is None else _read_yaml(Path(path)))}
+    written = {} if path is None else _read_yaml(Path(path))
+    settings = {**(defaults or {}), **(with_current_settings(written) if stored else written)}
     for flag, value in (flags or {}).items():
         if value is not None:
             _put(settings, FLAGS[flag], value)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from peftly.errors import ConfigError
+from peftly.runs.version_0_1 import RENAMED_SETTINGS
 
 __all__ = ["first_line", "listed", "nearest", "shortened"]
 
@@ -58,6 +59,9 @@ def _unknown_key(path: str, places: list[str], model: type[BaseModel], prefix: s
     near = [
         leaves[leaf] for leaves in (neighbours, anywhere) for leaf in difflib.get_close_matches(places[-1], leaves, n=1)
     ]
+    current = RENAMED_SETTINGS.get(path)
+    if current is not None:
+        return f"{path} is not a setting; it is called {current} now"
     if near:
         return f"{path} is not a setting; did you mean {near[0]}?"
     return f"{path} is not a setting; {parent or 'the top level'} has {listed(neighbours)}"

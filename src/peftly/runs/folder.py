@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.adapters import find_adapter, load, load_adapter, read_notes
-from peftly.data import Shape
+from peftly.data import RowFormat
 from peftly.errors import AdapterError, ConfigError
 from peftly.models import load_base
 from peftly.runs.config import RunConfig, one_run
@@ -36,7 +36,7 @@ from peftly.utils import program
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from peftly.data import Shape
+    from peftly.data import RowFormat
     from peftly.evaluation import Vote
     from peftly.runs.config import AnyConfig, RunConfig
 
@@ -78,13 +78,13 @@ class OpenRun(NamedTuple):
 
     Attributes:
         model, tokenizer: the base, adapted unless it is the untouched base that was asked for.
-        shape: how a row becomes text; None: the adapter does not say.
+        row_format: how a row becomes text; None: the adapter does not say.
         config: of the run, if it was opened from a run folder.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    shape: "Shape | None" = None
+    row_format: "RowFormat | None" = None
     config: "RunConfig | None" = None
 
 
@@ -233,8 +233,8 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
     how = ("dtype", "device", "device_map")  # how it was quantised the adapter says itself
     settings: dict[str, Any] = {} if config is None else {name: getattr(config, name) for name in how}
     base = load(adapter, name=name, **settings)
-    noted = read_notes(adapter).get("shape")
-    return OpenRun(base.model, base.tokenizer, Shape.from_dict(noted) if noted else None, config)
+    noted = read_notes(adapter).get("row_format")
+    return OpenRun(base.model, base.tokenizer, RowFormat.from_dict(noted) if noted else None, config)
 
 
 def open_ensemble(spec: str) -> OpenEnsemble | None:
@@ -251,7 +251,7 @@ def open_ensemble(spec: str) -> OpenEnsemble | None:
     opened = open_run(str(folder / first), name=first)
     for name in others:
         member = find_adapter(folder / name)
-        if read_notes(member).get("shape") != read_notes(find_adapter(folder / first)).get("shape"):
+        if read_notes(member).get("row_format") != read_notes(find_adapter(folder / first)).get("row_format"):
             raise AdapterError(
                 f"{folder}: {name} was trained on rows of another shape than {first}, so they cannot vote"
             )
@@ -269,7 +269,7 @@ def read_config(folder: Path) -> "AnyConfig | None":
     """Return the configuration of the run in `folder` (or of the run that the adapter in `folder` belongs to)."""
     for place in (folder, folder.parent):
         if (place / "config.yaml").is_file() and (place == folder or folder in _places(place)):
-            return load_config(place / "config.yaml")
+            return load_config(place / "config.yaml", stored=True)
     return None
 
 
@@ -319,6 +319,6 @@ def _parts(out: Path) -> list[Path]:
     if not (out / "config.yaml").is_file():
         return []
     try:
-        return [out / name for name in load_config(out / "config.yaml").parts()]
+        return [out / name for name in load_config(out / "config.yaml", stored=True).parts()]
     except ConfigError:
         return []

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftly.adapters import find_adapter, read_notes
-from peftly.data import Data, DataConfig, Encoded, Shape, Split, encode_for, load_data, read
+from peftly.data import Data, DataConfig, EncodedExample, RowFormat, Split, encode_for, load_data, read
 from peftly.errors import ConfigError, DataError
 from peftly.models import task_of
 from peftly.runs.config import one_run
@@ -19,13 +19,13 @@ class HeldOut(NamedTuple):
     Attributes:
         name: the split or the file they come from.
         split: the rows.
-        shape: how they became text.
+        row_format: how they became text.
         lines: what a person should know about them.
     """
 
     name: str
     split: Split
-    shape: Shape
+    row_format: RowFormat
     lines: list[str]
 
 
@@ -53,10 +53,10 @@ def held_out_rows(opened: OpenRun, source: str | None) -> HeldOut:
     name, split = evaluation_split(data)
     if split is None:
         raise ConfigError("this run has neither test nor validation rows; give --data")
-    return HeldOut(name, split, data.shape, [f"{len(split.examples)} {name} rows of the run"])
+    return HeldOut(name, split, data.row_format, [f"{len(split.examples)} {name} rows of the run"])
 
 
-def held_out_examples(adapter: str | Path, model: Any, tokenizer: Any) -> tuple[list[Encoded], str]:
+def held_out_examples(adapter: str | Path, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:
     """Return the held-out examples of the run of an adapter, encoded, and the words for their source.
 
     Raises:
@@ -66,22 +66,22 @@ def held_out_examples(adapter: str | Path, model: Any, tokenizer: Any) -> tuple[
     found = read_config(Path(adapter))
     if found is None:
         raise ConfigError("the adapter is not in a run folder")
-    noted = read_notes(find_adapter(adapter)).get("shape")
-    shape = Shape.from_dict(noted) if noted else None
-    rows = held_out_rows(OpenRun(model, tokenizer, shape, one_run(found, adapter)), None)
+    noted = read_notes(find_adapter(adapter)).get("row_format")
+    row_format = RowFormat.from_dict(noted) if noted else None
+    rows = held_out_rows(OpenRun(model, tokenizer, row_format, one_run(found, adapter)), None)
     return rows.split.encoded, f"{rows.name} rows of the run"
 
 
 def _from_source(opened: OpenRun, source: str) -> HeldOut:
-    if opened.shape is None:
+    if opened.row_format is None:
         raise ConfigError("this adapter notes nowhere how a row becomes text (its shape); evaluate it from Python")
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     rows = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
-    examples = opened.shape.examples(rows.rows, rows.where)
+    examples = opened.row_format.examples(rows.rows, rows.where)
     task = task_of(opened.model) or "causal_lm"
-    encoded = encode_for(task, examples, opened.tokenizer, opened.shape, max_length)
+    encoded = encode_for(task, examples, opened.tokenizer, opened.row_format, max_length)
     pairs = [(example, row) for example, row in zip(examples, encoded, strict=True) if row is not None]
     if not pairs:
         raise DataError(f"{source}: no row has a trained token left within {max_length} tokens")
@@ -91,4 +91,6 @@ def _from_source(opened: OpenRun, source: str) -> HeldOut:
         lines.append(
             f"{cut} truncated to {max_length} tokens, {len(rows) - len(pairs)} dropped (no trained token left)"
         )
-    return HeldOut(rows.name, Split([example for example, _ in pairs], [row for _, row in pairs]), opened.shape, lines)
+    return HeldOut(
+        rows.name, Split([example for example, _ in pairs], [row for _, row in pairs]), opened.row_format, lines
+    )

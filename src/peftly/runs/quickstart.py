@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
     "prompt_tuning": (
         "prompt tuning",
         PromptTuning(num_virtual_tokens=8, init="text", init_text=ANSWERS),
-        {"epochs": 5, "batch_size": 4, "evaluate_every": 125, "learning_rate": 6e-3},
+        {"epochs": 5, "batch_size": 4, "eval_steps": 125, "learning_rate": 6e-3},
     ),
     "lora": ("LoRA", LoRA(), {"epochs": 2, "batch_size": 4}),
 }
@@ -78,7 +78,7 @@ def quickstart(
         screen.print(line, markup=False)
     test = cast(Split, data.test)  # the sample data have one
     screen.print(f"\n[bold]untouched base[/]\nevaluating on the test split: {len(test.examples)} rows")
-    untouched = evaluate(base.model, base.tokenizer, test, data.shape)
+    untouched = evaluate(base.model, base.tokenizer, test, data.row_format)
     rows = [comparison_row("untouched base", untouched)]
     for folder, (name, method, training) in METHODS.items():
         screen.print(f"\n[bold]{name}[/]")

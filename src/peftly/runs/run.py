@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attach, attached, trainable_parameters
-from peftly.data import Data, Shape, Split, read_data
+from peftly.data import Data, RowFormat, Split, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.inference import generate
@@ -108,7 +108,7 @@ def run(
     check_out(out, overwrite=overwrite, resume=resume)
     config, base, data = open_parts(config, base, data, say)
     for name, method in config.adapters.items():
-        put_on(base, name, method, config, data, say)
+        attach_method(base, name, method, config, data, say)
     check_trainable(base.model, data, config.train)
     say(batches_line(base.model, config.train))
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
@@ -116,7 +116,7 @@ def run(
             f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
         )
     with training_in(out, [out], resume=resume):
-        begin(config, data, resume=resume)
+        write_run_header(config, data, resume=resume)
         training = train(
             base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume
         )
@@ -125,13 +125,13 @@ def run(
     if split is not None:
         say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
         size = config.train.evaluation_batch_size
-        evaluation = evaluate(base.model, base.tokenizer, split, data.shape, batch_size=size)
-    result = conclude(out, base, data, training, evaluation)
+        evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=size)
+    result = write_run_results(out, base, data, training, evaluation)
     drop_leftovers(out)
     return result
 
 
-def put_on(
+def attach_method(
     base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, say: Callable[[str], None]
 ) -> None:
     """Attach one adapter of a run, and say how much of it is trained."""
@@ -144,7 +144,7 @@ def put_on(
             method,
             name=name,
             tokenizer=base.tokenizer,
-            labels=data.shape.answers,
+            labels=data.row_format.answers,
             seed=config.train.seed,
             rows=data.train.encoded,
         )
@@ -167,7 +167,7 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
     return "batches: " + ("examples laid end to end" if packs else "examples padded to the longest")
 
 
-def begin(config: RunConfig, data: Data, *, resume: bool = False) -> None:
+def write_run_header(config: RunConfig, data: Data, *, resume: bool = False) -> None:
     """Write the first files of a run folder; to `resume` a run, those that it had not come to."""
     out = Path(config.out)
     if resume and (out / "data.json").is_file():
@@ -175,7 +175,8 @@ def begin(config: RunConfig, data: Data, *, resume: bool = False) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", dump_config(config))
     write_json(
-        out / "data.json", {**data.report.to_dict(), "lines": data.report.lines(), "shape": data.shape.to_dict()}
+        out / "data.json",
+        {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
     )
 
 
@@ -203,7 +204,9 @@ def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[No
             raise KeyboardInterrupt(f"{stop}; go on with: {resume_command(out)}") from stop
 
 
-def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:
+def write_run_results(
+    out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None
+) -> RunResult:
     """Write the last files of a run folder, with the adapters of the run on.
 
     Args:
@@ -215,7 +218,7 @@ def conclude(out: Path, base: Base, data: Data, training: TrainResult, evaluatio
     """
     split_name, split = evaluation_split(data)
     if split is not None and evaluation is not None:
-        write_json(out / "evaluation.json", _evaluation_dict(base, data.shape, split_name, split, evaluation))
+        write_json(out / "evaluation.json", _evaluation_dict(base, data.row_format, split_name, split, evaluation))
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
     summary |= {"steps": training.steps, "best_step": training.best_step}
@@ -242,7 +245,7 @@ def open_parts(
         task, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
         say(f"task: {task} ({reason})")
         shaped = raw.shaped(task)
-        labels = shaped.shape.labels if TASKS[task].is_classification else ()
+        labels = shaped.row_format.labels if TASKS[task].is_classification else ()
         base = load_base(
             config.base,
             dtype=config.dtype,
@@ -260,18 +263,20 @@ def open_parts(
     return config.model_copy(update={"task": task}), base, data
 
 
-def _evaluation_dict(base: Base, shape: Shape, name: str, split: Split, evaluation: Evaluation) -> dict[str, Any]:
+def _evaluation_dict(
+    base: Base, row_format: RowFormat, name: str, split: Split, evaluation: Evaluation
+) -> dict[str, Any]:
     """Return an evaluation as plain JSON values, with samples for people to look at."""
-    return {"split": name, **asdict(evaluation), "samples": _samples(base, shape, split, evaluation)}
+    return {"split": name, **asdict(evaluation), "samples": _samples(base, row_format, split, evaluation)}
 
 
-def _samples(base: Base, shape: Shape, split: Split, evaluation: Evaluation) -> list[dict[str, str]]:
+def _samples(base: Base, row_format: RowFormat, split: Split, evaluation: Evaluation) -> list[dict[str, str]]:
     if evaluation.predictions:
         return [
             {"text": row.prompt, "gold": row.label, "predicted": row.predicted}
             for row in _wrong_and_right(evaluation)[:SAMPLES]
         ]
-    if shape.kind == "text":
+    if row_format.kind == "text":
         return []
     examples = split.examples[:WRITTEN_SAMPLES]
     golds = [str(row.messages[-1]["content"]) if row.messages else row.completion for row in examples]

@@ -22,7 +22,15 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS, check_out, drop_leftovers, write_json, write_text
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.run import RunResult, batches_line, begin, conclude, open_parts, put_on, training_in
+from peftly.runs.run import (
+    RunResult,
+    attach_method,
+    batches_line,
+    open_parts,
+    training_in,
+    write_run_header,
+    write_run_results,
+)
 from peftly.training import Job, check_trainable, train_together
 from peftly.utils import environment
 
@@ -93,7 +101,7 @@ def run_together(
         if not given:  # a new head is what the part alone would have, from its own seed
             draw_new_parts(model, part.config.train.seed)
         (method,) = part.config.adapters.values()
-        put_on(base, name, method, part.config, part.data, say)
+        attach_method(base, name, method, part.config, part.data, say)
         check_trainable(model, part.data, part.config.train, adapter=name)
     say(batches_line(model, *(part.config.train for part in parts.values())))
     with training_in(out, folders, resume=resume):
@@ -101,14 +109,14 @@ def run_together(
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / "config.yaml", dump_config(_resolved(config, parts)))
         for part in parts.values():
-            begin(part.config, part.data, resume=resume)
+            write_run_header(part.config, part.data, resume=resume)
         jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
         trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume)
     together, scores = _evaluated(config, base, parts, say)
     runs = {}
     for name, part in parts.items():
         with use_adapters(model, name):
-            runs[name] = conclude(Path(part.config.out), base, part.data, trained[name], scores.get(name))
+            runs[name] = write_run_results(Path(part.config.out), base, part.data, trained[name], scores.get(name))
     results = _results(config, parts, runs, together)
     write_json(out / RESULTS, results)
     page = write_comparison(out, RESULTS)
@@ -136,9 +144,9 @@ def _opened(config: AnyConfig, base: Base | None, say: Callable[[str], None]) ->
 
 def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
     """Refuse what cannot vote, or cannot have the head that the first part has."""
-    if isinstance(config, RunConfig) and part.data.shape.kind != "label":
-        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {part.data.shape.kind!r}")
-    labels, shared = part.data.shape.labels, first.data.shape.labels
+    if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
+        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {part.data.row_format.kind!r}")
+    labels, shared = part.data.row_format.labels, first.data.row_format.labels
     if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
         raise ConfigError(
             f"jobs.{name} has the labels {', '.join(labels)} and the first job {', '.join(shared)}, and there is one "
@@ -167,7 +175,7 @@ def _evaluated(
         say(f"{name}: evaluating on the {split_name} split: {len(split.examples)} rows")
         size = part.config.train.evaluation_batch_size
         with use_adapters(base.model, name):
-            found[name] = evaluate(base.model, base.tokenizer, split, part.data.shape, batch_size=size)
+            found[name] = evaluate(base.model, base.tokenizer, split, part.data.row_format, batch_size=size)
     return None, found
 
 
@@ -182,7 +190,7 @@ def _evaluated_vote(
     say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
     size = one.config.train.evaluation_batch_size
     found = evaluate_ensemble(
-        base.model, base.tokenizer, split, one.data.shape, list(members), vote=vote, batch_size=size
+        base.model, base.tokenizer, split, one.data.row_format, list(members), vote=vote, batch_size=size
     )
     return found.together, found.members
 

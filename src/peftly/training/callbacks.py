@@ -104,7 +104,7 @@ class TrainResult:
         best: the evaluation then; None without validation rows.
         history: every record, in order.
         seconds: the duration of the run, evaluations included.
-        stopped_early: whether `patience` ran out.
+        stopped_early: whether `early_stopping_patience` ran out.
         learning_rate: the highest that was asked for.
         trained_parameters: how many numbers were trained.
     """

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftly.data import Encoded
+from peftly.data import EncodedExample
 from peftly.errors import TrainingError
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "write_state",
 ]
 
-FORMAT = 1
+FORMAT = 2
 _TREE = "tree"
 _ADVICE = "go on as it was begun, or begin anew"
 
@@ -152,7 +152,7 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(states["device"], device)
 
 
-def digest(rows: Iterable[Encoded]) -> str:
+def digest(rows: Iterable[EncodedExample]) -> str:
     """Return a number that other rows, or the same in another order, do not have."""
     found = hashlib.sha256()
     for row in rows:
@@ -163,7 +163,7 @@ def digest(rows: Iterable[Encoded]) -> str:
             row.tags,
             row.answer,
             row.token_type_ids,
-            row.places,
+            row.prompt_positions,
         )
         for part in parts:
             found.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
@@ -171,7 +171,7 @@ def digest(rows: Iterable[Encoded]) -> str:
 
 
 def check_same_run(own: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Do nothing if the states `own` and `then` of a trainee are of the same run.
+    """Do nothing if the states `own` and `then` of a adapter_job are of the same run.
 
     Raises:
         ConfigError: they are not.

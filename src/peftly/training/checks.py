@@ -25,14 +25,14 @@ def check_trainable(
     adapter: str | None = None,
     learning_rate: float | None = None,
 ) -> None:
-    """Refuse what a `Trainee` of the same arguments would refuse, before anything is written.
+    """Refuse what a `AdapterJob` of the same arguments would refuse, before anything is written.
 
     Raises:
         ConfigError: settings that the data or the adapters cannot serve.
     """
     _check(config, data)
     methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
-    _check_marks([method for method in methods if method.marked_tokens], data.shape.marked_tokens)
+    _check_marks([method for method in methods if method.marked_tokens], data.row_format.marked_tokens)
     parameter_groups(model, config, learning_rate)
 
 
@@ -40,16 +40,16 @@ def _check(config: TrainConfig, data: Data) -> None:
     if not data.train.encoded:
         raise ConfigError("there is nothing to train on: data.train has no rows left")
     if data.validation is None:
-        needs = [name for name in ("evaluate_every", "patience") if getattr(config, name) is not None]
-        needs += ["metric"] * (config.metric != "loss")
+        needs = [name for name in ("eval_steps", "early_stopping_patience") if getattr(config, name) is not None]
+        needs += ["metric_for_best_model"] * (config.metric_for_best_model != "loss")
         if needs:
             raise ConfigError(
                 f"train.{needs[0]} needs validation rows; give data.validation or a data.validation_fraction above 0"
             )
-    metrics = metrics_of(data.shape)
-    if config.metric not in metrics:
+    metrics = metrics_of(data.row_format)
+    if config.metric_for_best_model not in metrics:
         raise ConfigError(
-            f"train.metric {config.metric} is no score of rows of kind {data.shape.kind!r}; "
+            f"train.metric_for_best_model {config.metric_for_best_model} is no score of rows of kind {data.row_format.kind!r}; "
             f"they have {', '.join(metrics)}"
         )
 
@@ -59,12 +59,12 @@ def _check_marks(methods: Sequence[MethodConfig], marks: int) -> None:
     if marks and not methods:
         raise ConfigError(
             f"data.template marks places for {marks} virtual tokens, and no method puts any there: take the marks out, "
-            f"or set method.place to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
+            f"or set method.position to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
         )
     for method in methods:
         if method.marked_tokens != marks:
             raise ConfigError(
-                f"{method.name} has {method.marked_tokens} virtual tokens with place: template, and data.template "
+                f"{method.name} has {method.marked_tokens} virtual tokens with position: template, and data.template "
                 f"marks places for {marks}; mark all of them, as {{prompt:{method.marked_tokens}}} does, "
                 "or change method.num_virtual_tokens"
             )

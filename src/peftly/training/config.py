@@ -12,7 +12,7 @@ Schedule = Literal["linear", "cosine", "cosine_with_restarts", "constant", "cons
 class TrainConfig(BaseModel):
     """How long, how fast, and how often to look.
 
-    A step is one update of the trained weights: `batch_size` x `accumulation` examples on every process.
+    A step is one update of the trained weights: `batch_size` x `gradient_accumulation_steps` examples on every process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -26,7 +26,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=8, ge=1)
     """Examples of a batch, on each process."""
 
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches to a step; the gradient is that of one large batch, token by token."""
 
     micro_batch_tokens: int | None = Field(default=None, ge=1)
@@ -43,11 +43,14 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Decay of the trained weights, decoupled from the gradient (for sgd: added to it)."""
 
-    schedule: Schedule = "linear"
+    lr_scheduler_type: Schedule = "linear"
     """How the learning rate goes after the warm-up, by its name in transformers."""
 
-    warmup: float = Field(default=0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """The share of the steps in which the learning rate rises from 0."""
+
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The number of such steps, which then decides instead of `warmup_ratio`."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """The length that a longer gradient is cut to; None: never cut."""
@@ -55,22 +58,22 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Decides the order of the examples and the dropout."""
 
-    evaluate_every: int | None = Field(default=None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
     """Steps between evaluations on the validation rows; None: once an epoch. The last step is always evaluated."""
 
     evaluation_batch_size: int = Field(default=32, ge=1)
     """Rows that go through the model at once in an evaluation."""
 
-    save_every: int | None = Field(default=None, ge=1)
+    save_steps: int | None = Field(default=None, ge=1)
     """Steps between saved adapters, each in its own `step-N` folder; None: only the best is saved."""
 
-    checkpoint_every: int | None = Field(default=None, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, which a stopped run goes on from (`--resume`); None: ten minutes between them."""
 
-    patience: int | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations in a row without a better one; None: never stop early."""
 
-    metric: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
+    metric_for_best_model: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
     """What makes an evaluation the best; equal accuracies or F1 scores are told apart by the loss."""
 
     gradient_checkpointing: bool | None = None
@@ -87,6 +90,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> Self:
-        if self.schedule == "constant_with_warmup" and self.warmup == 0:
-            raise ValueError("schedule constant_with_warmup needs a warmup above 0; for none, say schedule: constant")
+        if self.lr_scheduler_type == "constant_with_warmup" and not (
+            self.warmup_ratio if self.warmup_steps is None else self.warmup_steps
+        ):
+            raise ValueError(
+                "lr_scheduler_type constant_with_warmup needs warmup_ratio or warmup_steps above 0; for none, say lr_scheduler_type: constant"
+            )
         return self

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peftly.adapters import virtual_count
-from peftly.injection import CHANGES, blocks_of, places_under_way
+from peftly.adapters import num_virtual_tokens_of
+from peftly.injection import LAYER_ADAPTERS, blocks_of, packed_token_indices
 
 if TYPE_CHECKING:
-    from peftly.data import Encoded
+    from peftly.data import EncodedExample
 
 __all__ = ["FrozenLayers", "frozen_layers"]
 
@@ -40,7 +40,7 @@ def frozen_layers(model: Any) -> list[Any]:
     Empty also where what a block gives may not be all that goes on from it, or not by the words of the text: in
     encoder-decoders, with virtual tokens, where a block is called several times, or not as it is.
     """
-    if model.config.is_encoder_decoder or virtual_count(model):
+    if model.config.is_encoder_decoder or num_virtual_tokens_of(model):
         return []
     body = model.get_decoder()
     blocks = blocks_of(body)
@@ -58,7 +58,7 @@ def frozen_layers(model: Any) -> list[Any]:
 def _above(body: nn.Module, block: nn.Module) -> list[nn.Module]:
     """Return the parts of a stack that come after its blocks: a norm, a pooler."""
     parts = dict(body.named_children())
-    parts.pop(CHANGES, None)
+    parts.pop(LAYER_ADAPTERS, None)
     holds = [any(one is block for one in part.modules()) for part in parts.values()]
     return list(parts.values())[holds.index(True) + 1 :]
 
@@ -70,7 +70,7 @@ class _LearnedError(Exception):
 class FrozenLayers:
     """States of training rows between the frozen blocks and what comes next."""
 
-    def __init__(self, blocks: Sequence[Any], rows: Sequence[Encoded]) -> None:
+    def __init__(self, blocks: Sequence[Any], rows: Sequence[EncodedExample]) -> None:
         """Get ready.
 
         Args:
@@ -89,7 +89,7 @@ class FrozenLayers:
         self.rest: tuple[None, ...] | None = None  # what blocks give behind their states; None: no tuple at all
 
     @contextmanager
-    def use(self, rows: Sequence[Encoded]) -> Iterator[None]:
+    def use(self, rows: Sequence[EncodedExample]) -> Iterator[None]:
         """While a batch of these rows, padded on the right, goes through the model: read their states, or keep them."""
         if not self.blocks or not rows:  # a process without rows takes part with those of another
             yield
@@ -105,7 +105,7 @@ class FrozenLayers:
                 stack.callback(handle.remove)
             yield
 
-    def learn(self, rows: Sequence[Encoded], forward: Callable[[], Any]) -> None:
+    def learn(self, rows: Sequence[EncodedExample], forward: Callable[[], Any]) -> None:
         """Keep what the frozen layers make of a batch, as `forward` sends it through the model; it gets no further."""
         if not self.blocks or self.known.issuperset(map(id, rows)):
             return
@@ -117,11 +117,11 @@ class FrozenLayers:
         finally:
             self.learns_only = False
 
-    def forget(self, rows: Sequence[Encoded]) -> None:
+    def forget(self, rows: Sequence[EncodedExample]) -> None:
         """Keep nothing of these rows: they come again, in other batches."""
         self.known.difference_update(map(id, rows))
 
-    def _keep(self, rows: Sequence[Encoded], output: Any) -> None:
+    def _keep(self, rows: Sequence[EncodedExample], output: Any) -> None:
         """Keep what the last frozen block has made of a batch."""
         states: Tensor
         states, *rest = output if isinstance(output, tuple) else (output,)
@@ -141,7 +141,7 @@ class FrozenLayers:
         """Stand in for the forward of a block whose work is done."""
         return hidden_states if self.rest is None else (hidden_states, *self.rest)
 
-    def _read(self, rows: Sequence[Encoded], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _read(self, rows: Sequence[EncodedExample], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stand in for that of the last one: give what was kept of these rows, in the layout of this call."""
         assert self.states is not None
         states = torch.zeros_like(hidden_states)
@@ -163,9 +163,9 @@ class FrozenLayers:
         return torch.from_file(file, shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
 
 
-def _places(rows: Sequence[Encoded], states: Tensor) -> list[Tensor]:
+def _places(rows: Sequence[EncodedExample], states: Tensor) -> list[Tensor]:
     """Return where the words of each row are among the columns of a batch that is under way, laid end to end."""
-    packed = places_under_way()
+    packed = packed_token_indices()
     if packed is not None:
         return [places[: len(row.input_ids)] for row, places in zip(rows, packed, strict=True)]
     starts = [number * states.shape[1] for number in range(len(rows))]

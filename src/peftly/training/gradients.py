@@ -15,12 +15,12 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-from peftly.adapters import use_adapters, use_places
-from peftly.data import Encoded, collate
+from peftly.adapters import use_adapters, use_prompt_positions
+from peftly.data import EncodedExample, collate
 from peftly.evaluation import scoring_for, target_losses
 from peftly.injection import blocks_of, checkpointed_blocks, role_of
 from peftly.training.frozen_layers import FrozenLayers, frozen_layers
-from peftly.training.job import Trainee
+from peftly.training.job import AdapterJob
 from peftly.training.loss_scale import LossScale
 from peftly.training.micro_batches import MicroBatches, fast_tokens, fitting_tokens
 from peftly.training.steps import common_words, process_batches
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gradients", "Work"]
 
-Work = Sequence[tuple[Trainee, Sequence[Encoded]]]
-"""The rows of a step: of each trainee that takes part, its own."""
+Work = Sequence[tuple[AdapterJob, Sequence[EncodedExample]]]
+"""The rows of a step: of each adapter_job that takes part, its own."""
 
 
 class Gradients:
@@ -48,17 +48,21 @@ class Gradients:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", trainees: Sequence[Trainee], accelerator: "Accelerator", *, packed: bool
+        self, model: "PreTrainedModel", adapter_jobs: Sequence[AdapterJob], accelerator: "Accelerator", *, packed: bool
     ) -> None:
-        self.model, self.trainees, self.accelerator = model, trainees, accelerator
+        self.model, self.adapter_jobs, self.accelerator = model, adapter_jobs, accelerator
         # Alone there is nothing to prepare, and accelerate would refuse some quantised models.
         several = accelerator.num_processes > 1
         self.wrapped: nn.Module = accelerator.prepare_model(model) if several else model
-        tasks = [scoring_for(model, trainee.data.train, trainee.data.shape) for trainee in trainees]
+        tasks = [
+            scoring_for(model, adapter_job.data.train, adapter_job.data.row_format) for adapter_job in adapter_jobs
+        ]
         self.logits_of = tasks[0].logits
-        blocks = frozen_layers(model) if any(trainee.keeps_states() for trainee in trainees) else []
-        self.frozen = FrozenLayers(blocks, [row for trainee in trainees for row in trainee.data.train.encoded])
-        unasked = all(trainee.config.gradient_checkpointing is None for trainee in trainees)
+        blocks = frozen_layers(model) if any(adapter_job.keeps_states() for adapter_job in adapter_jobs) else []
+        self.frozen = FrozenLayers(
+            blocks, [row for adapter_job in adapter_jobs for row in adapter_job.data.train.encoded]
+        )
+        unasked = all(adapter_job.config.gradient_checkpointing is None for adapter_job in adapter_jobs)
         self.may_checkpoint = unasked and bool(blocks_of(model))
         self.modes = ExitStack()
         halves = {getattr(module, "compute_dtype", None) for module in model.modules()}  # of quantised layers
@@ -68,7 +72,7 @@ class Gradients:
             fast_tokens(model.device),
             packed=packed,
             causal=role_of(model) == "decoder",
-            virtual=max(trainee.virtual_tokens() for trainee in trainees),
+            virtual=max(adapter_job.virtual_tokens() for adapter_job in adapter_jobs),
         )
 
     def state(self) -> dict[str, Any]:
@@ -76,7 +80,7 @@ class Gradients:
         return {"scale": self.scale.state(), "limits": dict(self.limits), "may_checkpoint": self.may_checkpoint}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of another run of these trainees, which are where they were then."""
+        """Go on from the `state` of another run of these adapter_jobs, which are where they were then."""
         self.scale.restore(state["scale"])
         if self.may_checkpoint and not state["may_checkpoint"]:
             self.may_checkpoint = False
@@ -90,14 +94,18 @@ class Gradients:
 
         What a layer makes of a row depends, in its last digits, on the rows beside it.
         """
-        streams: list[tuple[Trainee, Iterator[list[Encoded]]]] = []
+        streams: list[tuple[AdapterJob, Iterator[list[EncodedExample]]]] = []
         if self.frozen.blocks:
-            streams = [(trainee, trainee.rows_of_steps(0, trainee.step)) for trainee in self.trainees]
+            streams = [
+                (adapter_job, adapter_job.rows_of_steps(0, adapter_job.step)) for adapter_job in self.adapter_jobs
+            ]
         # Each of several processes meets rows in later epochs that others had before.
         several = self.accelerator.num_processes > 1
-        for step in range(max(trainee.step if several else trainee.steps_per_epoch for trainee in self.trainees)):
+        for step in range(
+            max(adapter_job.step if several else adapter_job.steps_per_epoch for adapter_job in self.adapter_jobs)
+        ):
             self.micro.limit = self.limits.get(step, self.micro.limit)
-            work = [(trainee, rows) for trainee, stream in streams if (rows := next(stream, None)) is not None]
+            work = [(adapter_job, rows) for adapter_job, stream in streams if (rows := next(stream, None)) is not None]
             for rows, whose, batch in self.batches(work):
                 with self.chosen(work, whose, batch):
                     # Without what wraps the model, whose processes wait for each other: not all have as many rows.
@@ -111,25 +119,25 @@ class Gradients:
 
     def tokens_at_once(self) -> int:
         """Return how many tokens may go through the model at once: as is set; or what is fast, if there is memory."""
-        asked = [trainee.config.micro_batch_tokens for trainee in self.trainees]
+        asked = [adapter_job.config.micro_batch_tokens for adapter_job in self.adapter_jobs]
         if found := [tokens for tokens in asked if tokens is not None]:
             return min(found)
         device = self.model.device
-        trainee, row = max(
-            ((trainee, row) for trainee in self.trainees for row in trainee.data.train.encoded),
+        adapter_job, row = max(
+            ((adapter_job, row) for adapter_job in self.adapter_jobs for row in adapter_job.data.train.encoded),
             key=lambda pair: pair[1].num_tokens,
         )
-        fitting, tokens = self.fitting(trainee, row), self.micro.tokens([row.num_tokens])
+        fitting, tokens = self.fitting(adapter_job, row), self.micro.tokens([row.num_tokens])
         if fitting < tokens and self.may_checkpoint:
             self.checkpoint(f"an example of {tokens:,} tokens alone takes too much memory")
-            fitting = self.fitting(trainee, row)
+            fitting = self.fitting(adapter_job, row)
         return min(fast_tokens(device), fitting)
 
-    def fitting(self, trainee: Trainee, row: Encoded) -> int:
+    def fitting(self, adapter_job: AdapterJob, row: EncodedExample) -> int:
         """Return how many tokens fit into the memory of every process, measured on one row; 1 if that does not."""
         device, tokens, batch = self.model.device, self.micro.tokens([row.num_tokens]), collate([row], pad_id=0)
         seeds = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
-        with trainee.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
+        with adapter_job.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
             try:
                 fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
             except RuntimeError as error:
@@ -142,8 +150,8 @@ class Gradients:
         """Compute every block twice from here on, and say so."""
         self.may_checkpoint = False
         self.modes.enter_context(checkpointed_blocks(self.model))
-        for trainee in self.trainees:
-            trainee.note(
+        for adapter_job in self.adapter_jobs:
+            adapter_job.note(
                 f"{why}: every block is computed twice from here on and keeps less, which is slower "
                 "(train.gradient_checkpointing); the steps stay the same"
             )
@@ -160,7 +168,7 @@ class Gradients:
                 if not should_reduce_batch_size(error):
                     raise
             else:
-                parameters = [value for trainee, _ in work for value in trainee.parameters.values()]
+                parameters = [value for adapter_job, _ in work for value in adapter_job.parameters.values()]
                 if not all(map(math.isfinite, losses)) or self.scale.unscale(parameters):
                     return losses
                 self.forget(work)
@@ -170,9 +178,9 @@ class Gradients:
 
     def forget(self, work: Work) -> None:
         """Drop what an attempt has left: the gradients, and what frozen layers have made of rows that are new."""
-        for trainee, rows in work:
-            trainee.optimizer.zero_grad(set_to_none=True)
-            if trainee.step < trainee.steps_per_epoch:
+        for adapter_job, rows in work:
+            adapter_job.optimizer.zero_grad(set_to_none=True)
+            if adapter_job.step < adapter_job.steps_per_epoch:
                 self.frozen.forget(rows)
 
     def take_less_at_once(self, work: Work) -> None:
@@ -189,10 +197,10 @@ class Gradients:
         # Other processes wait for this one in the middle of the step.
         alone = self.accelerator.num_processes == 1
         if alone and self.micro.halve(lengths, shared):
-            self.limits[max(trainee.step for trainee, _ in work)] = self.micro.limit
-            for trainee, _ in work:
-                trainee.note(
-                    f"memory ran out at step {trainee.step + 1}: from here on at most {self.micro.limit:,} tokens go "
+            self.limits[max(adapter_job.step for adapter_job, _ in work)] = self.micro.limit
+            for adapter_job, _ in work:
+                adapter_job.note(
+                    f"memory ran out at step {adapter_job.step + 1}: from here on at most {self.micro.limit:,} tokens go "
                     "through the model at once (train.micro_batch_tokens); the steps stay the same"
                 )
         elif alone and self.may_checkpoint:
@@ -219,7 +227,7 @@ class Gradients:
         total = self.accelerator.reduce(torch.stack(found).sum(0), "sum")
         return [float(loss) for loss in total.double().cpu() / counts]
 
-    def batches(self, work: Work) -> list[tuple[list[Encoded], list[int], dict[str, Tensor]]]:
+    def batches(self, work: Work) -> list[tuple[list[EncodedExample], list[int], dict[str, Tensor]]]:
         """Return this process's micro-batches of a step, each with its rows, and with whose they are in `work`."""
         rows = [row for _, own in work for row in own]
         owners = [place for place, (_, own) in enumerate(work) for _ in own]
@@ -228,7 +236,9 @@ class Gradients:
             ([rows[place] for place in places], [owners[place] for place in places], batch) for places, batch in cut
         ]
 
-    def sums(self, batch: Mapping[str, Tensor], rows: Sequence[Encoded], whose: Sequence[int], jobs: int) -> Tensor:
+    def sums(
+        self, batch: Mapping[str, Tensor], rows: Sequence[EncodedExample], whose: Sequence[int], jobs: int
+    ) -> Tensor:
         """Return the summed loss of each job's rows in a batch, (jobs,)."""
         losses = self.losses(self.wrapped, batch, rows)
         if jobs == 1:
@@ -238,10 +248,10 @@ class Gradients:
         owners = torch.tensor(whose, dtype=torch.long).repeat_interleave(targets).to(losses.device)
         return torch.stack([losses[owners == place].sum() for place in range(jobs)])
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Sequence[Encoded]) -> Tensor:
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Sequence[EncodedExample]) -> Tensor:
         """Return the loss of every target of a batch, row by row, as `model` has it, wrapped or not."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        with use_places(self.model, batch.get("places")), self.frozen.use(rows):
+        with use_prompt_positions(self.model, batch.get("prompt_positions")), self.frozen.use(rows):
             return target_losses(model, inputs, self.logits_of)
 
     def chosen(self, work: Work, whose: Sequence[int], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:

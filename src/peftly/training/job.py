@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from peftly.adapters import attached, save_adapter, trainable_parameters, use_adapters, virtual_count
-from peftly.data import Data, Encoded, Split
+from peftly.adapters import attached, num_virtual_tokens_of, save_adapter, trainable_parameters, use_adapters
+from peftly.data import Data, EncodedExample, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import owner
@@ -31,17 +31,17 @@ from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
-from peftly.training.run_state import Standing
+from peftly.training.run_state import RunState
 from peftly.training.steps import step_rows, steps_of_epoch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Trainee", "found_in"]
+__all__ = ["AdapterJob", "found_in"]
 
 
-class Trainee:
+class AdapterJob:
     """What is trained on one set of rows: one adapter, or all that is trainable in a model."""
 
     def __init__(
@@ -84,14 +84,14 @@ class Trainee:
             raise ConfigError("nothing in this model is trainable; attach an adapter first")
         groups = parameter_groups(model, config, learning_rate, among=self.parameters)
         self.rate = max(float(group["lr"]) for group in groups)
-        self.rows_per_step = config.batch_size * config.accumulation * accelerator.num_processes
+        self.rows_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self.steps_per_epoch = steps_of_epoch(data.train.encoded, self.rows_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(groups, config)
         self.schedule = make_schedule(self.optimizer, config, self.steps)
-        self.at = Standing()
+        self.at = RunState()
         self.history: list[StepRecord | EvaluationRecord] = []
-        self.good, self.good_step = _copied(self.parameters), 0
+        self.good, self.last_finite_step = _copied(self.parameters), 0
         self.writer: MetricsWriter | None = None
         if out is not None and accelerator.is_main_process:
             self.writer = MetricsWriter(out / "metrics.jsonl", resume=resume)
@@ -101,7 +101,7 @@ class Trainee:
             self.note(line)
         self.started = time.perf_counter()
 
-    def steps_left(self) -> Iterator[list[Encoded]]:
+    def steps_left(self) -> Iterator[list[EncodedExample]]:
         """Yield the rows of every step, until the last one or an early stop."""
         if not self.step:
             self.started = time.perf_counter()
@@ -110,12 +110,12 @@ class Trainee:
                 return
             yield rows
 
-    def rows_of_steps(self, first: int, end: int) -> Iterator[list[Encoded]]:
+    def rows_of_steps(self, first: int, end: int) -> Iterator[list[EncodedExample]]:
         """Yield the rows of the steps from `first` to before `end`."""
         rows, size = self.data.train.encoded, self.rows_per_step
         return step_rows(rows, size, first=first, end=end, seed=self.config.seed)
 
-    def update(self, rows: Sequence[Encoded], loss: float, seconds: float) -> None:
+    def update(self, rows: Sequence[EncodedExample], loss: float, seconds: float) -> None:
         """Change the weights, whose gradients are there; `after_step` is due then.
 
         Args:
@@ -133,7 +133,7 @@ class Trainee:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 self.good[name].copy_(parameter)
-        self.good_step = self.step
+        self.last_finite_step = self.step
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,11 +158,11 @@ class Trainee:
     def after_step(self) -> None:
         """Save and evaluate where the configuration says so; the last step is always evaluated."""
         last = self.step == self.steps
-        if self.config.save_every and self.step % self.config.save_every == 0:
+        if self.config.save_steps and self.step % self.config.save_steps == 0:
             self.save(f"step-{self.step}")
-        due = last or self.step % (self.config.evaluate_every or self.steps_per_epoch) == 0
+        due = last or self.step % (self.config.eval_steps or self.steps_per_epoch) == 0
         found = self.look(self.data.validation) if self.data.validation is not None and due else {}
-        patience = self.config.patience
+        patience = self.config.early_stopping_patience
         stopped = not last and patience is not None and found.get("waited", 0) >= patience
         self.stand(due=False, stopped=stopped, **found)
 
@@ -198,14 +198,14 @@ class Trainee:
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from. No weight may be changing."""
         return {
-            "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps"}),
             "rows": self.digests,
             "rates": [group["initial_lr"] for group in self.optimizer.param_groups],
             "rows_per_step": self.rows_per_step,
             "methods": {name: one.config.model_dump(mode="json") for name, one in attached(self.model).items()},
             "parameters": dict(self.parameters),
             "good": self.good,
-            "good_step": self.good_step,
+            "last_finite_step": self.last_finite_step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": [to_dict(record) for record in self.history[: self.at.told]],
@@ -214,14 +214,14 @@ class Trainee:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was taken, by a trainee of the same run (see `check_same_run`)."""
+        """Go back to where `state` was taken, by a adapter_job of the same run (see `check_same_run`)."""
         _put_back(self.parameters, state["parameters"])
         _put_back(self.good, state["good"])
-        self.good_step = state["good_step"]
+        self.last_finite_step = state["last_finite_step"]
         load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = [from_dict(record) for record in state["history"]]
-        self.at = Standing.restored(state["standing"], self.good)
+        self.at = RunState.restored(state["standing"], self.good)
         if self.writer is not None:
             self.writer.cut(self.at.written, self.history)
         self.started = time.perf_counter() - state["spent"]
@@ -239,13 +239,13 @@ class Trainee:
     def virtual_tokens(self) -> int:
         """Return how many virtual tokens a text has with what is trained here."""
         with self.chosen():
-            return virtual_count(self.model)
+            return num_virtual_tokens_of(self.model)
 
     def look(self, split: Split) -> dict[str, Any]:
         """Evaluate, and return what that changes of where this stands: whether the weights are the best so far."""
         size = self.config.evaluation_batch_size
         with self.chosen():
-            found = evaluate(self.model, self.tokenizer, split, self.data.shape, batch_size=size)
+            found = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
         best = self.at.best
         better = math.isfinite(found.loss) and (best is None or self.rank(found) < self.rank(best))
         record = EvaluationRecord(
@@ -267,7 +267,7 @@ class Trainee:
 
     def rank(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
         """Return what is smaller for the better of two evaluations."""
-        metric = self.config.metric
+        metric = self.config.metric_for_best_model
         return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
 
     def give_up(self, why: str, advice: str | None = None) -> NoReturn:
@@ -281,20 +281,20 @@ class Trainee:
             TrainingError: always.
         """
         _put_back(self.parameters, self.good)
-        found = found_in(self.save("adapter"), f"the last good weights (after step {self.good_step})")
+        found = found_in(self.save("adapter"), f"the last good weights (after step {self.last_finite_step})")
         raise TrainingError(f"{why}; {found}; {advice or self.advice()}")
 
     def advice(self) -> str:
         """Return what helps where numbers have become too large."""
         if self.step:
-            return f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup or train.batch_size"
+            return f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup_ratio or train.batch_size"
         return "nothing was trained yet, so look at the data, or load the base with dtype float32"
 
     def save(self, name: str) -> Path | None:
         """Write the adapter as it is to the folder `name` in `out`, if there is one."""
         if self.out is None or not self.accelerator.is_main_process:
             return None
-        notes = {"shape": self.data.shape.to_dict()}
+        notes = {"row_format": self.data.row_format.to_dict()}
         path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
         for callback in self.callbacks:
             callback.on_save(path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
-from peftly.data import Encoded
+from peftly.data import EncodedExample
 from peftly.errors import ConfigError
 from peftly.injection import owner
 from peftly.training.callbacks import TrainResult
@@ -24,7 +24,7 @@ from peftly.training.checkpoint import (
     write_state,
 )
 from peftly.training.gradients import Gradients
-from peftly.training.job import Trainee
+from peftly.training.job import AdapterJob
 from peftly.utils import interruptions_held
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ CHECKPOINT_SECONDS = 600
 
 
 class Loop:
-    """Steps of all trainees, of which each takes as many as it has.
+    """Steps of all adapter_jobs, of which each takes as many as it has.
 
     Attributes:
-        results: of the trainees that have finished.
-        at_work: the trainee that something is done for at this moment.
+        results: of the adapter_jobs that have finished.
+        at_work: the adapter_job that something is done for at this moment.
         gradients: makes the gradients of the steps.
         file: the checkpoint, from which the loop can go on if it is stopped; None: there is none.
         before: of a checkpoint, what a step changes besides weights: as it was before the step.
@@ -52,16 +52,16 @@ class Loop:
     def __init__(
         self,
         model: "PreTrainedModel",
-        trainees: Sequence[Trainee],
+        adapter_jobs: Sequence[AdapterJob],
         accelerator: "Accelerator",
         *,
         packed: bool,
         file: Path | None = None,
     ) -> None:
-        self.model, self.trainees, self.accelerator = model, trainees, accelerator
-        self.gradients = Gradients(model, trainees, accelerator, packed=packed)
-        self.at_work, self.file = trainees[0], file
-        self.results: dict[Trainee, TrainResult] = {}
+        self.model, self.adapter_jobs, self.accelerator = model, adapter_jobs, accelerator
+        self.gradients = Gradients(model, adapter_jobs, accelerator, packed=packed)
+        self.at_work, self.file = adapter_jobs[0], file
+        self.results: dict[AdapterJob, TrainResult] = {}
         self.before: dict[str, Any] = {}
         self.is_whole = False
         self.written = time.perf_counter()
@@ -70,18 +70,18 @@ class Loop:
         """Take steps until nobody has one left; whoever has none left is finished at once."""
         with self.changing():
             self.gradients.begin()
-        streams = [(trainee, trainee.steps_left()) for trainee in self.trainees]
+        streams = [(adapter_job, adapter_job.steps_left()) for adapter_job in self.adapter_jobs]
         while True:
-            for trainee in self.trainees:
-                if trainee.at.due:
-                    self.at_work = trainee
-                    trainee.after_step()
+            for adapter_job in self.adapter_jobs:
+                if adapter_job.at.due:
+                    self.at_work = adapter_job
+                    adapter_job.after_step()
             if self.checkpoint_is_due():
                 self.write_checkpoint()
             with self.changing():
                 work = self.next_rows(streams)
             if not work:
-                return [self.results[trainee] for trainee in self.trainees]
+                return [self.results[adapter_job] for adapter_job in self.adapter_jobs]
             self.at_work = work[0][0]
             began = time.perf_counter()
             losses = self.gradients.of(work)
@@ -90,9 +90,9 @@ class Loop:
             # others, who would be blamed, and changed, before it.
             done = sorted(zip(work, losses, strict=True), key=lambda one: math.isfinite(one[1]))
             with self.changing():
-                for (trainee, rows), loss in done:
-                    self.at_work = trainee
-                    trainee.update(rows, loss, seconds)
+                for (adapter_job, rows), loss in done:
+                    self.at_work = adapter_job
+                    adapter_job.update(rows, loss, seconds)
 
     @cached_property
     def base(self) -> dict[str, Any]:
@@ -109,28 +109,32 @@ class Loop:
             self.is_whole = True
 
     def next_rows(
-        self, streams: Sequence[tuple[Trainee, Iterator[list[Encoded]]]]
-    ) -> list[tuple[Trainee, list[Encoded]]]:
+        self, streams: Sequence[tuple[AdapterJob, Iterator[list[EncodedExample]]]]
+    ) -> list[tuple[AdapterJob, list[EncodedExample]]]:
         """Return the rows of everybody's next step, and finish who has no more."""
         work = []
-        for trainee, stream in streams:
-            if trainee in self.results:
+        for adapter_job, stream in streams:
+            if adapter_job in self.results:
                 continue
             rows = next(stream, None)
             if rows is not None:
-                work.append((trainee, rows))
+                work.append((adapter_job, rows))
             else:
-                self.at_work = trainee
-                self.results[trainee] = trainee.finish()
+                self.at_work = adapter_job
+                self.results[adapter_job] = adapter_job.finish()
         return work
 
     def checkpoint_is_due(self) -> bool:
         """Return whether enough steps, or minutes, have passed since the last one; on every process the same."""
-        every = [trainee.config.checkpoint_every for trainee in self.trainees if trainee.config.checkpoint_every]
+        every = [
+            adapter_job.config.checkpoint_steps
+            for adapter_job in self.adapter_jobs
+            if adapter_job.config.checkpoint_steps
+        ]
         if self.file is None:
             return False
         if every:
-            step = max(trainee.step for trainee in self.trainees)
+            step = max(adapter_job.step for adapter_job in self.adapter_jobs)
             return step > 0 and step % min(every) == 0
         due = time.perf_counter() - self.written >= CHECKPOINT_SECONDS
         if self.accelerator.num_processes == 1:
@@ -147,14 +151,14 @@ class Loop:
         try:
             write_state(self.file, {**self.state(), "random": random})
         except OSError as error:
-            self.trainees[0].note(f"no checkpoint at step {self.trainees[0].step}: {error.strerror or error}")
+            self.adapter_jobs[0].note(f"no checkpoint at step {self.adapter_jobs[0].step}: {error.strerror or error}")
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` goes on from, but for the generators: as of the last moment without a change."""
         return {
             "base": self.base,
             "computes_with": computes_with(self.model.device),
-            "trainees": {str(trainee.adapter): trainee.state() for trainee in self.trainees},
+            "adapter_jobs": {str(adapter_job.adapter): adapter_job.state() for adapter_job in self.adapter_jobs},
             "buffers": {name: buffer for name, buffer in self.model.named_buffers() if owner(name)},
             "gradients": self.before["gradients"],
         }
@@ -165,20 +169,20 @@ class Loop:
         Raises:
             ConfigError: that was another run.
         """
-        names = [str(trainee.adapter) for trainee in self.trainees]
-        if names != list(state["trainees"]):
+        names = [str(adapter_job.adapter) for adapter_job in self.adapter_jobs]
+        if names != list(state["adapter_jobs"]):
             raise ConfigError(
-                f"the checkpoint is of a run that trained {', '.join(state['trainees'])}, not {', '.join(names)}; "
+                f"the checkpoint is of a run that trained {', '.join(state['adapter_jobs'])}, not {', '.join(names)}; "
                 "begin anew"
             )
         if self.base != state["base"]:
             raise ConfigError("the checkpoint is of a run over another base, or in another dtype; begin anew")
-        for name, trainee in zip(names, self.trainees, strict=True):
-            check_same_run(trainee.state(), state["trainees"][name])
-        for name, trainee in zip(names, self.trainees, strict=True):
-            trainee.restore(state["trainees"][name])
-            if trainee.at.seconds is not None:
-                self.results[trainee] = trainee.result()
+        for name, adapter_job in zip(names, self.adapter_jobs, strict=True):
+            check_same_run(adapter_job.state(), state["adapter_jobs"][name])
+        for name, adapter_job in zip(names, self.adapter_jobs, strict=True):
+            adapter_job.restore(state["adapter_jobs"][name])
+            if adapter_job.at.seconds is not None:
+                self.results[adapter_job] = adapter_job.result()
         buffers = dict(self.model.named_buffers())
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
@@ -187,6 +191,6 @@ class Loop:
         then, now = state["computes_with"], computes_with(self.model.device)
         if then != now:
             other = ", ".join(f"{key} {then[key]}, now {now[key]}" for key in now if then.get(key) != now[key])
-            self.trainees[0].note(
+            self.adapter_jobs[0].note(
                 f"the run was begun elsewhere ({other}): last digits may differ from what it had given"
             )

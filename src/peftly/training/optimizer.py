@@ -101,8 +101,8 @@ def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
     """Return the schedule that the configuration names, over `steps` updates."""
     # transformers' "constant" ignores the warm-up.
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    warmup = math.ceil(config.warmup * steps)
+    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
+    warmup = math.ceil(config.warmup_ratio * steps) if config.warmup_steps is None else config.warmup_steps
     schedule: LRScheduler = _optimization().get_scheduler(
         name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from peftly.training.callbacks import EvaluationRecord, to_dict
 
-__all__ = ["Standing"]
+__all__ = ["RunState"]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a trainee has come. Replaced as a whole, so that an interruption finds it whole.
+class RunState:
+    """How far a adapter_job has come. Replaced as a whole, so that an interruption finds it whole.
 
     Attributes:
         step: how many updates were made.

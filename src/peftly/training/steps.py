@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peftly.data import Encoded, collate, epoch_steps
+from peftly.data import EncodedExample, collate, epoch_steps
 from peftly.inference import IGNORED
 from peftly.training.micro_batches import MicroBatches
 
@@ -30,12 +30,14 @@ def make_accelerator() -> "Accelerator":
     return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
 
-def steps_of_epoch(rows: Sequence[Encoded], size: int) -> int:
+def steps_of_epoch(rows: Sequence[EncodedExample], size: int) -> int:
     """Return how many steps of `size` rows see every row once."""
     return math.ceil(len(rows) / size)
 
 
-def step_rows(rows: Sequence[Encoded], size: int, *, first: int = 0, end: int, seed: int) -> Iterator[list[Encoded]]:
+def step_rows(
+    rows: Sequence[EncodedExample], size: int, *, first: int = 0, end: int, seed: int
+) -> Iterator[list[EncodedExample]]:
     """Yield the rows of steps. They depend on the seed and on the step's number, and on nothing else.
 
     Args:
@@ -54,13 +56,16 @@ def step_rows(rows: Sequence[Encoded], size: int, *, first: int = 0, end: int, s
         yield [rows[index] for index in chosen[part]]
 
 
-def common_words(rows: Sequence[Encoded]) -> int:
+def common_words(rows: Sequence[EncodedExample]) -> int:
     """Return how many tokens all rows begin with."""
     return len(os.path.commonprefix([row.input_ids for row in rows]))  # noqa: RUF071 -- it takes any lists
 
 
 def process_batches(
-    rows: Sequence[Encoded], micro: MicroBatches, accelerator: "Accelerator", tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[EncodedExample],
+    micro: MicroBatches,
+    accelerator: "Accelerator",
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> list[tuple[list[int], dict[str, Tensor]]]:
     """Return this process's micro-batches of a step, each with the places of its rows; every process gets as many.
 

@@ -14,7 +14,7 @@ from peftly.kernels import packed, packs
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.checkpoint import CHECKPOINT, read_state
 from peftly.training.config import TrainConfig
-from peftly.training.job import Trainee, found_in
+from peftly.training.job import AdapterJob, found_in
 from peftly.training.loop import Loop
 from peftly.training.steps import make_accelerator
 
@@ -146,8 +146,8 @@ def _train(
     state = read_state(file) if resume and file is not None and file.is_file() else None
     if file is not None and state is None and accelerator.is_main_process:
         file.unlink(missing_ok=True)  # of another run
-    trainees = [
-        Trainee(
+    adapter_jobs = [
+        AdapterJob(
             model,
             job.data,
             job.config,
@@ -161,13 +161,13 @@ def _train(
         )
         for name, job in jobs.items()
     ]
-    first = trainees[0].config
+    first = adapter_jobs[0].config
     # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
     set_seed(first.seed, device_specific=True)
-    checkpointing = any(trainee.config.gradient_checkpointing for trainee in trainees)
-    configs = [trainee.config for trainee in trainees]
+    checkpointing = any(adapter_job.config.gradient_checkpointing for adapter_job in adapter_jobs)
+    configs = [adapter_job.config for adapter_job in adapter_jobs]
     packing = all(lays_end_to_end(model, config) for config in configs)  # evaluations have one adapter
-    loop = Loop(model, trainees, accelerator, packed=lays_end_to_end(model, *configs), file=file)
+    loop = Loop(model, adapter_jobs, accelerator, packed=lays_end_to_end(model, *configs), file=file)
     mode = training_mode(model, gradient_checkpointing=checkpointing)
     with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.gradients.modes:
         try:
@@ -177,14 +177,21 @@ def _train(
         except KeyboardInterrupt as interrupt:
             if loop.is_whole and accelerator.num_processes == 1:  # others are at who knows what
                 loop.write_checkpoint()
-            left = [trainee for trainee in trainees if trainee not in loop.results]
-            reached = [f"stopped at step {trainee.step} of {trainee.steps}" for trainee in left]
-            saved = [found_in(trainee.save("adapter-interrupted")) for trainee in left]
+            left = [adapter_job for adapter_job in adapter_jobs if adapter_job not in loop.results]
+            reached = [f"stopped at step {adapter_job.step} of {adapter_job.steps}" for adapter_job in left]
+            saved = [found_in(adapter_job.save("adapter-interrupted")) for adapter_job in left]
             told = [f"{step}; {place}" for step, place in zip(reached, saved, strict=True)]
             raise KeyboardInterrupt("; ".join(told)) from interrupt
         except TrainingError as error:
-            left = [trainee for trainee in trainees if trainee not in loop.results and trainee is not loop.at_work]
-            saved = [found_in(trainee.save("adapter-interrupted"), f"those of {trainee.adapter}") for trainee in left]
+            left = [
+                adapter_job
+                for adapter_job in adapter_jobs
+                if adapter_job not in loop.results and adapter_job is not loop.at_work
+            ]
+            saved = [
+                found_in(adapter_job.save("adapter-interrupted"), f"those of {adapter_job.adapter}")
+                for adapter_job in left
+            ]
             raise TrainingError("; ".join([str(error), *saved])) from error
         finally:
             accelerator.free_memory()

@@ -23,7 +23,7 @@ from peftly import (
 )
 from peftly.adapters.files import read_notes
 from peftly.adapters.location import find_adapter
-from peftly.data import Shape
+from peftly.data import RowFormat
 from peftly.errors import AdapterError
 from peftly.runs.folder import open_run
 
@@ -59,7 +59,7 @@ def refused(folder, match):
 
 
 def test_all_are_opened_with_their_base(model, tmp_path):
-    shape = Shape("completion", "{prompt}", "completion")
+    shape = RowFormat("completion", "{prompt}", "completion")
     folder = save_adapter(model, tmp_path / "all", notes={"shape": shape.to_dict()})
     again = load(folder, dtype="float32").model
     assert list(attached(again)) == list(METHODS)
@@ -70,7 +70,7 @@ def test_all_are_opened_with_their_base(model, tmp_path):
     with use_adapters(again):
         assert not torch.equal(again(IDS).logits, model(IDS).logits)
     opened = open_run(str(folder))
-    assert (list(attached(opened.model)), opened.shape) == (list(METHODS), shape), "what all of them say"
+    assert (list(attached(opened.model)), opened.row_format) == (list(METHODS), shape), "what all of them say"
     assert "method" not in read_notes(folder)
 
 

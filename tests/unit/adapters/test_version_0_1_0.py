@@ -64,7 +64,7 @@ def check_logits(model, base: str, key: str, expected, *, places=None, bound: fl
     for call in calls:
         prefix = f"inputs/{base}/{call}/"
         inputs = {name.removeprefix(prefix): value for name, value in expected.items() if name.startswith(prefix)}
-        with torch.no_grad(), peftly.use_places(model, places and places[: len(inputs["input_ids"])]):
+        with torch.no_grad(), peftly.use_prompt_positions(model, places and places[: len(inputs["input_ids"])]):
             logits = model(**inputs).logits
         wanted = expected[f"{key}/{call}"]
         assert logits.shape == wanted.shape
@@ -82,7 +82,7 @@ def check_cell(model, name: str, expected) -> None:
     assert list(adapters) == list(cell["adapters"]), "the order of two prompts is the order of their virtual tokens"
     trained = sum(value.numel() for value in peftly.trainable_parameters(model).values())
     assert trained == cell["trained_parameters"]
-    check_logits(model, cell["base"], f"logits/{name}", expected, places=cell.get("places"))
+    check_logits(model, cell["base"], f"logits/{name}", expected, places=cell.get("prompt_positions"))
 
 
 def test_every_method_has_a_fixture():
@@ -134,7 +134,9 @@ def test_an_adapter_file_is_complete_without_the_training_file(name, expected, t
     adapter = shutil.copytree(Path("adapters", name), tmp_path / "adapter")
     (adapter / "training.safetensors").unlink()
     cell = CELLS[name]
-    check_logits(open_cell(name, adapter), cell["base"], f"logits/{name}", expected, places=cell.get("places"))
+    check_logits(
+        open_cell(name, adapter), cell["base"], f"logits/{name}", expected, places=cell.get("prompt_positions")
+    )
 
 
 def peftly_command(*words: str) -> str:

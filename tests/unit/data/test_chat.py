@@ -3,7 +3,7 @@ import copy
 import pytest
 from data_tokenizers import family
 
-from peftly.data import Encoded, Example, Shape, encode
+from peftly.data import EncodedExample, Example, RowFormat, encode
 from peftly.errors import DataError
 
 HEADER = "<|im_start|>{{ message['role'] }}\n"
@@ -30,7 +30,7 @@ def chatty(template, end="<|im_end|>"):
     return tokenizer
 
 
-def runs(encoded: Encoded, tokenizer) -> list[str]:
+def runs(encoded: EncodedExample, tokenizer) -> list[str]:
     """The trained stretches, as text."""
     found, before = [], False
     for token, trained in zip(encoded.input_ids, encoded.trained, strict=True):
@@ -62,7 +62,7 @@ def test_only_the_assistants_turns_are_trained_each_with_its_end(template):
 
 def test_the_untrained_head_is_the_prompt_that_generation_starts_from():
     tokenizer = chatty(PLAIN)
-    shape = Shape("chat", None, "messages")
+    shape = RowFormat("chat", None, "messages")
     example = shape.examples([{"messages": list(CONVERSATION[:3])}])[0]
     encoded = encode(example, tokenizer, 1000)
     head = shape.prompt_ids({"messages": list(CONVERSATION[:3])}, tokenizer)
@@ -77,13 +77,13 @@ def test_the_untrained_head_is_the_prompt_that_generation_starts_from():
 def test_sharegpt_reads_as_the_same_conversation():
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in CONVERSATION]
-    shape = Shape("chat", None, "conversations")
+    shape = RowFormat("chat", None, "conversations")
     assert shape.examples([{"conversations": turns}]) == [Example(messages=CONVERSATION)]
 
 
 def test_other_keys_of_a_message_reach_the_template_and_empty_ones_do_not():
     turns = [{"role": "user", "content": "hello", "name": "Ann", "tool": None}, {"role": "assistant", "content": "yes"}]
-    example = Shape("chat", None, "messages").examples([{"messages": turns}])[0]
+    example = RowFormat("chat", None, "messages").examples([{"messages": turns}])[0]
     assert example.messages[0] == {"role": "user", "content": "hello", "name": "Ann"}
 
 
@@ -181,5 +181,5 @@ def test_a_template_that_refuses_the_messages_says_why():
 )
 def test_a_bad_conversation_is_named_with_its_row(row, message):
     with pytest.raises(DataError) as caught:
-        Shape("chat", None, "messages").examples([row])
+        RowFormat("chat", None, "messages").examples([row])
     assert str(caught.value) == message

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Encoded, collate, epoch_order, epoch_steps
+from peftly.data import EncodedExample, collate, epoch_order, epoch_steps
 
-BATCH = [Encoded([5, 2, 7], [False, True, True]), Encoded([9, 2], [False, True])]
+BATCH = [EncodedExample([5, 2, 7], [False, True, True]), EncodedExample([9, 2], [False, True])]
 
 
 def test_padding_on_the_right():

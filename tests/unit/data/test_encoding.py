@@ -5,7 +5,7 @@ from data_tokenizers import FAMILIES, LOSSLESS, family
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Example, Shape, encode, encode_prompt, label_ids
+from peftly.data import Example, RowFormat, encode, encode_prompt, label_ids
 from peftly.data.encoding import encode_all
 from peftly.data.templates import spaced
 from peftly.data.vocabulary import Vocabulary
@@ -22,7 +22,7 @@ families = st.sampled_from(FAMILIES)
 
 
 def shape(template="{text}\nLabel:", labels=LABELS):
-    return Shape("label", template, "label", labels)
+    return RowFormat("label", template, "label", labels)
 
 
 def trained_ids(encoded):
@@ -163,7 +163,7 @@ def test_a_completion_on_its_own_gains_no_space(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_text_is_trained_but_for_its_first_token(name):
     tokenizer = family(name)
-    example = Shape("text", None, "text").examples([{"text": "The train was late"}])[0]
+    example = RowFormat("text", None, "text").examples([{"text": "The train was late"}])[0]
     encoded = encode(example, tokenizer, 100)
     own = tokenizer("The train was late")["input_ids"]
     if own[-1] != end_of(tokenizer):
@@ -184,7 +184,7 @@ def test_long_plain_text_is_cut_at_its_end_and_counted():
 @quick
 def test_whatever_the_length_it_is_kept_and_the_cut_is_counted(name, text, completion, length):
     tokenizer = family(name)
-    templated = Shape("completion", "Say it: {text}\nAnswer:", "answer")
+    templated = RowFormat("completion", "Say it: {text}\nAnswer:", "answer")
     example = templated.examples([{"text": text, "answer": completion}])[0]
     whole, cut = encode(example, tokenizer, 10_000), encode(example, tokenizer, length)
     if whole is None or cut is None:
@@ -220,7 +220,7 @@ def test_a_prompt_is_shortened_inside_its_long_fields_and_the_cue_stays():
 
 def test_a_prompt_that_is_the_rows_own_text_is_cut_from_the_left_after_the_start_token():
     tokenizer = family("byte_level_start")
-    bare = Shape("completion", "{prompt}", "completion")
+    bare = RowFormat("completion", "{prompt}", "completion")
     example = bare.examples([{"prompt": "late " * 30 + "the end :", "completion": "yes"}])[0]
     encoded = encode(example, tokenizer, 12)
     head = encode_prompt(example.prompt, tokenizer)

@@ -5,7 +5,7 @@ from data_tokenizers import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Example, Rows, Shape, Template, encode_prompt
+from peftly.data import Example, RowFormat, Rows, Template, encode_prompt
 from peftly.data.detect import recognise
 from peftly.data.templates import ALPACA, spaced
 from peftly.errors import DataError
@@ -88,20 +88,20 @@ def test_spacing_adds_one_space_at_most_and_is_done_once(prompt, completion):
 
 ROW = {"text": "late {again} ", "instruction": "Say it", "input": "", "label": "no", "output": "yes", "prompt": "Why? "}
 SHAPES = [
-    Shape("label", "{text}\nLabel:", "label", ("no", "yes")),
-    Shape("label", "Label {text}", "label", ("no", "yes")),
-    Shape("label", "{text} is\n", "label", ("no", "yes")),
-    Shape("completion", "{prompt}", "output"),
-    Shape("completion", "Q: {prompt}{text}", "output"),
-    Shape("alpaca", ALPACA, "output"),
-    Shape("chat", None, "messages"),
-    Shape("text", None, "text"),
+    RowFormat("label", "{text}\nLabel:", "label", ("no", "yes")),
+    RowFormat("label", "Label {text}", "label", ("no", "yes")),
+    RowFormat("label", "{text} is\n", "label", ("no", "yes")),
+    RowFormat("completion", "{prompt}", "output"),
+    RowFormat("completion", "Q: {prompt}{text}", "output"),
+    RowFormat("alpaca", ALPACA, "output"),
+    RowFormat("chat", None, "messages"),
+    RowFormat("text", None, "text"),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_survives_json(shape):
-    assert Shape.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert RowFormat.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_shape_survives_json(shape):
 )
 def test_a_stored_shape_that_is_none(content):
     with pytest.raises(DataError):
-        Shape.from_dict(content)
+        RowFormat.from_dict(content)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.template])
@@ -131,9 +131,9 @@ def test_a_prompt_at_use_is_the_one_in_training(shape):
 
 
 def test_a_bare_text_and_where_it_goes():
-    assert Shape("text", None, "text").prompt("Once upon ") == "Once upon"
-    assert Shape("alpaca", ALPACA, "output").prompt("Say it") == "Instruction: Say it\nAnswer:"
-    two = Shape("completion", "{a} {b}", "c")
+    assert RowFormat("text", None, "text").prompt("Once upon ") == "Once upon"
+    assert RowFormat("alpaca", ALPACA, "output").prompt("Say it") == "Instruction: Say it\nAnswer:"
+    two = RowFormat("completion", "{a} {b}", "c")
     with pytest.raises(DataError, match="one bare text cannot fill the fields 'a', 'b'; give each of them by name"):
         two.prompt("x")
     with pytest.raises(DataError, match=r"^the prompt has no field 'b'; it has 'a'$"):
@@ -141,7 +141,7 @@ def test_a_bare_text_and_where_it_goes():
 
 
 def test_instructions_with_and_without_input():
-    shape = Shape("alpaca", ALPACA, "output")
+    shape = RowFormat("alpaca", ALPACA, "output")
     rows = [{"instruction": "Say it", "input": value, "output": "yes"} for value in ("hello", "", None)]
     rows.append({"instruction": "Say it", "output": "yes"})
     prompts = [example.prompt for example in shape.examples(rows)]
@@ -151,7 +151,7 @@ def test_instructions_with_and_without_input():
 @given(anything, st.sampled_from(["{text}\nLabel:", "{text}", "{text} ", "{text} \n", "{{ {text} (", "{text}:  "]))
 @quick
 def test_a_label_follows_every_row_alike(text, template):
-    shape = Shape("label", template, "label", ("no", "yes"))
+    shape = RowFormat("label", template, "label", ("no", "yes"))
     example = shape.examples([{"text": text, "label": "no"}])[0]
     assert example.completion == shape.completion("no")
     assert spaced(example.prompt, example.completion) == (example.prompt, example.completion)
@@ -160,15 +160,15 @@ def test_a_label_follows_every_row_alike(text, template):
 
 @pytest.mark.parametrize("text", ["late", "late \n", "late   "])
 def test_the_end_of_a_rows_text_does_not_come_between_it_and_its_label(text):
-    example = Shape("label", "{text}", "label").examples([{"text": text, "label": "no"}])[0]
+    example = RowFormat("label", "{text}", "label").examples([{"text": text, "label": "no"}])[0]
     assert (example.prompt, example.completion) == ("late", " no")
-    code = Shape("completion", "{text}", "label").examples([{"text": "late \n  ", "label": "no"}])[0]
+    code = RowFormat("completion", "{text}", "label").examples([{"text": "late \n  ", "label": "no"}])[0]
     assert (code.prompt, code.completion) == ("late \n", "  no")
 
 
 @pytest.mark.parametrize(("value", "label"), [("yes ", "yes"), (1, "1"), (0, "0"), (2.0, "2"), (True, "True")])
 def test_what_may_be_a_label(value, label):
-    assert Shape("label", "{text}", "label").examples([{"text": "", "label": value}])[0].label == label
+    assert RowFormat("label", "{text}", "label").examples([{"text": "", "label": value}])[0].label == label
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ def rows(*names, count=2, **fields):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (("messages", "id"), Shape("chat", None, "messages")),
-        (("conversations",), Shape("chat", None, "conversations")),
-        (("instruction", "input", "output"), Shape("alpaca", ALPACA, "output")),
-        (("instruction", "output"), Shape("alpaca", ALPACA, "output")),
-        (("prompt", "completion"), Shape("completion", "{prompt}", "completion")),
-        (("question", "answer"), Shape("completion", "Question: {question}\nAnswer:", "answer")),
-        (("text", "label"), Shape("label", "{text}\nLabel:", "label", ("x",))),
-        (("text",), Shape("text", None, "text")),
+        (("messages", "id"), RowFormat("chat", None, "messages")),
+        (("conversations",), RowFormat("chat", None, "conversations")),
+        (("instruction", "input", "output"), RowFormat("alpaca", ALPACA, "output")),
+        (("instruction", "output"), RowFormat("alpaca", ALPACA, "output")),
+        (("prompt", "completion"), RowFormat("completion", "{prompt}", "completion")),
+        (("question", "answer"), RowFormat("completion", "Question: {question}\nAnswer:", "answer")),
+        (("text", "label"), RowFormat("label", "{text}\nLabel:", "label", ("x",))),
+        (("text",), RowFormat("text", None, "text")),
     ],
 )
 def test_recognised_shapes(names, expected):
@@ -279,7 +279,7 @@ def test_a_target_is_guessed_and_said(names, target):
 
 def test_a_target_alone_takes_the_usual_template():
     shape, notes = recognise(rows("text", mood=["up", "down"], count=20), None, "mood")
-    assert shape == Shape("label", "{text}\nLabel:", "mood", ("down", "up"))
+    assert shape == RowFormat("label", "{text}\nLabel:", "mood", ("down", "up"))
     assert notes[0] == "no template given, the prompt as '{text}\\nLabel:'"
 
 

@@ -53,11 +53,13 @@ def test_three_files():
         test=write("c.jsonl", tweets(3, 12)),
     )
     assert [len(split.examples) for split in (data.train, data.validation, data.test)] == [8, 4, 3]
-    assert data.shape.labels == ("no", "yes")
+    assert data.row_format.labels == ("no", "yes")
     for split in (data.train, data.validation, data.test):
         for example, encoded in zip(split.examples, split.encoded, strict=True):
             assert encoded == encode(example, TOKENIZER, 512)
-            assert encoded.input_ids[encoded.trained.index(True) :] == label_ids(data.shape, TOKENIZER)[example.label]
+            assert (
+                encoded.input_ids[encoded.trained.index(True) :] == label_ids(data.row_format, TOKENIZER)[example.label]
+            )
     assert data.report.overlaps == []
     assert list(data.report.splits) == ["train", "validation", "test"]
 

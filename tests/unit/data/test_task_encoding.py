@@ -13,7 +13,7 @@ from tiny_tasks import (
     write_rows,
 )
 
-from peftly.data import DataConfig, Example, Shape, collate, encode_for, load_data, read, read_data
+from peftly.data import DataConfig, Example, RowFormat, collate, encode_for, load_data, read, read_data
 from peftly.data.task_encoding import encode_sources, encode_words
 from peftly.errors import DataError
 
@@ -35,11 +35,11 @@ def words(tokenizer, ids):
 def test_a_classifier_reads_the_text_alone(architecture, tmp_path):
     tokenizer = tiny_tokenizer(architecture)
     data = loaded(tmp_path, labelled_rows(), CLASSES, architecture)
-    assert data.shape == Shape("label", "{text}", "label", ("complaint", "no complaint"))
+    assert data.row_format == RowFormat("label", "{text}", "label", ("complaint", "no complaint"))
     assert data.report.splits["train"].labels == {"complaint": 18, "no complaint": 18}
     for example, encoded in zip(data.train.examples, data.train.encoded, strict=True):
         assert encoded.input_ids == tokenizer(example.prompt)["input_ids"]
-        assert encoded.targets == [data.shape.labels.index(example.label)]
+        assert encoded.targets == [data.row_format.labels.index(example.label)]
         assert (encoded.num_targets, encoded.num_tokens) == (1, len(encoded.input_ids))
     assert "trained" not in data.report.lines()[0]
 
@@ -47,14 +47,14 @@ def test_a_classifier_reads_the_text_alone(architecture, tmp_path):
 def test_a_template_stands_around_the_text(tmp_path):
     data = loaded(tmp_path, labelled_rows(), CLASSES, template="Tweet : {text} .", target="label")
     assert data.train.examples[0].prompt.startswith("Tweet : ")
-    assert data.shape.kind == "label"
+    assert data.row_format.kind == "label"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
 def test_two_texts_are_a_pair(architecture, tmp_path):
     tokenizer = tiny_tokenizer(architecture)
     data = loaded(tmp_path, pair_rows(), CLASSES, architecture)
-    assert data.shape.pair == "hypothesis"
+    assert data.row_format.pair == "hypothesis"
     example, encoded = data.train.examples[0], data.train.encoded[0]
     expected = tokenizer(example.prompt, example.pair)
     assert encoded.input_ids == expected["input_ids"]
@@ -77,7 +77,7 @@ def test_sentence_pairs_and_single_sentences_are_recognised(tmp_path):
     rows = [{"sentence1": row["premise"], "sentence2": row["hypothesis"], "label": row["label"]} for row in pair_rows()]
     assert loaded(tmp_path, rows, CLASSES).shape.pair == "sentence2"
     rows = [{"sentence": row["text"], "label": 1 if "no" in row["label"] else 0} for row in labelled_rows()]
-    assert loaded(tmp_path, rows, CLASSES).shape == Shape("label", "{sentence}", "label", ("0", "1"))
+    assert loaded(tmp_path, rows, CLASSES).shape == RowFormat("label", "{sentence}", "label", ("0", "1"))
 
 
 def test_rows_of_the_same_two_texts_are_the_same_and_others_are_not(tmp_path):
@@ -93,11 +93,11 @@ def test_rows_of_the_same_two_texts_are_the_same_and_others_are_not(tmp_path):
 def test_the_first_piece_of_each_word_carries_its_tag(architecture, tmp_path):
     data = loaded(tmp_path, tagged_rows(), TAGS, architecture)
     tokenizer = tiny_tokenizer(architecture)
-    assert data.shape.labels == ("B-LOC", "B-PER", "I-PER", "O")
+    assert data.row_format.labels == ("B-LOC", "B-PER", "I-PER", "O")
     for example, encoded in zip(data.train.examples, data.train.encoded, strict=True):
         assert len(encoded.targets) == len(encoded.input_ids)
         tagged = [tag for tag in encoded.targets if tag != -100]
-        assert [data.shape.labels[tag] for tag in tagged] == list(example.tags)
+        assert [data.row_format.labels[tag] for tag in tagged] == list(example.tags)
         assert encoded.num_targets == len(example.tags)
         # The tokens are those of the running text, and each tag stands where its word begins.
         assert encoded.input_ids == tokenizer(" ".join(example.words))["input_ids"]
@@ -110,7 +110,7 @@ def test_the_first_piece_of_each_word_carries_its_tag(architecture, tmp_path):
 def test_tags_may_be_numbers_and_fields_have_other_names(tmp_path):
     rows = [{"tokens": ["Ada", "was", "in", "London"], "ner_tags": [1, 0, 0, 2]} for _ in range(10)]
     data = loaded(tmp_path, rows, TAGS)
-    assert (data.shape.target, data.shape.labels) == ("ner_tags", ("0", "1", "2"))
+    assert (data.row_format.target, data.row_format.labels) == ("ner_tags", ("0", "1", "2"))
     rows = [{"tokens": row["tokens"], "pos": ["x" if tag else "y" for tag in row["ner_tags"]]} for row in rows]
     assert loaded(tmp_path, rows, TAGS, target="pos").shape.labels == ("x", "y")
 
@@ -180,7 +180,7 @@ def test_what_is_too_long_is_cut_and_counted(tmp_path):
 
 
 def test_the_words_of_a_template_outlive_a_cut():
-    shape = Shape("label", "Tweet text : {text} Label :", "label", ("a", "b"))
+    shape = RowFormat("label", "Tweet text : {text} Label :", "label", ("a", "b"))
     example = shape.examples([{"text": "late again never arrived " * 9, "label": "a"}])[0]
     encoded = encode_sources([example], tiny_tokenizer("bert"), 14)[0]
     text = tiny_tokenizer("bert").decode(encoded.input_ids)
@@ -268,23 +268,23 @@ def test_what_rows_hold_by_template_and_target(tmp_path):
 
 
 def test_a_question_is_read_as_in_training():
-    shape = Shape("label", "{premise}", "label", ("a", "b"), pair="hypothesis")
+    shape = RowFormat("label", "{premise}", "label", ("a", "b"), pair="hypothesis")
     row = {"premise": "one", "hypothesis": "two", "label": "a"}
     trained = shape.examples([row])[0]
-    for asked in (shape.question(row), shape.question("one", "two")):
+    for asked in (shape.format_prompt(row), shape.format_prompt("one", "two")):
         assert (asked.prompt, asked.pair) == (trained.prompt, trained.pair)
     with pytest.raises(DataError, match="give the second, 'hypothesis'"):
-        shape.question("one")
+        shape.format_prompt("one")
     with pytest.raises(DataError, match="one text at a time"):
-        Shape("label", "{text}", "label", ("a", "b")).question("one", "two")
-    assert Shape("tags", "{tokens}", "tags", ("a", "b")).question("one  two").words == ("one", "two")
+        RowFormat("label", "{text}", "label", ("a", "b")).format_prompt("one", "two")
+    assert RowFormat("tags", "{tokens}", "tags", ("a", "b")).format_prompt("one  two").words == ("one", "two")
 
 
 def test_a_shape_with_two_texts_survives_being_stored():
-    shape = Shape("label", "{premise}", "label", ("a", "b"), pair="hypothesis")
-    assert Shape.from_dict(shape.to_dict()) == shape
+    shape = RowFormat("label", "{premise}", "label", ("a", "b"), pair="hypothesis")
+    assert RowFormat.from_dict(shape.to_dict()) == shape
     old = {"kind": "text", "template": None, "target": "text", "labels": []}
-    assert Shape.from_dict(old) == Shape("text", None, "text"), "as written before shapes could have two texts"
+    assert RowFormat.from_dict(old) == RowFormat("text", None, "text"), "as written before shapes could have two texts"
 
 
 def test_words_need_a_tokenizer_that_knows_them():
@@ -297,7 +297,7 @@ def test_words_need_a_tokenizer_that_knows_them():
 
 def test_causal_rows_are_encoded_as_before():
     tokenizer = tiny_tokenizer("llama")
-    shape = Shape("label", "{text}\nLabel:", "label", ("a", "b"))
+    shape = RowFormat("label", "{text}\nLabel:", "label", ("a", "b"))
     example = shape.examples([{"text": "late", "label": "a"}])[0]
     encoded = encode_for("causal_lm", [example], tokenizer, shape, 50)[0]
     assert encoded.num_targets == sum(encoded.trained)

@@ -6,7 +6,7 @@ from label_data import EVALUATE, LABELS, PROMPTS, IdTokenizer, label_split
 from tiny import ARCHITECTURES, VOCABULARY, WINDOW, perturb, random_rows, tiny_model
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters
-from peftly.data import Encoded, Example, Shape, Split
+from peftly.data import EncodedExample, Example, RowFormat, Split
 from peftly.errors import DataError
 from peftly.evaluation.evaluate import evaluate
 from peftly.inference.label_scoring import score_labels
@@ -88,7 +88,7 @@ def test_loss_over_labels_is_the_loss_of_the_rows_as_text():
     model = tiny_model("qwen3")
     split, shape = label_split()
     by_label = evaluate(model, IdTokenizer(), split, shape)
-    as_text = evaluate(model, IdTokenizer(), split, Shape("completion", "{text} is", "label"))
+    as_text = evaluate(model, IdTokenizer(), split, RowFormat("completion", "{text} is", "label"))
     assert as_text.accuracy is as_text.macro_f1 is as_text.confusion is None
     for name in ("rows", "tokens", "loss", "perplexity", "token_accuracy"):
         assert getattr(as_text, name) == pytest.approx(getattr(by_label, name), rel=1e-10)
@@ -129,10 +129,11 @@ def test_unlabelled_rows(name):
     rows = random_rows([4, 12, 8], seed=5)
     starts = [2, 7, 1]
     encoded = [
-        Encoded(row, [place >= start for place in range(len(row))], 0) for row, start in zip(rows, starts, strict=True)
+        EncodedExample(row, [place >= start for place in range(len(row))], 0)
+        for row, start in zip(rows, starts, strict=True)
     ]
     split = Split([Example(prompt="x", completion="y")] * 3, encoded)
-    result = evaluate(model, IdTokenizer(), split, Shape("completion", "{prompt}", "completion"), batch_size=2)
+    result = evaluate(model, IdTokenizer(), split, RowFormat("completion", "{prompt}", "completion"), batch_size=2)
     own = [log_probability(model, row[:start], row[start:]) for row, start in zip(rows, starts, strict=True)]
     tokens = sum(len(row) - start for row, start in zip(rows, starts, strict=True))
     assert result.tokens == tokens
@@ -164,7 +165,9 @@ def test_a_hopeless_model_has_an_infinite_perplexity_not_an_error():
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e5)
-    split = Split([Example(prompt="x", completion="y")], [Encoded([3, VOCABULARY - 1, 5], [False, True, True], 0)])
-    result = evaluate(model, IdTokenizer(), split, Shape("completion", "{prompt}", "completion"))
+    split = Split(
+        [Example(prompt="x", completion="y")], [EncodedExample([3, VOCABULARY - 1, 5], [False, True, True], 0)]
+    )
+    result = evaluate(model, IdTokenizer(), split, RowFormat("completion", "{prompt}", "completion"))
     assert result.loss > 700
     assert result.perplexity == math.inf

@@ -20,7 +20,7 @@ from tiny_tasks import (
 )
 
 from peftly import LoRA, attach, evaluate, trainable_parameters
-from peftly.data import Shape, Split
+from peftly.data import RowFormat, Split
 from peftly.errors import DataError
 from peftly.evaluation.metrics import metrics_of
 from peftly.evaluation.tasks import SCORINGS
@@ -71,9 +71,9 @@ def test_scores_do_not_depend_on_the_batch(task, architecture, task_base, tmp_pa
     split = data.train
     assert len({len(row.input_ids) for row in split.encoded}) > 2, "rows of several lengths, so that some are padded"
     modes = [module.training for module in model.modules()]
-    alone = evaluate(model, tokenizer, split, data.shape, batch_size=1)
+    alone = evaluate(model, tokenizer, split, data.row_format, batch_size=1)
     for size in (5, 64):
-        together = evaluate(model, tokenizer, split, data.shape, batch_size=size)
+        together = evaluate(model, tokenizer, split, data.row_format, batch_size=size)
         assert together.loss == pytest.approx(alone.loss, rel=1e-10)
         assert [row.predicted for row in together.predictions] == [row.predicted for row in alone.predictions]
         for one, other in zip(alone.predictions, together.predictions, strict=True):
@@ -87,8 +87,8 @@ def test_scores_do_not_depend_on_the_batch(task, architecture, task_base, tmp_pa
 def test_two_texts_do_not_depend_on_the_batch(architecture, task_base, tmp_path):
     rows = [{**row, "premise": row["premise"] + " late" * (n % 7)} for n, row in enumerate(pair_rows())]
     model, tokenizer, data = adapted("sequence_classification", architecture, task_base, tmp_path, rows)
-    alone = evaluate(model, tokenizer, data.train, data.shape, batch_size=1)
-    together = evaluate(model, tokenizer, data.train, data.shape, batch_size=64)
+    alone = evaluate(model, tokenizer, data.train, data.row_format, batch_size=1)
+    together = evaluate(model, tokenizer, data.train, data.row_format, batch_size=64)
     for one, other in zip(alone.predictions, together.predictions, strict=True):
         assert other.log_probabilities == pytest.approx(one.log_probabilities, rel=1e-9)
 
@@ -96,8 +96,8 @@ def test_two_texts_do_not_depend_on_the_batch(architecture, task_base, tmp_path)
 def test_the_kind_of_a_token_reaches_the_model(task_base, tmp_path):
     model, tokenizer, data = adapted("sequence_classification", "bert", task_base, tmp_path, pair_rows())
     bare = Split(data.train.examples, [dataclasses.replace(row, token_type_ids=None) for row in data.train.encoded])
-    assert evaluate(model, tokenizer, data.train, data.shape).loss != pytest.approx(
-        evaluate(model, tokenizer, bare, data.shape).loss, rel=1e-6
+    assert evaluate(model, tokenizer, data.train, data.row_format).loss != pytest.approx(
+        evaluate(model, tokenizer, bare, data.row_format).loss, rel=1e-6
     )
 
 
@@ -121,7 +121,7 @@ def test_class_scores_by_hand(monkeypatch, task_base, tmp_path):
         "sequence_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0
     )
     fixed(monkeypatch, "class_logits", [[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0], [0, 2.0, 0]])
-    found = evaluate(model, tokenizer, data.train, data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
     right, wrong = math.log(math.exp(2) + 2) - 2, math.log(math.exp(2) + 2)
     assert found.loss == pytest.approx((2 * right + 2 * wrong) / 4)
     assert (found.rows, found.tokens, found.accuracy) == (4, 4, 0.5)
@@ -145,7 +145,7 @@ def test_tag_scores_by_hand(monkeypatch, task_base, tmp_path, bio):
     )
     # The longer row goes first: its second word is taken for the outside.
     fixed(monkeypatch, "tag_logits", [[3.0, 0, 0], [0, 0, 3.0], [0, 0, 3.0], [3.0, 0, 0]])
-    found = evaluate(model, tokenizer, data.train, data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
     right, wrong = math.log(math.exp(3) + 2) - 3, math.log(math.exp(3) + 2)
     assert found.loss == pytest.approx((3 * right + wrong) / 4)
     assert (found.rows, found.tokens, found.token_accuracy) == (2, 4, 0.75)
@@ -158,13 +158,13 @@ def test_tag_scores_by_hand(monkeypatch, task_base, tmp_path, bio):
     assert [(row.prompt, row.label) for row in found.predictions][1] == ("London", names[0])
     assert found.predictions[0].predicted == f"{names[0]} {names[2]} {names[2]}"
     assert (found.accuracy, found.perplexity, found.labels) == (None, None, ())
-    assert metrics_of(data.shape) == ("loss", "entity_f1" if bio else "macro_f1")
+    assert metrics_of(data.row_format) == ("loss", "entity_f1" if bio else "macro_f1")
 
 
 def test_words_past_the_length_are_not_scored(task_base, tmp_path):
     rows = [{"tokens": ["late"] * 30, "tags": ["x", "y"] * 15}] * 4
     model, tokenizer, data = prepared("token_classification", task_base("bert"), tmp_path, rows, max_length=12)
-    found = evaluate(model, tokenizer, data.train, data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
     assert found.tokens == 10 * found.rows
     assert len(found.predictions[0].label.split()) == 10
 
@@ -173,7 +173,7 @@ def test_words_past_the_length_are_not_scored(task_base, tmp_path):
 def test_label_scores_are_exact(architecture, task_base, tmp_path, monkeypatch):
     """Each label by itself, its tokens one after another, in a full pass of the model."""
     model, tokenizer, data = adapted("seq2seq_lm", architecture, task_base, tmp_path, labelled_rows(2))
-    assert data.shape.kind == "label"
+    assert data.row_format.kind == "label"
     answers = {example.label: row.answer for example, row in zip(data.train.examples, data.train.encoded, strict=True)}
     assert len({len(answer) for answer in answers.values()}) > 1, "labels of different lengths"
 
@@ -186,7 +186,7 @@ def test_label_scores_are_exact(architecture, task_base, tmp_path, monkeypatch):
 
     for branches in (128, 1):
         monkeypatch.setattr("peftly.inference.label_scoring._BRANCHES", branches)
-        found = evaluate(model, tokenizer, data.train, data.shape)
+        found = evaluate(model, tokenizer, data.train, data.row_format)
         with torch.no_grad():
             for prediction, row in zip(found.predictions[:5], data.train.encoded, strict=False):
                 expected = {label: log_probability(row, answer) for label, answer in answers.items()}
@@ -210,7 +210,7 @@ def test_the_encoder_reads_each_prompt_once(task_base, tmp_path):
 
 def test_free_answers_have_the_scores_of_their_tokens(task_base, tmp_path):
     model, tokenizer, data = prepared("seq2seq_lm", task_base("bart"), tmp_path, answer_rows())
-    found = evaluate(model, tokenizer, data.train, data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
     assert found.tokens == sum(len(row.answer) for row in data.train.encoded)
     assert found.accuracy is None
     with torch.no_grad():
@@ -223,8 +223,10 @@ def test_free_answers_have_the_scores_of_their_tokens(task_base, tmp_path):
 @pytest.mark.parametrize("architecture", [*ENCODERS, *DECODERS])
 def test_what_a_classifier_says_of_new_texts(architecture, task_base, tmp_path):
     model, tokenizer, data = adapted("sequence_classification", architecture, task_base, tmp_path)
-    found = evaluate(model, tokenizer, data.train, data.shape)
-    said = classify(model, tokenizer, [data.shape.question(example.prompt) for example in data.train.examples])
+    found = evaluate(model, tokenizer, data.train, data.row_format)
+    said = classify(
+        model, tokenizer, [data.row_format.format_prompt(example.prompt) for example in data.train.examples]
+    )
     for prediction, probabilities in zip(found.predictions, said, strict=True):
         assert sum(probabilities.values()) == pytest.approx(1)
         for label, probability in probabilities.items():
@@ -233,7 +235,7 @@ def test_what_a_classifier_says_of_new_texts(architecture, task_base, tmp_path):
 
 def test_what_a_tagger_says_of_new_words(task_base, tmp_path):
     model, tokenizer, data = adapted("token_classification", "roberta", task_base, tmp_path)
-    found = evaluate(model, tokenizer, data.train, data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
     for prediction, example in zip(found.predictions[:5], data.train.examples, strict=False):
         said = tag_words(model, tokenizer, example.words)
         assert said == list(zip(example.words, prediction.predicted.split(), strict=True))
@@ -261,8 +263,8 @@ def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_
 def test_what_cannot_be_scored(task_base, tmp_path):
     model, tokenizer, data = prepared("sequence_classification", task_base("bert"), tmp_path)
     with pytest.raises(DataError, match="no rows"):
-        evaluate(model, tokenizer, Split([], []), data.shape)
-    three = Shape("label", "{text}", "label", ("a", "b", "c"))
+        evaluate(model, tokenizer, Split([], []), data.row_format)
+    three = RowFormat("label", "{text}", "label", ("a", "b", "c"))
     with pytest.raises(DataError, match="tells 2 labels apart and the rows have 3"):
         evaluate(model, tokenizer, data.train, three)
     tags = prepared("token_classification", task_base("bert"), tmp_path, tagged_rows())
@@ -270,4 +272,4 @@ def test_what_cannot_be_scored(task_base, tmp_path):
         evaluate(model, tokenizer, tags[2].train, tags[2].shape)
     llama, own, rows = prepared("sequence_classification", task_base("llama"), tmp_path)
     with pytest.raises(DataError, match="has no tokens"):
-        classify(llama, own, [rows.shape.question("")])
+        classify(llama, own, [rows.shape.format_prompt("")])

@@ -47,7 +47,7 @@ def saved(tmp_path):
 
 
 ROWS = PromptTuning(num_virtual_tokens=3, init="random")
-TEMPLATE = PromptTuning(num_virtual_tokens=3, init="random", place="template")
+TEMPLATE = PromptTuning(num_virtual_tokens=3, init="random", position="template")
 REFUSED = {
     ("peft", "bottlenecks"): (AdapterConfig(), {}, "PEFT has no bottleneck adapters"),
     ("peft", "biases"): (BitFit(), {"architecture": "opt"}, "biases beside LoRA only"),
@@ -276,7 +276,7 @@ def test_embeddings_write_the_same_text(config, dtype, tiny_llama_folder, tmp_pa
     ],
 )
 def test_embeddings_say_what_a_text_was(shape, words, saved, tmp_path):
-    export(saved(ROWS, notes={"shape": shape}), "prompt-embeddings", tmp_path / "out")
+    export(saved(ROWS, notes={"row_format": shape}), "prompt-embeddings", tmp_path / "out")
     assert words in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -8,7 +8,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
-from peftly.data import Encoded, encode_prompt
+from peftly.data import EncodedExample, encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
 from peftly.inference.generation import generate
@@ -223,10 +223,10 @@ def test_alibi_and_learned_positions_with_padding(monkeypatch):
 
     def read(example, letters):
         ids = letters(example.prompt)["input_ids"]
-        return Encoded(ids, [False] * len(ids))
+        return EncodedExample(ids, [False] * len(ids))
 
     # Imported by name, for the package's attribute of that name is the function.
-    monkeypatch.setattr(import_module("peftly.inference.generation"), "encode_question", read)
+    monkeypatch.setattr(import_module("peftly.inference.generation"), "encode_prompt_of", read)
     for name in ("bloom", "gpt2", "gemma3"):
         model = tiny_model(name, torch.float32)
         model.generation_config.pad_token_id = model.generation_config.bos_token_id = None

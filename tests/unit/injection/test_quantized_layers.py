@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly import DoRA, Full, LoRA, attach, detach, load_base, merge, trainable_parameters
 from peftly.errors import BaseModelError, MethodError
-from peftly.injection.quantized_layers import dequantize, take_over
+from peftly.injection.quantized_layers import dequantize, patch_quantized_layers
 from peftly.kernels.packed_attention import packed
 from peftly.kernels.quantized import is_quantized, unpacked
 from peftly.models.quantization import Quantization, as_quantization
@@ -89,7 +89,7 @@ def test_rows_need_not_be_made_of_whole_blocks(shape, block_size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_computes_with_its_weight_and_so_does_its_gradient(kind):
     layer = layer_of(quantized("llama", **KINDS[kind]))
-    take_over(layer)
+    patch_quantized_layers(layer)
     x = torch.randn(3, 5, layer.in_features, requires_grad=True)
     y = layer(x)
     expected = F.linear(x, unpacked(layer))
@@ -128,7 +128,7 @@ def test_rows_in_8_bits_do_not_depend_on_each_other():
     x[3, :5] = 50.0  # an outlier, which bitsandbytes takes out of the columns of all rows
     theirs = layer(x)[:3] - layer(x[:3])
     assert theirs.norm() > 1e-4
-    take_over(layer)
+    patch_quantized_layers(layer)
     assert_close(layer(x)[:3], layer(x[:3]), 1e-6)
 
 
@@ -162,7 +162,7 @@ def test_repacked_weights_are_refused():
 @pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), None], ids=lambda method: method and method.name)
 def test_a_weight_is_unpacked_once_a_pass_for_all_rows(method, monkeypatch):
     model = quantized("llama")
-    take_over(model)
+    patch_quantized_layers(model)
     if method is not None:
         attach(model, method)
     calls, original = Counter(), torch.ops.bitsandbytes.dequantize_4bit.default
@@ -303,7 +303,7 @@ def test_autocast(kind, method):
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_pickle_takes_it_along(kind):
     model = quantized("llama", kind)
-    take_over(model)
+    patch_quantized_layers(model)
     again = pickle.loads(pickle.dumps(model))
     assert [is_quantized(layer) for layer in again.modules()] == [is_quantized(layer) for layer in model.modules()]
     assert torch.equal(again(IDS).logits, model(IDS).logits)
@@ -316,7 +316,7 @@ def test_weights_that_are_stored_as_floats_are_still_quantised():
         if is_quantized(layer):
             layer.weight.data = layer.weight.data.view(1, -1).view(torch.bfloat16).view(-1, 1)
     usual = quantized("llama")
-    take_over(usual)
+    patch_quantized_layers(usual)
     expected = usual(IDS).logits
     attach(model, LoRA(rank=2))
     assert_close(model(IDS).logits, expected, 1e-6)

@@ -25,7 +25,7 @@ from peftly import (
     train_together,
     use_adapters,
 )
-from peftly.data import DataConfig, Example, Shape, Template, collate, encode, encode_question, load_data
+from peftly.data import DataConfig, Example, RowFormat, Template, collate, encode, encode_prompt_of, load_data
 from peftly.data.task_encoding import encode_sources
 from peftly.data.vocabulary import Vocabulary, token_places
 from peftly.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size
 
 
 def label_shape(template=TEMPLATE):
-    return Shape("label", template, "label", ("complaint", "no complaint"))
+    return RowFormat("label", template, "label", ("complaint", "no complaint"))
 
 
 @given(texts)
@@ -70,9 +70,9 @@ def test_tokens_are_those_without_marks_and_places_are_between_them(name, text):
     marked, plain = (encode(label_shape(one).examples([row])[0], tokenizer, 10_000) for one in (TEMPLATE, PLAIN))
     assert replace(marked, places=()) == plain
     head, front = marked.trained.index(True), len(Vocabulary.of(tokenizer).front)
-    first, second, inside, *last = marked.places
+    first, second, inside, *last = marked.prompt_positions
     assert (first, second, last) == (front, front, [head] * 3)
-    assert encode_question(label_shape().question(text), tokenizer).places == marked.places
+    assert encode_prompt_of(label_shape().format_prompt(text), tokenizer).places == marked.prompt_positions
     if name in LOSSLESS:
         read = tokenizer.decode(marked.input_ids[front:inside], clean_up_tokenization_spaces=False)
         more = tokenizer.decode(marked.input_ids[front : inside + 1], clean_up_tokenization_spaces=False)
@@ -83,7 +83,7 @@ def test_tokens_are_those_without_marks_and_places_are_between_them(name, text):
 def test_a_mark_inside_a_token_stands_in_front_of_it(name):
     tokenizer = family(name)
     ids = tokenizer("complaint", add_special_tokens=False)["input_ids"]
-    places = [encode_question(Example("complaint", marks=(at,)), tokenizer).places[0] for at in range(10)]
+    places = [encode_prompt_of(Example("complaint", marks=(at,)), tokenizer).places[0] for at in range(10)]
     front = len(Vocabulary.of(tokenizer).front)
     assert places == sorted(places)
     assert (places[0], places[-1]) == (front, front + len(ids))
@@ -102,39 +102,39 @@ def test_places_outlive_a_cut(max_length):
     assert len(cut.input_ids) <= max_length
     head = cut.trained.index(True)
     cue = whole.trained.index(True) - whole.places[1]
-    assert cut.places == (1, head - cue, head, head)
+    assert cut.prompt_positions == (1, head - cue, head, head)
 
 
 def test_a_text_that_is_cut_from_the_left_keeps_its_places_within():
     tokenizer, shape = family("byte_level_start"), label_shape("{prompt:1}{text}{prompt:2}")
     encoded = encode(shape.examples([{"text": "late again " * 9, "label": "complaint"}])[0], tokenizer, 14)
     head = encoded.trained.index(True)
-    assert encoded.places == (1, head, head)
+    assert encoded.prompt_positions == (1, head, head)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "t5", "bart", "llama"])
 def test_what_stands_around_a_text_stays_outside(architecture):
     tokenizer = tiny_tokenizer(architecture)
-    example = Shape("label", "{prompt:1}{text}{prompt:2}", "label", ("a", "b")).question("late again")
+    example = RowFormat("label", "{prompt:1}{text}{prompt:2}", "label", ("a", "b")).format_prompt("late again")
     encoded = encode_sources([example], tokenizer)[0]
     own = len(tokenizer("late again", add_special_tokens=False)["input_ids"])
     front = encoded.input_ids.index(tokenizer("late again", add_special_tokens=False)["input_ids"][0])
-    assert encoded.places == (front, front + own, front + own)
+    assert encoded.prompt_positions == (front, front + own, front + own)
     assert front == {"t5": 0, "llama": 0}.get(architecture, 1)
     longer = replace(example, prompt="late again " * 20, marks=(0, 5, 219))
     cut = encode_sources([longer], tokenizer, 9)[0]
-    assert cut.places[0] == front
-    assert cut.places[2] == len(cut.input_ids) - (0 if architecture == "llama" else 1)
+    assert cut.prompt_positions[0] == front
+    assert cut.prompt_positions[2] == len(cut.input_ids) - (0 if architecture == "llama" else 1)
 
 
 def test_the_first_of_two_texts_has_the_places():
     tokenizer = tiny_tokenizer("bert")
-    shape = Shape("label", "{premise}{prompt:2}", "label", ("a", "b"), pair="hypothesis")
-    encoded = encode_sources([shape.question("late again", "great")], tokenizer)[0]
-    assert encoded.places == (encoded.input_ids.index(2),) * 2  # in front of the first [SEP]
+    shape = RowFormat("label", "{premise}{prompt:2}", "label", ("a", "b"), pair="hypothesis")
+    encoded = encode_sources([shape.format_prompt("late again", "great")], tokenizer)[0]
+    assert encoded.prompt_positions == (encoded.input_ids.index(2),) * 2  # in front of the first [SEP]
     tokenizer = tiny_tokenizer("llama")
-    encoded = encode_sources([shape.question("late again", "great")], tokenizer)[0]
-    assert encoded.places == (len(tokenizer("late again")["input_ids"]),) * 2
+    encoded = encode_sources([shape.format_prompt("late again", "great")], tokenizer)[0]
+    assert encoded.prompt_positions == (len(tokenizer("late again")["input_ids"]),) * 2
 
 
 def test_slow_tokenizers_are_refused():
@@ -151,20 +151,22 @@ def test_slow_tokenizers_are_refused():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_has_the_places_of_its_rows(side):
     tokenizer = family("byte_level")
-    questions = [label_shape().question(text) for text in ("late", "late again and again")]
-    rows = [encode_question(question, tokenizer) for question in questions]
-    assert collate(rows, pad_id=0, side=side)["places"].tolist() == [list(row.places) for row in rows]
+    questions = [label_shape().format_prompt(text) for text in ("late", "late again and again")]
+    rows = [encode_prompt_of(question, tokenizer) for question in questions]
+    assert collate(rows, pad_id=0, side=side)["prompt_positions"].tolist() == [
+        list(row.prompt_positions) for row in rows
+    ]
     rows = [rows[0], replace(rows[1], places=())]
-    assert collate(rows, pad_id=0, side=side)["places"].tolist()[1] == [-1] * 6
-    assert "places" not in collate(rows[1:], pad_id=0, side=side)
+    assert collate(rows, pad_id=0, side=side)["prompt_positions"].tolist()[1] == [-1] * 6
+    assert "prompt_positions" not in collate(rows[1:], pad_id=0, side=side)
 
 
 def test_a_shape_keeps_its_marks():
-    shape = Shape.from_dict(label_shape().to_dict())
+    shape = RowFormat.from_dict(label_shape().to_dict())
     assert (shape.marked_tokens, shape.prompt("late")) == (6, label_shape(PLAIN).prompt("late"))
-    assert Shape("text", None, "text").marked_tokens == 0
+    assert RowFormat("text", None, "text").marked_tokens == 0
     with pytest.raises(DataError, match="a conversation is no single text"):
-        Shape("chat", None, "messages").question("hello")
+        RowFormat("chat", None, "messages").format_prompt("hello")
 
 
 # --- from end to end
@@ -180,7 +182,7 @@ SOURCES = {
 def test_every_task_trains_and_scores_them(task, architecture, task_base, tmp_path):
     settings = {"template": SOURCES[task]} | ({"target": "completion"} if task == "seq2seq_lm" else {})
     model, tokenizer, data = prepared(task, task_base(architecture), tmp_path, **settings)
-    attach(model, PromptTuning(num_virtual_tokens=3, init="random", place="template"))
+    attach(model, PromptTuning(num_virtual_tokens=3, init="random", position="template"))
     check_training(model, tokenizer, data)
 
 
@@ -201,9 +203,9 @@ def tweets(tiny_llama_folder, tmp_path):
 
 def test_causal_models_train_score_and_write_with_them(tweets):
     model, tokenizer, data = tweets
-    attach(model, PromptTuning(num_virtual_tokens=6, init="random", place="template"))
+    attach(model, PromptTuning(num_virtual_tokens=6, init="random", position="template"))
     check_training(model, tokenizer, data)
-    asked = [data.shape.question(text) for text in ("late again and again", "love", "great service")]
+    asked = [data.row_format.format_prompt(text) for text in ("late again and again", "love", "great service")]
     together = generate(model, tokenizer, asked, max_new_tokens=6)
     assert together == [generate(model, tokenizer, one, max_new_tokens=6)[0] for one in asked]
     moved = [replace(one, marks=(0,) * 6) for one in asked]
@@ -213,7 +215,7 @@ def test_causal_models_train_score_and_write_with_them(tweets):
 def test_beside_an_adapter_that_has_its_rows_in_front(tweets):
     """One batch, one split: the other's rows have no places, and it takes no notice of those that a row has."""
     model, tokenizer, data = tweets
-    plain = replace(data, shape=replace(data.shape, template=PLAIN), train=without_places(data.train))
+    plain = replace(data, shape=replace(data.row_format, template=PLAIN), train=without_places(data.train))
     plain = replace(plain, validation=without_places(data.validation))
     jobs = {"marked": data, "front": plain}
     config = TrainConfig(max_steps=2, batch_size=3, learning_rate=0.1)
@@ -225,10 +227,10 @@ def test_beside_an_adapter_that_has_its_rows_in_front(tweets):
         train_together(other, {name: Job(own, config)}, tokenizer=tokenizer)
         rows = [attached(one)[name].change.rows.detach() for one in (model, other)]
         torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
-    found = evaluate_ensemble(model, tokenizer, data.train, data.shape, list(jobs)).members
+    found = evaluate_ensemble(model, tokenizer, data.train, data.row_format, list(jobs)).members
     for name in jobs:
         with use_adapters(model, name):
-            alone = evaluate(model, tokenizer, jobs[name].train, data.shape)
+            alone = evaluate(model, tokenizer, jobs[name].train, data.row_format)
         assert found[name].accuracy == alone.accuracy
 
 
@@ -241,10 +243,10 @@ def check_training(model, tokenizer, data):
     before = attached(model)["default"].change.rows.detach().clone()
     train(model, data, TrainConfig(max_steps=2, batch_size=3, learning_rate=0.1), tokenizer=tokenizer)
     assert ((attached(model)["default"].change.rows - before).norm(dim=1) > 0).all()
-    scores = [evaluate(model, tokenizer, data.train, data.shape, batch_size=size).loss for size in (1, 5)]
+    scores = [evaluate(model, tokenizer, data.train, data.row_format, batch_size=size).loss for size in (1, 5)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
-    rows = [replace(row, places=(row.places[0],) * len(row.places)) for row in data.train.encoded]
-    elsewhere = evaluate(model, tokenizer, replace(data.train, encoded=rows), data.shape).loss
+    rows = [replace(row, places=(row.prompt_positions[0],) * len(row.prompt_positions)) for row in data.train.encoded]
+    elsewhere = evaluate(model, tokenizer, replace(data.train, encoded=rows), data.row_format).loss
     assert abs(elsewhere - scores[0]) > 3e-5 * scores[0]
 
 
@@ -254,8 +256,8 @@ def check_training(model, tokenizer, data):
         (LoRA(rank=2), r"marks places for 6 virtual tokens, and no method puts any there: .*num_virtual_tokens to 6"),
         (PromptTuning(num_virtual_tokens=6, init="random"), "no method puts any there"),
         (
-            PromptTuning(num_virtual_tokens=4, init="random", place="template"),
-            r"has 4 virtual tokens with place: template, and data.template marks places for 6; .* \{prompt:4\}",
+            PromptTuning(num_virtual_tokens=4, init="random", position="template"),
+            r"has 4 virtual tokens with position: template, and data.template marks places for 6; .* \{prompt:4\}",
         ),
     ],
 )
@@ -268,13 +270,13 @@ def test_marks_that_do_not_fit_the_method(method, words, tweets):
 
 def test_a_template_without_marks_does_not_fit_a_method_that_needs_them(tweets):
     model, tokenizer, data = tweets
-    attach(model, PromptTuning(num_virtual_tokens=4, init="random", place="template"))
-    plain = replace(data, shape=replace(data.shape, template=PLAIN))
+    attach(model, PromptTuning(num_virtual_tokens=4, init="random", position="template"))
+    plain = replace(data, shape=replace(data.row_format, template=PLAIN))
     with pytest.raises(ConfigError, match="marks places for 0; mark all of them"):
         train(model, plain, TrainConfig(max_steps=1), tokenizer=tokenizer)
 
 
 def test_the_untouched_base_reads_the_text_alone(tweets):
     model, tokenizer, data = tweets
-    found = evaluate(model, tokenizer, data.train, data.shape)
-    assert found == evaluate(model, tokenizer, without_places(data.train), data.shape)
+    found = evaluate(model, tokenizer, data.train, data.row_format)
+    assert found == evaluate(model, tokenizer, without_places(data.train), data.row_format)

@@ -9,8 +9,8 @@ import transformers as tf
 from tiny import padded, random_rows, tiny_config, tiny_model
 
 from peftly import LoRA, attach
-from peftly.kernels import packed_attention as attention
 from peftly.errors import MethodError
+from peftly.kernels import packed_attention as attention
 from peftly.kernels.packed_attention import IMPLEMENTATION, Packing, no_mask, packed, packed_attention, packs
 from peftly.kernels.short_attention import is_short
 

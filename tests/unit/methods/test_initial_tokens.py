@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model
 
 from peftly import PromptTuning, attach, attached
-from peftly.data import Shape
+from peftly.data import RowFormat
 from peftly.errors import MethodError
 
 ANSWERS = ("Label: complaint", "Label: no complaint")
@@ -79,5 +79,5 @@ def test_without_labels_there_are_no_answers():
     ],
 )
 def test_answers_are_what_rows_end_in(template, answers):
-    assert Shape("label", template, "label", ("good", "bad")).answers == answers
-    assert Shape("completion", template, "label").answers == ()
+    assert RowFormat("label", template, "label", ("good", "bad")).answers == answers
+    assert RowFormat("completion", template, "label").answers == ()

@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 from peftly import LoRA, attach, detach, load, load_base, save_adapter, save_merged
 from peftly.adapters.state import attached
-from peftly.data import Encoded
+from peftly.data import EncodedExample
 from peftly.errors import ConfigError, MethodError
 from peftly.kernels.quantized import is_quantized
 from peftly.merging.combined_adapter import save_combined
@@ -15,7 +15,7 @@ from peftly.runs.config_file import load_config
 
 QERA = LoRA(rank=4, init="qera", target_modules="all-linear")
 IDS = torch.arange(3, 63).view(5, 12)
-ROWS = [Encoded(row.tolist(), [True] * 12) for row in IDS]
+ROWS = [EncodedExample(row.tolist(), [True] * 12) for row in IDS]
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (3, 32), (32, 3)])
@@ -84,7 +84,7 @@ def test_other_tasks_and_layers(task, architecture, task_base):
         labels, learned = {"labels": ("a", "b")}, {"label": 0}
     elif task == "seq2seq_lm":
         learned = {"answer": [5, 6, 1]}
-    rows = [Encoded(row.input_ids, row.trained, **learned) for row in ROWS]
+    rows = [EncodedExample(row.input_ids, row.trained, **learned) for row in ROWS]
     model = attach(quantized_base(folder, task=task, **labels), QERA, rows=rows)
     targets = attached(model)["default"].targets().values()
     assert all(bool(change.lora_b.any()) == is_quantized(layer) for layer, change in targets)
@@ -93,7 +93,7 @@ def test_other_tasks_and_layers(task, architecture, task_base):
 
 def test_embeddings_among_the_targets_start_as_ever(tiny_llama_folder):
     targets = ("q_proj", "embed_tokens")
-    rows = [Encoded(row.input_ids[: 5 + place], [True] * (5 + place)) for place, row in enumerate(ROWS)]
+    rows = [EncodedExample(row.input_ids[: 5 + place], [True] * (5 + place)) for place, row in enumerate(ROWS)]
     model = quantized_base(tiny_llama_folder)
     attach(model, LoRA(rank=4, init="qera", target_modules=targets), rows=rows)
     found = attached(model)["default"].targets()

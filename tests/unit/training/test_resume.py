@@ -81,17 +81,22 @@ def test_every_method_ends_with_the_same_bytes(architecture, method, tmp_path):
         return adapted(architecture, method)[0]
 
     expected = run(make())
-    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_every=5)
+    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_steps=5)
     assert_same_run(found, expected)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "sgd"])
 @pytest.mark.parametrize(("step", "at_evaluation"), [(1, False), (4, True), (8, False), (8, True)])
 def test_optimizers_dropout_and_any_moment(optimizer, step, at_evaluation, tmp_path):
-    settings = {"optimizer": optimizer, "weight_decay": 0.1, "schedule": "cosine", "accumulation": 1}
+    settings = {
+        "optimizer": optimizer,
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "cosine",
+        "gradient_accumulation_steps": 1,
+    }
     expected = run(dropping_lora(), out=tmp_path / "whole", **settings)
     kill = Kill(step, at_evaluation=at_evaluation)
-    found = killed_and_resumed(dropping_lora, tmp_path / "killed", kill, checkpoint_every=1, **settings)
+    found = killed_and_resumed(dropping_lora, tmp_path / "killed", kill, checkpoint_steps=1, **settings)
     assert_same_run(found, expected)
     files = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
@@ -104,7 +109,7 @@ def test_a_run_may_be_killed_again_and_again(tmp_path):
     expected = run(dropping_lora(), epochs=3)
     for step in (2, 3, 5, 9, 11):
         model = dropping_lora()
-        config = TrainConfig(learning_rate=1e-2, epochs=3, batch_size=4, checkpoint_every=1)
+        config = TrainConfig(learning_rate=1e-2, epochs=3, batch_size=4, checkpoint_steps=1)
         with pytest.raises(KilledError):
             train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True, callbacks=[Kill(step)])
     found = killed_and_resumed(dropping_lora, tmp_path, Kill(1), epochs=3)
@@ -113,11 +118,11 @@ def test_a_run_may_be_killed_again_and_again(tmp_path):
 
 def test_patience_and_the_best_weights_are_remembered(monkeypatch, tmp_path):
     losses = (3.0, 1.0, 2.5, 2.0, 0.5)
-    settings = {"epochs": 9, "evaluate_every": 2, "patience": 2}
+    settings = {"epochs": 9, "eval_steps": 2, "early_stopping_patience": 2}
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(*losses))
     expected = run(**settings)
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(*losses[:2], *losses[2:]))
-    found = killed_and_resumed(lora_model, tmp_path, Kill(6), checkpoint_every=1, **settings)
+    found = killed_and_resumed(lora_model, tmp_path, Kill(6), checkpoint_steps=1, **settings)
     assert_same_run(found, expected)
     assert (found[1].steps, found[1].best_step, found[1].stopped_early) == (8, 4, True)
     loaded = load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
@@ -151,7 +156,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path):
             interrupt(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(dropping_lora(), out=out)
-        assert read_state(out / CHECKPOINT)["trainees"]["None"]["standing"]["step"] == step
+        assert read_state(out / CHECKPOINT)["adapter_jobs"]["None"]["standing"]["step"] == step
         model = dropping_lora()
         config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
         result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
@@ -170,7 +175,7 @@ def test_what_frozen_layers_have_made_is_made_again_in_the_batches_of_then(step,
 
     data, settings = data_of(19), {"epochs": 3, "micro_batch_tokens": 20}
     expected = run(make(), data, **settings)
-    found = killed_and_resumed(make, tmp_path, Kill(step), data, checkpoint_every=1, **settings)
+    found = killed_and_resumed(make, tmp_path, Kill(step), data, checkpoint_steps=1, **settings)
     assert_same_run(found, expected)
 
 
@@ -182,7 +187,7 @@ def test_they_are_made_again_below_only(tmp_path):
         calls.append(calls_below(models[-1]))
         return models[-1]
 
-    killed_and_resumed(make, tmp_path, Kill(7), data_of(), epochs=2, checkpoint_every=1)
+    killed_and_resumed(make, tmp_path, Kill(7), data_of(), epochs=2, checkpoint_steps=1)
     assert len(calls[1]) == 4  # an epoch once more; the one step that is left reads what came of it
 
 
@@ -198,7 +203,7 @@ def test_the_loss_scale_goes_on(monkeypatch, tmp_path):
         return model
 
     expected = run(make(), epochs=3)
-    found = killed_and_resumed(make, tmp_path, Kill(6), epochs=3, checkpoint_every=1)
+    found = killed_and_resumed(make, tmp_path, Kill(6), epochs=3, checkpoint_steps=1)
     assert_same_run(found, expected)
     scale = read_state(tmp_path / CHECKPOINT)["gradients"]["scale"]
     assert 1 < scale["factor"] < 2.0**40
@@ -217,7 +222,7 @@ def test_memory_that_ran_out_is_remembered(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
         expected = run(dropping_lora())
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
-        found = killed_and_resumed(dropping_lora, tmp_path, Kill(6), checkpoint_every=1)
+        found = killed_and_resumed(dropping_lora, tmp_path, Kill(6), checkpoint_steps=1)
     assert_same_run(found, expected)
     limits = read_state(tmp_path / CHECKPOINT)["gradients"]["limits"]
     assert list(limits) == [0, 4]
@@ -237,7 +242,7 @@ def test_the_start_of_pissa_is_that_of_then(tmp_path):
         return model
 
     expected = run(make())
-    assert_same_run(killed_and_resumed(make, tmp_path, Kill(6), checkpoint_every=1), expected)
+    assert_same_run(killed_and_resumed(make, tmp_path, Kill(6), checkpoint_steps=1), expected)
 
 
 def test_adapters_that_are_trained_side_by_side(tmp_path):
@@ -247,7 +252,7 @@ def test_adapters_that_are_trained_side_by_side(tmp_path):
         return attach(model, PromptTuning(num_virtual_tokens=3, init="random"), name="short", seed=2)
 
     jobs = {
-        "long": Job(data_of(16), TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, checkpoint_every=2)),
+        "long": Job(data_of(16), TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, checkpoint_steps=2)),
         "short": Job(data_of(9), TrainConfig(epochs=1, batch_size=3, learning_rate=1e-1)),
     }
     model, again = make(), make()
@@ -270,9 +275,9 @@ def test_without_a_checkpoint_a_run_begins_at_the_beginning(tmp_path):
 
 
 def test_a_run_that_has_ended_ends_again(tmp_path):
-    expected = run(dropping_lora(), out=tmp_path, checkpoint_every=3)
+    expected = run(dropping_lora(), out=tmp_path, checkpoint_steps=3)
     model = dropping_lora()
-    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=3)
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
     result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     assert_same_run((model, result), expected)
 
@@ -292,7 +297,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr("peftly.training.checkpoint.save_file", full)
     with pytest.warns(UserWarning, match="no checkpoint at step 5: No space left on device"):
-        found = run(out=tmp_path, checkpoint_every=5)
+        found = run(out=tmp_path, checkpoint_steps=5)
     assert_same_run(found, run())
     assert not [file for file in tmp_path.iterdir() if "checkpoint" in file.name]
 
@@ -308,7 +313,7 @@ def moved_row():
     return Data(
         Split(train.examples[:-1], train.encoded[:-1]),
         Split([train.examples[-1], *validation.examples], [train.encoded[-1], *validation.encoded]),
-        *(None, data.shape, None),
+        *(None, data.row_format, None),
     )
 
 
@@ -334,7 +339,7 @@ OTHER_RUNS = {
 @pytest.mark.parametrize("name", OTHER_RUNS)
 def test_a_checkpoint_of_another_run(name, tmp_path):
     settings, given, message = OTHER_RUNS[name]
-    run(out=tmp_path, checkpoint_every=3)
+    run(out=tmp_path, checkpoint_steps=3)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
     model, data = given.get("model") or lora_model(), given.get("data") or data_of()
@@ -347,7 +352,7 @@ def test_a_checkpoint_of_another_run(name, tmp_path):
 
 
 def test_a_rate_that_is_given_is_part_of_the_run(tmp_path):
-    config = TrainConfig(epochs=2, batch_size=4, checkpoint_every=3)
+    config = TrainConfig(epochs=2, batch_size=4, checkpoint_steps=3)
     train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-2)
     with pytest.raises(ConfigError, match="with other learning rates"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-4, resume=True)
@@ -358,7 +363,7 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
         model = attach(tiny_model("llama", torch.float32), LoRA(rank=2), name="a", seed=1)
         return attach(model, LoRA(rank=2), name="b", seed=2)
 
-    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_every=3)
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_steps=3)
     jobs = {"a": Job(data_of(), config), "b": Job(data_of(), config)}
     train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path)
     model, metrics = make(), (tmp_path / "a" / "metrics.jsonl").read_bytes()
@@ -372,7 +377,7 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
 
 
 def test_a_new_run_does_not_go_on_from_the_checkpoint_of_one_before(tmp_path):
-    run(out=tmp_path, checkpoint_every=3)
+    run(out=tmp_path, checkpoint_steps=3)
     with pytest.raises(KilledError):
         run(out=tmp_path, callbacks=[Kill(2)])
     assert not (tmp_path / CHECKPOINT).exists()
@@ -382,9 +387,9 @@ def test_metrics_that_were_lost_are_written_again(tmp_path):
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
         out = tmp_path / damage.__code__.co_names[0]
         with pytest.raises(KilledError):
-            run(out=out, callbacks=[Kill(6)], checkpoint_every=5)
+            run(out=out, callbacks=[Kill(6)], checkpoint_steps=5)
         damage(out / "metrics.jsonl")
-        config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=5)
+        config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=5)
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
         found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in found if line["kind"] == "step"] == list(range(1, 9))
@@ -392,11 +397,11 @@ def test_metrics_that_were_lost_are_written_again(tmp_path):
 
 def test_times_go_on(tmp_path, monkeypatch):
     with pytest.raises(KilledError):
-        run(out=tmp_path, callbacks=[Kill(6)], checkpoint_every=4)
+        run(out=tmp_path, callbacks=[Kill(6)], checkpoint_steps=4)
     state = read_state(tmp_path / CHECKPOINT)
-    state["trainees"]["None"]["spent"] = 1000.0
+    state["adapter_jobs"]["None"]["spent"] = 1000.0
     write_state(tmp_path / CHECKPOINT, state)
-    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=4)
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=4)
     result = train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     times = [record.seconds for record in result.history]
     assert times == sorted(times)
@@ -420,7 +425,9 @@ def test_ctrl_c_waits_until_weights_have_changed(where, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(out=tmp_path, callbacks=[Press()])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert read_state(tmp_path / CHECKPOINT)["trainees"]["None"]["standing"]["step"] == (5 if where == "on_step" else 8)
+    assert read_state(tmp_path / CHECKPOINT)["adapter_jobs"]["None"]["standing"]["step"] == (
+        5 if where == "on_step" else 8
+    )
     model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
     result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     assert_same_run((model, result), expected)
@@ -460,7 +467,7 @@ def test_memory_that_ran_out_in_the_first_epoch_over_frozen_layers(monkeypatch, 
     with pytest.warns(UserWarning, match="memory ran out at step 2"):
         expected = run(make(), epochs=3)
     with pytest.warns(UserWarning, match="memory ran out at step 2"):
-        found = killed_and_resumed(make, tmp_path, Kill(7), epochs=3, checkpoint_every=1)
+        found = killed_and_resumed(make, tmp_path, Kill(7), epochs=3, checkpoint_steps=1)
     assert_same_run(found, expected)
 
 
@@ -472,14 +479,14 @@ def test_moments_keep_their_dtype(tmp_path):
 
     settings = {"optimizer": "adafactor", "learning_rate": 0.1}
     expected = run(make(), **settings)
-    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_every=1, **settings)
+    found = killed_and_resumed(make, tmp_path, Kill(6), checkpoint_steps=1, **settings)
     assert_same_run(found, expected)
 
 
 @pytest.mark.parametrize("damage", ["cut", "no state", "version", "a bit", "unreadable"])
 def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
     file = tmp_path / CHECKPOINT
-    run(out=tmp_path, checkpoint_every=3)
+    run(out=tmp_path, checkpoint_steps=3)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "no state":
@@ -511,9 +518,9 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
 
 def test_another_machine_is_said(monkeypatch, tmp_path):
     with pytest.raises(KilledError):
-        run(out=tmp_path, checkpoint_every=3, callbacks=[Kill(5)])
+        run(out=tmp_path, checkpoint_steps=3, callbacks=[Kill(5)])
     monkeypatch.setattr("peftly.training.loop.computes_with", lambda _: {"torch": torch.__version__, "threads": 99})
-    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_every=3)
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
     with pytest.warns(UserWarning, match=r"begun elsewhere \(threads \d+, now 99\)"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
 

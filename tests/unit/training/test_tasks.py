@@ -38,7 +38,13 @@ def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, 
         model, tokenizer, data = ready(task, architecture, task_base, tmp_path)
         assert len(data.train.encoded) % 8
         result = trained(
-            model, tokenizer, data, batch_size=size, accumulation=8 // size, optimizer="sgd", micro_batch_tokens=tokens
+            model,
+            tokenizer,
+            data,
+            batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            optimizer="sgd",
+            micro_batch_tokens=tokens,
         )
         found.append((losses(result), weights(model)))
     (alone, of_one), (together, of_eight) = found
@@ -83,12 +89,14 @@ def test_the_loss_falls_and_the_base_stays(task, architecture, task_base, tmp_pa
 
 def test_the_best_can_be_chosen_by_entities(task_base, tmp_path):
     model, tokenizer, data = ready("token_classification", "bert", task_base, tmp_path)
-    result = trained(model, tokenizer, data, epochs=6, metric="entity_f1")
+    result = trained(model, tokenizer, data, epochs=6, metric_for_best_model="entity_f1")
     assert result.best.entity_f1 == max(r.entity_f1 for r in result.history if not isinstance(r, StepRecord)) > 0
-    with pytest.raises(ConfigError, match=r"train\.metric accuracy is no score of rows of kind 'tags'; .* entity_f1"):
-        trained(model, tokenizer, data, metric="accuracy")
+    with pytest.raises(
+        ConfigError, match=r"train\.metric_for_best_model accuracy is no score of rows of kind 'tags'; .* entity_f1"
+    ):
+        trained(model, tokenizer, data, metric_for_best_model="accuracy")
     with pytest.raises(ConfigError, match="entity_f1 is no score"):
-        trained(*ready("sequence_classification", "bert", task_base, tmp_path), metric="entity_f1")
+        trained(*ready("sequence_classification", "bert", task_base, tmp_path), metric_for_best_model="entity_f1")
 
 
 def test_rows_of_another_task_are_refused(task_base, tmp_path):
@@ -118,7 +126,7 @@ def test_what_is_saved_is_opened_for_its_task(task, architecture, task_base, tmp
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             parameter.add_(0.05)
-    save_adapter(model, tmp_path / "adapter", notes={"shape": None})
+    save_adapter(model, tmp_path / "adapter", notes={"row_format": None})
     again = load(tmp_path / "adapter", dtype="float32").model
     assert task_of(again) == task
     assert torch.equal(answers(again, architecture), answers(model, architecture))
@@ -191,7 +199,7 @@ def test_an_adapter_for_other_labels_is_refused(task_base, tmp_path):
 
 def test_a_split_may_be_missing(task_base, tmp_path):
     model, tokenizer, data = ready("sequence_classification", "distilbert", task_base, tmp_path)
-    result = trained(model, tokenizer, Data(data.train, None, None, data.shape, data.report), epochs=1)
+    result = trained(model, tokenizer, Data(data.train, None, None, data.row_format, data.report), epochs=1)
     assert result.best is None
 
 

@@ -17,7 +17,7 @@ from training_jobs import SHAPE, IdTokenizer, Scores, assert_equal, data_of, lor
 
 from peftly import LoRA, PrefixTuning, attach, load_adapter, trainable_parameters
 from peftly.adapters.files import read_notes
-from peftly.data import Data, Shape, Split
+from peftly.data import Data, RowFormat, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation.evaluate import evaluate
 from peftly.training.callbacks import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
@@ -57,7 +57,7 @@ def test_accumulated_batches_are_one_large_batch(size, optimizer):
             lora_model(torch.float64),
             data_of(19),
             batch_size=batch_size,
-            accumulation=accumulation,
+            gradient_accumulation_steps=accumulation,
             micro_batch_tokens=tokens,
             optimizer=optimizer,
             weight_decay=0.01,
@@ -76,7 +76,16 @@ def test_accumulated_batches_are_one_large_batch(size, optimizer):
 def test_a_step_is_the_gradient_of_the_mean_over_all_its_trained_tokens():
     model = lora_model(torch.float64)
     reference, data = copy.deepcopy(model), data_of(5, 0)
-    _, result = run(model, data, batch_size=2, accumulation=3, epochs=1, optimizer="sgd", schedule="constant", warmup=0)
+    _, result = run(
+        model,
+        data,
+        batch_size=2,
+        gradient_accumulation_steps=3,
+        epochs=1,
+        optimizer="sgd",
+        lr_scheduler_type="constant",
+        warmup_ratio=0,
+    )
     total, count = 0, 0
     for row in data.train.encoded:
         logs = reference(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
@@ -122,12 +131,12 @@ def test_every_row_is_seen_once_an_epoch_and_in_another_order(monkeypatch):
 
 
 def test_schedule_and_warmup():
-    _, result = run(epochs=5, warmup=0.2, schedule="linear")
+    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="linear")
     rates = [step.learning_rate for step in steps(result)]
     assert len(rates) == 20
     assert rates[:5] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3, 1e-2])
     assert rates[-1] == pytest.approx(1e-2 / 16)
-    _, result = run(epochs=5, warmup=0.2, schedule="constant")
+    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="constant")
     assert [step.learning_rate for step in steps(result)] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 16)
 
 
@@ -152,13 +161,13 @@ def test_the_best_weights_are_kept(monkeypatch, tmp_path):
 def test_a_tie_in_accuracy_is_told_apart_by_the_loss(monkeypatch):
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
     data = data_of()
-    data = Data(data.train, data.validation, None, Shape("label", "{text}:", "label", ("a", "b")), None)
-    assert run(data=data, epochs=4, metric="accuracy")[1].best_step == 12
+    data = Data(data.train, data.validation, None, RowFormat("label", "{text}:", "label", ("a", "b")), None)
+    assert run(data=data, epochs=4, metric_for_best_model="accuracy")[1].best_step == 12
 
 
 def test_patience(monkeypatch):
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
-    _, result = run(epochs=9, evaluate_every=2, patience=2)
+    _, result = run(epochs=9, eval_steps=2, early_stopping_patience=2)
     assert (result.steps, result.best_step, result.stopped_early) == (8, 4, True)
 
 
@@ -178,7 +187,7 @@ def test_a_prefix_that_stops_early_is_left_at_its_best(config, checkpointing, mo
 
     monkeypatch.setattr("peftly.training.job.evaluate", watched)
     model, data = attach(tiny_model("llama", torch.float32), config, seed=1), data_of()
-    settings = {"epochs": 20, "evaluate_every": 2, "patience": 3, "gradient_checkpointing": checkpointing}
+    settings = {"epochs": 20, "eval_steps": 2, "early_stopping_patience": 3, "gradient_checkpointing": checkpointing}
     _, result = run(model, data, tmp_path, learning_rate=0.3, **settings)
     best = min(range(len(seen)), key=lambda place: seen[place][0])
     assert result.stopped_early
@@ -211,13 +220,13 @@ def test_the_run_folder(tmp_path):
         def on_save(self, path):
             heard.append(path.name)
 
-    _, result = run(out=tmp_path / "run", save_every=3, callbacks=[Listener()])
+    _, result = run(out=tmp_path / "run", save_steps=3, callbacks=[Listener()])
     out = tmp_path / "run"
     assert sorted(path.name for path in out.iterdir()) == ["adapter", "metrics.jsonl", "step-3", "step-6"]
     assert heard == ["step-3", "step-6", "adapter"]
     for name in heard:
         load_adapter(tiny_model("llama", torch.float32), out / name)
-        assert Shape.from_dict(read_notes(out / name)["shape"]) == SHAPE
+        assert RowFormat.from_dict(read_notes(out / name)["row_format"]) == SHAPE
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     expected = {"step": StepRecord, "evaluation": EvaluationRecord}
     assert [line["folder"] for line in lines if line["kind"] == "save"] == heard
@@ -314,9 +323,13 @@ def test_gradient_checkpointing_changes_nothing(architecture, method):
     ("settings", "data", "message"),
     [
         ({}, Data(Split([], []), None, None, SHAPE, None), "nothing to train on"),
-        ({"patience": 2}, data_of(4, 0), r"train\.patience needs validation rows"),
-        ({"evaluate_every": 2}, data_of(4, 0), r"train\.evaluate_every needs validation rows"),
-        ({"metric": "accuracy"}, data_of(4, 2), "is no score of rows of kind 'completion'; they have loss"),
+        ({"early_stopping_patience": 2}, data_of(4, 0), r"train\.early_stopping_patience needs validation rows"),
+        ({"eval_steps": 2}, data_of(4, 0), r"train\.eval_steps needs validation rows"),
+        (
+            {"metric_for_best_model": "accuracy"},
+            data_of(4, 2),
+            "is no score of rows of kind 'completion'; they have loss",
+        ),
     ],
 )
 def test_settings_that_the_data_cannot_serve(settings, data, message):
@@ -329,7 +342,9 @@ def test_a_model_without_anything_to_train():
         run(tiny_model("llama").requires_grad_(False))
 
 
-@pytest.mark.parametrize("settings", [{"epochs": 0}, {"learning_rat": 1}, {"warmup": 1.0}, {"metric": "f1"}])
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"learning_rat": 1}, {"warmup_ratio": 1.0}, {"metric_for_best_model": "f1"}]
+)
 def test_impossible_settings(settings):
     with pytest.raises(ValidationError):
         TrainConfig(**settings)

@@ -16,7 +16,7 @@ from training_jobs import IdTokenizer, data_of, lora_model, run, weights
 from upper_adapters import upper_lora
 
 from peftly.training.config import TrainConfig
-from peftly.training.job import Trainee
+from peftly.training.job import AdapterJob
 from peftly.training.train import train
 
 TASKS = {"sequence_classification": "roberta", "token_classification": "bert", "seq2seq_lm": "t5"}
@@ -51,17 +51,17 @@ def whole_and_resumed(out):
     def make():
         return upper_lora("llama").float()
 
-    class Killed(Trainee):
+    class Killed(AdapterJob):
         def after_step(self):
             if self.step == 7:
                 raise RuntimeError("killed")
             super().after_step()
 
     data = data_of(17)
-    settings = {"micro_batch_tokens": 16, "batch_size": 3, "epochs": 3, "checkpoint_every": 1, "learning_rate": 1e-2}
+    settings = {"micro_batch_tokens": 16, "batch_size": 3, "epochs": 3, "checkpoint_steps": 1, "learning_rate": 1e-2}
     whole, _ = run(make(), data, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("peftly.training.train.Trainee", Killed)
+        patch.setattr("peftly.training.train.AdapterJob", Killed)
         with pytest.raises(RuntimeError, match="killed"):
             run(make(), data, out, **settings)
     resumed = make()
