@@ -36,15 +36,15 @@ def test_a_few_dozen_rows_beat_chance_and_the_new_head(data, tmp_path):
     assert new_parts(base.model) == ["classifier"], "the base has a pooler of its own"
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     rows = data.encoded(base.tokenizer)
-    untouched = evaluate(base.model, base.tokenizer, rows.test, rows.shape)
+    untouched = evaluate(base.model, base.tokenizer, rows.test, rows.row_format)
     attach(base.model, LoRA(rank=8))
     config = TrainConfig(epochs=15, batch_size=8, learning_rate=2e-3)
     train(base.model, rows, config, tokenizer=base.tokenizer, out=tmp_path)
-    found = evaluate(base.model, base.tokenizer, rows.test, rows.shape)
-    most = max(sum(row.label == label for row in found.predictions) for label in rows.shape.labels) / found.rows
+    found = evaluate(base.model, base.tokenizer, rows.test, rows.row_format)
+    most = max(sum(row.label == label for row in found.predictions) for label in rows.row_format.labels) / found.rows
     assert found.accuracy >= most + MARGIN
     assert found.accuracy >= untouched.accuracy + MARGIN
     again = load(tmp_path, dtype="float32")
-    assert evaluate(*again, rows.test, rows.shape).predictions == found.predictions
+    assert evaluate(*again, rows.test, rows.row_format).predictions == found.predictions
     detach(base.model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())

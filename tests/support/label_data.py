@@ -7,7 +7,7 @@ from tiny import WINDOW, random_rows
 from peftly.data import EncodedExample, Example, RowFormat, Split
 
 # Imported by name, for the package's attribute of that name is the function.
-EVALUATE = import_module("peftly.inference.label_scoring")
+EVALUATE = import_module("peftly.evaluation.label_scores")
 
 
 PROMPTS = random_rows([3, 2 * WINDOW + 1, 7, 4, 3])

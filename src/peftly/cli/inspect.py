@@ -80,11 +80,12 @@ def inspect(
 def _config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
     from peftly.runs import JobsConfig, load_config
 
-    if source is not None and Path(source).is_dir():
+    is_run = source is not None and Path(source).is_dir()
+    if source is not None and is_run:
         if not (Path(source) / "config.yaml").is_file():
             raise ConfigError(f"{source} holds no run: it has no config.yaml")
         source = str(Path(source) / "config.yaml")
-    config = load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"})
+    config = load_config(source, overrides, flags, defaults={"method": "lora", "out": "unused"}, stored=is_run)
     if not isinstance(config, JobsConfig):
         return config
     if job not in config.jobs:

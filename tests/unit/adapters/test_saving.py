@@ -62,7 +62,7 @@ def test_what_is_saved_is_what_is_loaded(method, tmp_path):
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert attached(again)["default"].config == attached(model)["default"].config
     assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
-    assert read_notes(tmp_path / "adapter")["shape"] == {"kind": "text"}
+    assert read_notes(tmp_path / "adapter")["row_format"] == {"kind": "text"}
     files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peftly.json"}
     files |= {"training.safetensors"} if method == "p_tuning" else set()
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == files

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import peftly
 import peftly.cli
+from peftly.runs.config_file import dump_config, load_config
 
 SOURCE = Path(__file__).resolve().parents[2] / "fixtures" / "version_0_1_0"
 CELLS = json.loads((SOURCE / "cells.json").read_text())
@@ -82,7 +83,7 @@ def check_cell(model, name: str, expected) -> None:
     assert list(adapters) == list(cell["adapters"]), "the order of two prompts is the order of their virtual tokens"
     trained = sum(value.numel() for value in peftly.trainable_parameters(model).values())
     assert trained == cell["trained_parameters"]
-    check_logits(model, cell["base"], f"logits/{name}", expected, places=cell.get("prompt_positions"))
+    check_logits(model, cell["base"], f"logits/{name}", expected, places=cell.get("places"))
 
 
 def test_every_method_has_a_fixture():
@@ -134,9 +135,7 @@ def test_an_adapter_file_is_complete_without_the_training_file(name, expected, t
     adapter = shutil.copytree(Path("adapters", name), tmp_path / "adapter")
     (adapter / "training.safetensors").unlink()
     cell = CELLS[name]
-    check_logits(
-        open_cell(name, adapter), cell["base"], f"logits/{name}", expected, places=cell.get("prompt_positions")
-    )
+    check_logits(open_cell(name, adapter), cell["base"], f"logits/{name}", expected, places=cell.get("places"))
 
 
 def peftly_command(*words: str) -> str:
@@ -197,8 +196,10 @@ def learning_rates(run: Path) -> list[tuple[str, int, float]]:
 
 @pytest.mark.parametrize("run", ["labels", "jobs", "ensemble"])
 def test_the_settings_of_a_run_mean_the_same(run, tmp_path):
-    """Training anew from the configuration of a finished run takes as many steps, at the same learning rates."""
-    peftly_command("train", f"run_folders/{run}/config.yaml", "--out", str(tmp_path / "again"))
+    """Training from the settings of a finished run takes as many steps, at the same learning rates."""
+    settings = load_config(Path("run_folders", run, "config.yaml"), flags={"out": str(tmp_path / "again")}, stored=True)
+    (tmp_path / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+    peftly_command("train", str(tmp_path / "config.yaml"))
     again, written = learning_rates(tmp_path / "again"), learning_rates(Path("run_folders", run))
     assert [step[:2] for step in again] == [step[:2] for step in written]
     assert [step[2] for step in again] == pytest.approx([step[2] for step in written])

@@ -4,6 +4,7 @@ import pytest
 from data_tokenizers import family
 
 from peftly.data import EncodedExample, Example, RowFormat, encode
+from peftly.data.encoding import prompt_ids_of_row
 from peftly.errors import DataError
 
 HEADER = "<|im_start|>{{ message['role'] }}\n"
@@ -65,11 +66,11 @@ def test_the_untrained_head_is_the_prompt_that_generation_starts_from():
     shape = RowFormat("chat", None, "messages")
     example = shape.examples([{"messages": list(CONVERSATION[:3])}])[0]
     encoded = encode(example, tokenizer, 1000)
-    head = shape.prompt_ids({"messages": list(CONVERSATION[:3])}, tokenizer)
+    head = prompt_ids_of_row(shape, {"messages": list(CONVERSATION[:3])}, tokenizer)
     assert encoded.input_ids[: encoded.trained.index(True)] == head
-    assert head == shape.prompt_ids({"messages": list(CONVERSATION[:2])}, tokenizer)
+    assert head == prompt_ids_of_row(shape, {"messages": list(CONVERSATION[:2])}, tokenizer)
     one_turn = encode(Example(messages=CONVERSATION[1:3]), tokenizer, 1000)
-    assert shape.prompt_ids("hello", tokenizer) == one_turn.input_ids[: one_turn.trained.index(True)]
+    assert prompt_ids_of_row(shape, "hello", tokenizer) == one_turn.input_ids[: one_turn.trained.index(True)]
     with pytest.raises(DataError, match="prompt_ids"):
         shape.prompt("hello")
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from peftly.data import Example, RowFormat, Rows, Template, encode_prompt
 from peftly.data.detect import recognise
+from peftly.data.encoding import prompt_ids_of_row
 from peftly.data.templates import ALPACA, spaced
 from peftly.errors import DataError
 
@@ -125,7 +126,7 @@ def test_a_prompt_at_use_is_the_one_in_training(shape):
     assert shape.prompt(without_target) == example.prompt
     assert not example.prompt.endswith(" ")
     tokenizer = family("byte_level")
-    assert shape.prompt_ids(without_target, tokenizer) == encode_prompt(example.prompt, tokenizer)
+    assert prompt_ids_of_row(shape, without_target, tokenizer) == encode_prompt(example.prompt, tokenizer)
     if len(Template(shape.template).fields) == 1:
         assert shape.prompt(ROW[Template(shape.template).fields[0]]) == example.prompt
 

@@ -75,9 +75,9 @@ def test_two_texts_without_a_separator_stand_on_two_lines(tmp_path):
 
 def test_sentence_pairs_and_single_sentences_are_recognised(tmp_path):
     rows = [{"sentence1": row["premise"], "sentence2": row["hypothesis"], "label": row["label"]} for row in pair_rows()]
-    assert loaded(tmp_path, rows, CLASSES).shape.pair == "sentence2"
+    assert loaded(tmp_path, rows, CLASSES).row_format.pair == "sentence2"
     rows = [{"sentence": row["text"], "label": 1 if "no" in row["label"] else 0} for row in labelled_rows()]
-    assert loaded(tmp_path, rows, CLASSES).shape == RowFormat("label", "{sentence}", "label", ("0", "1"))
+    assert loaded(tmp_path, rows, CLASSES).row_format == RowFormat("label", "{sentence}", "label", ("0", "1"))
 
 
 def test_rows_of_the_same_two_texts_are_the_same_and_others_are_not(tmp_path):
@@ -112,7 +112,7 @@ def test_tags_may_be_numbers_and_fields_have_other_names(tmp_path):
     data = loaded(tmp_path, rows, TAGS)
     assert (data.row_format.target, data.row_format.labels) == ("ner_tags", ("0", "1", "2"))
     rows = [{"tokens": row["tokens"], "pos": ["x" if tag else "y" for tag in row["ner_tags"]]} for row in rows]
-    assert loaded(tmp_path, rows, TAGS, target="pos").shape.labels == ("x", "y")
+    assert loaded(tmp_path, rows, TAGS, target="pos").row_format.labels == ("x", "y")
 
 
 @pytest.mark.parametrize("parquet", [False, True])
@@ -151,7 +151,7 @@ def test_an_end_is_added_where_the_tokenizer_puts_none(tmp_path):
 
 def test_labels_and_instructions_go_through_the_same_templates(tmp_path):
     labels = loaded(tmp_path, labelled_rows(), "seq2seq_lm", "t5")
-    assert labels.shape.template == "{text}\nLabel:"
+    assert labels.row_format.template == "{text}\nLabel:"
     assert labels.train.examples[0].prompt.endswith("Label:")
     rows = [{"instruction": f"say {n}", "input": "", "output": "yes"} for n in range(10)]
     assert loaded(tmp_path, rows, "seq2seq_lm", "t5").train.examples[0].prompt.startswith("Instruction: say")

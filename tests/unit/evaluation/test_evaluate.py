@@ -41,7 +41,7 @@ def test_label_scores_equal_one_full_forward_a_row(name, method, monkeypatch):
     labels = list(LABELS.values())
     expected = [[log_probability(model, prompt, label) for label in labels] for prompt in PROMPTS]
     for branches in (128, 2 * len(PROMPTS)):  # all labels in one pass; two in a pass, each from its own copy
-        monkeypatch.setattr(EVALUATE, "_BRANCHES", branches)
+        monkeypatch.setattr("peftly.inference.label_scoring._BRANCHES", branches)
         with torch.no_grad():
             scores, hits = score_labels(model, PROMPTS, labels, pad_id=0)
         for row, wanted in enumerate(expected):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_the_kind_of_a_token_reaches_the_model(task_base, tmp_path):
 
 def fixed(monkeypatch, name, logits):
     """Let `class_logits` or `tag_logits` answer with these, row by row."""
-    import peftly.inference.classification as home
+    home = import_module("peftly.evaluation.classification")
 
     given = iter(logits)
     original = getattr(home, name)
@@ -254,10 +255,10 @@ def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_
             "sequence_classification", task_base(architecture), tmp_path, rows, max_length=length, **settings
         )
         if fits:
-            assert evaluate(*given[:2], given[2].train, given[2].shape).rows == 8
+            assert evaluate(*given[:2], given[2].train, given[2].row_format).rows == 8
         else:
             with pytest.raises(DataError, match=f"set data.max_length to {most}"):
-                evaluate(*given[:2], given[2].train, given[2].shape)
+                evaluate(*given[:2], given[2].train, given[2].row_format)
 
 
 def test_what_cannot_be_scored(task_base, tmp_path):
@@ -269,7 +270,7 @@ def test_what_cannot_be_scored(task_base, tmp_path):
         evaluate(model, tokenizer, data.train, three)
     tags = prepared("token_classification", task_base("bert"), tmp_path, tagged_rows())
     with pytest.raises(DataError, match=r"for sequence_classification and the rows were encoded for token_class"):
-        evaluate(model, tokenizer, tags[2].train, tags[2].shape)
+        evaluate(model, tokenizer, tags[2].train, tags[2].row_format)
     llama, own, rows = prepared("sequence_classification", task_base("llama"), tmp_path)
     with pytest.raises(DataError, match="has no tokens"):
-        classify(llama, own, [rows.shape.format_prompt("")])
+        classify(llama, own, [rows.row_format.format_prompt("")])

@@ -107,7 +107,7 @@ def test_the_first_token_is_not_trained_since_nothing_predicts_it():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_row_losses_in_chunks(dtype, monkeypatch):
-    monkeypatch.setattr("peftly.evaluation.losses._CHUNK_ELEMENTS", 3 * 11)
+    monkeypatch.setattr("peftly.kernels.cross_entropy._CHUNK_ELEMENTS", 3 * 11)
     logits = (torch.randn(8, 11, generator=torch.Generator().manual_seed(0)) * 4).to(dtype).requires_grad_()
     targets = torch.arange(8)
     losses = row_losses(logits, targets)

@@ -103,10 +103,9 @@ def test_what_is_trained_or_changed_is_left_alone():
 
 def test_training_uses_them(monkeypatch):
     seen = []
-    original = import_module("peftly.training.train").Loop.go
-    monkeypatch.setattr(
-        "peftly.training.train.Loop.go", lambda loop: seen.extend(replaced(loop.model)) or original(loop)
-    )
+    loop_class = import_module("peftly.training.loop").Loop
+    original = loop_class.go
+    monkeypatch.setattr(loop_class, "go", lambda loop: seen.extend(replaced(loop.model)) or original(loop))
     model = lora_model()
     before = replaced(model)
     run(model, data_of(4, 0), epochs=1)

@@ -68,11 +68,11 @@ def test_tokens_are_those_without_marks_and_places_are_between_them(name, text):
     tokenizer = family(name)
     row = {"text": text, "label": "complaint"}
     marked, plain = (encode(label_shape(one).examples([row])[0], tokenizer, 10_000) for one in (TEMPLATE, PLAIN))
-    assert replace(marked, places=()) == plain
+    assert replace(marked, prompt_positions=()) == plain
     head, front = marked.trained.index(True), len(Vocabulary.of(tokenizer).front)
     first, second, inside, *last = marked.prompt_positions
     assert (first, second, last) == (front, front, [head] * 3)
-    assert encode_prompt_of(label_shape().format_prompt(text), tokenizer).places == marked.prompt_positions
+    assert encode_prompt_of(label_shape().format_prompt(text), tokenizer).prompt_positions == marked.prompt_positions
     if name in LOSSLESS:
         read = tokenizer.decode(marked.input_ids[front:inside], clean_up_tokenization_spaces=False)
         more = tokenizer.decode(marked.input_ids[front : inside + 1], clean_up_tokenization_spaces=False)
@@ -83,7 +83,7 @@ def test_tokens_are_those_without_marks_and_places_are_between_them(name, text):
 def test_a_mark_inside_a_token_stands_in_front_of_it(name):
     tokenizer = family(name)
     ids = tokenizer("complaint", add_special_tokens=False)["input_ids"]
-    places = [encode_prompt_of(Example("complaint", marks=(at,)), tokenizer).places[0] for at in range(10)]
+    places = [encode_prompt_of(Example("complaint", marks=(at,)), tokenizer).prompt_positions[0] for at in range(10)]
     front = len(Vocabulary.of(tokenizer).front)
     assert places == sorted(places)
     assert (places[0], places[-1]) == (front, front + len(ids))
@@ -101,7 +101,7 @@ def test_places_outlive_a_cut(max_length):
     assert cut.cut > 0
     assert len(cut.input_ids) <= max_length
     head = cut.trained.index(True)
-    cue = whole.trained.index(True) - whole.places[1]
+    cue = whole.trained.index(True) - whole.prompt_positions[1]
     assert cut.prompt_positions == (1, head - cue, head, head)
 
 
@@ -156,7 +156,7 @@ def test_a_batch_has_the_places_of_its_rows(side):
     assert collate(rows, pad_id=0, side=side)["prompt_positions"].tolist() == [
         list(row.prompt_positions) for row in rows
     ]
-    rows = [rows[0], replace(rows[1], places=())]
+    rows = [rows[0], replace(rows[1], prompt_positions=())]
     assert collate(rows, pad_id=0, side=side)["prompt_positions"].tolist()[1] == [-1] * 6
     assert "prompt_positions" not in collate(rows[1:], pad_id=0, side=side)
 
@@ -215,7 +215,7 @@ def test_causal_models_train_score_and_write_with_them(tweets):
 def test_beside_an_adapter_that_has_its_rows_in_front(tweets):
     """One batch, one split: the other's rows have no places, and it takes no notice of those that a row has."""
     model, tokenizer, data = tweets
-    plain = replace(data, shape=replace(data.row_format, template=PLAIN), train=without_places(data.train))
+    plain = replace(data, row_format=replace(data.row_format, template=PLAIN), train=without_places(data.train))
     plain = replace(plain, validation=without_places(data.validation))
     jobs = {"marked": data, "front": plain}
     config = TrainConfig(max_steps=2, batch_size=3, learning_rate=0.1)
@@ -235,7 +235,7 @@ def test_beside_an_adapter_that_has_its_rows_in_front(tweets):
 
 
 def without_places(split):
-    return replace(split, encoded=[replace(row, places=()) for row in split.encoded])
+    return replace(split, encoded=[replace(row, prompt_positions=()) for row in split.encoded])
 
 
 def check_training(model, tokenizer, data):
@@ -245,7 +245,10 @@ def check_training(model, tokenizer, data):
     assert ((attached(model)["default"].change.rows - before).norm(dim=1) > 0).all()
     scores = [evaluate(model, tokenizer, data.train, data.row_format, batch_size=size).loss for size in (1, 5)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
-    rows = [replace(row, places=(row.prompt_positions[0],) * len(row.prompt_positions)) for row in data.train.encoded]
+    rows = [
+        replace(row, prompt_positions=(row.prompt_positions[0],) * len(row.prompt_positions))
+        for row in data.train.encoded
+    ]
     elsewhere = evaluate(model, tokenizer, replace(data.train, encoded=rows), data.row_format).loss
     assert abs(elsewhere - scores[0]) > 3e-5 * scores[0]
 
@@ -271,7 +274,7 @@ def test_marks_that_do_not_fit_the_method(method, words, tweets):
 def test_a_template_without_marks_does_not_fit_a_method_that_needs_them(tweets):
     model, tokenizer, data = tweets
     attach(model, PromptTuning(num_virtual_tokens=4, init="random", position="template"))
-    plain = replace(data, shape=replace(data.row_format, template=PLAIN))
+    plain = replace(data, row_format=replace(data.row_format, template=PLAIN))
     with pytest.raises(ConfigError, match="marks places for 0; mark all of them"):
         train(model, plain, TrainConfig(max_steps=1), tokenizer=tokenizer)
 

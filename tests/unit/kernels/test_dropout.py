@@ -1,6 +1,7 @@
 """Dropout with masks of one bit an entry, by itself and inside the fused layers."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from peftly import AdapterConfig, DoRA, LoRA, attach, trainable_parameters, use_adapters
 from peftly.injection.modes import training_mode
-from peftly.kernels import dropout as _dropout
 from peftly.kernels.dropout import draw_mask, drop, dropout, keep_probability
 from peftly.kernels.low_rank_linear import low_rank_linear
 from peftly.methods.adapter import ACTIVATIONS, add_bottleneck, bottleneck
@@ -97,13 +97,16 @@ def gradients(output, inputs, seed):
     return [output, *torch.autograd.grad(output, inputs, seed)]
 
 
+_dropout = import_module("peftly.kernels.dropout")
+
+
 @pytest.fixture(params=["bits", "booleans"])
 def mask_of(request, monkeypatch):
     """Draws the mask that the next layer will draw, as CPUs have it and as other devices do."""
     if request.param == "booleans":
         monkeypatch.setattr(_dropout, "draw_mask", as_booleans)
-        for module in ("_low_rank_linear", "adapter"):
-            monkeypatch.setattr(f"peftly.methods.{module}.draw_mask", as_booleans)
+        for module in ("peftly.kernels.low_rank_linear", "peftly.methods.adapter"):
+            monkeypatch.setattr(import_module(module), "draw_mask", as_booleans)
 
     def factor(x, rate):
         state = torch.get_rng_state()
@@ -214,7 +217,7 @@ def test_the_general_path_does_the_same(case, monkeypatch):
     with training_mode(model):
         expected = loss_and_gradients(model)
         for module in ("lora", "dora"):
-            monkeypatch.setattr(f"peftly.methods.{module}.fusible_weight", lambda *_: None)
+            monkeypatch.setattr(import_module(f"peftly.methods.{module}"), "fusible_weight", lambda *_: None)
         monkeypatch.setattr("torch.is_autocast_enabled", lambda *_: True)
         monkeypatch.setattr("peftly.methods.adapter.add_bottleneck", None)
         found = loss_and_gradients(model)
@@ -239,8 +242,8 @@ def test_every_layer_draws_its_own_mask(case, monkeypatch):
         drawn.append(draw_mask(x, keep))
         return drawn[-1]
 
-    for module in ("_low_rank_linear", "adapter"):
-        monkeypatch.setattr(f"peftly.methods.{module}.draw_mask", draw)
+    for module in ("peftly.kernels.low_rank_linear", "peftly.methods.adapter"):
+        monkeypatch.setattr(import_module(module), "draw_mask", draw)
     model = adapted(case)
     with training_mode(model):
         loss_and_gradients(model)

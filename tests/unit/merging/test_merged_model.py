@@ -67,18 +67,18 @@ def left_out():
     """The first layer that is merged is not."""
     seen = []
 
-    def merge(change, layer):
+    def merge_into(change, layer):
         seen.append(layer)
         if layer is not seen[0]:
             layer.weight.add_(change.scaling * change.lora_b @ change.lora_a)
 
-    return merge
+    return merge_into
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("broken", [wrong_scaling, transposed, left_out])
 def test_a_broken_merge_is_refused_and_leaves_nothing(lora, broken, dtype, monkeypatch, tmp_path):
-    monkeypatch.setattr(LoRALayer, "merge", broken() if broken is left_out else broken)
+    monkeypatch.setattr(LoRALayer, "merge_into", broken() if broken is left_out else broken)
     with pytest.raises(MergeError, match=r"merging moved its logits by .* nothing was written"):
         save_merged(lora, tmp_path / "new" / "deep" / "merged", dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
@@ -109,7 +109,7 @@ def test_numbers_that_the_dtype_cannot_hold_are_noticed(tiny_llama_folder, tmp_p
 
 
 def test_force_keeps_it_and_says_why(lora, monkeypatch, tmp_path):
-    monkeypatch.setattr(LoRALayer, "merge", wrong_scaling)
+    monkeypatch.setattr(LoRALayer, "merge_into", wrong_scaling)
     parity = save_merged(lora, tmp_path / "merged", force=True)
     assert "merging moved its logits" in parity.complaint
     assert (tmp_path / "merged" / "model.safetensors").is_file()

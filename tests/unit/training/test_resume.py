@@ -506,7 +506,7 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
     else:
         monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 0)
         write_state(file, {})
-        monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 1)
+        monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 2)
     message = r"(is damaged|has format 0).*delete it to train from the beginning"
     if damage == "unreadable":
         message = r"^cannot read .*: Permission denied$"
@@ -530,7 +530,7 @@ def test_another_machine_is_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_training_that_fails_costs_no_adapter(saved, error, resume, monkeypatch, tmp_path):
     pages, out = [], tmp_path / "run"
-    monkeypatch.setattr("peftly.runs.run.write_report", pages.append)
+    monkeypatch.setattr(import_module("peftly.runs.run"), "write_report", pages.append)
 
     def fail():
         with training_in(out, [out], resume=resume):

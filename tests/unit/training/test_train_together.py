@@ -32,7 +32,7 @@ ADAPTERS = {
 JOBS = {
     "lora": Job(data_of(10), TrainConfig(epochs=3, batch_size=4, learning_rate=0.02, weight_decay=0.01)),
     "prompt": Job(
-        Data(split_of(7, 3), split_of(5, 4), None, data_of().shape, None),
+        Data(split_of(7, 3), split_of(5, 4), None, data_of().row_format, None),
         TrainConfig(epochs=2, batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1, seed=5),
     ),
     "prefix": Job(data_of(9, 0), TrainConfig(epochs=1, batch_size=3, learning_rate=0.05, max_grad_norm=0.1)),

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def whole_and_resumed(out):
     settings = {"micro_batch_tokens": 16, "batch_size": 3, "epochs": 3, "checkpoint_steps": 1, "learning_rate": 1e-2}
     whole, _ = run(make(), data, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("peftly.training.train.AdapterJob", Killed)
+        patch.setattr(import_module("peftly.training.train"), "AdapterJob", Killed)
         with pytest.raises(RuntimeError, match="killed"):
             run(make(), data, out, **settings)
     resumed = make()
