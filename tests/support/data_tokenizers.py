@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the families that bases come with, trained on a few lines without any network."""
+"""Tiny tokenizers of the usual families, trained on a few lines without a network."""
 
 from functools import cache
 
@@ -46,7 +46,7 @@ def _unigram(scheme: str, single: str) -> PreTrainedTokenizerFast:
 
 
 def _whole_text(prefix: bool) -> PreTrainedTokenizerFast:
-    """Merges of whole texts, across words, with bytes as the last resort: as Llama 2 (with prefix) and Gemma."""
+    """BPE merges across words with a fallback to bytes, as in Llama 2 (with `prefix`) and Gemma."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     replace = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
@@ -90,5 +90,5 @@ LOSSLESS = ("byte_level", "byte_level_start", "whole_text_prefix", "whole_text")
 
 @cache
 def family(name: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a family; one that is changed must be a copy."""
+    """Return the tokenizer of a family. The tokenizer is shared: copy it before a change."""
     return _FAMILIES[name]()

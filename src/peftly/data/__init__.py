@@ -1,29 +1,41 @@
-"""From files to batches of token ids. May import: `utils`.
+"""From rows in files or in memory to batches of token ids. May import: `utils`.
 
 types          `Example` (text) and `EncodedExample` (token ids)
-readers        JSON, CSV, Parquet, folders and the Hub to rows
-detect         the row format that the fields of a file suggest
-formats        `RowFormat`: how a row becomes an example
-templates      prompt templates
-messages       conversations as files spell them
-chat           conversations through the chat template of a tokenizer
-vocabulary     the special tokens and the pieces of a tokenizer
-truncation     the longest text that fits
-encoding       examples to token ids, for text that is continued
+config         `DataConfig`: settings of the data of a run
+rows           `Rows`: rows with the location of each row
+arrow          rows of Parquet files and of the `datasets` library
+readers        rows of JSON and CSV files, folders and the Hub
+sources        rows of each split, from files or from objects in memory
+fields         checked values of a row's fields
+templates      prompt templates, and the space between prompt and completion
+messages       conversations in rows
+formats        `RowFormat`: rule that turns a row into an example
+detect         detection of the row format
+vocabulary     special tokens and token positions of a tokenizer
+truncation     search for the longest text that fits
+chat           conversations to token ids, by the tokenizer's chat template
+encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
-splits         training, validation and test examples: `load_data`
+overlaps       search for prompts that two splits share
+validation     choice of validation examples from the training examples
+report         counts of rows, tokens, truncated and dropped examples
+splits         `Data`: training, validation and test examples
+loading        `load_data`: from any source to `Data`
 collate        encoded examples to batches
-overlaps       examples that stand in two splits
-report         counts of all that was read, cut and dropped
 """
 
 from peftly.data.chat import prompt_ids
-from peftly.data.collate import collate, epoch_order, epoch_steps
-from peftly.data.encoding import encode, encode_prompt, encode_prompt_of, label_ids
+from peftly.data.collate import collate, collate_packed, epoch_order, epoch_steps
+from peftly.data.config import DataConfig
+from peftly.data.detect import TargetKind
+from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
-from peftly.data.readers import Rows, read
+from peftly.data.loading import load_data, read_data
+from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport
-from peftly.data.splits import Data, DataConfig, Split, load_data, read_data
+from peftly.data.rows import Rows
+from peftly.data.sources import DataSource
+from peftly.data.splits import Data, Split
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -32,20 +44,23 @@ __all__ = [
     "Data",
     "DataConfig",
     "DataReport",
+    "DataSource",
     "EncodedExample",
     "Example",
     "RowFormat",
     "Rows",
     "Split",
     "SplitReport",
+    "TargetKind",
     "TaskName",
     "Template",
     "answer_ids",
     "collate",
+    "collate_packed",
     "encode",
+    "encode_example_prompt",
     "encode_for",
     "encode_prompt",
-    "encode_prompt_of",
     "encode_sources",
     "encode_words",
     "epoch_order",

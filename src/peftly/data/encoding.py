@@ -1,37 +1,48 @@
-"""From text to tokens: what generation will start from, then what is trained, then the end.
+"""Examples as token ids, for a causal language model: prompt, completion and end token.
 
-The untrained head of a training sequence is `encode_prompt(prompt)`, token by token. So the completion is never
-tokenised together with the prompt when that would change the prompt's own tokens.
+The untrained tokens at the start of a training sequence are exactly `encode_prompt(prompt)`, the tokens that generation
+starts from. Therefore prompt and completion are tokenized separately where a joint tokenization would change the tokens
+of the prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peftly.data.chat import encode_messages, prompt_ids
+from peftly.data.chat import encode_messages
 from peftly.data.formats import RowFormat
-from peftly.data.messages import messages_of
-from peftly.data.templates import spaced
+from peftly.data.templates import move_space
 from peftly.data.truncation import largest_fit
 from peftly.data.types import EncodedExample, Example
-from peftly.data.vocabulary import Vocabulary, goes_on
+from peftly.data.vocabulary import Vocabulary, is_proper_prefix
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode", "encode_all", "encode_prompt", "encode_prompt_of", "label_ids", "told_apart"]
+__all__ = ["check_distinct", "encode", "encode_all", "encode_example_prompt", "encode_prompt", "label_ids"]
 
 
 def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> EncodedExample | None:
-    """Return an example as at most `max_length` tokens, or None if none of them would be trained.
+    """Encode one example for a causal language model.
 
-    What is too long loses the prompt first. The row's own texts in it are shortened from their ends, all to the same
-    length if several are long, so that the template's words stay: the instruction before them and the cue ("Label:")
-    after them. A prompt that is the row's text alone, or a template that is too long itself, is cut from the left,
-    after the tokenizer's leading special tokens. A conversation loses its oldest exchanges, then the ends of what is
-    not the assistant's. The completion is cut, at its end, only if it does not fit alone; then it does not teach to
-    stop, either: no end token follows.
+    An example that is too long loses tokens of its prompt first. The values of the fields are shortened from their
+    ends, all to the same length if several are long, so that the text of the template stays: the instruction before
+    the fields and the cue after them ("Label:"). A prompt that is one field alone, or a template that is too long
+    itself, is cut from the left, after the special tokens at the start. A conversation loses its oldest exchanges, then
+    the ends of messages that are not the assistant's. The completion is cut, at its end, only if it does not fit
+    without any prompt; the end token is then left out.
+
+    Args:
+        example: an example of `RowFormat.examples`.
+        tokenizer: tokenizer of the base.
+        max_length: maximum number of tokens.
+
+    Returns:
+        The encoded example, or None if none of its tokens would be trained.
+
+    Raises:
+        DataError: the tokenizer has no end token, or its chat template does not fit a conversation.
     """
     return encode_all([example], tokenizer, max_length)[0]
 
@@ -41,154 +52,167 @@ def encode_all(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     *,
-    room: int = 0,
-    places: Sequence[str] | None = None,
+    completion_room: int = 0,
+    locations: Sequence[str] | None = None,
 ) -> list[EncodedExample | None]:
-    """Encode many examples at once, which is faster than one by one.
+    """Encode several examples in one call of the tokenizer, which is faster than one call per example.
 
     Args:
-        examples: from `RowFormat.examples`.
-        tokenizer: the base's own.
-        max_length: tokens of an example, at most.
-        room: tokens to keep for the completion, at least: with that of the longest label, how much of a prompt is cut
-            does not tell which label follows.
-        places: where each example comes from, for messages.
+        examples: examples of `RowFormat.examples`.
+        tokenizer: tokenizer of the base.
+        max_length: maximum number of tokens of an example.
+        completion_room: minimum number of tokens left for the completion. With the length of the longest label, every
+            label leaves the same part of a long prompt, so that the length of the prompt does not reveal the label.
+        locations: location of each example, for error messages.
+
+    Returns:
+        One result per example, as of `encode`.
+
+    Raises:
+        DataError: as for `encode`.
     """
     vocabulary = Vocabulary.of(tokenizer)
     if any(example.messages for example in examples):
         return [
-            encode_messages(example.messages, vocabulary, max_length, f"{places[index]}: " if places else "")
+            encode_messages(example.messages, vocabulary, max_length, f"{locations[index]}: " if locations else "")
             for index, example in enumerate(examples)
         ]
-    pairs = [spaced(example.prompt, example.completion) for example in examples]
-    heads = vocabulary.bodies([prompt for prompt, _ in pairs])
+    pairs = [move_space(example.prompt, example.completion) for example in examples]
+    prompts = vocabulary.bodies([prompt for prompt, _ in pairs])
     joints = vocabulary.bodies([prompt + completion for prompt, completion in pairs])
-    of_label: dict[str, list[int]] = {}
+    ids_of_label: dict[str, list[int]] = {}
     encoded = []
-    for example, (prompt, completion), head, joint in zip(examples, pairs, heads, joints, strict=True):
+    for example, (prompt, completion), prompt_body, joint in zip(examples, pairs, prompts, joints, strict=True):
         if not completion.strip():
-            answer = []  # a blank, perhaps moved over from the prompt, is nothing to learn
+            answer = []  # a blank that moved over from the prompt is no completion
         elif example.label is not None:  # the same tokens in every row, so that labels can be compared
-            if completion not in of_label:
-                of_label[completion] = vocabulary.continuation(completion)
-            answer = of_label[completion]
-        elif goes_on(head, joint):
-            answer = joint[len(head) :]
+            if completion not in ids_of_label:
+                ids_of_label[completion] = vocabulary.continuation(completion)
+            answer = ids_of_label[completion]
+        elif is_proper_prefix(prompt_body, joint):
+            answer = joint[len(prompt_body) :]
         else:
             answer = vocabulary.continuation(completion)
-        encoded.append(_fitted(vocabulary, replace(example, prompt=prompt), head, answer, max_length, room))
+        example = replace(example, prompt=prompt)
+        encoded.append(_fit(vocabulary, example, prompt_body, answer, max_length, completion_room))
     return encoded
 
 
 def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens that generation starts from: exactly those that `encode` puts before the first trained one.
+    """Return the token ids that generation starts from: the ids that `encode` puts before the first trained token.
 
-    Special tokens that the tokenizer puts in front of a text are there, those that it puts at the end are not, and a
-    space at the prompt's end is left for the model to say (see `spaced`).
-    """
-    return encode_prompt_of(Example(prompt), tokenizer).input_ids
-
-
-def encode_prompt_of(example: Example, tokenizer: "PreTrainedTokenizerBase") -> EncodedExample:
-    """Return what `encode_prompt` does of an example's prompt, with the places that are marked in it."""
-    vocabulary, prompt = Vocabulary.of(tokenizer), spaced(example.prompt, "")[0]
-    ids = vocabulary.front + vocabulary.body(prompt)
-    return EncodedExample(
-        ids, [False] * len(ids), prompt_positions=_behind(vocabulary.front, vocabulary.places(prompt, example.marks))
-    )
-
-
-def _behind(front: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
-    return tuple(len(front) + place for place in places)
-
-
-def prompt_ids_of_row(
-    row_format: RowFormat, row: Mapping[str, Any] | str, tokenizer: "PreTrainedTokenizerBase"
-) -> list[int]:
-    """Return the token ids from which the model generates an answer to a row, for every row format.
+    Special tokens that the tokenizer puts before a text are included, special tokens after a text are not. Spaces at
+    the end of the prompt are left for the model to generate; see `move_space`.
 
     Args:
-        row_format: format of the rows.
-        row: as `RowFormat.prompt` takes it. For a conversation: the fields of a row, of which a closing assistant turn is
-            left out, or the text of one user turn.
+        prompt: text of the prompt.
+        tokenizer: tokenizer of the base.
+    """
+    return encode_example_prompt(Example(prompt), tokenizer).input_ids
+
+
+def encode_example_prompt(example: Example, tokenizer: "PreTrainedTokenizerBase") -> EncodedExample:
+    """Encode the prompt of an example for generation, with the positions of its virtual tokens.
+
+    Args:
+        example: an example of `RowFormat.format_prompt`.
         tokenizer: tokenizer of the base.
 
+    Returns:
+        An encoded example without trained tokens. Its `input_ids` are those of `encode_prompt`.
+
     Raises:
-        DataError: fields are missing, or the tokenizer has no chat template.
+        DataError: the template marks virtual tokens, and the tokenizer does not report character offsets.
     """
-    if row_format.kind != "chat":
-        return encode_prompt(row_format.prompt(row), tokenizer)
-    if isinstance(row, str):
-        row = {row_format.target: [{"role": "user", "content": row}]}
-    messages = messages_of(row, row_format.target, "the prompt")
-    return prompt_ids(messages[:-1] if messages[-1]["role"] == "assistant" else messages, tokenizer)
+    vocabulary, prompt = Vocabulary.of(tokenizer), move_space(example.prompt, "")[0]
+    ids = vocabulary.front + vocabulary.body(prompt)
+    positions = vocabulary.token_positions(prompt, example.virtual_token_offsets)
+    return EncodedExample(ids, [False] * len(ids), prompt_positions=_after(vocabulary.front, positions))
 
 
 def label_ids(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
-    """Return the tokens of every label's completion, end token included, as `encode` puts them after any prompt.
+    """Return the token ids of every label, end token included, as `encode` puts them after a prompt.
+
+    Args:
+        row_format: row format with labels.
+        tokenizer: tokenizer of the base.
 
     Raises:
-        DataError: the tokenizer makes the same tokens of two labels, or none of one.
+        DataError: the tokenizer gives two labels the same tokens, or a label no token.
     """
     vocabulary = Vocabulary.of(tokenizer)
     end = vocabulary.required_end()
-    made = {label: vocabulary.continuation(row_format.completion(label)) for label in row_format.labels}
-    empty = next((label for label, ids in made.items() if not ids), None)
+    ids = {label: vocabulary.continuation(row_format.completion(label)) for label in row_format.labels}
+    empty = next((label for label, tokens in ids.items() if not tokens), None)
     if empty is not None:
-        raise DataError(f"the tokenizer makes no token of the label {empty!r}; name it otherwise")
-    return told_apart({label: [*ids, end] for label, ids in made.items()})
+        raise DataError(f"the tokenizer makes no token of the label {empty!r}; rename the label")
+    ids = {label: [*tokens, end] for label, tokens in ids.items()}
+    check_distinct(ids)
+    return ids
 
 
-def told_apart(labels: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Return the tokens of every label as they are.
+def check_distinct(ids_of_label: dict[str, list[int]]) -> None:
+    """Raise DataError if two labels have the same token ids.
 
-    Raises:
-        DataError: those of two labels are the same.
+    Args:
+        ids_of_label: token ids of each label.
     """
-    found: dict[tuple[int, ...], str] = {}
-    for label, ids in labels.items():
-        twin = found.setdefault(tuple(ids), label)
-        if twin != label:
+    label_of_ids: dict[tuple[int, ...], str] = {}
+    for label, ids in ids_of_label.items():
+        other = label_of_ids.setdefault(tuple(ids), label)
+        if other != label:
             raise DataError(
-                f"the tokenizer makes the same tokens of the labels {twin!r} and {label!r}; name one otherwise"
+                f"the tokenizer makes the same tokens of the labels {other!r} and {label!r}; rename one of them"
             )
-    return labels
 
 
-def _fitted(
-    vocabulary: Vocabulary, example: Example, body: list[int], answer: list[int], max_length: int, room: int
+def _fit(
+    vocabulary: Vocabulary,
+    example: Example,
+    prompt_body: list[int],
+    answer: list[int],
+    max_length: int,
+    completion_room: int,
 ) -> EncodedExample | None:
+    """Join prompt and completion and truncate them to `max_length`; see `encode`."""
     if not answer:
         return None
-    places = vocabulary.places(example.prompt, example.marks)
-    head, tail = vocabulary.front + body, [*answer, vocabulary.required_end()]
-    whole = len(head) + len(tail)
-    space = max_length - max(len(tail), room)
-    if len(head) > space:
-        body, places = _shortened(vocabulary, example, body, places, max(0, space - len(vocabulary.front)))
-        head = vocabulary.front + body
-        if len(head) + len(tail) > max_length:
-            tail = tail[: max(0, max_length - len(head))]
-    ids = head + tail
-    trained = [False] * len(head) + [True] * len(tail)
+    positions = vocabulary.token_positions(example.prompt, example.virtual_token_offsets)
+    prompt, completion = vocabulary.front + prompt_body, [*answer, vocabulary.required_end()]
+    full_length = len(prompt) + len(completion)
+    prompt_room = max_length - max(len(completion), completion_room)
+    if len(prompt) > prompt_room:
+        body_room = max(0, prompt_room - len(vocabulary.front))
+        prompt_body, positions = _shorten_prompt(vocabulary, example, prompt_body, positions, body_room)
+        prompt = vocabulary.front + prompt_body
+        completion = completion[: max(0, max_length - len(prompt))]
+    ids = prompt + completion
+    trained = [False] * len(prompt) + [True] * len(completion)
     trained[:1] = [False]
     if not any(trained):
         return None
-    return EncodedExample(ids, trained, whole - len(ids), prompt_positions=_behind(vocabulary.front, places))
+    return EncodedExample(ids, trained, full_length - len(ids), prompt_positions=_after(vocabulary.front, positions))
 
 
-def _shortened(
-    vocabulary: Vocabulary, example: Example, body: list[int], places: list[int], space: int
+def _shorten_prompt(
+    vocabulary: Vocabulary, example: Example, body: list[int], positions: list[int], room: int
 ) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt that fit, and the places among them."""
+    """Return at most `room` tokens of a prompt, and the positions of its virtual tokens among them."""
 
-    def fits(cap: int) -> bool:
-        return len(vocabulary.body(example.capped(cap).prompt)) <= space
+    def fits(max_characters: int) -> bool:
+        return len(vocabulary.body(example.truncate_fields(max_characters).prompt)) <= room
 
     longest = max((end - start for start, end in example.spans), default=0)
-    kept = largest_fit(longest, fits) if space else None
-    if kept is not None:
-        shorter = example.capped(kept)
-        return vocabulary.body(shorter.prompt), vocabulary.places(shorter.prompt, shorter.marks)
-    lost = len(body) - space
-    return body[lost:], [max(0, place - lost) for place in places]
+    max_characters = largest_fit(longest, fits) if room else None
+    if max_characters is not None:
+        shorter = example.truncate_fields(max_characters)
+        return (
+            vocabulary.body(shorter.prompt),
+            vocabulary.token_positions(shorter.prompt, shorter.virtual_token_offsets),
+        )
+    num_removed = len(body) - room
+    return body[num_removed:], [max(0, position - num_removed) for position in positions]
+
+
+def _after(front: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
+    return tuple(len(front) + position for position in positions)

@@ -1,36 +1,38 @@
-"""How a row becomes an example: the shape that is found once and stays with an adapter for its whole life."""
+"""Row formats: the rule that turns a row into an example, detected once and stored with the adapter."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-from peftly.data.messages import messages_of
-from peftly.data.templates import Rendered, Template, label_of, listed, spaced, text_of, words_of
+from peftly.data.fields import label_field, text_field, words_and_tags
+from peftly.data.messages import messages_field
+from peftly.data.rows import quoted
+from peftly.data.templates import RenderedPrompt, Template, move_space
 from peftly.data.types import Example
 from peftly.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["KINDS", "RowFormat"]
 
-
 KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
-
-Where = Callable[[int], str]
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a row becomes an example. Stored beside an adapter, so that a prompt is formed at use as in training.
+    """Rule that turns a row into an example.
+
+    The rule is stored with the adapter, so that inference formats prompts as training did.
 
     Attributes:
-        kind: "completion", "alpaca", "label", "tags" (a template and a target), "chat" or "text".
-        template: how the prompt is made; None for chat (the tokenizer's own is used) and text (there is no prompt);
-            for tags it names the field with the words.
-        target: the field with the completion, the label, the tags, the messages or the text.
-        labels: the labels or tags that the training rows have, sorted; only for "label" and "tags".
-        pair: the field with a second text, where a classifier reads two.
+        kind: "completion", "alpaca", "label" or "tags" (a template and a target), "chat" or "text".
+        template: template of the prompt. None for "chat" (the chat template of the tokenizer is used) and for "text"
+            (there is no prompt). For "tags" the template names the field with the words.
+        target: name of the field with the completion, the label, the tags, the messages or the text.
+        labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
+        pair: name of the field with the second text, for a classifier that reads text pairs.
+
+    Raises:
+        DataError: `kind` is unknown, or `template` does not fit `kind`.
     """
 
     kind: str
@@ -41,12 +43,12 @@ class RowFormat:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DataError(f"shape kind {self.kind!r} is not known; known are {listed(KINDS)}")
+            raise DataError(f"row format {self.kind!r} is not known; known are {quoted(KINDS)}")
         if (self.template is None) != (self.kind in ("chat", "text")):
-            raise DataError(f"a shape of kind {self.kind!r} has template={self.template!r}")
+            raise DataError(f"a row format of kind {self.kind!r} has template={self.template!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; `from_dict` is the way back."""
+        """Return the row format as JSON values; `from_dict` is the inverse."""
         return {
             "kind": self.kind,
             "template": self.template,
@@ -57,73 +59,73 @@ class RowFormat:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RowFormat":
-        """Return the shape that `to_dict` wrote.
+        """Return the row format that `to_dict` wrote.
+
+        Args:
+            content: JSON values. `pair` can be missing: version 0.1.0 did not always write this key.
 
         Raises:
-            DataError: a part is missing or unknown, as in a file of a later version.
+            DataError: a key is missing or unknown, as in a file of a later version.
         """
-        parts = {"kind", "template", "target", "labels", "pair"}
-        if set(content) | {"pair"} != parts:
-            raise DataError(f"a stored shape has {listed(sorted(content))}; expected {listed(sorted(parts))}")
+        keys = {"kind", "template", "target", "labels", "pair"}
+        if set(content) | {"pair"} != keys:
+            raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(keys))}")
         return cls(
             content["kind"], content["template"], content["target"], tuple(content["labels"]), content.get("pair")
         )
 
-    def examples(self, rows: Iterable[Mapping[str, Any]], where: Where | None = None) -> list[Example]:
-        """Return one example a row.
-
-        Args:
-            rows: fields and values.
-            where: the place of a row, for messages; "row N" if not given.
-
-        Raises:
-            DataError: a field is missing or is not text, or a label is none of `labels` (when there are any).
-        """
-        where = where or (lambda index: f"row {index + 1}")
-        return [self._example(row, where(index)) for index, row in enumerate(rows)]
-
-    def prompt(self, row: Mapping[str, Any] | str) -> str:
-        """Return the prompt of a row at use, equal to the one in training; the target need not be there.
-
-        Args:
-            row: the template's fields, or, where it has exactly one (or instructions are asked for), the bare text.
-
-        Raises:
-            DataError: fields are missing, or the shape is "chat" (see `prompt_ids`).
-        """
-        if self.kind == "chat":
-            raise DataError(
-                "a conversation has no prompt text of its own; use prompt_ids_of_row(shape, row, tokenizer)"
-            )
-        return self._rendered(self._row(row), "the prompt").text
-
     @property
-    def marked_tokens(self) -> int:
-        """How many virtual tokens the template marks a place for."""
-        return len(Template(self.template or "").marks)
+    def num_marked_tokens(self) -> int:
+        """Number of virtual tokens that the template marks."""
+        return len(self._template.marks)
 
     @property
     def words_field(self) -> str:
-        """The field with the words, of a shape of kind "tags"."""
-        return Template(self.template or "").fields[0]
+        """Name of the field with the words, for a row format of kind "tags"."""
+        return self._template.fields[0]
 
-    def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
-        """Return what a model reads of a row at use, as in training; the target need not be there.
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Last line of an example of each label: the end of the template and the label, as in "Label: complaint"."""
+        if self.kind != "label":
+            return ()
+        cue = self._template.literals[-1].rpartition("\n")[2].strip()
+        return tuple(cue + (self.completion(label) if cue else label) for label in self.labels)
 
-        It is the prompt with the places that a template marks in it, which `generate` takes, and `classify`.
+    def examples(
+        self, rows: Iterable[Mapping[str, Any]], location: Callable[[int], str] | None = None
+    ) -> list[Example]:
+        """Return one example per row.
 
         Args:
-            row: as for `prompt`; the words of a bare text to be tagged are what blanks part.
-            pair: the second text, where the shape has one and `row` is a bare text.
+            rows: fields and values of each row.
+            location: function that returns the location of a row by its index, for error messages; None: "row N".
 
         Raises:
-            DataError: fields are missing, a second text is given or missing against the shape, or the shape is "chat".
+            DataError: a field is missing or has a wrong value, or a label is not among `labels` (if there are any).
+        """
+        location = location or (lambda index: f"row {index + 1}")
+        return [self._example(row, location(index)) for index, row in enumerate(rows)]
+
+    def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
+        """Return the prompt of a row at inference, formatted as in training. The target can be missing.
+
+        `generate` and `classify` take the returned example, with the offsets of the virtual tokens that the template
+        marks.
+
+        Args:
+            row: fields of the template, or a bare text if the template has one field or the kind is "alpaca". A bare
+                text for kind "tags" is split into words at blanks.
+            pair: second text, if the row format has one and `row` is a bare text.
+
+        Raises:
+            DataError: a field is missing, a second text is missing or superfluous, or the kind is "chat".
         """
         if self.kind == "chat":
-            raise DataError("a conversation is no single text; give its messages as they are")
-        fields = self._row(row)
+            raise DataError("a conversation is not a single text; give its messages, as prompt_ids does")
+        fields = self._fields_of(row)
         if self.kind == "tags":
-            words = words_of(fields, self.words_field, None, "the text")[0]
+            words, _ = words_and_tags(fields, self.words_field, None, "the text")
             return Example(" ".join(words), words=words)
         if pair is not None and self.pair is not None:
             fields = {**fields, self.pair: pair}
@@ -131,77 +133,83 @@ class RowFormat:
             raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
         if self.pair is not None and self.pair not in fields:
             raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
-        rendered = self._rendered(fields, "the text")
-        second = None if self.pair is None else text_of(fields, self.pair, "the text")
-        return Example(rendered.text, spans=rendered.spans, marks=rendered.marks, pair=second)
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """What rows of each label end in: the label, behind the last words of the template ("Label: complaint")."""
-        if self.kind != "label":
-            return ()
-        before = Template(self.template or "").literals[-1].rpartition("\n")[2].strip()
-        return tuple(before + (self.completion(label) if before else label) for label in self.labels)
+        prompt = self._prompt(fields, "the text")
+        second = None if self.pair is None else text_field(fields, self.pair, "the text")
+        return Example(prompt.text, spans=prompt.spans, virtual_token_offsets=prompt.virtual_token_offsets, pair=second)
 
     def completion(self, label: str) -> str:
-        """Return a label as the text that follows the prompt: the same for every row.
+        """Return the completion of a label, which is the same text for every row.
 
-        Whether a space comes first is therefore read from the template, not from the row: `_rendered` sees to it that
-        the row's own text ends in none where the template ends in a field.
+        Whether a space comes first depends on the template only: if the template ends with a field, `_fill` removes
+        blanks at the end of the field's value.
         """
-        tail = Template(self.template or "").literals[-1]
-        return spaced(tail if tail.strip() else f"x{tail}", label)[1]
+        tail = self._template.literals[-1]
+        return move_space(tail if tail.strip() else f"x{tail}", label)[1]
 
-    def _example(self, row: Mapping[str, Any], place: str) -> Example:
+    @cached_property
+    def _template(self) -> Template:
+        return Template(self.template or "")
+
+    def _example(self, row: Mapping[str, Any], location: str) -> Example:
         if self.kind == "chat":
-            return Example(messages=messages_of(row, self.target, place))
+            return Example(messages=messages_field(row, self.target, location))
         if self.kind == "text":
-            return Example(completion=text_of(row, self.target, place))
+            return Example(completion=text_field(row, self.target, location))
         if self.kind == "tags":
-            words, tags = words_of(row, self.words_field, self.target, place)
+            words, tags = words_and_tags(row, self.words_field, self.target, location)
             for tag in tags:
-                self._check_label(tag, place)
+                self._check_label(tag, location)
             return Example(" ".join(words), words=words, tags=tags)
-        prompt = self._rendered(row, place)
-        if self.kind != "label":
-            raw = self._filled(row, place).text
-            completion = spaced(raw, text_of(row, self.target, place))[1]
-            return Example(prompt.text, completion, spans=prompt.spans, marks=prompt.marks)
-        label = label_of(row, self.target, place)
-        self._check_label(label, place)
-        pair = None if self.pair is None else text_of(row, self.pair, place)
-        return Example(prompt.text, self.completion(label), label, spans=prompt.spans, marks=prompt.marks, pair=pair)
+        label = pair = None
+        prompt = self._prompt(row, location)
+        if self.kind == "label":
+            label = label_field(row, self.target, location)
+            self._check_label(label, location)
+            pair = None if self.pair is None else text_field(row, self.pair, location)
+            completion = self.completion(label)
+        else:
+            completion = move_space(self._fill(row, location).text, text_field(row, self.target, location))[1]
+        return Example(
+            prompt.text,
+            completion,
+            label,
+            spans=prompt.spans,
+            virtual_token_offsets=prompt.virtual_token_offsets,
+            pair=pair,
+        )
 
-    def _check_label(self, label: str, place: str) -> None:
+    def _check_label(self, label: str, location: str) -> None:
         if self.labels and label not in self.labels:
             kind = "tag" if self.kind == "tags" else "label"
             raise DataError(
-                f"{place}: {kind} {label!r} is in none of the training rows; they have {listed(self.labels)}"
+                f"{location}: {kind} {label!r} is in none of the training rows; they have {quoted(self.labels)}"
             )
 
-    def _filled(self, row: Mapping[str, Any], place: str) -> Rendered:
+    def _prompt(self, row: Mapping[str, Any], location: str) -> RenderedPrompt:
+        """Return the prompt of a row without the spaces at its end, which belong to the completion."""
+        text, spans, offsets = self._fill(row, location)
+        bare = text.rstrip(" ")
+        return RenderedPrompt(
+            bare,
+            tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
+            tuple(min(offset, len(bare)) for offset in offsets),
+        )
+
+    def _fill(self, row: Mapping[str, Any], location: str) -> RenderedPrompt:
         if self.kind == "text":
-            return Rendered(text_of(row, self.target, place), ())
-        template = Template(self.template or "")
+            return RenderedPrompt(text_field(row, self.target, location), ())
+        template = self._template
         if self.kind == "alpaca" and row.get("input") in (None, ""):
             lines = template.text.splitlines(keepends=True)
             template = Template("".join(line for line in lines if "{input}" not in line))
-        values = {name: text_of(row, name, place) for name in template.fields}
+        values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
-        filled = template.render(values)
-        return filled._replace(spans=()) if template.is_one_field else filled
+        rendered = template.render(values)
+        return rendered._replace(spans=()) if template.is_one_field else rendered
 
-    def _rendered(self, row: Mapping[str, Any], place: str) -> Rendered:
-        text, spans, marks = self._filled(row, place)
-        bare = text.rstrip(" ")
-        return Rendered(
-            bare,
-            tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
-            tuple(min(mark, len(bare)) for mark in marks),
-        )
-
-    def _row(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    def _fields_of(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
+        """Return the fields of a row that may be given as one bare text."""
         if not isinstance(row, str):
             return row
         if self.kind == "text":
@@ -210,7 +218,7 @@ class RowFormat:
             return {"instruction": row}
         if self.kind == "tags":
             return {self.words_field: row.split()}
-        fields = list(dict.fromkeys(Template(self.template or "").fields))
+        fields = list(dict.fromkeys(self._template.fields))
         if len(fields) != 1:
-            raise DataError(f"one bare text cannot fill the fields {listed(fields)}; give each of them by name")
+            raise DataError(f"one bare text cannot fill the fields {quoted(fields)}; give each of them by name")
         return {fields[0]: row}

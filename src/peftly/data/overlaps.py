@@ -1,4 +1,4 @@
-"""Rows that stand in two splits: what a model has seen in training says nothing when it is asked again."""
+"""Search for prompts that two splits share: a model's score on a prompt that it was trained on says little."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,36 +6,37 @@ from collections.abc import Mapping, Sequence
 from peftly.data.report import Overlap
 from peftly.data.types import Example
 
-__all__ = ["key_of", "overlaps"]
+__all__ = ["find_overlaps", "prompt_key"]
 
 
-def key_of(example: Example) -> str:
-    """Return what makes two rows the same to a model: all that comes before the answer, or else the text."""
+def prompt_key(example: Example) -> str:
+    """Return a string that is equal for two examples with the same prompt; the text itself if there is no prompt."""
     if not example.messages:
-        both = "\n".join(filter(None, [example.prompt, example.pair]))
-        return both or example.completion
+        prompt = "\n".join(filter(None, [example.prompt, example.pair]))
+        return prompt or example.completion
     messages = list(example.messages)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return json.dumps(messages or list(example.messages), sort_keys=True, default=str)
 
 
-def overlaps(parts: Mapping[str, tuple[Sequence[Example], Sequence[str]]]) -> list[Overlap]:
-    """Return which splits share rows.
+def find_overlaps(splits: Mapping[str, tuple[Sequence[Example], Sequence[str]]]) -> list[Overlap]:
+    """Return every pair of splits that share prompts.
 
     Args:
-        parts: the examples of every split, and where each comes from.
+        splits: examples of each split, and the location of each example.
     """
-    found = []
-    names = [name for name in ("train", "validation", "test") if name in parts]
-    for position, name in enumerate(names):
-        keys = [key_of(example) for example in parts[name][0]]
-        for other in names[:position]:
-            firsts: dict[str, int] = {}
-            for index, example in enumerate(parts[other][0]):
-                firsts.setdefault(key_of(example), index)
-            both = [index for index, key in enumerate(keys) if key in firsts]
-            if both:
-                place, other_place = parts[name][1][both[0]], parts[other][1][firsts[keys[both[0]]]]
-                found.append(Overlap(name, other, len(both), place, other_place))
-    return found
+    overlaps = []
+    names = [name for name in ("train", "validation", "test") if name in splits]
+    keys = {name: [prompt_key(example) for example in splits[name][0]] for name in names}
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            first_of_key: dict[str, int] = {}
+            for index, key in enumerate(keys[other]):
+                first_of_key.setdefault(key, index)
+            shared = [index for index, key in enumerate(keys[name]) if key in first_of_key]
+            if shared:
+                location = splits[name][1][shared[0]]
+                other_location = splits[other][1][first_of_key[keys[name][shared[0]]]]
+                overlaps.append(Overlap(name, other, len(shared), location, other_location))
+    return overlaps

@@ -1,35 +1,35 @@
-"""What was read, made, cut, dropped and guessed on the way from rows to tokens."""
+"""Counts of a data set: rows read, tokens, truncated and dropped examples, and assumptions about the row format."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["DataReport", "Overlap", "SplitReport", "Unit", "counted"]
+__all__ = ["DataReport", "LossUnit", "Overlap", "SplitReport", "counted"]
 
-Unit = Literal["token", "tag", "row"]
-"""What the loss counts."""
+LossUnit = Literal["token", "tag", "row"]
+"""Unit that the loss counts: trained tokens, tags, or rows with one label each."""
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What became of a split's rows.
+    """Counts of one split.
 
     Attributes:
-        source: the file or data set.
-        rows: how many were read; `rows == kept + dropped`.
-        kept: how many are trained or evaluated on.
-        truncated: how many of the kept ones were cut to the length.
-        tokens_cut: how many tokens that cost.
-        dropped: how many had no trained token.
-        first_dropped: the place of the first of them.
-        tokens: of the kept rows, all told.
-        trained_tokens: what the loss counts: trained tokens, tagged words, or rows with a label.
-        labels: kept rows by label, or words by tag.
-        unit: which of the three the loss counts.
+        source: file or data set of the split; the name of the split for rows given in memory.
+        rows: number of rows read; `rows == examples + dropped`.
+        examples: number of examples to train or evaluate on.
+        truncated: number of examples that were cut to the maximum length.
+        tokens_cut: number of tokens removed from the truncated examples.
+        dropped: number of rows without a trained token, which are left out.
+        first_dropped: location of the first dropped row.
+        tokens: number of tokens of all examples.
+        trained_tokens: number of loss terms: trained tokens, tags, or examples with a label.
+        labels: number of examples of each label, or of words of each tag.
+        unit: unit that the loss counts.
     """
 
     source: str
     rows: int
-    kept: int
+    examples: int
     truncated: int
     tokens_cut: int
     dropped: int
@@ -37,55 +37,62 @@ class SplitReport:
     tokens: int
     trained_tokens: int
     labels: dict[str, int] = field(default_factory=dict)
-    unit: Unit = "token"
+    unit: LossUnit = "token"
 
     def line(self, name: str) -> str:
-        """Return this in one line."""
-        words = f"{name}: {counted(self.rows, 'row')} of {self.source}, {counted(self.tokens, 'token')}"
+        """Return the counts in one line.
+
+        Args:
+            name: name of the split.
+        """
+        source = "" if self.source == name else f" of {self.source}"
+        line = f"{name}: {counted(self.rows, 'row')}{source}, {counted(self.tokens, 'token')}"
         if self.unit == "token":
-            words += f", {self.trained_tokens:,} of them trained"
+            line += f", {self.trained_tokens:,} of them trained"
         elif self.unit == "tag":
-            words += f", {counted(self.trained_tokens, 'tag')}"
+            line += f", {counted(self.trained_tokens, 'tag')}"
         if self.labels:
-            words += " (" + ", ".join(f"{label}: {count:,}" for label, count in self.labels.items()) + ")"
+            line += " (" + ", ".join(f"{label}: {count:,}" for label, count in self.labels.items()) + ")"
         if self.truncated:
-            words += f"; {self.truncated:,} truncated by {counted(self.tokens_cut, 'token')}"
+            line += f"; {self.truncated:,} truncated by {counted(self.tokens_cut, 'token')}"
         if self.dropped:
-            words += f"; {self.dropped:,} dropped, having nothing to train on (first: {self.first_dropped})"
-        return words
+            line += f"; {self.dropped:,} dropped, with no trained token (first: {self.first_dropped})"
+        return line
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Rows of one split whose prompt stands in another split too.
+    """Examples of one split whose prompt is in another split, too.
 
     Attributes:
-        split, other: the names of the two; `other` comes first of train, validation, test.
-        count: how many rows of `split`.
-        place, other_place: where the first of them stands, in each.
+        split: name of the later split in the order train, validation, test.
+        other: name of the earlier split.
+        count: number of examples of `split` whose prompt is in `other`.
+        location: location of the first of these examples in `split`.
+        other_location: location of the same prompt in `other`.
     """
 
     split: str
     other: str
     count: int
-    place: str
-    other_place: str
+    location: str
+    other_location: str
 
     def line(self) -> str:
-        """Return this in one line."""
-        verb = "stands" if self.count == 1 else "stand"
+        """Return the overlap in one line."""
+        verb = "is" if self.count == 1 else "are"
         rows = counted(self.count, "row")
-        return f"{rows} of {self.split} {verb} in {self.other} too (first: {self.place} is {self.other_place})"
+        return f"{rows} of {self.split} {verb} in {self.other}, too (first: {self.location} is {self.other_location})"
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was read, made, cut, dropped and guessed.
+    """Counts of a data set.
 
     Attributes:
-        splits: by name.
-        overlaps: rows that stand in two splits.
-        notes: what was guessed, in sentences.
+        splits: counts of each split, by the name of the split.
+        overlaps: prompts that two splits share.
+        notes: assumptions about the data, one sentence each.
     """
 
     splits: dict[str, SplitReport]
@@ -93,11 +100,11 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the report as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the report for a person, a line each."""
+        """Return the report as lines of text."""
         return [
             *(split.line(name) for name, split in self.splits.items()),
             *(overlap.line() for overlap in self.overlaps),
@@ -106,5 +113,5 @@ class DataReport:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number and what it counts: "1 row", "2,000 rows"."""
+    """Return a number with its noun, such as "1 row" or "2,000 rows"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

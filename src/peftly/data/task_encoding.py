@@ -1,18 +1,18 @@
-"""What classifiers and encoder-decoders read and learn: the text as the tokenizer wraps it, and an answer of its own.
+"""Examples as token ids, for classifiers and encoder-decoders: the input text and a separate target.
 
-A causal language model learns its answer as part of the text (see `encoding`). Here the answer is apart: the number of
-a class, the number of a tag for every word, or the tokens that a decoder is to write.
+The target is a class index, a tag index for each word, or the token ids that the decoder learns to generate. For a
+causal language model the target is a part of the text; see `encoding`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.encoding import encode_all, label_ids, told_apart
+from peftly.data.encoding import check_distinct, encode_all, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.truncation import largest_fit
 from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
-from peftly.data.vocabulary import Vocabulary, check_knows_places, token_places
+from peftly.data.vocabulary import Vocabulary, check_has_offsets, token_positions
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,195 +28,237 @@ def encode_for(
     row_format: RowFormat,
     max_length: int,
     *,
-    places: Sequence[str] | None = None,
+    locations: Sequence[str] | None = None,
 ) -> list[EncodedExample | None]:
-    """Return examples as tokens with what a task learns of them; None for one that teaches nothing.
+    """Encode examples with the target of a task.
 
     Args:
-        task: what is made of a text.
-        examples: from `shape.examples`.
-        tokenizer: the base's own.
-        row_format: numbers the labels, in their order.
-        max_length: tokens of a text, at most, and as many again of a decoder's answer.
-        places: where each example comes from, for messages.
+        task: task of the model.
+        examples: examples of `row_format.examples`.
+        tokenizer: tokenizer of the base.
+        row_format: format of the rows; the index of a label in `row_format.labels` is its class index.
+        max_length: maximum number of tokens of a text; also the maximum number of tokens of a decoder's answer.
+        locations: location of each example, for error messages.
+
+    Returns:
+        One encoded example per example; None for an example without a target.
 
     Raises:
-        DataError: the tokenizer cannot do what the task needs, or `max_length` has no room for a text.
+        DataError: the tokenizer does not support the task, or `max_length` leaves no room for a text.
     """
     if task == "causal_lm":
         room = max(map(len, label_ids(row_format, tokenizer).values()), default=0)
-        return encode_all(examples, tokenizer, max_length, room=room, places=places)
+        return encode_all(examples, tokenizer, max_length, completion_room=room, locations=locations)
     return _ENCODERS[task](examples, tokenizer, row_format, max_length)
 
 
 def encode_sources(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
 ) -> list[EncodedExample]:
-    """Return what an encoder reads of each example, with the special tokens that the tokenizer puts around it.
+    """Encode the input of an encoder: the prompt of each example with the special tokens of the tokenizer.
 
-    What is too long loses the ends of the row's own texts where a template stands around them, so that its words stay,
-    and otherwise the end of the text, or of the longer of two.
+    If a prompt is too long, the values of its fields are shortened from their ends, so that the text of the template
+    stays. A prompt without a template is cut at its end; of a text pair the longer text is cut.
 
     Args:
-        examples: their `prompt`, and `pair` where there is one; on a new line where the tokenizer parts texts by none
-            of its own tokens.
-        tokenizer: the base's own.
-        max_length: tokens, special ones included, at most; None: all.
+        examples: examples with `prompt`, and with `pair` for text pairs. The second text follows on a new line if the
+            tokenizer puts no special token between two texts.
+        tokenizer: tokenizer of the base.
+        max_length: maximum number of tokens, special tokens included; None: no maximum.
+
+    Returns:
+        One encoded example per example, without a target.
+
+    Raises:
+        DataError: `max_length` leaves no room for text, or the template marks virtual tokens and the tokenizer does not
+            report character offsets.
     """
-    pairs = any(example.pair is not None for example in examples)
-    special = tokenizer.num_special_tokens_to_add(pair=pairs)
-    if pairs and special == tokenizer.num_special_tokens_to_add(pair=False):
+    is_pair = any(example.pair is not None for example in examples)
+    num_special = tokenizer.num_special_tokens_to_add(pair=is_pair)
+    if is_pair and num_special == tokenizer.num_special_tokens_to_add(pair=False):
         examples = [replace(example, prompt=f"{example.prompt}\n{example.pair}", pair=None) for example in examples]
-        pairs = False
-    marked = any(example.marks for example in examples)
-    if marked:
-        check_knows_places(tokenizer)
-    if max_length is not None and max_length <= special:
-        raise DataError(f"max_length={max_length} has no room for text beside {special} special tokens; raise it")
+        is_pair = False
+    has_marks = any(example.virtual_token_offsets for example in examples)
+    if has_marks:
+        check_has_offsets(tokenizer)
+    if max_length is not None and max_length <= num_special:
+        raise DataError(
+            f"max_length={max_length} has no room for text besides {num_special} special tokens; raise max_length"
+        )
 
-    def read(chosen: Sequence[Example], **options: Any) -> Any:
-        seconds = [example.pair or "" for example in chosen] if pairs else None
-        options["return_offsets_mapping"] = marked
-        return tokenizer([example.prompt for example in chosen], seconds, verbose=False, **options)
+    def tokenize(batch: Sequence[Example], **options: Any) -> Any:
+        pairs = [example.pair or "" for example in batch] if is_pair else None
+        options["return_offsets_mapping"] = has_marks
+        return tokenizer([example.prompt for example in batch], pairs, verbose=False, **options)
 
-    def encoded(found: Any, at: int, whole: int, example: Example) -> EncodedExample:
-        ids = found["input_ids"][at]
-        types = found["token_type_ids"][at] if "token_type_ids" in found else None
-        places = _places(found, at, example.marks, tokenizer) if example.marks else ()
-        return EncodedExample(ids, [False] * len(ids), whole - len(ids), token_type_ids=types, prompt_positions=places)
+    def encoded(encoding: Any, index: int, full_length: int, example: Example) -> EncodedExample:
+        ids = encoding["input_ids"][index]
+        return EncodedExample(
+            ids,
+            [False] * len(ids),
+            full_length - len(ids),
+            token_type_ids=encoding["token_type_ids"][index] if "token_type_ids" in encoding else None,
+            prompt_positions=_prompt_positions(encoding, index, example.virtual_token_offsets, tokenizer),
+        )
 
-    full = read(examples) if examples else {"input_ids": []}
-    made = []
-    for at, (example, ids) in enumerate(zip(examples, full["input_ids"], strict=True)):
+    full = tokenize(examples) if examples else {"input_ids": []}
+    sources = []
+    for index, (example, ids) in enumerate(zip(examples, full["input_ids"], strict=True)):
         if max_length is None or len(ids) <= max_length:
-            made.append(encoded(full, at, len(ids), example))
+            sources.append(encoded(full, index, len(ids), example))
             continue
-        shorter = example if pairs else _shortened(example, lambda one: len(read([one])["input_ids"][0]), max_length)
-        made.append(encoded(read([shorter], truncation=True, max_length=max_length), 0, len(ids), shorter))
-    return made
+        shorter = example if is_pair else _shorten(example, lambda e: len(tokenize([e])["input_ids"][0]), max_length)
+        truncated = tokenize([shorter], truncation=True, max_length=max_length)
+        sources.append(encoded(truncated, 0, len(ids), shorter))
+    return sources
 
 
 def encode_words(
-    rows: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
+    texts: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
 ) -> list[tuple[EncodedExample, list[int | None]]]:
-    """Return rows of words as tokens, and for every token the number of the word whose first piece it is, else None.
+    """Encode texts that are given as words.
+
+    Args:
+        texts: words of each text.
+        tokenizer: tokenizer of the base.
+        max_length: maximum number of tokens, special tokens included; None: no maximum.
+
+    Returns:
+        For each text the encoded example, and for each of its tokens the index of the word that begins with this token
+        (None for other tokens). `trained` is true for the tokens that begin a word.
 
     Raises:
-        DataError: the tokenizer cannot say which word a token is of.
+        DataError: the tokenizer does not report the word of a token.
     """
     if not tokenizer.is_fast:
         raise DataError("token classification needs a fast tokenizer (tokenizer.json), which knows each token's word")
-    spaced = _needs_spaces(tokenizer)
-    made = []
-    for row in rows:
-        words = [f" {word}" if spaced and at else word for at, word in enumerate(row)]
-        found = tokenizer(words, is_split_into_words=True, verbose=False)
-        whole = len(found["input_ids"])
-        if max_length is not None and whole > max_length:
-            found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        ids, of_word = found["input_ids"], found.word_ids()
-        firsts = [word if word != before else None for before, word in zip([None, *of_word], of_word, strict=False)]
-        made.append(
-            (
-                EncodedExample(
-                    ids,
-                    [word is not None for word in firsts],
-                    whole - len(ids),
-                    token_type_ids=found.get("token_type_ids"),
-                ),
-                firsts,
-            )
+    needs_spaces = _needs_spaces(tokenizer)
+    encoded = []
+    for text in texts:
+        words = [f" {word}" if needs_spaces and index else word for index, word in enumerate(text)]
+        encoding = tokenizer(words, is_split_into_words=True, verbose=False)
+        full_length = len(encoding["input_ids"])
+        if max_length is not None and full_length > max_length:
+            encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+        ids, word_of_token = encoding["input_ids"], encoding.word_ids()
+        previous = [None, *word_of_token]
+        first_tokens = [word if word != before else None for before, word in zip(previous, word_of_token, strict=False)]
+        example = EncodedExample(
+            ids,
+            [word is not None for word in first_tokens],
+            full_length - len(ids),
+            token_type_ids=encoding.get("token_type_ids"),
         )
-    return made
+        encoded.append((example, first_tokens))
+    return encoded
 
 
 def answer_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Return the tokens that a decoder is to write for each text, with the end token."""
+    """Return the token ids of each text as a decoder generates it, end token included.
+
+    Args:
+        texts: answers.
+        tokenizer: tokenizer of the base.
+
+    Raises:
+        DataError: the tokenizer has no end token.
+    """
     if not texts:
         return []
     end = Vocabulary.of(tokenizer).required_end()
-    found = tokenizer(text_target=[text.strip() for text in texts], verbose=False)["input_ids"]
-    return [[*ids] if ids and ids[-1] == end else [*ids, end] for ids in found]
+    answers = tokenizer(text_target=[text.strip() for text in texts], verbose=False)["input_ids"]
+    return [[*ids] if ids and ids[-1] == end else [*ids, end] for ids in answers]
 
 
 def label_answers(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[int]]:
-    """Return the tokens that a decoder is to write for every label; see `label_ids`, which does it for texts.
+    """Return the token ids of every label as a decoder generates it; `label_ids` is for causal language models.
+
+    Args:
+        row_format: row format with labels.
+        tokenizer: tokenizer of the base.
 
     Raises:
-        DataError: the tokenizer makes the same tokens of two labels.
+        DataError: the tokenizer gives two labels the same tokens.
     """
     texts = [row_format.completion(label) for label in row_format.labels]
-    return told_apart(dict(zip(row_format.labels, answer_ids(texts, tokenizer), strict=True)))
+    ids = dict(zip(row_format.labels, answer_ids(texts, tokenizer), strict=True))
+    check_distinct(ids)
+    return ids
 
 
-def _classes(
+def _encode_classes(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
 ) -> list[EncodedExample | None]:
     return [
-        _with(source, label=row_format.labels.index(example.label or "")) if source.input_ids else None
+        replace(source, label=row_format.labels.index(example.label or "")) if source.input_ids else None
         for example, source in zip(examples, encode_sources(examples, tokenizer, max_length), strict=True)
     ]
 
 
-def _tags(
+def _encode_tags(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
 ) -> list[EncodedExample | None]:
-    numbers = {tag: number for number, tag in enumerate(row_format.labels)}
-    made: list[EncodedExample | None] = []
-    rows = encode_words([example.words for example in examples], tokenizer, max_length)
-    for example, (encoded, firsts) in zip(examples, rows, strict=True):
-        tags = [UNTRAINED if word is None else numbers[example.tags[word]] for word in firsts]
-        made.append(_with(encoded, tags=tags) if any(encoded.trained) else None)
-    return made
+    index_of_tag = {tag: index for index, tag in enumerate(row_format.labels)}
+    encoded: list[EncodedExample | None] = []
+    sources = encode_words([example.words for example in examples], tokenizer, max_length)
+    for example, (source, first_tokens) in zip(examples, sources, strict=True):
+        tags = [UNTRAINED if word is None else index_of_tag[example.tags[word]] for word in first_tokens]
+        encoded.append(replace(source, tags=tags) if any(source.trained) else None)
+    return encoded
 
 
-def _answers(
+def _encode_answers(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
 ) -> list[EncodedExample | None]:
     if row_format.kind == "label":
-        label_answers(row_format, tokenizer)  # refuses labels that cannot be told apart
+        label_answers(row_format, tokenizer)  # raises for labels with the same tokens
     answers = answer_ids([example.completion for example in examples], tokenizer)
-    made: list[EncodedExample | None] = []
-    for example, source, answer in zip(examples, encode_sources(examples, tokenizer, max_length), answers, strict=True):
-        kept = answer[:max_length]
-        is_something = bool(source.input_ids) and bool(example.completion.strip())
-        made.append(_with(source, answer=kept, cut=len(answer) - len(kept)) if is_something else None)
-    return made
+    sources = encode_sources(examples, tokenizer, max_length)
+    encoded: list[EncodedExample | None] = []
+    for example, source, full_answer in zip(examples, sources, answers, strict=True):
+        answer = full_answer[:max_length]
+        if not source.input_ids or not example.completion.strip():
+            encoded.append(None)
+            continue
+        num_truncated = source.num_truncated + len(full_answer) - len(answer)
+        encoded.append(replace(source, answer=answer, num_truncated=num_truncated))
+    return encoded
 
 
 _ENCODERS: dict[str, Callable[..., list[EncodedExample | None]]] = {
-    "sequence_classification": _classes,
-    "token_classification": _tags,
-    "seq2seq_lm": _answers,
+    "sequence_classification": _encode_classes,
+    "token_classification": _encode_tags,
+    "seq2seq_lm": _encode_answers,
 }
 
 
-def _with(source: EncodedExample, *, cut: int = 0, **targets: Any) -> EncodedExample:
-    return replace(source, cut=source.cut + cut, **targets)
+def _prompt_positions(
+    encoding: Any, index: int, offsets: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[int, ...]:
+    """Return the positions of an example's virtual tokens, which are never before or after the special tokens."""
+    if not offsets:
+        return ()
+    prompt_tokens = [token for token, text in enumerate(encoding.sequence_ids(index)) if text == 0]
+    first = prompt_tokens[0] if prompt_tokens else len(Vocabulary.of(tokenizer).front)
+    token_offsets = encoding["offset_mapping"][index]
+    ends = (token_offsets[token][1] for token in prompt_tokens)
+    return tuple(first + position for position in token_positions(offsets, ends))
 
 
-def _places(found: Any, at: int, marks: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Return in front of which token each mark of a text stands; tokens put around the text stay outside."""
-    own = [place for place, text in enumerate(found.sequence_ids(at)) if text == 0]
-    first = own[0] if own else len(Vocabulary.of(tokenizer).front)
-    offsets = found["offset_mapping"][at]
-    return tuple(first + place for place in token_places(marks, (offsets[place][1] for place in own)))
-
-
-def _shortened(example: Example, length: Callable[[Example], int], max_length: int) -> Example:
-    """Return the example with its row's own texts cut to what fits, or as it is if no cut of them would do."""
+def _shorten(example: Example, num_tokens: Callable[[Example], int], max_length: int) -> Example:
+    """Return the example with its fields shortened to fit, or unchanged if it has no field to shorten."""
     longest = max((end - start for start, end in example.spans), default=0)
-    kept = largest_fit(longest, lambda cap: length(example.capped(cap)) <= max_length)
-    return example if kept is None or not example.spans else example.capped(kept)
+    size = largest_fit(longest, lambda characters: num_tokens(example.truncate_fields(characters)) <= max_length)
+    return example if size is None or not example.spans else example.truncate_fields(size)
 
 
 def _needs_spaces(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Say whether words must bring the space before them, to become the tokens that they are in a running text."""
+    """Return whether separate words need a leading space to get the tokens that they have in a running text."""
 
     def ids(words: str | list[str]) -> list[int]:
         options = {"is_split_into_words": True} if isinstance(words, list) else {}
-        found: list[int] = tokenizer(words, add_special_tokens=False, verbose=False, **options)["input_ids"]
-        return found
+        input_ids: list[int] = tokenizer(words, add_special_tokens=False, verbose=False, **options)["input_ids"]
+        return input_ids
 
-    running = ids("a a")
-    return ids(["a", "a"]) != running and ids(["a", " a"]) == running
+    running_text = ids("a a")
+    return ids(["a", "a"]) != running_text and ids(["a", " a"]) == running_text

@@ -1,17 +1,21 @@
-"""The longest text that fits a number of tokens."""
+"""Search for the longest text that fits a number of tokens."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["largest_fit"]
 
 
-def largest_fit(most: int, fits: Callable[[int], bool]) -> int | None:
-    """Return the largest number up to `most` for which `fits` holds, taking it to hold for all below; None for none."""
-    low, high = -1, most
+def largest_fit(maximum: int, fits: Callable[[int], bool]) -> int | None:
+    """Return the largest size that fits, found by binary search.
+
+    Args:
+        maximum: largest size to try.
+        fits: whether a size fits. A size below a fitting size is assumed to fit, too.
+
+    Returns:
+        A size from 0 to `maximum`, or None if no size fits.
+    """
+    low, high = -1, maximum
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):

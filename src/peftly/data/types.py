@@ -1,41 +1,40 @@
-"""An example of a data set, as text and as token ids."""
+"""An example of a data set, as text (`Example`) and as token ids (`EncodedExample`)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 __all__ = ["UNTRAINED", "EncodedExample", "Example", "TaskName"]
 
 UNTRAINED = -100
-"""The label that losses of torch and transformers leave out."""
+"""Label that the losses of torch and transformers ignore."""
+
+TaskName = Literal["causal_lm", "seq2seq_lm", "sequence_classification", "token_classification"]
+"""A task: continue a text, answer a text, give a text one label, or give each word of a text a tag."""
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example as tokens, and what is to be learned of it: at most one of `label`, `tags` and `answer`.
+    """An example as token ids, with its training target.
+
+    The target of a causal language model is part of `input_ids`, where `trained` is true. The target of another task is
+    the one of `label`, `tags` and `answer` that is not None.
 
     Attributes:
-        input_ids: prompt, completion, end; or what a classifier or an encoder reads.
-        trained: whether the loss counts each token. The very first of a text that goes on never is: nothing comes
-            before it to predict it.
-        cut: how many tokens were left out to fit the length.
-        label: the number of the class that the text is of.
-        tags: the number of the tag of every token, `UNTRAINED` where it has none.
-        answer: the tokens that a decoder is to write.
-        token_type_ids: which of two texts a token is of, for models that are told.
-        prompt_positions: in front of which token each virtual token stands, where a template marks them; see `use_prompt_positions`.
+        input_ids: token ids that the model reads. For a causal language model: prompt, completion and end token.
+        trained: whether the loss counts each token; as long as `input_ids`. The first token of a causal language model
+            is never trained, since no token comes before it.
+        num_truncated: number of tokens that were removed to fit the maximum length.
+        label: class index of the text.
+        tags: tag index of each token, `UNTRAINED` for a token without a tag; as long as `input_ids`.
+        answer: token ids that the decoder of an encoder-decoder learns to generate.
+        token_type_ids: index (0 or 1) of the text that each token belongs to, for models that read text pairs.
+        prompt_positions: for each virtual token that the template marks, index of the token that follows the virtual
+            token; see `use_prompt_positions`.
     """
 
     input_ids: list[int]
     trained: list[bool]
-    cut: int = 0
+    num_truncated: int = 0
     label: int | None = None
     tags: list[int] | None = None
     answer: list[int] | None = None
@@ -44,7 +43,7 @@ class EncodedExample:
 
     @property
     def targets(self) -> list[int]:
-        """What is learned, as the labels of a batch have it: a class, or a number for every token."""
+        """Labels of the example in a batch: the class index, or one label for each token or tag."""
         if self.label is not None:
             return [self.label]
         if self.tags is not None:
@@ -55,7 +54,7 @@ class EncodedExample:
 
     @property
     def num_targets(self) -> int:
-        """How many numbers the loss is over: tokens, tags, or the one class."""
+        """Number of terms of the loss: trained tokens, tags, or 1 for a class."""
         if self.label is not None:
             return 1
         if self.answer is not None:
@@ -64,27 +63,25 @@ class EncodedExample:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens a model reads."""
+        """Number of tokens that the model processes, the tokens of a decoder's answer included."""
         return len(self.input_ids) + len(self.answer or ())
-
-
-TaskName = Literal["causal_lm", "seq2seq_lm", "sequence_classification", "token_classification"]
-"""What a model makes of a text: how it goes on, an answer, a label, or a tag for every word."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as text, before tokens.
+    """An example as text, before tokenization.
 
     Attributes:
-        prompt: what the model is given; it never ends in a space.
-        completion: what the model is to answer, with the space that parts it from the prompt.
-        label: the bare label, for data with labels.
-        messages: a conversation, instead of prompt and completion.
-        spans: where in `prompt` the row's own texts stand; a prompt that is too long is shortened there.
-        marks: in front of which character of `prompt` each virtual token stands, where a template marks them.
-        pair: a second text that a classifier reads beside `prompt`.
-        words, tags: the words of `prompt` and the tag of each, for data with tags.
+        prompt: text that the model is given. It never ends with a space.
+        completion: text that the model learns to generate after the prompt, including the space between the two.
+        label: label of the text without the words of the template, for data with labels.
+        messages: conversation with `role` and `content`, instead of prompt and completion.
+        spans: start and end of each field's text in `prompt`, in characters. A prompt that is too long is shortened
+            inside these spans.
+        virtual_token_offsets: for each virtual token that the template marks, the character offset in `prompt`.
+        pair: second text that a classifier reads together with `prompt`.
+        words: words of `prompt`, for data with tags.
+        tags: tag of each word.
     """
 
     prompt: str = ""
@@ -92,18 +89,21 @@ class Example:
     label: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
-    marks: tuple[int, ...] = ()
+    virtual_token_offsets: tuple[int, ...] = ()
     pair: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
-    def capped(self, cap: int) -> "Example":
-        """Return the example with each of the row's own texts in its prompt cut to `cap` characters."""
-        text, done, marks = "", 0, list(self.marks)
+    def truncate_fields(self, max_characters: int) -> "Example":
+        """Return a copy with each field's text in the prompt cut to its first `max_characters` characters."""
+        text, copied_until, offsets = "", 0, list(self.virtual_token_offsets)
         for start, end in self.spans:
-            kept = min(end, start + cap)
-            text += self.prompt[done:kept]
-            lost = end - kept
-            marks = [now - min(lost, max(0, mark - kept)) for now, mark in zip(marks, self.marks, strict=True)]
-            done = end
-        return replace(self, prompt=text + self.prompt[done:], marks=tuple(marks), spans=())
+            new_end = min(end, start + max_characters)
+            text += self.prompt[copied_until:new_end]
+            removed = end - new_end
+            offsets = [
+                offset - min(removed, max(0, original - new_end))
+                for offset, original in zip(offsets, self.virtual_token_offsets, strict=True)
+            ]
+            copied_until = end
+        return replace(self, prompt=text + self.prompt[copied_until:], virtual_token_offsets=tuple(offsets), spans=())

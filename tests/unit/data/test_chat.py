@@ -3,8 +3,7 @@ import copy
 import pytest
 from data_tokenizers import family
 
-from peftly.data import EncodedExample, Example, RowFormat, encode
-from peftly.data.encoding import prompt_ids_of_row
+from peftly.data import EncodedExample, Example, RowFormat, encode, prompt_ids
 from peftly.errors import DataError
 
 HEADER = "<|im_start|>{{ message['role'] }}\n"
@@ -32,7 +31,7 @@ def chatty(template, end="<|im_end|>"):
 
 
 def runs(encoded: EncodedExample, tokenizer) -> list[str]:
-    """The trained stretches, as text."""
+    """Text of each run of trained tokens."""
     found, before = [], False
     for token, trained in zip(encoded.input_ids, encoded.trained, strict=True):
         if trained:
@@ -63,23 +62,21 @@ def test_only_the_assistants_turns_are_trained_each_with_its_end(template):
 
 def test_the_untrained_head_is_the_prompt_that_generation_starts_from():
     tokenizer = chatty(PLAIN)
-    shape = RowFormat("chat", None, "messages")
-    example = shape.examples([{"messages": list(CONVERSATION[:3])}])[0]
+    row_format = RowFormat("chat", None, "messages")
+    example = row_format.examples([{"messages": list(CONVERSATION[:3])}])[0]
     encoded = encode(example, tokenizer, 1000)
-    head = prompt_ids_of_row(shape, {"messages": list(CONVERSATION[:3])}, tokenizer)
-    assert encoded.input_ids[: encoded.trained.index(True)] == head
-    assert head == prompt_ids_of_row(shape, {"messages": list(CONVERSATION[:2])}, tokenizer)
+    assert encoded.input_ids[: encoded.trained.index(True)] == prompt_ids(CONVERSATION[:2], tokenizer)
     one_turn = encode(Example(messages=CONVERSATION[1:3]), tokenizer, 1000)
-    assert prompt_ids_of_row(shape, "hello", tokenizer) == one_turn.input_ids[: one_turn.trained.index(True)]
-    with pytest.raises(DataError, match="prompt_ids"):
-        shape.prompt("hello")
+    assert one_turn.input_ids[: one_turn.trained.index(True)] == prompt_ids(CONVERSATION[1:2], tokenizer)
+    with pytest.raises(DataError, match="give its messages, as prompt_ids does"):
+        row_format.format_prompt("hello")
 
 
 def test_sharegpt_reads_as_the_same_conversation():
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in CONVERSATION]
-    shape = RowFormat("chat", None, "conversations")
-    assert shape.examples([{"conversations": turns}]) == [Example(messages=CONVERSATION)]
+    row_format = RowFormat("chat", None, "conversations")
+    assert row_format.examples([{"conversations": turns}]) == [Example(messages=CONVERSATION)]
 
 
 def test_other_keys_of_a_message_reach_the_template_and_empty_ones_do_not():
@@ -112,7 +109,7 @@ def test_a_long_conversation_loses_its_oldest_exchange_but_not_the_system_messag
     cut = encode(Example(messages=CONVERSATION), tokenizer, len(whole.input_ids) - 1)
     assert cut.input_ids == encode(Example(messages=CONVERSATION[:1] + CONVERSATION[3:]), tokenizer, 1000).input_ids
     assert runs(cut, tokenizer) == ["no, never<|im_end|>"]
-    assert cut.cut == len(whole.input_ids) - len(cut.input_ids)
+    assert cut.num_truncated == len(whole.input_ids) - len(cut.input_ids)
 
 
 def test_a_long_question_is_shortened_at_its_end_and_the_answer_stays():
@@ -122,7 +119,7 @@ def test_a_long_question_is_shortened_at_its_end_and_the_answer_stays():
     assert 50 < len(cut.input_ids) <= 60
     assert runs(cut, tokenizer) == ["yes<|im_end|>"]
     assert "<|im_start|>user\nlate late" in tokenizer.decode(cut.input_ids)
-    assert cut.cut > 0
+    assert cut.num_truncated > 0
 
 
 def test_a_long_answer_is_cut_at_its_end_and_does_not_teach_to_stop():
@@ -134,7 +131,7 @@ def test_a_long_answer_is_cut_at_its_end_and_does_not_teach_to_stop():
     assert "<|im_end|>" not in runs(cut, tokenizer)[0]
 
 
-def test_without_a_chat_template_it_is_said_what_to_do():
+def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(DataError, match="no chat template; use a base that is tuned for chat"):
         encode(Example(messages=CONVERSATION), chatty(None), 1000)
 

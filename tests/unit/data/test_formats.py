@@ -5,10 +5,9 @@ from data_tokenizers import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import Example, RowFormat, Rows, Template, encode_prompt
-from peftly.data.detect import recognise
-from peftly.data.encoding import prompt_ids_of_row
-from peftly.data.templates import ALPACA, spaced
+from peftly.data import Example, RowFormat, Rows, Template, encode_example_prompt, encode_prompt
+from peftly.data.detect import detect_format
+from peftly.data.templates import ALPACA, move_space
 from peftly.errors import DataError
 
 anything = st.text(st.sampled_from("ab {}\n(7.中\t"), max_size=8)
@@ -19,7 +18,7 @@ quick = settings(deadline=None, max_examples=60)
 
 @given(anything, anything)
 @quick
-def test_a_rows_own_text_goes_in_as_it_is(first, second):
+def test_values_are_inserted_unchanged(first, second):
     rendered = Template("{{{a}}} and {the b.c}!").render({"a": first, "the b.c": second})
     assert rendered.text == "{" + first + "} and " + second + "!"
     assert [rendered.text[start:end] for start, end in rendered.spans] == [first, second]
@@ -72,23 +71,23 @@ def test_a_template_without_a_field():
         ("Label:", "", ("Label:", "")),
     ],
 )
-def test_where_the_space_goes(prompt, completion, expected):
-    assert spaced(prompt, completion) == expected
+def test_a_space_moves_to_the_completion(prompt, completion, expected):
+    assert move_space(prompt, completion) == expected
 
 
 @given(anything, anything)
 @quick
-def test_spacing_adds_one_space_at_most_and_is_done_once(prompt, completion):
-    once = spaced(prompt, completion)
-    assert spaced(*once) == once
+def test_moving_the_space_adds_at_most_one_and_is_idempotent(prompt, completion):
+    once = move_space(prompt, completion)
+    assert move_space(*once) == once
     assert not once[0].endswith(" ")
     assert "".join(once) in (prompt + completion, prompt + " " + completion)
 
 
-# --- shapes
+# --- row formats
 
 ROW = {"text": "late {again} ", "instruction": "Say it", "input": "", "label": "no", "output": "yes", "prompt": "Why? "}
-SHAPES = [
+ROW_FORMATS = [
     RowFormat("label", "{text}\nLabel:", "label", ("no", "yes")),
     RowFormat("label", "Label {text}", "label", ("no", "yes")),
     RowFormat("label", "{text} is\n", "label", ("no", "yes")),
@@ -100,9 +99,9 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_shape_survives_json(shape):
-    assert RowFormat.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
+def test_a_row_format_survives_json(row_format):
+    assert RowFormat.from_dict(json.loads(json.dumps(row_format.to_dict()))) == row_format
 
 
 @pytest.mark.parametrize(
@@ -114,53 +113,54 @@ def test_a_shape_survives_json(shape):
         {"kind": "label", "template": None, "target": "b", "labels": []},
     ],
 )
-def test_a_stored_shape_that_is_none(content):
+def test_a_damaged_row_format_is_refused(content):
     with pytest.raises(DataError):
         RowFormat.from_dict(content)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.template])
-def test_a_prompt_at_use_is_the_one_in_training(shape):
-    example = shape.examples([ROW])[0]
-    without_target = {name: value for name, value in ROW.items() if name != shape.target}
-    assert shape.prompt(without_target) == example.prompt
+@pytest.mark.parametrize("row_format", [row_format for row_format in ROW_FORMATS if row_format.template])
+def test_a_prompt_at_inference_equals_the_one_in_training(row_format):
+    example = row_format.examples([ROW])[0]
+    without_target = {name: value for name, value in ROW.items() if name != row_format.target}
+    prompt = row_format.format_prompt(without_target)
+    assert prompt.prompt == example.prompt
     assert not example.prompt.endswith(" ")
     tokenizer = family("byte_level")
-    assert prompt_ids_of_row(shape, without_target, tokenizer) == encode_prompt(example.prompt, tokenizer)
-    if len(Template(shape.template).fields) == 1:
-        assert shape.prompt(ROW[Template(shape.template).fields[0]]) == example.prompt
+    assert encode_example_prompt(prompt, tokenizer).input_ids == encode_prompt(example.prompt, tokenizer)
+    if len(Template(row_format.template).fields) == 1:
+        assert row_format.format_prompt(ROW[Template(row_format.template).fields[0]]).prompt == example.prompt
 
 
-def test_a_bare_text_and_where_it_goes():
-    assert RowFormat("text", None, "text").prompt("Once upon ") == "Once upon"
-    assert RowFormat("alpaca", ALPACA, "output").prompt("Say it") == "Instruction: Say it\nAnswer:"
+def test_a_bare_text_fills_the_only_field():
+    assert RowFormat("text", None, "text").format_prompt("Once upon ").prompt == "Once upon"
+    assert RowFormat("alpaca", ALPACA, "output").format_prompt("Say it").prompt == "Instruction: Say it\nAnswer:"
     two = RowFormat("completion", "{a} {b}", "c")
     with pytest.raises(DataError, match="one bare text cannot fill the fields 'a', 'b'; give each of them by name"):
-        two.prompt("x")
-    with pytest.raises(DataError, match=r"^the prompt has no field 'b'; it has 'a'$"):
-        two.prompt({"a": "x"})
+        two.format_prompt("x")
+    with pytest.raises(DataError, match=r"^the text has no field 'b'; it has 'a'$"):
+        two.format_prompt({"a": "x"})
 
 
 def test_instructions_with_and_without_input():
-    shape = RowFormat("alpaca", ALPACA, "output")
+    row_format = RowFormat("alpaca", ALPACA, "output")
     rows = [{"instruction": "Say it", "input": value, "output": "yes"} for value in ("hello", "", None)]
     rows.append({"instruction": "Say it", "output": "yes"})
-    prompts = [example.prompt for example in shape.examples(rows)]
+    prompts = [example.prompt for example in row_format.examples(rows)]
     assert prompts == ["Instruction: Say it\nInput: hello\nAnswer:"] + ["Instruction: Say it\nAnswer:"] * 3
 
 
 @given(anything, st.sampled_from(["{text}\nLabel:", "{text}", "{text} ", "{text} \n", "{{ {text} (", "{text}:  "]))
 @quick
-def test_a_label_follows_every_row_alike(text, template):
-    shape = RowFormat("label", template, "label", ("no", "yes"))
-    example = shape.examples([{"text": text, "label": "no"}])[0]
-    assert example.completion == shape.completion("no")
-    assert spaced(example.prompt, example.completion) == (example.prompt, example.completion)
+def test_the_completion_of_a_label_is_the_same_in_every_row(text, template):
+    row_format = RowFormat("label", template, "label", ("no", "yes"))
+    example = row_format.examples([{"text": text, "label": "no"}])[0]
+    assert example.completion == row_format.completion("no")
+    assert move_space(example.prompt, example.completion) == (example.prompt, example.completion)
     assert example.completion.strip() == example.label == "no"
 
 
 @pytest.mark.parametrize("text", ["late", "late \n", "late   "])
-def test_the_end_of_a_rows_text_does_not_come_between_it_and_its_label(text):
+def test_blanks_at_the_end_of_a_text_do_not_precede_the_label(text):
     example = RowFormat("label", "{text}", "label").examples([{"text": text, "label": "no"}])[0]
     assert (example.prompt, example.completion) == ("late", " no")
     code = RowFormat("completion", "{text}", "label").examples([{"text": "late \n  ", "label": "no"}])[0]
@@ -168,7 +168,7 @@ def test_the_end_of_a_rows_text_does_not_come_between_it_and_its_label(text):
 
 
 @pytest.mark.parametrize(("value", "label"), [("yes ", "yes"), (1, "1"), (0, "0"), (2.0, "2"), (True, "True")])
-def test_what_may_be_a_label(value, label):
+def test_values_that_are_labels(value, label):
     assert RowFormat("label", "{text}", "label").examples([{"text": "", "label": value}])[0].label == label
 
 
@@ -194,17 +194,20 @@ def test_what_may_be_a_label(value, label):
 )
 def test_a_bad_row_is_named(row, message):
     with pytest.raises(DataError) as caught:
-        SHAPES[0].examples([ROW, row])
+        ROW_FORMATS[0].examples([ROW, row])
     assert str(caught.value) == message
 
 
-# --- recognising
+# --- detection
 
 
-def rows(*names, count=2, **fields):
-    values = dict.fromkeys(names, "x")
-    made = [{**values, **{name: given[index % len(given)] for name, given in fields.items()}} for index in range(count)]
-    return Rows("t.jsonl", made)
+def rows(*names, count=2, **columns):
+    constants = dict.fromkeys(names, "x")
+    table = [
+        {**constants, **{name: column[index % len(column)] for name, column in columns.items()}}
+        for index in range(count)
+    ]
+    return Rows("t.jsonl", table)
 
 
 @pytest.mark.parametrize(
@@ -220,27 +223,27 @@ def rows(*names, count=2, **fields):
         (("text",), RowFormat("text", None, "text")),
     ],
 )
-def test_recognised_shapes(names, expected):
-    shape, notes = recognise(rows(*names), None, None)
-    assert shape == expected
+def test_detected_formats(names, expected):
+    row_format, notes = detect_format(rows(*names), None, None)
+    assert row_format == expected
     assert notes[0].startswith("read as ")
     assert notes[1:] == (["fields not used: 'id'"] if "id" in names else [])
 
 
-def test_a_second_reading_is_said_aloud():
-    shape, notes = recognise(rows("text", "label", "messages"), None, None)
-    assert shape.kind == "chat"
+def test_a_second_matching_format_is_reported():
+    row_format, notes = detect_format(rows("text", "label", "messages"), None, None)
+    assert row_format.kind == "chat"
     assert notes == [
         "read as chat messages (messages)",
-        "could be read as text and label too; give a template and a target for that",
-        "could be read as plain text too; give a template and a target for that",
+        "could be read as text and label, too; give a template and a target for that",
+        "could be read as plain text, too; give a template and a target for that",
         "fields not used: 'text', 'label'",
     ]
 
 
 def test_a_field_that_only_later_rows_have_counts():
     with pytest.raises(DataError, match=r"^t\.jsonl: row 1 has no field 'label'"):
-        recognise(Rows("t.jsonl", [{"text": "a"}, {"text": "b", "label": "no"}]), None, None)
+        detect_format(Rows("t.jsonl", [{"text": "a"}, {"text": "b", "label": "no"}]), None, None)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +259,9 @@ def test_a_field_that_only_later_rows_have_counts():
     ],
 )
 def test_few_values_are_labels(fields, count, kind):
-    shape, notes = recognise(rows("tweet", count=count, **fields), "{tweet} is", next(iter(fields)))
-    assert shape.kind == kind
-    assert shape.labels == (
+    row_format, notes = detect_format(rows("tweet", count=count, **fields), "{tweet} is", next(iter(fields)))
+    assert row_format.kind == kind
+    assert row_format.labels == (
         tuple(sorted({str(value) for value in next(iter(fields.values()))})) if kind == "label" else ()
     )
     assert any("labels" in note or "free text" in note for note in notes)
@@ -272,22 +275,22 @@ def test_few_values_are_labels(fields, count, kind):
         (("Tweet text", "x", "answer"), "answer"),
     ],
 )
-def test_a_target_is_guessed_and_said(names, target):
-    shape, notes = recognise(rows(*names), "Tweet text : {Tweet text} Label :", None)
-    assert shape.target == target
+def test_a_guessed_target_is_reported(names, target):
+    row_format, notes = detect_format(rows(*names), "Tweet text : {Tweet text} Label :", None)
+    assert row_format.target == target
     assert f"no target given: {target!r} is learned" in notes
 
 
 def test_a_target_alone_takes_the_usual_template():
-    shape, notes = recognise(rows("text", mood=["up", "down"], count=20), None, "mood")
-    assert shape == RowFormat("label", "{text}\nLabel:", "mood", ("down", "up"))
+    row_format, notes = detect_format(rows("text", mood=["up", "down"], count=20), None, "mood")
+    assert row_format == RowFormat("label", "{text}\nLabel:", "mood", ("down", "up"))
     assert notes[0] == "no template given, the prompt as '{text}\\nLabel:'"
 
 
 @pytest.mark.parametrize(
     ("names", "template", "target", "message"),
     [
-        (("a", "b"), None, None, "t.jsonl: the rows have 'a', 'b', which is none of the shapes known"),
+        (("a", "b"), None, None, "t.jsonl: the rows have 'a', 'b', which is none of the row formats known"),
         (("a", "b"), None, "b", "t.jsonl: target 'b' needs a template for the prompt, such as '{a}\\nAnswer:'"),
         (("a", "b"), "{a}", "c", "t.jsonl: target 'c' is no field of the rows; they have 'a', 'b'"),
         (("a", "b"), "{c}", "b", "template '{c}' names the field 'c'; the rows have 'a', 'b'"),
@@ -311,12 +314,12 @@ def test_a_target_alone_takes_the_usual_template():
         ),
     ],
 )
-def test_what_is_not_recognised(names, template, target, message):
+def test_rows_without_a_known_format(names, template, target, message):
     with pytest.raises(DataError) as caught:
-        recognise(rows(*names), template, target)
+        detect_format(rows(*names), template, target)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_an_example_compares_by_what_it_says():
-    assert SHAPES[3].examples([ROW]) == [Example("Why?", " yes")]
+def test_examples_compare_by_value():
+    assert ROW_FORMATS[3].examples([ROW]) == [Example("Why?", " yes")]

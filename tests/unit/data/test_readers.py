@@ -91,7 +91,7 @@ def test_every_text_survives_csv_and_json_lines(tmp_path_factory, rows):
     assert only(str(folder / "a.jsonl")) == rows
 
 
-def test_a_csv_text_may_be_long_and_looks_like_nothing_else(here):
+def test_a_csv_text_can_be_long_and_is_never_converted(here):
     rows = [{"text": "x" * 300_000, "label": "1"}, {"text": "NA", "label": "007"}, {"text": "", "label": "true"}]
     limit = 1000
     csv.field_size_limit(limit)
@@ -118,7 +118,7 @@ def test_a_datasets_folder_with_and_without_splits(here):
     datasets.DatasetDict(train=part, test=part.select([1])).save_to_disk("two")
     splits = read("two")
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "test": 1}
-    assert splits["test"].where(0) == "two [test]: row 1"
+    assert splits["test"].location(0) == "two [test]: row 1"
 
 
 def test_a_data_set_on_the_hub(here, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_data_set_on_the_hub(here, monkeypatch):
     assert asked == [("someone/tweets-2.0", {})]  # and nothing that would allow remote code
 
 
-def test_a_name_that_the_hub_does_not_know(here, monkeypatch):
+def test_a_hub_id_that_does_not_exist(here, monkeypatch):
     def load_dataset(name, **options):
         raise FileNotFoundError("Couldn't find it.\nsecond line")
 
@@ -205,10 +205,10 @@ def test_damaged_binary_files(here):
     assert deep.startswith("t.jsonl: line 1 is not valid JSON (")
 
 
-def test_rows_know_their_lines(here):
+def test_the_location_of_a_row(here):
     rows = read(write("t.csv", 'text,label\n"a\nb",x\n\nc,y\n'))[""]
-    assert [rows.where(index) for index in range(2)] == ["t.csv: line 2", "t.csv: line 5"]
+    assert [rows.location(index) for index in range(2)] == ["t.csv: line 2", "t.csv: line 5"]
     rows = read(write("t.jsonl", '\n{"a": 1}\n\n{"b": 1}\n'))[""]
-    assert [rows.where(index) for index in range(2)] == ["t.jsonl: line 2", "t.jsonl: line 4"]
+    assert [rows.location(index) for index in range(2)] == ["t.jsonl: line 2", "t.jsonl: line 4"]
     assert rows.fields == ["a", "b"]
-    assert read(write("t.json", "[{}, {}]"))[""].where(1) == "t.json: row 2"
+    assert read(write("t.json", "[{}, {}]"))[""].location(1) == "t.json: row 2"

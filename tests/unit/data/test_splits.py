@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftly.data import DataConfig, Example, encode, label_ids, load_data
-from peftly.data.splits import _validation_rows
+from peftly.data.validation import choose_validation
 from peftly.errors import DataError
 
 TOKENIZER = family("byte_level")
@@ -64,7 +64,7 @@ def test_three_files():
     assert list(data.report.splits) == ["train", "validation", "test"]
 
 
-def test_what_was_read_is_counted():
+def test_the_report_counts_rows_and_tokens():
     rows = [
         {"prompt": "Why?", "completion": "no"},
         {"prompt": "late " * 50, "completion": "yes"},
@@ -73,7 +73,7 @@ def test_what_was_read_is_counted():
     data = load(train=write("a.jsonl", rows), validation=write("b.jsonl", rows[:1]), max_length=20)
     report = data.report.splits["train"]
     whole = encode(Example("late " * 50, "yes"), TOKENIZER, 10_000)
-    assert (report.rows, report.kept, report.dropped, report.truncated) == (3, 2, 1, 1)
+    assert (report.rows, report.examples, report.dropped, report.truncated) == (3, 2, 1, 1)
     assert report.tokens_cut == len(whole.input_ids) - 20
     assert report.first_dropped == "a.jsonl: line 3"
     assert report.tokens == sum(len(encoded.input_ids) for encoded in data.train.encoded)
@@ -81,10 +81,10 @@ def test_what_was_read_is_counted():
     assert len(data.train.examples) == len(data.train.encoded) == 2
     assert data.report.lines() == [
         f"train: 3 rows of a.jsonl, {report.tokens} tokens, {report.trained_tokens} of them trained; 1 truncated by "
-        f"{report.tokens_cut} tokens; 1 dropped, having nothing to train on (first: a.jsonl: line 3)",
+        f"{report.tokens_cut} tokens; 1 dropped, with no trained token (first: a.jsonl: line 3)",
         f"validation: 1 row of b.jsonl, {data.report.splits['validation'].tokens} tokens, "
         f"{data.report.splits['validation'].trained_tokens} of them trained",
-        "1 row of validation stands in train too (first: b.jsonl: line 1 is a.jsonl: line 1)",
+        "1 row of validation is in train, too (first: b.jsonl: line 1 is a.jsonl: line 1)",
         "read as prompt and completion (prompt + completion), the prompt as '{prompt}'",
         "1 completion got a space in front, since the prompt ends in none",
     ]
@@ -109,7 +109,7 @@ def test_a_tenth_becomes_validation_by_label_and_seed():
     assert load(train="a.jsonl") == data
     assert load(train="a.jsonl", seed=1).validation != data.validation
     order = [int(example.prompt.split()[1]) for example in data.train.examples]
-    assert order == sorted(order)  # the rest stays as the file has it
+    assert order == sorted(order)  # the other rows stay in the order of the file
 
 
 @given(
@@ -120,7 +120,7 @@ def test_a_tenth_becomes_validation_by_label_and_seed():
 @settings(deadline=None, max_examples=80)
 def test_every_label_keeps_a_row_and_its_share(rows, fraction, seed):
     examples = [Example(f"{text}", label, label) for text, label in rows]
-    chosen = _validation_rows(examples, fraction, seed)
+    chosen = choose_validation(examples, fraction, seed)
     assert sorted(set(chosen)) == chosen
     labels = Counter(label for _, label in rows)
     taken = Counter(examples[index].label for index in chosen)
@@ -134,7 +134,7 @@ def test_every_label_keeps_a_row_and_its_share(rows, fraction, seed):
         assert chosen
 
 
-def test_splitting_makes_no_duplicates_while_it_can():
+def test_a_split_makes_no_overlaps_if_possible():
     rows = tweets(10) + tweets(10)[:6]
     data = load(train=write("a.jsonl", rows), validation_fraction=0.25)
     assert data.report.overlaps == []
@@ -152,18 +152,18 @@ def test_no_validation_when_none_can_be_taken_or_is_wanted():
     assert len(data.train.examples) == 9
 
 
-def test_rows_in_two_splits_are_reported_with_their_places():
+def test_rows_in_two_splits_are_reported_with_their_locations():
     write("a.jsonl", tweets(8) + tweets(8))
     write("b.jsonl", tweets(4, 6))
     data = load(train="a.jsonl", validation="b.jsonl", test=write("c.jsonl", tweets(3, 7)))
-    assert [(o.split, o.other, o.count, o.place, o.other_place) for o in data.report.overlaps] == [
+    assert [(o.split, o.other, o.count, o.location, o.other_location) for o in data.report.overlaps] == [
         ("validation", "train", 2, "b.jsonl: line 1", "a.jsonl: line 7"),  # the first of the two there
         ("test", "train", 1, "c.jsonl: line 1", "a.jsonl: line 8"),
         ("test", "validation", 3, "c.jsonl: line 1", "b.jsonl: line 2"),
     ]
 
 
-def test_conversations_with_the_same_question_stand_in_two_splits():
+def test_conversations_with_the_same_question_are_in_two_splits():
     def talk(question, answer):
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
@@ -173,7 +173,7 @@ def test_conversations_with_the_same_question_stand_in_two_splits():
     write("a.jsonl", [talk("a", "b"), talk("c", "d")])
     write("b.jsonl", [talk("c", "other"), talk("e", "d")])
     data = load_data(DataConfig(train="a.jsonl", validation="b.jsonl"), tokenizer)
-    assert [(overlap.count, overlap.other_place) for overlap in data.report.overlaps] == [(1, "a.jsonl: line 2")]
+    assert [(overlap.count, overlap.other_location) for overlap in data.report.overlaps] == [(1, "a.jsonl: line 2")]
     tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"^a\.jsonl: line 1: the tokenizer has no chat template"):
         load_data(DataConfig(train="a.jsonl", validation="b.jsonl"), tokenizer)
@@ -232,7 +232,7 @@ def test_a_bad_row_is_named_with_its_file_and_line():
     assert refusal(train="b.jsonl", validation="c.csv") == "c.csv: line 2 has no field 'text'; it has 'txt', 'label'"
 
 
-def test_no_more_of_a_prompt_is_cut_before_one_label_than_before_another():
+def test_every_label_leaves_the_same_part_of_a_long_prompt():
     rows = [{"text": "late " * 40, "label": label} for label in ("complaint", "my order never arrived")] * 3
     data = load(train=write("a.jsonl", rows), validation="a.jsonl", max_length=40)
     heads = {tuple(encoded.input_ids[: encoded.trained.index(True)]) for encoded in data.train.encoded}
@@ -241,12 +241,12 @@ def test_no_more_of_a_prompt_is_cut_before_one_label_than_before_another():
 
 
 @pytest.mark.parametrize("wrong", [{"max_length": 1}, {"validation_fraction": 1.0}, {"seed": -1}, {"trian": "x"}])
-def test_impossible_settings(wrong):
+def test_impossible_settings_are_refused(wrong):
     with pytest.raises(pydantic.ValidationError):
         DataConfig(train="a.jsonl", **wrong)
 
 
-def test_the_settings_are_known_without_loading_a_library():
+def test_the_package_imports_no_large_library():
     code = (
         "import peftly.data, sys; print({'torch', 'transformers', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules))"
     )

@@ -1,0 +1,107 @@
+"""Rows of a file or data set, with the location of each row for error messages."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftly.errors import DataError
+
+__all__ = ["Rows", "check_characters", "describe", "first_line", "quoted", "rows_of_objects"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one file or of one split of a data set.
+
+    Attributes:
+        name: file or data set as the user wrote it; the name of the split for rows given in memory.
+        rows: fields and values of each row.
+        lines: number of the line on which each row starts, for file formats with lines.
+    """
+
+    name: str
+    rows: list[dict[str, Any]]
+    lines: list[int] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def location(self, index: int) -> str:
+        """Return the location of a row for messages, such as "tweets.jsonl: line 7".
+
+        Args:
+            index: index of the row, counted from 0.
+        """
+        return f"{self.name}: " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that any row has, in order of appearance."""
+        return list(dict.fromkeys(field for row in self.rows for field in row))
+
+
+def rows_of_objects(name: str, objects: Sequence[object], *, can_have_surrogates: bool = True) -> Rows:
+    """Return parsed JSON values, or objects of a Python list, as rows.
+
+    Args:
+        name: name of the rows.
+        objects: one mapping of field to value per row.
+        can_have_surrogates: whether to search the texts for half characters; see `check_characters`.
+
+    Raises:
+        DataError: an object is not a mapping with named fields, or a text has half a character.
+    """
+    rows = []
+    for number, row in enumerate(objects, start=1):
+        location = f"{name}: row {number}"
+        if not isinstance(row, Mapping) or not all(isinstance(field, str) for field in row):
+            kind = "an object without named fields" if isinstance(row, Mapping) else describe(row)
+            raise DataError(f"{location} is {kind}; every row must be an object with named fields")
+        if can_have_surrogates:
+            check_characters(location, row)
+        rows.append(dict(row))
+    return Rows(name, rows)
+
+
+def check_characters(location: str, row: Mapping[str, Any]) -> None:
+    """Check the texts of a row for half characters (lone surrogates), which JSON can escape and no tokenizer takes.
+
+    Args:
+        location: location of the row, for the error message.
+        row: fields and values.
+
+    Raises:
+        DataError: a text has half a character.
+    """
+    try:
+        json.dumps(dict(row), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):x}"
+        raise DataError(f"{location} holds half of a character ({half}); write both halves or neither") from None
+
+
+_KIND_NAMES = {
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def describe(value: object) -> str:
+    """Return the kind of a value in JSON's terms, for messages."""
+    return "null" if value is None else _KIND_NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without a full stop, for messages in brackets."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names in quotes and separated by commas, for messages."""
+    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,132 @@
+"""Rows of the training, validation and test splits, from files, the Hub, or objects in memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from peftly.data.arrow import rows_of_dataset
+from peftly.data.readers import read
+from peftly.data.rows import Rows, describe, quoted, rows_of_objects
+from peftly.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["DataSource", "read_splits", "source_name"]
+
+DataSource: TypeAlias = (
+    "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict "
+    "| Mapping[str, DataSource]"
+)
+"""Rows: a file, folder or Hub id, a list of rows, a `Dataset` or `DatasetDict`, or a mapping of split name to these."""
+
+_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+"""Names of each split in a data set, the preferred name first."""
+
+
+def source_name(source: DataSource, split: str) -> str:
+    """Return the name of a source for messages: its path or Hub id, or the name of the split for rows in memory.
+
+    Args:
+        source: source of the rows.
+        split: split that the rows are used for.
+    """
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else split
+
+
+def read_splits(
+    train: DataSource, validation: DataSource | None, test: DataSource | None
+) -> tuple[dict[str, Rows], list[str]]:
+    """Read the rows of each split. A file that is named twice is read once.
+
+    Args:
+        train: source of the training rows. Its other splits are used where `validation` or `test` is None.
+        validation: source of the validation rows, or None.
+        test: source of the test rows, or None.
+
+    Returns:
+        Rows by the name of the split ("train", "validation", "test"), and one note for each split of the data set
+        `train` that is used.
+
+    Raises:
+        DataError: a source has the wrong kind, cannot be read, has no rows, or has no split of the wanted name.
+    """
+    read_once = cache(read)
+    train_splits = _read_source(train, "train", read_once)
+    rows, notes = {"train": _select(train_splits, "train", source_name(train, "train"))}, []
+    for split, source in (("validation", validation), ("test", test)):
+        if source is not None:
+            rows[split] = _select(_read_source(source, split, read_once), split, source_name(source, split))
+            continue
+        name = next((name for name in _SPLIT_NAMES[split] if name in train_splits), None)
+        if name is not None and train_splits[name] is not rows["train"]:
+            rows[split] = train_splits[name]
+            owner = f" of {os.fspath(train)}" if isinstance(train, str | os.PathLike) else ""
+            notes.append(f"{split} is the split {name!r}{owner}")
+    return rows, notes
+
+
+def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict[str, Rows]]) -> dict[str, Rows]:
+    """Return the rows of a source by the name of the split in the source."""
+    if isinstance(source, str | os.PathLike):
+        return read_file(os.fspath(source))
+    library = sys.modules.get("datasets")  # whoever has a Dataset has imported the library
+    if library is not None and isinstance(source, library.DatasetDict):
+        parts = {str(name): part for name, part in source.items()}
+        return {name: _checked(rows_of_dataset(_name_in(split, name), part)) for name, part in parts.items()}
+    if library is not None and isinstance(source, library.Dataset):
+        return {"": _checked(rows_of_dataset(split, source))}
+    if isinstance(source, Mapping):
+        return _read_mapping(cast("Mapping[str, DataSource]", source), split, read_file)
+    if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
+        return {"": _checked(rows_of_objects(split, source))}
+    raise DataError(
+        f"the source of the {split} rows is {describe(source)}; expected a file, a folder or a Hub id, a list "
+        "of rows (dicts), a datasets.Dataset or DatasetDict, or a mapping of split names to these"
+    )
+
+
+def _read_mapping(
+    source: Mapping[str, DataSource], split: str, read_file: Callable[[str], dict[str, Rows]]
+) -> dict[str, Rows]:
+    split_of_name = {name: known for known, names in _SPLIT_NAMES.items() for name in names}
+    unknown = [name for name in source if name not in split_of_name]
+    if unknown or not source:
+        raise DataError(
+            f"the source of the {split} rows is a mapping with {quoted(source)}; expected the names of splits: "
+            f"{quoted(split_of_name)}"
+        )
+    if split == "train" and "train" not in source:
+        raise DataError(f"the source of the train rows is a mapping with {quoted(source)}, and 'train' is missing")
+    rows = {}
+    for name, part in source.items():
+        part_name = _name_in(split, name)
+        rows[name] = _select(
+            _read_source(part, part_name, read_file), split_of_name[name], source_name(part, part_name)
+        )
+    return rows
+
+
+def _name_in(split: str, name: str) -> str:
+    """Return the name of a part of a source in memory; the parts of the training source need no other name."""
+    return name if split == "train" else f"{split} [{name}]"
+
+
+def _select(splits: Mapping[str, Rows], split: str, source: str) -> Rows:
+    """Return the rows of the wanted split, or of the only split."""
+    for name in _SPLIT_NAMES[split]:
+        if name in splits:
+            return splits[name]
+    if len(splits) > 1:
+        raise DataError(f"{source}: has the splits {quoted(splits)}, none of them {split!r}")
+    return next(iter(splits.values()))
+
+
+def _checked(rows: Rows) -> Rows:
+    if not rows.rows:
+        raise DataError(f"{rows.name}: holds no rows; there is nothing to train on")
+    return rows
