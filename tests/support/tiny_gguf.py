@@ -1,11 +1,11 @@
-"""Tiny models and tokenizers of the kinds that are written to GGUF, and what transformers reads of such files."""
+"""Tiny models and tokenizers of the kinds that are written to GGUF, and GGUF files read back by transformers."""
 
 import torch
 import transformers as tf
 from data_tokenizers import CORPUS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-ROWS = 320  # of the embedding: more than the tokenizer has tokens
+ROWS = 320  # number of embeddings: more than the tokenizer has tokens
 SIZES = {
     "vocab_size": ROWS,
     "hidden_size": 64,
@@ -31,7 +31,7 @@ TEMPLATE = "{% for message in messages %}<|start|>{{ message['content'] }}<|end|
 
 
 def splitting(name):
-    """The ways to split a text, as tokenizers of the architectures have them."""
+    """Return the pre-tokenizer that llama.cpp calls `name`."""
     if name == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name == "smollm":
@@ -68,7 +68,7 @@ def make_tokenizer(split="gpt-2", *, bos=False):
 
 
 def make_model(architecture, **changes):
-    """A random model, its norms and biases too. transformers reads 128 numbers a head into any qwen3."""
+    """A random model, with random norms and biases. For any qwen3, transformers reads heads of 128 dimensions."""
     settings = SIZES | ({"head_dim": 128} if architecture == "qwen3" else {}) | changes
     with torch.random.fork_rng():
         torch.manual_seed(0)

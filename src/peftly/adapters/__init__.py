@@ -1,44 +1,41 @@
-"""The adapter as a thing: on a model and on disk. May import: `models`, `methods` and what these may import.
+"""Adapters on a model and on disk. May import: `models`, `methods` and the packages that these may import.
 
 attachment  attach, detach
-state       the adapters of a model, and the choice of those that are on
+state       the adapters of a model, and the choice of the active ones
 merge       adapters merged into the weights of their base, in memory
 saving      adapters to disk, in PEFT's format
+files       names of the files of an adapter
+folder      `AdapterFolder`: one adapter on disk, parsed once
+adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
 loading     adapters from disk, alone or with their base
-files       the files of an adapter
-location    the folder of an adapter, and the base that it requires
 card        the model card
-version_0_1 files of version 0.1.0
+version_0_1 names in files of version 0.1.0
 """
 
+from peftly.adapters.adapter_set import (
+    AdapterSet,
+    AdapterSource,
+    adapter_names,
+    check_number_of_weights,
+    correcting_adapter,
+    open_adapters,
+    open_compatible_adapters,
+)
 from peftly.adapters.attachment import attach, detach
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
+    ADAPTER_FILES,
     CARD,
     CONFIG,
     LABELS,
-    NOTES,
+    METHOD,
     QUANTIZATION,
+    ROW_FORMAT,
     TENSORS,
     TOGETHER,
-    TRAINING,
-    adapters_in,
-    class_labels,
-    method_config,
-    read_notes,
-    read_peft_config,
-    read_tensors,
 )
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
-from peftly.adapters.location import (
-    base_requirements,
-    called,
-    check_weights,
-    corrects_quantization,
-    find_adapter,
-    find_adapters,
-    training_quantization,
-)
 from peftly.adapters.merge import check_mergeable, check_weightable, merge_adapters, weight_adapters
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import (
@@ -54,44 +51,40 @@ from peftly.adapters.state import (
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
+    "ADAPTER_FILES",
     "CARD",
     "CONFIG",
     "LABELS",
-    "NOTES",
+    "METHOD",
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
+    "ROW_FORMAT",
     "TENSORS",
     "TOGETHER",
-    "TRAINING",
     "AdapterChoice",
+    "AdapterFolder",
+    "AdapterSet",
+    "AdapterSource",
     "active_adapters",
     "adapter_card",
-    "adapters_in",
+    "adapter_names",
     "attach",
     "attached",
-    "base_requirements",
-    "called",
     "check_mergeable",
+    "check_number_of_weights",
     "check_weightable",
-    "check_weights",
-    "class_labels",
-    "corrects_quantization",
+    "correcting_adapter",
     "detach",
-    "find_adapter",
-    "find_adapters",
     "load",
     "load_adapter",
     "load_together",
     "merge_adapters",
-    "method_config",
     "num_virtual_tokens_of",
-    "read_notes",
-    "read_peft_config",
-    "read_tensors",
+    "open_adapters",
+    "open_compatible_adapters",
     "save_adapter",
     "set_adapters",
     "trainable_parameters",
-    "training_quantization",
     "use_adapters",
     "use_prompt_positions",
     "weight_adapters",

@@ -1,28 +1,20 @@
-"""Put adapters on a model, choose among them, take them off: plain functions over a transformers model.
+"""Adapters put on a model and taken off: plain functions over any module, most methods over transformers' models only.
 
-A model may carry several adapters, of one method or of several. Those that are on work together on every row of a call,
-in the order in which they were attached; `set_adapters` and `use_adapters` choose others, for all rows or row by row.
+A model may carry several adapters, of one method or of several. Active adapters work together on every batch element of
+a call, in the order in which they were attached; `set_adapters` and `use_adapters` choose which adapters are active.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from peftly.adapters.saving import save_adapter
-from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
-from peftly.models import open_original
-
-if TYPE_CHECKING:
-    pass
-
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.saving import save_adapter
+from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
@@ -31,52 +23,59 @@ from peftly.injection import (
     adapted_layers,
     add_copies,
     base_modules,
-    is_below,
+    invalidate_cached_tensors,
+    is_within,
     override_method,
-    own_parts,
     patch_quantized_layers,
     remove_layer_adapters,
     restore_method,
     restore_quantized_layers,
+    task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
+from peftly.models import open_original, task_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
     from peftly.data import EncodedExample
 
 __all__ = ["attach", "detach", "install"]
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
 
 def attach(
-    model: PreTrainedModel,
+    model: ModelT,
     config: MethodConfig,
     *,
     name: str = "default",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    labels: Sequence[str] = (),
+    answers: Sequence[str] = (),
     seed: int = 0,
-    rows: Sequence[EncodedExample] = (),
-) -> PreTrainedModel:
-    """Freeze `model` and put a fresh adapter on it, in place. The adapter is on, beside those that were on before.
+    examples: Sequence[EncodedExample] = (),
+) -> ModelT:
+    """Freeze `model` and put a new adapter on it, in place. The adapter is active, as are those that were before.
 
     Args:
-        model: any transformers model that the method can work on. Its tensors never change.
-        config: the method's settings, for example `LoRA(rank=16)`.
-        name: what to call the adapter in the model.
-        tokenizer: needed by methods that start from words.
-        labels: the answers of a labelled task, for methods that start from them; see `RowFormat.answers`.
-        seed: of the random numbers drawn here; the global generators are left alone.
-        rows: such as will be trained on, for methods that start from what layers are given (`data.train.encoded`).
+        model: any module that the method supports: for methods with virtual tokens or prefixes a transformers model,
+            for others any `torch.nn.Module`. Its own weights never change.
+        config: settings of the method, for example `LoRA(rank=16)`.
+        name: name of the adapter in the model.
+        tokenizer: tokenizer of the model, for methods that are initialised from text.
+        answers: answers of a labelled task, for methods that are initialised from them; see `RowFormat.answers`.
+        seed: seed of the initial values; the global random generators are not used.
+        examples: training examples, for methods that are initialised from the inputs of layers (`data.train.encoded`).
 
     Returns:
         The same model. Its `save_pretrained` now writes its adapters.
 
     Raises:
-        MethodError: the model has an adapter of this name, or cannot carry this one; it is then unchanged.
+        MethodError: the model has an adapter of this name, or cannot carry this one; the model is then unchanged.
     """
-    setup = Setup(tokenizer, tuple(labels), seed, rows, partial(open_original, model))
+    setup = Setup(tokenizer, tuple(answers), seed, examples, partial(open_original, model))
     kind = METHODS[config.name].adapter
     adapter = install(model, config, name, lambda: kind.attach(model, config, name, setup))
     try:
@@ -85,27 +84,35 @@ def attach(
     except BaseException:
         detach(model, name)
         raise
+    invalidate_cached_tensors()  # the initialisation may have called the model with other values
     return model
 
 
-def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Callable[[], Adapter]) -> Adapter:
-    """Freeze `model` and let `make` put an adapter called `name` on it; see `attach`."""
+def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[[], Adapter]) -> Adapter:
+    """Freeze `model` and put an adapter on it.
+
+    Args:
+        model, config, name: as for `attach`.
+        create: function that puts the adapter on the model and returns it.
+
+    Raises:
+        MethodError: as for `attach`.
+    """
     if name in attached(model):
         raise MethodError(f"this model has an adapter {name!r} already; detach it first, or give this one another name")
     if not name or "." in name:
-        raise MethodError(f"an adapter's name is a word without dots, got {name!r}")
+        raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if hasattr(nn.ModuleDict(), name):
-        raise MethodError(f"an adapter cannot be called {name!r}, as every torch module has something of this name")
-    misfit = METHODS[config.name].adapter.misfit(model)
-    if misfit is not None:
-        raise MethodError(misfit)
+        raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
+    unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)
+    if unsupported_reason is not None:
+        raise MethodError(unsupported_reason)
     is_first = not attached(model)
     if is_first:
         _prepare(model)
-    state: AttachedAdapters = getattr(model, ATTRIBUTE)
     adapter = None
     try:
-        adapter = make()
+        adapter = create()
         _save_modules(model, name, config.modules_to_save)
     except BaseException:
         if adapter is not None:
@@ -114,50 +121,58 @@ def install(model: PreTrainedModel, config: MethodConfig, name: str, make: Calla
         if is_first:
             _restore(model)
         raise
+    state = state_of(model)
     state.adapters[name] = adapter
     state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
     return adapter
 
 
-def detach(model: PreTrainedModel, name: str | None = None) -> PreTrainedModel:
-    """Take an adapter off `model`, or all of them; without any it is the very model that it was before `attach`.
+def detach(model: ModelT, name: str | None = None) -> ModelT:
+    """Take an adapter off `model`, or all of them; without any adapter, the model is as before the first `attach`.
+
+    Args:
+        model: a model with adapters.
+        name: name of the adapter; None: all of them.
+
+    Returns:
+        The same model.
 
     Raises:
-        MethodError: there is none, or none of this name.
+        MethodError: the model has no adapter, or none of this name.
     """
     state = state_of(model)
-    for one in list(state.adapters) if name is None else [*checked_names(state, [name])]:
-        state.adapters.pop(one).remove()
-        state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {one}])
+    for removed in list(state.adapters) if name is None else checked_names(state, [name]):
+        state.adapters.pop(removed).remove()
+        state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
     if not state.adapters:
         _restore(model)
     return model
 
 
-def _prepare(model: Any) -> None:
-    """Freeze a model that has no adapter yet and make it ready for one."""
-    taken_over = patch_quantized_layers(model)
-    # By all their names: merging may untie what had several.
+def _prepare(model: nn.Module) -> None:
+    """Freeze a model that has no adapter yet, and add the state that all adapters share."""
+    patched_layers = patch_quantized_layers(model)
+    # By all names of a parameter: merging may untie a parameter that several modules share.
     named = model.named_parameters(remove_duplicate=False)
-    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], taken_over)
+    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], patched_layers)
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
-        state.bodies = ModelHooks(model)
-        override_method(model, "save_pretrained", _SavesAdapters(model))
+        state.hooks = ModelHooks(model, is_sequence_classifier=task_of(model) == "sequence_classification")
+        override_method(model, "save_pretrained", _SaveAdapters(model))
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
-            # transformers' Trainer trains a quantised model only if this says that there is an adapter on it.
+            # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
             model._hf_peft_config_loaded = True
 
 
-def _restore(model: Any) -> None:
+def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
     state = state_of(model)
-    for part in (state.bodies, state.checkpointing):
+    for part in (state.hooks, state.checkpointing):
         if part is not None:
             part.remove()
-    restore_quantized_layers(state.taken_over)
+    restore_quantized_layers(state.patched_layers)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
@@ -166,24 +181,31 @@ def _restore(model: Any) -> None:
     delattr(model, ATTRIBUTE)
 
 
-def _save_modules(model: nn.Module, name: str, wanted: Sequence[str] | None) -> None:
-    """Let adapter `name` train copies of the modules that it saves; by itself, of the classifier if there is one."""
-    if wanted is None:
-        taken = [path for path, _, _ in adapted_layers(model, name)]
-        found = [path for path in own_parts(model) if not any(is_below(one, [path]) for one in taken)]
+def _save_modules(model: nn.Module, name: str, modules_to_save: Sequence[str] | None) -> None:
+    """Let an adapter train copies of whole modules.
+
+    Args:
+        model: model with the adapter.
+        name: name of the adapter.
+        modules_to_save: ends of module paths; None: the parts of the model that an adapter always saves, such as the
+            head of a classifier, where the adapter has no layers of its own in them.
+    """
+    if modules_to_save is None:
+        adapted = [path for path, _, _ in adapted_layers(model, name)]
+        paths = [path for path in task_modules(model) if not any(is_within(layer, [path]) for layer in adapted)]
     else:
-        # By the bare end of a path, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
-        named = [path for path, _ in base_modules(model) if path.endswith(tuple(wanted))]
-        found = [path for path in named if not is_below(path, [other for other in named if other != path])]
-        if wanted and not found:
-            raise MethodError(f"modules_to_save={list(wanted)} match no module of this {type(model).__name__}")
-    add_copies(model, name, map(model.get_submodule, found))
+        # By the end of a path, without a dot, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
+        matching = [path for path, _ in base_modules(model) if path.endswith(tuple(modules_to_save))]
+        paths = [path for path in matching if not is_within(path, [other for other in matching if other != path])]
+        if modules_to_save and not paths:
+            raise MethodError(f"modules_to_save={list(modules_to_save)} match no module of this {type(model).__name__}")
+    add_copies(model, name, map(model.get_submodule, paths))
 
 
-class _SavesAdapters:
-    """`save_pretrained` of an adapted model: the adapters, not the base, so that checkpoints are small."""
+class _SaveAdapters:
+    """`save_pretrained` of an adapted model: it writes the adapters, not the base, so that checkpoints are small."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
     def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

@@ -1,27 +1,19 @@
-"""Open adapters, in the format of Hugging Face PEFT, on a model or together with their base."""
+"""Adapters from disk, put on a model or opened together with their base."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
+from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.attachment import detach, install
-from peftly.adapters.files import (
-    TRAINING,
-    adapters_in,
-    check_tensors,
-    method_config,
-    no_adapter,
-    read_peft_config,
-    read_tensors,
-    without_extras,
-)
-from peftly.adapters.location import base_requirements, corrects_quantization, find_adapter, training_quantization
+from peftly.adapters.files import TENSORS, TRAINING
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
@@ -30,62 +22,64 @@ from peftly.methods import METHODS, Adapter
 from peftly.models import Quantization, load_base
 
 if TYPE_CHECKING:
-    from peftly.models import Base
+    from pathlib import Path
+
+    from peftly.models import Base, BaseSpec
 
 __all__ = ["load", "load_adapter", "load_together"]
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-def load_adapter(model: PreTrainedModel, folder: str | Path, *, name: str = "default") -> PreTrainedModel:
-    """Put the adapter in `folder`, written by peftly or by PEFT, on `model`, in place; it is on afterwards.
 
-    A folder in which several adapters were saved together, each in a folder of its own, gives them all, under those
-    names.
+def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default") -> ModelT:
+    """Put an adapter that peftly or PEFT wrote on `model`, in place; the adapter is active afterwards.
+
+    Args:
+        model: base of the adapter, for example from `load_base`.
+        source: an adapter folder, a folder in which several adapters were saved together (all are attached), a run
+            folder (its `adapter` is opened), or the Hub id of an adapter.
+        name: name of the adapter in the model; adapters that were saved together have their own names.
 
     Returns:
         The same model.
 
     Raises:
-        AdapterError: the folder holds no adapter, or one that is damaged, of an unknown kind, or for another base.
+        AdapterError: the source holds no adapter, or one that is damaged, of an unknown type, or for another base.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
-    folder = Path(folder)
-    places = adapters_in(folder, name)
-    if not places:
-        raise no_adapter(folder)
     loaded: list[str] = []
     try:
-        for one, place in places.items():
-            _load(model, place, one)
-            loaded.append(one)
+        for adapter_name, folder in open_adapters(source).named(name).items():
+            _load(model, folder, adapter_name)
+            loaded.append(adapter_name)
     except (AdapterError, MethodError):
-        for one in loaded:
-            detach(model, one)
+        for adapter_name in loaded:
+            detach(model, adapter_name)
         raise
     return model
 
 
-def _load(model: PreTrainedModel, folder: Path, name: str) -> None:
-    peft = read_peft_config(folder)
-    config = method_config(folder, peft)
-    tensors = without_extras(folder, model, read_tensors(folder))
-    kind = METHODS[config.name].adapter
-    adapter = install(model, config, name, lambda: kind.blank(model, config, name))
+def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+    tensors = _without_extras(folder.path, model, folder.tensors())
+    method = folder.method
+    kind = METHODS[method.name].adapter
+    adapter = install(model, method, name, lambda: kind.attach_for_loading(model, method, name))
     try:
-        check_tensors(folder, adapter_tensors(adapter), tensors)
+        _check_tensors(folder.path, adapter_tensors(adapter), tensors)
     except AdapterError:
         detach(model, name)
         raise
     with torch.no_grad():
-        adapter.load_own_tensors(tensors, peft)
-        for place, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
-            parameter.copy_(tensors[place])
-        if (folder / TRAINING).is_file():
-            _resume(folder, adapter)
+        adapter.load_file_tensors(tensors, folder.peft_config)
+        for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
+            parameter.copy_(tensors[tensor_name])
+        if training_tensors := folder.training_tensors():
+            _resume(folder.path, adapter, training_tensors)
 
 
-def _resume(folder: Path, adapter: Adapter) -> None:
+def _resume(folder: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
     try:
-        adapter.resume(read_tensors(folder, TRAINING))
+        adapter.load_training_tensors(tensors)
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         detach(adapter.model, adapter.name)
@@ -93,7 +87,7 @@ def _resume(folder: Path, adapter: Adapter) -> None:
 
 
 def load(
-    path_or_hub_id: str | Path,
+    source: AdapterSource,
     *,
     name: str = "default",
     dtype: str | torch.dtype = "auto",
@@ -101,36 +95,71 @@ def load(
     device_map: str | Mapping[str, Any] | None = None,
     quantization: Quantization | str | None = None,
 ) -> Base:
-    """Open an adapter, or all that were saved together, with the base that they name and the head of their task.
+    """Open an adapter, or several that were saved together, with the base that they name and the head of their task.
 
     Args:
-        path_or_hub_id: an adapter folder, a folder in which several were saved together (all are attached, and on), a
-            run folder (its `adapter` is opened), or the Hub id of an adapter.
-        name: what to call the adapter in the model; those that were saved together keep their names.
+        source: an adapter folder, a folder in which several adapters were saved together (all are attached, and
+            active), a run folder (its `adapter` is opened), or the Hub id of an adapter.
+        name: name of the adapter in the model; adapters that were saved together have their own names.
         dtype, device, device_map: as for `load_base`.
-        quantization: as for `load_base`; None: as the adapter was trained, `none`: the base as its files have it.
+        quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
     Returns:
         The adapted model and its tokenizer.
 
     Raises:
-        AdapterError: no adapter there, it names no base, several are for different bases, or a part of the head is in
-            neither.
-        BaseModelError: its base cannot be opened.
+        AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases, or
+            neither the adapter nor its base has weights for a part of the head.
+        BaseModelError: the base cannot be opened.
     """
-    folder = find_adapter(path_or_hub_id)
+    adapters = open_adapters(source)
+    return _load_with_base(adapters, adapters.requirements.base, name, quantization, dtype, device, device_map)
+
+
+def load_together(
+    opened: Iterable[AdapterSet],
+    base: BaseSpec,
+    *,
+    dtype: str | torch.dtype,
+    device: str | None = None,
+    quantization: str | None = None,
+) -> Base:
+    """Open adapters on one base, as `load` opens one; several are called adapter_1, adapter_2 and so on.
+
+    Args:
+        opened: adapters with the same requirements, see `open_compatible_adapters`.
+        base: their base.
+        dtype, device, quantization: as for `load`.
+    """
+    first, *others = opened
+    name = "adapter_1" if others else "default"
+    loaded = _load_with_base(first, base, name, quantization, dtype, device)
+    for number, adapters in enumerate(others, start=2):
+        load_adapter(loaded.model, adapters, name=f"adapter_{number}")
+    return loaded
+
+
+def _load_with_base(
+    adapters: AdapterSet,
+    base: str | BaseSpec,
+    name: str,
+    quantization: Quantization | str | None,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> Base:
     if quantization is None:
-        quantization = training_quantization(folder)
-    elif quantization == "none" and corrects_quantization([folder]):
+        quantization = adapters.quantization
+    elif quantization == "none" and correcting_adapter([adapters]):
         warnings.warn(
-            f"{folder} makes up for what quantising its base has cost: over the plain base its answers are off",
-            stacklevel=2,
+            f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
+            stacklevel=3,
         )
-    spec, task, labels = base_requirements(folder)
+    base_name, task, labels = adapters.requirements
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter is to have them
-        base = load_base(
-            spec,
+        warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
+        loaded = load_base(
+            base,
             dtype=dtype,
             device=device,
             device_map=device_map,
@@ -138,23 +167,62 @@ def load(
             task=task,
             labels=labels,
         )
-    load_adapter(base.model, folder, name=name)
-    lost = parts_without_copy(base.model)
-    if lost:
+    load_adapter(loaded.model, adapters, name=name)
+    missing = parts_without_copy(loaded.model)
+    if missing:
         raise AdapterError(
-            f"neither {folder} nor its base {spec} has weights for {', '.join(lost)}, so its answers would be random; "
-            "train it again with modules_to_save naming them"
+            f"neither {adapters.path} nor its base {base_name} has weights for {', '.join(missing)}, so its answers "
+            "would be random; train it again with modules_to_save naming them"
         )
-    return base
+    return loaded
 
 
-def load_together(
-    folders: Iterable[Path], *, dtype: str | torch.dtype, device: str | None = None, quantization: str | None = None
-) -> Base:
-    """Open adapters on one base, as `load` opens one; several are called adapter_1, adapter_2 and so on."""
-    first, *others = folders
-    name = "adapter_1" if others else "default"
-    base = load(first, name=name, dtype=dtype, device=device, quantization=quantization)
-    for number, folder in enumerate(others, start=2):
-        load_adapter(base.model, folder, name=f"adapter_{number}")
-    return base
+def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out tensors that PEFT writes with an adapter: trained embeddings of the base, and a head's bias thrice.
+
+    Raises:
+        AdapterError: the embeddings in the file are not those of `model`.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    needed = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
+        if match is None:
+            if ".modules_to_save." not in name and ".original_module." not in name:
+                needed[name] = tensor
+            continue
+        weight = parameters.get(f"{match[1]}.weight")
+        if weight is None or not _are_close(weight, tensor):
+            raise AdapterError(
+                f"{folder / TENSORS} has {match[1]} of another base: {tuple(tensor.shape)}, or with other values; "
+                "give the base that it was trained on, its vocabulary resized likewise"
+            )
+    return needed
+
+
+def _are_close(weight: Tensor, tensor: Tensor) -> bool:
+    return weight.shape == tensor.shape and torch.allclose(weight.float().cpu(), tensor.float(), atol=1e-3)
+
+
+def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Do nothing if a file holds the tensors that an adapter has on its base, by names and shapes.
+
+    Args:
+        folder: folder of the file, for messages.
+        expected: tensors of the adapter on the model.
+        tensors: tensors of the file, without extras.
+
+    Raises:
+        AdapterError: names or shapes differ, so the adapter is for another base.
+    """
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        verb, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
+        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
+        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {verb} {name}{more}")
+    for name, parameter in expected.items():
+        if parameter.shape != tensors[name].shape:
+            raise AdapterError(
+                f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
+                f"and the base needs {tuple(parameter.shape)}"
+            )

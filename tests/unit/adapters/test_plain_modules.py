@@ -1,4 +1,4 @@
-"""Methods that change layers work on any `torch.nn.Module`, with no transformers in sight."""
+"""Methods that change layers work on any `torch.nn.Module`."""
 
 import copy
 
@@ -45,7 +45,7 @@ def classifier() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=lambda config: config.name)
-def test_everything_works_there(config, tmp_path):
+def test_a_method_trains_saves_merges_and_detaches(config, tmp_path):
     x, y = torch.randn(40, 6), torch.randint(3, (40,))
     base = classifier()
     model = attach(copy.deepcopy(base), config)
@@ -63,7 +63,7 @@ def test_everything_works_there(config, tmp_path):
         expected = model(x)
         save_adapter(model, tmp_path / "adapter")
         torch.testing.assert_close(load_adapter(classifier(), tmp_path / "adapter")(x), expected)
-        with use_adapters(model, rows=[None, "default"] * 20):
+        with use_adapters(model, adapters=[None, "default"] * 20):
             torch.testing.assert_close(model(x)[::2], base(x)[::2])
             torch.testing.assert_close(model(x)[1::2], expected[1::2])
         torch.testing.assert_close(merge(copy.deepcopy(model))(x), expected)
@@ -101,10 +101,10 @@ def test_a_transformers_model_that_reads_no_text(tmp_path):
     expected = model(pixel_values=x).logits
     save_adapter(model, tmp_path / "adapter")
     torch.testing.assert_close(load_adapter(base, tmp_path / "adapter")(pixel_values=x).logits, expected)
-    with use_adapters(model, rows=["default", None, None, "default"]):
+    with use_adapters(model, adapters=["default", None, None, "default"]):
         mixed = model(pixel_values=x).logits
     torch.testing.assert_close(mixed[[0, 3]], expected[[0, 3]])
-    with pytest.raises(MethodError, match="prefix_tuning enters through a cache"):
+    with pytest.raises(MethodError, match="prefix_tuning needs a model with a key-value cache"):
         attach(model, PrefixTuning(init="zero"), name="prefix")
-    with pytest.raises(MethodError, match="reads words, and ViTForImageClassification is none"):
+    with pytest.raises(MethodError, match="an embedding of token ids, and ViTForImageClassification is none"):
         attach(model, PromptTuning(init="random"), name="prompt")

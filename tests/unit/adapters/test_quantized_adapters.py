@@ -1,4 +1,4 @@
-"""Adapters that were trained over a quantised base: how they are opened again, merged and exported."""
+"""Adapters that were trained over a quantised base are opened again, merged and exported."""
 
 import json
 
@@ -40,7 +40,7 @@ def trained(base, folder, quantization=HOW, method=METHOD):
 
 
 @pytest.mark.parametrize("quantization", [HOW, "fp4", "int8"])
-def test_it_opens_over_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_path, quantization):
+def test_an_adapter_opens_over_the_base_of_its_training(tiny_llama_folder, tmp_path, quantization):
     model = trained(tiny_llama_folder, tmp_path / "a", quantization)
     again = load(tmp_path / "a", dtype="float32").model
     assert any(map(is_quantized, again.modules()))
@@ -61,7 +61,7 @@ def test_copies_of_quantised_layers_open_again_over_either_base_and_are_merged(t
     assert_close(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected, 1e-5)
 
 
-def test_without_bitsandbytes_it_says_how_to_get_it(tiny_llama_folder, tmp_path, monkeypatch):
+def test_without_bitsandbytes_the_error_names_the_extra(tiny_llama_folder, tmp_path, monkeypatch):
     trained(tiny_llama_folder, tmp_path / "a")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BaseModelError, match=r"quantization=nf4 needs bitsandbytes: pip install 'peftly\[quant\]'"):
@@ -79,7 +79,7 @@ def test_a_base_whose_files_are_quantised_needs_no_note(tiny_llama_folder, tmp_p
     assert parity.complaint is None
 
 
-def test_in_memory_it_is_unpacked_first(tiny_llama_folder, tmp_path):
+def test_a_merge_in_memory_needs_dequantize_first(tiny_llama_folder, tmp_path):
     model = trained(tiny_llama_folder, tmp_path / "a")
     expected = model(IDS).logits
     with pytest.raises(MethodError, match=r"is quantised: call peftly\.dequantize first"):
@@ -88,19 +88,19 @@ def test_in_memory_it_is_unpacked_first(tiny_llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_into_the_base_that_it_was_trained_over(tiny_llama_folder, tmp_path, dtype):
+def test_a_merge_into_the_base_of_the_training(tiny_llama_folder, tmp_path, dtype):
     expected = trained(tiny_llama_folder, tmp_path / "a")(IDS).logits
     parity = save_merged(tmp_path / "a", tmp_path / "merged", dtype=dtype)
     assert parity.complaint is None
     assert parity.quantized is None
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert not [key for key in config if "quant" in key]
-    assert "its linear layers as nf4 keeps them, unpacked" in (tmp_path / "merged" / "README.md").read_text()
+    assert "its linear layers dequantised from nf4" in (tmp_path / "merged" / "README.md").read_text()
     found = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").float()
     assert_close(found(IDS).logits, expected, 1e-5 if dtype == "float32" else 2e-2)
 
 
-def test_merged_into_the_original(tiny_llama_folder, tmp_path):
+def test_a_merge_into_the_original_base(tiny_llama_folder, tmp_path):
     model = trained(tiny_llama_folder, tmp_path / "a")
     parity = save_merged(tmp_path / "a", tmp_path / "merged", dtype="float32", into="original")
     assert parity.complaint is None
@@ -114,7 +114,7 @@ def test_merged_into_the_original(tiny_llama_folder, tmp_path):
     assert (found - model(IDS).logits).norm() > 0.01 * found.norm()
 
 
-def test_there_must_be_two_bases_to_choose_from(tiny_llama_folder, tmp_path):
+def test_a_base_can_be_chosen_after_quantised_training_only(tiny_llama_folder, tmp_path):
     model, tokenizer = load_base(str(tiny_llama_folder))
     save_adapter(attach(model, LoRA(), tokenizer=tokenizer), tmp_path / "a")
     with pytest.raises(ConfigError, match="was trained over the base as its files have it"):
@@ -125,12 +125,12 @@ def test_there_must_be_two_bases_to_choose_from(tiny_llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["peft", "vllm"])
-def test_other_tools_are_told_of_the_base(tiny_llama_folder, tmp_path, to):
+def test_an_export_notes_the_quantisation_of_the_base(tiny_llama_folder, tmp_path, to):
     trained(tiny_llama_folder, tmp_path / "a")
     assert any("trained over the base in nf4" in note for note in export(tmp_path / "a", to, tmp_path / to).notes)
 
 
-def test_gguf_is_written_of_what_it_was_trained_over(tiny_llama_folder, tmp_path):
+def test_gguf_holds_the_base_of_the_training(tiny_llama_folder, tmp_path):
     expected = trained(tiny_llama_folder, tmp_path / "a")(IDS).logits
     export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32")
     (file,) = (tmp_path / "gguf").glob("*.gguf")
@@ -138,8 +138,8 @@ def test_gguf_is_written_of_what_it_was_trained_over(tiny_llama_folder, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_codes_are_those_of_the_training_whatever_it_is_opened_in(tiny_llama_folder, tmp_path, kind):
-    """The base's files are in fp32: from bf16, as it was trained, other codes are made than from fp32."""
+def test_codes_do_not_depend_on_the_dtype_of_the_opened_base(tiny_llama_folder, tmp_path, kind):
+    """The base's files are in fp32. The training quantised them from bf16, which gives other codes than fp32."""
     model, tokenizer = load_base(str(tiny_llama_folder), dtype="bfloat16", quantization=kind)
     attach(model, LoRA(rank=4), tokenizer=tokenizer)
     perturb(trainable_parameters(model).values(), scale=0.05)
@@ -165,10 +165,10 @@ def test_adapters_of_two_bases_are_not_merged_together(tiny_llama_folder, tmp_pa
             save_merged([tmp_path / name for name in pair], tmp_path / "merged")
 
 
-def test_a_note_that_nobody_knows(tiny_llama_folder, tmp_path):
+def test_an_unknown_quantisation_in_the_notes_is_refused(tiny_llama_folder, tmp_path):
     trained(tiny_llama_folder, tmp_path / "a")
     notes = json.loads((tmp_path / "a" / "peftly.json").read_text())
     for wrong in ({"kind": "nf5"}, "nf4"):
         (tmp_path / "a" / "peftly.json").write_text(json.dumps({**notes, "quantization": wrong}))
-        with pytest.raises(AdapterError, match="is no quantisation that is known here"):
+        with pytest.raises(AdapterError, match="is no known quantisation"):
             load(tmp_path / "a")

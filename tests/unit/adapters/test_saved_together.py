@@ -1,4 +1,4 @@
-"""A folder with several adapters: opened with their base in one call, and never with one that is not of them."""
+"""Adapters that were saved by one call are opened by one call, with their base and without other adapters."""
 
 import json
 import shutil
@@ -17,18 +17,17 @@ from peftly import (
     load,
     load_adapter,
     load_base,
+    open_run,
     save_adapter,
     trainable_parameters,
     use_adapters,
 )
-from peftly.adapters.files import read_notes
-from peftly.adapters.location import find_adapter
+from peftly.adapters.adapter_set import open_adapters
 from peftly.data import RowFormat
 from peftly.errors import AdapterError
-from peftly.runs.folder import open_run
 
 IDS = torch.tensor([[5, 6, 7, 8]])
-# Not in the order of the alphabet: that of two prompts is the order of their rows.
+# Not in alphabetical order: the order of two prompts is the order of their virtual tokens.
 METHODS = {
     "second": PromptTuning(num_virtual_tokens=3, init="random"),
     "lora": LoRA(rank=2),
@@ -52,7 +51,7 @@ def edit(folder, **changes):
 
 
 def refused(folder, match):
-    for opened in (load, find_adapter):
+    for opened in (load, open_adapters):
         with pytest.raises(AdapterError, match=match) as caught:
             opened(folder)
         assert "\n" not in str(caught.value)
@@ -71,13 +70,13 @@ def test_all_are_opened_with_their_base(model, tmp_path):
         assert not torch.equal(again(IDS).logits, model(IDS).logits)
     opened = open_run(str(folder))
     assert (list(attached(opened.model)), opened.row_format) == (list(METHODS), shape), "what all of them say"
-    assert "method" not in read_notes(folder)
+    assert "method" not in open_adapters(folder).notes
 
 
 def test_the_adapter_of_a_run_may_be_several(model, tmp_path):
     for name in ("adapter", "step-3"):
         save_adapter(model, tmp_path / "run" / name)
-    assert find_adapter(tmp_path / "run") == tmp_path / "run" / "adapter"
+    assert open_adapters(tmp_path / "run").path == tmp_path / "run" / "adapter"
     assert list(attached(load(tmp_path / "run", dtype="float32").model)) == list(METHODS)
 
 
@@ -92,11 +91,11 @@ def test_the_steps_of_a_run_are_not_opened_together(model, tmp_path):
     assert attached(model) == {}
 
 
-def test_a_folder_with_neither(tmp_path):
+def test_a_folder_without_an_adapter(tmp_path):
     refused(tmp_path, r"holds no adapter: it has no adapter_config\.json, nor adapters that were saved together$")
 
 
-def test_what_replaces_several_is_all_that_is_opened(model, tmp_path):
+def test_a_save_replaces_the_earlier_adapters_in_its_folder(model, tmp_path):
     save_adapter(model, tmp_path, name="prefix")
     (tmp_path / "mine.txt").write_text("keep")
     save_adapter(model, tmp_path)
@@ -109,8 +108,8 @@ def test_what_replaces_several_is_all_that_is_opened(model, tmp_path):
     assert list(attached(load(tmp_path).model)) == ["lora", "first", "prefix"], "one of them may be saved anew"
 
 
-def test_a_set_that_is_not_whole_is_refused(model, tmp_path):
-    """As a process leaves it that is killed between two of them."""
+def test_an_incomplete_set_is_refused(model, tmp_path):
+    """A process that is killed between two adapters leaves such a folder."""
     save_adapter(model, tmp_path / "all")
     (tmp_path / "all" / "lora").rename(tmp_path / "all" / ".lora-1a2b")
     refused(tmp_path / "all", r"lacks lora, saved together with first; save them again")
@@ -156,7 +155,7 @@ def test_classifiers_share_their_labels(task_base, tmp_path):
 
 
 @pytest.mark.parametrize("names", [[1], ["lora", ["first"]], ["lora", "lora"], ["first"], "lora"])
-def test_a_damaged_note_of_what_belongs_together_is_refused(model, tmp_path, names):
+def test_a_damaged_note_of_the_adapters_of_a_call_is_refused(model, tmp_path, names):
     save_adapter(model, tmp_path)
     notes = json.loads((tmp_path / "lora" / "peftly.json").read_text())
     (tmp_path / "lora" / "peftly.json").write_text(json.dumps({**notes, "together": names}))

@@ -1,10 +1,10 @@
-"""Adapter folders: whole or not at all, read with care."""
+"""Adapter folders are written completely or not at all, and damaged folders are refused."""
 
 import json
 
 import pytest
 import torch
-from references import DEFAULTS, HOME
+from references import ARCHITECTURE_OF, DEFAULTS
 from safetensors.torch import load_file, save_file
 from tiny import perturb, tiny_model
 
@@ -20,8 +20,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
-from peftly.adapters.files import read_notes
-from peftly.adapters.location import find_adapter
+from peftly.adapters.adapter_set import open_adapters
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
 
@@ -29,7 +28,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def make(method="lora"):
-    model = attach(tiny_model(HOME[method], torch.float32), METHODS[method].config(**DEFAULTS[method]))
+    model = attach(tiny_model(ARCHITECTURE_OF[method], torch.float32), METHODS[method].config(**DEFAULTS[method]))
     perturb(trainable_parameters(model).values())
     return model
 
@@ -45,7 +44,7 @@ def edit(folder, **changes):
 
 
 def test_patterns_that_both_fit_a_layer_mean_the_same_before_and_after(tmp_path):
-    """Files have their keys in the order of the alphabet, whatever it was in training."""
+    """Files have their keys in alphabetical order, settings in training in any order."""
     config = LoRA(rank=3, alpha_pattern={"v_proj": 3, "0.self_attn.v_proj": 40})
     model = attach(tiny_model("llama", torch.float32), config)
     perturb(trainable_parameters(model).values())
@@ -54,15 +53,15 @@ def test_patterns_that_both_fit_a_layer_mean_the_same_before_and_after(tmp_path)
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("method", HOME)
-def test_what_is_saved_is_what_is_loaded(method, tmp_path):
+@pytest.mark.parametrize("method", ARCHITECTURE_OF)
+def test_a_loaded_adapter_equals_the_saved_one(method, tmp_path):
     model = make(method)
     save_adapter(model, tmp_path / "adapter", notes={"shape": {"kind": "text"}})
-    again = load_adapter(tiny_model(HOME[method], torch.float32), tmp_path / "adapter")
+    again = load_adapter(tiny_model(ARCHITECTURE_OF[method], torch.float32), tmp_path / "adapter")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert attached(again)["default"].config == attached(model)["default"].config
     assert trainable_parameters(again).keys() == trainable_parameters(model).keys(), "training can go on"
-    assert read_notes(tmp_path / "adapter")["row_format"] == {"kind": "text"}
+    assert open_adapters(tmp_path / "adapter").notes["row_format"] == {"kind": "text"}
     files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "peftly.json"}
     files |= {"training.safetensors"} if method == "p_tuning" else set()
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == files
@@ -94,7 +93,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bf16_base_gets_fp32_masters_both_ways(tmp_path):
+def test_parameters_over_a_bf16_base_are_fp32_before_and_after(tmp_path):
     model = attach(tiny_model("llama", torch.bfloat16), LoRA(rank=4))
     perturb(trainable_parameters(model).values())
     assert model(IDS).logits.dtype == torch.bfloat16
@@ -116,7 +115,7 @@ class TestBadFolders:
     def test_nothing_there(self, tmp_path):
         self.refused(tmp_path, "holds no adapter")
         with pytest.raises(AdapterError, match="holds no adapter"):
-            find_adapter(tmp_path)
+            open_adapters(tmp_path)
 
     def test_broken_json(self, folder):
         (folder / "adapter_config.json").write_text("{")
@@ -220,7 +219,7 @@ def a_step(model):
 
 
 def goes_on(model, again, folder):
-    """Three steps, a file, and three more, on the model and on another base that has the adapter from the file."""
+    """Train three steps, save, and train three more: on the model, and on another base with the adapter of the file."""
     losses = [a_step(model) for _ in range(3)]
     assert losses[-1] < losses[0]
     load_adapter(again, save_adapter(model, folder))
@@ -230,7 +229,7 @@ def goes_on(model, again, folder):
 
 
 @pytest.mark.parametrize("case", MADE)
-def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
+def test_training_continues_from_a_file(case, tmp_path):
     base = tiny_model("llama", torch.float32)
     goes_on(attach(base, MADE[case], seed=3), tiny_model("llama", torch.float32), tmp_path / "adapter")
 
@@ -239,15 +238,15 @@ def test_training_goes_on_from_a_file_where_it_was(case, tmp_path):
     ("architecture", "task", "case"),
     [(*where, case) for where in TASKS[1:] for case in NETWORKS] + [("roberta", "sequence_classification", "v2 mlp")],
 )
-def test_networks_go_on_behind_a_class_token_and_in_front_of_answers(architecture, task, case, tmp_path):
-    """In the files that only we read, beside a classifier, and in those with rows for a decoder too."""
+def test_training_of_reparameterised_prompts_continues_for_every_task(architecture, task, case, tmp_path):
+    """Prompts behind a class token have files that only peftly reads; those of an encoder-decoder have two parts."""
     bases = [tiny_model(architecture, torch.float32, task=task) for _ in range(2)]
     config = MADE[case] if case in MADE else PTuningV2(num_virtual_tokens=3, projection=True, projection_dim=5)
     goes_on(attach(bases[0], config, seed=3), bases[1], tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("case", ["p_tuning mlp", "prefix_tuning mlp", "prompt_tuning residual"])
-def test_a_network_is_not_needed_to_use_what_it_made(case, tmp_path):
+def test_a_prompt_works_without_the_network_that_produced_it(case, tmp_path):
     model = attach(tiny_model("llama", torch.float32), MADE[case])
     perturb(trainable_parameters(model).values())
     save_adapter(model, tmp_path / "adapter")
@@ -259,7 +258,7 @@ def test_a_network_is_not_needed_to_use_what_it_made(case, tmp_path):
     assert not (tmp_path / "adapter" / "training.safetensors").exists()
 
 
-def test_a_network_of_another_adapter_is_refused(tmp_path):
+def test_the_training_file_of_another_adapter_is_refused(tmp_path):
     save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning lstm"]), tmp_path / "lstm")
     save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning mlp"]), tmp_path / "mlp")
     (tmp_path / "lstm" / "training.safetensors").replace(tmp_path / "mlp" / "training.safetensors")

@@ -181,7 +181,7 @@ def test_a_run_generates_the_same_text(run):
 
 @pytest.mark.parametrize("run", ["labels", "template", "classifier", "jobs/questions", "ensemble/member_2"])
 def test_a_run_is_inspected(run):
-    assert "example 1" in peftly_command("inspect", f"run_folders/{run}", "--rows", "1")
+    assert "example 1" in peftly_command("inspect", f"run_folders/{run}", "--examples", "1")
 
 
 def learning_rates(run: Path) -> list[tuple[str, int, float]]:

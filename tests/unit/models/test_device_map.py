@@ -1,4 +1,4 @@
-"""Bases that are spread over memory and disk: every method does what it does on a base in one place."""
+"""Every method has the same results on a base in memory and on disk as on a base on one device."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_every_method(spread, whole, method):
 
 
 @pytest.mark.parametrize("method", [LoRA(), Full()], ids=lambda method: method.name)
-def test_what_is_on_disk_is_not_merged_into(spread, method):
+def test_a_merge_into_weights_on_disk_is_refused(spread, method):
     attach(spread, method)
     with pytest.raises(MethodError, match=r"layers\.1\.self_attn\.q_proj is on disk: open the base without"):
         merge(spread)
@@ -64,14 +64,14 @@ def test_auto_on_one_device_is_that_device(tiny_llama_folder, whole):
     assert torch.equal(model(IDS.to(model.device)).logits.cpu(), whole(IDS).logits)
 
 
-def test_what_cannot_be(tiny_llama_folder):
+def test_impossible_device_maps_are_refused(tiny_llama_folder):
     for settings, message in (
         ({"device_map": "auto", "device": "cpu"}, "device='cpu' is for the whole base and device_map for its parts"),
         ({"device_map": {**DEVICES, "model.embed_tokens": "disk"}}, "leaves the embeddings of .* waiting on disk"),
         ({"device_map": {**DEVICES, "model.norm": "moon"}}, "cannot be opened"),
         ({"device_map": {**DEVICES, "model.layer.0": "cpu"}}, r"do not match any .*'model.layer.0'"),
         ({"device_map": "fast"}, "'fast' is not one of auto, balanced"),
-        ({"device_map": DEVICES, "quantization": "nf4"}, "quantised layers do not wait on cpu for their calls"),
+        ({"device_map": DEVICES, "quantization": "nf4"}, "quantised layers cannot be offloaded to cpu"),
     ):
         with pytest.raises(BaseModelError, match=message):
             load_base(str(tiny_llama_folder), **settings)

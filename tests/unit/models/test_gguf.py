@@ -1,4 +1,4 @@
-"""GGUF files: the same numbers and the same tokens as the model that they were made of."""
+"""GGUF files give the same logits and the same tokens as the model from which they were written."""
 
 import json
 import zipfile
@@ -11,6 +11,7 @@ import transformers
 
 from peftly.errors import BaseModelError
 from peftly.models import wheels
+from peftly.models.base_spec import load_tokenizer
 from peftly.models.loading import load_base
 from peftly.models.wheels import WheelBase
 
@@ -90,6 +91,16 @@ def test_gguf_file_keeps_its_tokenizers_digits_apart(gguf_file):
     assert [piece for piece, _ in splitter.pre_tokenize_str("a 12,3")] == ["a", "Ġ", "1", "2", ",", "3"]
 
 
+def test_gguf_file_gives_its_tokenizer_without_its_weights(gguf_file, monkeypatch):
+    expected = load_base(str(gguf_file), dtype="float32").tokenizer
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: pytest.fail("weights"))
+    found = load_tokenizer(str(gguf_file))
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert (found.model_max_length, found.name_or_path) == (expected.model_max_length, str(gguf_file))
+    assert found.pad_token == "<|pad|>"
+
+
 def test_wheel_with_a_gguf_becomes_a_safetensors_folder(gguf_file, tmp_path):
     wheel = tmp_path / "tiny_test-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -108,10 +119,12 @@ def test_wheel_with_a_gguf_becomes_a_safetensors_folder(gguf_file, tmp_path):
     assert converted.tokenizer("a 12 b").input_ids == direct.tokenizer("a 12 b").input_ids
 
 
-def test_gguf_that_is_none(tmp_path):
+def test_a_file_in_another_format_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model")
     with pytest.raises(BaseModelError, match="is not a GGUF file: it starts with b'not '"):
         load_base(str(tmp_path / "x.gguf"))
+    with pytest.raises(BaseModelError, match="is not a GGUF file: it starts with b'not '"):
+        load_tokenizer(str(tmp_path / "x.gguf"))
 
 
 def test_gguf_refuses_quantization(gguf_file):

