@@ -9,7 +9,7 @@ import torch
 import transformers
 from references import assert_close
 from safetensors import safe_open
-from tiny import perturb, random_rows, tiny_model
+from tiny import perturb, random_token_ids, tiny_model
 
 from peftly import (
     IA3,
@@ -26,7 +26,7 @@ from peftly import (
     trainable_parameters,
 )
 
-IDS = torch.tensor(random_rows([9]))
+IDS = torch.tensor(random_token_ids([9]))
 NOTES = {"labels": ["bad", "good", "so-so"]}
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 PATTERNS = {"rank_pattern": {"q_proj": 2, r"layers\.1\..*up_proj": 7}, "alpha_pattern": {"v_proj": 3, "0.*": 40}}
@@ -153,7 +153,7 @@ def test_vllm(case, base, tmp_path):
     (command,) = (note for note in written.notes if "vllm serve" in note)
     max_rank = int(re.search(r"--max-lora-rank (\d+)", command)[1])
     layers = {path.rpartition(".")[2] for path, _ in model.named_modules() if path.endswith(("_proj", "embed_tokens"))}
-    assert any("vLLM takes LoRA there for some" in note for note in written.notes) == (case == "an embedding")
+    assert any("vLLM supports LoRA there for some" in note for note in written.notes) == (case == "an embedding")
     scaling, factors = checked_by_vllm(tmp_path / "out", max_rank, layers)
     assert_close(in_peft(opened(tmp_path / "base", "causal_lm"), tmp_path / "out"), model(IDS).logits)
     plain = opened(tmp_path / "base", "causal_lm")

@@ -9,7 +9,7 @@ import torch
 from peft_models import assert_same_gradients
 from references import assert_close
 from safetensors.torch import load_file
-from tiny import ARCHITECTURES, perturb, random_rows, tiny_model
+from tiny import ARCHITECTURES, perturb, random_token_ids, tiny_model
 
 from peftly import (
     IA3,
@@ -26,7 +26,7 @@ from peftly import (
 from peftly.errors import AdapterError
 from peftly.injection.targets import find_targets
 
-IDS = torch.tensor(random_rows([9]))
+IDS = torch.tensor(random_token_ids([9]))
 LOW_RANK = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CASES = {
     "prompt_tuning": (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from references import assert_close
 from safetensors.torch import load_file
-from tiny import TASKS, perturb, random_rows, tiny_model
+from tiny import TASKS, perturb, random_token_ids, tiny_model
 
 from peftly import (
     PrefixTuning,
@@ -58,8 +58,8 @@ CELLS = [
     for case in OURS
     if not (architecture == "distilbert" and "prefix" in case)
 ]
-IDS = torch.tensor(random_rows([9]))
-ANSWER = torch.tensor(random_rows([5], seed=1))
+IDS = torch.tensor(random_token_ids([9]))
+ANSWER = torch.tensor(random_token_ids([5], seed=1))
 
 
 def their_config(architecture, task, case):
@@ -143,7 +143,7 @@ def test_networks_equal_theirs(case):
     with torch.no_grad():
         for name, parameter in own.parameters().items():
             parameter.copy_(named[name])
-    (rows,) = own.own_tensors().values()
+    (rows,) = own.file_tensors().values()
     expected = network(torch.arange(4))
     assert_close(rows, expected, 1e-6)
     seed = torch.randn_like(rows)

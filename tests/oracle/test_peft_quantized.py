@@ -8,11 +8,11 @@ import pytest
 import torch
 from quantized import quantized
 from references import assert_close
-from tiny import perturb, random_rows
+from tiny import perturb, random_token_ids
 
 from peftly import DoRA, LoRA, attach, attached, save_adapter, trainable_parameters
 
-IDS = torch.tensor(random_rows([9]))
+IDS = torch.tensor(random_token_ids([9]))
 # PEFT goes through bitsandbytes' own kernel, which on a CPU needs rows of whole blocks.
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft_models import assert_same_gradients
 from references import assert_close
-from tiny import TASKS, perturb, random_rows, tiny_model
+from tiny import TASKS, perturb, random_token_ids, tiny_model
 
 from peftly import IA3, DoRA, LoRA, attach, attached, load_adapter, save_adapter, trainable_parameters
 from peftly.injection.module_copies import copied_parameters
 
 NAMES = {"seq2seq_lm": "SEQ_2_SEQ_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
-IDS, ANSWER = torch.tensor(random_rows([9])), torch.tensor(random_rows([5], seed=1))
+IDS, ANSWER = torch.tensor(random_token_ids([9])), torch.tensor(random_token_ids([5], seed=1))
 OURS = {"lora": LoRA(rank=3), "lora bias": LoRA(rank=3, bias="all"), "dora": DoRA(rank=3), "ia3": IA3()}
 CELLS = [
     (task, architecture, case)

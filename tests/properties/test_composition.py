@@ -1,13 +1,14 @@
-"""Several adapters on one model: together, one at a time, none, and other ones for each row of a batch."""
+"""Several adapters on one model: together, one at a time, none, and others for each batch element."""
 
+import copy
 import threading
 
 import pytest
 import torch
 from invariance import gradient_tolerance, loss_and_gradients, tolerance
-from model_state import everything
-from references import CELLS, DEFAULTS, assert_close, misfit, reference, token_loss
-from tiny import ARCHITECTURES, WINDOW, padded, perturb, random_rows, tiny_model
+from model_state import observable_state
+from references import CELLS, DEFAULTS, assert_close, reference, token_loss, unsupported_reason
+from tiny import ARCHITECTURES, WINDOW, padded, perturb, random_token_ids, tiny_model
 
 from peftly import (
     METHODS,
@@ -26,14 +27,14 @@ from peftly import (
 )
 from peftly.errors import MethodError
 
-TEXTS = random_rows([5, 3 * WINDOW, 11, 8, 14])
+TEXTS = random_token_ids([5, 3 * WINDOW, 11, 8, 14])
 
 
 def with_every_method(architecture, dtype=torch.float64, methods=tuple(METHODS)):
-    """A model with one adapter of every method, a second prompt of another length and a second LoRA of another rank."""
+    """Return a model with one adapter of every method, a shorter prompt and a LoRA of another rank."""
     model = tiny_model(architecture, dtype)
     for method in methods:
-        if misfit(architecture, method) is None:
+        if unsupported_reason(architecture, method) is None:
             attach(model, METHODS[method].config(**DEFAULTS[method]), name=method)
     attach(model, PromptTuning(num_virtual_tokens=2, init="random"), name="prompt 2", seed=5)
     attach(model, LoRA(rank=2, target_modules="all-linear"), name="lora 2", seed=6)
@@ -48,65 +49,65 @@ def until_the_end(tokens):
 
 
 def choices(method):
-    """What works on each row: the method alone, with others of its kind or another, others alone, nothing."""
+    """Return adapters of each batch element: the method alone, with others, others alone, none."""
     return [method, None, (method, "prompt 2", "lora 2"), "prompt 2", ("lora 2", method)]
 
 
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
-class TestEveryRowItsOwn:
-    def test_logits_and_gradients_are_those_of_the_row_alone(self, architecture, method):
+class TestAdaptersOfEachElement:
+    def test_logits_and_gradients_are_those_of_the_element_alone(self, architecture, method):
         model = with_every_method(architecture)
-        rows = choices(method)
+        adapters = choices(method)
         singles = []
-        for text, row in zip(TEXTS, rows, strict=True):
-            set_adapters(model, *([row] if isinstance(row, str) else row or ()))
+        for text, choice in zip(TEXTS, adapters, strict=True):
+            set_adapters(model, *([choice] if isinstance(choice, str) else choice or ()))
             singles.append(loss_and_gradients(model, torch.tensor([text])))
         set_adapters(model)
         for side in ("left", "right"):
             ids, mask = padded(TEXTS, side)
-            with use_adapters(model, rows=rows):
+            with use_adapters(model, adapters=adapters):
                 loss, logits, gradients = loss_and_gradients(model, ids, mask)
             assert_close(loss, sum(single[0] for single in singles), tolerance(model))
             assert_close(gradients, sum(single[2] for single in singles), gradient_tolerance(model))
-            for place, single in enumerate(singles):
-                assert_close(logits[place][mask[place].bool()], single[1][0], tolerance(model))
+            for index, single in enumerate(singles):
+                assert_close(logits[index][mask[index].bool()], single[1][0], tolerance(model))
 
     def test_a_cache_filled_in_pieces_keeps_them_apart(self, architecture, method):
         model = with_every_method(architecture)
         ids, mask = padded(TEXTS, "left")
-        with torch.no_grad(), use_adapters(model, rows=choices(method)):
+        with torch.no_grad(), use_adapters(model, adapters=choices(method)):
             whole = model(ids, attention_mask=mask).logits
             first = model(ids[:, :14], attention_mask=mask[:, :14], use_cache=True)
             rest = model(ids[:, 14:], attention_mask=mask, past_key_values=first.past_key_values)
         assert_close(rest.logits, whole[:, 14:], tolerance(model))
 
-    def test_a_checkpointed_block_is_computed_again_with_the_same_adapters(self, architecture, method):
+    def test_a_checkpointed_block_is_recomputed_with_the_same_adapters(self, architecture, method):
         model = with_every_method(architecture)
         ids, mask = padded(TEXTS, "left")
-        found = []
+        gradients_by_run = []
         for checkpointed in (False, True):
             if checkpointed:
                 model.gradient_checkpointing_enable()
                 model.train()
-            with use_adapters(model, rows=choices(method)):
+            with use_adapters(model, adapters=choices(method)):
                 loss = model(ids, attention_mask=mask, labels=ids, use_cache=False).loss
             loss.backward()  # outside the block
             gradients = [parameter.grad for parameter in trainable_parameters(model).values()]
-            found.append(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]))
+            gradients_by_run.append(torch.cat([grad.flatten() for grad in gradients if grad is not None]))
             model.zero_grad()
-        assert_close(found[1], found[0], tolerance(model))
+        assert_close(gradients_by_run[1], gradients_by_run[0], tolerance(model))
 
     @pytest.mark.parametrize("beams", [1, 3])
-    def test_generated_texts_are_those_of_the_row_alone(self, architecture, method, beams):
+    def test_generated_texts_are_those_of_the_element_alone(self, architecture, method, beams):
         model = with_every_method(architecture, torch.float32)
-        rows, options = choices(method), {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
+        adapters, options = choices(method), {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
         ids, mask = padded(TEXTS, "left")
-        with use_adapters(model, rows=rows):
+        with use_adapters(model, adapters=adapters):
             batched = model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :].tolist()
-        for text, row, found in zip(TEXTS, rows, batched, strict=True):
-            with use_adapters(model, *([row] if isinstance(row, str) else row or ())):
+        for text, choice, generated in zip(TEXTS, adapters, batched, strict=True):
+            with use_adapters(model, *([choice] if isinstance(choice, str) else choice or ())):
                 alone = model.generate(torch.tensor([text]), **options)[0, len(text) :].tolist()
-            assert until_the_end(found) == until_the_end(alone)
+            assert until_the_end(generated) == until_the_end(alone)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -128,7 +129,7 @@ def test_several_loras_add_up():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_is_on_in_a_block_that_names_nothing(architecture):
+def test_no_adapter_is_active_in_a_block_without_names(architecture):
     base, model = tiny_model(architecture), with_every_method(architecture)
     ids, mask = padded(TEXTS, "left")
     positions = {} if architecture == "bloom" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
@@ -147,7 +148,7 @@ def test_nothing_is_on_in_a_block_that_names_nothing(architecture):
 
 def test_detaching_one_leaves_the_others_and_the_last_the_base():
     model = tiny_model("llama")
-    before, ids = everything(model), torch.tensor([TEXTS[0]])
+    before, ids = observable_state(model), torch.tensor([TEXTS[0]])
     attach(model, LoRA(rank=2), name="a", seed=1)
     perturb(trainable_parameters(model).values())
     alone = model(ids).logits
@@ -158,20 +159,20 @@ def test_detaching_one_leaves_the_others_and_the_last_the_base():
     assert not torch.equal(model(ids).logits, alone)
     detach(model, "b")
     detach(model, "c")
-    assert everything(model) == before
+    assert observable_state(model) == before
     attach(model, LoRA(rank=2), name="a", seed=1)
     perturb(trainable_parameters(model).values())
     assert torch.equal(model(ids).logits, alone)
 
 
-def test_threads_have_their_own_choice():
+def test_threads_have_their_own_active_adapters():
     model, ids = with_every_method("llama"), torch.tensor([TEXTS[1]])
-    names, found, ready = ["lora", "lora 2", "prompt 2", "prompt_tuning"], {}, threading.Barrier(4)
+    names, outputs, ready = ["lora", "lora 2", "prompt 2", "prompt_tuning"], {}, threading.Barrier(4)
 
     def work(name):
         with torch.no_grad(), use_adapters(model, name):
             ready.wait()
-            found[name] = [model(ids).logits for _ in range(5)]
+            outputs[name] = [model(ids).logits for _ in range(5)]
 
     threads = [threading.Thread(target=work, args=(name,)) for name in names]
     for thread in threads:
@@ -180,7 +181,7 @@ def test_threads_have_their_own_choice():
         thread.join()
     for name in names:
         with torch.no_grad(), use_adapters(model, name):
-            assert all(torch.equal(logits, model(ids).logits) for logits in found[name])
+            assert all(torch.equal(logits, model(ids).logits) for logits in outputs[name])
 
 
 def test_several_adapters_are_saved_and_loaded_together(tmp_path):
@@ -188,29 +189,29 @@ def test_several_adapters_are_saved_and_loaded_together(tmp_path):
     ids = torch.tensor([TEXTS[0]])
     save_adapter(model, tmp_path / "all")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(attached(model))
-    again = load_adapter(tiny_model("llama", torch.float32), tmp_path / "all")
-    with use_adapters(again, *attached(model)):
-        assert_close(again(ids).logits, model(ids).logits, 1e-5)
+    loaded = load_adapter(tiny_model("llama", torch.float32), tmp_path / "all")
+    with use_adapters(loaded, *attached(model)):
+        assert_close(loaded(ids).logits, model(ids).logits, 1e-5)
     save_adapter(model, tmp_path / "one", name="lora 2")
     one = load_adapter(tiny_model("llama", torch.float32), tmp_path / "one")
     with use_adapters(model, "lora 2"):
         assert torch.equal(one(ids).logits, model(ids).logits)
 
 
-def test_what_cannot_be_chosen_is_refused():
+def test_adapters_that_cannot_be_activated_are_refused():
     model, (ids, mask) = with_every_method("llama"), padded(TEXTS, "left")
     with pytest.raises(MethodError, match=r"no adapter 'nobody'; it has 'prompt_tuning', 'p_tuning'"):
         set_adapters(model, "nobody")
-    with pytest.raises(MethodError, match="no adapter 'nobody'"), use_adapters(model, rows=["lora", "nobody"]):
+    with pytest.raises(MethodError, match="no adapter 'nobody'"), use_adapters(model, adapters=["lora", "nobody"]):
         pass
-    with pytest.raises(MethodError, match="not both"), use_adapters(model, "lora", rows=["lora"]):
+    with pytest.raises(MethodError, match="not both"), use_adapters(model, "lora", adapters=["lora"]):
         pass
-    with pytest.raises(MethodError, match="rows is empty"), use_adapters(model, rows=[]):
+    with pytest.raises(MethodError, match="adapters is empty"), use_adapters(model, adapters=[]):
         pass
     for name in ("lora", "prompt 2"):
         with (
-            pytest.raises(MethodError, match="chosen for 2 rows and this call has 5"),
-            use_adapters(model, rows=[name, None]),
+            pytest.raises(MethodError, match="adapters were given for 2 batch elements and this call has 5"),
+            use_adapters(model, adapters=[name, None]),
         ):
             model(ids, attention_mask=mask)
     with pytest.raises(MethodError, match="carries no adapter"):
@@ -226,24 +227,34 @@ def test_a_cache_of_other_adapters_is_refused():
             model(ids, past_key_values=cache)
 
 
-def test_an_output_head_that_is_adapted_keeps_rows_apart():
+def test_a_copied_cache_knows_its_inserted_columns():
+    model, ids = with_every_method("llama"), torch.tensor([TEXTS[1]])
+    with torch.no_grad(), use_adapters(model, "prompt 2", "prefix_tuning"):
+        whole = model(ids).logits
+        cache = model(ids[:, :9], use_cache=True).past_key_values
+        for _ in range(2):  # one cache of a common beginning, for several continuations
+            rest = model(ids[:, 9:], past_key_values=copy.deepcopy(cache)).logits
+            assert_close(rest, whole[:, 9:], tolerance(model))
+
+
+def test_an_adapted_output_head_keeps_batch_elements_apart():
     from peftly.inference.label_scoring import score_labels
 
     model = tiny_model("llama")
     attach(model, LoRA(rank=2, target_modules=("lm_head",)), name="a")
     attach(model, PromptTuning(num_virtual_tokens=3, init="random"), name="b")
     perturb(trainable_parameters(model).values())
-    rows = ["a", None, "b", ("a", "b"), None]
+    adapters = ["a", None, "b", ("a", "b"), None]
     ids, mask = padded(TEXTS, "right")
     labels = ids.masked_fill(mask == 0, -100)
-    with use_adapters(model, rows=rows), torch.no_grad():
+    with use_adapters(model, adapters=adapters), torch.no_grad():
         loss, _ = token_loss(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
         scores, _ = score_labels(model, TEXTS, [[5, 6, 2], [7, 2], [9]], pad_id=0)
     losses, alone = [], []
-    for text, row in zip(TEXTS, rows, strict=True):
-        with use_adapters(model, rows=[row]), torch.no_grad():
-            one = torch.tensor([text])
-            batch = {"input_ids": one, "attention_mask": torch.ones_like(one), "labels": one}
+    for text, choice in zip(TEXTS, adapters, strict=True):
+        with use_adapters(model, adapters=[choice]), torch.no_grad():
+            ids = torch.tensor([text])
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
             losses.append(token_loss(model, batch)[0])
             alone.append(score_labels(model, [text], [[5, 6, 2], [7, 2], [9]], pad_id=0)[0])
     assert_close(loss, sum(losses), 1e-10)
@@ -261,19 +272,18 @@ def test_a_cache_with_a_prefix_that_is_gone_is_refused():
 
 
 @pytest.mark.parametrize("later", [LoRA(rank=2, target_modules=("embed_tokens",)), Full()], ids=lambda c: c.name)
-def test_what_changes_the_words_may_come_after_a_prompt(later):
-    """No other change of the embedding knows the virtual ids, whenever it was attached."""
-    found = []
+def test_an_adapter_of_the_embedding_may_be_attached_after_a_prompt(later):
+    """No other adapter of the embedding knows the virtual ids, in any order of attachment."""
+    outputs = []
     for order in (("prompt", "later"), ("later", "prompt")):
         model = tiny_model("llama")
         configs = {"prompt": PromptTuning(num_virtual_tokens=3, init="random"), "later": later}
         for name in order:
             attach(model, configs[name], name=name)
         for name in configs:
-            own = [value for path, value in trainable_parameters(model).items() if f".{name}." in path]
-            perturb(own, scale=0.05)
-        found.append(model(torch.tensor([TEXTS[0]])).logits)
-    # The rows started at other places where they were drawn beside changed words; what is checked is that both run.
-    assert all(logits.isfinite().all() for logits in found)
+            perturb((p for path, p in trainable_parameters(model).items() if f".{name}." in path), scale=0.05)
+        outputs.append(model(torch.tensor([TEXTS[0]])).logits)
+    # With Full, the prompt starts from other embeddings in the other order: only that both orders run is checked.
+    assert all(logits.isfinite().all() for logits in outputs)
     if later.name == "lora":
-        assert_close(found[0], found[1], 1e-6)
+        assert_close(*outputs, 1e-6)

@@ -1,11 +1,13 @@
-"""A merged model says what the adapted one said, in memory and as plain transformers reads it back."""
+"""The logits of a merged model equal those of the adapted one, in memory and from files, in plain transformers."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import transformers as tf
-from references import DEFAULTS, assert_close
+from matrix import bare_model, cells
+from references import assert_close
 from tiny import TASKS, perturb, tiny_model
 
 from peftly import METHODS, attach, detach, merge, trainable_parameters
@@ -13,17 +15,16 @@ from peftly.models.tasks import TASKS as HEADS
 
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
 MERGEABLE = [name for name, method in METHODS.items() if method.mergeable]
-EVERY = [
-    (task, architecture, method) for task, those in TASKS.items() for architecture in those for method in MERGEABLE
-]
-CELLS = [
-    (task, architecture, method)
-    for task, architecture, method in EVERY
-    if METHODS[method].adapter.misfit(tiny_model(architecture, task=task)) is None
-]
+EVERY = cells(methods=MERGEABLE)
+CELLS = [cell for cell in EVERY if cell.reason_left_out is None]
 BIASED = [
     ("causal_lm", architecture, {"bias": bias, "rank": 3})
-    for architecture in ("gpt2", "opt", "phi")  # Conv1D, a tied head, a head with a bias
+    for architecture in (
+        "bloom",
+        "gpt2",
+        "opt",
+        "phi",
+    )  # one projection of q, k and v, Conv1D, a tied head, a head with a bias
     for bias in ("all", "lora_only")
 ]
 WORDS = {
@@ -53,7 +54,7 @@ def adapted(task, architecture, config):
     return model
 
 
-def goes_through_files(task, model, folder, expected):
+def assert_merged_equals(task, model, folder, expected):
     bound = 1e-10 if model.dtype == torch.float64 else 1e-5
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "untied")
@@ -71,30 +72,48 @@ def goes_through_files(task, model, folder, expected):
 
 def test_the_cells_are_counted():
     assert len(CELLS) > 0.9 * len(EVERY)
-    assert {method for _, _, method in CELLS} == set(MERGEABLE)
+    assert {cell.method for cell in CELLS} == set(MERGEABLE)
 
 
-@pytest.mark.parametrize(("task", "architecture", "method"), CELLS)
-def test_every_mergeable_method(task, architecture, method, tmp_path):
-    settings = dict(DEFAULTS[method])
-    if method == "selective" and architecture in ("distilbert", "bert", "roberta"):
-        settings["head"] = False  # the classifier is trained anyway
-    model = adapted(task, architecture, METHODS[method].config(**settings))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_every_mergeable_method(cell, tmp_path):
+    model = adapted(cell.task, cell.architecture, cell.config())
     expected = logits_of(model)
-    goes_through_files(task, model, tmp_path, expected)
-    assert (expected - logits_of(tiny_model(architecture, task=task))).norm() > 1e-3 * expected.norm()
+    assert_merged_equals(cell.task, model, tmp_path, expected)
+    assert (expected - logits_of(bare_model(cell.task, cell.architecture))).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "llama"])
+def test_a_merge_that_unties_the_head_warns(architecture):
+    model = adapted("causal_lm", architecture, METHODS["selective"].config(head=True, last_layers=0))
+    expected = logits_of(model)
+    with (
+        nullcontext() if architecture == "llama" else pytest.warns(UserWarning, match="^untied")
+    ):  # llama's is not tied
+        merge(model)
+    assert_close(logits_of(model), expected, 1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_biases_that_a_model_lacks_are_not_trained(method):
+    model, config = tiny_model("llama"), METHODS[method].config(rank=3, bias="all")
+    with pytest.warns(UserWarning, match="trains no bias"):
+        attach(model, config)
+    perturb(trainable_parameters(model).values())
+    expected = logits_of(model)
+    assert_close(logits_of(merge(model)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize(("task", "architecture", "settings"), BIASED)
 def test_trained_biases(task, architecture, settings, method, tmp_path):
     model = adapted(task, architecture, METHODS[method].config(**settings))
-    goes_through_files(task, model, tmp_path, logits_of(model))
+    assert_merged_equals(task, model, tmp_path, logits_of(model))
 
 
 def test_pissa(tmp_path):
     model = adapted("causal_lm", "gpt2", METHODS["lora"].config(rank=3, init="pissa", rslora=True))
-    goes_through_files("causal_lm", model, tmp_path, logits_of(model))
+    assert_merged_equals("causal_lm", model, tmp_path, logits_of(model))
 
 
 @pytest.mark.parametrize(("architecture", "words", "head"), TORN)
@@ -105,7 +124,7 @@ def test_tied_weights_are_untied_where_they_differ(architecture, words, head, sa
     settings = {"target_modules": names} if not saved else {"modules_to_save": names, "target_modules": "all-linear"}
     model = adapted(task, architecture, METHODS["lora"].config(rank=3, **settings))
     expected = logits_of(model)
-    again = goes_through_files(task, model, tmp_path, expected)
+    again = assert_merged_equals(task, model, tmp_path, expected)
     both = [again.get_parameter(f"{name}.weight") for name in WORDS[architecture]]
     own = model.get_parameter(f"{WORDS[architecture][0]}.weight") is not model.get_parameter("lm_head.weight")
     # Copies of both keep sharing what they shared, unless a third place has none.

@@ -1,28 +1,25 @@
-"""An adapted model stays a transformers model: Trainer and pipeline go on working with it."""
+"""`Trainer` and `pipeline` of transformers on adapted models."""
 
 import numpy as np
 import pytest
 import torch
 import transformers as tf
 from quantized import quantized
-from references import CELLS, DEFAULTS, HOMES, adapted
-from tiny import padded, perturb, random_rows
+from references import CELLS, DEFAULTS, METHOD_CELLS, adapted
+from tiny import padded, perturb, random_token_ids
 
 from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
 
-ROWS = random_rows([5, 9, 7, 12, 6, 8])
+TEXTS = random_token_ids([5, 9, 7, 12, 6, 8])
 
 
-@pytest.mark.parametrize(("architecture", "method"), HOMES)
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
 def test_trainer_with_metrics_and_label_smoothing(architecture, method, tmp_path):
     model, _ = adapted(architecture, method, torch.float32)
-    rows = []
-    for row in ROWS:
-        ids, mask = padded([row], "right")
-        rows.append({"input_ids": row, "attention_mask": mask[0].tolist(), "labels": row})
+    examples = [{"input_ids": text, "attention_mask": [1] * len(text), "labels": text} for text in TEXTS]
 
     def collate(batch):
-        ids, mask = padded([row["input_ids"] for row in batch], "right")
+        ids, mask = padded([example["input_ids"] for example in batch], "right")
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
     shapes = []
@@ -46,8 +43,8 @@ def test_trainer_with_metrics_and_label_smoothing(architecture, method, tmp_path
             use_cpu=True,
             disable_tqdm=True,
         ),
-        train_dataset=rows,
-        eval_dataset=rows,
+        train_dataset=examples,
+        eval_dataset=examples,
         data_collator=collate,
         compute_metrics=metrics,
     )
@@ -55,15 +52,15 @@ def test_trainer_with_metrics_and_label_smoothing(architecture, method, tmp_path
     trainer.train()
     after = trainer.evaluate()
     assert after["eval_loss"] < before["eval_loss"]
-    assert {logits[:2] == labels for logits, labels in shapes} == {True}, "text columns only"
-    again, _ = adapted(architecture, method, torch.float32)
-    load_adapter(detach(again), tmp_path / "checkpoint-6")
-    ids = torch.tensor([ROWS[0]])
-    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+    assert {logits[:2] == labels for logits, labels in shapes} == {True}, "logits at the text only"
+    loaded, _ = adapted(architecture, method, torch.float32)
+    load_adapter(detach(loaded), tmp_path / "checkpoint-6")
+    ids = torch.tensor([TEXTS[0]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("method", [method for architecture, method in CELLS if architecture == "llama"])
-def test_pipeline(method, tiny_llama_folder):
+def test_a_pipeline_generates_the_same_in_a_batch_and_alone(method, tiny_llama_folder):
     model = tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     tokenizer = tf.AutoTokenizer.from_pretrained(tiny_llama_folder)
     attach(model, METHODS[method].config(**DEFAULTS[method]))
@@ -79,13 +76,13 @@ def test_pipeline(method, tiny_llama_folder):
 
 
 def test_trainer_takes_a_quantised_base_once_it_has_an_adapter(tmp_path):
-    rows = [{"input_ids": row, "labels": row} for row in random_rows([8] * 6)]
+    examples = [{"input_ids": text, "labels": text} for text in random_token_ids([8] * 6)]
     arguments = {"max_steps": 12, "per_device_train_batch_size": 3, "learning_rate": 0.02, "report_to": []}
     arguments |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 6}
     model = quantized("llama")
 
     def trainer():
-        return tf.Trainer(model, tf.TrainingArguments(str(tmp_path), **arguments), train_dataset=rows)
+        return tf.Trainer(model, tf.TrainingArguments(str(tmp_path), **arguments), train_dataset=examples)
 
     with pytest.raises(ValueError, match="purely quantized models"):
         trainer()
@@ -95,7 +92,7 @@ def test_trainer_takes_a_quantised_base_once_it_has_an_adapter(tmp_path):
     losses = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
     model.gradient_checkpointing_enable()
-    model(**{key: torch.tensor([value]) for key, value in rows[0].items()}).loss.backward()
+    model(**{key: torch.tensor([value]) for key, value in examples[0].items()}).loss.backward()
     model.gradient_checkpointing_disable()
     detach(model)
     with pytest.raises(ValueError, match="purely quantized models"):

@@ -1,4 +1,4 @@
-"""Tiny bases in 4 and 8 bits, as transformers opens them."""
+"""Tiny models in 4 and 8 bits, as transformers opens them."""
 
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ import_bitsandbytes()
 
 @cache
 def _plain(architecture: str, task: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]):
-    """A tiny model, and the folder that it is in."""
+    """Return a tiny model and the folder of its files."""
     folder = TemporaryDirectory()
     model = tiny_model(architecture, dtype, task=task, **dict(sizes))
     model.save_pretrained(folder.name)
@@ -23,18 +23,18 @@ def _plain(architecture: str, task: str, dtype: torch.dtype, sizes: tuple[tuple[
 
 
 def quantized(architecture: str, kind: str = "nf4", task: str = "causal_lm", dtype=torch.float32, **settings):
-    """`tiny_model` with quantised linear layers, as somebody opens it who does not know of peftly.
+    """Return `tiny_model` with quantised linear layers, opened with transformers and not with peftly.
 
-    The settings are of `Quantization`, or sizes of the model.
+    The settings are those of `Quantization`, or sizes of the model.
     """
-    chosen = {name: value for name, value in settings.items() if name in Quantization.model_fields}
-    sizes = tuple((name, value) for name, value in settings.items() if name not in chosen)
+    of_quantization = {name: value for name, value in settings.items() if name in Quantization.model_fields}
+    sizes = tuple((name, value) for name, value in settings.items() if name not in of_quantization)
     plain, folder = _plain(architecture, task, dtype, sizes)
-    wanted = Quantization(kind=kind, **chosen)
-    with blocks_of_size(wanted.block_size):
+    quantization = Quantization(kind=kind, **of_quantization)
+    with blocks_of_size(quantization.block_size):
         return type(plain).from_pretrained(
             folder.name,
             dtype=dtype,
-            quantization_config=wanted.for_transformers(dtype, output_heads(plain)),
+            quantization_config=quantization.for_transformers(dtype, output_heads(plain)),
             attn_implementation=plain.config._attn_implementation,
         )

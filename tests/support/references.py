@@ -1,4 +1,4 @@
-"""What an adapted model should compute, written out plainly from the papers on an unadapted copy of the base."""
+"""Expected outputs of adapted models, computed by the formulas of the papers on a copy of the base without adapters."""
 
 import copy
 from collections.abc import Callable
@@ -32,32 +32,32 @@ DEFAULTS = {
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: float = 2e-5) -> None:
-    """Compare whole tensors: the length of their difference against that of what is expected."""
+    """Compare whole tensors by the norm of their difference, relative to the norm of the expected tensor."""
     error = (actual - expected).norm() / expected.norm()
     assert error <= bound, f"relative difference {error:.1e}"
 
 
 def token_loss(model, batch, logits_of=labelled_logits) -> tuple[Tensor, int]:
-    """The summed loss of a batch, and how many targets it is over."""
+    """Return the summed loss of a batch and the number of its targets."""
     losses = target_losses(model, batch, logits_of)
     return losses.sum(), losses.numel()
 
 
 @cache
-def misfit(architecture: str, method: str) -> str | None:
-    """Why the architecture cannot carry the method, as the method itself declares it."""
-    return METHODS[method].adapter.misfit(tiny_model(architecture))
+def unsupported_reason(architecture: str, method: str) -> str | None:
+    """Return why the method does not support the architecture, as the method declares it."""
+    return METHODS[method].adapter.unsupported_reason(tiny_model(architecture))
 
 
-CELLS = [(a, m) for a in ARCHITECTURES for m in METHODS if misfit(a, m) is None]
-CAUSAL = [m for m in METHODS if m != "p_tuning_v2"]  # which needs a classifier
-HOMES = [(next(a for a in ("llama", "gpt2") if misfit(a, m) is None), m) for m in CAUSAL]
-"""Every method once, on llama if it can be."""
-HOME = {method: architecture for architecture, method in HOMES}
+CELLS = [(a, m) for a in ARCHITECTURES for m in METHODS if unsupported_reason(a, m) is None]
+ARCHITECTURE_OF = {m: a for m in METHODS for a in ("gpt2", "llama") if unsupported_reason(a, m) is None}
+"""Architecture for each method that supports a language model: llama if possible."""
+METHOD_CELLS = [(architecture, method) for method, architecture in ARCHITECTURE_OF.items()]
+CAUSAL = list(ARCHITECTURE_OF)
 
 
 def adapted(architecture: str, method: str, dtype: torch.dtype = torch.float64, **settings):
-    """An adapted tiny model whose weights were moved, and the logits it should give for one unpadded row."""
+    """Return an adapted tiny model with perturbed weights, and a function that returns its expected logits."""
     model = tiny_model(architecture, dtype)
     attach(model, METHODS[method].config(**DEFAULTS[method] | settings))
     perturb(trainable_parameters(model).values())
@@ -67,40 +67,40 @@ def adapted(architecture: str, method: str, dtype: torch.dtype = torch.float64, 
 
 
 def reference(model, name: str = "default") -> Logits:
-    """What the model computes with this one adapter."""
+    """Return the expected logits of a model with one adapter, as a function of unpadded token ids."""
     adapter = attached(model)[name]
     base = detach(copy.deepcopy(model))
-    values = {key: value.detach().clone() for key, value in adapter.own_tensors().items()}
+    values = {key: value.detach().clone() for key, value in adapter.file_tensors().items()}
     for path, value in copied_parameters(model, name).items():
         module, _, attribute = path.rpartition(".")  # not into the parameter as it is, which others may share
         setattr(base.get_submodule(module), attribute, nn.Parameter(value.detach().clone()))
-    return _REFERENCES.get(adapter.config.name, _as_it_is)(base, adapter.config, values)
+    return _REFERENCES.get(adapter.config.name, _unchanged)(base, adapter.config, values)
 
 
-def _as_it_is(base, config, values) -> Logits:
+def _unchanged(base, config, values) -> Logits:
     return lambda ids: base(ids, use_cache=False).logits
 
 
 def _prompted(base, config, values) -> Logits:
-    """Trained rows in front of the word embeddings, through `inputs_embeds`."""
-    rows = values["prompt_embeddings"]
+    """Prompt embeddings in front of the token embeddings, through `inputs_embeds`."""
+    prompt = values["prompt_embeddings"]
 
     def logits(ids: Tensor) -> Tensor:
-        words = base.get_input_embeddings()(ids)
-        embeds = torch.cat([rows.to(words.dtype).expand(ids.shape[0], -1, -1), words], 1)
-        return base(inputs_embeds=embeds, use_cache=False).logits[:, rows.shape[0] :]
+        text = base.get_input_embeddings()(ids)
+        embeds = torch.cat([prompt.to(text.dtype).expand(ids.shape[0], -1, -1), text], 1)
+        return base(inputs_embeds=embeds, use_cache=False).logits[:, prompt.shape[0] :]
 
     return logits
 
 
 def _prefixed(base, config, values) -> Logits:
-    """A cache that was filled beforehand."""
-    (rows,) = values.values()
+    """A cache that holds the prefix before the call."""
+    (prefix,) = values.values()
 
     def logits(ids: Tensor) -> Tensor:
         text_config = base.config.get_text_config()
         heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
-        states = rows.view(len(rows), 2 * text_config.num_hidden_layers, heads, -1).permute(1, 2, 0, 3)
+        states = prefix.view(len(prefix), 2 * text_config.num_hidden_layers, heads, -1).permute(1, 2, 0, 3)
         cache = DynamicCache(config=text_config)
         for layer in range(text_config.num_hidden_layers):
             keys, values = (states[2 * layer + half].to(base.dtype).expand(len(ids), -1, -1, -1) for half in (0, 1))
@@ -111,16 +111,16 @@ def _prefixed(base, config, values) -> Logits:
 
 
 def _with_deltas(base, config, values) -> Logits:
-    """The update added into the weights; for DoRA every row is then given its length."""
+    """Weights plus low-rank updates; for DoRA each row then gets its magnitude as norm."""
     for key, lora_a in values.items():
         if "lora_A" in key or "lora_embedding_A" in key:
             layer = base.get_submodule(_path(key))
             weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
-            changed = weight + config.alpha / config.rank * values[key.replace("_A", "_B")] @ lora_a
+            updated = weight + config.alpha / config.rank * values[key.replace("_A", "_B")] @ lora_a
             if config.name == "dora":
-                length = changed.norm(dim=1, keepdim=True)
-                changed = changed / length * values[key.replace("lora_A.weight", "lora_magnitude_vector")][:, None]
-            layer.weight.data = (changed if isinstance(layer, nn.Linear) else changed.T).to(layer.weight.dtype)
+                norm = updated.norm(dim=1, keepdim=True)
+                updated = updated / norm * values[key.replace("lora_A.weight", "lora_magnitude_vector")][:, None]
+            layer.weight.data = (updated if isinstance(layer, nn.Linear) else updated.T).to(layer.weight.dtype)
     return _with_biases(base, config, values)
 
 
@@ -128,24 +128,24 @@ def _with_biases(base, config, values) -> Logits:
     for key, bias in values.items():
         if key.endswith(".bias"):
             base.get_submodule(_path(key.replace(".base_layer", ""))).bias.data = bias
-    return _as_it_is(base, config, values)
+    return _unchanged(base, config, values)
 
 
 def _scaled(base, config, values) -> Logits:
-    """Factors on the columns of feed-forward output weights, else on the rows, and the bias, of a weight."""
+    """Weights whose columns (of the last feed-forward layers) or rows and bias (of other layers) are scaled."""
     for key, factors in values.items():
         layer = base.get_submodule(_path(key))
         on_input = any(name in key for name in ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj"))
-        by_column = on_input != isinstance(layer, Conv1D)
+        scales_last_dim = on_input != isinstance(layer, Conv1D)
         factors = factors.flatten()
-        layer.weight.data = layer.weight * (factors if by_column else factors[:, None])
+        layer.weight.data = layer.weight * (factors if scales_last_dim else factors[:, None])
         if layer.bias is not None and not on_input:
             layer.bias.data = layer.bias * factors
-    return _as_it_is(base, config, values)
+    return _unchanged(base, config, values)
 
 
 def _with_bottlenecks(base, config, values) -> Logits:
-    """Hooks that add `W_up f(W_down h + b) + b`."""
+    """Hooks that add `W_up f(W_down h + b_down) + b_up`."""
     for key in values:
         if key.endswith(".adapter_down"):
             down, up, down_bias, up_bias = (
@@ -153,18 +153,18 @@ def _with_bottlenecks(base, config, values) -> Logits:
                 for part in ("down", "up", "down_bias", "up_bias")
             )
 
-            def change(h, down=down, up=up, down_bias=down_bias, up_bias=up_bias):
+            def network(h, down=down, up=up, down_bias=down_bias, up_bias=up_bias):
                 return getattr(torch, config.activation)(h @ down.T + down_bias) @ up.T + up_bias
 
-            def parallel(module, args, output, change=change):
-                return output + (config.scaling or 4.0) * change(args[0])
+            def parallel(module, args, output, network=network):
+                return output + (config.scaling or 4.0) * network(args[0])
 
-            def sequential(module, args, output, change=change):
-                return output + (config.scaling or 1.0) * change(output)
+            def sequential(module, args, output, network=network):
+                return output + (config.scaling or 1.0) * network(output)
 
             module = base.get_submodule(_path(key))
             module.register_forward_hook(parallel if config.placement == "parallel" else sequential)
-    return _as_it_is(base, config, values)
+    return _unchanged(base, config, values)
 
 
 _REFERENCES = {
@@ -180,7 +180,7 @@ _REFERENCES = {
 
 
 def _path(key: str) -> str:
-    """The module that a saved name is about."""
+    """Return the path of the module to which a name in a file belongs."""
     return (
         key.removeprefix("base_model.model.")
         .partition(".lora_")[0]

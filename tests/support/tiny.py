@@ -121,6 +121,6 @@ def padded(rows: list[list[int]], side: str, pad_id: int = 0) -> tuple[torch.Ten
     return ids, mask
 
 
-def random_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
+def random_token_ids(lengths: list[int], seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]

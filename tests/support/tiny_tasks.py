@@ -227,17 +227,17 @@ HOMES = [
 def task_data(task: str, tokenizer: tf.PreTrainedTokenizerBase, folder: Path, rows=None, **settings):
     """Rows of a task, encoded."""
     file = write_rows(folder / f"{task}.jsonl", ROWS[task]() if rows is None else rows)
-    return load_data(DataConfig(train=str(file), **settings), tokenizer, task)
+    return load_data(DataConfig(train=str(file), **settings), tokenizer, task=task)
 
 
 def prepared(task: str, folder: Path, rows_folder: Path, rows=None, **settings):
     """A base of a task with its tokenizer and data."""
     rows = ROWS[task]() if rows is None else rows
     file = write_rows(rows_folder / f"{task}.jsonl", rows)
-    shaped = read_data(DataConfig(train=str(file), **settings)).shaped(task)
+    shaped = read_data(DataConfig(train=str(file), **settings)).format(task)
     labels = shaped.row_format.labels if task.endswith("classification") else ()
     model, tokenizer = opened(folder, task=task, labels=labels)
-    return model, tokenizer, shaped.encoded(tokenizer)
+    return model, tokenizer, shaped.encode(tokenizer)
 
 
 def write_rows(file: Path, rows: list[dict]) -> Path:

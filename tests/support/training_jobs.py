@@ -1,5 +1,7 @@
 """Small jobs that the tests of training share."""
 
+from importlib import import_module
+
 import torch
 from tiny import tiny_model
 
@@ -14,14 +16,14 @@ SHAPE = RowFormat("completion", "{prompt}", "completion")
 
 
 class IdTokenizer:
-    """What `train` asks of a tokenizer."""
+    """The attributes of a tokenizer that `train` reads."""
 
     pad_token_id = 0
     eos_token_id = 2
 
 
 def split_of(count: int, seed: int) -> Split:
-    """Rows of many lengths, whose answer can be learned: the prompt's first token again, then the end."""
+    """Examples of many lengths with an answer that can be learned: the prompt's first token again, then the end."""
     draw = torch.Generator().manual_seed(seed)
     encoded = []
     for _ in range(count):
@@ -32,8 +34,8 @@ def split_of(count: int, seed: int) -> Split:
     return Split([Example(prompt="p", completion="c")] * count, encoded)
 
 
-def data_of(rows: int = 16, validation: int = 6) -> Data:
-    return Data(split_of(rows, 0), split_of(validation, 1) if validation else None, None, SHAPE, None)
+def data_of(count: int = 16, validation: int = 6) -> Data:
+    return Data(split_of(count, 0), split_of(validation, 1) if validation else None, None, SHAPE, None)
 
 
 def lora_model(dtype: torch.dtype = torch.float32):
@@ -57,13 +59,27 @@ def steps(result) -> list[StepRecord]:
     return [record for record in result.history if isinstance(record, StepRecord)]
 
 
+def collated(monkeypatch) -> list[list[EncodedExample]]:
+    """Return a list that will have the examples of every micro-batch, packed or padded."""
+    seen, losses = [], import_module("peftly.training.losses")
+    for name in ("collate", "collate_packed"):
+        original = getattr(losses, name)
+
+        def recorded(examples, original=original, **settings):
+            seen.append(list(examples))
+            return original(examples, **settings)
+
+        monkeypatch.setattr(losses, name, recorded)
+    return seen
+
+
 def assert_equal(left, right):
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 class Scores:
-    """Evaluations with these losses, in order; each notes the weights that it saw."""
+    """Evaluations with these losses, in order; the weights of each are recorded."""
 
     def __init__(self, *losses, accuracies=None):
         self.losses, self.accuracies, self.seen = iter(losses), iter(accuracies or [None] * len(losses)), []

@@ -26,7 +26,7 @@ def upper_lora(architecture: str, **settings):
 
 
 def calls_below(model) -> list[int]:
-    """Return what will have the number of tokens of every training call of something in the lowest block."""
+    """Return a list that will have the number of tokens of every training call of the lowest block."""
     calls, block = [], frozen_layers(model)[0]
     part = next(module for module in block.modules() if isinstance(module, torch.nn.Linear | Conv1D))
     part.register_forward_hook(

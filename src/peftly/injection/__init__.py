@@ -1,30 +1,37 @@
-"""How adapters get into a model that is not ours, and out again. May import: `data`, `kernels`.
+"""Insertion of adapters into a model from outside, and their removal. May import: `data`, `kernels`.
 
 targets                 find layers by name or by their part in a block
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
 module_copies           trained copies of modules and biases
-selection               which adapters work on which batch element of a call
-blocks, stack_hooks     the stacks of transformer blocks, and the hooks on them
+selection               active adapters of each batch element of a call
+blocks                  blocks of a stack of transformer layers
+stack_hooks             hooks on the stacks of a model
+stack_calls             state of a call of a stack
 virtual_tokens          soft prompts as token ids past the vocabulary
+virtual_token_calls     calls of a stack with virtual tokens
 prompt_states           keys and values of a soft prompt, computed once
-prefixes, prefix_cache  trained keys and values, through the cache of a stack
-insertion               columns that are put into the text of a batch, as plain tensors
-cached_calls            calls that continue from a cache with more than text
+prefixes                trained keys and values of every layer
+prefix_calls            calls of a stack with prefixes
+prefix_cache            caches that insert a prefix
+insertion               columns that are inserted into the text of a batch, as plain tensors
+cached_calls            calls that continue from a cache with inserted columns
 positions               positions that count tokens, not padding
 packing                 examples of a call laid end to end inside a stack
-gradient_checkpointing  blocks that are computed again in the backward pass
+gradient_checkpointing  blocks that are recomputed in the backward pass
 lean_blocks             frozen blocks that save fewer tensors
+lean_classes            classes of transformers for which lean_blocks has a forward
 modes                   training mode and evaluation mode
-caching                 tensors derived from parameters
-devices                 device of a module, and weights that are kept elsewhere
+caching                 cache of tensors derived from the weights of adapters
+devices                 device of a module, and weights that are on another one
 """
 
 from peftly.injection.blocks import blocks_of
+from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.insertion import select_cached_rows
+from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
     FusedForward,
@@ -46,33 +53,39 @@ from peftly.injection.module_copies import (
     bias_layers,
     copied_modules,
     copied_parameters,
-    is_norm,
+    norm_layers,
 )
-from peftly.injection.packing import packed_token_indices
+from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
-from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, adapters_of_picked
+from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
 from peftly.injection.targets import (
     ALL_LINEAR,
-    NEW_PARTS,
+    NEW_PARAMETERS,
     base_modules,
     find_part,
     find_targets,
-    is_below,
-    names,
-    new_parts,
+    is_part,
+    is_within,
+    matches_path,
+    new_modules,
     output_heads,
-    own_parts,
-    plays,
     short_names,
+    task_modules,
 )
-from peftly.injection.virtual_tokens import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
+from peftly.injection.virtual_tokens import (
+    Position,
+    VirtualTokens,
+    add_virtual_tokens,
+    drop_virtual_tokens,
+    virtual_token_ids,
+)
 
 __all__ = [
     "ALL_LINEAR",
     "LAYER_ADAPTERS",
-    "NEW_PARTS",
+    "NEW_PARAMETERS",
     "ActiveAdapters",
     "AdapterNames",
     "BiasCopy",
@@ -87,7 +100,6 @@ __all__ = [
     "StackHooks",
     "VirtualTokens",
     "adapted_layers",
-    "adapters_of_picked",
     "add_copies",
     "add_layer_adapter",
     "add_prefix",
@@ -96,9 +108,11 @@ __all__ = [
     "bias_layers",
     "bias_of",
     "blocks_of",
+    "cache_adapter_tensors",
     "checkpointed_blocks",
     "copied_modules",
     "copied_parameters",
+    "current_packing",
     "dequantize",
     "device_of",
     "drop_prefix",
@@ -108,27 +122,30 @@ __all__ = [
     "find_part",
     "find_targets",
     "fusible_weight",
-    "is_below",
-    "is_norm",
+    "invalidate_cached_tensors",
+    "is_part",
+    "is_within",
     "key_value_shape",
     "lean_blocks",
     "make_plain",
-    "names",
-    "new_parts",
+    "matches_path",
+    "new_modules",
+    "norm_layers",
     "output_heads",
     "override_method",
-    "own_parts",
     "owner",
-    "packed_token_indices",
+    "packed_call",
     "patch_quantized_layers",
-    "plays",
     "recorded_states",
     "remove_layer_adapters",
+    "reorder_cache_insertions",
     "restore_method",
     "restore_quantized_layers",
     "role_of",
-    "select_cached_rows",
     "short_names",
+    "task_modules",
     "training_mode",
+    "use_adapters_of_elements",
+    "virtual_token_ids",
     "whole_weight",
 ]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = []
+__all__ = ["blocks_of"]
 
 
-def blocks_of(module: nn.Module) -> list[Any]:
-    """Return the blocks of a stack that gradient checkpointing computes again."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [block for block in module.modules() if isinstance(block, GradientCheckpointingLayer)]
+def blocks_of(stack: nn.Module) -> list[Any]:
+    """Return the blocks of a stack that support gradient checkpointing."""
+    return [block for block in stack.modules() if isinstance(block, GradientCheckpointingLayer)]

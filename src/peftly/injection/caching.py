@@ -1,106 +1,124 @@
-"""What is computed from a module's tensors, once, and used again for as long as they are what they were."""
+"""Cache of tensors derived from the weights of adapters, in blocks in which no weight changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["Kept"]
+__all__ = ["cache_adapter_tensors", "cached", "invalidate_cached_tensors", "is_caching"]
 
-_SAMPLED = 64
-"""How many values of each tensor are compared."""
-
-_HARMLESS = ("peftly.", "transformers.utils.output_capturing")
-"""Where hooks come from that change nothing in what a module computes for given adapters."""
+Value = TypeVar("Value")
 
 
-class Kept:
-    """Tensors that were computed without gradients. A copy of it, or a pickle, starts empty."""
+@contextmanager
+def cache_adapter_tensors() -> Iterator[None]:
+    """Compute tensors that are derived from the weights of adapters once for all calls inside the block.
 
-    def __init__(self) -> None:
-        self._entry: tuple[_Origin, list[Tensor]] | None = None
+    They are the keys and values of soft prompts, the outputs of the networks of prefixes, the stacked factors of LoRA
+    and the scales of DoRA. Outside of a block each call computes them. `generate`, `evaluate`, `classify` and
+    transformers' `model.generate` open a block themselves; a server or an evaluation loop that calls the model itself
+    may do the same:
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
-        return Kept, ()
+        with torch.no_grad(), peftly.cache_adapter_tensors():
+            for batch in batches:
+                model(**batch)
 
-    def get(self, module: nn.Module, facts: Any, compute: Callable[[], list[Tensor]]) -> list[Tensor] | None:
-        """Return what `compute` gives; it runs if anything differs from the last time.
-
-        Args:
-            module: from whose parameters and buffers, as they are used in evaluation, it is computed.
-            facts: what else it depends on, to be compared with `==`.
-            compute: gives tensors that nobody changes.
-
-        Returns:
-            None where no later call could tell that it is still right: with gradients, in a module of which a part
-            trains, has hooks of others or has tensors that are elsewhere (offloaded ones) or of no plain kind.
-        """
-        origin = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _origin(module, facts)
-        if origin is None:
-            return None
-        entry = self._entry
-        if entry is None or not entry[0].is_still(origin):
-            entry = self._entry = (origin, compute())
-        return entry[1]
+    No weight of the model, and no hook on its modules, may change inside the block. Adapters may be attached, loaded,
+    detached, merged and switched: the next call computes its tensors from the active adapters. Nothing is cached with
+    gradients enabled or under `torch.compile`. A block inside another one shares the tensors of the outer block, which
+    are freed when the outer block ends. A block affects the current thread (or asyncio task) only. Forward hooks on
+    layers see the virtual tokens of a soft prompt in the first call only.
+    """
+    scope = _SCOPE.get()
+    if scope is not None and scope.is_open:
+        yield
+        return
+    scope = _Scope()
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+        scope.close()
 
 
-@dataclass(frozen=True, eq=False)
-class _Origin:
-    """What something was computed from.
+def is_caching() -> bool:
+    """Whether `cached` stores tensors in the current context."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    scope = _SCOPE.get()
+    return scope is not None and scope.is_open
+
+
+def cached(
+    key: Hashable,
+    device: torch.device,
+    compute: Callable[[], Value],
+    *,
+    should_store: Callable[[Value], bool] | None = None,
+) -> Value:
+    """Return the result of `compute`, which runs once for equal keys where `is_caching` is true.
+
+    Args:
+        key: modules from which the result is derived, and everything else it depends on: names of active adapters,
+            dtypes, attention implementation. The autocast state is added here.
+        device: device of the computation.
+        compute: returns tensors that nobody modifies, or a closure over them.
+        should_store: whether a result is stored for later calls; None: always.
+    """
+    if not is_caching():
+        return compute()
+    scope = cast(_Scope, _SCOPE.get())
+    device_type = _type_of(device)
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    return scope.get((key, device, autocast), compute, should_store)
+
+
+def invalidate_cached_tensors() -> None:
+    """Let open blocks of all threads compute their tensors again, because an adapter was attached or removed."""
+    global _generation  # one assignment of a new object, which is atomic
+    _generation = object()
+
+
+@cache
+def _type_of(device: torch.device) -> str:
+    return device.type  # which makes a new string each time
+
+
+class _Scope:
+    """Results of one block.
 
     Attributes:
-        facts: to be compared with `==`.
-        samples: some values of every tensor, by dtype. Versions do not tell what is written through `.data`, and fused
-            optimizers raise none.
+        is_open: whether the block still runs. A copy of its context may outlive it: asyncio tasks have such copies.
+        generation: value of `_generation` for which the results are valid.
     """
 
-    facts: tuple[Any, ...]
-    samples: list[Tensor]
+    def __init__(self) -> None:
+        self.is_open = True
+        self.generation = _generation
+        self.results: dict[Hashable, Any] = {}
 
-    def is_still(self, other: _Origin) -> bool:
-        return self.facts == other.facts and all(map(torch.equal, self.samples, other.samples))
+    def get(self, key: Hashable, compute: Callable[[], Value], should_store: Callable[[Value], bool] | None) -> Value:
+        generation, results = _generation, self.results
+        if self.generation is not generation:
+            self.generation, self.results = generation, (results := {})
+        if key in results:
+            return cast(Value, results[key])
+        result = compute()
+        # Only into the dictionary of this generation: an adapter may have been attached while `compute` ran.
+        if self.is_open and (should_store is None or should_store(result)):
+            results[key] = result
+        return result
 
-
-@torch.no_grad()
-def _origin(module: nn.Module, facts: Any) -> _Origin | None:
-    tensors: list[Tensor] = []
-    forwards = []
-    for part in module.modules():
-        own = vars(part)
-        hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-        trains = part.training and not isinstance(part, nn.ModuleDict)  # which has a mode that nobody reads
-        if trains or not all(map(_is_harmless, hooks)):
-            return None
-        tensors += [one for kind in ("_parameters", "_buffers") for one in own[kind].values() if one is not None]
-        forwards.append(own.get("forward"))
-    device = tensors[0].device
-    if not all(_is_plain(one) and one.device == device for one in tensors):
-        return None
-    samples: dict[torch.dtype, list[Tensor]] = {}
-    for one in filter(Tensor.numel, tensors):
-        samples.setdefault(one.dtype, []).append(_sample(one))
-    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    identities = [(one.data_ptr(), one._version, one.shape, one.stride(), one.dtype) for one in tensors]
-    return _Origin((facts, device, autocast, forwards, identities), [torch.cat(group) for group in samples.values()])
+    def close(self) -> None:
+        self.is_open = False
+        self.results = {}
 
 
-def _is_harmless(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith(_HARMLESS)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's values and version can be read."""
-    return not (tensor.is_meta or tensor.is_inference() or is_traceable_wrapper_subclass(tensor))
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Return values from all over a tensor, a step apart that shifts from row to row."""
-    step = tensor.numel() // _SAMPLED + 1
-    if tensor.is_contiguous():
-        return tensor.as_strided((-(-tensor.numel() // step),), (step,))
-    return tensor.flatten()[::step]
+_generation = object()
+_SCOPE: ContextVar[_Scope | None] = ContextVar("open block of cached adapter tensors", default=None)

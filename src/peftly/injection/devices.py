@@ -1,4 +1,4 @@
-"""Where a module computes, and its weights where accelerate keeps them elsewhere (in memory, on disk) between calls."""
+"""Device of a module, and access to weights that accelerate keeps offloaded (in memory, on disk) between calls."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["bias_of", "device_of", "in_memory"]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a module with parameters computes, which is where what is added to it belongs."""
-    for part in module.modules():
-        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if place is not None:
-            return torch.device(place)
+    """Return the device on which a module with parameters computes, to which the parameters of its adapters belong."""
+    for submodule in module.modules():
+        device = getattr(getattr(submodule, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
     return next(module.parameters()).device
 
 
 @contextmanager
 def in_memory(module: nn.Module) -> Iterator[None]:
-    """Have the weights of a module, and of all below it, where they compute."""
+    """Load the offloaded weights of a module and of its submodules to their device while the block runs."""
     with ExitStack() as stack:
-        for part in module.modules():
-            stack.enter_context(align_module_device(part))
+        for submodule in module.modules():
+            stack.enter_context(align_module_device(submodule))
         yield
 
 
 def bias_of(layer: Any) -> Tensor:
-    """Return the bias of a layer, from wherever it is kept."""
+    """Return the bias of a layer, which may be offloaded."""
     with in_memory(layer):
         bias: Tensor = layer.bias
         return bias

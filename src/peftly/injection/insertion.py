@@ -1,4 +1,4 @@
-"""Places in the rows of a batch, each row's own, where something is put in between its words. Plain tensors."""
+"""Columns that are inserted into the sequences of a batch, for each batch element at its own offsets. Plain tensors."""
 
 from __future__ import annotations
 
@@ -11,81 +11,82 @@ from torch import Tensor
 from peftly.injection.selection import AdapterNames
 
 __all__ = [
+    "CacheInsertions",
     "InsertionPlan",
-    "cached_beside_text",
+    "cache_insertions",
     "insert_columns",
     "insert_packed",
-    "pick",
-    "select_cached_rows",
+    "pick_columns",
+    "reorder_cache_insertions",
+    "store_cache_insertions",
     "text_columns",
 ]
-
-CACHED = ("slots", "prefix_insertion")
-"""Attributes of a cache that say where virtual tokens and prefixes stand in it."""
 
 
 @dataclass(frozen=True)
 class InsertionPlan:
-    """What is put into the rows of a call. Rows that get less than others have empty slots, which nothing sees.
+    """Columns to insert into the sequences of a call.
+
+    All sequences get equally many columns. Some are unused in a sequence that needs fewer, and the mask hides these.
 
     Attributes:
-        at: the column of the row that each slot stands in front of, (batch, count), not falling along a row.
-        used: 0 for empty slots, which the attention mask hides, (batch, count).
-        owners: the adapters that they are of, row by row; one entry if it is the same for all.
+        before: column of the sequence before which each inserted column goes, (batch, count), ascending.
+        used: 1 for used columns, 0 for unused ones, (batch, count).
+        owners: names of the adapters that the columns are from, for each batch element, or one entry for all.
     """
 
-    at: Tensor
+    before: Tensor
     used: Tensor
     owners: tuple[AdapterNames, ...]
 
     @property
     def count(self) -> int:
-        """How much longer each row gets."""
-        return self.at.shape[1]
+        """Number of columns by which each sequence grows."""
+        return self.before.shape[1]
 
-    def select(self, rows: Tensor) -> Self:
-        """Return the slots of some rows, which may repeat."""
-        rows = rows.to(self.at.device)
-        return replace(self, at=self.at[rows], used=self.used[rows])
+    def select(self, indices: Tensor) -> Self:
+        """Return the plan of the batch elements at `indices`, which may repeat."""
+        indices = indices.to(self.before.device)
+        return replace(self, before=self.before[indices], used=self.used[indices])
 
-    def repeat_to(self, batch: int) -> Self:
-        """Return the slots of `batch` rows, where beams repeat each row in place."""
-        rows = torch.arange(self.at.shape[0], device=self.at.device)
-        return self.select(rows.repeat_interleave(batch // self.at.shape[0]))
+    def repeat_to(self, batch_size: int) -> Self:
+        """Return the plan of `batch_size` batch elements, where beams repeat each element."""
+        indices = torch.arange(self.before.shape[0], device=self.before.device)
+        return self.select(indices.repeat_interleave(batch_size // self.before.shape[0]))
 
     def columns(self) -> Tensor:
-        """Return the columns that the slots have in the longer rows, (batch, count)."""
-        return self.at + torch.arange(self.count, device=self.at.device)
+        """Return the columns of the inserted tokens in the longer sequences, (batch, count)."""
+        return self.before + torch.arange(self.count, device=self.before.device)
 
 
-def insert_columns(x: Tensor, slots: InsertionPlan, fill: Tensor) -> Tensor:
-    """Put values into the slots of every row of `x`.
+def insert_columns(x: Tensor, plan: InsertionPlan, fill: Tensor) -> Tensor:
+    """Insert values into every sequence of `x`.
 
     Args:
         x: (batch, length).
-        slots: where.
-        fill: (batch, count).
+        plan: columns to insert.
+        fill: values of the inserted columns, (batch, count).
 
     Returns:
         (batch, length + count).
     """
-    longer = x.new_empty(x.shape[0], x.shape[1] + slots.count)
-    longer.scatter_(1, text_columns(slots, x.shape[1]), x)
-    return longer.scatter_(1, slots.columns(), fill.to(x.dtype))
+    longer = x.new_empty(x.shape[0], x.shape[1] + plan.count)
+    longer.scatter_(1, text_columns(plan, x.shape[1]), x)
+    return longer.scatter_(1, plan.columns(), fill.to(x.dtype))
 
 
-def text_columns(slots: InsertionPlan, length: int) -> Tensor:
-    """Return where `insert_columns` puts each of the `length` old columns, (batch, length)."""
-    column = torch.arange(length, device=slots.at.device).expand(slots.at.shape[0], -1)
-    return column + torch.searchsorted(slots.at.contiguous(), column.contiguous(), right=True)
+def text_columns(plan: InsertionPlan, length: int) -> Tensor:
+    """Return the column to which `insert_columns` moves each of `length` columns, (batch, length)."""
+    column = torch.arange(length, device=plan.before.device).expand(plan.before.shape[0], -1)
+    return column + torch.searchsorted(plan.before.contiguous(), column.contiguous(), right=True)
 
 
 def insert_packed(ids: Tensor, positions: Tensor, virtual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Put `virtual` in front of every example of one packed row, whose positions restart at each example.
+    """Insert `virtual` in front of every example of a packed sequence, in which positions restart at each example.
 
     Args:
         ids, positions: (1, length).
-        virtual: (count,).
+        virtual: ids of virtual tokens, (count,).
 
     Returns:
         The longer ids and positions, and the new column of each old one, each (1, ...).
@@ -102,20 +103,56 @@ def insert_packed(ids: Tensor, positions: Tensor, virtual: Tensor) -> tuple[Tens
     return longer_ids.scatter_(1, columns, ids), longer_positions.scatter_(1, columns, positions + count), columns
 
 
-def pick(states: Tensor, columns: Tensor) -> Tensor:
-    """Return the rows of `states` (batch, length, ...) at `columns` (batch, kept)."""
+def pick_columns(states: Tensor, columns: Tensor) -> Tensor:
+    """Return the entries of `states`, (batch, length, ...), at `columns`, (batch, picked)."""
     index = columns.reshape(*columns.shape, *[1] * (states.ndim - 2))
     return states.gather(1, index.expand(states.shape[0], -1, *states.shape[2:]))
 
 
-def cached_beside_text(cache: Any) -> int:
-    """Return how many columns of a cache are no text."""
-    found: list[InsertionPlan | None] = [getattr(cache, attribute, None) for attribute in CACHED]
-    return sum(slots.count for slots in found if slots is not None)
+# --- columns of a cache
+
+_ATTRIBUTE = "_peftly_insertions"
+"""Attribute of a cache.
+
+An attribute, because a cache outlives the call that fills it, belongs to the caller, and is copied by callers
+(`copy.deepcopy` of the cache of a common prompt) and by `generate`. A table next to it would not follow its copies.
+"""
 
 
-def select_cached_rows(cache: Any, rows: Tensor) -> None:
-    """Let what stands in a cache go where its rows go, after the cache itself was reordered."""
-    for attribute in CACHED:
-        if getattr(cache, attribute, None) is not None:
-            setattr(cache, attribute, getattr(cache, attribute).select(rows))
+@dataclass(frozen=True)
+class CacheInsertions:
+    """Columns of a cache that are not text.
+
+    Attributes:
+        virtual_tokens: columns of virtual tokens.
+        prefix: columns of prefixes.
+    """
+
+    virtual_tokens: InsertionPlan | None = None
+    prefix: InsertionPlan | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of these columns."""
+        return sum(plan.count for plan in (self.virtual_tokens, self.prefix) if plan is not None)
+
+    def select(self, indices: Tensor) -> Self:
+        """Return the columns of the batch elements at `indices`, which may repeat."""
+        plans = {"virtual_tokens": self.virtual_tokens, "prefix": self.prefix}
+        return replace(self, **{name: plan.select(indices) for name, plan in plans.items() if plan is not None})
+
+
+def cache_insertions(cache: Any) -> CacheInsertions:
+    """Return the columns of a cache that are not text; there are none in None."""
+    insertions: CacheInsertions = getattr(cache, _ATTRIBUTE, CacheInsertions())
+    return insertions
+
+
+def store_cache_insertions(cache: Any, **plans: InsertionPlan | None) -> None:
+    """Note on `cache` the columns of virtual tokens or prefixes in it; see `CacheInsertions` for the names."""
+    setattr(cache, _ATTRIBUTE, replace(cache_insertions(cache), **plans))
+
+
+def reorder_cache_insertions(cache: Any, indices: Tensor) -> None:
+    """Let the columns noted on `cache` follow its batch elements, after the cache was reordered by `indices`."""
+    setattr(cache, _ATTRIBUTE, cache_insertions(cache).select(indices))

@@ -1,15 +1,13 @@
-"""Change layers of a model in place: run adapters around them, and put everything back.
+"""Change the forward of single layers of a model in place: run adapters around it, and restore it.
 
-A changed layer stays the same module object with the same parameters under the same names, so checkpoints, tied
-weights and other hooks go on working. Two things are added to it: a submodule `peftly` that holds one change per
-adapter, and a `forward` of its own that runs them.
+An adapted layer stays the same module object with the same parameters under the same names, so checkpoints, tied
+weights and other hooks continue to work. It gets a submodule `peftly`, which holds one `LayerAdapter` for each adapter,
+and a `forward` that runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -17,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
+from peftly.injection.caching import cached, invalidate_cached_tensors, is_caching
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, selection_of
 
 __all__ = [
     "LAYER_ADAPTERS",
-    "MOST_WORDS",
+    "SHORT_CALL_TOKENS",
     "LayerAdapter",
     "OriginalForward",
     "adapted_layers",
     "add_layer_adapter",
-    "fixed_weights",
     "original_forward",
     "override_method",
     "owner",
@@ -37,161 +35,160 @@ __all__ = [
 LAYER_ADAPTERS = "peftly"
 
 FusedForward = Callable[["OriginalForward", Tensor, ActiveAdapters], Tensor | None]
-"""From what a layer computes without any change, its input and the adapters of its rows to its new output; None: not
-for this input."""
+"""Function of the original forward of a layer, its input and its active adapters that returns the new output, or None
+for an input that it does not support."""
 
-MOST_WORDS = 256
-"""Of all rows of a short call. Up to it stacking LoRA was faster in bf16 and fp32, with 2 adapters and with 16."""
-
-_MADE: ContextVar[dict[Any, FusedForward | None] | None] = ContextVar(
-    "made of weights that do not change", default=None
-)
-
-
-@contextmanager
-def fixed_weights() -> Iterator[None]:
-    """Let layers keep what they make of adapters' weights, of which none changes until the block ends."""
-    token = _MADE.set({} if _MADE.get() is None else _MADE.get())
-    try:
-        yield
-    finally:
-        _MADE.reset(token)
+SHORT_CALL_TOKENS = 256
+"""Most tokens of a short call, in all its sequences. Up to this number stacked LoRA factors were faster in bf16 and in
+fp32, with 2 adapters and with 16."""
 
 
 class LayerAdapter(nn.Module):
-    """What one adapter does at one layer."""
+    """Part of one adapter at one layer."""
 
     is_outermost: ClassVar[bool] = False
-    """Whether it stands outside all other changes of its layer, whenever they were attached."""
+    """Whether it runs outside of all other adapters of its layer, in any order of attachment."""
 
     has_forward: ClassVar[bool] = True
-    """Whether it takes part in the layer's forward, or only has its place there."""
+    """Whether it takes part in the forward of the layer."""
 
     only_adds: bool = False
-    """Whether it adds something to the layer's output in which the layer's own parameters have no part."""
+    """Whether it adds a term to the output of the layer that does not depend on the parameters of the layer."""
 
     def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the layer's new output for its input `x`.
+        """Return the new output of the layer for its input `x`.
 
         Args:
-            layer: the module that is changed.
-            inner: what the layer computes without this change: an `OriginalForward`, or an earlier adapter's work.
-            x: the layer's input.
-            args, kwargs: what else it was called with.
+            layer: adapted module.
+            inner: forward of the layer without this adapter: an `OriginalForward`, or the `run` of an earlier adapter.
+            x: input of the layer.
+            args, kwargs: further arguments of the layer.
         """
         raise NotImplementedError
 
     def merge_into(self, layer: Any) -> None:
-        """Fold what it does into the layer's own parameters, in place, which are in fp32 or wider meanwhile."""
+        """Merge the adapter into the parameters of the layer in place, which are in fp32 or wider here."""
         raise NotImplementedError
 
     @classmethod
     def fused_forward(
-        cls, layer: nn.Module, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
+        cls, layer: nn.Module, adapters: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> FusedForward | None:
-        """Return what gives the layer's new output for all rows of a call, for as long as no weight changes.
+        """Return a function that computes the output of all batch elements at once, valid while no weight changes.
 
-        None where there is no such thing: then every row goes by `run`, those with other adapters apart.
+        None where there is no such function: then `run` computes the outputs, in groups that have the same adapters.
 
         Args:
-            layer: the module that is changed.
-            changes: all those that some row has, by the adapter's name; they are of this very class.
-            x: the layer's input in such a call.
-            differ: whether its rows have different ones of them.
-            is_short: whether it has `MOST_WORDS` at most, so that what is made is kept for others.
+            layer: adapted module.
+            adapters: all adapters of this class that some batch element has, by name.
+            x: an input of the layer.
+            differ: whether batch elements have different ones of these adapters.
+            is_short: whether the call has at most `SHORT_CALL_TOKENS`, so that the function is cached.
         """
         return None
 
 
 class OriginalForward:
-    """A layer's forward as it was before any change, whoever had set it (accelerate's device hooks do)."""
+    """Forward of a layer before it was adapted, which may be set on the instance (as accelerate's device hooks are)."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.replaced: Callable[..., Tensor] | None = layer.__dict__.get("forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output of the layer without adapters."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
         output: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
         return output
 
     def is_plain(self, kind: type[nn.Module]) -> bool:
-        """Whether the layer is exactly a `kind` that nobody has altered, so that its product may be fused."""
+        """Whether the layer is exactly of the class `kind`, with the forward of this class."""
         return type(self.layer) is kind and self.replaced is None
 
 
 class _AdaptedForward:
-    """Stands in for `layer.forward`: the adapters' changes in the order they were attached, innermost first.
+    """Replacement of `layer.forward` that runs the adapters in the order of attachment, innermost first.
 
-    An object and not a closure, so that deepcopy and pickle take it along with the layer.
+    An object and not a closure, so that deepcopy and pickle copy it with the layer.
     """
 
-    def __init__(self, layer: Any, selection: Selection) -> None:
+    def __init__(self, layer: Any, adapters: Any, selection: Selection) -> None:
         self.layer = layer
+        self.adapters = adapters  # not `layer.peftly` in each call: the attributes of modules are slow to look up
         self.selection = selection
-        self.own = OriginalForward(layer)
+        self.original = OriginalForward(layer)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows = self.selection.rows
-        if not (args or kwargs) and (output := self._fused_forward(rows, x)) is not None:
+        """Return the output of the layer with the active adapters."""
+        active = self.selection.active
+        if not (args or kwargs) and (output := self._fused_forward(active, x)) is not None:
             return output
-        if len(rows.sets) == 1:
-            return self._through(rows.sets[0], x, *args, **kwargs)
-        if x.shape[0] % len(rows.sets):
+        if len(active.sets) == 1:
+            return self._run(active.sets[0], x, *args, **kwargs)
+        batch_size = x.shape[0]
+        if batch_size % len(active.sets):
             raise MethodError(
-                f"adapters were chosen for {len(rows.sets)} rows and this call has {x.shape[0]}; give one entry for "
-                "each row (what all rows of a batch share, as T5's relative positions, cannot differ between them)"
+                f"adapters were given for {len(active.sets)} batch elements and this call has {batch_size}; give one "
+                "entry for each (tensors that all batch elements share, as T5's relative positions, cannot differ "
+                "between them)"
             )
-        groups = rows.groups(x.shape[0], frozenset(self.layer.peftly), x.device)
+        groups = active.groups(batch_size, frozenset(self.adapters), x.device)
         if len(groups) == 1:
-            return self._through(groups[0].names, x, *args, **kwargs)
+            return self._run(groups[0].names, x, *args, **kwargs)
         outputs = []
         for group in groups:
-            picked = [_rows_of(value, x.shape[0], group.index) for value in (x, *args)]
-            named = {key: _rows_of(value, x.shape[0], group.index) for key, value in kwargs.items()}
-            with self.selection.use(group.rows):
-                output = self._through(group.names, *picked, **named)
-            # A layer may give one row that stands for all (BART's positions).
-            outputs.append(output.expand(len(group.index), *output.shape[1:]) if output.shape[0] == 1 else output)
-        place = torch.cat([group.index for group in groups]).argsort()
-        return torch.cat(outputs).index_select(0, place)
+            group_args = [_select(value, batch_size, group.indices) for value in (x, *args)]
+            group_kwargs = {key: _select(value, batch_size, group.indices) for key, value in kwargs.items()}
+            with self.selection.use(group.active):
+                output = self._run(group.names, *group_args, **group_kwargs)
+            # A layer may return one batch element that stands for all (BART's positions).
+            outputs.append(output.expand(len(group.indices), *output.shape[1:]) if output.shape[0] == 1 else output)
+        order = torch.cat([group.indices for group in groups]).argsort()
+        return torch.cat(outputs).index_select(0, order)
 
-    def _fused_forward(self, rows: ActiveAdapters, x: Tensor) -> Tensor | None:
-        """Return the output for all rows at once, if weights are fixed and all changes of one kind that knows how."""
-        made = _MADE.get()
-        if made is None or torch.is_grad_enabled():
+    def _fused_forward(self, active: ActiveAdapters, x: Tensor) -> Tensor | None:
+        """Return the output of all batch elements at once, or None where the adapters cannot be fused."""
+        if not is_caching():
             return None
-        is_short = x.numel() <= MOST_WORDS * x.shape[-1]
-        key = (self, rows.names, rows.differ, x.dtype, is_short)
-        if key in made:
-            fused_forward = made[key]
-        else:
-            changes = {name: change for name, change in self.layer.peftly.items() if name in rows.names}
-            kinds = {type(change) for change in changes.values()}
-            kind = kinds.pop() if len(kinds) == 1 else LayerAdapter
-            fused_forward = kind.fused_forward(self.layer, changes, x, differ=rows.differ, is_short=is_short)
-            if (
-                is_short or fused_forward is None
-            ):  # what stays among the large tensors of a long call would pin the heap
-                made[key] = fused_forward
-        return None if fused_forward is None else fused_forward(self.own, x, rows)
+        is_short = x.numel() <= SHORT_CALL_TOKENS * x.shape[-1]
+        fused_forward = cached(
+            (self, active.names, active.differ, x.dtype, is_short, self.adapters.training),
+            x.device,
+            partial(self._make_fused_forward, active, x, is_short),
+            # Factors that stay among the large tensors of a long call would fragment the heap.
+            should_store=None if is_short else _is_none,
+        )
+        return None if fused_forward is None else fused_forward(self.original, x, active)
 
-    def _through(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
-        forward: Callable[..., Tensor] = self.own
-        for name, change in self.layer.peftly.items():
+    def _make_fused_forward(self, active: ActiveAdapters, x: Tensor, is_short: bool) -> FusedForward | None:
+        adapters = {name: adapter for name, adapter in self.adapters.items() if name in active.names}
+        kinds = {type(adapter) for adapter in adapters.values()}
+        if len(kinds) != 1:
+            return None
+        kind: type[LayerAdapter] = kinds.pop()
+        return kind.fused_forward(self.layer, adapters, x, differ=active.differ, is_short=is_short)
+
+    def _run(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
+        forward: Callable[..., Tensor] = self.original
+        for name, adapter in self.adapters.items():
             if name in names:
-                forward = partial(change.run, self.layer, forward)
+                forward = partial(adapter.run, self.layer, forward)
         return forward(*args, **kwargs)
 
 
-def _rows_of(value: Any, count: int, index: Tensor) -> Any:
-    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
-    return value.index_select(0, index) if is_batched else value
+def _is_none(value: Any) -> bool:
+    return value is None
 
 
-def add_layer_adapter(model: nn.Module, layer: Any, name: str, change: LayerAdapter) -> None:
-    """Let adapter `name` run `change` at `layer`, a part of `model`.
+def _select(value: Any, batch_size: int, indices: Tensor) -> Any:
+    """Return the batch elements at `indices` of a batched tensor, and any other value as it is."""
+    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch_size
+    return value.index_select(0, indices) if is_batched else value
+
+
+def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAdapter) -> None:
+    """Attach the part `adapter` of the adapter `name` to `layer`, a module of `model`.
 
     Raises:
         MethodError: the adapter changes this layer already.
@@ -200,58 +197,59 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, change: LayerAdap
         path = next(path for path, module in model.named_modules() if module is layer)
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, LAYER_ADAPTERS):
-        forward = _AdaptedForward(layer, selection_of(model)) if change.has_forward else None
-        layer.peftly = nn.ModuleDict()
-        if forward is not None:
-            layer.forward = forward
-    layer.peftly[name] = change.train(layer.training)
-    for other in [other for other, known in layer.peftly.items() if known.is_outermost]:
+        layer.peftly = nn.ModuleDict().train(layer.training)
+        if adapter.has_forward:
+            layer.forward = _AdaptedForward(layer, layer.peftly, selection_of(model))
+    layer.peftly[name] = adapter.train(layer.training)
+    for other in [other for other, attached in layer.peftly.items() if attached.is_outermost]:
         layer.peftly[other] = layer.peftly.pop(other)
+    invalidate_cached_tensors()
 
 
 def original_forward(layer: Any) -> OriginalForward:
-    """Return what a changed layer computes without any change."""
-    own: OriginalForward = vars(layer)["forward"].own
-    return own
+    """Return the forward of an adapted layer without adapters."""
+    original: OriginalForward = vars(layer)["forward"].original
+    return original
 
 
 def remove_layer_adapters(model: nn.Module, name: str) -> None:
-    """Take adapter `name` off every layer of `model`; a layer that nothing changes any more is as it was."""
-    for _, layer, change in list(adapted_layers(model, name)):
+    """Remove adapter `name` from every layer of `model`; a layer without adapters gets its original forward back."""
+    for _, layer, adapter in list(adapted_layers(model, name)):
         del layer.peftly[name]
         if not len(layer.peftly):
-            if change.has_forward:
-                replaced = layer.__dict__.pop("forward").own.replaced
+            if adapter.has_forward:
+                replaced = layer.__dict__.pop("forward").original.replaced
                 if replaced is not None:
                     layer.forward = replaced
             del layer.peftly
+    invalidate_cached_tensors()
 
 
 def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the path, the layer and the change of every layer that adapter `name` touches, in the model's order."""
+    """Yield the path, the layer and the `LayerAdapter` of every layer that adapter `name` changes, in model order."""
     for path, layer in model.named_modules():
-        changes = dict(layer.named_children()).get(LAYER_ADAPTERS)
-        if isinstance(changes, nn.ModuleDict) and name in changes:
-            yield path, layer, changes[name]
+        adapters = dict(layer.named_children()).get(LAYER_ADAPTERS)
+        if isinstance(adapters, nn.ModuleDict) and name in adapters:
+            yield path, layer, adapters[name]
 
 
 def owner(path: str) -> str:
-    """Return the adapter that a parameter of a model belongs to, by the parameter's path; empty for the base's own."""
+    """Return the adapter of a parameter, from the path of the parameter in the model; empty for those of the base."""
     parts = path.split(".")
     return parts[parts.index(LAYER_ADAPTERS) + 1] if LAYER_ADAPTERS in parts else ""
 
 
 def override_method(model: Any, name: str, replacement: Callable[..., Any]) -> None:
-    """Let this one `model` answer `name` with `replacement`; `restore_method` undoes it.
+    """Replace the method `name` of this one `model`; `restore_method` undoes it.
 
-    The replacement should be an object that holds what it needs, so that deepcopy and pickle take it along.
+    The replacement should be an object that holds what it needs, so that deepcopy and pickle copy it with the model.
     """
     replacement.shadowed = model.__dict__.get(name)  # type: ignore[attr-defined]
     setattr(model, name, replacement)
 
 
 def restore_method(model: Any, name: str) -> None:
-    """Undo `override_method`: what stood there before is back, on the instance or from its class."""
+    """Undo `override_method`: restore the previous method, on the instance or from its class."""
     shadowed = model.__dict__.pop(name).shadowed
     if shadowed is not None:
         setattr(model, name, shadowed)

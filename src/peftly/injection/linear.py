@@ -1,4 +1,4 @@
-"""A linear layer as methods see it: its size and its weight, whatever class it is of and wherever it is kept."""
+"""Size and weight of a linear layer, for every class of linear layers, quantised and offloaded ones included."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from transformers.pytorch_utils import Conv1D
 from peftly.injection.devices import in_memory
 from peftly.injection.layers import OriginalForward
 from peftly.injection.quantized_layers import QuantizedForward
-from peftly.kernels import is_quantized, unpacked
+from peftly.kernels import dequantized_weight, is_quantized
 
 __all__ = ["FusibleWeight", "features", "fusible_weight", "whole_weight"]
 
 
 def features(layer: Any) -> tuple[int, int]:
-    """Return (out_features, in_features). A quantised `nn.Linear` packs its weight, whose shape does not tell."""
+    """Return (out_features, in_features) of an `nn.Linear`, a `Conv1D` or an `nn.Embedding`.
+
+    The weight of a quantised `nn.Linear` is stored in another shape, so the attributes of the layer are read instead.
+    """
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     in_features, out_features = layer.weight.shape  # of a Conv1D and of an embedding alike
@@ -27,24 +30,35 @@ def features(layer: Any) -> tuple[int, int]:
 
 
 class FusibleWeight(NamedTuple):
-    """A weight whose product with a layer's input may be fused with others.
+    """Weight of a linear layer that a fused kernel may multiply in place of the layer.
 
     Attributes:
         value: (out_features, in_features), in the dtype of the input.
-        again: makes it anew for the backward pass, where it is not kept because the layer is quantised; else None.
+        recompute: function that dequantises the weight again in the backward pass; None for a layer that is not
+            quantised, whose weight is saved.
     """
 
     value: Tensor
-    again: Callable[[], Tensor] | None = None
+    recompute: Callable[[], Tensor] | None = None
 
 
 def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
-    """Return the layer's weight if its product with `x` may be fused, else None."""
+    """Return the weight of `layer` if a fused kernel may multiply `x` by it, else None.
+
+    Args:
+        layer: the linear layer.
+        inner: the forward inside the adapter: an `OriginalForward`, or the forward of another adapter.
+        x: (..., in_features).
+
+    Returns:
+        None under autocast, if another adapter or a replaced forward computes the output, if the dtypes differ, or if
+        the parameters of the layer are trained.
+    """
     if not isinstance(inner, OriginalForward) or torch.is_autocast_enabled(x.device.type):
         return None
     if isinstance(inner.replaced, QuantizedForward):
-        unpack = partial(unpacked, layer, x.dtype)
-        return FusibleWeight(unpack(), unpack) if inner.replaced.dtype(x) == x.dtype else None
+        dequantize = partial(dequantized_weight, layer, x.dtype)
+        return FusibleWeight(dequantize(), dequantize) if inner.replaced.dtype(x) == x.dtype else None
     if layer.weight.dtype != x.dtype or layer.weight.requires_grad:
         return None
     if layer.bias is not None and layer.bias.requires_grad:
@@ -55,9 +69,9 @@ def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
 
 
 def whole_weight(layer: Any) -> Tensor:
-    """Return the weight of a linear layer as (out_features, in_features), unpacked if the layer is quantised."""
+    """Return the weight of a linear layer as (out_features, in_features), dequantised if the layer is quantised."""
     if is_quantized(layer):
-        return unpacked(layer)
+        return dequantized_weight(layer)
     with in_memory(layer):
         weight: Tensor = layer.weight
     return weight.T if isinstance(layer, Conv1D) else weight

@@ -1,4 +1,4 @@
-"""Which parts of a model behave as in training, while it trains and while it is evaluated."""
+"""Training mode and evaluation mode of a model with adapters, and checkpointing of its blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,93 +11,95 @@ from torch.utils.checkpoint import checkpoint
 
 from peftly.errors import MethodError
 from peftly.injection.blocks import blocks_of
-from peftly.injection.layers import fixed_weights
-from peftly.injection.selection import keep_context
+from peftly.injection.caching import cache_adapter_tensors
+from peftly.injection.selection import bind_context
 
 __all__ = ["checkpointed_blocks", "evaluation_mode", "training_mode"]
 
-_CHANGED = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
-"""What checkpointing changes on a block."""
+_CHECKPOINTING_ATTRIBUTES = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+"""Attributes of a block that `checkpointed_blocks` sets."""
 
 
 @contextmanager
 def training_mode(model: nn.Module, *, gradient_checkpointing: bool = False) -> Iterator[None]:
-    """Put what is trained in training mode, and only that; afterwards every module is as before.
+    """Put the trained modules in training mode, and only these, while the block runs.
 
-    The base's own dropout stays off: it was chosen for training all of the base, and on a small adapter it is noise in
-    the gradient (a soft prompt in particular learns worse with it). What is trained is a module that owns a trained
-    parameter, with all below it, and any part of the model whose parameters are all trained.
+    The dropout of the base stays off. Its rate was chosen for training the whole base, and for a small adapter it only
+    adds noise to the gradient (soft prompts in particular learn worse with it). A module is put in training mode, with
+    all its submodules, if one of its own parameters is trained or if all parameters inside it are trained.
 
     Args:
-        model: a transformers model, not wrapped.
-        gradient_checkpointing: see `checkpointed_blocks`.
+        model: a transformers model, not wrapped by another module.
+        gradient_checkpointing: whether to enter `checkpointed_blocks` too.
 
     Raises:
-        MethodError: gradient checkpointing is asked for and the model has no blocks that can do it.
+        MethodError: gradient checkpointing is asked for, and the model has no blocks that support it.
     """
-    flags = _flags(model)
+    modes = _modes_of(model)
     model.eval()
     for module in model.modules():
-        own = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        below = [parameter.requires_grad for parameter in module.parameters()]
-        if own or (below and all(below)):
+        trains_itself = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if trains_itself or (trained and all(trained)):
             module.train()
     try:
         with checkpointed_blocks(model) if gradient_checkpointing else nullcontext():
             yield
     finally:
-        _put_back(flags)
+        _restore_modes(modes)
 
 
 @contextmanager
 def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
-    """Keep only the input of every block, and compute the block again in the backward pass.
+    """Save only the input of each transformer block for the backward pass, which computes the block again.
 
     Args:
         model: a transformers model in `training_mode`.
 
     Raises:
-        MethodError: the model has no blocks that can do it.
+        MethodError: the model has no blocks that support gradient checkpointing.
     """
     blocks = _checkpointable(model)
-    before = [{name: vars(block)[name] for name in _CHANGED if name in vars(block)} for block in blocks]
+    before = [
+        {name: vars(block)[name] for name in _CHECKPOINTING_ATTRIBUTES if name in vars(block)} for block in blocks
+    ]
     try:
         for block in blocks:
-            # A block saves memory only in training mode, and its own dropout must stay off: the mode is taken back
-            # inside the checkpoint, in the forward pass and again when the backward pass runs the block once more.
+            # transformers checkpoints a block only in training mode, but the dropout of the block must stay off. So the
+            # mode is reset inside the checkpoint, in the forward pass and when the backward pass runs the block again.
             block._gradient_checkpointing_func = partial(_checkpoint, block, block.training)
             block.gradient_checkpointing = block.training = True
         yield
     finally:
         for block, attributes in zip(blocks, before, strict=True):
-            # Some stood on the instance before and some only on its class.
-            for name in _CHANGED:
+            # An attribute that only the class had before must not stay on the instance.
+            for name in _CHECKPOINTING_ATTRIBUTES:
                 vars(block).pop(name, None)
             vars(block).update(attributes)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients; afterwards every module is in the mode it was in.
+    """Put the model in evaluation mode, without gradients, while the block runs.
 
-    No weight may change in the meantime.
+    Tensors derived from the weights of adapters are cached inside the block, so no weight may change there.
     """
-    flags = _flags(model)
+    modes = _modes_of(model)
     model.eval()
     try:
-        # Not inference mode: what a hook stores during the call may be used by a later training step.
-        with torch.no_grad(), fixed_weights():
+        # Not torch.inference_mode: a later training step may use tensors that hooks store during the call.
+        with torch.no_grad(), cache_adapter_tensors():
             yield
     finally:
-        _put_back(flags)
+        _restore_modes(modes)
 
 
-def _flags(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+def _modes_of(model: nn.Module) -> list[tuple[nn.Module, bool]]:
     return [(module, module.training) for module in model.modules()]
 
 
-def _put_back(flags: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
         module.training = training
 
 
@@ -111,11 +113,13 @@ def _checkpointable(model: nn.Module) -> list[Any]:
 
 
 def _checkpoint(block: nn.Module, training: bool, function: Callable[..., Any], *args: Any) -> Any:
-    def run(*inner: Any) -> Any:
-        outer, block.training = block.training, training
-        try:
-            return function(*inner)
-        finally:
-            block.training = outer
+    """Run a block through a checkpoint, with its mode set to `training` in both passes."""
 
-    return checkpoint(keep_context(run), *args, use_reentrant=False)
+    def run_block(*inputs: Any) -> Any:
+        outer_mode, block.training = block.training, training
+        try:
+            return function(*inputs)
+        finally:
+            block.training = outer_mode
+
+    return checkpoint(bind_context(run_block), *args, use_reentrant=False)

@@ -1,8 +1,9 @@
-"""Trained copies of parts of the base: whole modules, or their biases. The base's own tensors stay as they are."""
+"""Trained copies of modules, or of their biases. The tensors of the base never change."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ from peftly.injection.layers import (
     add_layer_adapter,
     original_forward,
 )
-from peftly.injection.quantized_layers import unpack_layers
+from peftly.injection.quantized_layers import dequantize_layers
 from peftly.injection.targets import base_modules
 from peftly.kernels import is_quantized
 
@@ -31,60 +32,86 @@ __all__ = [
     "bias_layers",
     "copied_modules",
     "copied_parameters",
-    "is_norm",
+    "norm_layers",
 ]
+
+_NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM_NAME = re.compile(
+    r"(^|[._]|layer|rms)norm(_\w+|\d+)?(\.\d+)?$"  # input_layernorm, q_norm, LayerNorm, norm1, norm_f, layernorm.0
+    r"|(^|\.)ln(_\w+|\d+)?(\.\d+)?$",  # ln_1, ln_f
+    re.IGNORECASE,
+)
+"""Ends of the paths of normalisation layers. Many models of transformers have a class of their own for RMSNorm."""
 
 
 class BiasCopy(LayerAdapter):
-    """A trained copy of a layer's bias, for any layer that adds its bias last (linear, LayerNorm)."""
+    """Trained copy of the bias of a layer that adds its bias last (linear layers, LayerNorm).
+
+    Attributes:
+        bias: (out_features,), fp32.
+    """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone())
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
-        change: Tensor = self.bias - bias_of(layer)
-        return output + change.to(output.dtype)
+        difference: Tensor = self.bias - bias_of(layer)
+        return output + difference.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:
+        """See `LayerAdapter.merge_into`."""
         layer.bias.copy_(self.bias)
 
 
 class ModuleCopy(LayerAdapter):
-    """A trained copy of a whole module, in fp32, that answers in the module's place. Quantised layers are plain in it.
+    """Trained copy of a whole module, in fp32, whose output replaces the output of the module.
 
-    Where other adapters change the module too, it adds the difference that training made to their answer.
+    Quantised layers are dequantised in the copy. Where other adapters change the module too, the difference between the
+    output of the copy and the output of the unchanged module is added to their output.
+
+    Attributes:
+        copy: the copy.
     """
 
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
-        """Copy `layer`; the same `memo` for several layers keeps what they share shared in the copies."""
+        """Copy `layer`; with one `memo` for several layers, parameters that they share are shared by the copies."""
         super().__init__()
         with in_memory(layer):
-            self.copy = _pristine(copy.deepcopy(layer, memo))
-        unpack_layers(self.copy, torch.float32)
+            self.copy = _without_adapters(copy.deepcopy(layer, memo))
+        dequantize_layers(self.copy, torch.float32)
         self.copy.float().requires_grad_(True)
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        is_packed = any(map(is_quantized, layer.modules()))
-        dtype = x.dtype if is_packed else next(layer.parameters()).dtype
-        given = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
-        output: Tensor = self.copy(given, *args, **kwargs)
+        """Return the output of the copy; see `LayerAdapter.run`."""
+        has_quantized_layers = any(map(is_quantized, layer.modules()))
+        dtype = x.dtype if has_quantized_layers else next(layer.parameters()).dtype
+        wide_x = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
+        output: Tensor = self.copy(wide_x, *args, **kwargs)
         if isinstance(inner, OriginalForward):
             return output.to(dtype)
-        others = inner(x, *args, **kwargs)
-        return others + (output - original_forward(layer)(x, *args, **kwargs)).to(others.dtype)
+        adapted_output = inner(x, *args, **kwargs)
+        difference = output - original_forward(layer)(x, *args, **kwargs)
+        return adapted_output + difference.to(adapted_output.dtype)
 
     def merge_into(self, layer: Any) -> None:
-        for inner, parameter in self.copy.named_parameters():
-            layer.get_parameter(inner).copy_(parameter)
+        """See `LayerAdapter.merge_into`."""
+        for path, parameter in self.copy.named_parameters():
+            layer.get_parameter(path).copy_(parameter)
 
 
 def add_copies(model: nn.Module, name: str, modules: Iterable[nn.Module]) -> None:
-    """Let adapter `name` train copies of `modules`, which are parts of `model`.
+    """Add trained copies of `modules` to adapter `name`.
+
+    Args:
+        model: model that contains the modules.
+        name: name of the adapter.
+        modules: modules of the base, none of them inside another.
 
     Raises:
-        MethodError: one of them is changed by the adapter in another way too.
+        MethodError: the adapter changes one of the modules already.
     """
     memo: dict[int, Any] = {}
     for module in list(modules):
@@ -92,37 +119,49 @@ def add_copies(model: nn.Module, name: str, modules: Iterable[nn.Module]) -> Non
 
 
 def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str, nn.Parameter]:
-    """Return the parameters of the copies that adapter `name` trains, by their names in the base behind `prefix`."""
+    """Return the parameters of the module copies of adapter `name`, by `prefix` plus their names in the base."""
     return {
-        f"{prefix}{path}.{inner}": parameter
-        for path, _, change in adapted_layers(model, name)
-        if isinstance(change, ModuleCopy)
-        for inner, parameter in change.copy.named_parameters(remove_duplicate=False)
+        f"{prefix}{path}.{parameter_path}": parameter
+        for path, _, layer_adapter in adapted_layers(model, name)
+        if isinstance(layer_adapter, ModuleCopy)
+        for parameter_path, parameter in layer_adapter.copy.named_parameters(remove_duplicate=False)
     }
 
 
 def copied_modules(model: nn.Module, name: str) -> list[str]:
-    """Return the paths of the modules that adapter `name` trains copies of."""
-    return [path for path, _, change in adapted_layers(model, name) if isinstance(change, ModuleCopy)]
+    """Return the paths of the modules of which adapter `name` trains copies."""
+    return [path for path, _, layer_adapter in adapted_layers(model, name) if isinstance(layer_adapter, ModuleCopy)]
 
 
 def bias_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers of `model` that add a bias last, by path."""
+    """Return the linear and normalisation layers of `model` that have a bias, by path. They add the bias last."""
+    norms = norm_layers(model)
     return {
         path: layer
         for path, layer in base_modules(model)
-        if (isinstance(layer, nn.Linear | Conv1D) or is_norm(layer))
+        if (isinstance(layer, nn.Linear | Conv1D) or path in norms)
         and isinstance(getattr(layer, "bias", None), nn.Parameter)
     }
 
 
-def is_norm(layer: nn.Module) -> bool:
-    """Whether a module is a layer normalisation of any kind: transformers has a class of its own for many a model."""
-    return "norm" in type(layer).__name__.lower() and any(True for _ in layer.parameters(recurse=False))
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the normalisation layers of `model` that have parameters, by path.
+
+    A normalisation layer is an instance of a class of torch, or a module whose name says so and whose parameters are
+    vectors.
+    """
+    return {path: layer for path, layer in base_modules(model) if _is_norm(path, layer)}
 
 
-def _pristine(clone: nn.Module) -> nn.Module:
-    """Take from a copied module what adapters had added to the original."""
+def _is_norm(path: str, layer: nn.Module) -> bool:
+    parameters = list(layer.parameters(recurse=False))
+    if not parameters or isinstance(layer, _NORM_CLASSES):
+        return bool(parameters)
+    return _NORM_NAME.search(path) is not None and all(parameter.ndim == 1 for parameter in parameters)
+
+
+def _without_adapters(clone: nn.Module) -> nn.Module:
+    """Remove from a copied module the adapters and hooks of the original."""
     for module in list(clone.modules()):
         remove_hook_from_module(module)
         if LAYER_ADAPTERS in dict(module.named_children()):

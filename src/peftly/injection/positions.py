@@ -1,4 +1,4 @@
-"""Positions that count the words of each row, so that padding in front of a text does not move it."""
+"""Positions that count the tokens of each sequence, so that padding in front of a text does not move it."""
 
 from __future__ import annotations
 
@@ -17,56 +17,61 @@ __all__ = ["Positions", "positions_of"]
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Return the position of each real token in its row, (batch, length); padding gets 0.
+    """Return the position of each token in its sequence, (batch, length); padding has position 0.
 
     Args:
-        mask: (batch, length), not 0 for real tokens.
+        mask: (batch, length), 0 for padding.
     """
     return (mask.long().cumsum(1) - 1).clamp(min=0) * mask.ne(0)
 
 
 class Positions:
-    """How a stack of blocks learns the positions of its words: as an argument, through its table, or not at all.
+    """Positions of the tokens of a stack, which takes them as an argument, through its table, or not at all.
 
-    Left to itself GPT-2 counts padding as words, and a left-padded row gets other logits than the same row alone.
+    GPT-2 by itself counts padding, and a left-padded text gets other logits than the same text alone.
     """
 
-    def __init__(self, body: nn.Module, *, takes_argument: bool) -> None:
-        """Look at `body`, and hook its table of positions if that is the only way in (BART)."""
+    def __init__(self, stack: nn.Module, *, takes_argument: bool) -> None:
+        """Hook the table of positions of `stack`, unless the stack takes positions as an argument (BART does not)."""
         self.takes_argument = takes_argument
-        table: Any = getattr(body, "embed_positions", None)
+        table: Any = getattr(stack, "embed_positions", None)
         self.handles = []
         if not takes_argument and isinstance(table, nn.Embedding):
             self.handles = [
-                table.register_forward_pre_hook(_give, with_kwargs=True),
+                table.register_forward_pre_hook(_pass_positions, with_kwargs=True),
                 table.register_forward_hook(_without_extra_dimension),
             ]
-        words: Any = getattr(body, "embeddings", None)
-        # RoBERTa counts from the row behind its padding's.
-        padding = getattr(getattr(words, "position_embeddings", None), "padding_idx", None)
+        embeddings: Any = getattr(stack, "embeddings", None)
+        # RoBERTa counts from the position after that of padding.
+        padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         self.first = 0 if padding is None else padding + 1
 
     def remove(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
     @contextmanager
-    def given(self, call: dict[str, Any], length: int) -> Iterator[None]:
-        """Derive the positions of a call of `length` columns from its 2-D mask where the caller gave none."""
-        if (packing := call.get("packing")) is not None:
-            call["position_ids"] = packing.positions(call["input_ids"].device) + self.first
-        mask = call.get("attention_mask")
-        known = isinstance(mask, Tensor) and mask.ndim == 2 and call.get("position_ids") is None
+    def applied(self, arguments: dict[str, Any], length: int) -> Iterator[None]:
+        """Derive the positions of a call from its 2-D mask, unless the caller passed positions.
+
+        Args:
+            arguments: arguments of the call by name, which may get `position_ids`.
+            length: number of columns of the call.
+        """
+        if (packing := arguments.get("packing")) is not None:
+            arguments["position_ids"] = packing.positions(arguments["input_ids"].device) + self.first
+        mask = arguments.get("attention_mask")
+        is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
         positions = None
-        if isinstance(mask, Tensor) and known and (self.takes_argument or self.handles):
+        if isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles):
             positions = positions_of(mask)[:, -length:]
             if self.first:
                 positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
         if positions is not None and self.takes_argument:
-            call["position_ids"] = positions
-        elif isinstance(mask, Tensor) and positions is not None and _are_as_counted(positions, mask):
-            positions = None  # what the table does by itself
+            arguments["position_ids"] = positions
+        elif isinstance(mask, Tensor) and positions is not None and _are_columns(positions, mask):
+            positions = None  # the table counts columns by itself
         token = _TABLE_POSITIONS.set(None if self.takes_argument else positions)
         try:
             yield
@@ -74,8 +79,8 @@ class Positions:
             _TABLE_POSITIONS.reset(token)
 
 
-def _are_as_counted(positions: Tensor, mask: Tensor) -> bool:
-    """Whether the positions of the last columns' real words are those columns' numbers."""
+def _are_columns(positions: Tensor, mask: Tensor) -> bool:
+    """Whether the positions of the tokens in the last columns of `mask` are the numbers of these columns."""
     columns = torch.arange(mask.shape[1], device=mask.device)[-positions.shape[1] :]
     return bool(((positions == columns) | mask.eq(0)[:, -positions.shape[1] :]).all())
 
@@ -83,18 +88,18 @@ def _are_as_counted(positions: Tensor, mask: Tensor) -> bool:
 _TABLE_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions for the table", default=None)
 
 
-def _give(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _pass_positions(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     positions = _TABLE_POSITIONS.get()
     if positions is None:
         return None
     if hasattr(table, LAYER_ADAPTERS) and positions.shape[0] > 1:
         raise MethodError(
-            "this base has one table of positions for all rows, which is trained here; pad on the right, and let all "
-            "rows of a batch have prefixes of one length"
+            "this base has one table of positions for all batch elements, which is trained here; pad on the right, and "
+            "use prefixes of one length in a batch"
         )
     return args, {**kwargs, "position_ids": positions}
 
 
 def _without_extra_dimension(table: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    # The table expects positions that are the same for all rows and puts a dimension in front for them.
+    # The table expects positions that all batch elements share, and adds a batch dimension for these.
     return output if _TABLE_POSITIONS.get() is None else output.squeeze(0)

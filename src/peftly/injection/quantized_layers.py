@@ -1,4 +1,4 @@
-"""Quantised linear layers of a model: let them compute with our kernels, and make plain layers of them."""
+"""Quantised linear layers of a model: replace their forward by our kernels, and convert them to plain layers."""
 
 from __future__ import annotations
 
@@ -12,112 +12,129 @@ from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS, original_forward
-from peftly.kernels import has_8_bits, is_quantized, quant_state, unpacked, unpacked_linear
+from peftly.kernels import dequantized_linear, dequantized_weight, is_int8, is_quantized, quant_state
 
-__all__ = ["QuantizedForward", "dequantize", "patch_quantized_layers", "restore_quantized_layers", "unpack_layers"]
+__all__ = ["QuantizedForward", "dequantize", "dequantize_layers", "patch_quantized_layers", "restore_quantized_layers"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class QuantizedForward:
-    """Stands in for the forward of a quantised layer. An object, so that deepcopy and pickle take it along."""
+    """Forward that replaces the one of a quantised layer.
+
+    It is an object and not a closure, so that deepcopy and pickle copy it with the layer.
+    """
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return `x Wᵀ + bias`, (..., in_features) -> (..., out_features), in the dtype of `x`."""
         layer, dtype = self.layer, self.dtype(x)
         bias = None if layer.bias is None else layer.bias.to(dtype)
-        if x.is_cpu or has_8_bits(layer):
-            return unpacked_linear(x.to(dtype), partial(unpacked, layer, dtype), bias).to(x.dtype)
-        # On an accelerator it has a product of its own, which need not unpack all of the weight for a single word.
+        if x.is_cpu or is_int8(layer):
+            return dequantized_linear(x.to(dtype), partial(dequantized_weight, layer, dtype), bias).to(x.dtype)
+        # On an accelerator, bitsandbytes multiplies a single token without dequantising the whole weight.
         bitsandbytes = importlib.import_module("bitsandbytes")
         output: Tensor = bitsandbytes.matmul_4bit(x.to(dtype), layer.weight, quant_state(layer), bias=bias)
         return output.to(x.dtype)
 
     def dtype(self, x: Tensor) -> torch.dtype:
-        """Return what the product with `x` is computed in."""
+        """Return the dtype in which the product with `x` is computed."""
         return getattr(self.layer, "compute_dtype", None) or x.dtype
 
 
 def patch_quantized_layers(model: nn.Module) -> list[nn.Module]:
-    """Let the quantised layers of a model compute as this file says, and return those that did not yet.
+    """Replace the forward of the quantised layers of a model by `QuantizedForward`.
+
+    Returns:
+        The layers whose forward was replaced by this call.
 
     Raises:
-        MethodError: bitsandbytes has repacked one of them, which cannot be undone, or its forward was replaced.
+        MethodError: bitsandbytes has repacked the weight of a layer, which cannot be undone, or somebody else has
+            replaced the forward of a layer.
     """
-    layers: list[Any] = [layer for layer in model.modules() if is_quantized(layer) and not _is_taken_over(layer)]
+    layers: list[Any] = [layer for layer in model.modules() if is_quantized(layer) and not _is_patched(layer)]
     if any(getattr(quant_state(layer), "packing_format_for_cpu", False) for layer in layers):
         raise MethodError(
-            "bitsandbytes has repacked the weights of this model, with rounded scales, when it was called; open it "
-            "anew and attach the adapter before anything else, or open it with peftly.load_base"
+            "bitsandbytes has repacked the weights of this model, with rounded scales, when the model was called; "
+            "open the model again and attach the adapter before the first call, or open it with peftly.load_base"
         )
     _refuse_replaced(model)
     for layer in layers:
-        # accelerate, which moves inputs between devices, keeps the forward that it has wrapped under this name.
-        place = "_old_forward" if "_old_forward" in vars(layer) else "forward"
-        setattr(layer, place, QuantizedForward(layer))
+        # accelerate, which moves inputs between devices, stores the forward that it has wrapped in `_old_forward`.
+        attribute = "_old_forward" if "_old_forward" in vars(layer) else "forward"
+        setattr(layer, attribute, QuantizedForward(layer))
     return layers
 
 
 def restore_quantized_layers(layers: list[nn.Module]) -> None:
-    """Undo `patch_quantized_layers` for the layers that it has returned."""
+    """Undo `patch_quantized_layers` for the layers that it returned."""
     for layer in layers:
         if isinstance(vars(layer).get("forward"), QuantizedForward):
             del layer.forward
-        elif _is_taken_over(layer):
+        elif _is_patched(layer):
             layer._old_forward = type(layer).forward.__get__(layer)
 
 
 def dequantize(model: ModelT) -> ModelT:
-    """Make plain layers of the quantised ones of a model, in place: the same weights, unpacked. Adapters stay on them.
+    """Convert the quantised layers of a model to plain layers with the dequantised weights, in place.
 
-    Then they can be changed, as `merge` does.
+    Adapters stay attached. The plain weights can be changed, for example by `merge`.
 
     Args:
-        model: a transformers model that is on one device.
+        model: a transformers model on one device.
 
     Returns:
         The same model.
 
     Raises:
-        MethodError: it is spread over several devices, or somebody has replaced the forward of a layer.
+        MethodError: the model is spread over several devices, or somebody has replaced the forward of a layer.
     """
     if any(hasattr(layer, "_hf_hook") for layer in model.modules() if is_quantized(layer)):
-        raise MethodError("this model is spread over several devices; open it on one to unpack its weights")
+        raise MethodError("this model is spread over several devices; open it on one device to dequantise it")
     _refuse_replaced(model)
-    unpack_layers(model, getattr(model, "dtype", None))
+    dequantize_layers(model, getattr(model, "dtype", None))
     if getattr(model, "hf_quantizer", None) is not None:
-        _forget_quantization(model)
+        _remove_quantization_marks(model)
     return model
 
 
-def unpack_layers(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Make plain layers of the quantised ones in a module, in place; see `unpacked` for their dtype."""
+def dequantize_layers(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Convert the quantised layers inside `module` to plain layers, in place; `dtype` as in `dequantized_weight`."""
     for layer in [layer for layer in module.modules() if is_quantized(layer)]:
-        make_plain(layer, unpacked(layer, dtype))
+        make_plain(layer, dequantized_weight(layer, dtype))
 
 
-def _forget_quantization(model: Any) -> None:
-    """Take from a model, whose layers are plain, what transformers notes down on a quantised one."""
+def _remove_quantization_marks(model: Any) -> None:
+    """Remove the attributes by which transformers marks a quantised model."""
     model.hf_quantizer.remove_quantization_config(model)
-    for note in ("is_loaded_in_4bit", "is_loaded_in_8bit", "_hf_peft_config_loaded"):
-        vars(model).pop(note, None)
+    for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit", "_hf_peft_config_loaded"):
+        vars(model).pop(attribute, None)
     for module in model.modules():
         vars(getattr(module, "config", model.config)).pop("_is_quantized", None)
-    # What it would do to the tensors when it saves them.
+    # Conversions that transformers would apply to the tensors when the model is saved.
     if vars(model).get("_weight_conversions"):
         model._weight_conversions = [
-            one
-            for one in model._weight_conversions
-            if not any(type(part).__name__.startswith("Bnb") for part in getattr(one, "operations", ()))
+            conversion
+            for conversion in model._weight_conversions
+            if not any(_is_of_bitsandbytes(operation) for operation in getattr(conversion, "operations", ()))
         ]
 
 
+def _is_of_bitsandbytes(operation: Any) -> bool:
+    return type(operation).__module__ == "transformers.integrations.bitsandbytes"
+
+
 def make_plain(layer: Any, weight: Tensor) -> None:
-    """Make a quantised layer what it was before, with this weight."""
+    """Convert a quantised layer to a plain one of its original class, in place.
+
+    Args:
+        layer: layer for which `is_quantized` is true.
+        weight: (out_features, in_features).
+    """
     out_features, in_features = weight.shape
-    # transformers notes down what it has replaced by the quantised layer.
+    # The class of the layer that transformers has replaced by the quantised one.
     is_conv = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
     with torch.device("meta"):
         plain: Any = Conv1D(out_features, in_features) if is_conv else nn.Linear(in_features, out_features)
@@ -125,7 +142,7 @@ def make_plain(layer: Any, weight: Tensor) -> None:
     plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(weight.dtype), requires_grad=False)
     plain.train(layer.training)
     for name in [name for name in vars(plain) if name.startswith(("_forward_", "_backward_"))]:
-        setattr(plain, name, vars(layer)[name])  # hooks; those on loading and saving are of bitsandbytes
+        setattr(plain, name, vars(layer)[name])  # hooks of users; the ones on loading and saving belong to bitsandbytes
     plain._is_full_backward_hook = layer._is_full_backward_hook
     if hasattr(layer, LAYER_ADAPTERS):
         plain.peftly, forward = layer.peftly, vars(layer).get("forward")
@@ -138,23 +155,23 @@ def make_plain(layer: Any, weight: Tensor) -> None:
 
 
 def _refuse_replaced(model: nn.Module) -> None:
-    """Do nothing unless somebody else answers for a quantised layer, whose answer would be lost.
+    """Raise an error if somebody else has replaced the forward of a quantised layer, which would be lost.
 
     Raises:
-        MethodError: so it is.
+        MethodError: the forward of a layer was replaced.
     """
     for path, layer in model.named_modules():
         if not is_quantized(layer):
             continue
         forward = vars(layer).get("_old_forward", vars(layer).get("forward"))
-        forward = forward.own.replaced if hasattr(forward, "own") else forward  # adapters stay, whatever is below them
-        is_its_own = getattr(forward, "__func__", None) is type(layer).forward
-        if not (forward is None or is_its_own or isinstance(forward, QuantizedForward)):
+        forward = forward.original.replaced if hasattr(forward, "original") else forward  # below the adapters
+        is_original = getattr(forward, "__func__", None) is type(layer).forward
+        if not (forward is None or is_original or isinstance(forward, QuantizedForward)):
             raise MethodError(
                 f"the forward of {path}, which is quantised, was replaced, and that would be lost: "
-                "del its forward first; a hook (register_forward_hook) in its place is kept"
+                "delete it (del layer.forward) first; a hook (register_forward_hook) instead of it would stay"
             )
 
 
-def _is_taken_over(layer: nn.Module) -> bool:
-    return any(isinstance(vars(layer).get(place), QuantizedForward) for place in ("forward", "_old_forward"))
+def _is_patched(layer: nn.Module) -> bool:
+    return any(isinstance(vars(layer).get(name), QuantizedForward) for name in ("forward", "_old_forward"))

@@ -1,8 +1,8 @@
-"""Which adapters of a model work on which rows of a call.
+"""Active adapters of a model, for all batch elements of a call or for each.
 
-A model remembers which adapters are on (`Selection.default`). A `with` block may say otherwise for the calls inside it:
-other adapters for all rows, or other ones for each row. That choice is kept in a context variable and not on the model,
-so calls from several threads do not disturb each other.
+A model stores which adapters are active (`Selection.default`). A `with` block may activate others for the calls inside
+it. That choice is stored in a context variable and not on the model, so calls in several threads do not affect each
+other.
 """
 
 from __future__ import annotations
@@ -21,133 +21,139 @@ from peftly.errors import MethodError
 __all__ = [
     "ActiveAdapters",
     "AdapterNames",
-    "Group",
+    "BatchGroup",
+    "PromptPositions",
     "Selection",
-    "adapters_of_picked",
-    "keep_context",
+    "bind_context",
+    "expand_to_batch",
     "selection_of",
-    "spread",
+    "use_adapters_of_elements",
 ]
 
 AdapterNames = frozenset[str]
-"""Adapters that work together on one row, by name."""
+"""Names of the adapters that work together on one batch element."""
 
-Places = tuple[tuple[int, ...], ...]
-"""How many tokens of its text stand before each virtual token of a row that a template has marked, row by row."""
+PromptPositions = tuple[tuple[int, ...], ...]
+"""For each batch element, the number of text tokens before each of its virtual tokens that a template marks."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows of a call that the same adapters work on.
+class BatchGroup:
+    """Batch elements of a call that have the same adapters.
 
     Attributes:
-        names: those adapters.
-        index: which rows, (count,).
-        rows: what was chosen for just these rows.
+        names: names of these adapters.
+        indices: indices of the batch elements, (count,).
+        active: active adapters of these batch elements alone.
     """
 
     names: AdapterNames
-    index: Tensor
-    rows: ActiveAdapters
+    indices: Tensor
+    active: ActiveAdapters
 
 
 class ActiveAdapters:
-    """The adapters of every row of a call: one set for all of them, or one set a row.
+    """Active adapters of each batch element of a call: one set for all batch elements, or one set for each.
 
     Attributes:
-        sets: those.
-        names: all adapters that some row has.
-        differ: whether the rows do not all have the same.
+        sets: the sets of adapter names.
+        names: names of all adapters that some batch element has.
+        differ: whether the sets differ.
     """
 
     def __init__(self, sets: Sequence[AdapterNames]) -> None:
         self.sets = tuple(sets)
         self.names = frozenset[str]().union(*sets)
         self.differ = len(set(sets)) > 1
-        self._without: dict[tuple[int, tuple[str, ...], torch.device], Tensor] = {}
-        self._groups: dict[tuple[int, AdapterNames, torch.device], list[Group]] = {}
+        self._missing: dict[tuple[int, tuple[str, ...], torch.device], Tensor] = {}
+        self._groups: dict[tuple[int, AdapterNames, torch.device], list[BatchGroup]] = {}
 
-    def spread(self, count: int) -> tuple[AdapterNames, ...]:
-        """Return one set for each of `count` rows, where beams and returned sequences repeat each row in place.
+    def expand(self, batch_size: int) -> tuple[AdapterNames, ...]:
+        """Return one set for each of `batch_size` batch elements; see `expand_to_batch`."""
+        return expand_to_batch(self.sets, batch_size, "adapters")
 
-        Raises:
-            MethodError: so many rows cannot be repetitions of the rows that adapters were chosen for.
-        """
-        return spread(self.sets, count, "adapters were chosen")
-
-    def groups(self, count: int, among: AdapterNames, device: torch.device) -> list[Group]:
-        """Return the rows in groups that no adapter `among` those given tells apart."""
-        key = (count, among, device)
+    def groups(self, batch_size: int, among: AdapterNames, device: torch.device) -> list[BatchGroup]:
+        """Return the batch elements in groups that have the same of the adapters `among`."""
+        key = (batch_size, among, device)
         if key not in self._groups:
-            spread = self.spread(count)
-            places: dict[AdapterNames, list[int]] = {}
-            for place, names in enumerate(spread):
-                places.setdefault(names & among, []).append(place)
+            sets = self.expand(batch_size)
+            indices_by_names: dict[AdapterNames, list[int]] = {}
+            for index, names in enumerate(sets):
+                indices_by_names.setdefault(names & among, []).append(index)
             self._groups[key] = [
-                Group(names, torch.tensor(index, device=device), ActiveAdapters([spread[place] for place in index]))
-                for names, index in places.items()
+                BatchGroup(
+                    names, torch.tensor(indices, device=device), ActiveAdapters([sets[index] for index in indices])
+                )
+                for names, indices in indices_by_names.items()
             ]
         return self._groups[key]
 
-    def without(self, count: int, names: tuple[str, ...], device: torch.device) -> Tensor:
-        """Return which of these adapters each row is without, (count, names)."""
-        key = (count, names, device)
-        if key not in self._without:
-            table = [[name not in own for name in names] for own in self.spread(count)]
-            self._without[key] = torch.tensor(table, device=device)
-        return self._without[key]
+    def missing(self, batch_size: int, names: tuple[str, ...], device: torch.device) -> Tensor:
+        """Return which of the adapters `names` each batch element lacks, (batch, names)."""
+        key = (batch_size, names, device)
+        if key not in self._missing:
+            table = [[name not in active for name in names] for active in self.expand(batch_size)]
+            self._missing[key] = torch.tensor(table, device=device)
+        return self._missing[key]
 
 
-def spread(items: Sequence[Item], count: int, what: str) -> tuple[Item, ...]:
-    """Return one item for each of `count` rows, of which some were made by repeating each row in place.
+def expand_to_batch(items: Sequence[Item], batch_size: int, noun: str) -> tuple[Item, ...]:
+    """Return one item for each batch element, where `generate` repeats each element for beams or several sequences.
+
+    Args:
+        items: one item for each element of the batch before the repetition, or one for all.
+        batch_size: batch elements of the call.
+        noun: the items, in the plural, for messages.
 
     Raises:
-        MethodError: `count` is no multiple of the rows that there are items for; `what` says what was done for them.
+        MethodError: `batch_size` is no multiple of the number of items.
     """
-    if count % len(items):
-        raise MethodError(f"{what} for {len(items)} rows and this call has {count}; give one entry for each row")
-    return tuple(item for item in items for _ in range(count // len(items)))
+    if batch_size % len(items):
+        raise MethodError(
+            f"{noun} were given for {len(items)} batch elements and this call has {batch_size}; give one entry for each"
+        )
+    return tuple(item for item in items for _ in range(batch_size // len(items)))
 
 
 class Selection:
-    """The adapters that are on in one model. All changed layers of the model share it."""
+    """Active adapters of one model. All adapted layers of the model share it."""
 
     def __init__(self) -> None:
         self.default = ActiveAdapters([frozenset()])
 
     @property
-    def rows(self) -> ActiveAdapters:
-        """What is chosen at this moment."""
-        return _CHOSEN.get().get(self, self.default)
+    def active(self) -> ActiveAdapters:
+        """Adapters that are active in the current context."""
+        return _ACTIVE.get().get(self, self.default)
 
     @property
-    def places(self) -> Places | None:
-        """Where virtual tokens stand that a template has marked, if that is known."""
-        return _PLACES.get().get(self)
+    def prompt_positions(self) -> PromptPositions | None:
+        """Positions of virtual tokens that a template marks, or None if they are unknown in the current context."""
+        return _PROMPT_POSITIONS.get().get(self)
 
     @contextmanager
-    def use(self, rows: ActiveAdapters) -> Iterator[None]:
-        """Choose `rows` for the calls inside the block."""
-        token = _CHOSEN.set({**_CHOSEN.get(), self: rows})
+    def use(self, active: ActiveAdapters) -> Iterator[None]:
+        """Activate these adapters for the calls inside the block."""
+        token = _ACTIVE.set({**_ACTIVE.get(), self: active})
         try:
             yield
         finally:
-            _CHOSEN.reset(token)
+            _ACTIVE.reset(token)
 
     @contextmanager
-    def put(self, places: Places) -> Iterator[None]:
-        """Let marked virtual tokens stand at `places` in the calls inside the block."""
-        token = _PLACES.set({**_PLACES.get(), self: places})
+    def use_prompt_positions(self, positions: PromptPositions) -> Iterator[None]:
+        """Insert marked virtual tokens at `positions` in the calls inside the block."""
+        token = _PROMPT_POSITIONS.set({**_PROMPT_POSITIONS.get(), self: positions})
         try:
             yield
         finally:
-            _PLACES.reset(token)
+            _PROMPT_POSITIONS.reset(token)
 
 
-_CHOSEN: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("chosen adapters", default={})  # noqa: B039 -- never changed
-_PLACES: ContextVar[Mapping[Selection, Places]] = ContextVar("marked places", default={})  # noqa: B039 -- never changed
+_ACTIVE: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("active adapters", default={})  # noqa: B039 -- never changed
+_PROMPT_POSITIONS: ContextVar[Mapping[Selection, PromptPositions]] = ContextVar("prompt positions", default={})  # noqa: B039 -- never changed
 
 
 def selection_of(model: Any) -> Selection:
@@ -157,25 +163,25 @@ def selection_of(model: Any) -> Selection:
 
 
 @contextmanager
-def adapters_of_picked(model: Any, batch: int, owners: Tensor) -> Iterator[None]:
-    """Let a layer whose input is picked from the rows of a call work with the adapters of those rows.
+def use_adapters_of_elements(model: Any, batch_size: int, elements: Tensor) -> Iterator[None]:
+    """Activate, for a layer whose inputs are picked from the batch elements of a call, the adapters of these elements.
 
     Args:
-        model: adapted or not.
-        batch: how many rows the call has.
-        owners: the row that each one of the layer's inputs was picked from, (count,).
+        model: a model with or without adapters.
+        batch_size: batch elements of the call.
+        elements: index of the batch element from which each input of the layer was picked, (inputs,).
     """
     selection: Selection | None = getattr(getattr(model, "_peftly", None), "selection", None)
-    if selection is None or len(selection.rows.sets) == 1:
+    if selection is None or len(selection.active.sets) == 1:
         yield
         return
-    spread = selection.rows.spread(batch)
-    with selection.use(ActiveAdapters([spread[owner] for owner in owners.tolist()])):
+    sets = selection.active.expand(batch_size)
+    with selection.use(ActiveAdapters([sets[element] for element in elements.tolist()])):
         yield
 
 
-def keep_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` as it works here and now, for a backward pass that calls it later or in another thread."""
+def bind_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` bound to the current context, for a backward pass that calls it later or in another thread."""
     context = copy_context()
-    # A context cannot be entered twice at once, and blocks may be checkpointed inside each other: hence the copy.
+    # A context cannot be entered twice at once, and checkpointed blocks may contain each other: hence the copy.
     return lambda *args, **kwargs: context.copy().run(function, *args, **kwargs)

@@ -1,25 +1,29 @@
-"""The hooks on a model's stacks of blocks through which virtual tokens and prefixes enter and leave.
+"""Hooks on the stacks of a model, through which virtual tokens and prefixes enter and leave.
 
-Every adapted transformers model has them; without such adapters they only see to positions. They work inside the
-model's body, so heads, losses, `generate` and every caller see the text only. What a call needs to remember (what was
-put in, and where) rides on its own tensors and cache, never on the hooks: calls from several threads, copies and
-pickles of the model do not disturb each other.
+Every adapted transformers model has them. Without virtual tokens and prefixes they only compute positions. They work
+inside the model, so heads, losses, `generate` and all callers see the text only. The state of a call is a `StackCall`
+of the current context, and insertions that outlive the call are noted on its cache; the hooks store nothing. So calls
+in several threads, and copies and pickles of the model, do not affect each other.
 """
 
 from __future__ import annotations
 
 import inspect
-from contextlib import ExitStack
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
 from peftly.errors import MethodError
-from peftly.injection import packing, prefixes, virtual_tokens
-from peftly.injection.insertion import cached_beside_text
-from peftly.injection.layers import fixed_weights, override_method, restore_method
+from peftly.injection import packing
+from peftly.injection.caching import cache_adapter_tensors
+from peftly.injection.insertion import cache_insertions
+from peftly.injection.layers import override_method, restore_method
 from peftly.injection.positions import Positions
+from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
+from peftly.injection.prefixes import max_prefix_length
+from peftly.injection.stack_calls import close_call, open_call
+from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
+from peftly.injection.virtual_tokens import max_virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,11 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["ModelHooks", "Role", "StackHooks", "role_of"]
 
 Role = Literal["decoder", "encoder", "source", "target"]
-"""What a stack is: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
+"""Kind of a stack: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
 
 
 def role_of(model: PreTrainedModel) -> Role:
-    """Return what the stack is that reads a model's text."""
+    """Return the role of the stack that reads the text of a model."""
     if model.config.is_encoder_decoder:
         return "source"
     is_causal = all(getattr(module, "is_causal", True) is not False for module in model.modules())
@@ -39,12 +43,25 @@ def role_of(model: PreTrainedModel) -> Role:
 
 
 class ModelHooks:
-    """All hooks of one model."""
+    """All hooks of one model.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Attributes:
+        model: the model.
+        text: hooks of the stack that reads the text.
+        target: hooks of the decoder behind an encoder, or None.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, is_sequence_classifier: bool) -> None:
+        """Add the hooks.
+
+        Args:
+            model: a model without hooks.
+            is_sequence_classifier: whether its head classifies whole texts.
+        """
         role = role_of(model)
         self.model = model
-        self.text = StackHooks(model, model.get_encoder() if role == "source" else model.get_decoder(), role)
+        text_stack = model.get_encoder() if role == "source" else model.get_decoder()
+        self.text = StackHooks(model, text_stack, role, is_sequence_classifier=is_sequence_classifier)
         self.target = StackHooks(model, model.get_decoder(), "target") if role == "source" else None
         self.generates = model.can_generate()
         if self.generates:
@@ -53,66 +70,72 @@ class ModelHooks:
 
     @property
     def attending(self) -> StackHooks:
-        """The stack that prefixes belong to: the one that has a cache."""
+        """Hooks of the stack that attends to prefixes: the one that has a cache."""
         return self.text if self.target is None else self.target
 
     def remove(self) -> None:
-        """Take the hooks off again."""
-        for body in (self.text, self.target):
-            if body is not None:
-                body.remove()
+        """Remove the hooks."""
+        for hooks in (self.text, self.target):
+            if hooks is not None:
+                hooks.remove()
         if self.generates:
             for override in _OVERRIDES:
                 restore_method(self.model, override.name)
 
-    def num_virtual_tokens_of(self) -> int:
-        """Return how many virtual tokens a text has, with the adapters that are on."""
-        return virtual_tokens.chosen_count(self.text)
+    def num_virtual_tokens(self) -> int:
+        """Return the largest number of active virtual tokens of a text."""
+        return max_virtual_tokens(self.text)
 
-    def cached_count(self) -> int:
-        """Return how many more columns than the text's the cache of a call gets, with the adapters that are on."""
-        virtual = 0 if self.target is not None else self.num_virtual_tokens_of()
-        return virtual + prefixes.chosen_count(self.attending)
+    def num_inserted_columns(self) -> int:
+        """Return the largest number of columns that the active adapters insert into the cache of a call."""
+        virtual_tokens = 0 if self.target is not None else self.num_virtual_tokens()
+        return virtual_tokens + max_prefix_length(self.attending)
 
 
 class StackHooks:
-    """One stack of blocks with its hooks.
+    """Hooks of one stack.
 
     Attributes:
-        model: whose stack it is.
-        module: the stack.
+        model: model of the stack.
+        stack: module whose calls the hooks change.
         role: see `Role`.
-        config: of the stack's text.
-        signature: of the stack's forward.
-        pooler: the stack's own, which reads whole rows; None: it has none.
+        is_sequence_classifier: whether the head of the model classifies whole texts.
+        config: configuration of the text that the stack reads.
+        signature: signature of the forward of the stack.
+        positions: positions of the tokens of a call.
+        pooler: pooler of the stack, which reads whole texts, or None.
     """
 
-    def __init__(self, model: Any, module: Any, role: Role) -> None:
-        self.model, self.module, self.role = model, module, role
+    def __init__(self, model: Any, stack: Any, role: Role, *, is_sequence_classifier: bool = False) -> None:
+        self.model, self.stack, self.role = model, stack, role
+        self.is_sequence_classifier = is_sequence_classifier
         self.config = model.config.get_text_config(decoder=True) if role == "decoder" else model.config
-        self.signature = inspect.signature(module.forward)
-        self.positions = Positions(module, takes_argument="position_ids" in self.signature.parameters)
-        self.pooler = getattr(module, "pooler", None)
+        self.signature = inspect.signature(stack.forward)
+        self.positions = Positions(stack, takes_argument="position_ids" in self.signature.parameters)
+        self.pooler = getattr(stack, "pooler", None)
         self.handles = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            stack.register_forward_pre_hook(self._before, with_kwargs=True),
+            stack.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         if self.pooler is not None:
-            self.handles.append(self.pooler.register_forward_pre_hook(packing.PoolerReads()))
+            self.handles.append(self.pooler.register_forward_pre_hook(packing.PoolerHook()))
 
     def remove(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks."""
         self.positions.remove()
         for handle in self.handles:
             handle.remove()
 
-    def check_length(self, columns: int, mask: Tensor | None, added: int) -> None:
-        """Refuse a call whose rows, with what was put in, have more positions than the base knows.
+    def check_length(self, columns: int, mask: Tensor | None, inserted: int) -> None:
+        """Check that the texts of a call, with the inserted columns, have no more positions than the base.
 
         Args:
-            columns: how many the rows have, padding included.
+            columns: number of columns, with padding.
             mask: (batch, columns), or None without padding.
-            added: how many of them are no text.
+            inserted: number of inserted columns.
+
+        Raises:
+            MethodError: a text has more positions.
         """
         limit = getattr(self.config, "max_position_embeddings", None)
         if limit is None or columns <= limit:
@@ -120,85 +143,82 @@ class StackHooks:
         needed = columns if mask is None else int(mask.ne(0).sum(1).max())  # padding needs no position
         if needed > limit:
             raise MethodError(
-                f"{needed} positions ({needed - added} of text and {added} virtual tokens) are more than "
+                f"{needed} positions ({needed - inserted} of text and {inserted} virtual tokens) are more than "
                 f"the {limit} of this base; shorten the text (data.max_length) or use fewer virtual tokens"
             )
 
-    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        call = self.signature.bind_partial(*args, **kwargs).arguments
-        call |= call.pop("kwargs", {})
-        open_ = ExitStack()
-        _OPEN.set((*_OPEN.get(), open_))
+    def _before(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        call = open_call()  # first of all: `_after` closes it even if this hook fails
+        arguments = self.signature.bind_partial(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        call.arguments = arguments
         if self.role == "target":
-            virtual_tokens.show_to_decoder(self, call)
-        else:
-            virtual_tokens.enter(self, call)
-        packing.enter(self, call)
-        prefixes.enter(self, call)
-        open_.enter_context(packing.under_way(call))
-        open_.enter_context(prefixes.checkpointing_with_prefix(self, call))
-        words = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
-        if words is not None:
-            open_.enter_context(self.positions.given(call, words.shape[1]))
-        return (), call
+            extend_encoder_mask(self, call)
+        elif not packing.is_packed_sequence(self):
+            insert_virtual_tokens(self, call)
+        packing.pack_call(self, call)
+        insert_prefixes(self, call)
+        call.contexts.enter_context(checkpointing_with_prefix(self, call))
+        if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
+            call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
+        return (), arguments
 
-    def _after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        *others, open_ = _OPEN.get()
-        _OPEN.set(tuple(others))
-        open_.close()
+    def _after(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        call = close_call()
+        call.contexts.close()
         if output is None:  # the stack failed
             return None
-        output = packing.leave(kwargs, prefixes.leave(self, kwargs, output))
-        return output if self.role == "target" else virtual_tokens.leave(self, kwargs, output)
-
-
-_OPEN: ContextVar[tuple[ExitStack, ...]] = ContextVar("calls under way", default=())
+        output = packing.pad_output(call, restore_cache(call, output))
+        return output if self.role == "target" else remove_virtual_tokens(self, call, output)
 
 
 class _PrepareInputs:
-    """`prepare_inputs_for_generation` that counts text, where the cache counts what adapters put in too."""
+    """`prepare_inputs_for_generation` that counts text, where the cache counts inserted columns too."""
 
     name: ClassVar[str] = "prepare_inputs_for_generation"
 
-    def __init__(self, model: Any, bodies: ModelHooks) -> None:
+    def __init__(self, model: Any, hooks: ModelHooks) -> None:
         self.original = getattr(model, self.name)
-        self.bodies = bodies
+        self.hooks = hooks
 
     def __call__(self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of the next call of the model."""
         cache: Any = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
-        added = cached_beside_text(cache)
-        if next_sequence_length is not None and added:
-            next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - added)
+        inserted = cache_insertions(cache).count
+        if next_sequence_length is not None and inserted:
+            next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - inserted)
         inputs: dict[str, Any] = self.original(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        if self.bodies.cached_count() and isinstance(mask, Tensor) and mask.ndim == 2:
-            inputs["attention_mask"] = mask  # static caches make a 4-D one, which has no room for more
+        if self.hooks.num_inserted_columns() and isinstance(mask, Tensor) and mask.ndim == 2:
+            inputs["attention_mask"] = mask  # for a static cache it is a 4-D mask, into which nothing can be inserted
         return inputs
 
 
 class _PrepareCache:
-    """`_prepare_cache_for_generation` with room for what adapters put in in a static cache."""
+    """`_prepare_cache_for_generation` that makes room for inserted columns in a static cache."""
 
     name: ClassVar[str] = "_prepare_cache_for_generation"
 
-    def __init__(self, model: Any, bodies: ModelHooks) -> None:
+    def __init__(self, model: Any, hooks: ModelHooks) -> None:
         self.original = getattr(model, self.name)
-        self.bodies = bodies
+        self.hooks = hooks
 
     def __call__(self, config: Any, model_kwargs: Any, mode: Any, batch_size: int, max_cache_length: int) -> None:
-        self.original(config, model_kwargs, mode, batch_size, max_cache_length + self.bodies.cached_count())
+        """Put a cache into `model_kwargs`."""
+        self.original(config, model_kwargs, mode, batch_size, max_cache_length + self.hooks.num_inserted_columns())
 
 
 class _Generate:
-    """`generate`, during which no weight changes."""
+    """`generate` that caches the tensors of adapters, since no weight changes while it runs."""
 
     name: ClassVar[str] = "generate"
 
-    def __init__(self, model: Any, bodies: ModelHooks) -> None:
+    def __init__(self, model: Any, hooks: ModelHooks) -> None:
         self.original = getattr(model, self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with fixed_weights():
+        """Return the generated tokens."""
+        with cache_adapter_tensors():
             return self.original(*args, **kwargs)
 
 

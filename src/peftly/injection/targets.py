@@ -1,16 +1,10 @@
-"""Find layers of a model: by the names that a user gives, or by the part that they play in a transformer's blocks."""
+"""Find layers of a model, by the names that a user gives or by their part in a transformer block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,22 +15,23 @@ from peftly.injection.layers import LAYER_ADAPTERS
 
 __all__ = [
     "ALL_LINEAR",
+    "NEW_PARAMETERS",
     "base_modules",
     "find_part",
     "find_targets",
-    "is_below",
-    "names",
-    "new_parts",
+    "is_part",
+    "is_within",
+    "matches_path",
+    "new_modules",
     "output_heads",
-    "own_parts",
-    "plays",
     "short_names",
+    "task_modules",
 ]
 
 ALL_LINEAR = "all-linear"
 
-NEW_PARTS = "_peftly_new_parts"
-"""Attribute of a model: the names of the parameters that were not in the files of its base."""
+NEW_PARAMETERS = "_peftly_new_parameters"
+"""Attribute of a model: names of the parameters that the files of its base do not contain."""
 
 Part = Literal["keys and values", "attention output", "feed-forward output"]
 
@@ -51,81 +46,87 @@ _PARTS: dict[Part, re.Pattern[str]] = {
         r"(\.(down_proj|fc2|dense_4h_to_h|mlp\.c_proj|mlp\.Wo|ffn\.lin2|DenseReluDense\.wo)|(?<!attention)\.output\.dense)$"
     ),
 }
-"""How the models of transformers call these layers."""
+"""Ends of the paths of these layers in the models of transformers."""
 
-_KIND_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding: "embedding"}
+_CLASS_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding: "embedding"}
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of `model` with their paths, without those that adapters have added."""
+    """Yield path and module of every module of `model` that no adapter has added."""
     return ((path, module) for path, module in model.named_modules() if LAYER_ADAPTERS not in path.split("."))
 
 
 def find_targets(
-    model: nn.Module, targets: str | Sequence[str], kinds: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+    model: nn.Module, targets: str | Sequence[str], classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 ) -> dict[str, nn.Module]:
-    """Return the layers that `targets` names, by path, in the model's order.
+    """Return the layers that `targets` names, by path, in the order of the model.
 
     Args:
-        model: the model to search.
-        targets: `"all-linear"` (every linear layer but the output head and `own_parts`), a regular expression that a
-            whole path must match, or a list of paths and their ends (`"q_proj"` matches `layers.0.self_attn.q_proj`).
-        kinds: the kinds of layers that may be named.
+        model: model to search.
+        targets: `"all-linear"` (every linear layer except the output head and `task_modules`), a regular expression
+            that must match a whole path, or a list of paths and ends of paths (`"q_proj"` matches
+            `layers.0.self_attn.q_proj`).
+        classes: classes of layers to search.
 
     Raises:
-        MethodError: nothing matches, or a name in the list matches nothing.
+        MethodError: nothing matches, a name in the list matches nothing, or the regular expression is invalid.
     """
-    layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, kinds)}
-    what = " or ".join(dict.fromkeys(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds))
+    layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, classes)}
+    wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
-        heads = [*output_heads(model), *own_parts(model)]
-        found = {
+        heads = [*output_heads(model), *task_modules(model)]
+        matched = {
             path: layer
             for path, layer in layers.items()
-            if isinstance(layer, nn.Linear | Conv1D) and not is_below(path, heads)
+            if isinstance(layer, nn.Linear | Conv1D) and not is_within(path, heads)
         }
     elif isinstance(targets, str):
         try:
-            found = {path: layer for path, layer in layers.items() if re.fullmatch(targets, path)}
+            matched = {path: layer for path, layer in layers.items() if re.fullmatch(targets, path)}
         except re.error as error:
             raise MethodError(f"target_modules={targets!r} is no regular expression: {error}") from None
     else:
-        unmatched = [target for target in targets if not any(names(target, path) for path in layers)]
+        unmatched = [target for target in targets if not any(matches_path(target, path) for path in layers)]
         if unmatched:
-            raise MethodError(f"target_modules={unmatched} match no {what}; this model has {present}")
-        found = {path: layer for path, layer in layers.items() if any(names(target, path) for target in targets)}
-    if not found:
-        raise MethodError(f"target_modules={targets!r} matches no {what}; this model has {present}")
-    return found
+            raise MethodError(f"target_modules={unmatched} match no {wanted}; this model has {present}")
+        matched = {
+            path: layer for path, layer in layers.items() if any(matches_path(target, path) for target in targets)
+        }
+    if not matched:
+        raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
+    return matched
 
 
 def find_part(model: nn.Module, part: Part) -> dict[str, nn.Module]:
-    """Return the layers that play a part in a transformer's blocks, by path, as their names say it.
+    """Return the linear layers that form this part of the transformer blocks, by path, as their names tell.
 
     Raises:
-        MethodError: no layer of the model has a name that is known to play this part.
+        MethodError: no layer of the model has a name that is known for this part.
     """
-    found = {
+    layers = {
         path: layer
         for path, layer in base_modules(model)
-        if isinstance(layer, nn.Linear | Conv1D) and plays(part, path)
+        if isinstance(layer, nn.Linear | Conv1D) and is_part(part, path)
     }
-    if not found:
+    if not layers:
         raise MethodError(
             f"no layer of this {type(model).__name__} has a name that is known for its {part}; "
             "name the layers in target_modules"
         )
-    return found
+    return layers
 
 
-def plays(part: Part, path: str) -> bool:
-    """Whether the layer at `path` plays this part, as its name says it."""
+def is_part(part: Part, path: str) -> bool:
+    """Return whether the name of the layer at `path` is known for this part of a transformer block."""
     return _PARTS[part].search(path) is not None
 
 
 def output_heads(model: nn.Module) -> list[str]:
-    """Return the paths of what turns the last hidden states into answers: a vocabulary head or a classifier."""
+    """Return the paths of the modules that map the last hidden states to logits: a language model head or a classifier.
+
+    The list is empty for a module that is not a transformers model.
+    """
     if not isinstance(model, PreTrainedModel):
         return []
     body = model.base_model
@@ -139,36 +140,37 @@ def output_heads(model: nn.Module) -> list[str]:
     ]
 
 
-def own_parts(model: nn.Module) -> list[str]:
-    """Return the paths of what a task has of its own, and an adapter trains as a whole.
+def task_modules(model: nn.Module) -> list[str]:
+    """Return the paths of the modules of a task, which every adapter trains as full copies.
 
-    That is a classifier, but not a head that gives words their probability; and every part that the base's files lack.
+    These modules are a classifier (a language model head is not among them), and all modules that the files of the base
+    do not contain.
     """
-    is_vocabulary = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
-    heads = [] if is_vocabulary else output_heads(model)
-    # The module around a new layer (a pooler around its dense layer).
-    around = [path.rpartition(".")[0] or path for path in new_parts(model) if not is_below(path, heads)]
-    return list(dict.fromkeys([*heads, *around]))
+    is_language_model = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
+    heads = [] if is_language_model else output_heads(model)
+    # The module around a new layer: a pooler, for the dense layer in it.
+    parents = [path.rpartition(".")[0] or path for path in new_modules(model) if not is_within(path, heads)]
+    return list(dict.fromkeys([*heads, *parents]))
 
 
-def is_below(path: str, places: Sequence[str]) -> bool:
-    """Whether `path` is one of `places`, or within one."""
-    return any(f"{path}.".startswith(f"{place}.") for place in places)
+def is_within(path: str, modules: Sequence[str]) -> bool:
+    """Return whether `path` is the path of one of `modules`, or of a module inside one of them."""
+    return any(f"{path}.".startswith(f"{module}.") for module in modules)
 
 
 def short_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Return the shortest list of names that stands for just these paths, as `find_targets` reads such a list."""
+    """Return the shortest list of names that matches exactly these paths, as `find_targets` reads the list."""
     ends = sorted({path.rpartition(".")[2] for path in paths})
-    meant = {path for path, _ in base_modules(model) if any(names(end, path) for end in ends)}
-    return ends if meant == set(paths) else sorted(paths)
+    matched = {path for path, _ in base_modules(model) if any(matches_path(end, path) for end in ends)}
+    return ends if matched == set(paths) else sorted(paths)
 
 
-def names(target: str, path: str) -> bool:
-    """Whether `target` is the path or the end of it, dots and all."""
+def matches_path(target: str, path: str) -> bool:
+    """Return whether `target` is `path`, or the last components of `path`."""
     return path == target or path.endswith(f".{target}")
 
 
-def new_parts(model: Any) -> list[str]:
-    """Return the paths of the modules of a base that were not in its files, and so hold random numbers."""
-    names: tuple[str, ...] = getattr(model, NEW_PARTS, ())
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+def new_modules(model: Any) -> list[str]:
+    """Return the paths of the modules that the files of a base do not contain, so that their values are random."""
+    parameters: tuple[str, ...] = getattr(model, NEW_PARAMETERS, ())
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))

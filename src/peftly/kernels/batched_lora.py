@@ -1,8 +1,8 @@
-"""Low-rank updates of several adapters in calls without gradients, as one update of the sum of their ranks.
+"""Low-rank updates of several adapters, in calls without gradients, as one update whose rank is the sum of the ranks.
 
-Where batch elements have different adapters, each of them is multiplied by the factors of every adapter, and the
-products with the factors of other adapters are set to 0 before the second product. In long calls with many adapters
-that costs more than it saves.
+Where batch elements have different adapters, each element is multiplied by the A of every adapter, and the products
+with the A of other adapters are set to 0 before the product with B. For long inputs with many adapters, the additional
+multiplications cost more time than the single call saves.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class StackedFactors:
-    """Low-rank updates of one layer as one update of the sum of their ranks.
+    """Low-rank updates of one layer, stacked along their ranks.
 
     Attributes:
         lora_a: (sum of ranks, in_features).
-        lora_b: (out_features, sum of ranks), scaled.
-        owners: name of the adapter of each of the stacked ranks.
+        lora_b: (out_features, sum of ranks), multiplied by the scaling of each adapter.
+        owners: name of the adapter of each stacked rank, (sum of ranks,).
     """
 
     lora_a: Tensor
@@ -39,8 +39,8 @@ class StackedFactors:
 
         Args:
             x: (batch, ..., in_features).
-            without: (batch, sum of ranks), true where a batch element lacks the adapter of a rank; None: each batch
-                element has all adapters.
+            without: true where a batch element does not have the adapter of a rank, (batch, sum of ranks); None: each
+                batch element has all adapters.
 
         Returns:
             (batch, ..., sum of ranks).
@@ -48,16 +48,16 @@ class StackedFactors:
         low = F.linear(x, self.lora_a)
         if without is None:
             return low
-        # Not times 0 and 1: where another adapter overflows, that would be NaN.
+        # Not a product with 0 and 1, which is NaN where the product with another adapter overflows.
         return low.masked_fill(without.view(x.shape[0], *[1] * (x.ndim - 2), -1), 0.0)
 
     def add_to(self, output: Tensor, low: Tensor, *, in_place: bool) -> Tensor:
         """Return `output` plus the product of `low` with the stacked B.
 
         Args:
-            output: (batch, ..., out_features), the output of the layer without adapters.
-            low: (batch, ..., sum of ranks), from `low`.
-            in_place: whether nobody else holds `output`, so that it may be changed.
+            output: output of the layer without adapters, (batch, ..., out_features).
+            low: result of `low`, (batch, ..., sum of ranks).
+            in_place: whether `output` may be changed.
         """
         if in_place and output.dtype == low.dtype == self.lora_b.dtype:
             output.view(-1, output.shape[-1]).addmm_(low.flatten(0, -2), self.lora_b.T)
@@ -68,17 +68,17 @@ class StackedFactors:
 def stack_factors(
     factors: Mapping[str, tuple[Factors, float]], x: Tensor, *, differ: bool, is_short: bool
 ) -> StackedFactors | None:
-    """Return the updates of a layer as one update, with the values that their factors have now.
+    """Return the updates of a layer as one update, a copy of the present values of their factors.
 
     Args:
-        factors: A, B and scaling of each adapter, by its name.
-        x: an input of the layer, (batch, ..., in_features).
+        factors: A, B and scaling of each adapter, by the name of the adapter.
+        x: input of the layer, (batch, ..., in_features).
         differ: whether batch elements have different adapters.
         is_short: whether the input has few tokens.
 
     Returns:
-        None if one update is not faster, or if one adapter would spoil the batch elements of others because its factors
-        are not finite.
+        None if one update is not faster, or if the factors of one adapter are not finite, which would make the outputs
+        of batch elements with other adapters NaN.
     """
     if x.ndim < 2 or not (is_short or (differ and _are_small([pair for pair, _ in factors.values()]))):
         return None
@@ -90,6 +90,6 @@ def stack_factors(
 
 
 def _are_small(factors: Collection[Factors]) -> bool:
-    """Whether all factors together have at most half as many elements as the weight that they update."""
+    """Return whether all factors together have at most half as many elements as the weight that they update."""
     a, b = next(iter(factors))
     return sum(a.numel() + b.numel() for a, b in factors) <= a.shape[1] * b.shape[0] / 2

@@ -1,4 +1,4 @@
-"""bitsandbytes, which need not be installed: how it is imported, and what transformers does not tell it."""
+"""Import of bitsandbytes, which is optional, and the block size of its 4-bit weights."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ __all__ = ["blocks_of_size", "has_bitsandbytes", "import_bitsandbytes", "without
 
 
 def has_bitsandbytes() -> bool:
-    """Whether it is installed."""
+    """Return whether bitsandbytes is installed."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def import_bitsandbytes() -> Any:
-    """Return bitsandbytes, which fetches nothing."""
+    """Import bitsandbytes without downloads, and return the module.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+    """
     with without_kernels():
         return importlib.import_module("bitsandbytes")
 
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Keep bitsandbytes from fetching binaries from the Hub when it is imported: it does if `kernels` is installed."""
+    """Prevent downloads by an import of bitsandbytes inside the block.
+
+    If the package `kernels` is installed, bitsandbytes uses this package to download binaries from the Hub.
+    """
     if "bitsandbytes" in sys.modules:
         yield
         return
     logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it would ask for that package
-    sys.modules["kernels"] = None  # type: ignore[assignment] # the way to say that there is no such module
+    logger.setLevel(logging.ERROR)  # bitsandbytes recommends to install `kernels`
+    sys.modules["kernels"] = None  # type: ignore[assignment] # makes `import kernels` fail
     try:
         yield
     finally:
@@ -47,9 +54,9 @@ def without_kernels() -> Iterator[None]:
 
 @contextmanager
 def blocks_of_size(size: int) -> Iterator[None]:
-    """Let 4-bit weights that are loaded inside the block share a scale among `size` of them.
+    """Quantise 4-bit weights that are loaded inside the block in blocks of `size` weights, which share a scale.
 
-    transformers has no setting for it: it makes layers with bitsandbytes' default, and quantises by what they say.
+    transformers has no setting for the block size and constructs the weights with the default of bitsandbytes.
     """
     modules = importlib.import_module("bitsandbytes.nn.modules")
     with patch.object(modules, "Params4bit", partial(modules.Params4bit, blocksize=size)):

@@ -1,4 +1,4 @@
-"""Cross-entropy of a few rows of logits at a time."""
+"""Cross-entropy of logits, computed for a few tokens at a time."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -7,45 +7,53 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["row_losses"]
+__all__ = ["token_cross_entropy"]
 
 _CHUNK_ELEMENTS = 2**20
+"""Logits that are held in fp32 at a time."""
 
 
-def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return -log softmax(logits)[target] of every row, (count, vocabulary) and (count,) -> (count,) in fp32.
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy `-log softmax(logits)[target]` of each token.
 
-    Works through a few rows at a time and keeps nothing but the logits in their own dtype, so that neither the forward
-    nor the backward pass holds all logits in fp32.
+    Only the logits are saved for the backward pass, in their own dtype. Both passes work on a few tokens at a time and
+    never hold all logits in fp32.
+
+    Args:
+        logits: (count, vocabulary).
+        targets: token ids, (count,).
+
+    Returns:
+        (count,), in fp32 (float64 for logits in float64).
     """
-    return cast(Tensor, _RowLosses.apply(logits, targets.to(logits.device)))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _TokenCrossEntropy.apply(logits, targets.to(logits.device)))  # type: ignore[no-untyped-call]
 
 
-class _RowLosses(torch.autograd.Function):
-    """d loss / d logits = softmax(logits) - onehot(target), from nothing but the logits."""
+class _TokenCrossEntropy(torch.autograd.Function):
+    """The gradient is `softmax(logits) - onehot(target)`, computed again from the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        losses = logits.new_empty(len(targets), dtype=_wide(logits))
-        for part in _chunks(logits):
-            likely = logits[part].log_softmax(-1, dtype=losses.dtype)
-            losses[part] = -likely.gather(1, targets[part, None]).squeeze(1)
+        losses = logits.new_empty(len(targets), dtype=_wide_dtype(logits))
+        for chunk in _chunks(logits):
+            log_probabilities = logits[chunk].log_softmax(-1, dtype=losses.dtype)
+            losses[chunk] = -log_probabilities.gather(1, targets[chunk, None]).squeeze(1)
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for part in _chunks(logits):
-            wide = logits[part].softmax(-1, dtype=_wide(logits))
-            wide[torch.arange(len(wide), device=wide.device), targets[part]] -= 1
-            torch.mul(wide, upstream[part, None], out=gradient[part])
-        return gradient, None
+        grad_logits = torch.empty_like(logits)
+        for chunk in _chunks(logits):
+            difference = logits[chunk].softmax(-1, dtype=_wide_dtype(logits))
+            difference[torch.arange(len(difference), device=difference.device), targets[chunk]] -= 1
+            torch.mul(difference, grad[chunk, None], out=grad_logits[chunk])
+        return grad_logits, None
 
 
-def _wide(logits: Tensor) -> torch.dtype:
+def _wide_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 

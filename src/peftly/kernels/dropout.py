@@ -1,7 +1,7 @@
-"""Dropout with masks that cost a CPU little: one bit an entry, cut out of random words 64 entries at a time.
+"""Dropout with masks of one bit per element, of which a CPU draws 64 at a time as one random 64-bit integer.
 
-A mask is drawn from torch's default generator of its device and from nothing else, so whoever restores that generator's
-state (a resumed run, a checkpointed block) gets the same mask again.
+A mask depends only on the default generator of its device. When the state of this generator is restored (in a resumed
+run, in a checkpointed block), the same mask is drawn again.
 """
 
 from __future__ import annotations
@@ -15,64 +15,78 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["draw_mask", "drop", "dropout", "keep_probability"]
 
-_PLACES = 16
-_STEPS: int = 2**_PLACES
-_ANY = (-(2**63), None)  # for `random_`: all that 64 bits can be
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BINARY_DIGITS = 16
+_STEPS: int = 2**_BINARY_DIGITS
+_ALL_INTEGERS = (-(2**63), None)  # arguments of `random_`: the range of int64
+_INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def keep_probability(probability: float) -> float:
-    """Return the multiple of 2⁻¹⁶ that is next to 1 - probability and not 0: with what an entry is really kept.
+    """Return the probability with which an element is kept: the nearest multiple of 2⁻¹⁶ to 1 - probability, except 0.
 
-    It is at most 2⁻¹⁷ off (2⁻¹⁶ where next to nothing is kept). What is kept is divided by this value and not by
-    1 - probability, so that the expectation is exact.
+    The value differs from 1 - probability by at most 2⁻¹⁷ (2⁻¹⁶ for a probability near 1). Kept elements are divided by
+    this value and not by 1 - probability, so the expectation is exact.
+
+    Args:
+        probability: dropout probability, in [0, 1).
     """
     return max(1, round((1 - probability) * _STEPS)) / _STEPS
 
 
 def draw_mask(x: Tensor, keep: float) -> Tensor:
-    """Return which entries of `x` are kept, each with probability `keep` and independently of the others.
+    """Return a mask that keeps each element of `x` with probability `keep`, independently of the others.
 
     Args:
-        x: any shape; read for its size and device.
-        keep: from `keep_probability`.
+        x: tensor of any shape, of which only the size and the device are used.
+        keep: value of `keep_probability`.
 
     Returns:
-        On a CPU one bit an entry, int64, (x.numel() / 64 rounded up,); elsewhere booleans, in the shape of `x`.
+        On a CPU one bit per element as int64, (ceil(x.numel() / 64),); on other devices booleans, in the shape of `x`.
     """
     if x.device.type != "cpu":
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(keep)
     count = -(-x.numel() // 64)
-    digits = [round(keep * _STEPS) >> place & 1 for place in range(_PLACES)]
+    digits = [round(keep * _STEPS) >> digit & 1 for digit in range(_BINARY_DIGITS)]
     if not any(digits):  # keep is 1
         return torch.full((count,), -1)
-    # A bit that is set with probability p is set with (1 + p) / 2 after `or` with a fair one and with p / 2 after
-    # `and`: the binary digits of `keep`, from the last to the first, make it out of fair ones. `bernoulli_` draws a
-    # number for every entry and takes six times as long.
+    # A bit that is 1 with probability p becomes 1 with probability (1 + p) / 2 by `or` with a fair bit, and with p / 2
+    # by `and`. So the binary digits of `keep`, from the last to the first, build this probability from fair bits.
+    # `bernoulli_` draws one random number per element and takes six times as long.
     first = digits.index(1)
-    kept, fair = (torch.empty(count, dtype=torch.int64) for _ in range(2))
-    kept.random_(*_ANY)
+    mask, fair_bits = (torch.empty(count, dtype=torch.int64) for _ in range(2))
+    mask.random_(*_ALL_INTEGERS)
     for digit in digits[first + 1 :]:
-        fair.random_(*_ANY)
-        kept = kept.bitwise_or_(fair) if digit else kept.bitwise_and_(fair)
-    return kept
+        fair_bits.random_(*_ALL_INTEGERS)
+        mask = mask.bitwise_or_(fair_bits) if digit else mask.bitwise_and_(fair_bits)
+    return mask
 
 
 def drop(x: Tensor, mask: Tensor) -> Tensor:
-    """Return `x` with 0 where the mask of a tensor of its shape says so, and the rest as it is."""
+    """Return `x` with the elements set to 0 that `mask` drops; the kept elements are not scaled.
+
+    Args:
+        x: tensor of any shape.
+        mask: result of `draw_mask` for a tensor with the shape of `x`.
+    """
     if mask.dtype == torch.bool:
         return x * mask.view(x.shape)
-    kind = _INTEGERS[x.element_size()]
+    dtype = _INTEGER_DTYPES[x.element_size()]
     width = 8 * x.element_size()
-    # Every bit becomes an integer as wide as an entry, all ones or all zeros. Bit by bit and not word by word, so that
-    # the inner loop is long and has one shift for all.
-    shifts = torch.arange(width, dtype=kind)[:, None]
-    wide = (mask.view(kind) << shifts).bitwise_right_shift_(width - 1).view(-1)[: x.numel()]
-    return wide.view(x.shape).bitwise_and_(x.view(kind)).view(x.dtype)
+    # Each bit becomes an integer with the width of an element, all ones or all zeros. The loop over the bits is the
+    # outer one, so that the inner loop is long and has a single shift.
+    shifts = torch.arange(width, dtype=dtype)[:, None]
+    bit_masks = (mask.view(dtype) << shifts).bitwise_right_shift_(width - 1).view(-1)[: x.numel()]
+    return bit_masks.view(x.shape).bitwise_and_(x.view(dtype)).view(x.dtype)
 
 
 def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
-    """Return what `torch.nn.functional.dropout` does, with a mask from `draw_mask`."""
+    """Return the same as `torch.nn.functional.dropout`, with a mask from `draw_mask`.
+
+    Args:
+        x: tensor of any shape.
+        probability: probability with which an element is dropped, in [0, 1); see `keep_probability`.
+        training: whether to drop elements at all.
+    """
     if not training or probability == 0:
         return x
     apply: Callable[..., Tensor] = _Dropout.apply

@@ -1,7 +1,8 @@
-"""Frozen blocks that keep less for the backward pass: the same outputs to the last bit, the same gradient to rounding.
+"""RMSNorm and gated SiLU that save only their inputs for the backward pass.
 
-transformers' RMSNorm keeps its input as a copy in fp32, and its gated feed-forward layer `silu(gate)` beside `gate` and
-`up`: a quarter of all that a training step of a Llama in bf16 holds (`docs/log.md`). Here they keep what came in.
+The RMSNorm of transformers saves an fp32 copy of its input, and a gated feed-forward layer saves `silu(gate)` besides
+`gate` and `up`. Together they are a quarter of the activations that a training step of a Llama in bf16 saves
+(`docs/log.md`). The outputs here are the same to the last bit, and the gradients are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Return `weight * x / sqrt(mean(x²) + epsilon)`, normalised in fp32 (arXiv:1910.07467).
 
     Args:
-        x: (..., width); kept for the backward pass, with one number for each of its rows.
+        x: (..., width); saved for the backward pass, with the inverse root mean square as (..., 1) in fp32.
         weight: (width,); gets no gradient.
-        epsilon: under the root.
+        epsilon: constant that is added to the mean square.
 
     Returns:
-        (..., width), what transformers' Llama makes of it.
+        (..., width), with the dtypes and the rounding of `LlamaRMSNorm`.
     """
     apply: Callable[..., Tensor] = _RMSNorm.apply
     return apply(x, weight, epsilon)
@@ -46,15 +47,15 @@ class _RMSNorm(torch.autograd.Function):
         x, inverse, weight = ctx.saved_tensors
         normal = x.float().mul_(inverse) if x.dtype != torch.float32 else x * inverse
         grad = (grad * weight).to(x.dtype).float()
-        along = (grad * normal).mean(-1, keepdim=True)
-        return torch.addcmul(grad, normal, along, value=-1).mul_(inverse).to(x.dtype), None, None
+        projection = (grad * normal).mean(-1, keepdim=True)
+        return torch.addcmul(grad, normal, projection, value=-1).mul_(inverse).to(x.dtype), None, None
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
-    """Return `silu(gate) * up`, and keep both for the backward pass, but not `silu(gate)` (arXiv:2002.05202).
+    """Return `silu(gate) * up`, as in SwiGLU (arXiv:2002.05202).
 
     Args:
-        gate, up: (..., width).
+        gate, up: (..., width); saved for the backward pass.
 
     Returns:
         (..., width).

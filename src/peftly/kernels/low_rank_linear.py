@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank update as one autograd function: what LoRA and DoRA compute."""
+"""Frozen linear layer with a low-rank update, for LoRA and DoRA, as one autograd function."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ def low_rank_linear(
     *,
     scale: Tensor | None = None,
     dropout: float = 0.0,
-    again: Callable[[], Tensor] | None = None,
+    recompute_weight: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Return `scale (x weightᵀ + scaling (drop(x) lora_aᵀ) lora_bᵀ) + bias`, the second product added into the first.
+    """Return `scale (x weightᵀ + scaling (drop(x) lora_aᵀ) lora_bᵀ) + bias`.
 
-    Kept for the backward pass are `x`, one bit for each of its entries if some are dropped, `drop(x) lora_aᵀ`, the
-    weight (unless it can be made again) and the small factors; with `scale` also what it multiplies. `weight` gets no
-    gradient.
+    The second product is accumulated into the first. The tensors saved for the backward pass are `x`, one bit per
+    element of `x` with dropout, `drop(x) lora_aᵀ`, the two factors, the weight (unless it is recomputed) and, with
+    `scale`, the unscaled output.
 
     Args:
         x: (..., in_features), in the dtype of `weight`.
-        weight: (out_features, in_features).
+        weight: (out_features, in_features); gets no gradient.
         bias: (out_features,) or None.
-        lora_a: (rank, in_features), any float dtype; computed in that of `weight`, like the following ones.
+        lora_a: (rank, in_features), in any floating dtype; like `lora_b`, `bias` and `scale` it is cast to the dtype of
+            `weight`.
         lora_b: (out_features, rank).
-        scaling: see `lora_scaling`.
-        scale: (out_features,); None: 1.
-        dropout: with which probability an entry of the update's input is dropped, see `keep_probability`.
-        again: makes `weight` anew for the backward pass; None: it is kept.
+        scaling: factor of the update, see `lora_scaling`.
+        scale: factor of each output feature, (out_features,); None: 1.
+        dropout: probability with which an element of the update's input is dropped; see `keep_probability`.
+        recompute_weight: function that returns `weight` again in the backward pass; None: `weight` is saved.
 
     Returns:
         (..., out_features).
@@ -54,7 +55,7 @@ def low_rank_linear(
         mask, scaling = draw_mask(x, keep), scaling / keep
     bias, scale = (None if value is None else value.to(dtype) for value in (bias, scale))
     apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale, mask, again)
+    return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale, mask, recompute_weight)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -69,44 +70,44 @@ class _LowRankLinear(torch.autograd.Function):
         scaling: float,
         scale: Tensor | None,
         mask: Tensor | None,
-        again: Callable[[], Tensor] | None,
+        recompute_weight: Callable[[], Tensor] | None,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        seen = rows if mask is None else drop(rows, mask)
-        inner = seen @ lora_a.T
-        output = F.linear(rows, weight, bias if scale is None else None).addmm_(inner, lora_b.T, alpha=scaling)
+        flat_x = x.reshape(-1, x.shape[-1])
+        dropped_x = flat_x if mask is None else drop(flat_x, mask)
+        low = dropped_x @ lora_a.T
+        output = F.linear(flat_x, weight, bias if scale is None else None).addmm_(low, lora_b.T, alpha=scaling)
         unscaled = None
         if scale is not None:
             unscaled = output
             output = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
-        kept = weight if again is None else None
-        ctx.save_for_backward(rows, inner, kept, lora_a, lora_b, scale, unscaled, mask)
-        ctx.scaling, ctx.shape, ctx.again = scaling, x.shape, again
+        saved_weight = weight if recompute_weight is None else None
+        ctx.save_for_backward(flat_x, low, saved_weight, lora_a, lora_b, scale, unscaled, mask)
+        ctx.scaling, ctx.shape, ctx.recompute_weight = scaling, x.shape, recompute_weight
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, lora_a, lora_b, scale, unscaled, mask = ctx.saved_tensors
-        for_x, _, for_bias, for_a, for_b, _, for_scale, *_ = ctx.needs_input_grad
+        flat_x, low, weight, lora_a, lora_b, scale, unscaled, mask = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_a, needs_b, _, needs_scale, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_bias = grad.sum(0) if for_bias else None
-        grad_scale = (grad * unscaled).sum(0) if for_scale else None
+        grad_bias = grad.sum(0) if needs_bias else None
+        grad_scale = (grad * unscaled).sum(0) if needs_scale else None
         if scale is not None:
             grad = grad * scale
-        grad_inner = (grad @ lora_b).mul_(ctx.scaling)
-        grad_x = grad @ (weight if ctx.again is None else ctx.again()) if for_x else None
+        grad_low = (grad @ lora_b).mul_(ctx.scaling)
+        grad_x = grad @ (weight if ctx.recompute_weight is None else ctx.recompute_weight()) if needs_x else None
         if grad_x is not None and mask is None:
-            grad_x.addmm_(grad_inner, lora_a)
+            grad_x.addmm_(grad_low, lora_a)
         elif grad_x is not None:
-            grad_x.add_(drop(grad_inner @ lora_a, mask))
-        seen = rows if mask is None or not for_a else drop(rows, mask)
+            grad_x.add_(drop(grad_low @ lora_a, mask))
+        dropped_x = flat_x if mask is None or not needs_a else drop(flat_x, mask)
         return (
             None if grad_x is None else grad_x.view(ctx.shape),
             None,
             grad_bias,
-            grad_inner.T @ seen if for_a else None,
-            (grad.T @ inner).mul_(ctx.scaling) if for_b else None,
+            grad_low.T @ dropped_x if needs_a else None,
+            (grad.T @ low).mul_(ctx.scaling) if needs_b else None,
             None,
             grad_scale,
             None,

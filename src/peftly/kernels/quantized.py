@@ -1,9 +1,9 @@
-"""Linear layers that bitsandbytes keeps in 4 or 8 bits: how they are computed with, and unpacked.
+"""Linear layers of bitsandbytes with weights in 4 or 8 bits: how to dequantise and to multiply the weights.
 
-A weight is unpacked for a product, and only for it. Two habits of bitsandbytes' own layers are not shared. On CPUs with
-AVX512-BF16 a 4-bit layer repacks its weight in place when it is first called without gradients, rounds its scales, and
-computes other numbers from then on. And its 8-bit product of a row depends on the other rows of the batch, among which
-it looks for outliers.
+A weight is dequantised for one product and not stored. The forward of bitsandbytes' own layers is not used on a CPU,
+for two reasons. On CPUs with AVX512-BF16, a 4-bit layer repacks its weight in place when the layer is first called
+without gradients, rounds the scales, and returns other outputs from then on. In 8 bits, the output for one batch
+element depends on the others, because bitsandbytes searches the whole batch for outliers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,79 +20,96 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["is_quantized", "unpacked"]
+__all__ = [
+    "dequantized_linear",
+    "dequantized_weight",
+    "is_bitsandbytes_layer",
+    "is_int8",
+    "is_quantized",
+    "quant_state",
+]
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one of bitsandbytes, with a weight in 4 or 8 bits."""
+    """Return whether a layer is a linear layer of bitsandbytes with a weight in 4 or 8 bits."""
     weight: Any = getattr(layer, "weight", None)
     if not is_bitsandbytes_layer(layer) or weight is None:
         return False
     return not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None
 
 
-def unpacked(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
+def dequantized_weight(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
     """Return the weight of a quantised layer as a new tensor, (out_features, in_features).
 
     Args:
-        layer: it.
-        dtype: of the result; None: that of the weight before it was quantised, of an 8-bit one float32.
+        layer: layer for which `is_quantized` is true.
+        dtype: dtype of the result; None: the dtype of the weight before it was quantised in 4 bits, float32 for 8 bits.
     """
     weight = layer.weight
-    if has_8_bits(layer):
+    if is_int8(layer):
         scales = getattr(weight, "SCB", None)
         scales = layer.state.SCB if scales is None else scales
-        whole: Tensor = weight.data * (scales / 127)[:, None]
-        return whole.to(dtype or torch.float32)
+        int8_weight: Tensor = weight.data * (scales / 127)[:, None]
+        return int8_weight.to(dtype or torch.float32)
     state = copy.copy(quant_state(layer))
     state.dtype = dtype or state.dtype
     shape, size = state.shape, state.blocksize
     if shape[-1] % size:
-        # On a CPU bitsandbytes takes the scales of other blocks where a row is not made of whole ones.
+        # bitsandbytes on a CPU reads the wrong scales where a row of the weight is no multiple of the block size.
         count = math.prod(shape)
         state.shape = torch.Size((count // size, size) if count % size == 0 else (1, count))
-    found: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(weight.data, state)
-    return found.view(shape)
+    values: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(weight.data, state)
+    return values.view(shape)
 
 
-def unpacked_linear(x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-    """Return `x Wᵀ + bias` for a frozen weight that is unpacked for this product, and again for the backward pass.
+def dequantized_linear(x: Tensor, dequantize: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + bias` for a frozen weight W, which is dequantised here and again in the backward pass.
 
     Args:
         x: (..., in_features).
-        unpack: gives the weight, (out_features, in_features), in the dtype of `x`.
+        dequantize: function that returns W, (out_features, in_features), in the dtype of `x`.
         bias: (out_features,) or None; gets no gradient.
 
     Returns:
         (..., out_features).
     """
-    apply: Callable[..., Tensor] = _UnpackedLinear.apply
-    return apply(x, unpack, bias)
+    apply: Callable[..., Tensor] = _DequantizedLinear.apply
+    return apply(x, dequantize, bias)
 
 
-class _UnpackedLinear(torch.autograd.Function):
+class _DequantizedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, unpack: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        ctx.unpack = unpack
-        with torch.autocast(x.device.type, enabled=False):  # its dtype is chosen already
-            return F.linear(x, unpack(), bias)
+    def forward(ctx: Any, x: Tensor, dequantize: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.dequantize = dequantize
+        with torch.autocast(x.device.type, enabled=False):  # the caller has chosen the dtype
+            return F.linear(x, dequantize(), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.unpack(), None, None
+        return grad @ ctx.dequantize(), None, None
 
 
 def is_bitsandbytes_layer(layer: nn.Module) -> bool:
-    """Whether it is by its class; what pickle brings back has lost that of its weight."""
-    return any(kind.__name__ in ("Linear4bit", "Linear8bitLt") for kind in type(layer).__mro__)
+    """Return whether a layer is a `Linear4bit` or a `Linear8bitLt`; the weight need not be quantised yet.
+
+    The class of the layer decides, because pickle restores a weight without its class.
+    """
+    return _is_instance(layer, "Linear4bit", "Linear8bitLt")
 
 
-def has_8_bits(layer: Any) -> bool:
-    return any(kind.__name__ == "Linear8bitLt" for kind in type(layer).__mro__)
+def is_int8(layer: Any) -> bool:
+    """Return whether a layer is a `Linear8bitLt` of bitsandbytes."""
+    return _is_instance(layer, "Linear8bitLt")
+
+
+def _is_instance(layer: nn.Module, *class_names: str) -> bool:
+    """Return whether `layer` is an instance of these classes of bitsandbytes; bitsandbytes is not imported here."""
+    modules = getattr(sys.modules.get("bitsandbytes"), "nn", None)
+    return modules is not None and isinstance(layer, tuple(getattr(modules, name) for name in class_names))
 
 
 def quant_state(layer: Any) -> Any:
-    """Return what bitsandbytes knows of a 4-bit weight; None of another."""
-    found = getattr(layer.weight, "quant_state", None)
-    return getattr(layer, "quant_state", None) if found is None else found
+    """Return the state that bitsandbytes needs to dequantise a 4-bit weight (scales, block size); None for 8 bits."""
+    state = getattr(layer.weight, "quant_state", None)
+    return getattr(layer, "quant_state", None) if state is None else state

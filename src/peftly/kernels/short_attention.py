@@ -1,7 +1,7 @@
-"""Attention of short examples by plain products: the faster way to train in bf16 on a CPU.
+"""Attention over few keys by plain matrix products, for training in bf16 on a CPU.
 
-Torch's fused kernel goes without the matrix of weights, which is what long examples need. Its backward pass on a CPU
-has no fast products in bf16, though, and takes five times as long as this for a tweet (`docs/log.md`).
+The fused kernel of torch does not store the attention weights, which matters for long examples. On a CPU its backward
+pass has no fast products in bf16 and takes five times as long as these plain products for a tweet (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -15,34 +15,39 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["is_short", "short_attention"]
 
-_LONGEST = 512
-"""Keys up to which it is no slower."""
+_MAX_KEYS = 512
+"""Number of keys up to which the plain products are at least as fast."""
 
 
 def is_short(query: Tensor, key: Tensor) -> bool:
-    """Whether `short_attention` is the faster way, which it is for what is trained in bf16 on a CPU."""
-    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    return trained and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= _LONGEST
-
-
-def short_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
-    """Return `softmax(scaling query keyᵀ) value`, with scores and softmax in fp32 (float64 for such a query).
-
-    Heads that share a key head are one tall matrix of queries, so that no key is copied. Kept for the backward pass are
-    what comes in and the weights, in the dtype of `value`.
+    """Return whether `short_attention` is faster than the fused kernel of torch: in training, in bf16 on a CPU.
 
     Args:
-        query: (rows, heads, queries, head_dim).
-        key, value: (rows, key heads, keys, head_dim); as many heads share each as there are more.
-        seen: which keys a query sees, (rows or 1, 1, queries or 1, keys).
-        scaling: of the scores.
+        query: (batch, heads, queries, head_dim).
+        key: (batch, key heads, keys, head_dim).
+    """
+    needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    return needs_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= _MAX_KEYS
+
+
+def short_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Return `softmax(scaling query keyᵀ) value`, with scores and softmax in fp32 (float64 for a query in float64).
+
+    Query heads that share a key head are stacked into one matrix of queries, so that no key is copied. The tensors
+    saved for the backward pass are the inputs and the attention weights, in the dtype of `value`.
+
+    Args:
+        query: (batch, heads, queries, head_dim).
+        key, value: (batch, key heads, keys, head_dim); heads is a multiple of key heads.
+        mask: true where a query attends to a key, (batch or 1, 1, queries or 1, keys).
+        scaling: factor of the scores.
 
     Returns:
-        (rows, heads, queries, head_dim).
+        (batch, heads, queries, head_dim).
     """
-    # The lowest number and not -inf: a query behind an example's end may see nothing, and is no NaN then.
+    # The lowest finite number and not -inf: a padding query may attend to no key, and must not become NaN.
     wide = torch.promote_types(query.dtype, torch.float32)
-    bias = query.new_zeros(seen.shape, dtype=wide).masked_fill_(~seen, torch.finfo(wide).min)
+    bias = query.new_zeros(mask.shape, dtype=wide).masked_fill_(~mask, torch.finfo(wide).min)
     by_key_head = query.reshape(*key.shape[:2], -1, query.shape[3])
     apply: Callable[..., Tensor] = _ShortAttention.apply
     return apply(by_key_head, key, value, bias, scaling, query.shape[2]).view(*query.shape[:3], -1)
@@ -66,6 +71,6 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
         grad_weights = grad @ value.transpose(2, 3)
-        # Torch's own derivative of softmax, which sums in fp32.
+        # The derivative of softmax in torch accumulates in fp32.
         grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
         return grad_scores @ key, grad_scores.transpose(2, 3) @ query, weights.transpose(2, 3) @ grad, None, None, None

@@ -1,7 +1,7 @@
-"""One file for each method, and the registry `METHODS`. May import: `injection`, `kernels`, `data`.
+"""One file per method, and the registry `METHODS`. May import: `injection`, `kernels`, `data`.
 
-A new method is one file here and one line in `METHODS`. Several methods share `method` (what each is made of),
-`low_rank`, `soft_prompt`, `initial_tokens` and `quantization_error`.
+A new method is one file here and one entry of `METHODS`. Several methods share `method` (the interface), `low_rank`,
+`soft_prompt`, `initial_tokens` and `quantization_error`.
 """
 
 from peftly.methods.adapter import AdapterConfig, BottleneckAdapter
@@ -15,7 +15,7 @@ from peftly.methods.p_tuning import PTuning, PTuningAdapter
 from peftly.methods.prefix_tuning import PrefixTuning, PrefixTuningAdapter, PTuningV2, PTuningV2Adapter
 from peftly.methods.prompt_tuning import PromptTuning, PromptTuningAdapter
 from peftly.methods.selective import Full, FullAdapter, Selective, SelectiveAdapter
-from peftly.methods.soft_prompt import PromptAdapter, embedded
+from peftly.methods.soft_prompt import PromptAdapter, token_embeddings
 
 __all__ = [
     "IA3",
@@ -37,15 +37,15 @@ __all__ = [
     "Selective",
     "Setup",
     "by_pattern",
-    "embedded",
     "lora_scaling",
+    "token_embeddings",
 ]
 
 METHODS: dict[str, Method] = {
     "prompt_tuning": Method(
         PromptTuningAdapter,
         PromptTuning,
-        summary="a few rows in front of every text",
+        summary="embeddings of virtual tokens in front of the text",
         paper="arXiv:2104.08691",
         learning_rate=1.2e-2,
         mergeable=False,
@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
     "p_tuning": Method(
         PTuningAdapter,
         PTuning,
-        summary="a network that makes such rows",
+        summary="virtual tokens that a small network computes",
         paper="arXiv:2103.10385",
         learning_rate=1e-2,
         mergeable=False,
@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
     "prefix_tuning": Method(
         PrefixTuningAdapter,
         PrefixTuning,
-        summary="keys and values in front of every text",
+        summary="keys and values of every layer, in front of the text",
         paper="arXiv:2101.00190",
         learning_rate=1e-2,
         mergeable=False,
@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
     "p_tuning_v2": Method(
         PTuningV2Adapter,
         PTuningV2,
-        summary="such keys and values, and the classifier",
+        summary="keys and values as in prefix tuning, and the classifier",
         paper="arXiv:2110.07602",
         learning_rate=2e-2,
         mergeable=False,
@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     "adapter": Method(
         BottleneckAdapter,
         AdapterConfig,
-        summary="small networks after the layers of each block",
+        summary="bottleneck networks in every block",
         paper="arXiv:1902.00751",
         learning_rate=1e-3,
         mergeable=False,
@@ -92,7 +92,7 @@ METHODS: dict[str, Method] = {
     "lora": Method(
         LoRAAdapter,
         LoRA,
-        summary="a low-rank change of linear layers",
+        summary="low-rank updates of linear layers",
         paper="arXiv:2106.09685",
         learning_rate=5e-4,
         mergeable=True,
@@ -101,7 +101,7 @@ METHODS: dict[str, Method] = {
     "dora": Method(
         DoRAAdapter,
         DoRA,
-        summary="a low-rank change of direction, and lengths",
+        summary="magnitudes and low-rank updates of linear layers",
         paper="arXiv:2402.09353",
         learning_rate=5e-4,
         mergeable=True,
@@ -110,7 +110,7 @@ METHODS: dict[str, Method] = {
     "ia3": Method(
         IA3Adapter,
         IA3,
-        summary="factors on keys, values and inner activations",
+        summary="scaling vectors on keys, values and feed-forward activations",
         paper="arXiv:2205.05638",
         learning_rate=1e-2,
         mergeable=True,
@@ -119,7 +119,7 @@ METHODS: dict[str, Method] = {
     "bitfit": Method(
         BitFitAdapter,
         BitFit,
-        summary="copies of the biases",
+        summary="copies of the bias vectors",
         paper="arXiv:2106.10199",
         learning_rate=3e-3,
         mergeable=True,
@@ -128,7 +128,7 @@ METHODS: dict[str, Method] = {
     "selective": Method(
         SelectiveAdapter,
         Selective,
-        summary="copies of the head, last layers or normalisations",
+        summary="copies of the head, the last blocks or the normalisations",
         paper="-",
         learning_rate=1e-4,
         mergeable=True,
@@ -137,7 +137,7 @@ METHODS: dict[str, Method] = {
     "full": Method(
         FullAdapter,
         Full,
-        summary="copies of everything, as a baseline",
+        summary="copies of all parameters, as a baseline",
         paper="-",
         learning_rate=2e-5,
         mergeable=True,

@@ -1,9 +1,9 @@
-"""Bottleneck adapters: a small network with a skip around it, `h + s W_up f(W_down h + b_down) + b_up`, in every block.
+"""Bottleneck adapters: `h + s (W_up f(W_down h + b_down) + b_up)` in every transformer block.
 
-Placements: `houlsby`, after the attention and after the feed-forward layer, with the normalisations trained too
+Placements: `houlsby`, after the attention and after the feed-forward layer, with trained normalisation layers
 (Houlsby et al. 2019, arXiv:1902.00751); `pfeiffer`, after the feed-forward layer only (Pfeiffer et al. 2021,
-arXiv:2005.00247); `parallel`, beside the feed-forward layer: it reads that layer's input and adds to its output
-(He et al. 2022, arXiv:2110.04366).
+arXiv:2005.00247); `parallel`, from the input of the feed-forward layer to its output (He et al. 2022,
+arXiv:2110.04366).
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from peftly.injection import (
     adapted_layers,
     add_copies,
     add_layer_adapter,
-    base_modules,
     device_of,
     features,
     find_part,
-    is_norm,
+    norm_layers,
 )
 from peftly.kernels import draw_mask, drop, dropout, keep_probability
 from peftly.methods.method import MethodConfig, OwnFormat, Setup
@@ -47,33 +46,34 @@ class AdapterConfig(MethodConfig):
 
     name: Literal["adapter"] = "adapter"
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    """Where they stand: after attention and feed-forward layer, after the latter only, or beside it."""
+    """After attention and feed-forward layer, after the feed-forward layer only, or parallel to it."""
     bottleneck_dim: int | None = Field(default=None, ge=1)
-    """The inner dimension."""
+    """Bottleneck dimension."""
     reduction_factor: float | None = Field(default=None, gt=0)
-    """Instead, how many times smaller than the layer's width it is. Without either: 16 times."""
+    """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. Without both: 16."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """What stands between the two projections."""
+    """Activation between the two projections."""
     scaling: float | None = None
-    """What the adapter's output is multiplied by; None: 4 for `parallel`, as in its paper, else 1."""
+    """Factor of the adapter's output. None: 4 for `parallel`, as in its paper, else 1."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapter's output, while training."""
+    """Dropout probability on the adapter's output, in training."""
     layer_norms: bool | None = None
-    """Whether trained copies of the normalisations belong to it; None: with `houlsby`, as in its paper."""
+    """Whether copies of the normalisation layers are trained too. None: with `houlsby`, as in its paper."""
     init: Literal["identity", "near_identity"] = "identity"
-    """The up projection starts at zero; or both near zero, from N(0, 0.01) cut at two deviations (Houlsby et al.)."""
+    """Initial weights: zero for the up projection (identity); or both projections from a normal distribution with a
+    standard deviation of 0.01, truncated at two standard deviations (near_identity, as in Houlsby et al.)."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.bottleneck_dim is not None and self.reduction_factor is not None:
-            raise ValueError("bottleneck_dim and reduction_factor both say the inner dimension; leave one of them out")
+            raise ValueError("bottleneck_dim and reduction_factor set the same dimension; leave one of them out")
         return self
 
 
 def bottleneck(
     h: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, activation: Activation
 ) -> Tensor:
-    """Return `activation(h downᵀ + down_bias) upᵀ + up_bias`, (..., width), in the dtype of `h`.
+    """Return `activation(h downᵀ + down_bias) upᵀ + up_bias`, computed in the dtype of `h`.
 
     Args:
         h: (..., width).
@@ -81,7 +81,10 @@ def bottleneck(
         down_bias: (bottleneck_dim,).
         up: (width, bottleneck_dim).
         up_bias: (width,).
-        activation: elementwise.
+        activation: elementwise function.
+
+    Returns:
+        (..., width).
     """
     dtype = h.dtype
     inner = activation(F.linear(h, down.to(dtype), down_bias.to(dtype)))
@@ -97,18 +100,18 @@ def add_bottleneck(
     *,
     probability: float = 0.0,
 ) -> Tensor:
-    """Return `output + scaling drop(bottleneck(h, *weights, activation))`, the second product added into the sum.
+    """Return `output + scaling drop(bottleneck(h, *weights, activation))`.
 
-    Kept for the backward pass are `h`, what goes into the activation, the weights, and one bit for each entry of the
-    output if some are dropped.
+    The second product is accumulated into the sum. The tensors saved for the backward pass are `h`, the input of the
+    activation, the weights and, with dropout, one bit per element of the output.
 
     Args:
         output: (..., width), in the dtype of `h`; None: `h`.
         h: (..., width).
-        weights: those of `bottleneck`.
-        activation: elementwise.
-        scaling: of what is added.
-        probability: with which an entry of it is dropped, see `keep_probability`.
+        weights: down, down_bias, up and up_bias of `bottleneck`.
+        activation: elementwise function.
+        scaling: factor of the bottleneck's output.
+        probability: probability with which an element of this output is dropped, see `keep_probability`.
 
     Returns:
         (..., width).
@@ -135,37 +138,37 @@ class _AddBottleneck(torch.autograd.Function):
         scaling: float,
         mask: Tensor | None,
     ) -> Tensor:
-        rows = h.reshape(-1, h.shape[-1])
-        before = rows if output is None else output.reshape(rows.shape)
-        inner = torch.addmm(down_bias, rows, down.T)
+        flat_h = h.reshape(-1, h.shape[-1])
+        before = flat_h if output is None else output.reshape(flat_h.shape)
+        hidden = torch.addmm(down_bias, flat_h, down.T)
         if mask is None:
-            after = torch.add(before, up_bias, alpha=scaling).addmm_(activation(inner), up.T, alpha=scaling)
+            after = torch.add(before, up_bias, alpha=scaling).addmm_(activation(hidden), up.T, alpha=scaling)
         else:
-            found = torch.addmm(up_bias, activation(inner), up.T)
-            after = torch.add(before, drop(found, mask), alpha=scaling)
-        ctx.save_for_backward(rows, inner, down, up, mask)
+            update = torch.addmm(up_bias, activation(hidden), up.T)
+            after = torch.add(before, drop(update, mask), alpha=scaling)
+        ctx.save_for_backward(flat_h, hidden, down, up, mask)
         ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
         return after.view(h.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, down, up, mask = ctx.saved_tensors
-        grad_rows = grad.reshape(rows.shape)
-        grad_found = grad_rows if mask is None else drop(grad_rows, mask)
+        flat_h, hidden, down, up, mask = ctx.saved_tensors
+        flat_grad = grad.reshape(flat_h.shape)
+        grad_update = flat_grad if mask is None else drop(flat_grad, mask)
         with torch.enable_grad():
-            inner = inner.detach().requires_grad_()
-            outer = ctx.activation(inner)
-        (grad_inner,) = torch.autograd.grad(outer, inner, (grad_found @ up).mul_(ctx.scaling))
-        outer = outer.detach()
-        grad_h = torch.addmm(grad_rows, grad_inner, down) if ctx.adds_to_h else grad_inner @ down
+            hidden = hidden.detach().requires_grad_()
+            activated = ctx.activation(hidden)
+        (grad_hidden,) = torch.autograd.grad(activated, hidden, (grad_update @ up).mul_(ctx.scaling))
+        activated = activated.detach()
+        grad_h = torch.addmm(flat_grad, grad_hidden, down) if ctx.adds_to_h else grad_hidden @ down
         return (
             None if ctx.adds_to_h else grad,
             grad_h.view(grad.shape),
-            grad_inner.T @ rows,
-            grad_inner.sum(0),
-            (grad_found.T @ outer).mul_(ctx.scaling),
-            grad_found.sum(0).mul_(ctx.scaling),
+            grad_hidden.T @ flat_h,
+            grad_hidden.sum(0),
+            (grad_update.T @ activated).mul_(ctx.scaling),
+            grad_update.sum(0).mul_(ctx.scaling),
             None,
             None,
             None,
@@ -173,50 +176,60 @@ class _AddBottleneck(torch.autograd.Function):
 
 
 class Bottleneck(LayerAdapter):
-    """One adapter's weights, and what all placements have in common."""
+    """Weights of one bottleneck network, for all placements.
+
+    Attributes:
+        down: (bottleneck_dim, width).
+        down_bias: (bottleneck_dim,).
+        up: (width, bottleneck_dim).
+        up_bias: (width,).
+        activation: name of the activation.
+        dropout: dropout probability on the output of the network.
+        scaling: factor of the output of the network.
+    """
 
     def __init__(self, width: int, config: AdapterConfig, device: torch.device, generator: torch.Generator) -> None:
         super().__init__()
-        inner = config.bottleneck_dim or max(1, round(width / (config.reduction_factor or 16)))
-        down, up = torch.empty(inner, width), torch.zeros(width, inner)
+        hidden = config.bottleneck_dim or max(1, round(width / (config.reduction_factor or 16)))
+        down, up = torch.empty(hidden, width), torch.zeros(width, hidden)
         if config.init == "near_identity":
             for weight in (down, up):
                 nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02, generator=generator)
         else:
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
         self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
-        self.down_bias = nn.Parameter(torch.zeros(inner, device=device))
+        self.down_bias = nn.Parameter(torch.zeros(hidden, device=device))
         self.up_bias = nn.Parameter(torch.zeros(width, device=device))
         self.activation, self.dropout = config.activation, config.dropout
         self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
 
     def add_to(self, output: Tensor | None, h: Tensor) -> Tensor:
-        """Return `output`, or None: `h`, with what the adapter makes of `h` added; all (..., width)."""
+        """Return `output` (None: `h`) plus the output of the bottleneck network for `h`; all (..., width)."""
         weights, activation = (self.down, self.down_bias, self.up, self.up_bias), ACTIVATIONS[self.activation]
-        plain = torch.is_autocast_enabled(h.device.type) or (output is not None and output.dtype != h.dtype)
-        if not plain:
+        has_mixed_dtypes = output is not None and output.dtype != h.dtype
+        if not torch.is_autocast_enabled(h.device.type) and not has_mixed_dtypes:
             probability = self.dropout if self.training else 0.0
             return add_bottleneck(output, h, weights, activation, self.scaling, probability=probability)
-        found = dropout(bottleneck(h, *weights, activation), self.dropout, training=self.training)
-        return (h if output is None else output) + self.scaling * found
+        update = dropout(bottleneck(h, *weights, activation), self.dropout, training=self.training)
+        return (h if output is None else output) + self.scaling * update
 
 
 class Sequential(Bottleneck):
-    """After a layer: reads and changes the layer's output."""
+    """Bottleneck network after a layer, from its output to its output."""
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.add_to(None, inner(x, *args, **kwargs))
 
 
 class Parallel(Bottleneck):
-    """Beside a module: reads the module's input and adds to its output."""
+    """Bottleneck network parallel to a module, from its input to its output."""
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.add_to(inner(x, *args, **kwargs), x)
 
 
-class BesideOutput(Bottleneck):
-    """Beside BERT's two feed-forward modules, of which the second, `output(hidden, x)`, is given the input again."""
+class ParallelBertOutput(Bottleneck):
+    """Bottleneck network parallel to the feed-forward layer of BERT, at its second module, `output(hidden, x)`."""
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (feedforward_input,) = args
@@ -224,12 +237,12 @@ class BesideOutput(Bottleneck):
 
 
 class BottleneckAdapter(OwnFormat):
-    """Bottleneck adapters in every block of a model."""
+    """Bottleneck networks in every block of a model."""
 
     config: AdapterConfig
     settings: ClassVar[type[MethodConfig]] = AdapterConfig
     peft_types: ClassVar[tuple[str, ...]] = ("PEFTLY_ADAPTER",)
-    beyond_peft: ClassVar[str] = "PEFT has no bottleneck adapters"
+    peft_limitation: ClassVar[str] = "PEFT has no bottleneck adapters"
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: AdapterConfig, name: str, setup: Setup) -> Self:
@@ -239,33 +252,37 @@ class BottleneckAdapter(OwnFormat):
             outputs |= find_part(model, "attention output")
         for path, layer in outputs.items():
             width, device = features(layer)[0], device_of(layer)
-            kind: type[Bottleneck] = Sequential
-            place: Any = layer
+            network: type[Bottleneck] = Sequential
+            module: Any = layer
             if config.placement == "parallel":
-                kind, place = _feedforward(model, path)
-            add_layer_adapter(model, place, name, kind(width, config, device, setup.generator))
+                network, module = _parallel_to(model, path)
+            add_layer_adapter(model, module, name, network(width, config, device, setup.generator))
         if config.layer_norms if config.layer_norms is not None else config.placement == "houlsby":
-            add_copies(model, name, [module for _, module in base_modules(model) if is_norm(module)])
+            add_copies(model, name, norm_layers(model).values())
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
         return {
             f"base_model.model.{path}.adapter_{part}": parameter
-            for path, _, change in adapted_layers(self.model, self.name)
-            if isinstance(change, Bottleneck)
-            for part, parameter in change.named_parameters()
+            for path, _, network in adapted_layers(self.model, self.name)
+            if isinstance(network, Bottleneck)
+            for part, parameter in network.named_parameters()
         }
 
 
-def _feedforward(model: nn.Module, path: str) -> tuple[type[Bottleneck], nn.Module]:
-    """Return where an adapter beside the feed-forward layer stands whose last layer is at `path`."""
+def _parallel_to(model: nn.Module, path: str) -> tuple[type[Bottleneck], nn.Module]:
+    """Return the module to adapt, and how, for a network parallel to the feed-forward layer that ends at `path`.
+
+    Raises:
+        MethodError: the feed-forward layer is no module of its own.
+    """
     parent = model.get_submodule(path.rpartition(".")[0])
     if path.endswith(".output.dense"):
-        return BesideOutput, parent
+        return ParallelBertOutput, parent
     if any(isinstance(child, nn.LayerNorm) for child in parent.children()):
         raise MethodError(
-            f"placement: parallel needs the feed-forward layer as a module of its own, and {type(parent).__name__} "
-            "has its parts among others; use placement: pfeiffer"
+            f"placement: parallel needs a feed-forward layer that is a module, and in {type(parent).__name__} it is "
+            "none; use placement: pfeiffer"
         )
     return Parallel, parent

@@ -1,6 +1,6 @@
-"""DoRA: LoRA's direction with a trained length for every output, `y = x (m (W + s B A) / |W + s B A|)ᵀ + b`.
+"""DoRA: low-rank updates and a trained magnitude of each output feature, `y = x (m (W + s B A) / ‖W + s B A‖)ᵀ + b`.
 
-Liu et al. 2024, arXiv:2402.09353.
+‖·‖ is the norm of each row of the weight (Liu et al. 2024, arXiv:2402.09353).
 """
 
 from __future__ import annotations
@@ -23,57 +23,68 @@ from peftly.methods.low_rank import (
 )
 from peftly.methods.method import Setup
 
-__all__ = ["DoRA", "DoRAAdapter", "dora_scale", "row_lengths"]
+__all__ = ["DoRA", "DoRAAdapter", "dora_scale", "row_norms"]
 
 
 class DoRA(LowRankConfig):
-    """Settings of DoRA: those of LoRA."""
+    """Settings of DoRA."""
 
     name: Literal["dora"] = "dora"
 
 
-def row_lengths(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
-    """Return the length of each row of `weight + scaling lora_b lora_a`, (out_features,), without making that sum.
+def row_norms(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """Return the norm of each row of `weight + scaling lora_b lora_a`, (out_features,), without computing this sum.
 
-    `|w + s b A|² = |w|² + 2s (w Aᵀ) bᵀ + s² b (A Aᵀ) bᵀ` for each row w of the weight and b of B.
+    `‖w + s b A‖² = ‖w‖² + 2s (w Aᵀ) bᵀ + s² b (A Aᵀ) bᵀ` for each row w of the weight and b of B.
 
     Args:
         weight: (out_features, in_features).
         lora_a: (rank, in_features).
         lora_b: (out_features, rank).
-        scaling: see `lora_scaling`.
+        scaling: factor of the update, see `lora_scaling`.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    along = (weight @ lora_a.to(weight.dtype).T).to(wide)
+    weight_a = (weight @ lora_a.to(weight.dtype).T).to(wide)
     a, b = lora_a.to(wide), lora_b.to(wide)
     squares: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
-    squares += torch.addmm(along, b, a @ a.T, beta=2 * scaling, alpha=scaling**2).mul_(b).sum(1)
+    squares += torch.addmm(weight_a, b, a @ a.T, beta=2 * scaling, alpha=scaling**2).mul_(b).sum(1)
     return squares.clamp_min(0).sqrt()
 
 
 def dora_scale(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, magnitude: Tensor) -> Tensor:
-    """Return the factor that gives each row of `weight + scaling lora_b lora_a` the length `magnitude`.
+    """Return the factor by which each row of `weight + scaling lora_b lora_a` gets the norm `magnitude`.
+
+    Args:
+        weight: (out_features, in_features).
+        lora_a: (rank, in_features).
+        lora_b: (out_features, rank).
+        scaling: factor of the update, see `lora_scaling`.
+        magnitude: (out_features,).
 
     Returns:
-        (out_features,). The length is detached, as in section 4.3 of the paper.
+        (out_features,). The norm is detached, as in section 4.3 of the paper.
     """
     with torch.no_grad():
-        lengths = row_lengths(weight, lora_a, lora_b, scaling)
-    scale: Tensor = magnitude / lengths
+        norms = row_norms(weight, lora_a, lora_b, scaling)
+    scale: Tensor = magnitude / norms
     return scale
 
 
 class DoRALayer(LowRankLayer):
-    """The scaled low-rank update of a linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`)."""
+    """Low-rank update and magnitudes of a linear layer (`nn.Linear`, a subclass of it, or `Conv1D` of GPT-2).
+
+    Attributes:
+        magnitude: (out_features,), initially the norms of the rows of the weight.
+    """
 
     def __init__(self, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> None:
         super().__init__(layer, config, path, setup, with_bias=with_bias)
         with torch.no_grad():
-            lengths = row_lengths(whole_weight(layer), self.lora_a, self.lora_b, self.scaling)
-        self.magnitude = nn.Parameter(lengths.float())
+            norms = row_norms(whole_weight(layer), self.lora_a, self.lora_b, self.scaling)
+        self.magnitude = nn.Parameter(norms.float())
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Return `dora_scale` for the layer's weight."""
+        """Return `dora_scale`, (out_features,), for the weight of the layer, (out_features, in_features)."""
         return dora_scale(weight, self.lora_a, self.lora_b, self.scaling, self.magnitude)
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -82,9 +93,16 @@ class DoRALayer(LowRankLayer):
         scale = self.scale(weight)
         bias = self.bias if self.bias is not None or layer.bias is None else bias_of(layer)
         if fusible is not None:
-            factors, dropped = (self.lora_a, self.lora_b), self.dropout if self.training else 0.0
             return low_rank_linear(
-                x, weight, bias, *factors, self.scaling, scale=scale, dropout=dropped, again=fusible.again
+                x,
+                weight,
+                bias,
+                self.lora_a,
+                self.lora_b,
+                self.scaling,
+                scale=scale,
+                dropout=self.dropout if self.training else 0.0,
+                recompute_weight=fusible.recompute,
             )
         output = inner(x, *args, **kwargs)
         if layer.bias is not None:
@@ -96,22 +114,24 @@ class DoRALayer(LowRankLayer):
 
     @classmethod
     def fused_forward(
-        cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
+        cls, layer: Any, adapters: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> FusedForward | None:
-        change, *others = changes.values()
-        if differ or others or not is_short or (change.training and change.dropout > 0):
+        dora, *others = adapters.values()
+        if differ or others or not is_short or (dora.training and dora.dropout > 0):
             return None
         dtype = x.dtype
-        # The lengths take longer than the layer itself where a text is written word by word.
-        scale = change.scale(whole_weight(layer)).to(dtype)
-        factors = change.lora_a.to(dtype), change.lora_b.to(dtype)
-        bias = layer.bias if change.bias is None else change.bias.to(dtype)
+        # In generation, with a token per call, the norms take longer than the layer itself.
+        scale = dora.scale(whole_weight(layer)).to(dtype)
+        factors = dora.lora_a.to(dtype), dora.lora_b.to(dtype)
+        bias = layer.bias if dora.bias is None else dora.bias.to(dtype)
 
         def scaled(inner: OriginalForward, x: Tensor, _: ActiveAdapters) -> Tensor | None:
             weight = fusible_weight(layer, inner, x)
             if weight is None:
                 return None
-            return low_rank_linear(x, weight.value, bias, *factors, change.scaling, scale=scale, again=weight.again)
+            return low_rank_linear(
+                x, weight.value, bias, *factors, dora.scaling, scale=scale, recompute_weight=weight.recompute
+            )
 
         return scaled
 
@@ -130,13 +150,13 @@ class DoRAAdapter(LowRankAdapter):
     config: DoRA
     settings: ClassVar[type[LowRankConfig]] = DoRA
     uses_dora: ClassVar[bool] = True
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D)
+    layer_classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D)
 
     @classmethod
-    def change(cls, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> DoRALayer:
-        """See `LowRankAdapter.change`."""
+    def make_layer(cls, layer: Any, config: DoRA, path: str, setup: Setup, *, with_bias: bool) -> DoRALayer:
+        """See `LowRankAdapter.make_layer`."""
         return DoRALayer(layer, config, path, setup, with_bias=with_bias)
 
-    def more_parameters(self, place: str, change: DoRALayer) -> dict[str, nn.Parameter]:
+    def more_parameters(self, prefix: str, low_rank_layer: DoRALayer) -> dict[str, nn.Parameter]:
         """See `LowRankAdapter.more_parameters`."""
-        return {f"{place}.lora_magnitude_vector": change.magnitude}
+        return {f"{prefix}.lora_magnitude_vector": low_rank_layer.magnitude}

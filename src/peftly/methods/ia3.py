@@ -1,4 +1,8 @@
-"""(IA)³: trained factors on keys, values and the feed-forward layers' inner activations (arXiv:2205.05638)."""
+"""(IA)³: trained scaling vectors on keys, values and feed-forward activations (Liu et al. 2022, arXiv:2205.05638).
+
+`k = l_k ⊙ (x W_kᵀ)`, `v = l_v ⊙ (x W_vᵀ)` and `y = (l_ff ⊙ h) W_downᵀ`, where h is the input of the last feed-forward
+layer. The vectors start at one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from peftly.injection import (
     features,
     find_part,
     find_targets,
-    plays,
+    is_part,
     short_names,
 )
 from peftly.methods.method import Adapter, MethodConfig, Setup
@@ -33,13 +37,18 @@ class IA3(MethodConfig):
 
     name: Literal["ia3"] = "ia3"
     target_modules: str | tuple[str, ...] | None = None
-    """Layers whose output, or input, is scaled. None: the keys, the values and the feed-forward output layers."""
+    """Layers whose output or input is scaled. None: the layers of keys and values and the last feed-forward layers."""
     feedforward_modules: str | tuple[str, ...] | None = None
-    """Those among them whose input is scaled. None: the feed-forward output layers; an empty list: none of them."""
+    """Layers among `target_modules` whose input is scaled. None: the last feed-forward layers; an empty list: none."""
 
 
 class IA3Layer(LayerAdapter):
-    """Factors on a layer's output (its bias included) or on its input, one a feature."""
+    """Scaling vector on the output of a linear layer, bias included, or on its input.
+
+    Attributes:
+        factors: (out_features,), or (in_features,) with `on_input`.
+        on_input: whether the input is scaled.
+    """
 
     def __init__(self, layer: Any, *, on_input: bool) -> None:
         super().__init__()
@@ -48,21 +57,23 @@ class IA3Layer(LayerAdapter):
         self.factors = nn.Parameter(torch.ones(in_features if on_input else out_features, device=device_of(layer)))
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output with the input or the output scaled; see `LayerAdapter.run`."""
         if self.on_input:
             return inner(x * self.factors.to(x.dtype), *args, **kwargs)
         output = inner(x, *args, **kwargs)
         return output * self.factors.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:
-        # A Conv1D has its inputs in rows.
-        by_column = self.on_input != isinstance(layer, Conv1D)
-        layer.weight.mul_(self.factors if by_column else self.factors[:, None])
+        """See `LayerAdapter.merge_into`."""
+        # The weight of a Conv1D is (in_features, out_features).
+        scales_last_dim = self.on_input != isinstance(layer, Conv1D)
+        layer.weight.mul_(self.factors if scales_last_dim else self.factors[:, None])
         if layer.bias is not None and not self.on_input:
             layer.bias.mul_(self.factors)
 
 
 class IA3Adapter(Adapter):
-    """Factors on the target layers of a model."""
+    """Scaling vectors on the target layers of a model."""
 
     config: IA3
     peft_types: ClassVar[tuple[str, ...]] = ("IA3",)
@@ -74,34 +85,34 @@ class IA3Adapter(Adapter):
             targets = find_part(model, "keys and values") | find_part(model, "feed-forward output")
         else:
             targets = find_targets(model, config.target_modules)
-        named = config.feedforward_modules
-        inputs = find_targets(model, named) if named else {}
+        modules = config.feedforward_modules
+        inputs = find_targets(model, modules) if modules else {}
         for path, layer in targets.items():
-            on_input = plays("feed-forward output", path) if named is None else path in inputs
+            on_input = is_part("feed-forward output", path) if modules is None else path in inputs
             add_layer_adapter(model, layer, name, IA3Layer(layer, on_input=on_input))
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
-        return {f"base_model.model.{path}.ia3_l": change.factors for path, _, change in self._targets()}
+        return {f"base_model.model.{path}.ia3_l": ia3.factors for path, _, ia3 in self._targets()}
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.own_tensors`."""
-        # PEFT keeps a column for factors on the output and a row for factors on the input.
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See `Adapter.file_tensors`."""
+        # PEFT stores (out_features, 1) for an output and (1, in_features) for an input.
         return {
-            f"base_model.model.{path}.ia3_l": change.factors[None] if change.on_input else change.factors[:, None]
-            for path, _, change in self._targets()
+            f"base_model.model.{path}.ia3_l": ia3.factors[None] if ia3.on_input else ia3.factors[:, None]
+            for path, _, ia3 in self._targets()
         }
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
-        """See `Adapter.load_own_tensors`."""
+    def load_file_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """See `Adapter.load_file_tensors`."""
         for name, parameter in self.parameters().items():
             parameter.copy_(tensors[name].flatten())
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         targets = self._targets()
-        inputs = [path for path, _, change in targets if change.on_input]
+        inputs = [path for path, _, ia3 in targets if ia3.on_input]
         return {
             "exclude_modules": None,
             "fan_in_fan_out": any(isinstance(layer, Conv1D) for _, layer, _ in targets),
@@ -120,5 +131,5 @@ class IA3Adapter(Adapter):
         )
 
     def _targets(self) -> list[tuple[str, Any, IA3Layer]]:
-        changed = adapted_layers(self.model, self.name)
-        return [(path, layer, change) for path, layer, change in changed if isinstance(change, IA3Layer)]
+        layers = adapted_layers(self.model, self.name)
+        return [(path, layer, ia3) for path, layer, ia3 in layers if isinstance(ia3, IA3Layer)]

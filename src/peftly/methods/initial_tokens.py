@@ -1,4 +1,4 @@
-"""Words to start a prompt or a prefix from."""
+"""Token ids from which the parameters of a prompt or a prefix start."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["COMMON_TOKENS", "common_tokens", "repeated", "token_ids"]
 
 COMMON_TOKENS = 5000
-"""How many of a vocabulary's most common tokens are drawn from, as in section 3.2 of the prompt tuning paper."""
+"""Number of most common tokens from which initial tokens are drawn, as in section 3.2 of arXiv:2104.08691."""
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str) -> list[int]:
-    """Return the tokens of a text as it stands within another.
+    """Return the token ids of `text` as they are inside a longer text, with a space before it.
 
     Raises:
-        MethodError: it has none.
+        MethodError: the text has no tokens.
     """
     assert tokenizer is not None
     ids: list[int] = tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
@@ -32,12 +32,19 @@ def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str) -> list[int]
 
 
 def repeated(ids: list[int], count: int) -> Tensor:
-    """Return `count` tokens: `ids` from the start, over and over."""
+    """Return `count` token ids, (count,): `ids`, repeated and cut to length."""
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 
 def common_tokens(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
-    """Return ids of common whole words. Merge-based vocabularies number their tokens by falling frequency."""
+    """Return ids of common tokens that are whole words, (at most `COMMON_TOKENS`,).
+
+    Vocabularies that are built by merges number their tokens by falling frequency.
+
+    Args:
+        tokenizer: tokenizer of the model; None: the first ids of the vocabulary are returned.
+        vocabulary: number of token ids of the model.
+    """
     if tokenizer is None:
         return torch.arange(min(COMMON_TOKENS, vocabulary))
     size = min(len(tokenizer), vocabulary)

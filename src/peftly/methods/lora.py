@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change of linear layers, `y = x Wᵀ + s (x Aᵀ) Bᵀ` (Hu et al. 2021, arXiv:2106.09685)."""
+"""LoRA: low-rank updates of linear layers, `y = x Wᵀ + s (x Aᵀ) Bᵀ` (Hu et al. 2021, arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class LoRA(LowRankConfig):
 
     name: Literal["lora"] = "lora"
     init: Literal["kaiming", "pissa", "qera"] = "kaiming"
-    """Where the factors start: A random and B zero (kaiming); both from the weight's largest singular values (pissa);
-    over a quantised base, from what quantising it has cost, by the inputs of some training rows (qera)."""
+    """Initial factors: A random and B zero (kaiming); both from the largest singular values of the weight (pissa,
+    arXiv:2404.02948); for a quantised base, both from the quantisation error, given the inputs of the layers for some
+    training examples (qera, arXiv:2410.06040)."""
     lora_plus_ratio: float = Field(default=1.0, gt=0)
-    """How many times the learning rate of A is that of B (LoRA+, arXiv:2402.12354)."""
+    """Learning rate of B divided by the learning rate of A (LoRA+, arXiv:2402.12354)."""
 
     @property
     def corrects_quantization(self) -> bool:
@@ -49,32 +50,32 @@ class LoRA(LowRankConfig):
 
 
 def lora_embedding(ids: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float | Tensor) -> Tensor:
-    """Return the change of an embedding's output, `scaling A[:, ids]ᵀ Bᵀ`; 0 for ids that are no words.
+    """Return the update of the output of an embedding, `scaling A[:, ids]ᵀ Bᵀ`, which is 0 for virtual tokens.
 
     Args:
-        ids: any shape.
-        lora_a: (rank, words).
+        ids: token ids of any shape; ids past the vocabulary are virtual tokens.
+        lora_a: (rank, vocabulary).
         lora_b: (width, rank).
-        scaling: see `lora_scaling`.
+        scaling: factor of the update, see `lora_scaling`.
 
     Returns:
         (..., width).
     """
-    is_word = ids < lora_a.shape[1]
-    inner = F.embedding(ids * is_word, lora_a.T)
-    return scaling * (inner @ lora_b.T) * is_word[..., None]
+    in_vocabulary = ids < lora_a.shape[1]
+    low = F.embedding(ids * in_vocabulary, lora_a.T)
+    return scaling * (low @ lora_b.T) * in_vocabulary[..., None]
 
 
 def principal_factors(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """Return A and B whose product `scaling B A` is the best approximation of `weight` of that rank.
+    """Return A and B for which `scaling B A` is the best approximation of `weight` with rank `rank`.
 
     Args:
         weight: (out_features, in_features).
-        rank: inner dimension.
-        scaling: see `lora_scaling`.
+        rank: rank of the factors.
+        scaling: factor of the update, see `lora_scaling`.
 
     Returns:
-        (rank, in_features) and (out_features, rank), as in PiSSA (Meng et al. 2024, arXiv:2404.02948).
+        A, (rank, in_features), and B, (out_features, rank), as in PiSSA (Meng et al. 2024, arXiv:2404.02948).
     """
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[:rank] / scaling).sqrt()
@@ -82,10 +83,13 @@ def principal_factors(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor
 
 
 class LoRALayer(LowRankLayer):
-    """The low-rank update of a linear layer (`nn.Linear`, a subclass of it, or GPT-2's `Conv1D`) or an embedding.
+    """Low-rank update of a linear layer (`nn.Linear`, a subclass of it, or `Conv1D` of GPT-2) or of an embedding.
 
-    PiSSA trains the principal part of the weight. The base stays as it is: the principal part that it starts from is
-    kept beside the trained one and subtracted, so that the two together are an update of twice the rank.
+    PiSSA trains the principal part of the weight. The base does not change: the initial principal part is stored too
+    and subtracted, so that the trained part and the stored part together are an update of twice the rank.
+
+    Attributes:
+        start_a, start_b: initial factors of PiSSA, with the shapes of `lora_a` and `lora_b`; None without PiSSA.
     """
 
     def __init__(self, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> None:
@@ -103,7 +107,7 @@ class LoRALayer(LowRankLayer):
                 self.lora_a.copy_(self.start_a)
                 self.lora_b.copy_(self.start_b)
         elif isinstance(layer, nn.Embedding):
-            # As in the released code: A has a column for every word, so it is the one that starts at zero.
+            # As in the released code: A, which has a column for each token, starts at zero.
             with torch.no_grad():
                 self.lora_a.zero_()
                 self.lora_b.copy_(torch.randn(self.lora_b.shape, generator=setup.generator))
@@ -127,32 +131,40 @@ class LoRALayer(LowRankLayer):
         lora_a, lora_b = self.factors()
         if isinstance(layer, nn.Embedding):
             output = inner(x, *args, **kwargs)
-            # Some models scale their embeddings' output (Gemma, BART), of which the change is a part.
+            # Some models scale the output of the embedding (Gemma, BART), of which the update is a part.
             scaling = self.scaling * getattr(layer, "embed_scale", 1.0)
             return output + lora_embedding(x, lora_a, lora_b, scaling).to(output.dtype)
         weight = fusible_weight(layer, inner, x)
         if weight is not None:
             bias = layer.bias if self.bias is None else self.bias
-            dropped = self.dropout if self.training else 0.0
-            factors = (lora_a, lora_b)
-            return low_rank_linear(x, weight.value, bias, *factors, self.scaling, dropout=dropped, again=weight.again)
+            probability = self.dropout if self.training else 0.0
+            return low_rank_linear(
+                x,
+                weight.value,
+                bias,
+                lora_a,
+                lora_b,
+                self.scaling,
+                dropout=probability,
+                recompute_weight=weight.recompute,
+            )
         output = inner(x, *args, **kwargs)
         x = dropout(x.to(output.dtype), self.dropout, training=self.training)
         output = output + self.scaling * F.linear(F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype))
         return output if self.bias is None else output + (self.bias - bias_of(layer)).to(output.dtype)
 
     @property
-    def only_multiplies(self) -> bool:
-        """Whether all that it does at present is to add a product with its input."""
+    def is_single_product(self) -> bool:
+        """Whether the update is a single product with the input of the layer: no bias and no dropout."""
         return self.bias is None and not (self.training and self.dropout > 0)
 
     @classmethod
     def fused_forward(
-        cls, layer: Any, changes: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
+        cls, layer: Any, adapters: Mapping[str, Self], x: Tensor, *, differ: bool, is_short: bool
     ) -> FusedForward | None:
-        if isinstance(layer, nn.Embedding) or not all(change.only_multiplies for change in changes.values()):
+        if isinstance(layer, nn.Embedding) or not all(lora.is_single_product for lora in adapters.values()):
             return None
-        factors = {name: (change.factors(), change.scaling) for name, change in changes.items()}
+        factors = {name: (lora.factors(), lora.scaling) for name, lora in adapters.items()}
         stacked = stack_factors(factors, x, differ=differ, is_short=is_short)
         return None if stacked is None else partial(_stacked_forward, stacked)
 
@@ -163,16 +175,16 @@ class LoRALayer(LowRankLayer):
             layer.bias.copy_(self.bias)
 
 
-def _stacked_forward(stacked: StackedFactors, inner: OriginalForward, x: Tensor, rows: ActiveAdapters) -> Tensor:
-    """Return the output of a layer in which each batch element has its own adapters.
+def _stacked_forward(stacked: StackedFactors, inner: OriginalForward, x: Tensor, active: ActiveAdapters) -> Tensor:
+    """Return the output of a layer with the adapters of each batch element, (batch, ..., out_features).
 
     Args:
         stacked: factors of all adapters of the call.
-        inner: the forward of the layer without adapters.
+        inner: forward of the layer without adapters.
         x: (batch, ..., in_features).
-        rows: the adapters of each batch element.
+        active: active adapters of each batch element.
     """
-    low = stacked.low(x, rows.without(x.shape[0], stacked.owners, x.device) if rows.differ else None)
+    low = stacked.low(x, active.missing(x.shape[0], stacked.owners, x.device) if active.differ else None)
     return stacked.add_to(inner(x), low, in_place=inner.is_plain(nn.Linear))
 
 
@@ -182,38 +194,38 @@ class LoRAAdapter(LowRankAdapter):
     config: LoRA
     settings: ClassVar[type[LowRankConfig]] = LoRA
     uses_dora: ClassVar[bool] = False
-    is_sum: ClassVar[bool] = True
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D, nn.Embedding)
+    can_be_weighted: ClassVar[bool] = True
+    layer_classes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, Conv1D, nn.Embedding)
 
     @classmethod
-    def change(cls, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> LoRALayer:
-        """See `LowRankAdapter.change`."""
+    def make_layer(cls, layer: Any, config: LoRA, path: str, setup: Setup, *, with_bias: bool) -> LoRALayer:
+        """See `LowRankAdapter.make_layer`."""
         return LoRALayer(layer, config, path, setup, with_bias=with_bias)
 
     def initialize_from_data(self, setup: Setup) -> None:
-        """See `Adapter.fit`."""
+        """Set the factors for `init: qera`. See `Adapter.initialize_from_data`."""
         if self.config.init != "qera":
             return
         targets = self.targets()
         layers = quantized_layers({path: layer for path, (layer, _) in targets.items()})
-        inputs = typical_inputs(self.model, layers, setup.rows)
+        inputs = typical_inputs(self.model, layers, setup.examples)
         for path, error in quantization_errors(layers, setup.original):
-            change = targets[path][1]
+            lora = targets[path][1]
             with torch.no_grad():
-                change.load_factors(*error_factors(error, inputs[path], change.rank, change.scaling))
+                lora.load_factors(*error_factors(error, inputs[path], lora.rank, lora.scaling))
 
-    def rate_factor(self, path: str) -> float:
-        """See `Adapter.rate_factor`."""
+    def learning_rate_factor(self, path: str) -> float:
+        """See `Adapter.learning_rate_factor`."""
         return self.config.lora_plus_ratio if path.endswith("lora_b") else 1.0
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         peft = super().peft_config()
         if self.config.init == "pissa":
-            # The saved factors have twice the rank, and the scaling stays.
-            times = 2**0.5 if self.config.rslora else 2
+            # The saved factors have twice the rank, so alpha grows by the factor that leaves the scaling unchanged.
+            alpha_factor = 2**0.5 if self.config.rslora else 2
             peft["r"] *= 2
-            peft["lora_alpha"] *= times
+            peft["lora_alpha"] *= alpha_factor
             peft["rank_pattern"] = {key: 2 * rank for key, rank in peft["rank_pattern"].items()}
-            peft["alpha_pattern"] = {key: times * alpha for key, alpha in peft["alpha_pattern"].items()}
+            peft["alpha_pattern"] = {key: alpha_factor * alpha for key, alpha in peft["alpha_pattern"].items()}
         return peft

@@ -1,4 +1,4 @@
-"""What LoRA and DoRA share: two small factors at every target layer, and the PEFT files that they are kept in."""
+"""Low-rank factors of target layers, the common part of LoRA and DoRA, and their PEFT files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from peftly.injection import (
     device_of,
     features,
     find_targets,
-    is_below,
-    own_parts,
+    is_within,
     short_names,
+    task_modules,
 )
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
@@ -49,47 +49,50 @@ class LowRankConfig(MethodConfig):
     """Settings of LoRA and DoRA."""
 
     rank: int = Field(default=8, ge=1)
-    """Inner dimension of the update."""
+    """Rank of the update."""
     alpha: float = Field(default=16.0, gt=0)
-    """Strength: the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    """The update is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the input of the update, while training."""
+    """Dropout probability on the input of the update, in training."""
     target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """`all-linear` (all but the output head), names of layers, or a regular expression for whole paths."""
+    """`all-linear` (all linear layers but the output head), ends of paths, or a regular expression for whole paths."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which bias vectors are trained too: copies of all the model's, or of the target layers'."""
+    """Biases of which copies are trained too: none, all of the model, or those of the target layers."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Another rank for some layers: by the end of a layer's path, or a regular expression for it. The first of
-    the alphabet holds where several fit."""
+    """Ranks of layers that differ from `rank`, by the end of a path or a regular expression for this end. Of several
+    keys that match a layer, the first in alphabetical order holds."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    """Another alpha for some layers, likewise."""
+    """Values of alpha of layers that differ from `alpha`, by keys as in `rank_pattern`."""
 
 
 def lora_scaling(alpha: float, rank: int, *, rslora: bool) -> float:
-    """Return the factor on the update: alpha / rank, or alpha / sqrt(rank)."""
+    """Return the factor of the update: alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv:2312.03732)."""
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 def lora_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
-    """Return the change of a weight that the two factors stand for, (out_features, in_features).
+    """Return the low-rank update of a weight, `scaling lora_b lora_a`, (out_features, in_features).
 
     Args:
         lora_a: (rank, in_features).
         lora_b: (out_features, rank).
-        scaling: see `lora_scaling`.
+        scaling: factor of the update, see `lora_scaling`.
     """
     return scaling * (lora_b @ lora_a)
 
 
 class LowRankLayer(LayerAdapter):
-    """The two factors at one layer, and its bias where that is trained too.
+    """Low-rank factors of one layer, and a copy of its bias if the bias is trained too.
 
     Attributes:
-        lora_a: (rank, in_features), Kaiming-uniform as in LoRA's own code.
-        lora_b: (out_features, rank), zero, so that the layer starts as it was.
-        bias: a trained copy of the layer's, or None.
+        rank: rank of the factors.
+        scaling: factor of the update.
+        dropout: dropout probability on the input of the update.
+        lora_a: (rank, in_features), initially Kaiming-uniform as in the released code of LoRA.
+        lora_b: (out_features, rank), initially zero, so that the layer is unchanged.
+        bias: trained copy of the bias of the layer, (out_features,), or None.
     """
 
     def __init__(self, layer: Any, config: LowRankConfig, path: str, setup: Setup, *, with_bias: bool) -> None:
@@ -106,42 +109,54 @@ class LowRankLayer(LayerAdapter):
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone()) if with_bias else None
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors as they are saved."""
+        """Return A and B as they are saved, which may have a higher rank than the trained ones."""
         return self.lora_a, self.lora_b
 
     def load_factors(self, lora_a: Tensor, lora_b: Tensor) -> None:
-        """Take factors over from a file."""
+        """Set the factors from those of a file, with the shapes of `factors`."""
         self.lora_a.copy_(lora_a)
         self.lora_b.copy_(lora_b)
 
 
 class LowRankAdapter(Adapter):
-    """Two small factors at each target layer of a model."""
+    """Low-rank factors on the target layers of a model."""
 
     config: LowRankConfig
     peft_types: ClassVar[tuple[str, ...]] = ("LORA",)
+    settings: ClassVar[type[LowRankConfig]]
+    """Class of the settings."""
     uses_dora: ClassVar[bool]
-    kinds: ClassVar[tuple[type[nn.Module], ...]]
-    """The kinds of layers that it can change."""
+    """Value of `use_dora` in the files of PEFT."""
+    layer_classes: ClassVar[tuple[type[nn.Module], ...]]
+    """Classes of layers that the method supports."""
 
     @classmethod
     @abstractmethod
-    def change(cls, layer: Any, config: Any, path: str, setup: Setup, *, with_bias: bool) -> LowRankLayer:
-        """Return what the adapter does at one layer."""
+    def make_layer(cls, layer: Any, config: Any, path: str, setup: Setup, *, with_bias: bool) -> LowRankLayer:
+        """Return the newly initialised factors of one layer.
+
+        Args:
+            layer: layer of one of the `layer_classes`.
+            config: settings of the method.
+            path: path of the layer.
+            setup: setup of the adapter.
+            with_bias: whether a copy of the bias is trained too.
+        """
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        targets = find_targets(model, config.target_modules, cls.kinds)
+        targets = find_targets(model, config.target_modules, cls.layer_classes)
         with_bias = {} if config.bias == "none" else bias_layers(model)
-        # A classifier is trained as a whole.
-        with_bias = {path: layer for path, layer in with_bias.items() if not is_below(path, own_parts(model))}
+        # The modules of a task are trained as full copies.
+        with_bias = {path: layer for path, layer in with_bias.items() if not is_within(path, task_modules(model))}
         if config.bias == "lora_only":
             with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
         if config.bias != "none" and not with_bias:
             warnings.warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         for path, layer in targets.items():
-            add_layer_adapter(model, layer, name, cls.change(layer, config, path, setup, with_bias=path in with_bias))
+            low_rank_layer = cls.make_layer(layer, config, path, setup, with_bias=path in with_bias)
+            add_layer_adapter(model, layer, name, low_rank_layer)
         for path, layer in with_bias.items():
             if path not in targets:
                 add_layer_adapter(model, layer, name, BiasCopy(layer))
@@ -149,39 +164,39 @@ class LowRankAdapter(Adapter):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
-        named = {}
-        for path, layer, change in adapted_layers(self.model, self.name):
-            place = f"base_model.model.{path}"
-            if isinstance(change, LowRankLayer):
-                for letter, parameter in zip("AB", (change.lora_a, change.lora_b), strict=True):
-                    named[f"{place}.{_factor(layer, letter)}"] = parameter
-                named |= self.more_parameters(place, change)
-                place = f"{place}.base_layer"
-            if getattr(change, "bias", None) is not None:
-                named[f"{place}.bias"] = change.bias
-        return named
+        parameters = {}
+        for path, layer, layer_adapter in adapted_layers(self.model, self.name):
+            prefix = f"base_model.model.{path}"
+            if isinstance(layer_adapter, LowRankLayer):
+                for letter, parameter in zip("AB", (layer_adapter.lora_a, layer_adapter.lora_b), strict=True):
+                    parameters[f"{prefix}.{_factor_name(layer, letter)}"] = parameter
+                parameters |= self.more_parameters(prefix, layer_adapter)
+                prefix = f"{prefix}.base_layer"
+            if getattr(layer_adapter, "bias", None) is not None:
+                parameters[f"{prefix}.bias"] = layer_adapter.bias
+        return parameters
 
-    def more_parameters(self, place: str, change: Any) -> dict[str, nn.Parameter]:
-        """Return what is trained at a layer beside the two factors, by name."""
+    def more_parameters(self, prefix: str, low_rank_layer: Any) -> dict[str, nn.Parameter]:
+        """Return the trained parameters of a layer besides the factors and the bias, by `prefix` plus their names."""
         return {}
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.own_tensors`."""
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See `Adapter.file_tensors`."""
         tensors: dict[str, Tensor] = dict(self.parameters())
-        for path, (layer, change) in self.targets().items():
-            for letter, factor in zip("AB", change.factors(), strict=True):
-                tensors[f"base_model.model.{path}.{_factor(layer, letter)}"] = factor
+        for path, (layer, low_rank_layer) in self.targets().items():
+            for letter, factor in zip("AB", low_rank_layer.factors(), strict=True):
+                tensors[f"base_model.model.{path}.{_factor_name(layer, letter)}"] = factor
         return tensors
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
-        """See `Adapter.load_own_tensors`."""
-        factors = set()
-        for path, (layer, change) in self.targets().items():
-            names = [f"base_model.model.{path}.{_factor(layer, letter)}" for letter in "AB"]
-            change.load_factors(*(tensors[name] for name in names))
-            factors.update(names)
+    def load_file_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """See `Adapter.load_file_tensors`."""
+        factor_names = set()
+        for path, (layer, low_rank_layer) in self.targets().items():
+            names = [f"base_model.model.{path}.{_factor_name(layer, letter)}" for letter in "AB"]
+            low_rank_layer.load_factors(*(tensors[name] for name in names))
+            factor_names.update(names)
         for name, parameter in self.parameters().items():
-            if name not in factors:
+            if name not in factor_names:
                 parameter.copy_(tensors[name])
 
     def peft_config(self) -> dict[str, Any]:
@@ -214,7 +229,7 @@ class LowRankAdapter(Adapter):
         if unsupported:
             raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
         init = peft.get("init_lora_weights")
-        if isinstance(init, str) and init.startswith(_CHANGES_BASE):
+        if isinstance(init, str) and init.startswith(_INITS_THAT_CHANGE_BASE):
             raise AdapterError(
                 f"this LoRA adapter has init_lora_weights={init!r}, with which PEFT changes the base when it loads it; "
                 "save it again with PEFT's path_initial_model_for_weight_conversion"
@@ -232,16 +247,14 @@ class LowRankAdapter(Adapter):
         }
         return cls.settings(**settings)
 
-    settings: ClassVar[type[LowRankConfig]]
-
     def targets(self) -> dict[str, tuple[Any, LowRankLayer]]:
-        """Return the layers that have factors, each with its change, by path."""
-        changed = adapted_layers(self.model, self.name)
-        return {path: (layer, change) for path, layer, change in changed if isinstance(change, LowRankLayer)}
+        """Return each layer that has factors, and these factors, by path."""
+        layers = adapted_layers(self.model, self.name)
+        return {path: (layer, adapter) for path, layer, adapter in layers if isinstance(adapter, LowRankLayer)}
 
 
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-"""Beginnings of what PEFT's `init_lora_weights` may be so that the factors are beside other weights than the base's."""
+_INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Prefixes of values of PEFT's `init_lora_weights` for which the factors belong to changed weights of the base."""
 
 _UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -254,17 +267,23 @@ _UNSUPPORTED = (
     "use_bdlora",
     "use_qalora",
 )
+"""Settings of PEFT that are not supported."""
 
 
-def _factor(layer: nn.Module, letter: str) -> str:
-    """Return what PEFT calls a factor of this layer."""
+def _factor_name(layer: nn.Module, letter: str) -> str:
+    """Return the name of a factor of this layer in the files of PEFT."""
     return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
 
 
 def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the first value whose key is the end of `path`, as PEFT reads such patterns.
+    """Return the value of the first key that matches the end of `path`, as PEFT reads its `rank_pattern`.
 
-    The first of the alphabet: files keep keys in that order, whatever it was in training.
+    Args:
+        pattern: values by ends of paths, or by regular expressions for ends.
+        path: path of a layer.
+        default: value if no key matches.
+
+    The first key in alphabetical order holds, because files store the keys in this order.
     """
-    found = (value for key, value in sorted(pattern.items()) if re.match(rf"(.*\.)?({key})$", path))
-    return next(found, default)
+    matched = (value for key, value in sorted(pattern.items()) if re.match(rf"(.*\.)?({key})$", path))
+    return next(matched, default)

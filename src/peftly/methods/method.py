@@ -1,4 +1,4 @@
-"""What every method is made of: settings, an adapter that sits on a model, and the facts that the registry lists."""
+"""Interface of a method: its settings, its adapter on a model, and its entry in the registry."""
 
 from __future__ import annotations
 
@@ -23,65 +23,71 @@ __all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
 
 
 class MethodConfig(BaseModel):
-    """The settings of one method. Immutable; an unknown key is an error."""
+    """Settings of one method. Immutable; an unknown setting is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
-    """Modules, by the end of their path, of which trained copies are kept with the adapter. None: the classifier."""
+    """Ends of the paths of modules of which trained copies are saved with the adapter. None: the classifier."""
 
     @property
-    def marked_tokens(self) -> int:
-        """How many virtual tokens it has that stand where a template marks them."""
+    def num_marked_tokens(self) -> int:
+        """Number of virtual tokens whose positions a template marks."""
         return 0
 
     @property
     def corrects_quantization(self) -> bool:
-        """Whether what it adds is in part what quantising has taken from the base, so that it fits no other."""
+        """Whether the adapter corrects the quantisation error of its base, so that it fits no other base."""
         return False
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method may use while it initialises its parameters.
+    """Inputs from which a method initialises its parameters.
 
     Attributes:
-        tokenizer: needed where words are turned into rows; None where there is none.
-        labels: the answers of a labelled task, as its rows end in them, in order.
-        seed: of every random number drawn; the global generators are left alone.
-        rows: such as will be trained on.
-        original: opens the base as it was before it was quantised, on the CPU.
+        tokenizer: tokenizer of the model, for parameters that start from text; None: there is no tokenizer.
+        answers: answers of a labelled task, as the training examples end in them, in the order of the labels.
+        seed: seed of the initial values; the global random generators are not used.
+        examples: training examples, for parameters that start from the inputs of layers.
+        original: function that opens the base without quantisation, on the CPU.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
-    labels: Sequence[str] = ()
+    answers: Sequence[str] = ()
     seed: int = 0
-    rows: Sequence[EncodedExample] = ()
+    examples: Sequence[EncodedExample] = ()
     original: Callable[[], PreTrainedModel] | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """What draws the random numbers, one after another."""
+        """Random generator on the CPU, which all parameters of one adapter share."""
         return torch.Generator().manual_seed(self.seed)
 
 
 class Adapter(ABC):
-    """One adapter on one model. Making it puts it there; `remove` leaves the model as it was found.
+    """One adapter on one model. The constructor attaches the adapter, and `remove` restores the model.
 
-    Parameters live inside the model, in a submodule named `peftly` of each layer that the adapter touches, so
-    that `.to`, `.train`, optimizers and checkpoints of any framework find them.
+    The parameters are stored inside the model, in a submodule named `peftly` of each layer that the adapter changes, so
+    that `.to`, `.train`, optimizers and checkpoints of any framework include them.
+
+    Attributes:
+        model: model that the adapter is attached to.
+        config: settings of the method.
+        name: name of the adapter in the model.
     """
 
     config: Any
     peft_types: ClassVar[tuple[str, ...]]
-    """What `adapter_config.json` may call the method; see `peft_type`. PEFT knows none that begins with PEFTLY_."""
-    beyond_peft: ClassVar[str] = ""
-    """Why PEFT cannot do what an adapter of such a type of our own does."""
-    is_sum: ClassVar[bool] = False
-    """Whether it adds products to what layers compute, of which each has a `scaling`, so that it can be weighted."""
+    """Values of `peft_type` in `adapter_config.json` that this class can load. PEFT does not know the ones that begin
+    with PEFTLY_."""
+    peft_limitation: ClassVar[str] = ""
+    """Reason why PEFT cannot represent an adapter whose type begins with PEFTLY_."""
+    can_be_weighted: ClassVar[bool] = False
+    """Whether the adapter only adds products to outputs of layers, each with a `scaling`, which a weight multiplies."""
     copies_prefix: ClassVar[str] = "base_model.model."
-    """What stands before the names of `modules_to_save` in a file."""
+    """Prefix of the names of `modules_to_save` in a file."""
 
     def __init__(self, model: PreTrainedModel, config: MethodConfig, name: str) -> None:
         self.model = model
@@ -90,92 +96,107 @@ class Adapter(ABC):
 
     @property
     def peft_type(self) -> str:
-        """What its own `adapter_config.json` calls it."""
+        """Value of `peft_type` in the `adapter_config.json` that is written for this adapter."""
         return self.peft_types[0]
 
     @classmethod
     @abstractmethod
     def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
-        """Put a freshly initialised adapter on `model`.
+        """Attach a newly initialised adapter to `model`.
+
+        Args:
+            model: model without an adapter of this name, for which `unsupported_reason` is None.
+            config: settings of the method.
+            name: name of the adapter in the model.
+            setup: inputs from which the parameters are initialised.
 
         Raises:
-            MethodError: the model cannot carry it.
+            MethodError: the settings do not fit the model, or the setup lacks an input.
         """
 
     @classmethod
-    def blank(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
-        """Put an adapter on `model` whose values are about to be read from a file."""
+    def attach_for_loading(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
+        """Attach an adapter to `model` with placeholder values, which `load_file_tensors` is about to replace."""
         return cls.attach(model, config, name, Setup())
 
     @classmethod
-    def misfit(cls, model: nn.Module) -> str | None:
-        """Return why `model` cannot carry the method, and the nearest that works; None if it can."""
+    def unsupported_reason(cls, model: nn.Module) -> str | None:
+        """Return why the method does not support `model`, and the nearest method that does; None if it is supported."""
         return None
 
-    def initialize_from_data(self, setup: Setup) -> None:  # noqa: B027 -- there is nothing to do for most
-        """Let a fresh adapter, which is on its model, start from what that model does; most start from less.
+    def initialize_from_data(self, setup: Setup) -> None:  # noqa: B027 -- most methods need no forward pass
+        """Initialise parameters from forward passes of the model, for methods that need them, after `attach`.
 
         Raises:
-            MethodError: what it needs for that is not there.
+            MethodError: the setup lacks an input that the initialisation needs.
         """
 
     def remove(self) -> None:
-        """Take the adapter off its model."""
+        """Detach the adapter from its model."""
         remove_layer_adapters(self.model, self.name)
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return what the method trains, by the names that files have for it; `modules_to_save` are not among it."""
+        """Return the trained parameters by their names in a file, without those of `modules_to_save`."""
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """Return what a file keeps of the method: usually just what is trained."""
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of an adapter file by name; for most methods these are the trained parameters."""
         return dict(self.parameters())
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
-        """Take over what a file has kept.
+    def load_file_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """Set the parameters from the tensors of an adapter file.
 
         Args:
-            tensors: by the names, and of the shapes, of `own_tensors`.
-            peft: the `adapter_config.json` beside them.
+            tensors: tensors with the names and shapes of `file_tensors`.
+            peft: content of the `adapter_config.json` in the folder of the file.
         """
         for name, parameter in self.parameters().items():
             parameter.copy_(tensors[name])
 
     def training_tensors(self) -> dict[str, Tensor]:
-        """Return what training goes on from, where `own_tensors` is only what that has come to; else nothing."""
+        """Return the trained parameters of a reparameterised prompt or prefix, by name; empty for other adapters.
+
+        An adapter file holds only the prompt that they produce, so a checkpoint stores them too.
+        """
         return {}
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over `training_tensors` from a file, so that training can go on.
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters from `training_tensors` of a checkpoint, so that training can continue.
 
         Raises:
-            KeyError, RuntimeError: they are not of this adapter.
+            KeyError, RuntimeError: the names or shapes of the tensors do not fit this adapter.
         """
         raise KeyError(*tensors)
 
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:
-        """Return what `adapter_config.json` says of this method, beyond the keys that all methods share."""
+        """Return the entries of `adapter_config.json` that this method adds to those of all methods."""
 
     @classmethod
     @abstractmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
-        """Return the settings that an `adapter_config.json` of this `peft_type` stands for, but for `modules_to_save`.
+        """Return the settings that an `adapter_config.json` describes, without `modules_to_save`.
+
+        Args:
+            peft: content of the file; its `peft_type` is one of `peft_types`.
 
         Returns:
-            None if the file is of another method that shares the type.
+            None if the file is of another method that has the same `peft_type`.
 
         Raises:
-            AdapterError: it asks for something that is not supported here.
+            AdapterError: the file uses a setting of PEFT that is not supported.
         """
 
-    def rate_factor(self, path: str) -> float:
-        """Return by how much a parameter learns faster than the others, by its path in the model."""
+    def learning_rate_factor(self, path: str) -> float:
+        """Return the factor of the learning rate for one parameter, given its path in the model."""
         return 1.0
 
 
 class OwnFormat(Adapter):
-    """An adapter that PEFT has no type for: its file keeps our settings as they are."""
+    """Adapter for which PEFT has no type: its `adapter_config.json` holds our settings."""
+
+    settings: ClassVar[type[MethodConfig]]
+    """Class of the settings."""
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
@@ -187,23 +208,21 @@ class OwnFormat(Adapter):
         settings: MethodConfig = cls.settings.model_validate(peft["settings"])
         return settings
 
-    settings: ClassVar[type[MethodConfig]]
-
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the registry: facts that tests, docs and the command line read.
+    """Entry of the registry: facts that tests, the documentation and the command line read.
 
     Attributes:
-        adapter: the class that puts the method on a model.
-        config: its settings.
-        summary: what is trained, in a few words.
-        paper: where the method comes from.
-        learning_rate: the default for AdamW.
-        mergeable: whether its effect can be folded into the base's weights.
-        identity_at_init: whether a fresh adapter leaves the base's outputs unchanged.
-        packs: whether it works on rows that a caller has packed, with positions that restart. Training packs by itself,
-            through `peftly.kernels.packed_attention`, for every method.
+        adapter: class of the adapters.
+        config: class of the settings.
+        summary: trained parameters, in a few words.
+        paper: source of the method.
+        learning_rate: default learning rate, for AdamW.
+        mergeable: whether an adapter can be merged into the weights of the base.
+        identity_at_init: whether a new adapter leaves the outputs of the base unchanged.
+        packs: whether the method supports batches in which a caller has packed several examples into one sequence, with
+            positions that restart. Training packs by itself, with `peftly.kernels.packed_attention`, for every method.
     """
 
     adapter: type[Adapter]

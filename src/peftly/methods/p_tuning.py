@@ -1,4 +1,4 @@
-"""P-tuning v1: virtual tokens that a small network makes while they are trained (Liu et al. 2021, arXiv:2103.10385)."""
+"""P-tuning v1: virtual tokens that a small network computes during training (Liu et al. 2021, arXiv:2103.10385)."""
 
 from __future__ import annotations
 
@@ -21,39 +21,45 @@ class PTuning(MethodConfig):
 
     name: Literal["p_tuning"] = "p_tuning"
     num_virtual_tokens: int = Field(default=20, ge=1)
-    """How many rows the network makes."""
+    """Number of virtual tokens."""
     encoder: Literal["lstm", "mlp"] = "mlp"
-    """The network: a bidirectional LSTM with two linear layers after it, or three linear layers."""
+    """Network: a bidirectional LSTM and two linear layers, or three linear layers."""
     encoder_dim: int | None = Field(default=None, ge=1)
-    """Its inner dimension; None: the width of the embeddings."""
+    """Hidden dimension of the network. None: the width of the embeddings."""
     encoder_layers: int = Field(default=2, ge=1)
-    """Layers of the LSTM."""
+    """Number of layers of the LSTM."""
     encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout between the layers of the LSTM."""
+    """Dropout probability between the layers of the LSTM."""
     position: Position | None = None
-    """Where the rows stand: in front of the text, after its first token, or where the data's template marks them, as
-    `{prompt:3}`; None: in front, in encoders after the first token."""
+    """Position of the virtual tokens: in front of the text, after its first token, or where the template of the data
+    marks them, as `{prompt:3}`. None: in front; in encoders after the first token."""
 
     @property
-    def marked_tokens(self) -> int:
-        """See `MethodConfig.marked_tokens`."""
+    def num_marked_tokens(self) -> int:
+        """See `MethodConfig.num_marked_tokens`."""
         return self.num_virtual_tokens if self.position == "template" else 0
 
 
 class PTuningEncoder(nn.Module):
-    """The network that makes the rows, (count, width) -> (count, width)."""
+    """Prompt encoder: a network that computes the embeddings of the virtual tokens.
+
+    Args:
+        config: settings of P-tuning.
+        width: width of the embeddings.
+        generator: random generator of the initial values.
+    """
 
     def __init__(self, config: PTuning, width: int, generator: torch.Generator) -> None:
         super().__init__()
-        inner = config.encoder_dim or width
+        hidden = config.encoder_dim or width
         self.lstm_head: nn.LSTM | None = None
         if config.encoder == "lstm":
             dropout = config.encoder_dropout if config.encoder_layers > 1 else 0.0
-            self.lstm_head = nn.LSTM(width, inner, config.encoder_layers, dropout=dropout, bidirectional=True)
-            self.mlp_head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, width))
+            self.lstm_head = nn.LSTM(width, hidden, config.encoder_layers, dropout=dropout, bidirectional=True)
+            self.mlp_head = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
         else:
             self.mlp_head = nn.Sequential(
-                nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, width)
+                nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
             )
         with torch.no_grad():
             for layer in self.mlp_head:
@@ -62,18 +68,18 @@ class PTuningEncoder(nn.Module):
                     layer.weight.uniform_(-bound, bound, generator=generator)
                     layer.bias.uniform_(-bound, bound, generator=generator)
             for parameter in [] if self.lstm_head is None else self.lstm_head.parameters():
-                parameter.uniform_(-(inner**-0.5), inner**-0.5, generator=generator)
+                parameter.uniform_(-(hidden**-0.5), hidden**-0.5, generator=generator)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return the rows as the model reads them."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the embeddings of the virtual tokens, (count, width) -> (count, width)."""
         if self.lstm_head is not None:
-            rows, _ = self.lstm_head(rows)
-        encoded: Tensor = self.mlp_head(rows)
-        return encoded
+            inputs, _ = self.lstm_head(inputs)
+        embeddings: Tensor = self.mlp_head(inputs)
+        return embeddings
 
 
 class PTuningAdapter(PromptAdapter):
-    """Rows in every text that a network makes."""
+    """Virtual tokens in every text, with embeddings that a network computes during training."""
 
     config: PTuning
     settings: ClassVar[type[MethodConfig]] = PTuning
@@ -83,8 +89,8 @@ class PTuningAdapter(PromptAdapter):
     def attach(cls, model: PreTrainedModel, config: PTuning, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
         width = cls.width(model)
-        rows = torch.randn(config.num_virtual_tokens, width, generator=setup.generator)
-        return cls(model, config, name, rows, cls.encoder(config, width, setup))
+        encoder_inputs = torch.randn(config.num_virtual_tokens, width, generator=setup.generator)
+        return cls(model, config, name, encoder_inputs, cls.encoder(config, width, setup))
 
     @classmethod
     def encoder(cls, config: PTuning, width: int, setup: Setup) -> nn.Module:
@@ -94,7 +100,7 @@ class PTuningAdapter(PromptAdapter):
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         peft = super().peft_config()
-        if not self.is_like_peft:
+        if not self.is_peft_compatible:
             return peft
         return {
             **peft,

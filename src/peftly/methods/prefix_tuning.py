@@ -1,6 +1,6 @@
 """Prefix tuning: trained keys and values in front of the text, in every layer (Li & Liang 2021, arXiv:2101.00190).
 
-P-tuning v2 (Liu et al. 2021, arXiv:2110.07602) is the same with a trained task head, for classification.
+P-tuning v2 (Liu et al. 2021, arXiv:2110.07602) is prefix tuning with a trained classifier.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ class PrefixTuning(MethodConfig):
 
     name: Literal["prefix_tuning", "p_tuning_v2"] = "prefix_tuning"
     num_virtual_tokens: int = Field(default=20, ge=1)
-    """How many places the prefix has."""
+    """Number of keys and values in each layer."""
     init: Literal["text", "vocabulary", "random", "zero"] | None = None
-    """Where keys and values start: at those of the words of `init_text`, or of common words, at random numbers of their
-    scale, or at zero. None: the text if there is one, else the vocabulary; with `projection`, random."""
+    """Initial keys and values: keys and values of the tokens of `init_text`, of common tokens of the vocabulary, random
+    ones with the standard deviation of the latter, or zero. None: `text` with `init_text`, else `vocabulary`; with
+    `projection`, `random`."""
     init_text: str | None = None
-    """The words that `init: text` starts from, repeated or cut to length."""
+    """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`."""
     projection: bool = False
-    """Train a network that makes the prefix instead (the paper's reparameterisation)."""
+    """Train a network that computes the prefix (the reparameterisation of the paper)."""
     projection_dim: int | None = Field(default=None, ge=1)
-    """The inner dimension of that network; None: that of the keys of all heads."""
+    """Hidden dimension of this network. None: key heads x head_dim."""
 
     @model_validator(mode="after")
     def _init_fits(self) -> Self:
         if self.init == "text" and not (self.init_text or "").strip():
-            raise ValueError("init: text needs init_text, the words to start from")
+            raise ValueError("init: text needs init_text, the text to start from")
         if self.init_text is not None and self.init not in (None, "text"):
             raise ValueError(f"init_text is not used by init: {self.init}; leave one of them out")
         if self.projection and (self.init in ("text", "vocabulary") or self.init_text is not None):
@@ -55,74 +56,97 @@ class PrefixTuning(MethodConfig):
 
 
 class PTuningV2(PrefixTuning):
-    """Settings of P-tuning v2: those of prefix tuning."""
+    """Settings of P-tuning v2, the same as for prefix tuning."""
 
     name: Literal["p_tuning_v2"] = "p_tuning_v2"
 
 
 class PrefixProjection(nn.Sequential):
-    """The paper's network: rows of the width of the keys, Linear, Tanh, Linear, to all keys and values."""
+    """Reparameterisation of the paper, `W_2 tanh(W_1 e + b_1) + b_2`, (count, width) -> (count, total).
 
-    def __init__(self, width: int, inner: int, total: int, generator: torch.Generator, *, zero: bool) -> None:
-        super().__init__(nn.Linear(width, inner), nn.Tanh(), nn.Linear(inner, total))
+    Args:
+        width: width of the inputs e, key heads x head_dim.
+        hidden: hidden dimension.
+        total: layers x 2 x key heads x head_dim.
+        generator: random generator of the initial values.
+        zero: whether the second linear layer starts at zero.
+    """
+
+    def __init__(self, width: int, hidden: int, total: int, generator: torch.Generator, *, zero: bool) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, total))
         for layer in (self[0], self[2]):
-            seeded_linear(layer, generator)
+            _init_linear(layer, generator)
         if zero:
             for parameter in self[2].parameters():
                 nn.init.zeros_(parameter)
 
 
 class PrefixTuningAdapter(Adapter):
-    """Trained keys and values in every layer of a model that has a cache."""
+    """Trained keys and values in every layer of a model that supports a key-value cache.
+
+    Attributes:
+        prefix: the keys and values.
+    """
 
     config: PrefixTuning
     settings: ClassVar[type[PrefixTuning]] = PrefixTuning
     peft_types: ClassVar[tuple[str, ...]] = ("PREFIX_TUNING", "PEFTLY_PREFIX_TUNING")
-    beyond_peft: ClassVar[str] = "of a decoder behind an encoder PEFT reaches half of the layers only"
+    peft_limitation: ClassVar[str] = "in an encoder-decoder model PEFT uses the prefix in half of the layers only"
     copies_prefix: ClassVar[str] = "base_model."
 
     def __init__(
-        self, model: PreTrainedModel, config: PrefixTuning, name: str, rows: Tensor, encoder: nn.Module | None = None
+        self, model: PreTrainedModel, config: PrefixTuning, name: str, values: Tensor, encoder: nn.Module | None = None
     ) -> None:
-        """Put `rows` (num_virtual_tokens, layers x 2 x heads x head_dim), or rows for `encoder`, on `model`."""
+        """Add a prefix to the layers of `model`.
+
+        Args:
+            model: a transformers model with a cache.
+            config: settings of the method.
+            name: name of the adapter.
+            values: initial keys and values, (num_virtual_tokens, layers x 2 x key heads x head_dim), or inputs of
+                `encoder`.
+            encoder: network that returns the keys and values; None: the keys and values are trained themselves.
+        """
         super().__init__(model, config, name)
         device = next(model.parameters()).device
-        prefix = Prefix(rows.to(device), _shape(model), None if encoder is None else encoder.to(device))
+        prefix = Prefix(values.to(device), _shape(model), None if encoder is None else encoder.to(device))
         add_prefix(model, name, prefix)
         self.prefix = prefix
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: PrefixTuning, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        layers, heads, width = _shape(model)
+        layers, heads, head_dim = _shape(model)
         if not config.projection:
-            return cls(model, config, name, _initial_rows(model, config, setup))
-        rows = torch.randn(config.num_virtual_tokens, heads * width, generator=setup.generator)
-        return cls(model, config, name, rows, _projection(config, (layers, heads, width), setup))
+            return cls(model, config, name, _initial_values(model, config, setup))
+        encoder_inputs = torch.randn(config.num_virtual_tokens, heads * head_dim, generator=setup.generator)
+        return cls(model, config, name, encoder_inputs, _projection(config, (layers, heads, head_dim), setup))
 
     @classmethod
-    def blank(cls, model: PreTrainedModel, config: PrefixTuning, name: str) -> Self:
-        """See `Adapter.blank`."""
-        layers, heads, width = _shape(model)
-        return cls(model, config, name, torch.zeros(config.num_virtual_tokens, 2 * layers * heads * width))
+    def attach_for_loading(cls, model: PreTrainedModel, config: PrefixTuning, name: str) -> Self:
+        """See `Adapter.attach_for_loading`."""
+        layers, heads, head_dim = _shape(model)
+        return cls(model, config, name, torch.zeros(config.num_virtual_tokens, 2 * layers * heads * head_dim))
 
     @classmethod
-    def misfit(cls, model: nn.Module) -> str | None:
-        """See `Adapter.misfit`."""
-        kind = type(model).__name__
+    def unsupported_reason(cls, model: nn.Module) -> str | None:
+        """See `Adapter.unsupported_reason`."""
+        class_name = type(model).__name__
         if not isinstance(model, PreTrainedModel):
-            return f"prefix_tuning needs a transformers model, and this is a {kind}; lora works on any linear layers"
+            return (
+                f"prefix_tuning needs a transformers model, and this is a {class_name}; lora works on any linear layers"
+            )
         stack: Any = model.get_decoder()
         if "past_key_values" not in inspect.signature(stack.forward).parameters:
             return (
-                f"prefix_tuning enters through a cache, and {kind} has none; prompt_tuning works on it, "
-                "as lora does on any linear layers"
+                f"prefix_tuning needs a model with a key-value cache, and {class_name} has none; prompt_tuning and "
+                "lora work on it"
             )
         return None
 
     @property
     def peft_type(self) -> str:
-        """See `Adapter.peft_type`. Of a decoder behind an encoder PEFT reaches half the layers only."""
+        """See `Adapter.peft_type`. PEFT cannot represent the prefix of an encoder-decoder model."""
         return self.peft_types[1 if self.model.config.is_encoder_decoder else 0]
 
     def remove(self) -> None:
@@ -133,64 +157,64 @@ class PrefixTuningAdapter(Adapter):
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
         if self.prefix.encoder is None:
-            return {"prompt_embeddings": self.prefix.rows}
+            return {"prompt_embeddings": self.prefix.embeddings}
         named = {f"transform.{name}": parameter for name, parameter in self.prefix.encoder.named_parameters()}
-        return {"embedding.weight": self.prefix.rows, **named}
+        return {"embedding.weight": self.prefix.embeddings, **named}
 
     def training_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.training_tensors`: the network that makes the prefix."""
+        """Return the parameters of the network and its inputs. See `Adapter.training_tensors`."""
         return {} if self.prefix.encoder is None else dict(self.parameters())
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Adapter.resume`."""
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Adapter.load_training_tensors`."""
         if not self.config.projection:
             raise KeyError(*tensors)
         encoder = _projection(self.config, self.prefix.shape, Setup())
-        start = "transform."
-        encoder.load_state_dict({name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)})
-        device = self.prefix.rows.device
-        # A copy, for a file's tensors need not be aligned in memory, and products of unaligned ones round otherwise.
-        self.prefix.rows = nn.Parameter(tensors["embedding.weight"].to(device).clone())
+        network = {name: value for name, value in tensors.items() if name.startswith("transform.")}
+        encoder.load_state_dict({name.removeprefix("transform."): value for name, value in network.items()})
+        device = self.prefix.embeddings.device
+        # A copy: tensors of a file need not be aligned in memory, and products of unaligned tensors round differently.
+        self.prefix.embeddings = nn.Parameter(tensors["embedding.weight"].to(device).clone())
         self.prefix.encoder = encoder.to(device)
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.own_tensors`."""
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See `Adapter.file_tensors`."""
         return {"prompt_embeddings": self.prefix.values()}
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
-        """See `Adapter.load_own_tensors`."""
-        rows = tensors["prompt_embeddings"]
+    def load_file_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """See `Adapter.load_file_tensors`."""
+        values = tensors["prompt_embeddings"]
         if self.model.config.is_encoder_decoder and peft["peft_type"] == "PREFIX_TUNING":
-            # PEFT deals the layers' keys and values out in fours, for cross-attention too, of which it then throws two
-            # away: layer i has those of layer 2i, counted around.
+            # PEFT splits the tensor into keys and values of self-attention and of cross-attention and drops the latter.
+            # So layer i uses the keys and values of layer 2i modulo the number of layers.
             layers = self.prefix.shape[0]
-            by_layer = rows.view(len(rows), layers, -1)
-            rows = by_layer[:, [2 * layer % layers for layer in range(layers)]].flatten(1)
-        self.prefix.rows.copy_(rows)
+            by_layer = values.view(len(values), layers, -1)
+            values = by_layer[:, [2 * layer % layers for layer in range(layers)]].flatten(1)
+        self.prefix.embeddings.copy_(values)
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         if self.model.config.is_encoder_decoder:
             return {"settings": self.config.model_dump(mode="json")}
-        layers, heads, width = _shape(self.model)
+        layers, heads, head_dim = _shape(self.model)
         return {
-            "encoder_hidden_size": self.config.projection_dim or heads * width,
+            "encoder_hidden_size": self.config.projection_dim or heads * head_dim,
             "init_weights": "zero" if self.config.init == "zero" else None,
             "num_attention_heads": heads,
             "num_layers": layers,
             "num_transformer_submodules": 1,
             "num_virtual_tokens": self.config.num_virtual_tokens,
             "prefix_projection": self.config.projection,
-            "token_dim": heads * width,
+            "token_dim": heads * head_dim,
         }
 
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> PrefixTuning | None:
-        """See `Adapter.config_from_peft`. PEFT has one type for both methods: our own record tells them apart."""
-        kind = cls.settings
+        """See `Adapter.config_from_peft`. PEFT has one type for prefix tuning and P-tuning v2."""
+        settings = cls.settings
         if peft["peft_type"] == cls.peft_types[0]:
-            return kind(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
-        return kind.model_validate(peft["settings"]) if peft["settings"]["name"] == kind().name else None
+            return settings(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
+        return settings.model_validate(peft["settings"]) if peft["settings"]["name"] == settings().name else None
 
 
 class PTuningV2Adapter(PrefixTuningAdapter):
@@ -199,50 +223,56 @@ class PTuningV2Adapter(PrefixTuningAdapter):
     settings: ClassVar[type[PrefixTuning]] = PTuningV2
 
     @classmethod
-    def misfit(cls, model: nn.Module) -> str | None:
-        """See `Adapter.misfit`."""
-        reason = PrefixTuningAdapter.misfit(model)
+    def unsupported_reason(cls, model: nn.Module) -> str | None:
+        """See `Adapter.unsupported_reason`."""
+        reason = PrefixTuningAdapter.unsupported_reason(model)
         if reason is None and isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
             return (
                 f"p_tuning_v2 trains a classifier with the prefix, and {type(model).__name__} has none; "
-                "prefix_tuning is the same without"
+                "prefix_tuning is the same without a classifier"
             )
         return reason
 
 
 def _projection(config: PrefixTuning, shape: tuple[int, int, int], setup: Setup) -> PrefixProjection:
-    layers, heads, width = shape
-    inner, total = config.projection_dim or heads * width, 2 * layers * heads * width
-    return PrefixProjection(heads * width, inner, total, setup.generator, zero=config.init == "zero")
+    layers, heads, head_dim = shape
+    hidden, total = config.projection_dim or heads * head_dim, 2 * layers * heads * head_dim
+    return PrefixProjection(heads * head_dim, hidden, total, setup.generator, zero=config.init == "zero")
 
 
 def _shape(model: Any) -> tuple[int, int, int]:
-    body: StackHooks = model._peftly.bodies.attending
-    return key_value_shape(body)
+    """Return the number of layers, the number of key heads and head_dim."""
+    hooks: StackHooks = model._peftly.hooks.attending
+    return key_value_shape(hooks)
 
 
-def _initial_rows(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
-    layers, heads, width = _shape(model)
+def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
+    """Return the initial keys and values, (num_virtual_tokens, layers x 2 x key heads x head_dim).
+
+    Raises:
+        MethodError: the initialisation needs a tokenizer, or a text that has tokens.
+    """
+    layers, heads, head_dim = _shape(model)
     count = config.num_virtual_tokens
     init = config.init or ("text" if config.init_text else "vocabulary")
     if init == "zero":
-        return torch.zeros(count, 2 * layers * heads * width)
+        return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":
         if setup.tokenizer is None:
-            raise MethodError("init: text turns words into keys and values: pass the base's tokenizer")
+            raise MethodError("init: text starts from tokens: pass the tokenizer of the base")
         ids = repeated(token_ids(setup.tokenizer, config.init_text or ""), count)
     else:
         common = common_tokens(setup.tokenizer, model.get_input_embeddings().weight.shape[0])
         ids = repeated(common[torch.randperm(len(common), generator=setup.generator)[:count]].tolist(), count)
-    states = recorded_states(model._peftly.bodies.attending, ids).float()
+    states = recorded_states(model._peftly.hooks.attending, ids).float()
     if init == "random":
         scale = states.std(dim=(1, 2, 3), keepdim=True).cpu()
         states = scale * torch.randn(states.shape, generator=setup.generator)
     return states.permute(2, 0, 1, 3).reshape(count, -1)
 
 
-def seeded_linear(layer: Any, generator: torch.Generator) -> None:
-    """Initialise a linear layer as torch does, from a generator of its own."""
+def _init_linear(layer: Any, generator: torch.Generator) -> None:
+    """Initialise a linear layer as torch does, with the random generator of the adapter."""
     bound = layer.in_features**-0.5
     for parameter in (layer.weight, layer.bias):
         nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""Selective tuning: some modules of the base are trained as they are, as copies; full fine-tuning trains them all."""
+"""Selective tuning trains copies of some modules of the base, and full fine-tuning trains copies of all modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from peftly.errors import MethodError
-from peftly.injection import add_copies, base_modules, is_below, is_norm, names, output_heads
+from peftly.injection import add_copies, base_modules, is_within, matches_path, norm_layers, output_heads
 from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ __all__ = ["Full", "FullAdapter", "Selective", "SelectiveAdapter"]
 
 
 class Selective(MethodConfig):
-    """Settings of selective tuning. What several of them name is trained together."""
+    """Settings of selective tuning. The modules that any of them selects are trained."""
 
     name: Literal["selective"] = "selective"
     head: bool = False
-    """Train the output head: the classifier, or what gives words their probability."""
+    """Train the output head: the classifier, or the language model head."""
     last_layers: int = Field(default=2, ge=0)
-    """Train that many of the last blocks (of an encoder's and a decoder's each)."""
+    """Number of last blocks to train (in an encoder-decoder model, of the encoder and of the decoder)."""
     layer_norms: bool = False
-    """Train every layer normalisation."""
+    """Train all normalisation layers."""
     modules: str | tuple[str, ...] = ()
-    """Names of modules, or a regular expression for whole paths."""
+    """More modules to train: ends of paths, or a regular expression for whole paths."""
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -40,23 +40,23 @@ class Selective(MethodConfig):
 
 
 class Full(MethodConfig):
-    """Settings of full fine-tuning, of which there are none."""
+    """Settings of full fine-tuning, which has none of its own."""
 
     name: Literal["full"] = "full"
 
 
 class _CopiesAdapter(OwnFormat):
-    """Trained copies of modules. `modules_to_save` adds to them, and a classifier is among them by itself."""
+    """Trained copies of modules. The modules of `modules_to_save`, by default the classifier, are copied too."""
 
-    beyond_peft: ClassVar[str] = "PEFT keeps copies of modules beside another method only"
+    peft_limitation: ClassVar[str] = "PEFT saves copies of modules only together with another method"
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See `Adapter.parameters`: the copies are kept as `modules_to_save` are."""
+        """Return nothing: the copies are saved like those of `modules_to_save`. See `Adapter.parameters`."""
         return {}
 
 
 class SelectiveAdapter(_CopiesAdapter):
-    """Trained copies of the modules that the settings name."""
+    """Trained copies of the modules that the settings select."""
 
     config: Selective
     settings: ClassVar[type[MethodConfig]] = Selective
@@ -65,13 +65,12 @@ class SelectiveAdapter(_CopiesAdapter):
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Selective, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        chosen = [*_chosen(model, config)]
-        add_copies(model, name, _with_parameters(model, chosen))
+        add_copies(model, name, _with_parameters(model, [*_selected_paths(model, config)]))
         return cls(model, config, name)
 
 
 class FullAdapter(_CopiesAdapter):
-    """Trained copies of everything: the base stays, so this takes the memory of a second model."""
+    """Trained copies of all parameters. The base stays as it is, so the copies need the memory of a second model."""
 
     config: Full
     settings: ClassVar[type[MethodConfig]] = Full
@@ -84,8 +83,8 @@ class FullAdapter(_CopiesAdapter):
         return cls(model, config, name)
 
 
-def _chosen(model: nn.Module, config: Selective) -> Iterator[str]:
-    """Yield the paths of the modules that the settings name."""
+def _selected_paths(model: nn.Module, config: Selective) -> Iterator[str]:
+    """Yield the paths of the modules that the settings select."""
     if config.head:
         heads = output_heads(model)
         if not heads:
@@ -94,31 +93,32 @@ def _chosen(model: nn.Module, config: Selective) -> Iterator[str]:
     for stack in _stacks(model) if config.last_layers else ():
         yield from (path for path, _ in stack[-config.last_layers :])
     if config.layer_norms:
-        yield from (path for path, module in base_modules(model) if is_norm(module))
+        yield from norm_layers(model)
+    paths = [path for path, _ in base_modules(model)]
     if isinstance(config.modules, str):
-        found = [path for path, _ in base_modules(model) if re.fullmatch(config.modules, path)]
+        matched = [path for path in paths if re.fullmatch(config.modules, path)]
     else:
-        found = [path for path, _ in base_modules(model) if any(names(one, path) for one in config.modules)]
-    if config.modules and not found:
+        matched = [path for path in paths if any(matches_path(module, path) for module in config.modules)]
+    if config.modules and not matched:
         raise MethodError(f"modules={config.modules!r} matches no module of this {type(model).__name__}")
-    yield from found
+    yield from matched
 
 
 def _stacks(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """Return the lists of blocks that a model is made of: one for each stack."""
+    """Return the blocks of each stack of a model, with their paths."""
     lists = {path: module for path, module in base_modules(model) if isinstance(module, nn.ModuleList)}
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
     if not outer:
         raise MethodError(f"last_layers: this {type(model).__name__} has no list of blocks; name its modules instead")
-    return [[(f"{path}.{place}", block) for place, block in enumerate(lists[path])] for path in outer]
+    return [[(f"{path}.{index}", block) for index, block in enumerate(lists[path])] for path in outer]
 
 
-def _with_parameters(model: nn.Module, chosen: list[str]) -> list[nn.Module]:
-    """Return the smallest modules that own all parameters at or below the chosen paths."""
+def _with_parameters(model: nn.Module, selected: list[str]) -> list[nn.Module]:
+    """Return the smallest modules that own all parameters inside the selected modules; "" selects the whole model."""
     owners: dict[str, nn.Module] = {}
     for path, module in base_modules(model):
-        is_chosen = any(not one or is_below(path, [one]) for one in chosen)
-        is_within = any(path.startswith(f"{other}.") for other in owners)
-        if is_chosen and not is_within and any(True for _ in module.parameters(recurse=False)):
+        is_selected = "" in selected or is_within(path, selected)
+        is_copied = is_within(path, list(owners))
+        if is_selected and not is_copied and any(True for _ in module.parameters(recurse=False)):
             owners[path] = module
     return list(owners.values())

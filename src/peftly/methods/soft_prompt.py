@@ -1,4 +1,4 @@
-"""What prompt tuning and P-tuning share: rows in every text, and the PEFT files that they are kept in."""
+"""Soft prompts, the common part of prompt tuning and P-tuning: virtual tokens in every text, and their PEFT files."""
 
 from __future__ import annotations
 
@@ -12,55 +12,69 @@ from transformers import PreTrainedModel
 from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
-__all__ = ["Position", "PromptAdapter", "embedded"]
+__all__ = ["Position", "PromptAdapter", "token_embeddings"]
 
 
 class PromptAdapter(Adapter):
-    """Rows in every text. Of its `peft_types` the second is for rows in other places than PEFT's: in front."""
+    """Virtual tokens in every text. The second of its `peft_types` is for virtual tokens that are not in front.
+
+    Attributes:
+        virtual_tokens: the virtual tokens, with their embeddings.
+        is_peft_compatible: whether the virtual tokens are in front of the text, as PEFT needs them.
+    """
 
     peft_types: ClassVar[tuple[str, ...]]
     settings: ClassVar[type[MethodConfig]]
-    beyond_peft: ClassVar[str] = "its rows stand after [CLS] or where a template marks them, not in front of the text"
+    """Class of the settings."""
+    peft_limitation: ClassVar[str] = "its virtual tokens are after [CLS] or where a template marks them, not in front"
     copies_prefix: ClassVar[str] = "base_model."
 
     def __init__(
-        self, model: PreTrainedModel, config: Any, name: str, rows: Tensor, encoder: nn.Module | None = None
+        self, model: PreTrainedModel, config: Any, name: str, embeddings: Tensor, encoder: nn.Module | None = None
     ) -> None:
-        """Put `rows` (num_virtual_tokens, width of the embeddings), or rows for `encoder`, on `model`."""
+        """Insert virtual tokens into the texts of `model`.
+
+        Args:
+            model: a transformers model.
+            config: settings of the method.
+            name: name of the adapter.
+            embeddings: initial embeddings, (num_virtual_tokens, width), or inputs of `encoder`.
+            encoder: network that returns the embeddings; None: the embeddings are trained themselves.
+        """
         super().__init__(model, config, name)
-        role = model._peftly.bodies.text.role
+        role = model._peftly.hooks.text.role
         position: Position = config.position or ("after_cls" if role == "encoder" else "front")
-        self.is_like_peft = position == "front"
+        self.is_peft_compatible = position == "front"
         device = model.get_input_embeddings().weight.device
         encoder = None if encoder is None else encoder.to(device)
-        self.change = VirtualTokens(rows.to(device), encoder, position=position)
-        add_virtual_tokens(model, name, self.change)
+        self.virtual_tokens = VirtualTokens(embeddings.to(device), encoder, position=position)
+        add_virtual_tokens(model, name, self.virtual_tokens)
 
     @staticmethod
     def width(model: PreTrainedModel) -> int:
-        """Return the width of the embeddings' output."""
-        return embedded(model.get_input_embeddings(), torch.zeros(1, dtype=torch.long)).shape[1]
+        """Return the width of the output of the input embedding."""
+        return token_embeddings(model.get_input_embeddings(), torch.zeros(1, dtype=torch.long)).shape[1]
 
     @classmethod
-    def blank(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
-        """See `Adapter.blank`."""
+    def attach_for_loading(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
+        """See `Adapter.attach_for_loading`."""
         return cls(model, config, name, torch.zeros(config.num_virtual_tokens, cls.width(model)))
 
     @classmethod
-    def misfit(cls, model: nn.Module) -> str | None:
-        """See `Adapter.misfit`."""
-        reads_words = isinstance(model, PreTrainedModel) and isinstance(model.get_input_embeddings(), nn.Embedding)
-        if reads_words:
+    def unsupported_reason(cls, model: nn.Module) -> str | None:
+        """See `Adapter.unsupported_reason`."""
+        has_embedding = isinstance(model, PreTrainedModel) and isinstance(model.get_input_embeddings(), nn.Embedding)
+        if has_embedding:
             return None
         return (
-            f"virtual tokens need a transformers model that reads words, and {type(model).__name__} is none; "
-            "lora works on any model with linear layers"
+            f"virtual tokens need a transformers model with an embedding of token ids, and {type(model).__name__} is "
+            "none; lora works on any model with linear layers"
         )
 
     @property
     def peft_type(self) -> str:
         """See `Adapter.peft_type`."""
-        return self.peft_types[0 if self.is_like_peft else 1]
+        return self.peft_types[0 if self.is_peft_compatible else 1]
 
     def remove(self) -> None:
         """See `Adapter.remove`."""
@@ -69,44 +83,53 @@ class PromptAdapter(Adapter):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
-        encoder = self.change.encoder
+        encoder = self.virtual_tokens.encoder
         if encoder is None:
-            return {"prompt_embeddings": self.change.rows}
-        return {"embedding.weight": self.change.rows, **dict(encoder.named_parameters())}
+            return {"prompt_embeddings": self.virtual_tokens.embeddings}
+        return {"embedding.weight": self.virtual_tokens.embeddings, **dict(encoder.named_parameters())}
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.own_tensors`."""
-        rows = self.change.values()
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See `Adapter.file_tensors`."""
+        embeddings = self.virtual_tokens.values()
         if self.model.config.is_encoder_decoder:
-            rows = torch.cat([rows, torch.zeros_like(rows)])  # PEFT has rows for the decoder too, and never uses them
-        return {"prompt_embeddings": rows}
+            # PEFT stores embeddings for the decoder too, and never uses them.
+            embeddings = torch.cat([embeddings, torch.zeros_like(embeddings)])
+        return {"prompt_embeddings": embeddings}
 
-    def load_own_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
-        """See `Adapter.load_own_tensors`."""
-        self.change.rows.copy_(tensors["prompt_embeddings"][: len(self.change.rows)])
+    def load_file_tensors(self, tensors: Mapping[str, Tensor], peft: Mapping[str, Any]) -> None:
+        """See `Adapter.load_file_tensors`."""
+        embeddings = self.virtual_tokens.embeddings
+        embeddings.copy_(tensors["prompt_embeddings"][: len(embeddings)])
 
     def training_tensors(self) -> dict[str, Tensor]:
-        """See `Adapter.training_tensors`: a network that makes the rows."""
-        return {} if self.change.encoder is None else dict(self.parameters())
+        """Return the parameters of the encoder and its inputs. See `Adapter.training_tensors`."""
+        return {} if self.virtual_tokens.encoder is None else dict(self.parameters())
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Adapter.resume`."""
-        encoder = self.encoder(self.config, self.change.rows.shape[1], Setup())
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Adapter.load_training_tensors`."""
+        encoder_inputs = self.virtual_tokens.embeddings
+        encoder = self.encoder(self.config, encoder_inputs.shape[1], Setup())
         if encoder is None:
             raise KeyError(*tensors)
-        rows = tensors["embedding.weight"]
+        saved_inputs = tensors["embedding.weight"]
         encoder.load_state_dict({name: value for name, value in tensors.items() if name != "embedding.weight"})
-        self.change.rows.data.copy_(rows)
-        self.change.encoder = encoder.to(self.change.rows.device)
+        encoder_inputs.data.copy_(saved_inputs)
+        self.virtual_tokens.encoder = encoder.to(encoder_inputs.device)
 
     @classmethod
     def encoder(cls, config: Any, width: int, setup: Setup) -> nn.Module | None:
-        """Return a fresh network that makes the rows, or None if they are trained themselves."""
+        """Return a new network that computes the embeddings, or None if the embeddings are trained themselves.
+
+        Args:
+            config: settings of the method.
+            width: width of the embeddings.
+            setup: setup of the adapter, for its random generator.
+        """
         return None
 
     def peft_config(self) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
-        if not self.is_like_peft:
+        if not self.is_peft_compatible:
             return {"settings": self.config.model_dump(mode="json")}
         text_config = self.model.config.get_text_config(decoder=True)
         return {
@@ -114,7 +137,7 @@ class PromptAdapter(Adapter):
             "num_layers": text_config.num_hidden_layers,
             "num_transformer_submodules": 2 if self.model.config.is_encoder_decoder else 1,
             "num_virtual_tokens": self.config.num_virtual_tokens,
-            "token_dim": self.change.values().shape[1],
+            "token_dim": self.virtual_tokens.values().shape[1],
         }
 
     @classmethod
@@ -125,8 +148,16 @@ class PromptAdapter(Adapter):
         return cls.settings.model_validate({"num_virtual_tokens": peft["num_virtual_tokens"], "position": "front"})
 
 
-def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:
-    """Return what an embedding gives for `ids`, in fp32. Its output, since some models scale it (Gemma)."""
+def token_embeddings(embedding: nn.Module, ids: Tensor) -> Tensor:
+    """Return the output of an embedding in fp32. Some models scale this output (Gemma), so the weight is not used.
+
+    Args:
+        embedding: input embedding of a model.
+        ids: token ids, (count,).
+
+    Returns:
+        (count, width).
+    """
     with torch.no_grad():
-        rows: Tensor = embedding(ids.to(next(embedding.parameters()).device))
-    return rows.float()
+        embeddings: Tensor = embedding(ids.to(next(embedding.parameters()).device))
+    return embeddings.float()

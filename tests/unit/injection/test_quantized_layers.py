@@ -1,4 +1,4 @@
-"""Layers in 4 and 8 bits: what their weights are, what they compute, and that they stay as they are."""
+"""Layers in 4 and 8 bits: their weights, their outputs, and that calls do not change them."""
 
 import copy
 import itertools
@@ -24,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from peftly import DoRA, Full, LoRA, attach, detach, load_base, merge, trainable_parameters
 from peftly.errors import BaseModelError, MethodError
 from peftly.injection.quantized_layers import dequantize, patch_quantized_layers
-from peftly.kernels.packed_attention import packed
-from peftly.kernels.quantized import is_quantized, unpacked
+from peftly.kernels.packed_attention import use_packed_attention
+from peftly.kernels.quantized import dequantized_weight, is_quantized
 from peftly.models.quantization import Quantization, as_quantization
 
 # Appendix E of QLoRA (arXiv:2305.14314).
@@ -50,7 +50,9 @@ def test_the_codes_are_those_of_the_paper():
     layer.weight.data.copy_(torch.tensor(NF4).repeat(32 * 4).view(32, 64) * torch.arange(1, 33)[:, None])
     layer.weight.compress_statistics = False
     layer.to("cpu")
-    assert_close(unpacked(layer), torch.tensor(NF4).repeat(32 * 4).view(32, 64) * torch.arange(1, 33)[:, None], 1e-6)
+    assert_close(
+        dequantized_weight(layer), torch.tensor(NF4).repeat(32 * 4).view(32, 64) * torch.arange(1, 33)[:, None], 1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -61,16 +63,16 @@ def test_weights_are_those_of_bitsandbytes(kind, dtype):
         scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
         theirs = bitsandbytes.functional.int8_vectorwise_dequant(layer.weight.data, scales).to(dtype)
         original = layer_of(tiny_model("llama", dtype)).weight
-        assert_close(unpacked(layer, dtype).float(), original.float(), 0.02)
-        assert_close(unpacked(layer, dtype).float(), theirs.float(), 1e-6)
+        assert_close(dequantized_weight(layer, dtype).float(), original.float(), 0.02)
+        assert_close(dequantized_weight(layer, dtype).float(), theirs.float(), 1e-6)
     else:
         state = layer.weight.quant_state
         assert (state.blocksize, state.nested) == (KINDS[kind].get("block_size", 64), KINDS[kind].get("double", True))
-        assert torch.equal(unpacked(layer, dtype), written_out(layer.weight.data, state, dtype))
+        assert torch.equal(dequantized_weight(layer, dtype), reference_weight(layer.weight.data, state, dtype))
 
 
-def written_out(codes, state, dtype):
-    """The weight by bitsandbytes' own implementation without a kernel: its CPU kernel is wrong for odd blocks."""
+def reference_weight(codes, state, dtype):
+    """Return the weight from bitsandbytes' implementation without a kernel; its CPU kernel fails for odd blocks."""
     scales = state.absmax
     if state.nested:
         scales = bitsandbytes.functional.dequantize_blockwise(scales, state.state2) + state.offset
@@ -80,10 +82,12 @@ def written_out(codes, state, dtype):
 
 @pytest.mark.parametrize("shape", [(32, 48), (3, 32), (64, 576), (5, 7), (96, 2)])
 @pytest.mark.parametrize("block_size", [64, 128])
-def test_rows_need_not_be_made_of_whole_blocks(shape, block_size):
+def test_a_row_of_a_weight_need_not_consist_of_whole_blocks(shape, block_size):
     layer = bitsandbytes.nn.LinearNF4(shape[1], shape[0], bias=False)
     layer.weight = bitsandbytes.nn.Params4bit(torch.randn(shape), quant_type="nf4", blocksize=block_size).to("cpu")
-    assert torch.equal(unpacked(layer), written_out(layer.weight.data, layer.weight.quant_state, torch.float32))
+    assert torch.equal(
+        dequantized_weight(layer), reference_weight(layer.weight.data, layer.weight.quant_state, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,25 +96,25 @@ def test_a_layer_computes_with_its_weight_and_so_does_its_gradient(kind):
     patch_quantized_layers(layer)
     x = torch.randn(3, 5, layer.in_features, requires_grad=True)
     y = layer(x)
-    expected = F.linear(x, unpacked(layer))
+    expected = F.linear(x, dequantized_weight(layer))
     assert_close(y, expected, 1e-6)
     direction = torch.randn_like(y)
     assert_close(*(torch.autograd.grad(out, x, direction)[0] for out in (y, expected)), 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_what_a_user_has_put_on_a_layer_is_kept_or_refused(kind):
+def test_hooks_of_a_user_stay_and_a_replaced_forward_is_refused(kind):
     model = quantized("llama", kind)
-    seen = []
-    handles = [layer_of(model).register_forward_hook(lambda *call: seen.append(call[0]))]
-    handles.append(layer_of(model).register_forward_pre_hook(lambda *call: seen.append(call[0])))
+    called = []
+    handles = [layer_of(model).register_forward_hook(lambda *call: called.append(call[0]))]
+    handles.append(layer_of(model).register_forward_pre_hook(lambda *call: called.append(call[0])))
     attach(model, LoRA(rank=2))
     dequantize(model)(IDS)
-    assert seen == [layer_of(model)] * 2
+    assert called == [layer_of(model)] * 2
     for handle in handles:
         handle.remove()
     model(IDS)
-    assert len(seen) == 2
+    assert len(called) == 2
 
     model = quantized("llama", kind)
     forward = layer_of(model).forward = lambda x: x
@@ -122,12 +126,12 @@ def test_what_a_user_has_put_on_a_layer_is_kept_or_refused(kind):
     attach(model, LoRA(rank=2))
 
 
-def test_rows_in_8_bits_do_not_depend_on_each_other():
+def test_batch_elements_in_8_bits_do_not_depend_on_each_other():
     layer = layer_of(quantized("llama", "int8"))
     x = torch.randn(4, layer.in_features)
-    x[3, :5] = 50.0  # an outlier, which bitsandbytes takes out of the columns of all rows
-    theirs = layer(x)[:3] - layer(x[:3])
-    assert theirs.norm() > 1e-4
+    x[3, :5] = 50.0  # an outlier, whose columns bitsandbytes treats differently in all batch elements
+    difference = layer(x)[:3] - layer(x[:3])
+    assert difference.norm() > 1e-4
     patch_quantized_layers(layer)
     assert_close(layer(x)[:3], layer(x[:3]), 1e-6)
 
@@ -160,22 +164,22 @@ def test_repacked_weights_are_refused():
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), None], ids=lambda method: method and method.name)
-def test_a_weight_is_unpacked_once_a_pass_for_all_rows(method, monkeypatch):
+def test_a_weight_is_dequantised_once_per_pass_for_all_examples(method, monkeypatch):
     model = quantized("llama")
     patch_quantized_layers(model)
     if method is not None:
         attach(model, method)
     calls, original = Counter(), torch.ops.bitsandbytes.dequantize_4bit.default
     ids = torch.arange(3, 27)[None]
-    with packed(model):
+    with use_packed_attention(model):
         inputs = {"attention_mask": torch.ones(6, 4, dtype=torch.long), "input_ids": ids.view(6, 4)}
         embeddings = model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
         with _counting(calls, original):
             loss = model(inputs_embeds=embeddings, **inputs, use_cache=False).logits.sum()
-            forward = calls["unpacked"]
+            forward = calls["dequantized"]
             loss.backward()
     layers = sum(map(is_quantized, model.modules()))
-    assert (forward, calls["unpacked"] - forward) == (layers, layers)
+    assert (forward, calls["dequantized"] - forward) == (layers, layers)
 
 
 def _counting(calls, operation):
@@ -183,7 +187,7 @@ def _counting(calls, operation):
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            calls["unpacked"] += func is operation
+            calls["dequantized"] += func is operation
             return func(*args, **(kwargs or {}))
 
     return Counting()
@@ -223,22 +227,22 @@ def test_a_base_that_was_saved_quantised_opens_as_it_was(tiny_llama_folder, tmp_
 
 def test_embeddings_and_heads_keep_their_dtype(tiny_llama_folder):
     model = load_base(str(tiny_llama_folder), quantization="nf4", dtype="bfloat16").model
-    kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
-    assert {"model.embed_tokens.weight", "lm_head.weight"} <= kept
-    packed_layers = [name for name, layer in model.named_modules() if is_quantized(layer)]
-    assert len(packed_layers) == 2 * 7
-    assert not kept & {f"{name}.weight" for name in packed_layers}
+    in_bf16 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= in_bf16
+    quantized_layers = [name for name, layer in model.named_modules() if is_quantized(layer)]
+    assert len(quantized_layers) == 2 * 7
+    assert not in_bf16 & {f"{name}.weight" for name in quantized_layers}
 
 
 def test_compute_dtype(tiny_llama_folder):
-    wanted = Quantization(kind="nf4", compute_dtype="float32")
-    wide = load_base(str(tiny_llama_folder), quantization=wanted, dtype="bfloat16").model
+    settings = Quantization(kind="nf4", compute_dtype="float32")
+    wide = load_base(str(tiny_llama_folder), quantization=settings, dtype="bfloat16").model
     narrow = load_base(str(tiny_llama_folder), quantization="nf4", dtype="bfloat16").model
     layer, x = layer_of(wide), torch.randn(3, 64, dtype=torch.bfloat16)
-    assert torch.equal(layer(x), F.linear(x.float(), unpacked(layer, torch.float32)).bfloat16())
+    assert torch.equal(layer(x), F.linear(x.float(), dequantized_weight(layer, torch.float32)).bfloat16())
     assert not torch.equal(layer(x), layer_of(narrow)(x))
     attach(wide, LoRA(rank=2))
-    assert torch.equal(layer(x), F.linear(x.float(), unpacked(layer, torch.float32)).bfloat16())
+    assert torch.equal(layer(x), F.linear(x.float(), dequantized_weight(layer, torch.float32)).bfloat16())
 
 
 def test_settings():
@@ -256,9 +260,9 @@ IMPORTS = (
 )
 
 
-def test_no_package_is_asked_to_fetch_binaries(tmp_path):
-    """bitsandbytes gets them from the Hub if `kernels` is installed."""
-    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    raise SystemExit('fetched')\n")
+def test_no_package_downloads_binaries(tmp_path):
+    """bitsandbytes downloads them from the Hub if `kernels` is installed."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    raise SystemExit('downloaded')\n")
     code = f"""
 import os, sys, torch, peftly.training.optimizer
 from peftly.training.config import TrainConfig
@@ -272,17 +276,17 @@ for call in {IMPORTS}:
     assert os.wait()[1] == 0, call
 """
     paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
-    assert found.stdout.split() == [str(tmp_path / "kernels.py")] * len(IMPORTS)
-    assert found.stderr == ""
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
+    assert completed.stdout.split() == [str(tmp_path / "kernels.py")] * len(IMPORTS)
+    assert completed.stderr == ""
 
 
-def test_copies_compute_on_their_own():
+def test_copies_of_a_model_are_independent():
     model = quantized("llama")
     attach(model, LoRA(rank=2))
     clone = copy.deepcopy(model)
     perturb(trainable_parameters(clone).values())
-    assert vars(layer_of(clone))["forward"].own.replaced.layer is layer_of(clone)
+    assert vars(layer_of(clone))["forward"].original.replaced.layer is layer_of(clone)
     assert not torch.equal(model(IDS).logits, clone(IDS).logits)
 
 
@@ -291,17 +295,17 @@ def test_copies_compute_on_their_own():
 def test_autocast(kind, method):
     model = attach(quantized("llama", kind), method)
     perturb(trainable_parameters(model).values())
-    found = []
+    results = []
     for is_on in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
             loss = model(IDS, labels=IDS).loss
-        found.append([loss.detach(), *torch.autograd.grad(loss, trainable_parameters(model).values())])
-    for plain, cast in zip(*found, strict=True):
+        results.append([loss.detach(), *torch.autograd.grad(loss, trainable_parameters(model).values())])
+    for plain, cast in zip(*results, strict=True):
         assert_close(cast, plain, 0.1)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_pickle_takes_it_along(kind):
+def test_pickle_keeps_the_replaced_forward(kind):
     model = quantized("llama", kind)
     patch_quantized_layers(model)
     again = pickle.loads(pickle.dumps(model))
@@ -310,7 +314,7 @@ def test_pickle_takes_it_along(kind):
     assert_close(dequantize(again)(IDS).logits, model(IDS).logits, 1e-6)
 
 
-def test_weights_that_are_stored_as_floats_are_still_quantised():
+def test_quantised_weights_may_be_stored_as_floats():
     model = quantized("llama")
     for layer in model.modules():
         if is_quantized(layer):

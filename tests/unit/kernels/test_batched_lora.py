@@ -1,4 +1,4 @@
-"""What layers keep while no weight changes: LoRA of all rows in one product, and DoRA with its lengths."""
+"""Cached functions of layers: LoRA of all batch elements in one product, and DoRA with its scale."""
 
 from contextlib import nullcontext
 from importlib import import_module
@@ -6,10 +6,10 @@ from importlib import import_module
 import pytest
 import torch
 from references import assert_close
-from tiny import perturb, random_rows, tiny_model
+from tiny import perturb, random_token_ids, tiny_model
 
-from peftly import DoRA, LoRA, attach, detach, trainable_parameters, use_adapters
-from peftly.injection.layers import MOST_WORDS, fixed_weights
+from peftly import DoRA, LoRA, attach, cache_adapter_tensors, detach, trainable_parameters, use_adapters
+from peftly.injection.layers import SHORT_CALL_TOKENS
 from peftly.injection.modes import evaluation_mode
 from peftly.kernels import batched_lora as _stacked
 
@@ -27,11 +27,11 @@ SOME = {
     "gpt2": ("c_attn",),
     "t5": ("q", "wo"),
 }
-ROWS = ["plain", None, ("plain", "some"), "pattern", ("some", "pissa"), "dropped", "plain", "some"]
+ADAPTERS = ["plain", None, ("plain", "some"), "pattern", ("some", "pissa"), "dropped", "plain", "some"]
 
 
 def with_loras(architecture, dtype=torch.float64):
-    """A model with adapters of other ranks and strengths, one of which changes some layers only."""
+    """Return a model with adapters of several ranks and scalings, one of which changes some layers only."""
     model = tiny_model(architecture, dtype, task="seq2seq_lm" if architecture == "t5" else "causal_lm")
     for seed, (name, config) in enumerate(CONFIGS.items()):
         attach(model, config, name=name, seed=seed)
@@ -42,19 +42,21 @@ def with_loras(architecture, dtype=torch.float64):
     return model
 
 
-def logits_of(model, rows, ids, block=fixed_weights):
+def logits_of(model, adapters, ids, block=cache_adapter_tensors):
     inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad(), use_adapters(model, rows=rows), block():
+    with torch.no_grad(), use_adapters(model, adapters=adapters), block():
         return model(ids, **inputs).logits
 
 
-def alone(model, rows, ids):
-    """Return what each row gets by itself, with nothing kept."""
-    return torch.cat([logits_of(model, [row], one[None], nullcontext) for row, one in zip(rows, ids, strict=True)])
+def alone(model, adapters, ids):
+    """Return the logits of each batch element alone, without cached tensors."""
+    return torch.cat(
+        [logits_of(model, [choice], text[None], nullcontext) for choice, text in zip(adapters, ids, strict=True)]
+    )
 
 
 def texts(count=8, length=5):
-    return torch.tensor(random_rows([length] * count))
+    return torch.tensor(random_token_ids([length] * count))
 
 
 @pytest.fixture
@@ -76,29 +78,29 @@ def stacks(monkeypatch):
     ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
 )
 @pytest.mark.parametrize("architecture", SOME)
-def test_each_row_gets_what_it_gets_alone(architecture, dtype, bound, stacks):
+def test_each_batch_element_has_the_logits_that_it_has_alone(architecture, dtype, bound, stacks):
     model, ids = with_loras(architecture, dtype), texts()
-    found = logits_of(model, ROWS, ids)
-    assert stacks, "rows went in groups"
-    assert_close(found, alone(model, ROWS, ids), bound)
-    # Beams repeat each row in place.
-    assert_close(logits_of(model, ROWS, ids.repeat_interleave(2, 0)), found.repeat_interleave(2, 0), bound)
+    found = logits_of(model, ADAPTERS, ids)
+    assert stacks, "the batch elements were computed in groups"
+    assert_close(found, alone(model, ADAPTERS, ids), bound)
+    # `generate` repeats each batch element for beams.
+    assert_close(logits_of(model, ADAPTERS, ids.repeat_interleave(2, 0)), found.repeat_interleave(2, 0), bound)
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_other_modes_of_torch(context, stacks):
     model, ids = with_loras("llama", torch.float32), texts()
     with context():
-        found = logits_of(model, ROWS, ids)
-        expected = alone(model, ROWS, ids)
+        found = logits_of(model, ADAPTERS, ids)
+        expected = alone(model, ADAPTERS, ids)
     assert stacks
     assert_close(found, expected, 3e-2)
 
 
-def test_outside_a_block_nothing_is_kept(stacks):
+def test_outside_a_block_nothing_is_cached(stacks):
     model, ids = with_loras("llama"), texts(2)
     parameter = model.model.layers[0].self_attn.q_proj.peftly["plain"].lora_b
-    with torch.inference_mode(), use_adapters(model, rows=["plain", "some"]):
+    with torch.inference_mode(), use_adapters(model, adapters=["plain", "some"]):
         before = model(ids).logits
         parameter.mul_(-3)
         found = model(ids).logits
@@ -114,27 +116,27 @@ def test_a_layer_is_run_once_and_its_factors_are_stacked_once(stacks):
     layer.forward = lambda x: calls.append(x.shape[0]) or original(x)
     for name in ("a", "b"):
         attach(model, LoRA(rank=2, target_modules=("up_proj", "down_proj")), name=name)
-    with use_adapters(model, rows=["a", "b"]), evaluation_mode(model):
+    with use_adapters(model, adapters=["a", "b"]), evaluation_mode(model):
         for _ in range(3):
-            with fixed_weights():  # the outer block goes on
+            with cache_adapter_tensors():  # shares the tensors of the outer block
                 model(ids)
     assert calls == [2, 2, 2]
     assert len(stacks) == 2 * len(model.model.layers)
 
 
-def test_batches_with_other_rows_share_what_is_kept(stacks):
+def test_batches_with_the_same_adapters_in_other_orders_share_factors(stacks):
     model, ids = with_loras("llama"), texts(3)
     batches = [["plain", "some", None], ["some", "some", "plain"], [None, "plain", "some"]]
-    expected = [alone(model, rows, ids) for rows in batches]
+    expected = [alone(model, adapters, ids) for adapters in batches]
     with evaluation_mode(model):
-        for rows, wanted in zip(batches, expected, strict=True):
-            with use_adapters(model, rows=rows):
+        for adapters, wanted in zip(batches, expected, strict=True):
+            with use_adapters(model, adapters=adapters):
                 assert_close(model(ids).logits, wanted, 1e-6)
     layers = sum(hasattr(module, "peftly") for module in model.modules())
     assert len(stacks) == layers
 
 
-def test_a_text_is_written_with_factors_that_are_stacked_once(stacks):
+def test_generate_stacks_the_factors_once(stacks):
     model, ids = tiny_model("llama"), texts(3)
     attach(model, LoRA(rank=2))
     perturb(trainable_parameters(model).values())
@@ -147,7 +149,7 @@ def test_a_text_is_written_with_factors_that_are_stacked_once(stacks):
     assert not torch.equal(found, other)
 
 
-def test_lengths_of_dora_are_computed_once(monkeypatch):
+def test_the_scale_of_dora_is_computed_once(monkeypatch):
     model, ids = tiny_model("llama", torch.float64), texts(2)
     attach(model, DoRA(rank=2))
     perturb(trainable_parameters(model).values())
@@ -168,7 +170,7 @@ def _another_tensor(model, parameter):
 
 
 def _twice(model, parameter):
-    for factor in (2, -2):  # the second may come to lie where the first one was, unless that is still held
+    for factor in (2, -2):  # the second may get the memory of the first one
         parameter.data = factor * parameter.data
 
 
@@ -192,34 +194,34 @@ def test_changed_weights_are_seen_by_the_next_block(change):
 
 @pytest.mark.parametrize("factor", ["lora_a", "lora_b"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
-def test_a_spoilt_adapter_spoils_its_own_rows_only(value, factor):
+def test_an_adapter_that_is_not_finite_affects_its_own_batch_elements_only(value, factor):
     model, ids = with_loras("llama", torch.float32), texts(3)
-    rows = ["plain", "some", None]
-    expected = alone(model, rows, ids)
+    adapters = ["plain", "some", None]
+    expected = alone(model, adapters, ids)
     with torch.no_grad():
         getattr(model.model.layers[0].self_attn.q_proj.peftly["plain"], factor).fill_(value)
-    assert_close(logits_of(model, rows, ids)[1:], expected[1:], 1e-5)
+    assert_close(logits_of(model, adapters, ids)[1:], expected[1:], 1e-5)
 
 
-def test_what_does_not_stack_goes_in_groups(stacks):
+def test_adapters_that_do_not_stack_are_computed_in_groups(stacks):
     model, ids = tiny_model("llama"), texts(3)
     attach(model, LoRA(rank=2), name="lora")
     attach(model, DoRA(rank=2), name="dora")
     attach(model, LoRA(rank=2, dropout=0.5), name="dropped")
     perturb(trainable_parameters(model).values())
-    rows = ["lora", "dora", None]
-    assert_close(logits_of(model, rows, ids), alone(model, rows, ids), 1e-6)
+    adapters = ["lora", "dora", None]
+    assert_close(logits_of(model, adapters, ids), alone(model, adapters, ids), 1e-6)
     model.train()
     logits_of(model, ["lora", "dropped"], ids[:2])
     model.eval()
-    with use_adapters(model, rows=["lora", "dropped"]), fixed_weights():
+    with use_adapters(model, adapters=["lora", "dropped"]), cache_adapter_tensors():
         model(ids[:2]).logits.sum().backward()
     assert not stacks
 
 
 @pytest.mark.parametrize(("rank", "calls"), [(1, [2]), (64, [1, 1])], ids=["small", "large"])
 def test_long_calls_stack_factors_that_are_small_beside_the_layer(rank, calls):
-    model, long, seen = tiny_model("llama", torch.float64), texts(2, MOST_WORDS // 2 + 1), []
+    model, long, seen = tiny_model("llama", torch.float64), texts(2, SHORT_CALL_TOKENS // 2 + 1), []
     layer = model.model.layers[0].mlp.up_proj
     original = layer.forward
     layer.forward = lambda x: seen.append(x.shape[0]) or original(x)

@@ -1,4 +1,4 @@
-"""Packed rows attend as their examples would alone, whatever stands in front and however a layer scores."""
+"""Attention over packed sequences equals attention over each example alone."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,12 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as tf
-from tiny import padded, random_rows, tiny_config, tiny_model
+from tiny import padded, random_token_ids, tiny_config, tiny_model
 
 from peftly import LoRA, attach
 from peftly.errors import MethodError
 from peftly.kernels import packed_attention as attention
-from peftly.kernels.packed_attention import IMPLEMENTATION, Packing, no_mask, packed, packed_attention, packs
+from peftly.kernels.packed_attention import (
+    IMPLEMENTATION,
+    Packing,
+    no_mask,
+    packed_attention,
+    supports_packing,
+    use_packed_attention,
+)
 from peftly.kernels.short_attention import is_short
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -20,7 +27,7 @@ LENGTHS, SHARED, GIVEN = [5, 1, 7], 3, 2
 
 @pytest.fixture
 def states():
-    """Queries, keys and values of a packed row, and keys and values that stand in front of it."""
+    """Queries, keys and values of a packed sequence, and keys and values in front of it."""
     generator = torch.Generator().manual_seed(0)
     columns = SHARED + sum(LENGTHS)
 
@@ -32,7 +39,7 @@ def states():
 
 
 def by_hand(row, given, shared, *, causal, scaling, window=None, softcap=None, sinks=None):
-    """Every query of every example in turn, with what it sees written out."""
+    """Attention computed query by query, with the keys of each query written out."""
     query, key, value = (states[0].repeat_interleave(HEADS // len(states[0]), 0) for states in row)
     front_keys, front_values = (states.repeat_interleave(HEADS // KEY_HEADS, 0) for states in given)
     outputs = []
@@ -76,7 +83,7 @@ LAYERS = {
 @pytest.mark.parametrize("count", [0, GIVEN])
 @pytest.mark.parametrize("scaling", [None, 0.7])
 @pytest.mark.parametrize("short", [False, True])
-def test_every_query_sees_its_own_example_and_what_is_in_front(
+def test_every_query_attends_to_its_own_example_and_to_the_keys_in_front(
     states, layer, shared, count, scaling, short, monkeypatch
 ):
     monkeypatch.setattr(attention, "is_short", lambda query, key: short)
@@ -128,7 +135,7 @@ def test_short_examples_in_bf16_are_no_less_exact_than_with_the_fused_kernel(sta
 
 
 def _history(output):
-    """The names of what computed a tensor."""
+    """Names of the operations that computed a tensor."""
     left = [output.grad_fn]
     while left:
         node = left.pop()
@@ -147,7 +154,7 @@ def test_long_examples_and_calls_without_a_gradient_have_the_fused_kernel():
         assert not is_short(short, short)
 
 
-def test_a_caller_may_say_otherwise_than_the_layer(states):
+def test_an_argument_overrides_the_attribute_of_the_layer(states):
     row, given = states
     module = SimpleNamespace(is_causal=True)
     actual, _ = packed_attention(module, *row, None, is_causal=False, packing=Packing(LENGTHS, shared=SHARED))
@@ -165,17 +172,17 @@ def test_dropout_leaves_some_of_the_weights(states):
     assert not torch.equal(dropped, whole)
 
 
-def test_positions_restart_behind_what_is_shared():
+def test_positions_restart_after_the_common_prefix():
     packing = Packing([2, 3], shared=2)
     assert packing.positions(torch.device("cpu")).tolist() == [[0, 1, 2, 3, 2, 3, 4]]
     given = packing.with_states(torch.zeros(1, 2, 1, 4, 1))
     assert given.positions(torch.device("cpu")).tolist() == [[4, 5, 6, 7, 6, 7, 8]]
-    assert (given.in_front, given.longest) == (6, 9)
+    assert (given.num_in_front, given.longest) == (6, 9)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("short", [False, True])
-def test_what_is_no_number_stays_in_its_example(states, is_causal, short, monkeypatch):
+def test_a_nan_stays_in_its_example(states, is_causal, short, monkeypatch):
     monkeypatch.setattr(attention, "is_short", lambda query, key: short)
     row, _ = states
     module, packing = SimpleNamespace(is_causal=is_causal), Packing(LENGTHS, shared=SHARED)
@@ -189,12 +196,12 @@ def test_what_is_no_number_stays_in_its_example(states, is_causal, short, monkey
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packing": Packing([5, 1, 6], shared=SHARED)}, "one row of 15 columns"),
+        ({"packing": Packing([5, 1, 6], shared=SHARED)}, "one sequence of 15 columns"),
         ({"attention_mask": torch.ones(1, 1, 16, 16, dtype=torch.bool)}, "this model made one"),
-        ({"position_bias": torch.ones(1)}, "does not know position_bias"),
+        ({"position_bias": torch.ones(1)}, "does not support position_bias"),
     ],
 )
-def test_what_is_not_known_is_refused(states, change, message):
+def test_unsupported_arguments_are_refused(states, change, message):
     row, _ = states
     call = {"attention_mask": None, "packing": Packing(LENGTHS, shared=SHARED)} | change
     with pytest.raises(MethodError, match=message):
@@ -209,22 +216,22 @@ class Layer:
 
 
 @pytest.mark.parametrize("config", [{"layer_types": ["full_attention", "sliding_attention"]}, {"sliding_window": 4096}])
-def test_a_window_that_only_a_mask_would_tell_is_refused(states, config):
+def test_a_window_that_is_only_in_the_mask_is_refused(states, config):
     row, _ = states
     packing = Packing(LENGTHS, shared=SHARED)
-    with pytest.raises(MethodError, match="how wide its window is"):
+    with pytest.raises(MethodError, match="does not pass the width of its window"):
         packed_attention(Layer(SimpleNamespace(**config)), *row, None, packing=packing)
     packed_attention(Layer(SimpleNamespace(**config)), *row, None, packing=packing, sliding_window=4)
 
 
-def test_which_models_pack():
-    assert packs(tiny_model("llama"))
-    assert packs(tiny_model("gemma3"))
-    assert not packs(tiny_model("bloom"))
-    assert not packs(tiny_model("t5", task="seq2seq_lm"))
+def test_which_models_support_packing():
+    assert supports_packing(tiny_model("llama"))
+    assert supports_packing(tiny_model("gemma3"))
+    assert not supports_packing(tiny_model("bloom"))
+    assert not supports_packing(tiny_model("t5", task="seq2seq_lm"))
     eager = tiny_model("llama")
     eager.set_attn_implementation("eager")
-    assert not packs(eager)
+    assert not supports_packing(eager)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +246,7 @@ def test_a_model_that_mixes_columns_elsewhere_does_not(kind, more):
     settings = tiny_config("llama").to_dict()
     settings = {name: settings[name] for name in _SIZES}
     model = tf.AutoModelForCausalLM.from_config(kind(**settings | more), attn_implementation="sdpa")
-    assert not packs(model)
+    assert not supports_packing(model)
 
 
 _SIZES = (
@@ -253,29 +260,29 @@ _SIZES = (
 )
 
 
-def test_a_window_both_ways():
-    """ModernBERT's: its masks and its layers say the width in two ways."""
+def test_a_window_on_both_sides():
+    """ModernBERT has it; its masks and its layers define the width differently."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
     config = tf.ModernBertConfig(vocab_size=97, local_attention=8, pad_token_id=0, **sizes, **tokens)
     model = tf.AutoModelForTokenClassification.from_config(config, attn_implementation="sdpa").double().eval()
     attach(model, LoRA(rank=2))
-    texts = random_rows([5, 19, 9])
+    texts = random_token_ids([5, 19, 9])
     ids, mask = padded(texts, "right")
-    assert packs(model)
-    with packed(model):
+    assert supports_packing(model)
+    with use_packed_attention(model):
         logits = model(input_ids=ids, attention_mask=mask).logits
     for row, text in zip(logits, texts, strict=True):
-        # Cosines of positions are in fp32, and their last bit depends on where in a vector a position stands.
+        # Cosines of positions are in fp32, and their last bit depends on the index of a position in a vector.
         torch.testing.assert_close(row[: len(text)], model(torch.tensor([text])).logits[0], rtol=1e-6, atol=1e-6)
 
 
-def test_other_calls_of_a_model_are_as_they_were():
+def test_unpacked_calls_of_a_model_are_unchanged():
     model = tiny_model("llama")
     ids = torch.tensor([[5, 6, 7, 0], [8, 9, 3, 4]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     before = model(ids, attention_mask=mask).logits
-    with packed(model):
+    with use_packed_attention(model):
         assert model.config._attn_implementation == IMPLEMENTATION
         assert torch.equal(model(ids, attention_mask=mask).logits, before)
     assert model.config._attn_implementation == "sdpa"
@@ -286,7 +293,7 @@ def test_a_packed_call_of_a_bare_model():
     texts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 3, 3, 4]]
     packing = Packing([2, 1, 3], shared=2)
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 3, 4]])
-    with packed(model):
+    with use_packed_attention(model):
         logits = model(
             ids,
             attention_mask=no_mask(ids.device),

@@ -1,22 +1,22 @@
-"""Bottleneck adapters in their three places, against hooks on the plain base."""
+"""Bottleneck adapters in their three placements, compared with hooks on the plain base."""
 
 import copy
 
 import pytest
 import torch
 from references import adapted, assert_close
-from tiny import ARCHITECTURES, perturb, random_rows, tiny_model
+from tiny import ARCHITECTURES, perturb, random_token_ids, tiny_model
 
 from peftly import AdapterConfig, attach, attached, detach, trainable_parameters
 from peftly.errors import MethodError
 from peftly.injection.module_copies import copied_parameters
 
-IDS = torch.tensor(random_rows([9]))
+IDS = torch.tensor(random_token_ids([9]))
 
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_place_equals_the_plain_reference(architecture, placement):
+def test_each_placement_equals_the_plain_reference(architecture, placement):
     if (architecture, placement) == ("opt", "parallel"):
         with pytest.raises(MethodError, match="use placement: pfeiffer"):
             attach(tiny_model("opt"), AdapterConfig(placement="parallel"))
@@ -34,8 +34,8 @@ def test_houlsby_counts_its_parameters_as_the_paper_does():
     """2md + d + m for each of two adapters a block, and the normalisations (section 2.1)."""
     model = attach(tiny_model("gpt2"), AdapterConfig(bottleneck_dim=5))
     d, m, blocks = 32, 5, 2
-    own = attached(model)["default"].parameters()
-    assert sum(value.numel() for value in own.values()) == 2 * blocks * (2 * m * d + d + m)
+    parameters = attached(model)["default"].parameters()
+    assert sum(value.numel() for value in parameters.values()) == 2 * blocks * (2 * m * d + d + m)
     copies = [name for name, value in model.named_parameters() if value.requires_grad and ".copy." in name]
     assert len(copies) == 2 * (2 * blocks + 1), "weight and bias of two a block, and the last"
 
@@ -55,7 +55,10 @@ def test_near_identity_starts_within_two_deviations():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"bottleneck_dim": 4, "reduction_factor": 2}, "both say"), ({"reduction_factor": 0}, "greater than 0")],
+    [
+        ({"bottleneck_dim": 4, "reduction_factor": 2}, "set the same dimension"),
+        ({"reduction_factor": 0}, "greater than 0"),
+    ],
 )
 def test_impossible_sizes_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -63,8 +66,8 @@ def test_impossible_sizes_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "t5"])
-def test_beside_the_feed_forward_layer_of_other_families(architecture):
-    """MAM's placement: `FFN(x) + s A(x)`, in BERT before the normalisation that follows (He et al. 2022, table 1)."""
+def test_parallel_to_the_feed_forward_layer_of_other_families(architecture):
+    """The placement of MAM: `FFN(x) + s A(x)`, in BERT before the following normalisation (He et al. 2022, table 1)."""
     task = "seq2seq_lm" if architecture == "t5" else "token_classification"
     model = tiny_model(architecture, task=task)
     attach(model, AdapterConfig(placement="parallel", bottleneck_dim=3, scaling=2.0, activation="tanh"))

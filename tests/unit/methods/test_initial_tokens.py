@@ -1,4 +1,4 @@
-"""Where the rows of a prompt start."""
+"""Initial embeddings of virtual tokens."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from peftly.errors import MethodError
 ANSWERS = ("Label: complaint", "Label: no complaint")
 
 
-class Words:
-    """A tokenizer of bytes."""
+class ByteTokenizer:
+    """A tokenizer whose tokens are bytes."""
 
     all_special_ids = ()
 
@@ -26,13 +26,13 @@ class Words:
         return "".join(chr(97 + id_ % 26) * 2 for id_ in ids)
 
 
-def rows(config, **more):
+def attached_embeddings(config, **more):
     model = attach(tiny_model("llama"), config, **more)
-    return model, attached(model)["default"].change.values().detach()
+    return model, attached(model)["default"].virtual_tokens.values().detach()
 
 
-def words_of(model, text, count):
-    ids = torch.tensor((Words()(text)["input_ids"] * count)[:count])
+def embeddings_of(model, text, count):
+    ids = torch.tensor((ByteTokenizer()(text)["input_ids"] * count)[:count])
     return model.get_input_embeddings().weight[ids].detach()
 
 
@@ -41,33 +41,37 @@ def words_of(model, text, count):
 def test_a_labelled_task_starts_from_its_answers(init, count):
     config = PromptTuning(num_virtual_tokens=count, init=init)
     orders = [" Label: complaint\nLabel: no complaint", " Label: no complaint\nLabel: complaint"]
-    seen = set()
+    initial_orders = set()
     for seed in range(8):
-        model, found = rows(config, tokenizer=Words(), labels=ANSWERS, seed=seed)
-        seen.update(order for order in orders if torch.equal(found, words_of(model, order, count).float()))
-    assert seen == set(orders)
+        model, embeddings = attached_embeddings(config, tokenizer=ByteTokenizer(), answers=ANSWERS, seed=seed)
+        initial_orders.update(
+            order for order in orders if torch.equal(embeddings, embeddings_of(model, order, count).float())
+        )
+    assert initial_orders == set(orders)
 
 
-def test_a_text_goes_before_the_answers_and_the_vocabulary_is_last():
-    model, found = rows(PromptTuning(init_text="so it is"), tokenizer=Words(), labels=ANSWERS)
-    assert torch.equal(found, words_of(model, " so it is", 20).float())
-    _, unasked = rows(PromptTuning(), tokenizer=Words())
-    _, asked = rows(PromptTuning(init="vocabulary"), tokenizer=Words(), labels=ANSWERS)
-    assert torch.equal(unasked, asked)
+def test_init_text_precedes_the_answers_and_the_vocabulary_is_last():
+    model, embeddings = attached_embeddings(
+        PromptTuning(init_text="so it is"), tokenizer=ByteTokenizer(), answers=ANSWERS
+    )
+    assert torch.equal(embeddings, embeddings_of(model, " so it is", 20).float())
+    _, by_default = attached_embeddings(PromptTuning(), tokenizer=ByteTokenizer())
+    _, by_setting = attached_embeddings(PromptTuning(init="vocabulary"), tokenizer=ByteTokenizer(), answers=ANSWERS)
+    assert torch.equal(by_default, by_setting)
 
 
-def test_a_classifier_does_not_start_from_answers_that_it_never_writes():
-    found = []
+def test_a_classifier_does_not_start_from_answers_that_it_never_generates():
+    embeddings = []
     for init in (None, "vocabulary"):
         model = tiny_model("bert", task="sequence_classification")
-        attach(model, PromptTuning(init=init), tokenizer=Words(), labels=ANSWERS)
-        found.append(attached(model)["default"].change.values().detach())
-    assert torch.equal(*found)
+        attach(model, PromptTuning(init=init), tokenizer=ByteTokenizer(), answers=ANSWERS)
+        embeddings.append(attached(model)["default"].virtual_tokens.values().detach())
+    assert torch.equal(*embeddings)
 
 
 def test_without_labels_there_are_no_answers():
     with pytest.raises(MethodError, match="init: labels needs a labelled task"):
-        rows(PromptTuning(init="labels"), tokenizer=Words())
+        attached_embeddings(PromptTuning(init="labels"), tokenizer=ByteTokenizer())
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,6 @@ def test_without_labels_there_are_no_answers():
         ("{text}", ("good", "bad")),
     ],
 )
-def test_answers_are_what_rows_end_in(template, answers):
+def test_answers_are_the_ends_of_examples(template, answers):
     assert RowFormat("label", template, "label", ("good", "bad")).answers == answers
     assert RowFormat("completion", template, "label").answers == ()

@@ -1,10 +1,10 @@
-"""The mathematics of LoRA, piece by piece."""
+"""Fused layer, scaling, dropout and targets of LoRA."""
 
 import math
 
 import pytest
 import torch
-from lora_numbers import numbers
+from random_tensors import random_double
 from tiny import tiny_model
 from torch.nn import functional as F
 
@@ -17,8 +17,8 @@ from peftly.methods.low_rank import lora_delta, lora_scaling
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6)])
 def test_the_fused_layer_equals_the_formula(bias, shape):
-    x, a, b = numbers(*shape), numbers(4, 6, seed=1), numbers(7, 4, seed=2)
-    weight, offset = numbers(7, 6, seed=3).detach(), numbers(7, seed=4).detach() if bias else None
+    x, a, b = random_double(*shape), random_double(4, 6, seed=1), random_double(7, 4, seed=2)
+    weight, offset = random_double(7, 6, seed=3).detach(), random_double(7, seed=4).detach() if bias else None
     fused = low_rank_linear(x, weight, offset, a, b, 0.7)
     plain = F.linear(x, weight, offset) + 0.7 * F.linear(F.linear(x, a), b)
     torch.testing.assert_close(fused, plain)
@@ -30,23 +30,23 @@ def test_the_fused_layer_equals_the_formula(bias, shape):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_it_passes_gradcheck():
-    weight = numbers(3, 4, seed=3).detach()
+def test_the_fused_layer_passes_gradcheck():
+    weight = random_double(3, 4, seed=3).detach()
     assert torch.autograd.gradcheck(
         lambda x, a, b: low_rank_linear(x, weight, None, a, b, 1.3),
-        (numbers(2, 4), numbers(2, 4, seed=1), numbers(3, 2)),
+        (random_double(2, 4), random_double(2, 4, seed=1), random_double(3, 2)),
     )
 
 
-def test_little_is_kept_for_the_backward_pass():
-    """x, x Aᵀ and the factors: no second copy of the activations, in whatever dtype."""
+def test_few_tensors_are_saved_for_the_backward_pass():
+    """Only x, x Aᵀ and the factors are saved: no second copy of the activations, in any dtype."""
     x = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(48, 32, dtype=torch.bfloat16)
     a, b = torch.randn(4, 32, requires_grad=True), torch.randn(48, 4, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         low_rank_linear(x, weight, None, a, b, 1.0)
-    others = [t for t in kept if t.data_ptr() not in (x.data_ptr(), weight.data_ptr())]
+    others = [t for t in saved if t.data_ptr() not in (x.data_ptr(), weight.data_ptr())]
     assert sum(t.numel() for t in others) <= 64 * 4 + 4 * 32 + 48 * 4
     assert all(t.dtype == torch.bfloat16 for t in others)
 
@@ -61,7 +61,7 @@ def test_dropout_is_on_the_update_only_and_off_in_eval():
     layer = model.model.layers[0].self_attn.q_proj
     with torch.no_grad():
         layer.peftly["default"].lora_b.fill_(0.1)
-        x = numbers(3, 32).detach()
+        x = random_double(3, 32).detach()
         assert torch.equal(layer(x), layer(x))
         layer.train()
         assert not torch.equal(layer(x), layer(x))
@@ -91,12 +91,12 @@ def test_autocast_and_mixed_dtypes_take_the_plain_path():
 )
 def test_targets(targets, count):
     model = tiny_model("llama")
-    found = find_targets(model, targets)
-    assert len(found) == count
-    assert find_targets(model, short_names(model, list(found))) == found
+    layers = find_targets(model, targets)
+    assert len(layers) == count
+    assert find_targets(model, short_names(model, list(layers))) == layers
 
 
-def test_seeds_decide_the_start_and_leave_the_global_one_alone():
+def test_the_seed_decides_the_initial_factors_and_the_global_generator_is_not_used():
     state = torch.get_rng_state()
     starts = [
         attach(tiny_model("llama"), LoRA(rank=4), seed=seed).model.layers[0].mlp.up_proj.peftly["default"].lora_a

@@ -1,17 +1,17 @@
-"""Which parts selective tuning, full fine-tuning and saved modules train."""
+"""Parameters that selective tuning, full fine-tuning and saved modules train."""
 
 import pytest
 import torch
-from tiny import perturb, random_rows, tiny_model
+from tiny import perturb, random_token_ids, tiny_model
 
 from peftly import Full, LoRA, PromptTuning, Selective, attach, detach, trainable_parameters
 from peftly.errors import MethodError
 
-IDS = torch.tensor(random_rows([6]))
+IDS = torch.tensor(random_token_ids([6]))
 
 
 def trained(model) -> set[str]:
-    """The base's parameters that have a trained copy."""
+    """Return the names of the parameters of the base that have a trained copy."""
     return {name.replace("peftly.default.copy.", "") for name in trainable_parameters(model)}
 
 
@@ -29,28 +29,28 @@ def test_the_last_layers(architecture):
 
 
 def test_head_norms_and_patterns():
-    def found(**settings):
+    def trained_with(**settings):
         return trained(attach(tiny_model("llama"), Selective(**{"last_layers": 0} | settings)))
 
-    assert found(head=True) == {"lm_head.weight"}
+    assert trained_with(head=True) == {"lm_head.weight"}
     norms = {name for name, _ in tiny_model("llama").named_parameters() if "norm" in name}
-    assert found(layer_norms=True) == norms
+    assert trained_with(layer_norms=True) == norms
     assert len(norms) == 5
-    assert found(modules=("q_proj",)) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
-    assert found(modules=r".*\.0\.mlp") == of_base(tiny_model("llama"), "model.layers.0.mlp.")
-    assert found(modules=("embed_tokens",), head=True) == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert trained_with(modules=("q_proj",)) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
+    assert trained_with(modules=r".*\.0\.mlp") == of_base(tiny_model("llama"), "model.layers.0.mlp.")
+    assert trained_with(modules=("embed_tokens",), head=True) == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
-def test_full_trains_everything_and_keeps_ties():
+def test_full_trains_all_parameters_and_keeps_ties():
     for architecture in ("llama", "gpt2", "gemma3"):
         model = attach(tiny_model(architecture), Full())
         assert trained(model) == {name for name, _ in tiny_model(architecture).named_parameters()}
         if tiny_model(architecture).config.tie_word_embeddings:
-            head, words = model.get_output_embeddings(), model.get_input_embeddings()
-            assert head.peftly.default.copy.weight is words.peftly.default.copy.weight
+            head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+            assert head.peftly.default.copy.weight is embedding.peftly.default.copy.weight
 
 
-def test_nothing_to_train_is_refused():
+def test_selecting_no_module_is_refused():
     with pytest.raises(ValueError, match="nothing is selected"):
         Selective(last_layers=0)
     model = tiny_model("llama")
@@ -64,7 +64,7 @@ def test_nothing_to_train_is_refused():
     assert not any("peftly" in name for name, _ in model.named_modules())
 
 
-def test_a_saved_module_beside_another_adapter_of_its_layer_adds_its_change():
+def test_a_saved_module_adds_its_difference_to_another_adapter_of_its_layer():
     model = attach(tiny_model("llama"), LoRA(rank=2, target_modules=("lm_head",)), name="lora")
     attach(model, PromptTuning(init="random", modules_to_save=("lm_head",)), name="prompt")
     perturb(trainable_parameters(model).values())
