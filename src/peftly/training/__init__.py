@@ -1,19 +1,21 @@
-"""The one training loop. May import: `evaluation` and what it may import; neither `merging` nor `exporting`.
+"""The training loop, for every method and task. May import: `evaluation` and what it may import.
 
 train          `train` and `train_together`
 config         settings
-checks         settings that the data or the model cannot serve
+checks         checks of the settings against the data and the model
 loop           steps, evaluations and checkpoints, in order
 job            one adapter under training
 run_state      progress of a job
-steps          the examples of each step
-micro_batches  how many tokens go through the model at once
+run_log        records of a job, and its callbacks
+steps          examples of each step, and their micro-batches
+micro_batches  number of tokens that go through the model at once
+losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
-frozen_layers  outputs of frozen lower layers, computed once
+frozen_layers  cache of the outputs of frozen lower layers
 optimizer      optimizers and learning rate schedules
-checkpoint     one file from which a stopped run continues
-callbacks      metrics.jsonl and the progress bar
+checkpoint     file from which a stopped run continues
+callbacks      records of a run, metrics.jsonl and the progress bar
 """
 
 from peftly.training.callbacks import Callback, ProgressBar, TrainResult
@@ -21,7 +23,7 @@ from peftly.training.checkpoint import CHECKPOINT
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
-from peftly.training.train import Job, lays_end_to_end, train, train_together
+from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
     "CHECKPOINT",
@@ -32,7 +34,7 @@ __all__ = [
     "TrainResult",
     "check_trainable",
     "frozen_layers",
-    "lays_end_to_end",
+    "packs_examples",
     "train",
     "train_together",
 ]

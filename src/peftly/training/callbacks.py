@@ -1,4 +1,4 @@
-"""What a run tells while it goes: small records, and callbacks that write them to a file or draw them."""
+"""Records of a training run, and callbacks that write them to a file or show them as progress."""
 
 import json
 import math
@@ -29,16 +29,16 @@ class StepRecord:
     """One update of the trained weights.
 
     Attributes:
-        step: its number, from 1.
-        steps: how many there will be, unless the run stops early.
-        epoch: passes over the training rows so far, with a fraction.
-        loss: mean over the targets of the step, before the update.
-        learning_rate: what the update used.
-        grad_norm: length of the whole gradient, before it was cut.
-        tokens: tokens that the model read, padding not counted.
-        trained_tokens: targets that the loss is about: tokens, tags or classes.
-        tokens_per_second: `tokens` over the duration of this step.
-        seconds: since the start of the run.
+        step: number of the step, from 1.
+        steps: number of steps of the run, unless it stops early.
+        epoch: passes over the training examples so far, with a fraction.
+        loss: mean loss over the targets of the step, before the update.
+        learning_rate: learning rate of the update.
+        grad_norm: norm of the whole gradient, before clipping.
+        tokens: number of tokens in the examples, without padding and virtual tokens.
+        trained_tokens: number of targets of the loss: tokens, tags or classes.
+        tokens_per_second: `tokens` divided by the duration of this step.
+        seconds: seconds since the start of the run.
     """
 
     step: int
@@ -55,19 +55,20 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation on the validation rows.
+    """One evaluation on the validation examples.
 
     Attributes:
-        step: after which step.
-        epoch: passes over the training rows so far, with a fraction.
-        loss: mean over the targets of the validation rows: trained tokens, tags or classes.
-        perplexity: exp(loss); None where the targets are no text.
-        token_accuracy: share of those tokens or tags that the model would have chosen itself; None for classes.
-        accuracy: share of rows whose label is the likeliest; None for rows without labels.
-        macro_f1: F1 averaged over labels; None for rows without labels.
-        best: whether it is the best evaluation so far.
-        seconds: since the start of the run.
-        entity_f1: F1 of entities; None for rows without tags of entities.
+        step: number of updates before the evaluation.
+        epoch: passes over the training examples so far, with a fraction.
+        loss: mean loss over the targets: trained tokens, tags or classes.
+        perplexity: exp(loss); None if the targets are tags or classes.
+        token_accuracy: fraction of the tokens or tags to which the model gives the highest probability; None for
+            classes.
+        accuracy: fraction of examples whose label has the highest probability; None for examples without labels.
+        macro_f1: F1 averaged over labels; None for examples without labels.
+        best: whether this is the best evaluation so far.
+        seconds: seconds since the start of the run.
+        entity_f1: F1 of entities; None for examples without tags of entities.
     """
 
     step: int
@@ -83,30 +84,30 @@ class EvaluationRecord:
 
 
 def to_dict(record: StepRecord | EvaluationRecord) -> dict[str, object]:
-    """Return a record as plain values, its `kind` among them."""
+    """Return a record as plain values, with its `kind`."""
     return {"kind": "step" if isinstance(record, StepRecord) else "evaluation", **asdict(record)}
 
 
 def from_dict(values: Mapping[str, Any]) -> StepRecord | EvaluationRecord:
-    """Return what `to_dict` was given."""
+    """Return the record that `to_dict` was called with."""
     inner = {key: value for key, value in values.items() if key != "kind"}
     return StepRecord(**inner) if values["kind"] == "step" else EvaluationRecord(**inner)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run went.
+    """Result of a run.
 
     Attributes:
-        steps: how many updates were made.
-        best_step: after which of them the weights were best; they are the ones in the model now. Without validation
-            rows it is the last.
-        best: the evaluation then; None without validation rows.
-        history: every record, in order.
-        seconds: the duration of the run, evaluations included.
+        steps: number of updates.
+        best_step: number of updates that the weights in the model have had: those of the best evaluation, or all
+            without validation examples.
+        best: best evaluation; None without validation examples.
+        history: all records, in order.
+        seconds: duration of the run, with evaluations.
         stopped_early: whether `early_stopping_patience` ran out.
-        learning_rate: the highest that was asked for.
-        trained_parameters: how many numbers were trained.
+        learning_rate: highest learning rate of the schedule.
+        trained_parameters: number of trained parameters.
     """
 
     steps: int
@@ -120,29 +121,34 @@ class TrainResult:
 
 
 class Callback:
-    """What `train` calls; inherit from it and define the events of interest."""
+    """Base class of callbacks of `train`; a subclass defines the events of interest."""
 
     def on_step(self, record: StepRecord) -> None:
-        """Follow an update of the trained weights."""
+        """Called after an update of the trained weights."""
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Follow an evaluation."""
+        """Called after an evaluation."""
 
     def on_save(self, path: Path) -> None:
-        """Follow the saving of an adapter into the folder `path`."""
+        """Called after an adapter was saved in the folder `path`."""
 
     def on_note(self, text: str) -> None:
-        """Hear of something that did not go as it was set."""
+        """Called with a note to the user: a setting that cannot be followed, or a checkpoint that was not written."""
 
     def on_resume(self, step: int, steps: int) -> None:
-        """Hear that a run goes on that was stopped after `step` of `steps`; what it told before is not told again."""
+        """Called when a run continues that was stopped after `step` of `steps`; earlier events are not repeated."""
 
 
 class MetricsWriter(Callback):
-    """Writes one JSON object a line, as soon as it is known: `kind` is `step`, `evaluation`, `save` or `note`."""
+    """Writes each event at once as a line of JSON; its `kind` is `step`, `evaluation`, `save` or `note`."""
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
-        """Begin the file `path`; or, to `resume` a run, go on with the one that is there."""
+        """Create the file.
+
+        Args:
+            path: file to write; its folder is created.
+            resume: append to the file if it exists.
+        """
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not (resume and path.is_file()):
@@ -150,17 +156,19 @@ class MetricsWriter(Callback):
 
     @property
     def size(self) -> int:
-        """Bytes that the file has."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size
 
-    def cut(self, size: int, records: Sequence[StepRecord | EvaluationRecord]) -> None:
-        """Drop what the file has beyond `size` bytes, of steps that are taken again.
+    def truncate(self, size: int, records: Sequence[StepRecord | EvaluationRecord]) -> None:
+        """Remove the lines of steps that will be repeated.
 
-        If it has less, or something else, than had been written, it is written again from the `records` of then.
+        Args:
+            size: size of the file in bytes when the checkpoint was written.
+            records: records of the checkpoint; the file is written again from them if its contents do not fit `size`.
         """
         with self.path.open("rb") as file:
-            kept = file.read(size)
-        if len(kept) == size and (not kept or kept.endswith(b"\n")):
+            start = file.read(size)
+        if len(start) == size and (not start or start.endswith(b"\n")):
             os.truncate(self.path, size)
             return
         self.path.write_text("", encoding="utf-8")
@@ -176,7 +184,7 @@ class MetricsWriter(Callback):
         self._write(to_dict(record))
 
     def on_save(self, path: Path) -> None:
-        """Write the name of the folder."""
+        """Write the name of the adapter's folder."""
         self._write({"kind": "save", "folder": path.name})
 
     def on_note(self, text: str) -> None:
@@ -184,7 +192,7 @@ class MetricsWriter(Callback):
         self._write({"kind": "note", "text": text})
 
     def _write(self, entry: dict[str, object]) -> None:
-        # JSON has no word for infinity; a perplexity can overflow.
+        # JSON has no infinity, and a perplexity can overflow.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in entry.items()
@@ -194,12 +202,19 @@ class MetricsWriter(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar with loss, tokens a second and time left; where output is no terminal, at most `lines` plain lines.
+    """A progress bar with loss, tokens per second and time left; plain lines if the output is not a terminal.
 
-    A context manager: leaving it takes the bar off the screen in an orderly way, after an error too.
+    As a context manager it removes the bar from the screen at the end, also after an error.
     """
 
     def __init__(self, console: Console | None = None, *, lines: int = 20, name: str = "") -> None:
+        """Prepare the bar, which appears with the first step.
+
+        Args:
+            console: console of the output; None: stderr.
+            lines: largest number of lines if the output is not a terminal.
+            name: name in front of the bar, for one of several adapters.
+        """
         self._console = console or Console(stderr=True)
         self._lines = lines
         self._name = f"{name}: " if name else ""
@@ -218,13 +233,13 @@ class ProgressBar(Callback):
             )
             self._task = self._bar.add_task("", total=None, visible=False, name=self._name)
 
-    def beside(self, name: str) -> "ProgressBar":
-        """Return another bar, for what is trained at the same time, which shows and goes with this one."""
-        other = ProgressBar(self._console, lines=self._lines, name=name)
+    def add_bar(self, name: str) -> "ProgressBar":
+        """Return another bar on the same display, for an adapter that is trained at the same time."""
+        added = ProgressBar(self._console, lines=self._lines, name=name)
         if self._bar is not None:
-            other._bar = self._bar
-            other._task = self._bar.add_task("", total=None, visible=False, name=other._name)
-        return other
+            added._bar = self._bar
+            added._task = self._bar.add_task("", total=None, visible=False, name=added._name)
+        return added
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -238,11 +253,11 @@ class ProgressBar(Callback):
             self._bar.stop()
 
     def on_step(self, record: StepRecord) -> None:
-        """Move the bar, or print a line when the next twentieth is done."""
-        # A mean that forgets: one slow step (the first, say) must not spoil the forecast for long.
-        keep = 0.9 if self._speed else 0.0
-        self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
-        # Evaluations are part of the wait, so the forecast goes by the whole time so far.
+        """Move the bar, or print a line if the next of `lines` parts of the run is done."""
+        # An exponential moving average: one slow step, such as the first, must not change the estimate for long.
+        decay = 0.9 if self._speed else 0.0
+        self._speed = decay * self._speed + (1 - decay) * record.tokens_per_second
+        # The estimate uses the whole time so far, since evaluations take time too.
         left = record.seconds / record.step * (record.steps - record.step)
         facts = f"loss {record.loss:.4f}  {self._speed:,.0f} tokens/s  {_duration(left)} left{self._validation}"
         if self._bar is not None:
@@ -254,17 +269,17 @@ class ProgressBar(Callback):
             )
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Show the validation scores with the steps that follow."""
+        """Show the validation scores together with the next steps."""
         scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
         shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
         self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
 
     def on_resume(self, step: int, steps: int) -> None:
-        """Print where the run goes on."""
-        self.on_note(f"going on after step {step} of {steps}")
+        """Print the step at which the run continues."""
+        self.on_note(f"continuing after step {step} of {steps}")
 
     def on_note(self, text: str) -> None:
-        """Print the text, above a bar."""
+        """Print the text above the bar."""
         self._console.print(f"{self._name}{text}", highlight=False, soft_wrap=True)
 
 

@@ -1,26 +1,19 @@
-"""All that a stopped run needs to go on as if it had not been stopped, in one file.
+"""The checkpoint of a stopped run: one file with everything that training needs to continue to the byte.
 
-It is a safetensors file: the tensors, and among them one of bytes, which are JSON and say where each of them belongs.
-No pickle: opening it runs nothing.
+The file is a safetensors file. One tensor holds bytes of JSON, which describe the state as nested values and refer to
+the other tensors by name. Nothing is pickled, so that opening a checkpoint runs no code.
 """
 
-import json
-import shutil
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from peftly.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 import hashlib
+import json
 import os
 import random
+import shutil
+import tempfile
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peftly.data import EncodedExample
-from peftly.errors import TrainingError
+from peftly.errors import ConfigError, TrainingError
 
 __all__ = [
+    "CHECKPOINT",
     "check_same_run",
     "computes_with",
     "digest",
@@ -43,30 +37,35 @@ __all__ = [
     "write_state",
 ]
 
+CHECKPOINT = "checkpoint.safetensors"
+"""Name of the file in a run's folder."""
+
 FORMAT = 2
+"""Version of the file format."""
+
 _TREE = "tree"
-_ADVICE = "go on as it was begun, or begin anew"
+_ADVICE = "continue with the settings and the data that the run was started with, or train from the beginning"
 
 
 def write_state(file: Path, state: Mapping[str, Any]) -> None:
-    """Write a state. The file is complete, and on the disk, before it takes the place of the one before.
+    """Write a state to a file. The file is complete and on the disk before it replaces an older one.
 
     Args:
-        file: what is replaced; its folder exists.
-        state: dicts, lists and tuples of tensors and of what JSON has a word for, NaN and infinity included.
+        file: file to write; its folder exists.
+        state: dicts, lists and tuples of tensors and JSON values; NaN and infinity are allowed.
 
     Raises:
-        OSError: there is no room, or no permission.
+        OSError: the disk is full, or the folder is not writable.
     """
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps({"format": FORMAT, "state": _packed(state, tensors)})
+    tree = json.dumps({"format": FORMAT, "state": _to_json(state, tensors)})
     tensors[_TREE] = torch.frombuffer(bytearray(tree, "utf-8"), dtype=torch.uint8)
     metadata = {"sha256": _sha256(tensors)}
     scratch = Path(tempfile.mkdtemp(prefix=f".{file.name}-", dir=file.parent))
     try:
         try:
             save_file(tensors, scratch / file.name, metadata=metadata)
-        except SafetensorError as error:  # which a full disk comes as
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(str(error)) from error
         with (scratch / file.name).open("rb") as written:
             os.fsync(written.fileno())
@@ -76,10 +75,10 @@ def write_state(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Return what `write_state` has written; tuples have become lists.
+    """Return the state in a file of `write_state`; tuples have become lists.
 
     Raises:
-        TrainingError: the file is damaged, or of another version of peftly.
+        TrainingError: the file cannot be read, is damaged, or has the format of another version of peftly.
     """
     advice = "delete it to train from the beginning"
     try:
@@ -91,48 +90,49 @@ def read_state(file: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise TrainingError(f"{file} is damaged ({error}); {advice}") from error
     if _TREE not in tensors or _sha256(tensors) != expected:
-        raise TrainingError(f"{file} is damaged (it is not what was written); {advice}")
+        raise TrainingError(f"{file} is damaged (its contents do not match their hash); {advice}")
     tree = json.loads(bytes(tensors[_TREE].numpy()))
     if tree["format"] != FORMAT:
         raise TrainingError(f"{file} has format {tree['format']}, and this version of peftly reads {FORMAT}; {advice}")
-    unpacked: dict[str, Any] = _unpacked(tree["state"], tensors)
-    return unpacked
+    state: dict[str, Any] = _from_json(tree["state"], tensors)
+    return state
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(f"{name} ".encode())
-        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} ".encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
-def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return a value as JSON has it, where a tensor is the name under which it is in `tensors` from now on."""
+def _to_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return a value for JSON, and add its tensors to `tensors` under the names that replace them."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # A copy, since several may lie in the same memory.
+        # A copy, since safetensors refuses tensors that share memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
-    if isinstance(value, Mapping):  # as pairs, for its keys may be numbers
-        return {"pairs": [[_packed(key, tensors), _packed(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, Mapping):  # as pairs, since keys may be numbers
+        return {"pairs": [[_to_json(key, tensors), _to_json(inner, tensors)] for key, inner in value.items()]}
     if isinstance(value, list | tuple):
-        return [_packed(inner, tensors) for inner in value]
+        return [_to_json(inner, tensors) for inner in value]
     return value
 
 
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _from_json(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value that `_to_json` was given."""
     if isinstance(value, list):
-        return [_unpacked(inner, tensors) for inner in value]
+        return [_from_json(inner, tensors) for inner in value]
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
-    return {_unpacked(key, tensors): _unpacked(inner, tensors) for key, inner in value["pairs"]}
+    return {_from_json(key, tensors): _from_json(inner, tensors) for key, inner in value["pairs"]}
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Return the states of all generators that training may draw from."""
+    """Return the states of all random generators that training may draw from."""
     numpy: dict[str, Any] = np.random.get_state(legacy=False)
     keys = {**numpy["state"], "key": numpy["state"]["key"].tolist()}
     states = {"python": random.getstate(), "numpy": {**numpy, "state": keys}, "torch": torch.get_rng_state()}
@@ -142,7 +142,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators where `random_states` found them."""
+    """Set all random generators to the states that `random_states` returned."""
     version, inner, gauss = states["python"]
     random.setstate((version, tuple(inner), gauss))
     keys = {**states["numpy"]["state"], "key": np.array(states["numpy"]["state"]["key"], dtype=np.uint32)}
@@ -152,80 +152,83 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(states["device"], device)
 
 
-def digest(rows: Iterable[EncodedExample]) -> str:
-    """Return a number that other rows, or the same in another order, do not have."""
-    found = hashlib.sha256()
-    for row in rows:
+def digest(examples: Iterable[EncodedExample]) -> str:
+    """Return a hash of encoded examples, which depends on their order."""
+    sha256 = hashlib.sha256()
+    for example in examples:
         parts: Sequence[Sequence[int] | None] = (
-            row.input_ids,
-            row.trained,
-            None if row.label is None else [row.label],
-            row.tags,
-            row.answer,
-            row.token_type_ids,
-            row.prompt_positions,
+            example.input_ids,
+            example.trained,
+            None if example.label is None else [example.label],
+            example.tags,
+            example.answer,
+            example.token_type_ids,
+            example.prompt_positions,
         )
         for part in parts:
-            found.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
-    return found.hexdigest()
+            sha256.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
+    return sha256.hexdigest()
 
 
-def check_same_run(own: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Do nothing if the states `own` and `then` of a adapter_job are of the same run.
+def check_same_run(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Do nothing if two states of an `AdapterJob` are of the same run.
+
+    Args:
+        now: `AdapterJob.state_dict` of the run that is to continue.
+        saved: the same in the checkpoint.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: the states are of different runs.
     """
-    for key, value in own["config"].items():
-        if value != then["config"].get(key):
+    for key, value in now["config"].items():
+        if value != saved["config"].get(key):
             raise ConfigError(
-                f"the checkpoint is of a run with train.{key} {then['config'].get(key)}, and now it is {value}; "
+                f"the checkpoint is of a run with train.{key} {saved['config'].get(key)}, and now it is {value}; "
                 f"{_ADVICE}"
             )
-    for key, what in (
-        ("rows", "on other rows"),
-        ("rates", "with other learning rates"),
-        ("rows_per_step", "with other batches, or on other processes"),
+    for key, difference in (
+        ("examples", "on other examples"),
+        ("learning_rates", "with other learning rates"),
+        ("examples_per_step", "with other batches, or on other processes"),
         ("methods", "of other methods, or with other settings of them"),
     ):
-        # As JSON has it, which knows no tuples.
-        if json.loads(json.dumps(own[key])) != then[key]:
-            raise ConfigError(f"the checkpoint is of a run {what}; {_ADVICE}")
-    shapes, others = ({name: value.shape for name, value in one["parameters"].items()} for one in (own, then))
-    if shapes != others:
-        strange = sorted(name for name in shapes | others if shapes.get(name) != others.get(name))
-        raise ConfigError(f"the checkpoint is of a run that trained other weights ({strange[0]}); {_ADVICE}")
+        # Compared as JSON, where tuples are lists.
+        if json.loads(json.dumps(now[key])) != saved[key]:
+            raise ConfigError(f"the checkpoint is of a run {difference}; {_ADVICE}")
+    shapes, saved_shapes = (
+        {name: value.shape for name, value in state["parameters"].items()} for state in (now, saved)
+    )
+    if shapes != saved_shapes:
+        different = sorted(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
+        raise ConfigError(f"the checkpoint is of a run that trained other weights ({different[0]}); {_ADVICE}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put an optimizer where its `state_dict` was `state`: in the dtypes of then, where torch takes the weights'."""
+    """Load an optimizer's `state_dict` in the dtypes that were saved; torch would use those of the parameters."""
     optimizer.load_state_dict({**state})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, values in state["state"].items():
-        own = optimizer.state[parameters[place]]
-        for name, value in values.items():
-            if isinstance(value, Tensor) and own[name].dtype != value.dtype:
-                own[name] = value.to(own[name].device)
+    for index, saved in state["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(loaded[name].device)
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
-    """Return what tells a base from others: its dtype, and a few numbers of each of its frozen tensors."""
-    found = hashlib.sha256()
+    """Return values that tell bases apart: the dtype, and a hash of the first numbers of every frozen parameter."""
+    sha256 = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and not parameter.is_meta:
-            found.update(f"{name} {tuple(parameter.shape)}".encode())
-            found.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return {"dtype": str(model.dtype), "digest": found.hexdigest()}
+            sha256.update(f"{name} {tuple(parameter.shape)}".encode())
+            sha256.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return {"dtype": str(model.dtype), "digest": sha256.hexdigest()}
 
 
 def computes_with(device: torch.device) -> dict[str, Any]:
-    """Return what the last digits of a step depend on, beside the step."""
+    """Return the parts of the environment that the last digits of a step depend on."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": device.type if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
     }
-
-
-CHECKPOINT = "checkpoint.safetensors"

@@ -1,4 +1,4 @@
-"""What a training run refuses before anything is written."""
+"""Checks of a training run's settings against its data and model, before anything is written."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,46 +25,54 @@ def check_trainable(
     adapter: str | None = None,
     learning_rate: float | None = None,
 ) -> None:
-    """Refuse what a `AdapterJob` of the same arguments would refuse, before anything is written.
+    """Check the arguments of an `AdapterJob` before anything is written.
+
+    Args:
+        model: adapted model.
+        data: training and validation examples.
+        config: training settings.
+        adapter: name of the adapter to train; None: all trainable parameters.
+        learning_rate: learning rate if `config` sets none.
 
     Raises:
         ConfigError: settings that the data or the adapters cannot serve.
     """
     _check(config, data)
-    methods = [one.config for name, one in attached(model).items() if adapter in (None, name)]
-    _check_marks([method for method in methods if method.marked_tokens], data.row_format.marked_tokens)
+    methods = [attached_adapter.config for name, attached_adapter in attached(model).items() if adapter in (None, name)]
+    _check_marks([method for method in methods if method.num_marked_tokens], data.row_format.num_marked_tokens)
     parameter_groups(model, config, learning_rate)
 
 
 def _check(config: TrainConfig, data: Data) -> None:
     if not data.train.encoded:
-        raise ConfigError("there is nothing to train on: data.train has no rows left")
+        raise ConfigError("there is nothing to train on: data.train has no examples left")
     if data.validation is None:
-        needs = [name for name in ("eval_steps", "early_stopping_patience") if getattr(config, name) is not None]
-        needs += ["metric_for_best_model"] * (config.metric_for_best_model != "loss")
-        if needs:
+        settings = [name for name in ("eval_steps", "early_stopping_patience") if getattr(config, name) is not None]
+        settings += ["metric_for_best_model"] * (config.metric_for_best_model != "loss")
+        if settings:
             raise ConfigError(
-                f"train.{needs[0]} needs validation rows; give data.validation or a data.validation_fraction above 0"
+                f"train.{settings[0]} needs validation examples; set data.validation, or data.validation_fraction "
+                "above 0"
             )
     metrics = metrics_of(data.row_format)
     if config.metric_for_best_model not in metrics:
         raise ConfigError(
-            f"train.metric_for_best_model {config.metric_for_best_model} is no score of rows of kind {data.row_format.kind!r}; "
-            f"they have {', '.join(metrics)}"
+            f"train.metric_for_best_model {config.metric_for_best_model} is no score of examples of kind "
+            f"{data.row_format.kind!r}; they have {', '.join(metrics)}"
         )
 
 
 def _check_marks(methods: Sequence[MethodConfig], marks: int) -> None:
-    """Refuse a template whose marks are not those of the methods that have virtual tokens at marks."""
+    """Refuse a template that marks another number of virtual tokens than a method has."""
     if marks and not methods:
         raise ConfigError(
-            f"data.template marks places for {marks} virtual tokens, and no method puts any there: take the marks out, "
-            f"or set method.position to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
+            f"data.template marks {marks} virtual tokens, and no method inserts any there: remove the marks, or "
+            f"set method.position to template and method.num_virtual_tokens to {marks} (prompt_tuning, p_tuning)"
         )
     for method in methods:
-        if method.marked_tokens != marks:
+        if method.num_marked_tokens != marks:
             raise ConfigError(
-                f"{method.name} has {method.marked_tokens} virtual tokens with position: template, and data.template "
-                f"marks places for {marks}; mark all of them, as {{prompt:{method.marked_tokens}}} does, "
+                f"{method.name} has {method.num_marked_tokens} virtual tokens with position: template, and "
+                f"data.template marks {marks}; mark all of them, as {{prompt:{method.num_marked_tokens}}} does, "
                 "or change method.num_virtual_tokens"
             )

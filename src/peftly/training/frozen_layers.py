@@ -1,7 +1,7 @@
-"""What leaves the frozen lower layers of a base, kept for every training row and read again in later epochs.
+"""Cache of the outputs of frozen lower layers, for every training example.
 
-Where only upper layers, or only a head, are trained, what the layers below make of a row is the same in every epoch.
-It is computed when the row comes for the first time; from then on a pass begins above.
+Where only upper layers or only a head are trained, the output of the layers below is the same in every epoch. It is
+computed when an example comes for the first time; later forward passes begin above the frozen layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from peftly.adapters import num_virtual_tokens_of
-from peftly.injection import LAYER_ADAPTERS, blocks_of, packed_token_indices
+from peftly.injection import LAYER_ADAPTERS, blocks_of, current_packing
 
 if TYPE_CHECKING:
     from peftly.data import EncodedExample
@@ -28,148 +28,172 @@ if TYPE_CHECKING:
 __all__ = ["FrozenLayers", "frozen_layers"]
 
 MEMORY_BYTES = 2**30
-"""States of more bytes than this are kept in a file."""
+"""Hidden states of more bytes than this are stored in a file."""
 
-SPARED_DISK = 2**30
-"""What a file of states leaves free on its disk."""
+FREE_DISK_BYTES = 2**30
+"""Bytes that a file of hidden states leaves free on its disk."""
 
 
 def frozen_layers(model: Any) -> list[Any]:
-    """Return the blocks of a model's stack from the first up to where something is trained; empty if there are none.
+    """Return the blocks of a model's stack below the first trained one.
 
-    Empty also where what a block gives may not be all that goes on from it, or not by the words of the text: in
-    encoder-decoders, with virtual tokens, where a block is called several times, or not as it is.
+    The list is empty where the output of a block may not be all that the next block depends on, or may not have one
+    column for each token of the text: in encoder-decoders, with virtual tokens, where blocks are called several times,
+    and where the forward of a block is replaced.
     """
     if model.config.is_encoder_decoder or num_virtual_tokens_of(model):
         return []
-    body = model.get_decoder()
-    blocks = blocks_of(body)
+    stack = model.get_decoder()
+    blocks = blocks_of(stack)
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not blocks or len(blocks) != count:
         return []
-    known = {id(parameter) for part in (*blocks, *_above(body, blocks[0])) for parameter in part.parameters()}
-    if any(parameter.requires_grad and id(parameter) not in known for parameter in body.parameters()):
+    above = {id(parameter) for part in (*blocks, *_above(stack, blocks[0])) for parameter in part.parameters()}
+    if any(parameter.requires_grad and id(parameter) not in above for parameter in stack.parameters()):
         return []  # an embedding, a prefix
     trained = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks]
     frozen = blocks[: trained.index(True) if True in trained else len(blocks)]
     return [] if any("forward" in vars(block) for block in frozen) else frozen
 
 
-def _above(body: nn.Module, block: nn.Module) -> list[nn.Module]:
+def _above(stack: nn.Module, block: nn.Module) -> list[nn.Module]:
     """Return the parts of a stack that come after its blocks: a norm, a pooler."""
-    parts = dict(body.named_children())
+    parts = dict(stack.named_children())
     parts.pop(LAYER_ADAPTERS, None)
-    holds = [any(one is block for one in part.modules()) for part in parts.values()]
-    return list(parts.values())[holds.index(True) + 1 :]
+    holds_block = [any(module is block for module in part.modules()) for part in parts.values()]
+    return list(parts.values())[holds_block.index(True) + 1 :]
 
 
-class _LearnedError(Exception):
-    """The rest of a forward pass is not needed."""
+class _StatesStoredError(Exception):
+    """The hidden states are stored; the rest of the forward pass is not needed."""
 
 
 class FrozenLayers:
-    """States of training rows between the frozen blocks and what comes next."""
+    """Hidden states of the training examples between the frozen blocks and the blocks above.
 
-    def __init__(self, blocks: Sequence[Any], rows: Sequence[EncodedExample]) -> None:
-        """Get ready.
+    Attributes:
+        blocks: frozen blocks; empty: nothing is cached.
+        slices: slice of `states` for each example, by `id` of the example, since examples are not hashable.
+        num_tokens: tokens of all examples.
+        stored: ids of the examples whose states are stored.
+        states: hidden states of all examples, (num_tokens, width); None before the first one.
+        folder: folder of the file that holds `states`; None: they are in memory.
+    """
+
+    def __init__(self, blocks: Sequence[Any], examples: Sequence[EncodedExample]) -> None:
+        """Prepare an empty cache.
 
         Args:
-            blocks: see `frozen_layers`.
-            rows: all training rows.
+            blocks: blocks below all training; see `frozen_layers`.
+            examples: all training examples.
         """
         self.blocks = list(blocks)
-        ends = [0, *accumulate(len(row.input_ids) for row in rows)]
-        # Of the lines of `states`; by identity, as rows are not hashable.
-        self.lines = {id(row): slice(start, end) for row, (start, end) in zip(rows, pairwise(ends), strict=True)}
-        self.count = ends[-1]
-        self.known: set[int] = set()
+        ends = [0, *accumulate(len(example.input_ids) for example in examples)]
+        self.slices = {
+            id(example): slice(start, end) for example, (start, end) in zip(examples, pairwise(ends), strict=True)
+        }
+        self.num_tokens = ends[-1]
+        self.stored: set[int] = set()
         self.states: Tensor | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
-        self.learns_only = False
-        self.rest: tuple[None, ...] | None = None  # what blocks give behind their states; None: no tuple at all
+        self._stops_after_storing = False
+        self._other_outputs: tuple[None, ...] | None = None  # of a block; None: its output is no tuple
 
     @contextmanager
-    def use(self, rows: Sequence[EncodedExample]) -> Iterator[None]:
-        """While a batch of these rows, padded on the right, goes through the model: read their states, or keep them."""
-        if not self.blocks or not rows:  # a process without rows takes part with those of another
+    def use(self, examples: Sequence[EncodedExample]) -> Iterator[None]:
+        """Read the states of a batch if all of them are stored, else store them, during a forward pass of the model.
+
+        Args:
+            examples: examples of the batch, packed or padded on the right.
+        """
+        if not self.blocks or not examples:  # a process without examples takes part with an example of another one
             yield
             return
-        with ExitStack() as stack:
-            if self.known.issuperset(map(id, rows)):
+        with ExitStack() as restore:
+            if self.stored.issuperset(map(id, examples)):
                 for block in self.blocks:
-                    block.forward = self._passed_on
-                    stack.callback(vars(block).pop, "forward")
-                self.blocks[-1].forward = partial(self._read, rows)
+                    block.forward = self._skip
+                    restore.callback(vars(block).pop, "forward")
+                self.blocks[-1].forward = partial(self._read, examples)
             else:
-                handle = self.blocks[-1].register_forward_hook(lambda *call: self._keep(rows, call[-1]))
-                stack.callback(handle.remove)
+                handle = self.blocks[-1].register_forward_hook(lambda *call: self._store(examples, call[-1]))
+                restore.callback(handle.remove)
             yield
 
-    def learn(self, rows: Sequence[EncodedExample], forward: Callable[[], Any]) -> None:
-        """Keep what the frozen layers make of a batch, as `forward` sends it through the model; it gets no further."""
-        if not self.blocks or self.known.issuperset(map(id, rows)):
+    def store(self, examples: Sequence[EncodedExample], forward: Callable[[], Any]) -> None:
+        """Store the states of a batch, unless they are stored; `forward` ends after the frozen blocks.
+
+        Args:
+            examples: examples of the batch.
+            forward: forward pass of the model within `use(examples)`.
+        """
+        if not self.blocks or self.stored.issuperset(map(id, examples)):
             return
-        self.learns_only = True
+        self._stops_after_storing = True
         try:
             forward()
-        except _LearnedError:
+        except _StatesStoredError:
             pass
         finally:
-            self.learns_only = False
+            self._stops_after_storing = False
 
-    def forget(self, rows: Sequence[EncodedExample]) -> None:
-        """Keep nothing of these rows: they come again, in other batches."""
-        self.known.difference_update(map(id, rows))
+    def discard(self, examples: Sequence[EncodedExample]) -> None:
+        """Forget the states of these examples, which come again in other batches."""
+        self.stored.difference_update(map(id, examples))
 
-    def _keep(self, rows: Sequence[EncodedExample], output: Any) -> None:
-        """Keep what the last frozen block has made of a batch."""
+    def _store(self, examples: Sequence[EncodedExample], output: Any) -> None:
+        """Store the output of the last frozen block."""
         states: Tensor
-        states, *rest = output if isinstance(output, tuple) else (output,)
-        self.rest = tuple(rest) if isinstance(output, tuple) else None
-        if self.states is None and states.ndim == 3 and all(one is None for one in rest):
-            self.states = self._room(states)
+        states, *others = output if isinstance(output, tuple) else (output,)
+        self._other_outputs = tuple(others) if isinstance(output, tuple) else None
+        if self.states is None and states.ndim == 3 and all(other is None for other in others):
+            self.states = self._allocate(states)
         if self.states is None:
             self.blocks = []
             return
-        for row, places in zip(rows, _places(rows, states), strict=True):
-            self.states[self.lines[id(row)]] = states.detach().flatten(0, 1)[places].cpu()
-            self.known.add(id(row))
-        if self.learns_only:
-            raise _LearnedError
+        for example, indices in zip(examples, _token_indices(examples, states), strict=True):
+            self.states[self.slices[id(example)]] = states.detach().flatten(0, 1)[indices].cpu()
+            self.stored.add(id(example))
+        if self._stops_after_storing:
+            raise _StatesStoredError
 
-    def _passed_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the forward of a block whose work is done."""
-        return hidden_states if self.rest is None else (hidden_states, *self.rest)
+    def _skip(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Replace the forward of a frozen block: return the input."""
+        return hidden_states if self._other_outputs is None else (hidden_states, *self._other_outputs)
 
-    def _read(self, rows: Sequence[EncodedExample], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for that of the last one: give what was kept of these rows, in the layout of this call."""
+    def _read(self, examples: Sequence[EncodedExample], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Replace the forward of the last frozen block: return the stored states, in the layout of this batch."""
         assert self.states is not None
         states = torch.zeros_like(hidden_states)
-        lines = states.view(-1, states.shape[-1])
-        for row, places in zip(rows, _places(rows, states), strict=True):
-            lines[places] = self.states[self.lines[id(row)]].to(states.device)
-        return self._passed_on(states)
+        flat = states.view(-1, states.shape[-1])
+        for example, indices in zip(examples, _token_indices(examples, states), strict=True):
+            flat[indices] = self.states[self.slices[id(example)]].to(states.device)
+        return self._skip(states)
 
-    def _room(self, like: Tensor) -> Tensor | None:
-        """Return room for the states of all rows, (tokens, width), in memory or in a file; None: there is none."""
-        shape = (self.count, like.shape[-1])
+    def _allocate(self, like: Tensor) -> Tensor | None:
+        """Return a tensor for the states of all examples, in memory or in a file; None if the disk is too full."""
+        shape = (self.num_tokens, like.shape[-1])
         size = math.prod(shape) * like.element_size()
         if size <= MEMORY_BYTES:
             return torch.empty(shape, dtype=like.dtype)
-        if shutil.disk_usage(tempfile.gettempdir()).free < size + SPARED_DISK:
+        if shutil.disk_usage(tempfile.gettempdir()).free < size + FREE_DISK_BYTES:
             return None
         self.folder = tempfile.TemporaryDirectory(prefix="peftly-states-")
         file = str(Path(self.folder.name) / "states")
         return torch.from_file(file, shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
 
 
-def _places(rows: Sequence[EncodedExample], states: Tensor) -> list[Tensor]:
-    """Return where the words of each row are among the columns of a batch that is under way, laid end to end."""
-    packed = packed_token_indices()
-    if packed is not None:
-        return [places[: len(row.input_ids)] for row, places in zip(rows, packed, strict=True)]
-    starts = [number * states.shape[1] for number in range(len(rows))]
+def _token_indices(examples: Sequence[EncodedExample], states: Tensor) -> list[Tensor]:
+    """Return the indices of each example's tokens in the flattened hidden states of the present forward pass.
+
+    Args:
+        examples: examples of the batch.
+        states: hidden states, (1, columns, width) of a packed batch or (batch, length, width).
+    """
+    packing = current_packing()
+    if packing is not None:
+        return [indices.to(states.device) for indices in packing.token_indices()]
     return [
-        torch.arange(start, start + len(row.input_ids), device=states.device)
-        for start, row in zip(starts, rows, strict=True)
+        torch.arange(len(example.input_ids), device=states.device) + number * states.shape[1]
+        for number, example in enumerate(examples)
     ]

@@ -1,8 +1,9 @@
-"""The gradient of a step: as many micro-batches as memory allows, one after another.
+"""The gradient of a step, accumulated over as many micro-batches as memory requires.
 
-A step's loss is the sum over all its targets (trained tokens, tags or classes), in all its batches on all processes,
-divided by their number: never a mean of means, so that 1 example x 8 accumulated batches and 8 x 1 are the same step.
-Every process knows the rows of the whole step, so this number costs no communication.
+The loss of a step is the sum over all its targets (trained tokens, tags or classes), in all its batches on all
+processes, divided by their number: never a mean of means, so that 8 accumulated batches of 1 example and 1 batch of 8
+examples are the same step. Every process knows the examples of the whole step, so that the number of targets costs no
+communication.
 """
 
 import math
@@ -15,248 +16,269 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-from peftly.adapters import use_adapters, use_prompt_positions
-from peftly.data import EncodedExample, collate
-from peftly.evaluation import scoring_for, target_losses
+from peftly.adapters import use_adapters
+from peftly.data import EncodedExample
 from peftly.injection import blocks_of, checkpointed_blocks, role_of
 from peftly.training.frozen_layers import FrozenLayers, frozen_layers
 from peftly.training.job import AdapterJob
 from peftly.training.loss_scale import LossScale
-from peftly.training.micro_batches import MicroBatches, fast_tokens, fitting_tokens
-from peftly.training.steps import common_words, process_batches
+from peftly.training.losses import MicroBatch, MicroBatchLosses
+from peftly.training.micro_batches import MicroBatchSplitter, fast_tokens, fitting_tokens
+from peftly.training.steps import common_prefix_length, micro_batches_of_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["Gradients", "Work"]
+__all__ = ["StepGradients", "StepWork"]
 
-Work = Sequence[tuple[AdapterJob, Sequence[EncodedExample]]]
-"""The rows of a step: of each adapter_job that takes part, its own."""
+StepWork = Sequence[tuple[AdapterJob, Sequence[EncodedExample]]]
+"""The jobs that take part in a step, each with its examples."""
 
 
-class Gradients:
-    """Makes the gradients of steps, and gets by with the memory that there is.
+class StepGradients:
+    """Computes the gradients of steps within the memory that there is.
 
     Attributes:
-        frozen: what layers below all training have made of the rows so far.
-        micro: how much goes through the model at once.
-        limits: what that was at most, from which step on.
-        scale: of the losses, where the model computes in fp16.
-        may_checkpoint: whether blocks may be computed twice from now on, should memory be short.
-        modes: what is changed on the model; open from the first step on, and closed by whoever let it.
+        wrapped: model, wrapped for data parallelism if there are several processes.
+        micro_batch_losses: losses of the targets of a micro-batch.
+        frozen: cached hidden states of the training examples below all training.
+        splitter: splits the examples of a step into micro-batches.
+        limits: limit of the splitter from each step on, by the number of the step.
+        loss_scale: loss scaling for models that compute in fp16.
+        may_checkpoint: whether gradient checkpointing may be enabled, should memory be short.
+        modes: changes made to the model during training; the caller closes them.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", adapter_jobs: Sequence[AdapterJob], accelerator: "Accelerator", *, packed: bool
+        self, model: "PreTrainedModel", jobs: Sequence[AdapterJob], accelerator: "Accelerator", *, packed: bool
     ) -> None:
-        self.model, self.adapter_jobs, self.accelerator = model, adapter_jobs, accelerator
-        # Alone there is nothing to prepare, and accelerate would refuse some quantised models.
+        """Prepare the model and the caches.
+
+        Args:
+            model: adapted model.
+            jobs: jobs under training.
+            accelerator: accelerator of the run.
+            packed: whether the examples of a batch are packed; see `packs_examples`.
+        """
+        self.model, self.jobs, self.accelerator = model, jobs, accelerator
+        # A single process needs no preparation, and accelerate would refuse some quantised models.
         several = accelerator.num_processes > 1
         self.wrapped: nn.Module = accelerator.prepare_model(model) if several else model
-        tasks = [
-            scoring_for(model, adapter_job.data.train, adapter_job.data.row_format) for adapter_job in adapter_jobs
-        ]
-        self.logits_of = tasks[0].logits
-        blocks = frozen_layers(model) if any(adapter_job.keeps_states() for adapter_job in adapter_jobs) else []
-        self.frozen = FrozenLayers(
-            blocks, [row for adapter_job in adapter_jobs for row in adapter_job.data.train.encoded]
-        )
-        unasked = all(adapter_job.config.gradient_checkpointing is None for adapter_job in adapter_jobs)
-        self.may_checkpoint = unasked and bool(blocks_of(model))
+        self.micro_batch_losses = MicroBatchLosses(model, jobs, packed=packed)
+        blocks = frozen_layers(model) if any(job.reuses_frozen_states() for job in jobs) else []
+        self.frozen = FrozenLayers(blocks, [example for job in jobs for example in job.data.train.encoded])
+        is_unset = all(job.config.gradient_checkpointing is None for job in jobs)
+        self.may_checkpoint = is_unset and bool(blocks_of(model))
         self.modes = ExitStack()
-        halves = {getattr(module, "compute_dtype", None) for module in model.modules()}  # of quantised layers
-        self.scale = LossScale(torch.float16 if torch.float16 in halves else model.dtype)
+        dtypes = {getattr(module, "compute_dtype", None) for module in model.modules()}  # of quantised layers
+        self.loss_scale = LossScale(model.device, torch.float16 if torch.float16 in dtypes else model.dtype)
         self.limits: dict[int, int] = {}
-        self.micro = MicroBatches(
+        self.splitter = MicroBatchSplitter(
             fast_tokens(model.device),
             packed=packed,
             causal=role_of(model) == "decoder",
-            virtual=max(adapter_job.virtual_tokens() for adapter_job in adapter_jobs),
+            num_virtual_tokens=max(job.num_virtual_tokens() for job in jobs),
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` goes on from."""
-        return {"scale": self.scale.state(), "limits": dict(self.limits), "may_checkpoint": self.may_checkpoint}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; see `load_state_dict`."""
+        return {
+            "loss_scale": self.loss_scale.state_dict(),
+            "limits": dict(self.limits),
+            "may_checkpoint": self.may_checkpoint,
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of another run of these adapter_jobs, which are where they were then."""
-        self.scale.restore(state["scale"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state_dict` of another run of these jobs, which are at the same step."""
+        self.loss_scale.load_state_dict(state["loss_scale"])
         if self.may_checkpoint and not state["may_checkpoint"]:
             self.may_checkpoint = False
             self.modes.enter_context(checkpointed_blocks(self.model))
         self.limits = state["limits"]
-        self.read_again()
-        self.micro.limit = list(self.limits.values())[-1]
+        self.refill_frozen_layers()
+        self.splitter.limit = list(self.limits.values())[-1]
 
-    def read_again(self) -> None:
-        """Let the frozen layers see the rows of the steps so far, in the batches of then.
+    def refill_frozen_layers(self) -> None:
+        """Store the outputs of frozen layers again, for the micro-batches of the steps so far.
 
-        What a layer makes of a row depends, in its last digits, on the rows beside it.
+        The last digits of an example's hidden states depend on the other examples of its micro-batch.
         """
         streams: list[tuple[AdapterJob, Iterator[list[EncodedExample]]]] = []
         if self.frozen.blocks:
-            streams = [
-                (adapter_job, adapter_job.rows_of_steps(0, adapter_job.step)) for adapter_job in self.adapter_jobs
-            ]
-        # Each of several processes meets rows in later epochs that others had before.
+            streams = [(job, job.examples_of_steps(0, job.step)) for job in self.jobs]
+        # With several processes, an example may have been on another process in an earlier epoch.
         several = self.accelerator.num_processes > 1
-        for step in range(
-            max(adapter_job.step if several else adapter_job.steps_per_epoch for adapter_job in self.adapter_jobs)
-        ):
-            self.micro.limit = self.limits.get(step, self.micro.limit)
-            work = [(adapter_job, rows) for adapter_job, stream in streams if (rows := next(stream, None)) is not None]
-            for rows, whose, batch in self.batches(work):
-                with self.chosen(work, whose, batch):
-                    # Without what wraps the model, whose processes wait for each other: not all have as many rows.
-                    self.frozen.learn(rows, partial(self.losses, self.model, batch, rows))
+        for step in range(max(job.step if several else job.steps_per_epoch for job in self.jobs)):
+            self.splitter.limit = self.limits.get(step, self.splitter.limit)
+            work = [(job, examples) for job, stream in streams if (examples := next(stream, None)) is not None]
+            for micro_batch in self.micro_batches(work):
+                with self.active_adapters(work, micro_batch):
+                    # The model without its wrapper: processes would wait for each other, and they have different
+                    # numbers of examples left.
+                    self.frozen.store(micro_batch.examples, partial(self.losses, self.model, micro_batch))
 
-    def begin(self) -> None:
-        """Find out how much may go through the model at once, unless that is known from before."""
+    def set_micro_batch_limit(self) -> None:
+        """Choose the limit of the splitter, unless a checkpoint has set it."""
         if not self.limits:
-            self.limits[0] = self.micro.limit = self.tokens_at_once()
-            self.frozen.known.clear()  # of a row alone
+            self.limits[0] = self.splitter.limit = self.micro_batch_tokens()
+            self.frozen.stored.clear()  # the states of an example that was alone in a batch
 
-    def tokens_at_once(self) -> int:
-        """Return how many tokens may go through the model at once: as is set; or what is fast, if there is memory."""
-        asked = [adapter_job.config.micro_batch_tokens for adapter_job in self.adapter_jobs]
-        if found := [tokens for tokens in asked if tokens is not None]:
-            return min(found)
-        device = self.model.device
-        adapter_job, row = max(
-            ((adapter_job, row) for adapter_job in self.adapter_jobs for row in adapter_job.data.train.encoded),
+    def micro_batch_tokens(self) -> int:
+        """Return how many tokens may go through the model at once: as configured, else as memory and speed allow."""
+        configured = [job.config.micro_batch_tokens for job in self.jobs]
+        if limits := [limit for limit in configured if limit is not None]:
+            return min(limits)
+        job, longest = max(
+            ((job, example) for job in self.jobs for example in job.data.train.encoded),
             key=lambda pair: pair[1].num_tokens,
         )
-        fitting, tokens = self.fitting(adapter_job, row), self.micro.tokens([row.num_tokens])
+        fitting, tokens = self.fitting_tokens(job, longest), self.splitter.num_tokens([longest.num_tokens])
         if fitting < tokens and self.may_checkpoint:
-            self.checkpoint(f"an example of {tokens:,} tokens alone takes too much memory")
-            fitting = self.fitting(adapter_job, row)
-        return min(fast_tokens(device), fitting)
+            self.enable_gradient_checkpointing(f"an example of {tokens:,} tokens alone takes too much memory")
+            fitting = self.fitting_tokens(job, longest)
+        return min(fast_tokens(self.model.device), fitting)
 
-    def fitting(self, adapter_job: AdapterJob, row: EncodedExample) -> int:
-        """Return how many tokens fit into the memory of every process, measured on one row; 1 if that does not."""
-        device, tokens, batch = self.model.device, self.micro.tokens([row.num_tokens]), collate([row], pad_id=0)
-        seeds = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
-        with adapter_job.chosen(), seeds, self.accelerator.no_sync(self.wrapped):
+    def fitting_tokens(self, job: AdapterJob, example: EncodedExample) -> int:
+        """Return how many tokens fit into the memory of every process, measured on one example; 1 if it does not fit.
+
+        Args:
+            job: job of the example.
+            example: example that is used for the measurement.
+        """
+        device, tokens = self.model.device, self.splitter.num_tokens([example.num_tokens])
+        generators = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+        with job.active(), generators, self.accelerator.no_sync(self.wrapped):
             try:
-                fitting = fitting_tokens(self.model, lambda: self.sums(batch, [row], [0], 1), tokens, device)
+                micro_batch = MicroBatch([example], [0])
+                fitting = fitting_tokens(self.model, lambda: self.loss_sums(micro_batch, 1), tokens, device)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                fitting = 1  # every row alone: the step that has this one says what to do
+                fitting = 1  # every example alone; the step that has this one reports the failure
         return int(self.accelerator.gather(torch.tensor([fitting], device=self.accelerator.device)).min())
 
-    def checkpoint(self, why: str) -> None:
-        """Compute every block twice from here on, and say so."""
+    def enable_gradient_checkpointing(self, reason: str) -> None:
+        """Compute every block twice from here on, and note the reason."""
         self.may_checkpoint = False
         self.modes.enter_context(checkpointed_blocks(self.model))
-        for adapter_job in self.adapter_jobs:
-            adapter_job.note(
-                f"{why}: every block is computed twice from here on and keeps less, which is slower "
+        for job in self.jobs:
+            job.log.note(
+                f"{reason}: every block is computed twice from here on and stores less, which is slower "
                 "(train.gradient_checkpointing); the steps stay the same"
             )
 
-    def of(self, work: Work) -> list[float]:
-        """Leave the gradient of each one's mean loss over its rows in its parameters, and return those losses.
+    def compute(self, work: StepWork) -> list[float]:
+        """Compute the gradient of each job's mean loss in the `grad` of its parameters.
 
-        Where memory runs out, start again with half as much at once; where they overflow, with a smaller loss scale.
+        The step is repeated with half as many tokens at once where memory runs out, and with a smaller loss scale
+        where gradients overflow.
+
+        Args:
+            work: jobs of the step with their examples.
+
+        Returns:
+            The mean loss of each job over the targets of its examples.
+
+        Raises:
+            TrainingError: memory runs out with one example at once.
         """
         while True:
             try:
-                losses = self.attempt(work)
+                losses = self.accumulate(work)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
             else:
-                parameters = [value for adapter_job, _ in work for value in adapter_job.parameters.values()]
-                if not all(map(math.isfinite, losses)) or self.scale.unscale(parameters):
+                optimizers = [job.optimizer for job, _ in work]
+                if not all(map(math.isfinite, losses)) or self.loss_scale.unscale_all(optimizers):
                     return losses
-                self.forget(work)
+                self.discard(work)
                 continue
-            # Past the `except`, nothing of the attempt is held any more.
-            self.take_less_at_once(work)
+            # Outside of the `except`, whose traceback holds the tensors of the attempt.
+            self.reduce_memory(work)
 
-    def forget(self, work: Work) -> None:
-        """Drop what an attempt has left: the gradients, and what frozen layers have made of rows that are new."""
-        for adapter_job, rows in work:
-            adapter_job.optimizer.zero_grad(set_to_none=True)
-            if adapter_job.step < adapter_job.steps_per_epoch:
-                self.frozen.forget(rows)
+    def discard(self, work: StepWork) -> None:
+        """Discard the results of an attempt: gradients, and the outputs of frozen layers for new examples."""
+        for job, examples in work:
+            job.optimizer.zero_grad(set_to_none=True)
+            if job.step < job.steps_per_epoch:
+                self.frozen.discard(examples)
 
-    def take_less_at_once(self, work: Work) -> None:
-        """Halve the tokens that go through the model at once; where that is done, checkpoint; and say so.
+    def reduce_memory(self, work: StepWork) -> None:
+        """Halve the tokens that go through the model at once; enable gradient checkpointing if that is impossible.
 
         Raises:
-            TrainingError: neither is left.
+            TrainingError: neither is possible.
         """
-        self.forget(work)
+        self.discard(work)
         clear_device_cache(garbage_collection=True)
-        rows = [row for _, own in work for row in own]
-        lengths, shared = [row.num_tokens for row in rows], common_words(rows)
-        step, most = work[0][0].step + 1, self.micro.most(lengths, shared)
-        # Other processes wait for this one in the middle of the step.
-        alone = self.accelerator.num_processes == 1
-        if alone and self.micro.halve(lengths, shared):
-            self.limits[max(adapter_job.step for adapter_job, _ in work)] = self.micro.limit
-            for adapter_job, _ in work:
-                adapter_job.note(
-                    f"memory ran out at step {adapter_job.step + 1}: from here on at most {self.micro.limit:,} tokens go "
+        examples = [example for _, of_job in work for example in of_job]
+        lengths, shared = [example.num_tokens for example in examples], common_prefix_length(examples)
+        step, largest = work[0][0].step + 1, self.splitter.largest(lengths, shared)
+        # Several processes would wait for this one in the middle of the step.
+        is_alone = self.accelerator.num_processes == 1
+        if is_alone and self.splitter.halve(lengths, shared):
+            self.limits[max(job.step for job, _ in work)] = self.splitter.limit
+            for job, _ in work:
+                job.log.note(
+                    f"memory ran out at step {job.step + 1}: from here on at most {self.splitter.limit:,} tokens go "
                     "through the model at once (train.micro_batch_tokens); the steps stay the same"
                 )
-        elif alone and self.may_checkpoint:
-            self.checkpoint(f"memory ran out at step {step} with {most:,} tokens at once")
+        elif is_alone and self.may_checkpoint:
+            self.enable_gradient_checkpointing(f"memory ran out at step {step} with {largest:,} tokens at once")
         else:
-            work[0][0].give_up(
-                f"step {step}: memory ran out with {most:,} tokens at once",
-                "lower train.micro_batch_tokens or data.max_length, or set train.gradient_checkpointing",
-            )
+            work[0][0].fail_out_of_memory(largest)
 
-    def attempt(self, work: Work) -> list[float]:
-        """Do what `of` does, once."""
-        counts = torch.tensor([float(max(1, sum(row.num_targets for row in own))) for _, own in work])
-        mine = self.batches(work)
-        found = []
-        for number, (rows, whose, batch) in enumerate(mine):
-            last = number == len(mine) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped), self.chosen(work, whose, batch):
-                sums = self.sums(batch, rows, whose, len(work))
-                # Data parallelism averages gradients over the processes; the sum is what is wanted.
-                scale = self.scale.factor * self.accelerator.num_processes / counts.to(sums)
-                self.accelerator.backward((sums * scale).sum())
-            found.append(sums.detach())
-        total = self.accelerator.reduce(torch.stack(found).sum(0), "sum")
+    def accumulate(self, work: StepWork) -> list[float]:
+        """Compute the gradients once; for the arguments and the result see `compute`."""
+        counts = torch.tensor([float(max(1, sum(example.num_targets for example in own))) for _, own in work])
+        micro_batches = self.micro_batches(work)
+        sums_of_batches = []
+        for number, micro_batch in enumerate(micro_batches):
+            is_last = number == len(micro_batches) - 1
+            no_sync = nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+            with no_sync, self.active_adapters(work, micro_batch):
+                sums = self.loss_sums(micro_batch, len(work))
+                # Data parallelism averages gradients over the processes, and the loss needs their sum.
+                loss = (sums * (self.accelerator.num_processes / counts.to(sums))).sum()
+                self.accelerator.backward(self.loss_scale.scale(loss))
+            sums_of_batches.append(sums.detach())
+        total = self.accelerator.reduce(torch.stack(sums_of_batches).sum(0), "sum")
         return [float(loss) for loss in total.double().cpu() / counts]
 
-    def batches(self, work: Work) -> list[tuple[list[EncodedExample], list[int], dict[str, Tensor]]]:
-        """Return this process's micro-batches of a step, each with its rows, and with whose they are in `work`."""
-        rows = [row for _, own in work for row in own]
-        owners = [place for place, (_, own) in enumerate(work) for _ in own]
-        cut = process_batches(rows, self.micro, self.accelerator, work[0][0].tokenizer) if work else []
-        return [
-            ([rows[place] for place in places], [owners[place] for place in places], batch) for places, batch in cut
-        ]
+    def micro_batches(self, work: StepWork) -> list[MicroBatch]:
+        """Return the micro-batches of a step on this process."""
+        if not work:
+            return []
+        examples = [example for _, of_job in work for example in of_job]
+        jobs = [number for number, (_, of_job) in enumerate(work) for _ in of_job]
+        shortest = min(range(len(examples)), key=lambda index: examples[index].num_tokens)
+        micro_batches = []
+        for indices in micro_batches_of_process(examples, self.splitter, self.accelerator):
+            chosen = indices or [shortest]
+            micro_batches.append(
+                MicroBatch([examples[i] for i in chosen], [jobs[i] for i in chosen], is_empty=not indices)
+            )
+        return micro_batches
 
-    def sums(
-        self, batch: Mapping[str, Tensor], rows: Sequence[EncodedExample], whose: Sequence[int], jobs: int
-    ) -> Tensor:
-        """Return the summed loss of each job's rows in a batch, (jobs,)."""
-        losses = self.losses(self.wrapped, batch, rows)
-        if jobs == 1:
+    def loss_sums(self, micro_batch: MicroBatch, num_jobs: int) -> Tensor:
+        """Return the summed loss of each job's examples in a micro-batch, (num_jobs,)."""
+        losses = self.losses(self.wrapped, micro_batch)
+        if num_jobs == 1:
             return losses.sum()[None]
-        # Targets come row by row.
-        targets = torch.tensor([row.num_targets for row in rows], dtype=torch.long)
-        owners = torch.tensor(whose, dtype=torch.long).repeat_interleave(targets).to(losses.device)
-        return torch.stack([losses[owners == place].sum() for place in range(jobs)])
+        # Targets come example by example.
+        targets = torch.tensor([example.num_targets for example in micro_batch.examples], dtype=torch.long)
+        jobs = torch.tensor(micro_batch.jobs, dtype=torch.long).repeat_interleave(targets).to(losses.device)
+        return torch.stack([losses[jobs == job].sum() for job in range(num_jobs)])
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Sequence[EncodedExample]) -> Tensor:
-        """Return the loss of every target of a batch, row by row, as `model` has it, wrapped or not."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        with use_prompt_positions(self.model, batch.get("prompt_positions")), self.frozen.use(rows):
-            return target_losses(model, inputs, self.logits_of)
+    def losses(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+        """Return the loss of every target of a micro-batch, (targets,), and use the cache of frozen layers."""
+        with self.frozen.use([] if micro_batch.is_empty else micro_batch.examples):
+            return self.micro_batch_losses(model, micro_batch)
 
-    def chosen(self, work: Work, whose: Sequence[int], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Return a block in which each row of a batch has the adapter that it trains."""
+    def active_adapters(self, work: StepWork, micro_batch: MicroBatch) -> AbstractContextManager[None]:
+        """Return a context in which each example of a micro-batch has the adapter of its job."""
         if len(work) == 1:
-            return work[0][0].chosen()
-        names = [work[place][0].adapter for place in whose] or [None] * len(batch["input_ids"])
-        return use_adapters(self.model, rows=names)
+            return work[0][0].active()
+        return use_adapters(self.model, adapters=[work[job][0].adapter for job in micro_batch.jobs])

@@ -1,8 +1,7 @@
-"""One adapter under training: its rows, its optimizer, and its best weights so far. The loop is in `training`."""
+"""One adapter under training: its examples, its optimizer, and its best and last finite weights."""
 
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,31 +17,45 @@ from peftly.data import Data, EncodedExample, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import owner
-from peftly.training.callbacks import (
-    Callback,
-    EvaluationRecord,
-    MetricsWriter,
-    StepRecord,
-    TrainResult,
-    from_dict,
-    to_dict,
-)
+from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult, from_dict, to_dict
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
+from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
-from peftly.training.steps import step_rows, steps_of_epoch
+from peftly.training.steps import examples_of_steps, steps_per_epoch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AdapterJob", "found_in"]
+__all__ = ["AdapterJob", "weights_location"]
+
+LAST_FINITE_STEPS = 20
+"""Largest number of steps between two copies of the last finite weights; see `AdapterJob`."""
 
 
 class AdapterJob:
-    """What is trained on one set of rows: one adapter, or all that is trainable in a model."""
+    """The training of one adapter, or of all trainable parameters of a model, on one data set.
+
+    A step whose loss or gradient norm is not finite ends the training. Its weights may be the cause, so the model goes
+    back to `last_finite_weights`: a copy of weights that gave a finite loss and a finite gradient norm. The copy is not
+    taken at every step, but before an update every `eval_steps` or `LAST_FINITE_STEPS` steps, whichever is less, so
+    that it adds next to nothing to the time of a step.
+
+    Attributes:
+        parameters: trained parameters, by name.
+        learning_rate: highest learning rate of any parameter.
+        examples_per_step: examples of a step, on all processes together.
+        steps_per_epoch: steps in which every example is seen once.
+        steps: steps of the whole run, unless it stops early.
+        eval_steps: steps between evaluations.
+        state: progress so far.
+        log: records of steps and evaluations, and the callbacks.
+        last_finite_weights: copy of `parameters` that is known to give finite numbers, by name.
+        last_finite_step: number of updates that `last_finite_weights` have had.
+    """
 
     def __init__(
         self,
@@ -58,88 +71,89 @@ class AdapterJob:
         learning_rate: float | None = None,
         resume: bool = False,
     ) -> None:
-        """Get ready.
+        """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
         Args:
-            model: an adapted model.
-            data: its rows.
-            config: how long, how fast.
-            tokenizer: the model's own.
-            accelerator: of the whole run.
-            adapter: the only one that is trained, on for these rows; None: all that is trainable, with what is on.
-            out: where it is saved; None: nowhere.
-            callbacks: are told of every step, evaluation and saved adapter, on the main process.
-            learning_rate: used if `config` names none, before the method's own.
-            resume: whether `restore` will follow.
+            model: adapted model.
+            data: training and validation examples.
+            config: training settings.
+            tokenizer: tokenizer of the model.
+            accelerator: accelerator of the whole run.
+            adapter: name of the adapter to train, which is then the only active one for these examples; None: all
+                trainable parameters, with the adapters that are active.
+            out: folder for adapters and metrics; None: nothing is written.
+            callbacks: callbacks that receive the events of this adapter, on the main process.
+            learning_rate: learning rate if `config` sets none, in preference to the method's own.
+            resume: whether `load_state_dict` will follow.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
         """
         check_trainable(model, data, config, adapter=adapter, learning_rate=learning_rate)
         self.model, self.data, self.config, self.tokenizer = model, data, config, tokenizer
-        self.accelerator, self.adapter, self.out, self.callbacks = accelerator, adapter, out, list(callbacks)
-        own = {name for name in trainable_parameters(model) if adapter is None or owner(name) == adapter}
-        self.parameters = {name: value for name, value in trainable_parameters(model).items() if name in own}
+        self.accelerator, self.adapter, self.out = accelerator, adapter, out
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter
+            for name, parameter in trainable_parameters(model).items()
+            if adapter is None or owner(name) == adapter
+        }
         if not self.parameters:
             raise ConfigError("nothing in this model is trainable; attach an adapter first")
         groups = parameter_groups(model, config, learning_rate, among=self.parameters)
-        self.rate = max(float(group["lr"]) for group in groups)
-        self.rows_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self.steps_per_epoch = steps_of_epoch(data.train.encoded, self.rows_per_step)
+        self.learning_rate = max(float(group["lr"]) for group in groups)
+        self.examples_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.eval_steps = config.eval_steps or self.steps_per_epoch
         self.optimizer = make_optimizer(groups, config)
         self.schedule = make_schedule(self.optimizer, config, self.steps)
-        self.at = RunState()
-        self.history: list[StepRecord | EvaluationRecord] = []
-        self.good, self.last_finite_step = _copied(self.parameters), 0
-        self.writer: MetricsWriter | None = None
-        if out is not None and accelerator.is_main_process:
-            self.writer = MetricsWriter(out / "metrics.jsonl", resume=resume)
-            self.callbacks.insert(0, self.writer)
-        line = optimizer_note(config, model.device)
-        if line and not resume:
-            self.note(line)
+        self.state = RunState()
+        self.last_finite_weights, self.last_finite_step = _copies(self.parameters), 0
+        self.log = RunLog(callbacks, out=out, is_main_process=accelerator.is_main_process, resume=resume)
+        if not resume and (note := optimizer_note(config, model.device)):
+            self.log.note(note)
         self.started = time.perf_counter()
 
-    def steps_left(self) -> Iterator[list[EncodedExample]]:
-        """Yield the rows of every step, until the last one or an early stop."""
+    def remaining_steps(self) -> Iterator[list[EncodedExample]]:
+        """Yield the examples of every step that is left, until the last step or an early stop."""
         if not self.step:
             self.started = time.perf_counter()
-        for rows in self.rows_of_steps(self.step, self.steps):
-            if self.at.stopped:
+        for examples in self.examples_of_steps(self.step, self.steps):
+            if self.state.stopped_early:
                 return
-            yield rows
+            yield examples
 
-    def rows_of_steps(self, first: int, end: int) -> Iterator[list[EncodedExample]]:
-        """Yield the rows of the steps from `first` to before `end`."""
-        rows, size = self.data.train.encoded, self.rows_per_step
-        return step_rows(rows, size, first=first, end=end, seed=self.config.seed)
+    def examples_of_steps(self, first: int, end: int) -> Iterator[list[EncodedExample]]:
+        """Yield the examples of each step from `first` to before `end`."""
+        examples, size = self.data.train.encoded, self.examples_per_step
+        return examples_of_steps(examples, size, first=first, end=end, seed=self.config.seed)
 
-    def update(self, rows: Sequence[EncodedExample], loss: float, seconds: float) -> None:
-        """Change the weights, whose gradients are there; `after_step` is due then.
+    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> None:
+        """Update the weights by the gradients that the parameters hold; `after_step` is due then.
 
         Args:
-            rows: that the gradients are of.
-            loss: the mean over their targets.
-            seconds: that the gradients took.
+            examples: examples of the step.
+            loss: mean loss over their targets.
+            seconds: duration of the forward and backward passes.
+
+        Raises:
+            TrainingError: the loss or the gradient norm is not finite.
         """
         limit = self.config.max_grad_norm
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
         rate = float(self.schedule.get_last_lr()[0])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            found = f"loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}"
-            self.give_up(f"step {self.step + 1}: {found}")
-        # These weights have just given a finite loss and gradient; what the update makes of them is not known yet.
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                self.good[name].copy_(parameter)
-        self.last_finite_step = self.step
+            numbers = f"loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}"
+            self.fail(f"step {self.step + 1}: {numbers}")
+        if self.step % self._last_finite_steps == 0:
+            _assign(self.last_finite_weights, self.parameters)
+            self.last_finite_step = self.step
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.stand(step=self.step + 1, due=True)
-        tokens = sum(row.num_tokens for row in rows)
-        self.tell(
+        self.update_state(step=self.step + 1, after_step_due=True)
+        tokens = sum(example.num_tokens for example in examples)
+        self.log.add(
             StepRecord(
                 step=self.step,
                 steps=self.steps,
@@ -148,202 +162,219 @@ class AdapterJob:
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens=tokens,
-                trained_tokens=sum(row.num_targets for row in rows),
+                trained_tokens=sum(example.num_targets for example in examples),
                 tokens_per_second=tokens / seconds,
                 seconds=self.seconds,
             )
         )
-        self.stand()
+        self.update_state()
 
     def after_step(self) -> None:
-        """Save and evaluate where the configuration says so; the last step is always evaluated."""
-        last = self.step == self.steps
+        """Save and evaluate if the configuration asks for it at this step; the last step is always evaluated."""
+        is_last = self.step == self.steps
         if self.config.save_steps and self.step % self.config.save_steps == 0:
             self.save(f"step-{self.step}")
-        due = last or self.step % (self.config.eval_steps or self.steps_per_epoch) == 0
-        found = self.look(self.data.validation) if self.data.validation is not None and due else {}
+        changes: dict[str, Any] = {}
+        if self.data.validation is not None and (is_last or self.step % self.eval_steps == 0):
+            changes = self.evaluate(self.data.validation)
         patience = self.config.early_stopping_patience
-        stopped = not last and patience is not None and found.get("waited", 0) >= patience
-        self.stand(due=False, stopped=stopped, **found)
+        evaluations = changes.get("evaluations_since_best", 0)
+        stopped_early = not is_last and patience is not None and evaluations >= patience
+        self.update_state(after_step_due=False, stopped_early=stopped_early, **changes)
 
-    def stand(self, **changes: Any) -> None:
-        """Note how far this has come, all at once."""
-        written = 0 if self.writer is None else self.writer.size
-        self.at = replace(self.at, told=len(self.history), written=written, **changes)
+    def update_state(self, **changes: Any) -> None:
+        """Replace the state by one with these changes and the present size of the history and the metrics file."""
+        self.state = replace(
+            self.state, records_logged=len(self.log.history), metrics_bytes=self.log.metrics_bytes, **changes
+        )
 
     def finish(self) -> TrainResult:
-        """Leave the best weights in the model and in `out`."""
-        if self.at.best_weights is None:
-            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
-                self.give_up(f"step {self.step} left weights that are no numbers")
+        """Leave the best weights in the model and save them in `out`.
+
+        Raises:
+            TrainingError: there was no evaluation, and the last update left weights that are not finite.
+        """
+        if self.state.best_weights is None:
+            if not self.has_finite_weights():
+                self.fail(f"step {self.step} left weights that are not finite")
         else:
-            _put_back(self.parameters, self.at.best_weights)
+            _assign(self.parameters, self.state.best_weights)
         self.save("adapter")
-        self.stand(seconds=self.seconds)
+        self.update_state(seconds=self.seconds)
         return self.result()
 
     def result(self) -> TrainResult:
-        """Return how it went, once it is finished."""
+        """Return the result of a run that has finished."""
         return TrainResult(
             steps=self.step,
-            best_step=self.step if self.at.best is None else self.at.best.step,
-            best=self.at.best,
-            history=tuple(self.history),
-            seconds=self.at.seconds or self.seconds,
-            stopped_early=self.at.stopped,
-            learning_rate=self.rate,
+            best_step=self.step if self.state.best is None else self.state.best.step,
+            best=self.state.best,
+            history=tuple(self.log.history),
+            seconds=self.state.seconds or self.seconds,
+            stopped_early=self.state.stopped_early,
+            learning_rate=self.learning_rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` goes on from. No weight may be changing."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; see `load_state_dict`. It must not be called during an update."""
         return {
             "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps"}),
-            "rows": self.digests,
-            "rates": [group["initial_lr"] for group in self.optimizer.param_groups],
-            "rows_per_step": self.rows_per_step,
-            "methods": {name: one.config.model_dump(mode="json") for name, one in attached(self.model).items()},
+            "examples": self.digests,
+            "learning_rates": [group["initial_lr"] for group in self.optimizer.param_groups],
+            "examples_per_step": self.examples_per_step,
+            "methods": {name: adapter.config.model_dump(mode="json") for name, adapter in attached(self.model).items()},
             "parameters": dict(self.parameters),
-            "good": self.good,
+            "last_finite_weights": self.last_finite_weights,
             "last_finite_step": self.last_finite_step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "history": [to_dict(record) for record in self.history[: self.at.told]],
-            "standing": self.at.state(),
-            "spent": self.seconds,
+            "history": [to_dict(record) for record in self.log.history[: self.state.records_logged]],
+            "run_state": self.state.to_dict(),
+            "seconds": self.seconds,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was taken, by a adapter_job of the same run (see `check_same_run`)."""
-        _put_back(self.parameters, state["parameters"])
-        _put_back(self.good, state["good"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state_dict` of a job of the same run (see `check_same_run`)."""
+        _assign(self.parameters, state["parameters"])
+        _assign(self.last_finite_weights, state["last_finite_weights"])
         self.last_finite_step = state["last_finite_step"]
         load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.history = [from_dict(record) for record in state["history"]]
-        self.at = RunState.restored(state["standing"], self.good)
-        if self.writer is not None:
-            self.writer.cut(self.at.written, self.history)
-        self.started = time.perf_counter() - state["spent"]
-        for callback in self.callbacks:
-            callback.on_resume(self.step, self.steps)
+        self.state = RunState.from_dict(state["run_state"], self.last_finite_weights)
+        self.started = time.perf_counter() - state["seconds"]
+        history = [from_dict(record) for record in state["history"]]
+        self.log.resume(history, self.state.metrics_bytes, step=self.step, steps=self.steps)
 
-    def chosen(self) -> AbstractContextManager[None]:
-        """Return a block in which what is trained here is on."""
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapter of this job is active."""
         return nullcontext() if self.adapter is None else use_adapters(self.model, self.adapter)
 
-    def keeps_states(self) -> bool:
-        """Return whether rows come again, and what frozen layers make of them is to be kept."""
+    def reuses_frozen_states(self) -> bool:
+        """Return whether examples come more than once, and the outputs of frozen layers are to be cached for that."""
         return self.config.frozen_layers_once and self.steps > self.steps_per_epoch
 
-    def virtual_tokens(self) -> int:
-        """Return how many virtual tokens a text has with what is trained here."""
-        with self.chosen():
+    def num_virtual_tokens(self) -> int:
+        """Return how many virtual tokens the adapter of this job adds to a text."""
+        with self.active():
             return num_virtual_tokens_of(self.model)
 
-    def look(self, split: Split) -> dict[str, Any]:
-        """Evaluate, and return what that changes of where this stands: whether the weights are the best so far."""
+    def evaluate(self, split: Split) -> dict[str, Any]:
+        """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
         size = self.config.evaluation_batch_size
-        with self.chosen():
-            found = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
-        best = self.at.best
-        better = math.isfinite(found.loss) and (best is None or self.rank(found) < self.rank(best))
+        with self.active():
+            scores = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
+        best = self.state.best
+        is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
         record = EvaluationRecord(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
-            loss=found.loss,
-            perplexity=found.perplexity,
-            token_accuracy=found.token_accuracy,
-            accuracy=found.accuracy,
-            macro_f1=found.macro_f1,
-            entity_f1=found.entity_f1,
-            best=better,
+            loss=scores.loss,
+            perplexity=scores.perplexity,
+            token_accuracy=scores.token_accuracy,
+            accuracy=scores.accuracy,
+            macro_f1=scores.macro_f1,
+            entity_f1=scores.entity_f1,
+            best=is_best,
             seconds=self.seconds,
         )
-        self.tell(record)
-        if not better:
-            return {"waited": self.at.waited + 1}
-        return {"waited": 0, "best": record, "best_weights": _copied(self.parameters)}
+        self.log.add(record)
+        if not is_best:
+            return {"evaluations_since_best": self.state.evaluations_since_best + 1}
+        return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
 
-    def rank(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
-        """Return what is smaller for the better of two evaluations."""
+    def sort_key(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
+        """Return a key that is smaller for the better of two evaluations."""
         metric = self.config.metric_for_best_model
         return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
 
-    def give_up(self, why: str, advice: str | None = None) -> NoReturn:
-        """Go back to the last good weights and say why.
+    def has_finite_weights(self) -> bool:
+        """Return whether all trained parameters are finite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters.values())
+
+    def fail(self, reason: str) -> NoReturn:
+        """Put the last finite weights into the model, save them, and end the run.
 
         Args:
-            why: what was found.
-            advice: what to do; None: see `advice`.
+            reason: description of the numbers that are not finite.
 
         Raises:
             TrainingError: always.
         """
-        _put_back(self.parameters, self.good)
-        found = found_in(self.save("adapter"), f"the last good weights (after step {self.last_finite_step})")
-        raise TrainingError(f"{why}; {found}; {advice or self.advice()}")
+        _assign(self.parameters, self.last_finite_weights)
+        saved = weights_location(self.save("adapter"), f"the last finite weights (after step {self.last_finite_step})")
+        raise TrainingError(f"{reason}; {saved}; {self._advice()}")
 
-    def advice(self) -> str:
-        """Return what helps where numbers have become too large."""
+    def fail_out_of_memory(self, tokens: int) -> NoReturn:
+        """Save the weights, which are those of the last step if they are finite, and end the run.
+
+        Args:
+            tokens: number of tokens that went through the model at once.
+
+        Raises:
+            TrainingError: always.
+        """
+        step = self.step
+        if not self.has_finite_weights():
+            _assign(self.parameters, self.last_finite_weights)
+            step = self.last_finite_step
+        saved = weights_location(self.save("adapter"), f"the weights (after step {step})")
+        raise TrainingError(
+            f"step {self.step + 1}: memory ran out with {tokens:,} tokens at once; {saved}; "
+            "lower train.micro_batch_tokens or data.max_length, or set train.gradient_checkpointing"
+        )
+
+    def _advice(self) -> str:
+        """Return advice for a loss or a gradient that is not finite."""
         if self.step:
-            return f"lower train.learning_rate (now {self.rate:g}), or raise train.warmup_ratio or train.batch_size"
+            return (
+                f"lower train.learning_rate (now {self.learning_rate:g}), or raise train.warmup_ratio or "
+                "train.batch_size"
+            )
         return "nothing was trained yet, so look at the data, or load the base with dtype float32"
 
     def save(self, name: str) -> Path | None:
-        """Write the adapter as it is to the folder `name` in `out`, if there is one."""
+        """Save the adapter in the folder `name` of `out`, on the main process; return the folder, if there is one."""
         if self.out is None or not self.accelerator.is_main_process:
             return None
         notes = {"row_format": self.data.row_format.to_dict()}
         path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
-        for callback in self.callbacks:
-            callback.on_save(path)
+        self.log.save(path)
         return path
-
-    def tell(self, record: StepRecord | EvaluationRecord) -> None:
-        """Note a record down, and let the callbacks know."""
-        self.history.append(record)
-        if self.accelerator.is_main_process:
-            for callback in self.callbacks:
-                if isinstance(record, StepRecord):
-                    callback.on_step(record)
-                else:
-                    callback.on_evaluate(record)
-
-    def note(self, text: str) -> None:
-        """Say what a person should know, to the callbacks and to whoever calls from Python."""
-        warnings.warn(text, stacklevel=2)
-        if self.accelerator.is_main_process:
-            for callback in self.callbacks:
-                callback.on_note(text)
 
     @cached_property
     def digests(self) -> list[str | None]:
-        """What only these rows, in this order, have: of those to train on and those to validate on."""
+        """Hashes of the training and of the validation examples, in their order."""
         splits = (self.data.train, self.data.validation)
         return [None if split is None else digest(split.encoded) for split in splits]
 
     @property
     def step(self) -> int:
-        """How many updates were made."""
-        return self.at.step
+        """Number of updates so far."""
+        return self.state.step
 
     @property
     def seconds(self) -> float:
-        """Since training began."""
+        """Seconds since training began, interruptions not counted."""
         return time.perf_counter() - self.started
 
+    @property
+    def _last_finite_steps(self) -> int:
+        """Steps between two copies of the last finite weights."""
+        return LAST_FINITE_STEPS if self.data.validation is None else min(LAST_FINITE_STEPS, self.eval_steps)
 
-def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+
+def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def _put_back(parameters: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
+def _assign(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into tensors of the same names, in place."""
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(copies[name])
+        for name, target in targets.items():
+            target.copy_(values[name])
 
 
-def found_in(place: Path | None, what: str = "the weights so far") -> str:
-    """Say where weights are: in a folder, or only in the model."""
-    return f"{what} are in {place or 'the model'}"
+def weights_location(folder: Path | None, weights: str = "the weights so far") -> str:
+    """Return a sentence that says where weights are: in a folder, or only in the model."""
+    return f"{weights} are in {folder or 'the model'}"

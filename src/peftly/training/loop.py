@@ -1,4 +1,4 @@
-"""The training loop: one, for every method and task; and from where it goes on when it was stopped."""
+"""The training loop: steps, evaluations and checkpoints of all jobs, and continuing from a checkpoint."""
 
 import math
 import time
@@ -23,7 +23,7 @@ from peftly.training.checkpoint import (
     set_random_states,
     write_state,
 )
-from peftly.training.gradients import Gradients
+from peftly.training.gradients import StepGradients
 from peftly.training.job import AdapterJob
 from peftly.utils import interruptions_held
 
@@ -31,166 +31,169 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["Loop"]
+__all__ = ["TrainingLoop"]
 
 CHECKPOINT_SECONDS = 600
-"""Between checkpoints, where no number of steps is set."""
+"""Seconds between checkpoints if `checkpoint_steps` is not set."""
 
 
-class Loop:
-    """Steps of all adapter_jobs, of which each takes as many as it has.
+class TrainingLoop:
+    """The steps of all jobs. A job that has fewer steps than others finishes earlier.
 
     Attributes:
-        results: of the adapter_jobs that have finished.
-        at_work: the adapter_job that something is done for at this moment.
-        gradients: makes the gradients of the steps.
-        file: the checkpoint, from which the loop can go on if it is stopped; None: there is none.
-        before: of a checkpoint, what a step changes besides weights: as it was before the step.
-        is_whole: whether no weight is changing, so that a checkpoint can be written.
+        results: results of the jobs that have finished.
+        current_job: job that is being updated, evaluated or saved; after an error, the job that failed.
+        gradients: gradients of the steps.
+        file: checkpoint file; None: no checkpoint is written.
+        state_before_step: state saved before each step (random generators, loss scale, micro-batch limits), so that a
+            checkpoint written in the middle of a step starts the step again.
+        is_consistent: whether the weights are those of a whole number of steps, so that a checkpoint can be written.
+        checkpoint_time: time of the last checkpoint, by `time.perf_counter`.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
-        adapter_jobs: Sequence[AdapterJob],
+        jobs: Sequence[AdapterJob],
         accelerator: "Accelerator",
         *,
         packed: bool,
         file: Path | None = None,
     ) -> None:
-        self.model, self.adapter_jobs, self.accelerator = model, adapter_jobs, accelerator
-        self.gradients = Gradients(model, adapter_jobs, accelerator, packed=packed)
-        self.at_work, self.file = adapter_jobs[0], file
+        self.model, self.jobs, self.accelerator = model, jobs, accelerator
+        self.gradients = StepGradients(model, jobs, accelerator, packed=packed)
+        self.current_job, self.file = jobs[0], file
         self.results: dict[AdapterJob, TrainResult] = {}
-        self.before: dict[str, Any] = {}
-        self.is_whole = False
-        self.written = time.perf_counter()
+        self.state_before_step: dict[str, Any] = {}
+        self.is_consistent = False
+        self.checkpoint_time = time.perf_counter()
 
-    def go(self) -> list[TrainResult]:
-        """Take steps until nobody has one left; whoever has none left is finished at once."""
-        with self.changing():
-            self.gradients.begin()
-        streams = [(adapter_job, adapter_job.steps_left()) for adapter_job in self.adapter_jobs]
+    def run(self) -> list[TrainResult]:
+        """Take steps until no job has one left, and return the results of all jobs in their order."""
+        with self.weights_changing():
+            self.gradients.set_micro_batch_limit()
+        streams = [(job, job.remaining_steps()) for job in self.jobs]
         while True:
-            for adapter_job in self.adapter_jobs:
-                if adapter_job.at.due:
-                    self.at_work = adapter_job
-                    adapter_job.after_step()
+            for job in self.jobs:
+                if job.state.after_step_due:
+                    self.current_job = job
+                    job.after_step()
             if self.checkpoint_is_due():
                 self.write_checkpoint()
-            with self.changing():
-                work = self.next_rows(streams)
+            with self.weights_changing():
+                work = self.next_examples(streams)
             if not work:
-                return [self.results[adapter_job] for adapter_job in self.adapter_jobs]
-            self.at_work = work[0][0]
-            began = time.perf_counter()
-            losses = self.gradients.of(work)
-            seconds = time.perf_counter() - began
-            # Whose loss is no number gives up first: oneDNN's products in bf16 may take it on into the gradients of the
-            # others, who would be blamed, and changed, before it.
-            done = sorted(zip(work, losses, strict=True), key=lambda one: math.isfinite(one[1]))
-            with self.changing():
-                for (adapter_job, rows), loss in done:
-                    self.at_work = adapter_job
-                    adapter_job.update(rows, loss, seconds)
+                return [self.results[job] for job in self.jobs]
+            self.current_job = work[0][0]
+            started = time.perf_counter()
+            losses = self.gradients.compute(work)
+            seconds = time.perf_counter() - started
+            # A job whose loss is not finite comes first and fails. In bf16, oneDNN's matrix products can spread NaN
+            # into the gradients of the other jobs, which would then be updated, or fail in its stead.
+            updates = sorted(zip(work, losses, strict=True), key=lambda update: math.isfinite(update[1]))
+            with self.weights_changing():
+                for (job, examples), loss in updates:
+                    self.current_job = job
+                    job.update(examples, loss, seconds)
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """What tells the base from others."""
+        """Fingerprint of the base model."""
         return fingerprint(self.model)
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """While weights change, when no checkpoint can be made: Ctrl-C waits for the end of it."""
+    def weights_changing(self) -> Iterator[None]:
+        """Hold Ctrl-C back while weights change, since no checkpoint can be written then."""
         with interruptions_held():
-            self.is_whole = False
+            self.is_consistent = False
             yield
-            self.before = {"random": random_states(self.model.device), "gradients": self.gradients.state()}
-            self.is_whole = True
+            self.state_before_step = {
+                "random": random_states(self.model.device),
+                "gradients": self.gradients.state_dict(),
+            }
+            self.is_consistent = True
 
-    def next_rows(
+    def next_examples(
         self, streams: Sequence[tuple[AdapterJob, Iterator[list[EncodedExample]]]]
     ) -> list[tuple[AdapterJob, list[EncodedExample]]]:
-        """Return the rows of everybody's next step, and finish who has no more."""
+        """Return the examples of every job's next step, and finish the jobs that have no step left."""
         work = []
-        for adapter_job, stream in streams:
-            if adapter_job in self.results:
+        for job, stream in streams:
+            if job in self.results:
                 continue
-            rows = next(stream, None)
-            if rows is not None:
-                work.append((adapter_job, rows))
+            examples = next(stream, None)
+            if examples is not None:
+                work.append((job, examples))
             else:
-                self.at_work = adapter_job
-                self.results[adapter_job] = adapter_job.finish()
+                self.current_job = job
+                self.results[job] = job.finish()
         return work
 
     def checkpoint_is_due(self) -> bool:
-        """Return whether enough steps, or minutes, have passed since the last one; on every process the same."""
-        every = [
-            adapter_job.config.checkpoint_steps
-            for adapter_job in self.adapter_jobs
-            if adapter_job.config.checkpoint_steps
-        ]
+        """Return whether enough steps, or seconds, have passed since the last checkpoint; every process agrees."""
         if self.file is None:
             return False
-        if every:
-            step = max(adapter_job.step for adapter_job in self.adapter_jobs)
-            return step > 0 and step % min(every) == 0
-        due = time.perf_counter() - self.written >= CHECKPOINT_SECONDS
+        intervals = [job.config.checkpoint_steps for job in self.jobs if job.config.checkpoint_steps]
+        if intervals:
+            step = max(job.step for job in self.jobs)
+            return step > 0 and step % min(intervals) == 0
+        is_due = time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
         if self.accelerator.num_processes == 1:
-            return due
-        told = torch.tensor([float(due)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, "sum") > 0)
+            return is_due
+        due_count = torch.tensor([float(is_due)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(due_count, "sum") > 0)
 
     def write_checkpoint(self) -> None:
-        """Write a checkpoint, on the main process; where there is no room for it, say so."""
-        random = gather_object([self.before["random"]])
-        self.written = time.perf_counter()
+        """Write a checkpoint on the main process; a full disk gives a note, not an error."""
+        random = gather_object([self.state_before_step["random"]])
+        self.checkpoint_time = time.perf_counter()
         if self.file is None or not self.accelerator.is_main_process:
             return
         try:
-            write_state(self.file, {**self.state(), "random": random})
+            write_state(self.file, {**self.state_dict(), "random": random})
         except OSError as error:
-            self.adapter_jobs[0].note(f"no checkpoint at step {self.adapter_jobs[0].step}: {error.strerror or error}")
+            self.jobs[0].log.note(f"no checkpoint at step {self.jobs[0].step}: {error.strerror or error}")
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` goes on from, but for the generators: as of the last moment without a change."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint, without the random generators; see `load_state_dict`."""
         return {
             "base": self.base,
             "computes_with": computes_with(self.model.device),
-            "adapter_jobs": {str(adapter_job.adapter): adapter_job.state() for adapter_job in self.adapter_jobs},
+            "jobs": {str(job.adapter): job.state_dict() for job in self.jobs},
             "buffers": {name: buffer for name, buffer in self.model.named_buffers() if owner(name)},
-            "gradients": self.before["gradients"],
+            "gradients": self.state_before_step["gradients"],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where a checkpoint was written.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint.
 
         Raises:
-            ConfigError: that was another run.
+            ConfigError: the checkpoint is of another run.
         """
-        names = [str(adapter_job.adapter) for adapter_job in self.adapter_jobs]
-        if names != list(state["adapter_jobs"]):
+        names = [str(job.adapter) for job in self.jobs]
+        if names != list(state["jobs"]):
             raise ConfigError(
-                f"the checkpoint is of a run that trained {', '.join(state['adapter_jobs'])}, not {', '.join(names)}; "
-                "begin anew"
+                f"the checkpoint is of a run that trained {', '.join(state['jobs'])}, not {', '.join(names)}; "
+                "train from the beginning"
             )
         if self.base != state["base"]:
-            raise ConfigError("the checkpoint is of a run over another base, or in another dtype; begin anew")
-        for name, adapter_job in zip(names, self.adapter_jobs, strict=True):
-            check_same_run(adapter_job.state(), state["adapter_jobs"][name])
-        for name, adapter_job in zip(names, self.adapter_jobs, strict=True):
-            adapter_job.restore(state["adapter_jobs"][name])
-            if adapter_job.at.seconds is not None:
-                self.results[adapter_job] = adapter_job.result()
+            raise ConfigError(
+                "the checkpoint is of a run over another base, or in another dtype; train from the beginning"
+            )
+        for name, job in zip(names, self.jobs, strict=True):
+            check_same_run(job.state_dict(), state["jobs"][name])
+        for name, job in zip(names, self.jobs, strict=True):
+            job.load_state_dict(state["jobs"][name])
+            if job.state.seconds is not None:
+                self.results[job] = job.result()
         buffers = dict(self.model.named_buffers())
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
-        self.gradients.restore(state["gradients"])
+        self.gradients.load_state_dict(state["gradients"])
         set_random_states(state["random"][self.accelerator.process_index], self.model.device)
-        then, now = state["computes_with"], computes_with(self.model.device)
-        if then != now:
-            other = ", ".join(f"{key} {then[key]}, now {now[key]}" for key in now if then.get(key) != now[key])
-            self.adapter_jobs[0].note(
-                f"the run was begun elsewhere ({other}): last digits may differ from what it had given"
+        saved, now = state["computes_with"], computes_with(self.model.device)
+        if saved != now:
+            changes = ", ".join(f"{key} {saved[key]}, now {now[key]}" for key in now if saved.get(key) != now[key])
+            self.jobs[0].log.note(
+                f"the run was started in another environment ({changes}): results may differ in the last digits"
             )

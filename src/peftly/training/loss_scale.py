@@ -1,56 +1,56 @@
-"""Losses that are scaled up before the backward pass, where fp16 would round gradients to 0 (arXiv:1710.03740)."""
+"""Loss scaling for fp16 (arXiv:1710.03740), where small gradients would be rounded to 0."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.amp import GradScaler
 
 __all__ = ["LossScale"]
 
-FIRST, LARGEST = 2.0**16, 2.0**24
-GROWS_AFTER = 1000
-"""Steps in a row without an overflow."""
+INITIAL_SCALE = 2.0**16
+GROWTH_INTERVAL = 2000
+"""Steps without an overflow after which the scale doubles."""
 
 
-class LossScale:
-    """A power of 2, so that scaling rounds nothing: halved where gradients overflow, doubled where they long have not.
+class LossScale(GradScaler):
+    """A `GradScaler` for steps that are repeated, not skipped, after an overflow.
 
-    Attributes:
-        factor: what losses are multiplied by.
-        steps: since it changed.
+    The scale is a power of 2, so that scaling and unscaling do not round. It halves after an overflow, and doubles
+    after `GROWTH_INTERVAL` steps without one. For dtypes other than fp16 the scaler is disabled and changes nothing.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """Scale the losses of a model that computes in `dtype`, if that is fp16."""
-        self.is_on = dtype == torch.float16
-        self.factor = FIRST if self.is_on else 1.0
-        self.steps = 0
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the scaler.
 
-    def unscale(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Divide the gradients of a step; False: they have overflowed, and the step is to be taken again.
-
-        The factor is smaller then. At 1 there is nothing left to try, and gradients are what they are.
+        Args:
+            device: device of the loss.
+            dtype: dtype in which the model computes.
         """
-        if not self.is_on:
+        enabled = dtype == torch.float16
+        super().__init__(device.type, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled)
+
+    def unscale_all(self, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        """Unscale the gradients of a step, and update the scale.
+
+        Args:
+            optimizers: optimizers of all parameters that have gradients.
+
+        Returns:
+            False if gradients overflowed and the step has to be repeated with the smaller scale. At a scale of 1 or
+            less the scale is not the cause, so the result is True and the gradients are not finite.
+        """
+        if not self.is_enabled():
             return True
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.factor > 1 and not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            self._change(self.factor / 2)
-            return False
-        torch._foreach_div_(gradients, self.factor)
-        self.steps += 1
-        if self.steps == GROWS_AFTER:
-            self._change(min(self.factor * 2, LARGEST))
-        return True
+        scale = self.get_scale()
+        for optimizer in optimizers:
+            self.unscale_(optimizer)
+        self.update()
+        return scale <= 1 or self.get_scale() >= scale
 
-    def state(self) -> dict[str, float]:
-        """Return what `restore` goes on from."""
-        return {"factor": self.factor, "steps": self.steps}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of another of the same dtype."""
-        self.factor, self.steps = state["factor"], state["steps"]
-
-    def _change(self, factor: float) -> None:
-        self.factor, self.steps = factor, 0
+    def _unscale_grads_(
+        self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        # GradScaler refuses fp16 gradients because an unscaled one may be rounded to 0. Parameters in fp16 can be
+        # trained here all the same, and their gradients are no larger without a scaler.
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)

@@ -1,4 +1,4 @@
-"""How many tokens go through the model at once. A step is the same whatever they are; its speed and memory are not."""
+"""The number of tokens that go through the model at once. It decides speed and memory, never the result of a step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,84 +7,84 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MicroBatches", "fast_tokens", "fitting_tokens", "saved_bytes"]
+__all__ = ["MicroBatchSplitter", "fast_tokens", "fitting_tokens", "saved_bytes"]
 
 FAST_TOKENS_CPU, FAST_TOKENS = 768, 8192
-"""Above these a step becomes no faster: the products keep all cores busy, and only the memory grows."""
+"""Tokens above which a step becomes no faster: the matrix products keep all cores busy, and only the memory grows."""
 
 USED_SHARE = 0.5
-"""Of the free memory, what a pass may save for the way back: that needs about as much again, and others need some."""
+"""Fraction of free memory that saved activations may take; the backward pass needs about as much again."""
 
 
-class MicroBatches:
-    """Cuts the rows of a step into what goes through the model at once.
+class MicroBatchSplitter:
+    """Splits the examples of a step into micro-batches.
 
     Attributes:
-        limit: tokens of a micro-batch, unless one row alone has more.
-        packed: whether rows are laid end to end; otherwise padding counts like words.
-        causal: whether what packed rows begin with is there once, as where attention is causal.
-        virtual: virtual tokens that each row has besides its own; they come first.
+        limit: largest number of tokens in a micro-batch of more than one example.
+        packed: whether examples are packed; otherwise padding counts like tokens.
+        causal: whether a common prefix of packed examples is computed once, as causal attention allows.
+        num_virtual_tokens: virtual tokens that every example gets, in front of its own tokens.
     """
 
-    def __init__(self, limit: int, *, packed: bool = False, causal: bool = True, virtual: int = 0) -> None:
-        self.limit, self.packed, self.causal, self.virtual = limit, packed, causal, virtual
+    def __init__(self, limit: int, *, packed: bool = False, causal: bool = True, num_virtual_tokens: int = 0) -> None:
+        self.limit, self.packed, self.causal, self.num_virtual_tokens = limit, packed, causal, num_virtual_tokens
 
-    def tokens(self, lengths: Sequence[int], shared: int = 0) -> int:
-        """Return how many tokens the model sees if it gets rows of these lengths at once.
+    def num_tokens(self, lengths: Sequence[int], shared: int = 0) -> int:
+        """Return how many tokens the model computes for examples of these lengths in one micro-batch.
 
         Args:
-            lengths: tokens of each row.
-            shared: how many of them all rows begin with.
+            lengths: number of tokens of each example.
+            shared: number of tokens in the common prefix of all examples.
         """
         count = len(lengths)
         if not self.packed:
-            return count * (self.virtual + max(lengths))
-        once = self.virtual + shared if self.causal else 0
-        return count * self.virtual + sum(lengths) - (count - 1) * once
+            return count * (self.num_virtual_tokens + max(lengths))
+        shared = self.num_virtual_tokens + shared if self.causal else 0
+        return count * self.num_virtual_tokens + sum(lengths) - (count - 1) * shared
 
-    def cut(self, lengths: Sequence[int], shared: int = 0) -> list[list[int]]:
-        """Return the places of rows in micro-batches, the shortest first; for the arguments see `tokens`."""
-        cut: list[list[int]] = []
-        for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-            if cut and self.tokens([lengths[other] for other in (*cut[-1], place)], shared) <= self.limit:
-                cut[-1].append(place)
+    def split(self, lengths: Sequence[int], shared: int = 0) -> list[list[int]]:
+        """Return the indices of the examples of each micro-batch, shortest first; see `num_tokens` for arguments."""
+        groups: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+            if groups and self.num_tokens([lengths[i] for i in (*groups[-1], index)], shared) <= self.limit:
+                groups[-1].append(index)
             else:
-                cut.append([place])
-        return cut
+                groups.append([index])
+        return groups
 
     def halve(self, lengths: Sequence[int], shared: int = 0) -> bool:
-        """Let half as much of these rows go through at once; False: each goes alone already."""
-        if len(self.cut(lengths, shared)) == len(lengths):
+        """Halve the limit for these examples; return False if every micro-batch has one example already."""
+        if len(self.split(lengths, shared)) == len(lengths):
             return False
-        self.limit = self.most(lengths, shared) // 2
+        self.limit = self.largest(lengths, shared) // 2
         return True
 
-    def most(self, lengths: Sequence[int], shared: int = 0) -> int:
-        """Return how many tokens of these rows go through at once in the largest micro-batch."""
-        cut = self.cut(lengths, shared)
-        return max(self.tokens([lengths[place] for place in places], shared) for places in cut)
+    def largest(self, lengths: Sequence[int], shared: int = 0) -> int:
+        """Return the number of tokens in the largest micro-batch of these examples."""
+        groups = self.split(lengths, shared)
+        return max(self.num_tokens([lengths[index] for index in group], shared) for group in groups)
 
 
 def fast_tokens(device: torch.device) -> int:
-    """Return how many tokens at once make the most of a device."""
+    """Return the number of tokens from which on a device becomes no faster."""
     return FAST_TOKENS_CPU if device.type == "cpu" else FAST_TOKENS
 
 
 def fitting_tokens(model: nn.Module, forward: Callable[[], Tensor], tokens: int, device: torch.device) -> int:
-    """Return how many tokens fit into the memory that is free, by what a pass of some of them saves.
+    """Return how many tokens fit into the free memory, estimated from the activations that one forward pass saves.
 
     Args:
-        model: what is trained.
-        forward: a forward pass of it.
-        tokens: that the pass is of.
-        device: whose memory is asked for.
+        model: model under training.
+        forward: a forward pass of the model.
+        tokens: number of tokens in that pass.
+        device: device whose memory is used.
     """
     return int(USED_SHARE * _free_bytes(device) * tokens / max(1, saved_bytes(model, forward)))
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes that a forward pass saves for the backward pass, the model's own tensors left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    """Return the bytes that a forward pass saves for the backward pass, without parameters and buffers."""
+    of_model = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -98,13 +98,13 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         output = forward()
     del output
-    return sum(size for place, size in saved.items() if place not in own)
+    return sum(size for address, size in saved.items() if address not in of_model)
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type in ("cuda", "xpu"):
         free, _ = torch.accelerator.get_memory_info(device)
-        # What torch holds in reserve is free as well.
-        held = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
-        return int(free + held)
+        # Memory in torch's allocator that no tensor uses is free as well.
+        cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+        return int(free + cached)
     return int(psutil.virtual_memory().available)

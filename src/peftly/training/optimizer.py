@@ -1,4 +1,4 @@
-"""What turns gradients into updates, and how fast."""
+"""Optimizers, their parameter groups, and learning rate schedules."""
 
 import importlib
 import math
@@ -23,21 +23,25 @@ _AT_BITSANDBYTES = {
     "paged_adamw": "PagedAdamW32bit",
     "paged_adamw_8bit": "PagedAdamW8bit",
 }
-"""What bitsandbytes calls these optimizers."""
+"""Class names of these optimizers in bitsandbytes."""
 
 
 def parameter_groups(
     model: nn.Module, config: TrainConfig, given: float | None = None, *, among: Container[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Return what is trained in `model`, in groups of one learning rate, as optimizers of torch take them.
+    """Return the trainable parameters of a model in groups of one learning rate, as optimizers of torch take them.
 
-    `among` leaves out parameters of other names.
+    The learning rate is that of the configuration, else `given`, else the default of the method that a parameter
+    belongs to. A method may multiply the learning rate of some parameters by a factor (LoRA+).
 
-    The rate is that of the configuration, else `given`, else that of the method that a parameter belongs to, so that
-    methods which are trained together each have their own. A method may let some of its parameters learn faster.
+    Args:
+        model: adapted model.
+        config: training settings.
+        given: learning rate if `config` sets none.
+        among: names of the parameters to train; None: all trainable parameters.
 
     Raises:
-        ConfigError: there is none of them, or the optimizer is not of the kind that the methods' own are for.
+        ConfigError: no learning rate is known, or the methods' defaults are not for the optimizer.
     """
     adapters = attached(model)
     groups: dict[float, list[nn.Parameter]] = {}
@@ -47,28 +51,30 @@ def parameter_groups(
         adapter = adapters.get(owner(path))
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:
-            rate = _own_rate(adapter, config)
-        factor = 1.0 if adapter is None else adapter.rate_factor(path)
+            rate = _default_rate(adapter, config)
+        factor = 1.0 if adapter is None else adapter.learning_rate_factor(path)
         groups.setdefault(rate * factor, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def _own_rate(adapter: Adapter | None, config: TrainConfig) -> float:
+def _default_rate(adapter: Adapter | None, config: TrainConfig) -> float:
     if adapter is None:
-        raise ConfigError("train.learning_rate is missing, and no method of peftly is on this model to say one")
+        raise ConfigError("train.learning_rate is missing, and this model has no adapter that has a default")
     if config.optimizer == "sgd":
-        raise ConfigError("train.learning_rate is missing; the method's own is for adamw and adafactor, not for sgd")
+        raise ConfigError(
+            "train.learning_rate is missing; the method's default is for adamw and adafactor, not for sgd"
+        )
     return METHODS[adapter.config.name].learning_rate
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that the configuration names, for `parameter_groups`, or what `optimizer_note` says."""
+    """Return the configured optimizer for `parameter_groups`, or the replacement that `optimizer_note` reports."""
     name: str = config.optimizer
     decay = config.weight_decay
     if name == "sgd":
         return torch.optim.SGD(groups, weight_decay=decay)
     if name == "adafactor":
-        # Its own step sizes would replace the schedule, so they are off, as in the prompt tuning paper.
+        # Adafactor's step sizes would replace the schedule, so they are off, as in prompt tuning (arXiv:2104.08691).
         adafactor: torch.optim.Optimizer = _optimization().Adafactor(
             groups, weight_decay=decay, scale_parameter=False, relative_step=False
         )
@@ -76,31 +82,30 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     if groups[0]["params"][0].is_cpu:
         name = name.removeprefix("paged_")
     if name in _AT_BITSANDBYTES and has_bitsandbytes():
-        made: torch.optim.Optimizer = getattr(import_bitsandbytes().optim, _AT_BITSANDBYTES[name])(
-            groups, weight_decay=decay
-        )
-        return made
+        optimizer_class = getattr(import_bitsandbytes().optim, _AT_BITSANDBYTES[name])
+        optimizer: torch.optim.Optimizer = optimizer_class(groups, weight_decay=decay)
+        return optimizer
     return torch.optim.AdamW(groups, weight_decay=decay)
 
 
 def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
-    """Return what a person should know of the optimizer on this device, where it is not just what was asked for."""
-    asked = config.optimizer
-    if asked not in _AT_BITSANDBYTES:
+    """Return a note to the user if the optimizer is not the configured one on this device, else None."""
+    name = config.optimizer
+    if name not in _AT_BITSANDBYTES:
         return None
     if not has_bitsandbytes():
         return (
-            f"train.optimizer {asked} needs bitsandbytes (pip install 'peftly[quant]'): this is plain adamw, whose "
-            "moments take 8 bytes a trained number"
+            f"train.optimizer {name} needs bitsandbytes (pip install 'peftly[quant]'): this is plain adamw, whose "
+            "moments take 8 bytes per trained parameter"
         )
-    if "paged" in asked and device.type == "cpu":
-        return f"train.optimizer {asked}: there is no GPU that could be full, so nothing is paged"
+    if "paged" in name and device.type == "cpu":
+        return f"train.optimizer {name}: nothing is paged, since there is no GPU"
     return None
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    """Return the schedule that the configuration names, over `steps` updates."""
-    # transformers' "constant" ignores the warm-up.
+    """Return the learning rate schedule of the configuration over `steps` updates."""
+    # The schedule "constant" of transformers has no warm-up.
     name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
     warmup = math.ceil(config.warmup_ratio * steps) if config.warmup_steps is None else config.warmup_steps
     schedule: LRScheduler = _optimization().get_scheduler(
@@ -110,6 +115,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
 
 
 def _optimization() -> Any:
-    """Return transformers' module of this name; where PEFT is installed it imports that, and PEFT bitsandbytes."""
+    """Import `transformers.optimization` without bitsandbytes, which it would import where PEFT is installed."""
     with without_kernels():
         return importlib.import_module("transformers.optimization")

@@ -1,4 +1,4 @@
-"""How far a training has come, beside its weights and its optimizer."""
+"""Progress of an adapter's training: counters, the best evaluation and the best weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,40 +13,47 @@ __all__ = ["RunState"]
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a adapter_job has come. Replaced as a whole, so that an interruption finds it whole.
+    """Progress of an `AdapterJob`.
+
+    The object is immutable and is replaced as a whole, so that an interruption never finds a half-written state.
 
     Attributes:
-        step: how many updates were made.
-        due: whether what follows the last of them, an evaluation perhaps, is still to be done.
-        best: the best evaluation so far.
-        best_weights: the weights then.
-        waited: evaluations since.
-        stopped: whether those were too many.
-        told: how many records there are.
-        written: bytes of the file of metrics.
-        seconds: of the whole run, once it is finished.
+        step: number of updates so far.
+        after_step_due: whether the saving and the evaluation that follow the last update are still to be done.
+        best: best evaluation so far; None before the first one.
+        best_weights: trained weights at the best evaluation, by parameter name; None before the first evaluation.
+        evaluations_since_best: number of evaluations after the best one.
+        stopped_early: whether `early_stopping_patience` ran out.
+        records_logged: number of records in the history.
+        metrics_bytes: size of `metrics.jsonl` in bytes.
+        seconds: duration of the whole run; None until the run has finished.
     """
 
     step: int = 0
-    due: bool = False
+    after_step_due: bool = False
     best: EvaluationRecord | None = None
     best_weights: dict[str, Tensor] | None = None
-    waited: int = 0
-    stopped: bool = False
-    told: int = 0
-    written: int = 0
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+    records_logged: int = 0
+    metrics_bytes: int = 0
     seconds: float | None = None
 
-    def state(self) -> dict[str, Any]:
-        """Return it as `restored` reads it: plain values and tensors."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain values and tensors, for a checkpoint."""
         return {**vars(self), "best": None if self.best is None else to_dict(self.best)}
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any], like: Mapping[str, Tensor]) -> Self:
-        """Return what `state` was made of, with weights on the devices that those of `like` are on."""
-        best, weights = state["best"], state["best_weights"]
+    def from_dict(cls, values: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> Self:
+        """Return the state that `to_dict` was called on.
+
+        Args:
+            values: result of `to_dict`, possibly read from a checkpoint.
+            parameters: trained parameters by name; the best weights are moved to their devices.
+        """
+        best, weights = values["best"], values["best_weights"]
         if best is not None:
             best = EvaluationRecord(**{key: value for key, value in best.items() if key != "kind"})
         if weights is not None:
-            weights = {name: weights[name].to(tensor) for name, tensor in like.items()}
-        return cls(**{**state, "best": best, "best_weights": weights})
+            weights = {name: weights[name].to(parameter) for name, parameter in parameters.items()}
+        return cls(**{**values, "best": best, "best_weights": weights})

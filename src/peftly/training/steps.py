@@ -1,4 +1,4 @@
-"""The processes of a training run, which rows each step is made of, and the batches that a process makes of them."""
+"""The processes of a training run, the examples of each step, and their micro-batches on each process."""
 
 import math
 import os
@@ -6,90 +6,87 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from peftly.data import EncodedExample, collate, epoch_steps
-from peftly.inference import IGNORED
-from peftly.training.micro_batches import MicroBatches
+from peftly.data import EncodedExample, epoch_steps
+from peftly.training.micro_batches import MicroBatchSplitter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["common_words", "make_accelerator", "process_batches", "step_rows", "steps_of_epoch"]
+__all__ = [
+    "common_prefix_length",
+    "examples_of_steps",
+    "make_accelerator",
+    "micro_batches_of_process",
+    "steps_per_epoch",
+]
 
 
 def make_accelerator() -> "Accelerator":
-    """Return what knows the processes of this run, and moves tensors between them."""
+    """Return the accelerator of this run, which knows its processes and moves tensors between them."""
     from accelerate import Accelerator
 
-    # The base computes in the dtype, and stands on the device, that it was loaded with; only a launch of several
-    # processes has to give each its own device. Without an accelerator they find each other only if told it is a CPU.
+    # The base model keeps the dtype and the device that it was loaded with. Only a launch of several processes gives
+    # each process a device; without a GPU the processes find each other only if accelerate is told to use the CPU.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = several and not torch.accelerator.is_available()
     return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
 
-def steps_of_epoch(rows: Sequence[EncodedExample], size: int) -> int:
-    """Return how many steps of `size` rows see every row once."""
-    return math.ceil(len(rows) / size)
+def steps_per_epoch(examples: Sequence[EncodedExample], size: int) -> int:
+    """Return how many steps of `size` examples see every example once."""
+    return math.ceil(len(examples) / size)
 
 
-def step_rows(
-    rows: Sequence[EncodedExample], size: int, *, first: int = 0, end: int, seed: int
+def examples_of_steps(
+    examples: Sequence[EncodedExample], size: int, *, first: int = 0, end: int, seed: int
 ) -> Iterator[list[EncodedExample]]:
-    """Yield the rows of steps. They depend on the seed and on the step's number, and on nothing else.
+    """Yield the examples of each step. They depend on the seed and on the number of the step, and on nothing else.
 
     Args:
-        rows: the training rows.
-        size: rows of a step, on all processes together.
-        first: the number of the first of these steps.
-        end: that of the step after the last.
-        seed: decides the order.
+        examples: training examples.
+        size: examples of a step, on all processes together.
+        first: number of the first step, from 0.
+        end: number of the step after the last.
+        seed: seed of the order.
     """
-    lengths = [row.num_tokens for row in rows]
-    per_epoch = steps_of_epoch(rows, size)
+    lengths = [example.num_tokens for example in examples]
+    per_epoch = steps_per_epoch(examples, size)
     for step in range(first, end):
-        epoch, part = divmod(step, per_epoch)
-        if part == 0 or step == first:
-            chosen = epoch_steps(lengths, size, seed=seed, epoch=epoch)
-        yield [rows[index] for index in chosen[part]]
+        epoch, index = divmod(step, per_epoch)
+        if index == 0 or step == first:
+            steps = epoch_steps(lengths, size, seed=seed, epoch=epoch)
+        yield [examples[number] for number in steps[index]]
 
 
-def common_words(rows: Sequence[EncodedExample]) -> int:
-    """Return how many tokens all rows begin with."""
-    return len(os.path.commonprefix([row.input_ids for row in rows]))  # noqa: RUF071 -- it takes any lists
+def common_prefix_length(examples: Sequence[EncodedExample]) -> int:
+    """Return how many tokens all examples begin with."""
+    return len(os.path.commonprefix([example.input_ids for example in examples]))  # noqa: RUF071 -- it takes any lists
 
 
-def process_batches(
-    rows: Sequence[EncodedExample],
-    micro: MicroBatches,
-    accelerator: "Accelerator",
-    tokenizer: "PreTrainedTokenizerBase",
-) -> list[tuple[list[int], dict[str, Tensor]]]:
-    """Return this process's micro-batches of a step, each with the places of its rows; every process gets as many.
+def micro_batches_of_process(
+    examples: Sequence[EncodedExample], splitter: MicroBatchSplitter, accelerator: "Accelerator"
+) -> list[list[int]]:
+    """Return the indices of the examples in each micro-batch of this process.
+
+    Every process gets as many micro-batches, since all of them go through each one together; those of a process with
+    fewer examples are empty at the end.
 
     Args:
-        rows: of the whole step.
-        micro: cuts what a process has of them.
-        accelerator: says which process this is, and of how many.
-        tokenizer: names what fills up a batch.
+        examples: examples of the whole step.
+        splitter: splits the examples of a process into micro-batches.
+        accelerator: accelerator of the run.
     """
-    order = sorted(range(len(rows)), key=lambda place: rows[place].num_tokens)
-    # Every process has rows of all lengths, so that all take about as long.
-    shares = [order[first :: accelerator.num_processes] for first in range(accelerator.num_processes)]
-    shared = common_words(rows)
-    cuts = [
-        [[share[place] for place in cut] for cut in micro.cut([rows[place].num_tokens for place in share], shared)]
+    order = sorted(range(len(examples)), key=lambda index: examples[index].num_tokens)
+    # Every process has examples of all lengths, so that all take about as long.
+    shares = [order[process :: accelerator.num_processes] for process in range(accelerator.num_processes)]
+    shared = common_prefix_length(examples)
+    micro_batches = [
+        [
+            [share[index] for index in group]
+            for group in splitter.split([examples[index].num_tokens for index in share], shared)
+        ]
         for share in shares
     ]
-    own, pad_id = cuts[accelerator.process_index], int(tokenizer.pad_token_id or 0)
-    batches = []
-    for number in range(max(map(len, cuts))):
-        places = own[number] if number < len(own) else []
-        batch = collate([rows[place] for place in places or order[:1]], pad_id=pad_id)
-        if not places:
-            # The processes go through each round together; one that has no rows left takes part with no loss.
-            batch["labels"].fill_(IGNORED)
-        batches.append((places, batch))
-    return batches
+    of_process = micro_batches[accelerator.process_index]
+    return of_process + [[] for _ in range(max(map(len, micro_batches)) - len(of_process))]

@@ -1,4 +1,4 @@
-"""Train what is trainable in a model: one adapter, or several side by side."""
+"""Training of one adapter, or of several adapters in shared batches."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -10,18 +10,19 @@ from peftly.adapters import attached
 from peftly.data import Data
 from peftly.errors import ConfigError, TrainingError
 from peftly.injection import lean_blocks, training_mode
-from peftly.kernels import packed, packs
+from peftly.kernels import supports_packing, use_packed_attention
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.checkpoint import CHECKPOINT, read_state
 from peftly.training.config import TrainConfig
-from peftly.training.job import AdapterJob, found_in
-from peftly.training.loop import Loop
+from peftly.training.job import AdapterJob, weights_location
+from peftly.training.loop import TrainingLoop
 from peftly.training.steps import make_accelerator
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Job", "TrainConfig", "TrainResult", "lays_end_to_end", "train", "train_together"]
+__all__ = ["Job", "TrainConfig", "TrainResult", "packs_examples", "train", "train_together"]
 
 
 def train(
@@ -35,26 +36,31 @@ def train(
     learning_rate: float | None = None,
     resume: bool = False,
 ) -> TrainResult:
-    """Train what is trainable in `model`, in place, and leave the best weights in it.
+    """Train the trainable parameters of a model in place, and leave the best weights in the model.
 
     Args:
-        model: an adapted model; of its other parameters none changes.
-        data: what to train on; validation rows decide which weights are best.
-        config: how long, how fast; None: the defaults.
-        tokenizer: the model's own.
-        out: a folder for `adapter` (the best), `step-N`, `metrics.jsonl` and, from time to time, a checkpoint that
-            holds all that training can go on from; None: nothing is written.
-        callbacks: are told of every step, evaluation and saved adapter, on the main process.
-        learning_rate: used if `config` names none, before the method's own.
-        resume: go on from the checkpoint in `out`, if there is one. On as many threads, and with the same torch and
-            instructions, the adapter gets the bytes that it would have had without a stop.
+        model: adapted model. Its other parameters do not change.
+        data: training examples; the validation examples decide which weights are the best. Without validation examples
+            the last weights are the result.
+        config: training settings; None: the defaults.
+        tokenizer: tokenizer of the model.
+        out: folder for the best adapter (`adapter`), adapters saved on the way (`step-N`), `metrics.jsonl` and the
+            checkpoint; None: nothing is written.
+        callbacks: callbacks that receive steps, evaluations, saved adapters and notes, on the main process.
+        learning_rate: learning rate if `config` sets none, in preference to the method's own.
+        resume: continue from the checkpoint in `out`, if there is one. With the same number of threads, the same
+            version of torch and the same CPU instructions or GPU, the adapter has the same bytes as without a stop.
+
+    Returns:
+        Number of steps, best evaluation and history of the run.
 
     Raises:
-        ConfigError: settings that this data or model cannot serve; a checkpoint of another run.
-        DataError: rows that are encoded for another task than the model's.
-        TrainingError: a loss or gradient that is no number; the last good weights are in the model, and in `out`. Or a
-            checkpoint that is damaged.
-        KeyboardInterrupt: as it came; the weights so far are in the model, and in `adapter-interrupted` in `out`.
+        ConfigError: settings that the data or the model cannot serve, or a checkpoint of another run.
+        DataError: examples that are encoded for another task than the model's.
+        TrainingError: a loss or a gradient that is not finite; the last finite weights are in the model, and in
+            `adapter` in `out`. Or memory that runs out with one example at once; the weights so far are there. Or a
+            damaged checkpoint.
+        KeyboardInterrupt: Ctrl-C; the present weights are in the model, and in `adapter-interrupted` in `out`.
     """
     job, folder = Job(data, config or TrainConfig(), learning_rate), None if out is None else Path(out)
     (result,) = _train(model, {None: job}, tokenizer, folder, {None: folder}, {None: callbacks}, resume=resume)
@@ -63,12 +69,12 @@ def train(
 
 @dataclass(frozen=True)
 class Job:
-    """What one of several adapters is trained on.
+    """The data and the settings of one of several adapters; see `train_together`.
 
     Attributes:
-        data: its rows.
-        config: how long, how fast.
-        learning_rate: used if `config` names none, before the method's own.
+        data: training and validation examples.
+        config: training settings.
+        learning_rate: learning rate if `config` sets none, in preference to the method's own.
     """
 
     data: Data
@@ -85,45 +91,54 @@ def train_together(
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
     resume: bool = False,
 ) -> dict[str, TrainResult]:
-    """Train several adapters of a model side by side, each on rows of its own, in shared batches over the one base.
+    """Train several adapters of a model, each on its own examples, in shared batches over the one base.
 
-    What comes of each is what training it alone would give, to rounding: its rows, their order, its optimizer and its
-    best weights are its own. (Dropout draws other numbers.)
+    A step takes the next examples of every adapter, and the base computes all of them as one batch. Each adapter gets
+    the weights that training it alone would give, to rounding; with dropout, other masks are drawn.
 
     Args:
-        model: a model with these adapters.
-        jobs: by the adapter's name. A step takes a batch of each, and the base reads them as one.
-        tokenizer: the model's own.
-        out: a folder with a folder for each adapter, as `train` has it, and one checkpoint; None: nothing is written.
-        callbacks: by the adapter's name, as `train` takes them.
-        resume: as for `train`.
+        model: model with these adapters attached.
+        jobs: data and settings by the name of the adapter. An adapter with fewer steps than others finishes earlier.
+        tokenizer: tokenizer of the model.
+        out: folder that gets one folder for each adapter, with the files that `train` writes, and one checkpoint; None:
+            nothing is written.
+        callbacks: callbacks of each adapter by its name; see `train`.
+        resume: see `train`.
 
     Returns:
-        What `train` returns, for each.
+        The result of each adapter by its name; see `train`.
 
     Raises:
-        ConfigError, DataError, TrainingError, KeyboardInterrupt: as `train` does; weights so far are kept likewise.
+        ConfigError: an adapter that the model does not have, several processes, or a reason given in `train`.
+        DataError: see `train`.
+        TrainingError: see `train`. The present weights of the adapters that did not fail and have not finished are in
+            `adapter-interrupted` in their folders.
+        KeyboardInterrupt: see `train`.
     """
     unknown = [name for name in jobs if name not in attached(model)]
     if unknown or not jobs:
         raise ConfigError(
             f"there is no adapter {unknown[0]!r} to train; the model has {', '.join(map(repr, attached(model)))}"
             if unknown
-            else "there is no job; name an adapter and what it is to be trained on"
+            else "there is no job; name an adapter and its data"
         )
     folder = None if out is None else Path(out)
-    places = {name: None if folder is None else folder / name for name in jobs}
-    results = _train(model, jobs, tokenizer, folder, places, callbacks or {}, resume=resume)
+    folders = {name: None if folder is None else folder / name for name in jobs}
+    results = _train(model, jobs, tokenizer, folder, folders, callbacks or {}, resume=resume)
     return dict(zip(jobs, results, strict=True))
 
 
-def lays_end_to_end(model: "PreTrainedModel", *configs: TrainConfig) -> bool:
-    """Whether training by these settings lays the examples of a batch end to end, in one row without padding.
+def packs_examples(model: "PreTrainedModel", *configs: TrainConfig) -> bool:
+    """Return whether training packs the examples of a batch into one sequence without padding.
 
-    It does not where the base's attention cannot be told where an example ends, nor where several adapters are trained,
-    as layers find their adapters by the rows of a batch.
+    Examples are padded where the model does not support packed attention or has no hooks of an adapter, and where
+    several adapters are trained, since layers find the adapters of an example by its index in the batch.
+
+    Args:
+        model: model to train.
+        configs: settings of all adapters that are trained together.
     """
-    return len(configs) == 1 and configs[0].packing and packs(model)
+    return len(configs) == 1 and configs[0].packing and bool(attached(model)) and supports_packing(model)
 
 
 def _train(
@@ -131,12 +146,22 @@ def _train(
     jobs: Mapping[Any, Job],
     tokenizer: "PreTrainedTokenizerBase",
     out: Path | None,
-    places: Mapping[Any, Path | None],
+    folders: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
     *,
     resume: bool,
 ) -> list[TrainResult]:
-    """Train every job; one of name None is all that is trainable, with what is on."""
+    """Train all jobs, and return their results in order.
+
+    Args:
+        model: see `train`.
+        jobs: jobs by adapter; the name None stands for all trainable parameters, with the adapters that are active.
+        tokenizer: see `train`.
+        out: folder of the checkpoint.
+        folders: folder of each job.
+        callbacks: callbacks of each job.
+        resume: see `train`.
+    """
     from accelerate.utils import set_seed
 
     accelerator = make_accelerator()
@@ -145,7 +170,7 @@ def _train(
     file = None if out is None else out / CHECKPOINT
     state = read_state(file) if resume and file is not None and file.is_file() else None
     if file is not None and state is None and accelerator.is_main_process:
-        file.unlink(missing_ok=True)  # of another run
+        file.unlink(missing_ok=True)  # of an earlier run
     adapter_jobs = [
         AdapterJob(
             model,
@@ -154,44 +179,46 @@ def _train(
             tokenizer,
             accelerator,
             adapter=name,
-            out=places[name],
+            out=folders[name],
             callbacks=callbacks.get(name, ()),
             learning_rate=job.learning_rate,
             resume=state is not None,
         )
         for name, job in jobs.items()
     ]
-    first = adapter_jobs[0].config
-    # Dropout differs between processes; the order of the rows and fresh weights do not come from this generator.
-    set_seed(first.seed, device_specific=True)
-    checkpointing = any(adapter_job.config.gradient_checkpointing for adapter_job in adapter_jobs)
-    configs = [adapter_job.config for adapter_job in adapter_jobs]
-    packing = all(lays_end_to_end(model, config) for config in configs)  # evaluations have one adapter
-    loop = Loop(model, adapter_jobs, accelerator, packed=lays_end_to_end(model, *configs), file=file)
-    mode = training_mode(model, gradient_checkpointing=checkpointing)
-    with mode, packed(model) if packing else nullcontext(), lean_blocks(model), loop.gradients.modes:
+    configs = [job.config for job in adapter_jobs]
+    # Dropout differs between processes; the order of the examples and initial weights do not use these generators.
+    set_seed(configs[0].seed, device_specific=True)
+    # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
+    packs_evaluations = all(packs_examples(model, config) for config in configs)
+    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs_examples(model, *configs), file=file)
+    mode = training_mode(model, gradient_checkpointing=any(config.gradient_checkpointing for config in configs))
+    attention = use_packed_attention(model) if packs_evaluations else nullcontext()
+    with mode, attention, lean_blocks(model), loop.gradients.modes:
         try:
             if state is not None:
-                loop.restore(state)
-            return loop.go()
+                loop.load_state_dict(state)
+            return loop.run()
         except KeyboardInterrupt as interrupt:
-            if loop.is_whole and accelerator.num_processes == 1:  # others are at who knows what
-                loop.write_checkpoint()
-            left = [adapter_job for adapter_job in adapter_jobs if adapter_job not in loop.results]
-            reached = [f"stopped at step {adapter_job.step} of {adapter_job.steps}" for adapter_job in left]
-            saved = [found_in(adapter_job.save("adapter-interrupted")) for adapter_job in left]
-            told = [f"{step}; {place}" for step, place in zip(reached, saved, strict=True)]
-            raise KeyboardInterrupt("; ".join(told)) from interrupt
+            raise _interrupted(loop, adapter_jobs, accelerator) from interrupt
         except TrainingError as error:
-            left = [
-                adapter_job
-                for adapter_job in adapter_jobs
-                if adapter_job not in loop.results and adapter_job is not loop.at_work
-            ]
+            others = [job for job in adapter_jobs if job not in loop.results and job is not loop.current_job]
             saved = [
-                found_in(adapter_job.save("adapter-interrupted"), f"those of {adapter_job.adapter}")
-                for adapter_job in left
+                weights_location(job.save("adapter-interrupted"), f"the weights of {job.adapter}") for job in others
             ]
             raise TrainingError("; ".join([str(error), *saved])) from error
         finally:
             accelerator.free_memory()
+
+
+def _interrupted(loop: TrainingLoop, jobs: Sequence[AdapterJob], accelerator: "Accelerator") -> KeyboardInterrupt:
+    """Save the jobs that have not finished, and return an error that says where their weights are."""
+    # With several processes, each may be at another point of a step.
+    if loop.is_consistent and accelerator.num_processes == 1:
+        loop.write_checkpoint()
+    unfinished = [job for job in jobs if job not in loop.results]
+    lines = [
+        f"stopped at step {job.step} of {job.steps}; {weights_location(job.save('adapter-interrupted'))}"
+        for job in unfinished
+    ]
+    return KeyboardInterrupt("; ".join(lines))

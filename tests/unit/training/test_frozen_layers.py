@@ -18,23 +18,23 @@ FROZEN = import_module("peftly.training.frozen_layers")
 
 @pytest.mark.parametrize("settings", [{}, {"packing": False}, {"gradient_checkpointing": True}], ids=str)
 @pytest.mark.parametrize("architecture", UPPER)
-def test_kept_states_train_the_same_weights(architecture, settings):
+def test_cached_states_train_the_same_weights(architecture, settings):
     results = []
     for once in (True, False):
         model = upper_lora(architecture)
         calls = calls_below(model)
-        # Small micro-batches, so that the rows of one meet others in another epoch.
+        # Small micro-batches, so that examples meet others in the next epoch.
         given = {"frozen_layers_once": once, "epochs": 3, "micro_batch_tokens": 30, "batch_size": 8} | settings
         _, result = run(model, data_of(), **given)
         results.append((calls, result, weights(model)))
-    (kept, mine, own), (every, expected, weighed) = results
+    (fewer, result, own), (every, expected, weighed) = results
     if architecture == "bloom":
-        assert len(kept) == len(every)  # its blocks hand weights of attention on, too
+        assert len(fewer) == len(every)  # its blocks return more than hidden states
     else:
-        # One pass to see what a row takes is among the calls of both.
-        assert 0 < len(kept) < len(every) / 2
+        # The calls of both include one that measures the memory.
+        assert 0 < len(fewer) < len(every) / 2
     bound = 1e-3 if architecture == "bloom" else 1e-6  # which computes in fp32
-    assert [record.loss for record in mine.history] == pytest.approx(
+    assert [record.loss for record in result.history] == pytest.approx(
         [record.loss for record in expected.history], rel=bound
     )
     for name, tensor in weighed.items():
@@ -42,7 +42,7 @@ def test_kept_states_train_the_same_weights(architecture, settings):
 
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["in a file", "no room"])
-def test_many_states_are_kept_in_a_file_if_there_is_room(monkeypatch, tmp_path, free):
+def test_many_states_are_stored_in_a_file_if_there_is_room(monkeypatch, tmp_path, free):
     expected, _ = run(upper_lora("llama"), epochs=2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(FROZEN, "MEMORY_BYTES", 100)
@@ -61,12 +61,12 @@ def test_many_states_are_kept_in_a_file_if_there_is_room(monkeypatch, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_one_epoch_keeps_nothing(monkeypatch):
-    monkeypatch.setattr(FROZEN.FrozenLayers, "_keep", lambda *_: pytest.fail("it is not used again"))
+def test_one_epoch_stores_nothing(monkeypatch):
+    monkeypatch.setattr(FROZEN.FrozenLayers, "_store", lambda *_: pytest.fail("the states are not used again"))
     run(upper_lora("llama"), epochs=1)
 
 
-def test_a_frozen_adapter_below_has_its_part():
+def test_a_frozen_adapter_below_is_applied():
     model = tiny_model("llama", torch.float64)
     attach(model, LoRA(rank=2), name="below", seed=1)
     for parameter in trainable_parameters(model).values():
@@ -107,14 +107,14 @@ def test_which_layers_are_frozen():
     assert count("t5", Selective(last_layers=1), task="seq2seq_lm") == 0
 
 
-def test_a_block_that_is_not_called_as_it_is_is_not_skipped():
+def test_a_block_with_a_replaced_forward_is_not_skipped():
     model = upper_lora("llama")
     block = model.get_decoder().layers[0]
     block.forward = type(block).forward.__get__(block)
     assert frozen_layers(model) == []
 
 
-def test_nothing_is_left_on_the_blocks():
+def test_blocks_are_restored():
     model = upper_lora("llama")
     before = [dict(vars(block)) for block in model.get_decoder().layers]
     run(model, epochs=3)

@@ -1,4 +1,4 @@
-"""Which parameters learn how fast."""
+"""Learning rates of parameters, and optimizers."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def rates(model, config=None, given=None) -> dict[str, float]:
     return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
 
 
-def test_methods_that_are_trained_together_have_each_its_own():
+def test_methods_that_are_trained_together_have_their_own_learning_rates():
     model = attach(attach(tiny_model("llama"), PromptTuning(init="random"), name="a"), LoRA(), name="b")
     found = rates(model)
     assert found.keys() == trainable_parameters(model).keys()
@@ -23,7 +23,7 @@ def test_methods_that_are_trained_together_have_each_its_own():
     assert {rate for name, rate in found.items() if ".b." in name} == {METHODS["lora"].learning_rate}
 
 
-def test_what_is_asked_for_wins():
+def test_a_configured_learning_rate_replaces_the_default():
     model = attach(tiny_model("llama"), LoRA())
     assert set(rates(model, TrainConfig(learning_rate=0.5), 0.25).values()) == {0.5}
     assert set(rates(model, TrainConfig(), 0.25).values()) == {0.25}
@@ -45,8 +45,8 @@ def test_lora_plus_trains_b_faster():
         assert step == pytest.approx(16e-3 if name.endswith("lora_b") else 1e-3, rel=1e-3)
 
 
-def test_a_rate_that_nobody_knows_is_missing():
-    with pytest.raises(ConfigError, match="no method of peftly"):
+def test_without_any_learning_rate_training_is_refused():
+    with pytest.raises(ConfigError, match="no adapter that has a default"):
         parameter_groups(tiny_model("llama"), TrainConfig())
     with pytest.raises(ConfigError, match="not for sgd"):
         parameter_groups(attach(tiny_model("llama"), LoRA()), TrainConfig(optimizer="sgd"))
@@ -70,7 +70,7 @@ def test_optimizers_of_bitsandbytes_take_the_steps_of_adamw(name):
     assert difference < (0.03 if "8bit" in name else 1e-5)
 
 
-def test_where_there_is_no_such_optimizer_it_is_adamw_and_said(monkeypatch):
+def test_without_bitsandbytes_it_is_adamw_with_a_note(monkeypatch):
     cpu = torch.device("cpu")
     assert optimizer_note(TrainConfig(optimizer="adamw_8bit"), cpu) is None
     assert "nothing is paged" in optimizer_note(TrainConfig(optimizer="paged_adamw"), cpu)

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on ends with the bytes of one that was not."""
+"""A run that is stopped anywhere and resumed ends with the same bytes as a run without a stop."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from references import HOMES, adapted
+from references import METHOD_CELLS, adapted
 from tiny import tiny_model
 from training_jobs import IdTokenizer, Scores, assert_equal, data_of, lora_model, run, weights
 from upper_adapters import calls_below, upper_lora
@@ -30,11 +30,11 @@ GRADIENTS = import_module("peftly.training.gradients")
 
 
 class KilledError(Exception):
-    """As a process that is killed: nothing of the loop runs afterwards."""
+    """Stands for a killed process: nothing of the loop runs afterwards."""
 
 
 class Kill(Callback):
-    """Kills at a step, or when an evaluation after that step is told."""
+    """Raises an error after a step, or after the evaluation of that step."""
 
     def __init__(self, step, *, at_evaluation=False, error=KilledError):
         self.step, self.at_evaluation, self.error = step, at_evaluation, error
@@ -49,7 +49,7 @@ class Kill(Callback):
 
 
 def killed_and_resumed(make, out, kill, data=None, **settings):
-    """Train a model until it is killed, and another one from what is left of that."""
+    """Train a model until it is killed, and resume the run with another model."""
     data = data or data_of()
     with pytest.raises(kill.error):
         run(make(), data, out, [kill], **settings)
@@ -58,24 +58,24 @@ def killed_and_resumed(make, out, kill, data=None, **settings):
     return model, train(model, data, config, tokenizer=IdTokenizer(), out=out, resume=True)
 
 
-def told(result):
-    """What a result says, without the times."""
+def without_times(result):
+    """Return the records and the attributes of a result, without the times."""
     timed = {"seconds", "tokens_per_second"}
-    records = [{key: value for key, value in vars(one).items() if key not in timed} for one in result.history]
+    records = [{key: value for key, value in vars(record).items() if key not in timed} for record in result.history]
     return records, {key: value for key, value in vars(result).items() if key not in ("history", "seconds", "best")}
 
 
-def assert_same_run(mine, his):
-    (model, result), (other, expected) = mine, his
+def assert_same_run(run, reference):
+    (model, result), (other, expected) = run, reference
     assert_equal(weights(model), weights(other))
-    assert told(result) == told(expected)
+    assert without_times(result) == without_times(expected)
 
 
 def dropping_lora():
     return attach(tiny_model("llama", torch.float32), LoRA(rank=2, dropout=0.3), seed=1)
 
 
-@pytest.mark.parametrize(("architecture", "method"), HOMES)
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
 def test_every_method_ends_with_the_same_bytes(architecture, method, tmp_path):
     def make():
         return adapted(architecture, method)[0]
@@ -116,7 +116,7 @@ def test_a_run_may_be_killed_again_and_again(tmp_path):
     assert_same_run(found, expected)
 
 
-def test_patience_and_the_best_weights_are_remembered(monkeypatch, tmp_path):
+def test_patience_and_the_best_weights_are_restored(monkeypatch, tmp_path):
     losses = (3.0, 1.0, 2.5, 2.0, 0.5)
     settings = {"epochs": 9, "eval_steps": 2, "early_stopping_patience": 2}
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(*losses))
@@ -129,7 +129,7 @@ def test_patience_and_the_best_weights_are_remembered(monkeypatch, tmp_path):
     assert_equal(weights(loaded), weights(expected[0]))
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path):
+def test_ctrl_c_writes_a_checkpoint_of_the_present_step(tmp_path):
     """Between two steps, in the middle of one, and in an evaluation."""
     expected = run(dropping_lora())
 
@@ -156,7 +156,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path):
             interrupt(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(dropping_lora(), out=out)
-        assert read_state(out / CHECKPOINT)["adapter_jobs"]["None"]["standing"]["step"] == step
+        assert read_state(out / CHECKPOINT)["jobs"]["None"]["run_state"]["step"] == step
         model = dropping_lora()
         config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
         result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
@@ -166,10 +166,10 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 5, 7])
-def test_what_frozen_layers_have_made_is_made_again_in_the_batches_of_then(step, tmp_path):
+def test_states_of_frozen_layers_are_computed_again_in_the_same_batches(step, tmp_path):
     def make():
         model = upper_lora("llama").float()
-        # As it is on real models in the last digits: what a block makes of a row depends on the rows beside it.
+        # As in the last digits on real models: the output for an example depends on the others of its batch.
         frozen_layers(model)[0].register_forward_hook(lambda *call: call[-1] * (1 + call[-1].shape[1] / 1000))
         return model
 
@@ -179,7 +179,7 @@ def test_what_frozen_layers_have_made_is_made_again_in_the_batches_of_then(step,
     assert_same_run(found, expected)
 
 
-def test_they_are_made_again_below_only(tmp_path):
+def test_only_frozen_layers_are_computed_again(tmp_path):
     calls, models = [], []
 
     def make():
@@ -188,15 +188,15 @@ def test_they_are_made_again_below_only(tmp_path):
         return models[-1]
 
     killed_and_resumed(make, tmp_path, Kill(7), data_of(), epochs=2, checkpoint_steps=1)
-    assert len(calls[1]) == 4  # an epoch once more; the one step that is left reads what came of it
+    assert len(calls[1]) == 4  # those of one epoch; the step that is left reads the stored states
 
 
-def test_the_loss_scale_goes_on(monkeypatch, tmp_path):
-    monkeypatch.setattr("peftly.training.loss_scale.FIRST", 2.0**40)
-    monkeypatch.setattr("peftly.training.loss_scale.GROWS_AFTER", 3)
+def test_the_loss_scale_is_restored(monkeypatch, tmp_path):
+    monkeypatch.setattr("peftly.training.loss_scale.INITIAL_SCALE", 2.0**40)
+    monkeypatch.setattr("peftly.training.loss_scale.GROWTH_INTERVAL", 3)
 
     def make():
-        model = dropping_lora().to(torch.float16)  # every attempt draws a mask
+        model = dropping_lora().to(torch.float16)  # every attempt draws a dropout mask
         for name, parameter in model.named_parameters():
             if "peftly" in name:
                 parameter.data = parameter.data.float()
@@ -205,20 +205,20 @@ def test_the_loss_scale_goes_on(monkeypatch, tmp_path):
     expected = run(make(), epochs=3)
     found = killed_and_resumed(make, tmp_path, Kill(6), epochs=3, checkpoint_steps=1)
     assert_same_run(found, expected)
-    scale = read_state(tmp_path / CHECKPOINT)["gradients"]["scale"]
-    assert 1 < scale["factor"] < 2.0**40
+    scale = read_state(tmp_path / CHECKPOINT)["gradients"]["loss_scale"]
+    assert 1 < scale["scale"] < 2.0**40
 
 
-def test_memory_that_ran_out_is_remembered(monkeypatch, tmp_path):
-    """From step 5 on half as much goes through at once; whoever goes on there begins with that half."""
-    original = GRADIENTS.Gradients.attempt
+def test_a_lower_limit_of_tokens_is_restored(monkeypatch, tmp_path):
+    """From step 5 on half as many tokens go through the model at once, also in the resumed run."""
+    original = GRADIENTS.StepGradients.accumulate
 
-    def attempt(self, work):
-        if work[0][0].step == 4 and self.micro.limit > 30:
+    def accumulate(self, work):
+        if work[0][0].step == 4 and self.splitter.limit > 30:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return original(self, work)
 
-    monkeypatch.setattr(GRADIENTS.Gradients, "attempt", attempt)
+    monkeypatch.setattr(GRADIENTS.StepGradients, "accumulate", accumulate)
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
         expected = run(dropping_lora())
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
@@ -229,8 +229,8 @@ def test_memory_that_ran_out_is_remembered(monkeypatch, tmp_path):
     assert limits[4] < limits[0]
 
 
-def test_the_start_of_pissa_is_that_of_then(tmp_path):
-    """Another library may give singular vectors with other last digits."""
+def test_the_initial_weights_of_pissa_are_those_of_the_first_run(tmp_path):
+    """Another version of a library may compute singular vectors with other last digits."""
     factors = iter([1, 1, 1 + 1e-6])
 
     def make():
@@ -245,7 +245,7 @@ def test_the_start_of_pissa_is_that_of_then(tmp_path):
     assert_same_run(killed_and_resumed(make, tmp_path, Kill(6), checkpoint_steps=1), expected)
 
 
-def test_adapters_that_are_trained_side_by_side(tmp_path):
+def test_adapters_that_are_trained_together(tmp_path):
     def make():
         model = tiny_model("llama", torch.float32)
         attach(model, LoRA(rank=2, dropout=0.2), name="long", seed=1)
@@ -257,14 +257,16 @@ def test_adapters_that_are_trained_side_by_side(tmp_path):
     }
     model, again = make(), make()
     expected = train_together(model, jobs, tokenizer=IdTokenizer())
-    for step in (2, 8):  # at the second the short one has finished
+    for step in (2, 8):  # "short" has finished at step 8
         with pytest.raises(KilledError):
             train_together(
                 make(), jobs, tokenizer=IdTokenizer(), out=tmp_path, callbacks={"long": [Kill(step)]}, resume=True
             )
     found = train_together(again, jobs, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     assert_equal(weights(again), weights(model))
-    assert {name: told(one) for name, one in found.items()} == {name: told(one) for name, one in expected.items()}
+    assert {name: without_times(result) for name, result in found.items()} == {
+        name: without_times(result) for name, result in expected.items()
+    }
 
 
 def test_without_a_checkpoint_a_run_begins_at_the_beginning(tmp_path):
@@ -274,7 +276,7 @@ def test_without_a_checkpoint_a_run_begins_at_the_beginning(tmp_path):
     assert_same_run((model, result), run())
 
 
-def test_a_run_that_has_ended_ends_again(tmp_path):
+def test_a_finished_run_can_be_resumed(tmp_path):
     expected = run(dropping_lora(), out=tmp_path, checkpoint_steps=3)
     model = dropping_lora()
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
@@ -306,8 +308,8 @@ def other(method):
     return {"model": attach(tiny_model("llama", torch.float32), method)}
 
 
-def moved_row():
-    """The rows of `data_of`, of which the last to train on is the first to validate on."""
+def moved_example():
+    """The examples of `data_of`, with the last one for training moved to the validation examples."""
     data = data_of()
     train, validation = data.train, data.validation
     return Data(
@@ -325,9 +327,9 @@ def other_base():
 
 OTHER_RUNS = {
     "settings": ({"epochs": 3}, {}, "train.epochs 2, and now it is 3"),
-    "rows": ({}, {"data": data_of(17)}, "on other rows"),
-    "validation": ({}, {"data": data_of(16, 5)}, "on other rows"),
-    "a row in the other split": ({}, {"data": moved_row()}, "on other rows"),
+    "rows": ({}, {"data": data_of(17)}, "on other examples"),
+    "validation": ({}, {"data": data_of(16, 5)}, "on other examples"),
+    "an example in the other split": ({}, {"data": moved_example()}, "on other examples"),
     "rate": ({"learning_rate": None}, {"rate": 1e-3}, "train.learning_rate 0.01, and now it is None"),
     "base": ({}, {"model": other_base()}, "over another base"),
     "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "in another dtype"),
@@ -343,15 +345,15 @@ def test_a_checkpoint_of_another_run(name, tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
     model, data = given.get("model") or lora_model(), given.get("data") or data_of()
-    kept = weights(model)
+    before_weights = weights(model)
     with pytest.raises(ConfigError, match=message) as error:
         train(model, data, config, tokenizer=IdTokenizer(), out=tmp_path, resume=True, learning_rate=given.get("rate"))
     assert "\n" not in str(error.value)
-    assert_equal(weights(model), kept)
+    assert_equal(weights(model), before_weights)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_rate_that_is_given_is_part_of_the_run(tmp_path):
+def test_a_learning_rate_argument_is_part_of_the_run(tmp_path):
     config = TrainConfig(epochs=2, batch_size=4, checkpoint_steps=3)
     train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-2)
     with pytest.raises(ConfigError, match="with other learning rates"):
@@ -367,23 +369,23 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
     jobs = {"a": Job(data_of(), config), "b": Job(data_of(), config)}
     train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path)
     model, metrics = make(), (tmp_path / "a" / "metrics.jsonl").read_bytes()
-    kept = weights(model)
-    with pytest.raises(ConfigError, match="on other rows"):
+    before_weights = weights(model)
+    with pytest.raises(ConfigError, match="on other examples"):
         train_together(
             model, {**jobs, "b": Job(data_of(17), config)}, tokenizer=IdTokenizer(), out=tmp_path, resume=True
         )
-    assert_equal(weights(model), kept)
+    assert_equal(weights(model), before_weights)
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_new_run_does_not_go_on_from_the_checkpoint_of_one_before(tmp_path):
+def test_a_new_run_deletes_the_checkpoint_of_an_earlier_one(tmp_path):
     run(out=tmp_path, checkpoint_steps=3)
     with pytest.raises(KilledError):
         run(out=tmp_path, callbacks=[Kill(2)])
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-def test_metrics_that_were_lost_are_written_again(tmp_path):
+def test_lost_metrics_are_written_again(tmp_path):
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
         out = tmp_path / damage.__code__.co_names[0]
         with pytest.raises(KilledError):
@@ -395,11 +397,11 @@ def test_metrics_that_were_lost_are_written_again(tmp_path):
         assert [line["step"] for line in found if line["kind"] == "step"] == list(range(1, 9))
 
 
-def test_times_go_on(tmp_path, monkeypatch):
+def test_times_continue(tmp_path, monkeypatch):
     with pytest.raises(KilledError):
         run(out=tmp_path, callbacks=[Kill(6)], checkpoint_steps=4)
     state = read_state(tmp_path / CHECKPOINT)
-    state["adapter_jobs"]["None"]["spent"] = 1000.0
+    state["jobs"]["None"]["seconds"] = 1000.0
     write_state(tmp_path / CHECKPOINT, state)
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=4)
     result = train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
@@ -409,7 +411,7 @@ def test_times_go_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["on_step", "on_save"])
-def test_ctrl_c_waits_until_weights_have_changed(where, tmp_path):
+def test_ctrl_c_waits_until_the_weights_are_updated(where, tmp_path):
     """A real signal, in the middle of an update and while the last adapter is saved."""
     expected = run()
 
@@ -425,9 +427,7 @@ def test_ctrl_c_waits_until_weights_have_changed(where, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(out=tmp_path, callbacks=[Press()])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert read_state(tmp_path / CHECKPOINT)["adapter_jobs"]["None"]["standing"]["step"] == (
-        5 if where == "on_step" else 8
-    )
+    assert read_state(tmp_path / CHECKPOINT)["jobs"]["None"]["run_state"]["step"] == (5 if where == "on_step" else 8)
     model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
     result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     assert_same_run((model, result), expected)
@@ -455,15 +455,15 @@ def test_memory_that_ran_out_in_the_first_epoch_over_frozen_layers(monkeypatch, 
         frozen_layers(model)[0].register_forward_hook(lambda *call: call[-1] * (1 + call[-1].shape[1] / 1000))
         return model
 
-    original = GRADIENTS.Gradients.attempt
+    original = GRADIENTS.StepGradients.accumulate
 
-    def attempt(self, work):
+    def accumulate(self, work):
         losses = original(self, work)
-        if work[0][0].step == 1 and self.micro.limit > 30:
+        if work[0][0].step == 1 and self.splitter.limit > 30:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return losses
 
-    monkeypatch.setattr(GRADIENTS.Gradients, "attempt", attempt)
+    monkeypatch.setattr(GRADIENTS.StepGradients, "accumulate", accumulate)
     with pytest.warns(UserWarning, match="memory ran out at step 2"):
         expected = run(make(), epochs=3)
     with pytest.warns(UserWarning, match="memory ran out at step 2"):
@@ -516,19 +516,19 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
         )
 
 
-def test_another_machine_is_said(monkeypatch, tmp_path):
+def test_another_environment_gives_a_note(monkeypatch, tmp_path):
     with pytest.raises(KilledError):
         run(out=tmp_path, checkpoint_steps=3, callbacks=[Kill(5)])
     monkeypatch.setattr("peftly.training.loop.computes_with", lambda _: {"torch": torch.__version__, "threads": 99})
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
-    with pytest.warns(UserWarning, match=r"begun elsewhere \(threads \d+, now 99\)"):
+    with pytest.warns(UserWarning, match=r"started in another environment \(threads \d+, now 99\)"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("error", [TrainingError, DataError])
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_training_that_fails_costs_no_adapter(saved, error, resume, monkeypatch, tmp_path):
+def test_a_failed_training_keeps_saved_adapters(saved, error, resume, monkeypatch, tmp_path):
     pages, out = [], tmp_path / "run"
     monkeypatch.setattr(import_module("peftly.runs.run"), "write_report", pages.append)
 

@@ -1,4 +1,4 @@
-"""The one loop on every task: steps are exact, the loss falls, the base stays, the labels come back."""
+"""Training on every task: steps are exact, the loss falls, the base does not change, and labels are saved."""
 
 import json
 
@@ -10,7 +10,7 @@ from task_jobs import ready, trained
 from tiny_tasks import HOMES, labelled_rows, prepared, tagged_rows, write_rows
 
 from peftly import LoRA, attach, load, load_adapter, load_base, save_adapter, trainable_parameters
-from peftly.adapters.files import read_notes
+from peftly.adapters.adapter_set import open_adapters
 from peftly.data import Data, DataConfig, Example
 from peftly.errors import AdapterError, ConfigError, DataError
 from peftly.inference.classification import classify
@@ -32,7 +32,7 @@ def weights(model):
 
 @pytest.mark.parametrize(("task", "architecture"), HOMES)
 def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, tmp_path):
-    """1 x 8 = 8 x 1, one row after the other or all at once; and the last step of an epoch is short."""
+    """1 x 8 = 8 x 1, one example after the other or all at once; the last step of an epoch is short."""
     found = []
     for size, tokens in ((1, 1), (8, 10_000)):
         model, tokenizer, data = ready(task, architecture, task_base, tmp_path)
@@ -55,7 +55,7 @@ def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, 
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("task", ["sequence_classification", "token_classification"])
-def test_kept_states_train_the_same_weights(task, packing, task_base, tmp_path):
+def test_cached_states_train_the_same_weights(task, packing, task_base, tmp_path):
     found = []
     for once in (True, False):
         model, tokenizer, data = prepared(task, task_base("bert"), tmp_path, None)
@@ -92,14 +92,14 @@ def test_the_best_can_be_chosen_by_entities(task_base, tmp_path):
     result = trained(model, tokenizer, data, epochs=6, metric_for_best_model="entity_f1")
     assert result.best.entity_f1 == max(r.entity_f1 for r in result.history if not isinstance(r, StepRecord)) > 0
     with pytest.raises(
-        ConfigError, match=r"train\.metric_for_best_model accuracy is no score of rows of kind 'tags'; .* entity_f1"
+        ConfigError, match=r"train\.metric_for_best_model accuracy is no score of examples of kind 'tags'; .* entity_f1"
     ):
         trained(model, tokenizer, data, metric_for_best_model="accuracy")
     with pytest.raises(ConfigError, match="entity_f1 is no score"):
         trained(*ready("sequence_classification", "bert", task_base, tmp_path), metric_for_best_model="entity_f1")
 
 
-def test_rows_of_another_task_are_refused(task_base, tmp_path):
+def test_examples_of_another_task_are_refused(task_base, tmp_path):
     model, tokenizer, _ = ready("sequence_classification", "bert", task_base, tmp_path)
     tags = prepared("token_classification", task_base("bert"), tmp_path, tagged_rows())[2]
     with pytest.raises(DataError, match="load the data with task='sequence_classification'"):
@@ -116,7 +116,7 @@ def answers(model, architecture):
 
 
 @pytest.mark.parametrize(("task", "architecture"), HOMES)
-def test_what_is_saved_is_opened_for_its_task(task, architecture, task_base, tmp_path):
+def test_a_saved_adapter_is_opened_for_its_task(task, architecture, task_base, tmp_path):
     classifies = task.endswith("classification")
     labels = ("first", "second", "third") if classifies else ()
     base = load_base(str(task_base(architecture)), dtype="float32", task=task, labels=labels, seed=1)
@@ -132,7 +132,7 @@ def test_what_is_saved_is_opened_for_its_task(task, architecture, task_base, tmp
     assert torch.equal(answers(again, architecture), answers(model, architecture))
     if classifies:
         assert labels_of(again) == list(labels)
-        assert read_notes(tmp_path / "adapter")["labels"] == list(labels)
+        assert open_adapters(tmp_path / "adapter").notes["labels"] == list(labels)
     names = {
         "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS", "seq2seq_lm": "SEQ_2_SEQ_LM"
     }  # fmt: skip
@@ -166,7 +166,7 @@ def test_an_adapter_of_peft_opens_with_the_labels_of_its_head(task, architecture
 
 
 def test_an_adapter_without_a_part_of_its_head_is_refused(task_base, tmp_path):
-    """PEFT keeps the classifier; a pooler that is new too would be drawn anew, and otherwise, at every opening."""
+    """PEFT saves the classifier, but a new pooler would be initialised with other weights at every opening."""
     peft = pytest.importorskip("peft")
     base = tf.AutoModelForSequenceClassification.from_pretrained(task_base("bert"), num_labels=2)
     settings = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
@@ -203,12 +203,14 @@ def test_a_split_may_be_missing(task_base, tmp_path):
     assert result.best is None
 
 
-def test_a_run_wants_the_base_that_it_is_given(task_base, tmp_path):
+def test_a_run_refuses_a_base_of_another_task(task_base, tmp_path):
     file = str(write_rows(tmp_path / "rows.jsonl", labelled_rows()))
     base = load_base(str(task_base("roberta")), task="token_classification", labels=("a", "b"))
     config = RunConfig(
         base="x", task="sequence_classification", data=DataConfig(train=file), method=LoRA(), out=str(tmp_path / "out")
     )
-    with pytest.raises(ConfigError, match="is asked for, and the base that was given is opened for token_class"):
+    with pytest.raises(
+        ConfigError, match="task is sequence_classification, but the given base was opened for token_class"
+    ):
         run(config, base=base)
     assert not (tmp_path / "out").exists()

@@ -8,13 +8,13 @@ from importlib import import_module
 import pytest
 import torch
 from pydantic import ValidationError
-from references import HOMES, adapted
+from references import METHOD_CELLS, adapted
 from rich.console import Console
 from tiny import tiny_model
-from training_jobs import SHAPE, IdTokenizer, Scores, assert_equal, data_of, lora_model, run, steps, weights
+from training_jobs import SHAPE, IdTokenizer, Scores, assert_equal, collated, data_of, lora_model, run, steps, weights
 
 from peftly import LoRA, PrefixTuning, attach, load_adapter, trainable_parameters
-from peftly.adapters.files import read_notes
+from peftly.adapters.adapter_set import open_adapters
 from peftly.data import Data, RowFormat, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation.evaluate import evaluate
@@ -22,14 +22,15 @@ from peftly.training.callbacks import Callback, EvaluationRecord, MetricsWriter,
 from peftly.training.config import TrainConfig
 from peftly.training.train import train
 
-GRADIENTS = import_module("peftly.training.gradients")
+LOSSES = import_module("peftly.training.losses")
+JOB = import_module("peftly.training.job")
 
 
 def evaluations(result) -> list[EvaluationRecord]:
     return [record for record in result.history if isinstance(record, EvaluationRecord)]
 
 
-@pytest.mark.parametrize(("architecture", "method"), HOMES)
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
 def test_the_loss_falls_and_the_base_stays(architecture, method):
     model, _ = adapted(architecture, method)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -47,7 +48,7 @@ def test_the_loss_falls_and_the_base_stays(architecture, method):
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 @pytest.mark.parametrize("size", [8, 3])
 def test_accumulated_batches_are_one_large_batch(size, optimizer):
-    """1 x 8, 2 x 4 and 8 x 1, however many go through at once; and 19 rows, so that an epoch's last step is short."""
+    """1 x 8, 2 x 4 and 8 x 1, in micro-batches of any size; with 19 examples, the last step of an epoch is short."""
     models, results = [], []
     for batch_size, tokens in ((1, 1), (2, None), (2, 20), (size, 100)):
         accumulation = math.ceil(8 / batch_size) if size == 8 else math.ceil(6 / batch_size)
@@ -66,9 +67,9 @@ def test_accumulated_batches_are_one_large_batch(size, optimizer):
         for name, tensor in models[0].items():
             # Adam divides by the root of a gradient that may be tiny, which magnifies the last digits.
             torch.testing.assert_close(other[name], tensor, rtol=1e-6, atol=1e-7)
-        for mine, his in zip(steps(result), steps(results[0]), strict=True):
-            assert mine.loss == pytest.approx(his.loss, rel=1e-6)
-            assert mine.trained_tokens == his.trained_tokens
+        for step, first in zip(steps(result), steps(results[0]), strict=True):
+            assert step.loss == pytest.approx(first.loss, rel=1e-6)
+            assert step.trained_tokens == first.trained_tokens
 
 
 def test_a_step_is_the_gradient_of_the_mean_over_all_its_trained_tokens():
@@ -85,18 +86,18 @@ def test_a_step_is_the_gradient_of_the_mean_over_all_its_trained_tokens():
         warmup_ratio=0,
     )
     total, count = 0, 0
-    for row in data.train.encoded:
-        logs = reference(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
-        for place in range(1, len(row.input_ids)):
-            if row.trained[place]:
-                total, count = total - logs[place - 1, row.input_ids[place]], count + 1
+    for example in data.train.encoded:
+        log_probabilities = reference(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+        for index in range(1, len(example.input_ids)):
+            if example.trained[index]:
+                total, count = total - log_probabilities[index - 1, example.input_ids[index]], count + 1
     (total / count).backward()
     [step] = steps(result)
     assert step.loss == pytest.approx((total / count).item(), rel=1e-10)
-    assert (step.trained_tokens, step.tokens) == (count, sum(len(row.input_ids) for row in data.train.encoded))
+    assert (step.trained_tokens, step.tokens) == (count, sum(len(example.input_ids) for example in data.train.encoded))
     gradients = [parameter.grad for parameter in trainable_parameters(reference).values()]
     norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
-    # The norms of a Llama are in fp32, whatever the model is in.
+    # The norms of a Llama are computed in fp32, whatever its dtype.
     assert step.grad_norm == pytest.approx(norm, rel=1e-7)
     scale = min(1.0, 1.0 / (norm + 1e-6))
     for trained, parameter in zip(
@@ -115,14 +116,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
     assert any(not torch.equal(tensor, first[name]) for name, tensor in trained(1).items())
 
 
-def test_every_row_is_seen_once_an_epoch_and_in_another_order(monkeypatch):
-    seen = []
-    steps = import_module("peftly.training.steps")
-    original = steps.collate
-    monkeypatch.setattr(steps, "collate", lambda rows, **settings: seen.append(rows) or original(rows, **settings))
+@pytest.mark.parametrize("packing", [True, False])
+def test_every_example_is_seen_once_an_epoch_and_in_another_order(packing, monkeypatch):
+    seen = collated(monkeypatch)
     data = data_of(11, 0)
-    run(data=data, epochs=2)
-    flat = [id(row) for rows in seen for row in rows]
+    run(data=data, epochs=2, packing=packing, micro_batch_tokens=100)
+    flat = [id(example) for examples in seen for example in examples]
     assert len(flat) == 22
     assert set(flat[:11]) == set(flat[11:]) == {id(row) for row in data.train.encoded}
     assert flat[:11] != flat[11:]
@@ -138,7 +137,7 @@ def test_schedule_and_warmup():
     assert [step.learning_rate for step in steps(result)] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 16)
 
 
-def test_the_methods_own_learning_rate_is_the_default():
+def test_the_default_learning_rate_is_that_of_the_method():
     assert run(learning_rate=None, max_steps=1)[1].learning_rate == 5e-4
     config = TrainConfig(max_steps=1)
     assert train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), learning_rate=0.5).learning_rate == 0.5
@@ -146,7 +145,7 @@ def test_the_methods_own_learning_rate_is_the_default():
         run(learning_rate=None, optimizer="sgd")
 
 
-def test_the_best_weights_are_kept(monkeypatch, tmp_path):
+def test_the_best_weights_are_restored(monkeypatch, tmp_path):
     scores = Scores(3.0, 1.0, 2.0, math.nan)
     monkeypatch.setattr("peftly.training.job.evaluate", scores)
     model, result = run(epochs=4, out=tmp_path)
@@ -187,7 +186,7 @@ def test_a_prefix_that_stops_early_is_left_at_its_best(config, checkpointing, mo
     model, data = attach(tiny_model("llama", torch.float32), config, seed=1), data_of()
     settings = {"epochs": 20, "eval_steps": 2, "early_stopping_patience": 3, "gradient_checkpointing": checkpointing}
     _, result = run(model, data, tmp_path, learning_rate=0.3, **settings)
-    best = min(range(len(seen)), key=lambda place: seen[place][0])
+    best = min(range(len(seen)), key=lambda index: seen[index][0])
     assert result.stopped_early
     assert 0 < best == len(seen) - 4
     assert (result.steps, result.best_step, result.best.loss) == (2 * len(seen), 2 * best + 2, seen[best][0])
@@ -212,67 +211,88 @@ def test_without_validation_the_last_weights_are_the_result(tmp_path):
 
 
 def test_the_run_folder(tmp_path):
-    heard = []
+    saved = []
 
     class Listener(Callback):
         def on_save(self, path):
-            heard.append(path.name)
+            saved.append(path.name)
 
     _, result = run(out=tmp_path / "run", save_steps=3, callbacks=[Listener()])
     out = tmp_path / "run"
     assert sorted(path.name for path in out.iterdir()) == ["adapter", "metrics.jsonl", "step-3", "step-6"]
-    assert heard == ["step-3", "step-6", "adapter"]
-    for name in heard:
+    assert saved == ["step-3", "step-6", "adapter"]
+    for name in saved:
         load_adapter(tiny_model("llama", torch.float32), out / name)
-        assert RowFormat.from_dict(read_notes(out / name)["row_format"]) == SHAPE
+        assert open_adapters(out / name).row_format == SHAPE
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     expected = {"step": StepRecord, "evaluation": EvaluationRecord}
-    assert [line["folder"] for line in lines if line["kind"] == "save"] == heard
-    told = [line for line in lines if line["kind"] != "save"]
-    assert len(told) == len(result.history) == 8 + 2
-    for line, record in zip(told, result.history, strict=True):
+    assert [line["folder"] for line in lines if line["kind"] == "save"] == saved
+    records = [line for line in lines if line["kind"] != "save"]
+    assert len(records) == len(result.history) == 8 + 2
+    for line, record in zip(records, result.history, strict=True):
         assert isinstance(record, expected[line.pop("kind")])
         assert line == asdict(record)
 
 
-def test_json_has_no_word_for_infinity(tmp_path):
+def test_json_has_no_infinity(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.on_evaluate(EvaluationRecord(1, 1.0, math.nan, math.inf, 0.0, None, None, False, 0.1))
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["perplexity"] is None
 
 
 def break_after(monkeypatch, calls: int) -> None:
-    """Let the loss become NaN at a certain call, not counting the first, which finds out how much memory is used."""
-    original, made = GRADIENTS.target_losses, []
+    """Make the loss NaN at a certain call, not counting the first, which measures the memory."""
+    original, made = LOSSES.target_losses, []
 
     def losses(*given):
         made.append(None)
         values = original(*given)
         return values * math.nan if len(made) == calls + 1 else values
 
-    monkeypatch.setattr(GRADIENTS, "target_losses", losses)
+    monkeypatch.setattr(LOSSES, "target_losses", losses)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(monkeypatch, tmp_path):
-    kept = []
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_finite_weights(monkeypatch, tmp_path):
+    after_steps = []
 
-    class Keep(Callback):
+    class Copy(Callback):
         def on_step(self, record):
-            kept.append(weights(model))
+            after_steps.append(weights(model))
 
     model = lora_model()
     break_after(monkeypatch, 4)
     with pytest.raises(
-        TrainingError, match=r"^step 4: loss nan.*rate 0\.00.*after step 2.*adapter; lower train"
+        TrainingError,
+        match=r"^step 4: loss nan.*rate 0\.00.*the last finite weights \(after step 2\).*adapter; lower train",
     ) as error:
-        run(model, out=tmp_path, callbacks=[Keep()])
+        run(model, out=tmp_path, callbacks=[Copy()], eval_steps=2)
     assert "\n" not in str(error.value)
-    # The weights after step 2 gave the loss of step 3; those after step 3 gave none.
-    assert_equal(weights(model), kept[1])
-    assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), kept[1])
+    # The weights after step 2 gave the finite loss of step 3, and were copied since an evaluation comes every 2 steps.
+    assert_equal(weights(model), after_steps[1])
+    assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), after_steps[1])
 
 
-def test_a_first_loss_that_is_no_number_is_not_blamed_on_the_learning_rate(monkeypatch):
+@pytest.mark.parametrize(("validation", "expected"), [(6, 4), (0, 3)], ids=["evaluations", "no validation"])
+def test_the_last_finite_weights_are_copied_every_few_steps(validation, expected, monkeypatch):
+    """At the first update after an evaluation, every 4 steps here, or every `LAST_FINITE_STEPS`; not at every step."""
+    monkeypatch.setattr(JOB, "LAST_FINITE_STEPS", 3 if not validation else 20)
+    copies, original = [], JOB._assign
+    monkeypatch.setattr(JOB, "_assign", lambda *given: copies.append(None) or original(*given))
+    after_steps = []
+
+    class Copy(Callback):
+        def on_step(self, record):
+            after_steps.append(weights(model))
+
+    model = lora_model()
+    break_after(monkeypatch, 6)
+    with pytest.raises(TrainingError, match=rf"^step 6: loss nan.*the last finite weights \(after step {expected}\)"):
+        run(model, data_of(16, validation), callbacks=[Copy()])
+    assert_equal(weights(model), after_steps[expected - 1])
+    assert len(copies) == 2 + 1  # before steps 1 and `expected` + 1, and back
+
+
+def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate(monkeypatch):
     break_after(monkeypatch, 1)
     with pytest.raises(TrainingError, match=r"in the model; nothing was trained yet, so look at the data"):
         run()
@@ -286,12 +306,12 @@ def test_a_last_update_that_breaks_the_weights_is_noticed():
 
     model = lora_model()
     before = weights(model)
-    with pytest.raises(TrainingError, match="step 1 left weights that are no numbers"):
+    with pytest.raises(TrainingError, match="step 1 left weights that are not finite"):
         run(model, data_of(4, 0), epochs=1, callbacks=[Break()])
     assert_equal(weights(model), before)
 
 
-def test_an_interrupted_run_saves_what_it_has(tmp_path):
+def test_an_interrupted_run_saves_its_weights(tmp_path):
     class Stop(Callback):
         def on_step(self, record):
             if record.step == 3:
@@ -307,7 +327,7 @@ def test_an_interrupted_run_saves_what_it_has(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("architecture", "method"), HOMES)
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
 def test_gradient_checkpointing_changes_nothing(architecture, method):
     found = []
     for checkpointing in (False, True):
@@ -321,12 +341,12 @@ def test_gradient_checkpointing_changes_nothing(architecture, method):
     ("settings", "data", "message"),
     [
         ({}, Data(Split([], []), None, None, SHAPE, None), "nothing to train on"),
-        ({"early_stopping_patience": 2}, data_of(4, 0), r"train\.early_stopping_patience needs validation rows"),
-        ({"eval_steps": 2}, data_of(4, 0), r"train\.eval_steps needs validation rows"),
+        ({"early_stopping_patience": 2}, data_of(4, 0), r"train\.early_stopping_patience needs validation examples"),
+        ({"eval_steps": 2}, data_of(4, 0), r"train\.eval_steps needs validation examples"),
         (
             {"metric_for_best_model": "accuracy"},
             data_of(4, 2),
-            "is no score of rows of kind 'completion'; they have loss",
+            "is no score of examples of kind 'completion'; they have loss",
         ),
     ],
 )
@@ -352,8 +372,8 @@ def test_every_setting_is_described():
     assert all(field.description for field in TrainConfig.model_fields.values())
 
 
-def test_warmup_steps_decide_before_the_ratio():
-    """The learning rate rises over just these steps, whatever `warmup_ratio` is."""
+def test_warmup_steps_replace_the_ratio():
+    """The learning rate rises over exactly these steps, whatever `warmup_ratio` is."""
     _, result = run(epochs=5, warmup_ratio=0.9, warmup_steps=2, lr_scheduler_type="constant")
     rates = [record.learning_rate for record in result.history if isinstance(record, StepRecord)]
     assert rates[:3] == pytest.approx([0.0, rates[2] / 2, rates[2]])

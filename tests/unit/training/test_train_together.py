@@ -1,4 +1,4 @@
-"""Several adapters trained in shared batches come out as if each had been trained alone."""
+"""Adapters trained in shared batches get the weights of adapters trained alone."""
 
 import json
 
@@ -45,8 +45,8 @@ JOBS = {
 
 def with_adapters(*names):
     model = tiny_model("llama", torch.float64)
-    for place, name in enumerate(names):
-        attach(model, ADAPTERS[name], name=name, seed=place)
+    for seed, name in enumerate(names):
+        attach(model, ADAPTERS[name], name=name, seed=seed)
     perturb(trainable_parameters(model).values(), scale=0.05)
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.double()
@@ -57,25 +57,25 @@ def own(model, name):
     return {path: value.detach() for path, value in trainable_parameters(model).items() if f".{name}." in path}
 
 
-def test_each_comes_out_as_if_trained_alone(tmp_path):
+def test_each_adapter_gets_the_weights_of_training_alone(tmp_path):
     together = with_adapters(*JOBS)
     results = train_together(together, JOBS, tokenizer=IdTokenizer(), out=tmp_path / "all")
     assert list(results) == list(JOBS)
-    for place, (name, job) in enumerate(JOBS.items()):
+    for seed, (name, job) in enumerate(JOBS.items()):
         alone = tiny_model("llama", torch.float64)
-        attach(alone, ADAPTERS[name], name=name, seed=place)
+        attach(alone, ADAPTERS[name], name=name, seed=seed)
         start = own(with_adapters(*JOBS), name)
         for path, value in trainable_parameters(alone).items():
             value.data = start[path].clone()
         result = train(alone, job.data, job.config, tokenizer=IdTokenizer())
         for path, value in own(alone, name).items():
-            # Llama's norms are computed in fp32, over other columns here and there, and Adam magnifies the rounding.
+            # Llama's norms are computed in fp32 and round differently in other batches, which Adam magnifies.
             torch.testing.assert_close(own(together, name)[path], value, rtol=1e-5, atol=1e-7)
         both = (results[name], result)
         assert len({(one.steps, one.best_step, one.stopped_early, one.learning_rate) for one in both}) == 1
-        for mine, his in zip(results[name].history, result.history, strict=True):
-            assert mine.loss == pytest.approx(his.loss, rel=1e-8)
-            assert getattr(mine, "grad_norm", 0) == pytest.approx(getattr(his, "grad_norm", 0), rel=1e-7)
+        for record, expected in zip(results[name].history, result.history, strict=True):
+            assert record.loss == pytest.approx(expected.loss, rel=1e-8)
+            assert getattr(record, "grad_norm", 0) == pytest.approx(getattr(expected, "grad_norm", 0), rel=1e-7)
         lines = (tmp_path / "all" / name / "metrics.jsonl").read_text().splitlines()
         assert len([line for line in lines if json.loads(line)["kind"] == "step"]) == result.steps
         saved = load_adapter(tiny_model("llama", torch.float64), tmp_path / "all" / name / "adapter", name=name)
@@ -83,7 +83,7 @@ def test_each_comes_out_as_if_trained_alone(tmp_path):
             torch.testing.assert_close(value.double(), own(together, name)[path], rtol=1e-6, atol=1e-7)
 
 
-def test_others_on_the_model_are_left_alone():
+def test_other_adapters_of_the_model_do_not_change():
     model = with_adapters("lora", "prompt")
     before = own(model, "prompt")
     before = {path: value.clone() for path, value in before.items()}
@@ -91,7 +91,7 @@ def test_others_on_the_model_are_left_alone():
     assert_equal(own(model, "prompt"), before)
 
 
-def test_one_that_fails_keeps_the_others_weights(tmp_path):
+def test_a_failure_saves_the_weights_of_the_other_adapters(tmp_path):
     model = with_adapters("lora", "prompt")
 
     class Spoil(Callback):
@@ -106,14 +106,14 @@ def test_one_that_fails_keeps_the_others_weights(tmp_path):
     steps = []
     jobs = {name: JOBS[name] for name in ("lora", "prompt")}
     callbacks = {"lora": [Count()], "prompt": [Spoil()]}
-    with pytest.raises(TrainingError, match=r"step 3: loss nan.*after step 1.*prompt/adapter"):
+    with pytest.raises(TrainingError, match=r"step 3: loss nan.*after step 0.*prompt/adapter"):
         train_together(model, jobs, tokenizer=IdTokenizer(), out=tmp_path, callbacks=callbacks)
     assert steps == [1, 2]  # the gradients of step 3 are not trusted
     assert (tmp_path / "lora" / "adapter-interrupted" / "adapter_config.json").is_file()
     assert (tmp_path / "prompt" / "adapter" / "adapter_config.json").is_file()
 
 
-def test_a_job_for_nobody_is_refused():
+def test_a_job_without_an_adapter_is_refused():
     model = with_adapters("lora")
     with pytest.raises(ConfigError, match="no adapter 'prompt' to train; the model has 'lora'"):
         train_together(model, {"prompt": JOBS["prompt"]}, tokenizer=IdTokenizer())
@@ -132,7 +132,7 @@ class _Stops(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupt_saves_who_is_not_done_and_leaves_who_is(tmp_path):
+def test_an_interrupt_saves_the_adapters_that_have_not_finished(tmp_path):
     model = with_adapters("lora", "prompt")
     jobs = {"lora": JOBS["lora"], "prompt": Job(data_of(4), TrainConfig(max_steps=1, batch_size=4))}
     stops = {"lora": [_Stops(3)]}

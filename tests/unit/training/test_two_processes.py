@@ -1,6 +1,6 @@
-"""Two processes that train together make the same weights as one, on every task.
+"""Training in two processes gives the same weights as in one, on every task.
 
-Run as a script, this file is one of them: it trains, and leaves what came of it.
+Run as a script, this file is one of the processes: it trains, and saves its results.
 """
 
 import os
@@ -24,10 +24,10 @@ TASKS = {"sequence_classification": "roberta", "token_classification": "bert", "
 
 
 def results(bases, folder, *, processes=1, out=None):
-    """Train once on every task, on as many rows a step however many processes there are.
+    """Train once on every task, with the same number of examples per step for any number of processes.
 
-    In the last step of an epoch of the first task one of two processes has no row; in others the two do not have as
-    many micro-batches.
+    In the last step of an epoch of the first task one of two processes has no example; in other steps the two have
+    different numbers of micro-batches.
 
     Returns:
         All losses and the weights, by task.
@@ -43,7 +43,7 @@ def results(bases, folder, *, processes=1, out=None):
 
 
 def whole_and_resumed(out):
-    """Train over frozen layers, once at a stretch and once killed in the third epoch; rows do not come out even.
+    """Train over frozen layers, once without a stop and once killed in the third epoch; the last step is short.
 
     Returns:
         The weights of both.
@@ -70,7 +70,7 @@ def whole_and_resumed(out):
     return weights(whole), weights(resumed)
 
 
-def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
+def test_two_processes_give_the_same_weights_as_one(task_base, tmp_path):
     bases = [task_base(architecture) for architecture in TASKS.values()]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -106,8 +106,8 @@ def test_two_processes_make_the_same_weights_as_one(task_base, tmp_path):
 
 
 if __name__ == "__main__":
-    place, *given = sys.argv[1:]
-    own = Path(place) / os.environ["RANK"]
+    folder, *bases = sys.argv[1:]
+    own = Path(folder) / os.environ["RANK"]
     own.mkdir()
-    torch.save(results(given, own, processes=2, out=Path(place) / "run"), own / "results.pt")
-    torch.save(whole_and_resumed(Path(place) / "resumed"), own / "resumed.pt")
+    torch.save(results(bases, own, processes=2, out=Path(folder) / "run"), own / "results.pt")
+    torch.save(whole_and_resumed(Path(folder) / "resumed"), own / "resumed.pt")
