@@ -1,13 +1,13 @@
-"""How good a model is. May import: `inference` and what it may import.
+"""Loss and evaluation of models. May import: `inference` and below.
 
 losses          loss of every target
-metrics         `Evaluation`, and the sums that it is made of
-tasks           loss and scores of each task
-label_scores    scores of models that write their labels
-classification  scores of classifiers
-entities        entities in tags
-evaluate        scores on one split
-ensemble        several adapters that vote
+metrics         `Evaluation` and its metrics
+tasks           loss and evaluation of each task
+label_scores    evaluation of models that generate labels
+classification  evaluation of classifiers
+entities        entities in tags and their F1
+evaluate        evaluation on one split
+ensemble        evaluation of several adapters that vote
 """
 
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss

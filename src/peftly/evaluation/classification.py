@@ -1,16 +1,15 @@
-"""Scores of classifiers of texts and of tokens."""
+"""Evaluation of sequence classifiers and token classifiers."""
 
-from collections.abc import Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import torch
 
 from peftly.data import EncodedExample, Example, RowFormat, Split, collate
 from peftly.evaluation.entities import entity_f1, has_entities
-from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions
+from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, macro_f1
 from peftly.inference import batches, class_logits, on_device, pad_id, tag_logits
-from peftly.kernels import row_losses
+from peftly.kernels import token_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,19 +20,27 @@ __all__ = ["evaluate_classes", "evaluate_tags"]
 def evaluate_classes(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
-    """Score a classifier of texts by accuracy, macro-F1 and the mean loss over rows."""
+    """Evaluate a sequence classifier: accuracy, macro-F1 and the mean loss over examples.
+
+    Args:
+        model: sequence classifier, in evaluation mode.
+        tokenizer: tokenizer of the model.
+        split: encoded examples with labels.
+        row_format: format of the examples.
+        batch_size: number of examples per forward pass.
+    """
     labels = row_format.labels
-    golds = [row.targets[0] for row in split.encoded]
-    scores = torch.zeros(len(golds), len(labels), dtype=torch.double)
-    for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
+    true = [example.targets[0] for example in split.encoded]
+    scores = torch.zeros(len(true), len(labels), dtype=torch.double)
+    for chosen in batches(model, split, [len(example.input_ids) for example in split.encoded], batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, _ = class_logits(model, on_device(batch, model))
         scores[chosen] = logits.double().log_softmax(-1).cpu()
-    taken = scores.argmax(1).tolist()
+    predicted = scores.argmax(1).tolist()
     return evaluate_predictions(
         [
-            Prediction(_text(example), labels[gold], labels[guess], dict(zip(labels, row, strict=True)))
-            for example, gold, guess, row in zip(split.examples, golds, taken, scores.tolist(), strict=True)
+            Prediction(_text(example), labels[gold], labels[guess], dict(zip(labels, values, strict=True)))
+            for example, gold, guess, values in zip(split.examples, true, predicted, scores.tolist(), strict=True)
         ],
         labels,
     )
@@ -42,50 +49,50 @@ def evaluate_classes(
 def evaluate_tags(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
-    """Score a classifier of words by the loss and the share of right tags, and by the F1 of entities or of tags.
+    """Evaluate a token classifier: loss, accuracy of tags, and F1 of entities or of tags.
 
-    Words that were cut off a long row are not scored.
+    Words past the maximum length of an example do not count.
+
+    Args:
+        model: token classifier, in evaluation mode.
+        tokenizer: tokenizer of the model.
+        split: encoded examples with tags.
+        row_format: format of the examples.
+        batch_size: number of examples per forward pass.
     """
     labels = row_format.labels
     loss = 0.0
-    taken: list[list[int]] = [[] for _ in split.encoded]
-    for chosen in batches(model, split, [len(row.input_ids) for row in split.encoded], batch_size):
-        rows = [split.encoded[index] for index in chosen]
-        logits, targets = tag_logits(model, on_device(collate(rows, pad_id=pad_id(tokenizer)), model))
-        loss += row_losses(logits, targets).double().sum().item()
+    predicted: list[list[int]] = [[] for _ in split.encoded]
+    for chosen in batches(model, split, [len(example.input_ids) for example in split.encoded], batch_size):
+        examples = [split.encoded[index] for index in chosen]
+        logits, targets = tag_logits(model, on_device(collate(examples, pad_id=pad_id(tokenizer)), model))
+        loss += token_cross_entropy(logits, targets).double().sum().item()
         guesses = iter(logits.argmax(-1).tolist())
-        for index, row in zip(chosen, rows, strict=True):
-            taken[index] = list(islice(guesses, row.num_targets))
-    golds = [_tags_of(row) for row in split.encoded]
-    pairs = [pair for own, guess in zip(golds, taken, strict=True) for pair in zip(own, guess, strict=True)]
-    named = [[[labels[tag] for tag in row] for row in rows] for rows in (golds, taken)]
+        for index, example in zip(chosen, examples, strict=True):
+            predicted[index] = list(islice(guesses, example.num_targets))
+    true_tags = [[labels[tag] for tag in _tags_of(example)] for example in split.encoded]
+    predicted_tags = [[labels[tag] for tag in tags] for tags in predicted]
+    true_words, predicted_words = list(chain(*true_tags)), list(chain(*predicted_tags))
+    is_bio = has_entities(labels)
     return Evaluation(
-        rows=len(golds),
-        tokens=len(pairs),
-        loss=loss / len(pairs),
-        token_accuracy=sum(own == guess for own, guess in pairs) / len(pairs),
-        **_tag_scores(labels, pairs, named),
+        rows=len(true_tags),
+        tokens=len(true_words),
+        loss=loss / len(true_words),
+        token_accuracy=sum(a == b for a, b in zip(true_words, predicted_words, strict=True)) / len(true_words),
+        entity_f1=entity_f1(true_tags, predicted_tags) if is_bio else None,
+        macro_f1=None if is_bio else macro_f1(true_words, predicted_words),
         predictions=tuple(
-            Prediction(example.prompt, " ".join(own), " ".join(guess), {})
-            for example, own, guess in zip(split.examples, *named, strict=True)
+            Prediction(example.prompt, " ".join(true), " ".join(guess), {})
+            for example, true, guess in zip(split.examples, true_tags, predicted_tags, strict=True)
         ),
     )
 
 
-def _tags_of(row: EncodedExample) -> list[int]:
-    return [tag for tag, counted in zip(row.targets, row.trained, strict=True) if counted]
-
-
-def _tag_scores(
-    labels: Sequence[str], pairs: Sequence[tuple[int, int]], named: Sequence[list[list[str]]]
-) -> dict[str, Any]:
-    if has_entities(labels):
-        return {"entity_f1": entity_f1(*named)}
-    from sklearn.metrics import f1_score
-
-    golds, taken = zip(*pairs, strict=True)
-    return {"macro_f1": float(f1_score(golds, taken, average="macro", zero_division=0))}
+def _tags_of(example: EncodedExample) -> list[int]:
+    """Return the tag indices of an example's words."""
+    return [tag for tag, counts in zip(example.targets, example.trained, strict=True) if counts]
 
 
 def _text(example: Example) -> str:
+    """Return the text of an example, or both texts of a pair."""
     return example.prompt if example.pair is None else f"{example.prompt}\n{example.pair}"

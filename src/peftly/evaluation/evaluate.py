@@ -1,4 +1,4 @@
-"""How good a model is on held-out rows: loss, and what its task makes of them. See `Evaluation` for the scores."""
+"""Evaluation of a model on held-out examples: loss and the metrics of its task. See `Evaluation` for the metrics."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from peftly.data import RowFormat, Split
 from peftly.errors import DataError
 from peftly.evaluation.metrics import Evaluation, Prediction
 from peftly.evaluation.tasks import scoring_for
-from peftly.inference import score_labels
+from peftly.inference import check_adapters, score_labels
 from peftly.injection import evaluation_mode
 
 if TYPE_CHECKING:
@@ -23,19 +23,26 @@ def evaluate(
     *,
     batch_size: int = 32,
 ) -> Evaluation:
-    """Score `model` on a split; the model is left as it was found.
+    """Evaluate a model on a split.
 
     Args:
-        model: a model with the head of a task, adapted or not.
-        tokenizer: the model's own.
-        split: rows, encoded for that task, that hold at least one target each.
-        row_format: how the rows became text; one of kind "label" adds the scores over labels.
-        batch_size: rows that go through the model at once.
+        model: model with the head of a task, with or without adapters. Its modes are restored afterwards.
+        tokenizer: tokenizer of the model.
+        split: examples, encoded for the task, with at least one target each. `split.adapters` has the active adapters
+            of each example; None: the model's active adapters for all examples.
+        row_format: format of the examples; the kind "label" adds the metrics over labels.
+        batch_size: number of examples per forward pass.
+
+    Returns:
+        Loss, metrics, and one prediction per example with labels or tags.
 
     Raises:
-        DataError: the split is empty, its rows are encoded for another task, or a row's label is none of the shape's.
+        DataError: the split is empty, its examples are encoded for another task, or a label of an example is not one of
+            the format's labels.
+        ConfigError: `split.adapters` does not have one entry per example.
     """
     if not split.encoded:
-        raise DataError("there is nothing to evaluate: the split has no rows")
+        raise DataError("there is nothing to evaluate: the split has no examples")
+    check_adapters(split.adapters, len(split.encoded), "example")
     with evaluation_mode(model):
         return scoring_for(model, split, row_format).evaluate(model, tokenizer, split, row_format, batch_size)

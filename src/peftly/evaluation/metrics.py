@@ -1,6 +1,7 @@
-"""What an evaluation says, and the sums that every task's is made of."""
+"""Results of an evaluation, and the metrics that they consist of."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from peftly.data import RowFormat, Split, collate
 from peftly.errors import DataError
 from peftly.evaluation.entities import has_entities
 from peftly.inference import Logits, batches, on_device, pad_id
-from peftly.kernels import row_losses
+from peftly.kernels import token_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,26 +18,26 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "Prediction",
+    "confusion_matrix",
     "evaluate_predictions",
     "evaluate_tokens",
-    "label_scores",
+    "label_index",
+    "macro_f1",
     "metrics_of",
-    "place",
-    "token_scores",
 ]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model makes of one labelled row.
+    """Prediction for one labelled example.
 
     Attributes:
-        prompt: the text that the label follows; for tags the words, parted by spaces.
-        label: the row's own label; for tags those of all words, parted by spaces.
-        predicted: the likeliest label, or tags.
-        log_probabilities: of every label, by label; empty for tags.
-        tokens: of the row's own label, where the model writes it.
-        hits: how many of those the model would have chosen itself.
+        prompt: text in front of the label; for tags the words, separated by spaces.
+        label: true label; for tags the true tags, separated by spaces.
+        predicted: most likely label, or most likely tags.
+        log_probabilities: log-probability of every label, by label; empty for tags.
+        tokens: number of tokens of the true label, for a model that generates labels; None for other models.
+        hits: number of these tokens that are the most likely token at their position.
     """
 
     prompt: str
@@ -51,18 +52,20 @@ class Prediction:
 class Evaluation:
     """Scores of a model on one split.
 
+    The field names are keys of `evaluation.json`.
+
     Attributes:
-        rows: how many rows were read.
-        tokens: how many targets the scores are over: trained tokens (completion and end), tagged words, or rows.
-        loss: mean of -log p over those.
-        perplexity: exp(loss); None where the targets are no text.
-        token_accuracy: share of the tokens or tags that the model would have chosen itself; None for whole rows.
-        accuracy: share of rows whose own label is the likeliest; None without labels, like all that follows.
-        macro_f1: F1 averaged over the labels (or tags without entities) that occur as true or as predicted ones.
-        labels: the label texts, in order.
-        confusion: how often label i (outer) was taken for label j (inner).
-        predictions: one a row, in the order of the split.
-        entity_f1: F1 of whole entities, kind and boundaries, for tags that begin with B- and I-.
+        rows: number of examples.
+        tokens: number of targets: trained tokens (completion and end token), tagged words, or examples.
+        loss: mean of -log p over the targets.
+        perplexity: exp(loss); None if the targets are not tokens.
+        token_accuracy: fraction of tokens or tags that are the most likely choice; None for labels of whole examples.
+        accuracy: fraction of examples whose true label is the most likely one; None without labels.
+        macro_f1: mean F1 over the labels (or tags without entities) that occur as true or predicted labels.
+        labels: labels in order.
+        confusion: number of examples with true label i (outer index) and predicted label j (inner index).
+        predictions: one prediction per example, in the order of the split.
+        entity_f1: F1 of entities, correct if type and boundaries are, for tags that begin with B- and I-.
     """
 
     rows: int
@@ -81,68 +84,99 @@ class Evaluation:
 def evaluate_tokens(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, batch_size: int, logits_of: Logits
 ) -> Evaluation:
-    """Score a language model by the tokens that it is to write."""
+    """Evaluate a language model on the tokens of its completions.
+
+    Args:
+        model: language model, in evaluation mode.
+        tokenizer: tokenizer of the model.
+        split: encoded examples.
+        batch_size: number of examples per forward pass.
+        logits_of: function that returns logits and targets of a batch.
+    """
     loss, hits, tokens = 0.0, 0, 0
     for chosen in batches(model, split, [encoded.num_tokens for encoded in split.encoded], batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, targets = logits_of(model, on_device(batch, model))
-        loss += row_losses(logits, targets).double().sum().item()
+        loss += token_cross_entropy(logits, targets).double().sum().item()
         hits += int((logits.argmax(-1) == targets.to(logits.device)).sum())
         tokens += targets.numel()
-    return Evaluation(rows=len(split.encoded), tokens=tokens, **token_scores(loss, hits, tokens))
+    return Evaluation(rows=len(split.encoded), tokens=tokens, **_token_metrics(loss, hits, tokens))
 
 
 def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str]) -> Evaluation:
-    """Return the scores over labels of rows whose predictions are known: of all that a model read, or of some."""
-    golds = [labels.index(row.label) for row in predictions]
-    taken = [labels.index(row.predicted) for row in predictions]
-    loss = -math.fsum(row.log_probabilities[row.label] for row in predictions)
-    # What a model that writes would lose on the rows as they are, since a row's completion is its label's text.
-    tokens = sum(row.tokens or 0 for row in predictions)
-    hits = sum(row.hits or 0 for row in predictions)
+    """Return the evaluation over labels that follows from predictions.
+
+    Args:
+        predictions: predictions for at least one example.
+        labels: all labels, in order.
+    """
+    true = [labels.index(prediction.label) for prediction in predictions]
+    predicted = [labels.index(prediction.predicted) for prediction in predictions]
+    loss = -math.fsum(prediction.log_probabilities[prediction.label] for prediction in predictions)
+    # The completion of an example is the text of its label, so this is also the loss over the tokens of completions.
+    tokens = sum(prediction.tokens or 0 for prediction in predictions)
+    hits = sum(prediction.hits or 0 for prediction in predictions)
     return Evaluation(
         rows=len(predictions),
         tokens=tokens or len(predictions),
-        **(token_scores(loss, hits, tokens) if tokens else {"loss": loss / len(predictions)}),
-        **label_scores(golds, taken, len(labels)),
+        **(_token_metrics(loss, hits, tokens) if tokens else {"loss": loss / len(predictions)}),
+        accuracy=sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true),
+        macro_f1=macro_f1(true, predicted),
+        confusion=confusion_matrix(true, predicted, len(labels)),
         labels=tuple(labels),
         predictions=tuple(predictions),
     )
 
 
 def metrics_of(row_format: RowFormat) -> tuple[str, ...]:
-    """Return the scores by which the best of several evaluations on rows of this shape can be chosen."""
+    """Return the metrics that rank evaluations on examples of a format; the default metric is the first."""
     if row_format.kind == "tags":
         return ("loss", "entity_f1" if has_entities(row_format.labels) else "macro_f1")
     return ("loss", "accuracy", "macro_f1") if row_format.kind == "label" else ("loss",)
 
 
-def place(labels: Sequence[str], label: str | None) -> int:
-    """Return the number of a row's label.
+def label_index(labels: Sequence[str], label: str | None) -> int:
+    """Return the index of an example's label.
 
     Raises:
-        DataError: it is none of `labels`.
+        DataError: the label is not one of `labels`.
     """
     if label is None or label not in labels:
-        raise DataError(f"a row has the label {label!r}; the labels are {', '.join(map(repr, labels))}")
+        raise DataError(f"an example has the label {label!r}; the labels are {', '.join(map(repr, labels))}")
     return labels.index(label)
 
 
-def token_scores(loss: float, hits: int, tokens: int) -> dict[str, Any]:
-    """Return loss, perplexity and token accuracy from their sums."""
+def macro_f1(true: Sequence[Any], predicted: Sequence[Any]) -> float:
+    """Return the unweighted mean of the F1 of every label that occurs, as scikit-learn's `f1_score` computes it.
+
+    The F1 of a label is 2 hits / (true + predicted), where hits counts the examples with this label as true and as
+    predicted label.
+
+    Args:
+        true: true label of each example.
+        predicted: predicted label of each example.
+    """
+    true_counts, predicted_counts = Counter(true), Counter(predicted)
+    hits = Counter(a for a, b in zip(true, predicted, strict=True) if a == b)
+    labels = dict.fromkeys([*true, *predicted])
+    return sum(2 * hits[label] / (true_counts[label] + predicted_counts[label]) for label in labels) / len(labels)
+
+
+def confusion_matrix(true: Sequence[int], predicted: Sequence[int], count: int) -> tuple[tuple[int, ...], ...]:
+    """Return the number of examples for every true label (outer index) and predicted label (inner index).
+
+    Args:
+        true: index of each example's true label.
+        predicted: index of each example's predicted label.
+        count: number of labels.
+    """
+    pairs = Counter(zip(true, predicted, strict=True))
+    return tuple(tuple(pairs[row, column] for column in range(count)) for row in range(count))
+
+
+def _token_metrics(loss: float, hits: int, tokens: int) -> dict[str, Any]:
+    """Return loss, perplexity and token accuracy from sums over tokens."""
     mean = loss / tokens
-    # Beyond this a float overflows; NaN stays NaN.
+    # Above 700 the exponential overflows a float. NaN stays NaN.
     perplexity = math.inf if mean > 700 else math.exp(mean)
     return {"loss": mean, "perplexity": perplexity, "token_accuracy": hits / tokens}
-
-
-def label_scores(golds: list[int], taken: list[int], labels: int) -> dict[str, Any]:
-    """Return accuracy, macro-F1 and confusion of rows' own labels and the likeliest ones."""
-    from sklearn.metrics import confusion_matrix, f1_score
-
-    confusion = confusion_matrix(golds, taken, labels=list(range(labels)))
-    return {
-        "accuracy": sum(gold == guess for gold, guess in zip(golds, taken, strict=True)) / len(golds),
-        "macro_f1": float(f1_score(golds, taken, average="macro", zero_division=0)),
-        "confusion": tuple(tuple(int(count) for count in row) for row in confusion),
-    }

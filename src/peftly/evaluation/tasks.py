@@ -1,4 +1,8 @@
-"""The loss and the scores of each task."""
+"""Loss and evaluation of each task.
+
+A new task needs one entry in `peftly.models.TASKS` (its class of transformers), one entry in `SCORINGS` here, and one
+function that evaluates a model on the task. Its targets must have an attribute in `EncodedExample`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,26 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["SCORINGS", "Scoring", "scoring_for"]
 
 Evaluate = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Split, RowFormat, int], Evaluation]
+"""Function that evaluates a model, from the model, its tokenizer, a split, its row format and the batch size."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The loss and the scores of one task.
+    """Loss and evaluation of one task.
 
     Attributes:
-        logits: logits and targets of a batch, from which the loss is computed; see `target_losses`.
-        evaluate: scores of a model, from the model, the tokenizer, a split, its row format and the batch size.
-        learns: attribute of `EncodedExample` that holds the targets; "trained" where they are tokens of the text itself.
+        logits: function that returns the logits and targets of a batch, which define the loss; see `target_losses`.
+        evaluate: function that evaluates a model on a split.
+        targets: attribute of `EncodedExample` that holds the targets; "trained" if they are tokens of the text itself.
     """
 
     logits: Logits
     evaluate: Evaluate
-    learns: str
+    targets: str
 
 
 def _evaluate_causal(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
+    """Evaluate a causal language model on labels, or on completions without labels."""
     if row_format.kind == "label":
         return evaluate_labels(model, tokenizer, split, row_format, batch_size)
     return evaluate_tokens(model, tokenizer, split, batch_size, labelled_logits)
@@ -46,6 +52,7 @@ def _evaluate_causal(
 def _evaluate_seq2seq(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", split: Split, row_format: RowFormat, batch_size: int
 ) -> Evaluation:
+    """Evaluate an encoder-decoder on labels, or on completions without labels."""
     if row_format.kind == "label":
         return evaluate_answers(model, tokenizer, split, row_format, batch_size)
     return evaluate_tokens(model, tokenizer, split, batch_size, decoder_logits)
@@ -57,26 +64,37 @@ SCORINGS: dict[TaskName, Scoring] = {
     "sequence_classification": Scoring(class_logits, evaluate_classes, "label"),
     "token_classification": Scoring(tag_logits, evaluate_tags, "tags"),
 }
+"""Loss and evaluation by task."""
 
 
 def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
-    """Return the loss and the scores of a model's task, after a check that the examples are encoded for this task.
+    """Return loss and evaluation of a model's task, after a check that the examples are encoded for this task.
+
+    Args:
+        model: model with the head of a task.
+        split: encoded examples, at least one.
+        row_format: format of the examples.
 
     Raises:
-        DataError: they are encoded for another, have other labels than the model's head, or are too long for it.
+        DataError: the examples are encoded for another task, have other labels than the model's head, or have more
+            tokens than the model has positions.
     """
     name = task_of(model) or "causal_lm"
-    own = next(task for task in reversed(SCORINGS) if getattr(split.encoded[0], SCORINGS[task].learns) is not None)
-    if own != name:
+    first = split.encoded[0]
+    # Every example has "trained", so the tasks with other targets, which come later in the table, are asked first.
+    encoded_for = next(task for task in reversed(SCORINGS) if getattr(first, SCORINGS[task].targets) is not None)
+    if encoded_for != name:
         raise DataError(
-            f"the model is for {name} and the rows were encoded for {own}; load the data with task={name!r}"
+            f"the model is for {name} and the examples were encoded for {encoded_for}; load the data with task={name!r}"
         )
     if TASKS[name].is_classification and len(labels_of(model)) != len(row_format.labels):
         raise DataError(
-            f"the model tells {len(labels_of(model))} labels apart and the rows have {len(row_format.labels)}; "
-            "open its base with the labels of the rows"
+            f"the model has {len(labels_of(model))} labels and the examples have {len(row_format.labels)}; "
+            "open its base with the labels of the examples"
         )
-    longest, most = max(len(row.input_ids) for row in split.encoded), max_input_tokens(model)
-    if most is not None and longest > most:
-        raise DataError(f"a row has {longest} tokens and the model reads {most} at most; set data.max_length to {most}")
+    longest, limit = max(len(example.input_ids) for example in split.encoded), max_input_tokens(model)
+    if limit is not None and longest > limit:
+        raise DataError(
+            f"an example has {longest} tokens and the model reads at most {limit}; set data.max_length to {limit}"
+        )
     return SCORINGS[name]

@@ -1,12 +1,12 @@
-"""A merged model as one GGUF file: its shape, tokenizer and weights, as llama.cpp's own converter writes them."""
+"""A merged model as one GGUF file: architecture, tokenizer and weights, as llama.cpp's own converter writes them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import CONFIG, attached, check_mergeable, load, merge_adapters
 from peftly.errors import AdapterError, BaseModelError
-from peftly.exporting._gguf_tokenizer import add_tokenizer
-from peftly.exporting._request import Request
+from peftly.exporting.gguf_tokenizer import add_tokenizer
+from peftly.exporting.request import Request
 from peftly.injection import dequantize
 from peftly.models import WHEEL_BASES, load_base
 
@@ -18,47 +18,53 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "write_gguf", "write_model"]
 
 DTYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0"}
-"""What matrices can be written in, and what GGUF calls such a file; vectors are always in f32."""
+"""Dtypes of matrices, and GGUF's names for files of these dtypes. Vectors are always in f32."""
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _PERMUTED = ("llama",)
-"""Those of which GGUF has the two halves of each query and key woven into each other."""
+"""Architectures whose query and key rows GGUF stores interleaved: the two halves of each head alternate."""
 _DIVIDES_FREQUENCIES = ("llama",)
-"""Those for which llama.cpp reads `rope_freqs`; for others it would leave it aside without a word."""
+"""Architectures for which llama.cpp reads `rope_freqs`; it ignores the tensor silently for others."""
 
 
 def write_gguf(request: Request) -> list[str]:
     """Write a base, or a base with an adapter merged into it, as a GGUF file.
 
+    Args:
+        request: source, output folder and dtype.
+
+    Returns:
+        Notes for the user.
+
     Raises:
         AdapterError: the adapter cannot be opened.
-        BaseModelError: the base cannot be opened, or is of a kind that is not supported.
+        BaseModelError: the base cannot be opened, or its architecture is not supported.
         MethodError: the adapter cannot be merged.
     """
     assert request.dtype is not None
-    model, tokenizer, merged = _merged(request.source)
+    model, tokenizer, merge_notes = _merged(request.source)
     file = f"{request.out.name}-{request.dtype}.gguf"
     notes = write_model(request.folder / file, model, tokenizer, request.dtype, name=request.out.name)
-    return [*merged, *notes, f"try it: llama-cli -m {request.out / file}"]
+    return [*merge_notes, *notes, f"try it: llama-cli -m {request.out / file}"]
 
 
 def write_model(
     file: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dtype: str, *, name: str
 ) -> list[str]:
-    """Write a causal language model to a GGUF file, which is complete only when this returns.
+    """Write a causal language model to a GGUF file. The file is complete only after this function has returned.
 
     Args:
-        file: to write.
-        model: of a supported architecture, without adapters.
-        tokenizer: its own.
-        dtype: a name in `DTYPES`.
-        name: what the file calls the model.
+        file: path of the output file.
+        model: model of a supported architecture, without adapters.
+        tokenizer: tokenizer of the model.
+        dtype: name of a dtype in `DTYPES`.
+        name: name of the model in the file.
 
     Returns:
-        What the file cannot say.
+        Notes on properties of the model that the file cannot represent.
 
     Raises:
-        BaseModelError: GGUF has no room for something that the model does; nothing has been written.
+        BaseModelError: GGUF cannot represent the model; nothing has been written.
     """
     from gguf import GGUFWriter
 
@@ -69,11 +75,11 @@ def write_model(
             "for others merge the adapter and use llama.cpp's converter"
         )
     writer = GGUFWriter(file, architecture)
-    _add_shape(writer, model.config, name)
+    _add_architecture(writer, model.config, name)
     _add_rope(writer, model.config, architecture)
-    rows = model.get_input_embeddings().weight.shape[0]
-    notes = add_tokenizer(writer, tokenizer, rows, bos=_one_id(model.config.bos_token_id))
-    writer.add_vocab_size(rows)
+    vocabulary_size = model.get_input_embeddings().weight.shape[0]
+    notes = add_tokenizer(writer, tokenizer, vocabulary_size, bos=_single_id(model.config.bos_token_id))
+    writer.add_vocab_size(vocabulary_size)
     _add_weights(writer, model, architecture, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -83,7 +89,7 @@ def write_model(
 
 
 def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
-    """Return a model with no adapter left on it, in fp32, its tokenizer, and what to know of the merge."""
+    """Return the model in fp32 with its adapter merged, the tokenizer, and notes on the merge."""
     if _is_base(source):
         model, tokenizer = load_base(source, dtype="float32", device="cpu")
         return dequantize(model), tokenizer, []
@@ -94,21 +100,22 @@ def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, lis
 
 
 def _is_base(source: str) -> bool:
-    """Whether something to be exported is a base alone, by what is in its folder.
+    """Return whether `source` is a base without an adapter, judged by the files in its folder.
 
     Raises:
-        AdapterError: a model and an adapter lie there together.
+        AdapterError: the folder holds a model and an adapter.
     """
     path = Path(source).expanduser()
     if source in WHEEL_BASES or path.suffix == ".gguf":
         return True
     has_model, has_adapter = (path / "config.json").is_file(), (path / CONFIG).is_file()
     if has_model and has_adapter and any(path.glob("model*.safetensors")):
-        raise AdapterError(f"{source} holds a model and an adapter: move the one that is not meant to another folder")
-    return has_model and not has_adapter  # trainers put the base's config.json beside an adapter, too
+        raise AdapterError(f"{source} holds a model and an adapter: move one of them to another folder")
+    return has_model and not has_adapter  # some trainers save the base's config.json beside an adapter
 
 
-def _add_shape(writer: Any, config: Any, name: str) -> None:
+def _add_architecture(writer: Any, config: Any, name: str) -> None:
+    """Add the sizes of a model, after a check that GGUF knows its activation, biases and attention."""
     refused = {
         "hidden_act": config.hidden_act != "silu",
         "attention_bias": bool(getattr(config, "attention_bias", False)),
@@ -135,7 +142,7 @@ def _add_shape(writer: Any, config: Any, name: str) -> None:
 
 
 def _add_rope(writer: Any, config: Any, architecture: str) -> None:
-    """Add how positions are encoded; frequencies that were changed one by one become a tensor of divisors."""
+    """Add the rotary position encoding; frequencies that are scaled one by one become a tensor of divisors."""
     from gguf import RopeScalingType
 
     rope = dict(config.rope_parameters)
@@ -149,10 +156,10 @@ def _add_rope(writer: Any, config: Any, architecture: str) -> None:
         known["llama3"] = {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
     if rope.get("partial_rotary_factor") == 1.0:
         del rope["partial_rotary_factor"]
-    odd = sorted(key for key, value in rope.items() if value is not None and key not in known.get(kind, ()))
-    if kind not in known or odd:
-        what = f"rope type {kind!r}" + (f" with {', '.join(odd)}" if odd else "")
-        raise BaseModelError(f"{what} cannot be written to GGUF for {architecture}; {', '.join(known)} can")
+    unknown = sorted(key for key, value in rope.items() if value is not None and key not in known.get(kind, ()))
+    if kind not in known or unknown:
+        setting = f"rope type {kind!r}" + (f" with {', '.join(unknown)}" if unknown else "")
+        raise BaseModelError(f"{setting} cannot be written to GGUF for {architecture}; {', '.join(known)} can")
     writer.add_rope_freq_base(theta)
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_divisors(config))
@@ -167,25 +174,30 @@ def _add_rope(writer: Any, config: Any, architecture: str) -> None:
 
 
 def _rope_divisors(config: Any) -> "np.ndarray":
-    """Return by what each frequency is divided, (head_dim / 2,)."""
+    """Return the divisor of each rotary frequency, (head_dim / 2,)."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = config.rope_parameters["rope_type"]
-    changed, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
-    powers = torch.arange(0, 2 * len(changed), 2, dtype=torch.float32) / (2 * len(changed))
-    plain = 1.0 / config.rope_parameters["rope_theta"] ** powers
-    divisors: np.ndarray = (plain / changed).float().numpy()
+    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    powers = torch.arange(0, 2 * len(scaled), 2, dtype=torch.float32) / (2 * len(scaled))
+    unscaled = 1.0 / config.rope_parameters["rope_theta"] ** powers
+    divisors: np.ndarray = (unscaled / scaled).float().numpy()
     return divisors
 
 
 def _add_weights(writer: Any, model: "PreTrainedModel", architecture: str, dtype: str) -> None:
+    """Add every parameter under its name in GGUF.
+
+    Raises:
+        BaseModelError: GGUF has no name for a parameter, or a parameter is quantised.
+    """
     import gguf
 
     arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     config, heads = model.config, {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-    # A head that is tied to the embedding is the same parameter, and named once.
+    # `named_parameters` yields an output head that is tied to the embedding once, as the embedding.
     for path, tensor in model.named_parameters():
         name = names.get_name(path, try_suffixes=(".weight", ".bias"))
         if name is None or not tensor.is_floating_point():
@@ -193,36 +205,37 @@ def _add_weights(writer: Any, model: "PreTrainedModel", architecture: str, dtype
             raise BaseModelError(f"{path} {reason}: give a base as it was published, without quantisation")
         layer = path.split(".")[-2]
         if architecture in _PERMUTED and layer in heads:
-            tensor = _woven(tensor, getattr(config, heads[layer]))
+            tensor = _interleaved(tensor, getattr(config, heads[layer]))
         _add_tensor(writer, name, tensor, dtype)
     writer.add_file_type(gguf.LlamaFileType[DTYPES[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def _woven(tensor: "Tensor", heads: int) -> "Tensor":
-    """Return the rows of a query or key projection with the two halves of each head woven into each other."""
+def _interleaved(tensor: "Tensor", heads: int) -> "Tensor":
+    """Return a query or key projection, (out_features, ...), with the two halves of each head's rows interleaved."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def _add_tensor(writer: Any, name: str, tensor: "Tensor", dtype: str) -> None:
-    """Add a tensor: vectors in f32; matrices whose rows are not whole blocks in f16 where q8_0 is asked for."""
+    """Add a tensor: vectors in f32, matrices in `dtype`, or in f16 where q8_0's blocks do not divide the row length."""
     import numpy as np
     from gguf import GGMLQuantizationType
     from gguf.quants import QuantError, quantize
 
-    numbers = tensor.detach().float().cpu().numpy()
+    values = tensor.detach().float().cpu().numpy()
     kind = GGMLQuantizationType[dtype.upper() if tensor.ndim > 1 else "F32"]
     with np.errstate(over="ignore"):
         try:
-            packed = quantize(numbers, kind)
+            packed = quantize(values, kind)
         except QuantError:
             kind = GGMLQuantizationType.F16
-            packed = quantize(numbers, kind)
+            packed = quantize(values, kind)
     if kind == GGMLQuantizationType.F16 and not np.isfinite(packed).all():
-        raise BaseModelError(f"{name} has numbers that f16 cannot hold: choose dtype bf16 or f32")
+        raise BaseModelError(f"{name} has values that f16 cannot hold: choose dtype bf16 or f32")
     writer.add_tensor(name, packed, raw_dtype=kind)
 
 
-def _one_id(ids: Any) -> int | None:
+def _single_id(ids: Any) -> int | None:
+    """Return a token id; None for several ids or none."""
     return ids if isinstance(ids, int) else None

@@ -1,24 +1,31 @@
-"""An adapter as Hugging Face PEFT has it: its three files, with names that transformers knows, and nothing of ours."""
+"""An adapter for Hugging Face PEFT: three files, without the notes that peftly writes for itself."""
 
 import json
 
 from peftly.errors import AdapterError
-from peftly.exporting._request import Request, SavedAdapter, base_notes, open_saved, write_adapter
+from peftly.exporting.request import Request
+from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter
 
 __all__ = ["write_peft"]
 
 
 def write_peft(request: Request) -> list[str]:
-    """Write an adapter that PEFT loads with the same logits.
+    """Write an adapter with which PEFT computes the same logits.
+
+    Args:
+        request: source and output folder.
+
+    Returns:
+        Notes for the user.
 
     Raises:
-        AdapterError: PEFT cannot do what it does.
+        AdapterError: PEFT cannot represent the adapter.
     """
     saved = open_saved(request.source)
-    if saved.own_type is not None:
-        raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.own_type}")
-    peft = {**saved.peft, "base_model_name_or_path": saved.base, "inference_mode": True}
-    write_adapter(request.folder, peft, saved.tensors, _card(saved))
+    if saved.peft_limitation is not None:
+        raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.peft_limitation}")
+    peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
+    write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
     return [*base_notes(saved), f"load it with PeftModel.from_pretrained(base, {str(request.out)!r})"]
 
 

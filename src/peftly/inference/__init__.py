@@ -1,24 +1,35 @@
-"""Answers of a model. May import: `adapters` and what it may import.
+"""Output of a model for new inputs. May import: `adapters` and below.
 
-generation      text
-classification  labels of texts and tags of tokens
-label_scoring   probabilities of given answers
+generation      completions of prompts
+sampling        settings of sampling, and draws by seed
+stopping        stop texts, and streams of text
+classification  labels of texts and tags of words
+label_scoring   probabilities of label texts
 logits          logits at the positions that have a target
 batches         batches for passes without gradients
-explanation     vocabulary tokens near a learned prompt
+explanation     vocabulary tokens near the embeddings of a prompt
 """
 
-from peftly.inference.batches import batches, on_device, pad_id
+from peftly.inference.batches import batches, check_adapters, on_device, pad_id
 from peftly.inference.classification import classify, tag_words
 from peftly.inference.explanation import explain
 from peftly.inference.generation import generate, greedy_settings
 from peftly.inference.label_scoring import score_answers, score_labels
-from peftly.inference.logits import IGNORED, Logits, class_logits, decoder_logits, labelled_logits, read_by, tag_logits
+from peftly.inference.logits import (
+    IGNORED,
+    Logits,
+    class_logits,
+    decoder_logits,
+    labelled_logits,
+    model_inputs,
+    tag_logits,
+)
 
 __all__ = [
     "IGNORED",
     "Logits",
     "batches",
+    "check_adapters",
     "class_logits",
     "classify",
     "decoder_logits",
@@ -26,9 +37,9 @@ __all__ = [
     "generate",
     "greedy_settings",
     "labelled_logits",
+    "model_inputs",
     "on_device",
     "pad_id",
-    "read_by",
     "score_answers",
     "score_labels",
     "tag_logits",

@@ -1,15 +1,15 @@
-"""Classifiers of whole texts and of words: how good they are on held-out rows, and what they say of a new text."""
+"""Labels of texts and tags of words by a classifier, for new texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from peftly.adapters import use_prompt_positions
+from peftly.adapters import AdapterChoice
 from peftly.data import EncodedExample, Example, collate, encode_sources, encode_words
 from peftly.errors import DataError
-from peftly.inference.batches import by_length, on_device, pad_id
-from peftly.inference.logits import read_by
+from peftly.inference.batches import by_length, check_adapters, on_device, pad_id, use_batch
+from peftly.inference.logits import model_inputs
 from peftly.injection import evaluation_mode
 from peftly.models import labels_of
 
@@ -26,58 +26,99 @@ def classify(
     *,
     max_length: int | None = None,
     batch_size: int = 32,
+    adapters: Sequence[AdapterChoice] | None = None,
 ) -> list[dict[str, float]]:
-    """Return the probability of every label for every text; the model is left as it was found.
+    """Return the probability of every label for every text.
 
     Args:
-        model: a sequence classifier.
-        tokenizer: the model's own.
+        model: sequence classifier. Its modes are restored afterwards.
+        tokenizer: tokenizer of the model.
         examples: texts, as `RowFormat.format_prompt` makes them.
-        max_length: tokens that a longer text is cut to; None: none is cut.
-        batch_size: texts that go through the model at once.
+        max_length: maximum number of tokens, to which longer texts are cut; None: no maximum.
+        batch_size: number of texts per forward pass.
+        adapters: active adapters of each text: a name, several names, or None for no adapter; None instead of a list:
+            the model's active adapters for all texts.
+
+    Returns:
+        For each text a probability per label.
+
+    Raises:
+        DataError: a text has no tokens.
+        ConfigError: `adapters` does not have one entry per text.
     """
-    labels, rows = labels_of(model), encode_sources(examples, tokenizer, max_length)
-    empty = next((example for example, row in zip(examples, rows, strict=True) if not row.input_ids), None)
+    check_adapters(adapters, len(examples), "text")
+    labels, encoded = labels_of(model), encode_sources(examples, tokenizer, max_length)
+    empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:
-        raise DataError(f"the text {empty.prompt!r} has no tokens; give at least one word")
-    found: list[dict[str, float]] = [{} for _ in rows]
+        raise DataError(f"the text {examples[empty].prompt!r} has no tokens; give at least one word")
+    probabilities: list[dict[str, float]] = [{} for _ in encoded]
     with evaluation_mode(model):
-        for chosen in by_length([len(row.input_ids) for row in rows], batch_size):
-            logits = _logits(model, tokenizer, [rows[index] for index in chosen])
-            for index, row in zip(chosen, logits.softmax(-1).tolist(), strict=True):
-                found[index] = dict(zip(labels, row, strict=True))
-    return found
+        for chosen, logits in _logits(model, tokenizer, encoded, batch_size, adapters):
+            for index, values in zip(chosen, logits.softmax(-1).tolist(), strict=True):
+                probabilities[index] = dict(zip(labels, values, strict=True))
+    return probabilities
 
 
 def tag_words(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    words: Sequence[str],
+    texts: Sequence[Sequence[str]],
     *,
     max_length: int | None = None,
-) -> list[tuple[str, str | None]]:
-    """Return every word of a text with its likeliest tag, None for one past `max_length` or without a token.
+    batch_size: int = 32,
+    adapters: Sequence[AdapterChoice] | None = None,
+) -> list[list[tuple[str, str | None]]]:
+    """Return every word of every text with its most likely tag.
 
     Args:
-        model: a token classifier; left as it was found.
-        tokenizer: the model's own.
-        words: of one text.
-        max_length: tokens that a longer text is cut to; None: it is not.
+        model: token classifier. Its modes are restored afterwards.
+        tokenizer: tokenizer of the model.
+        texts: words of each text.
+        max_length: maximum number of tokens, to which longer texts are cut; None: no maximum.
+        batch_size: number of texts per forward pass.
+        adapters: active adapters of each text: a name, several names, or None for no adapter; None instead of a list:
+            the model's active adapters for all texts.
+
+    Returns:
+        For each text its words with their tags; None is the tag of a word past `max_length` or without a token.
+
+    Raises:
+        DataError: a text is a string instead of a list of words.
+        ConfigError: `adapters` does not have one entry per text.
     """
+    text = next((text for text in texts if isinstance(text, str)), None)
+    if text is not None:
+        raise DataError(f"texts is a list of texts, each a list of words; got the string {text!r}")
+    check_adapters(adapters, len(texts), "text")
     labels = labels_of(model)
-    tags: list[str | None] = [None] * len(words)
-    encoded, firsts = encode_words([words], tokenizer, max_length)[0]
-    if any(encoded.trained):
-        with evaluation_mode(model):
-            logits = _logits(model, tokenizer, [encoded])[0]
-        for word, number in zip(firsts, logits.argmax(-1).tolist(), strict=True):
-            if word is not None:
-                tags[word] = labels[number]
-    return list(zip(words, tags, strict=True))
+    encodings = encode_words(texts, tokenizer, max_length)
+    with_words = [index for index, (example, _) in enumerate(encodings) if any(example.trained)]
+    tags: list[list[str | None]] = [[None] * len(text) for text in texts]
+    chosen_adapters = None if adapters is None else [adapters[index] for index in with_words]
+    encoded = [encodings[index][0] for index in with_words]
+    with evaluation_mode(model):
+        for chosen, logits in _logits(model, tokenizer, encoded, batch_size, chosen_adapters):
+            for number, guesses in zip(chosen, logits.argmax(-1).tolist(), strict=True):
+                index = with_words[number]
+                # Not strict: the guesses at the padding on the right have no word.
+                for word, guess in zip(encodings[index][1], guesses, strict=False):
+                    if word is not None:
+                        tags[index][word] = labels[guess]
+    return [list(zip(text, guesses, strict=True)) for text, guesses in zip(texts, tags, strict=True)]
 
 
-def _logits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[EncodedExample]) -> Tensor:
-    batch = on_device(collate(rows, pad_id=pad_id(tokenizer)), model)
-    with use_prompt_positions(model, batch.get("prompt_positions")):
-        logits: Tensor = model(**read_by(model, batch)).logits.double().cpu()
-    return logits
+def _logits(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    encoded: Sequence[EncodedExample],
+    batch_size: int,
+    adapters: Sequence[AdapterChoice] | None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the indices of each batch's examples and their logits in fp64 on the CPU."""
+    for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+        examples = [encoded[index] for index in chosen]
+        chosen_adapters = None if adapters is None else [adapters[index] for index in chosen]
+        batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
+        with use_batch(model, examples, chosen_adapters):
+            logits: Tensor = model(**model_inputs(model, batch)).logits.double().cpu()
+        yield chosen, logits

@@ -1,4 +1,4 @@
-"""What a learned prompt is near to: each row's nearest words, its length, and how far training has moved it."""
+"""Reading of a learned prompt: the vocabulary tokens nearest to each prompt embedding, its norm, and its movement."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from torch import Tensor
 
 from peftly.adapters import attach, attached, detach
 from peftly.errors import MethodError
-from peftly.methods import MethodConfig, PromptAdapter, embedded
+from peftly.methods import MethodConfig, PromptAdapter, token_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Explanation", "Neighbour", "Row", "explain"]
+__all__ = ["Explanation", "Neighbour", "PromptEmbedding", "explain"]
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A word of the vocabulary.
+    """A token of the vocabulary near a prompt embedding.
 
     Attributes:
-        word: as the tokenizer decodes it.
-        cosine: of the angle between its embedding and the row.
+        token: text of the token, as the tokenizer decodes it.
+        cosine: cosine similarity of the token's embedding and the prompt embedding.
     """
 
-    word: str
+    token: str
     cosine: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a prompt.
+class PromptEmbedding:
+    """One prompt embedding.
 
     Attributes:
-        nearest: the words whose embeddings point most nearly the same way, the nearest first.
-        norm: the row's length.
-        moved: the length of its difference from where it started; None if that is not known.
-        start: the word nearest to where it started, likewise.
+        nearest: tokens with the highest cosine similarity, the most similar first.
+        norm: norm of the prompt embedding.
+        moved: norm of its difference from its initial value; None if the initial value is unknown.
+        start: token nearest to its initial value; None if the initial value is unknown.
     """
 
     nearest: tuple[Neighbour, ...]
@@ -52,14 +52,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prompt beside its base's vocabulary.
+    """A prompt, compared with the vocabulary of its base.
 
     Attributes:
-        rows: in their order in the text.
-        typical_norm: the median length of a word's embedding, to compare the rows' with.
+        embeddings: prompt embeddings, in the order in which the model reads them.
+        typical_norm: median norm of the vocabulary's embeddings, for comparison.
     """
 
-    rows: tuple[Row, ...]
+    embeddings: tuple[PromptEmbedding, ...]
     typical_norm: float
 
 
@@ -72,78 +72,90 @@ def explain(
     seed: int | None = None,
     labels: Sequence[str] = (),
 ) -> Explanation:
-    """Return the nearest words of every row of a learned prompt (Lester et al. 2021, section 7).
+    """Return the vocabulary tokens nearest to every embedding of a learned prompt (Lester et al. 2021, section 7).
 
     Args:
-        model: a model with prompt tuning or P-tuning on it; left as it was found.
-        tokenizer: the model's own.
-        name: which adapter; None: the only one that has such rows.
-        neighbours: how many words for each row.
-        seed: that the adapter was attached with. Where it started is found by starting it again; None: not asked.
-        labels: that it was attached with, likewise.
+        model: model with a prompt-tuning or P-tuning adapter. It is not changed.
+        tokenizer: tokenizer of the model.
+        name: name of the adapter; None: the only soft prompt of the model.
+        neighbours: number of tokens per prompt embedding.
+        seed: seed with which the adapter was attached. The initial prompt is computed again from it; None: no
+            comparison with the initial prompt.
+        labels: labels with which the adapter was attached.
 
     Raises:
-        MethodError: the model has no such adapter, or it has no rows among the words.
+        MethodError: the model has no such adapter, or the adapter is not a soft prompt.
     """
-    name = _the_only_prompt(model) if name is None else name
-    rows = _rows(model, name)
-    before = None if seed is None else _start(model, attached(model)[name].config, tokenizer, seed, labels)
-    embedding: Any = model.get_input_embeddings()
-    words = embedded(embedding, torch.arange(embedding.weight.shape[0])).cpu()
-    lengths = words.norm(dim=1)
-    known = min(len(tokenizer), len(words))
-    directions = words[:known] / lengths[:known, None].clamp_min(1e-12)
-    found = [_nearest(row, directions, tokenizer, neighbours) for row in rows]
-    starts = [] if before is None else [_nearest(row, directions, tokenizer, 1)[0] for row in before]
-    return Explanation(
-        tuple(
-            Row(
-                nearest=near,
-                norm=float(rows[place].norm()),
-                moved=None if before is None else float((rows[place] - before[place]).norm()),
-                start=starts[place] if starts else None,
+    name = _only_prompt(model) if name is None else name
+    prompt = _prompt(model, name)
+    initial = None if seed is None else _initial_prompt(model, attached(model)[name].config, tokenizer, seed, labels)
+    module: Any = model.get_input_embeddings()
+    vocabulary = token_embeddings(module, torch.arange(module.weight.shape[0])).cpu()
+    # Ids past the tokenizer's are padding of the embedding matrix.
+    vocabulary = vocabulary[: len(tokenizer)]
+    norms = vocabulary.norm(dim=1)
+    directions = vocabulary / norms[:, None].clamp_min(1e-12)
+    embeddings = []
+    for index, embedding in enumerate(prompt):
+        start = None if initial is None else initial[index]
+        embeddings.append(
+            PromptEmbedding(
+                nearest=_nearest(embedding, directions, tokenizer, neighbours),
+                norm=float(embedding.norm()),
+                moved=None if start is None else float((embedding - start).norm()),
+                start=None if start is None else _nearest(start, directions, tokenizer, 1)[0],
             )
-            for place, near in enumerate(found)
-        ),
-        typical_norm=float(lengths[:known].median()),
-    )
+        )
+    return Explanation(tuple(embeddings), typical_norm=float(norms.median()))
 
 
-def _the_only_prompt(model: PreTrainedModel) -> str:
+def _only_prompt(model: PreTrainedModel) -> str:
+    """Return the name of the only soft prompt of a model, or of its first adapter if there is no soft prompt."""
     prompts = [name for name, adapter in attached(model).items() if isinstance(adapter, PromptAdapter)]
     if len(prompts) > 1:
         raise MethodError(f"there are several prompts on this model: {', '.join(prompts)}; name one of them")
     return prompts[0] if prompts else next(iter(attached(model)), "default")
 
 
-def _rows(model: PreTrainedModel, name: str) -> Tensor:
-    adapters = attached(model)
-    adapter = adapters.get(name)
+def _prompt(model: PreTrainedModel, name: str) -> Tensor:
+    """Return the prompt embeddings of an adapter, (num_virtual_tokens, hidden_size), fp32 on the CPU."""
+    adapter = attached(model).get(name)
     if not isinstance(adapter, PromptAdapter):
-        what = f"{name!r} is one of {adapter.config.name}" if adapter else f"there is no adapter {name!r}"
-        raise MethodError(f"only prompts can be read as words, and {what}; see prompt_tuning and p_tuning")
-    return adapter.change.values().detach().float().cpu()
+        reason = f"{name!r} is a {adapter.config.name} adapter" if adapter else f"there is no adapter {name!r}"
+        raise MethodError(f"explain needs a soft prompt (prompt_tuning, p_tuning), and {reason}")
+    return adapter.virtual_tokens.values().detach().float().cpu()
 
 
-def _start(
+def _initial_prompt(
     model: PreTrainedModel,
     config: MethodConfig,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     labels: Sequence[str],
 ) -> Tensor:
-    name = "as-it-started"
-    attach(model, config, name=name, tokenizer=tokenizer, labels=labels, seed=seed)
+    """Return the initial prompt embeddings of an adapter, (num_virtual_tokens, hidden_size), fp32 on the CPU."""
+    name = "initial-prompt"
+    attach(model, config, name=name, tokenizer=tokenizer, answers=labels, seed=seed)
     try:
-        return _rows(model, name)
+        return _prompt(model, name)
     finally:
         detach(model, name)
 
 
-def _nearest(row: Tensor, directions: Tensor, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Neighbour, ...]:
-    cosines = directions @ (row / row.norm().clamp_min(1e-12))
+def _nearest(
+    embedding: Tensor, directions: Tensor, tokenizer: PreTrainedTokenizerBase, count: int
+) -> tuple[Neighbour, ...]:
+    """Return the tokens with the highest cosine similarity to an embedding.
+
+    Args:
+        embedding: prompt embedding, (hidden_size,).
+        directions: embeddings of the vocabulary with norm 1, (vocabulary, hidden_size).
+        tokenizer: tokenizer of the model.
+        count: number of tokens.
+    """
+    cosines = directions @ (embedding / embedding.norm().clamp_min(1e-12))
     best = cosines.topk(min(count, len(cosines)))
     return tuple(
-        Neighbour(str(tokenizer.decode([int(id_)])), float(cosine))
-        for id_, cosine in zip(best.indices, best.values, strict=True)
+        Neighbour(str(tokenizer.decode([int(token)])), float(cosine))
+        for token, cosine in zip(best.indices, best.values, strict=True)
     )

@@ -1,18 +1,19 @@
-"""Text from a model, adapted or not: prompts in, completions out, a word at a time if wanted."""
+"""Completions of prompts by a language model, with or without adapters; whole or streamed in pieces."""
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TextStreamer, TopPLogitsWarper
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from peftly.adapters import AdapterChoice, use_adapters, use_prompt_positions
-from peftly.data import EncodedExample, Example, collate, encode_prompt_of, encode_sources, prompt_ids
+from peftly.adapters import AdapterChoice
+from peftly.data import EncodedExample, Example, collate, encode_example_prompt, encode_sources, prompt_ids
 from peftly.errors import ConfigError, DataError
+from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
+from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
+from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
 
 Prompt = str | Example | Conversation
-"""A text, a text with places that a template marks in it (from `RowFormat.format_prompt`), or a conversation."""
+"""A text, a text with marked positions for virtual tokens (from `RowFormat.format_prompt`), or a conversation."""
 
 
 def generate(
@@ -33,123 +34,143 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.0,
+    do_sample: bool | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float = 1.0,
+    min_p: float | None = None,
     num_beams: int = 1,
     repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
     seed: int | None = None,
     stream: Callable[[str], None] | None = None,
     chat: bool = False,
     batch_size: int = 16,
     adapters: Sequence[AdapterChoice] | None = None,
 ) -> list[str]:
-    """Return the completion of every prompt, in order.
+    """Return the completion of every prompt, in order. The settings have the names and meanings of transformers.
 
-    A completion depends on its prompt and the settings, not on what else is in the call. So do, under a `seed`, sampled
-    ones: each prompt has a generator of its own, and a prompt that comes twice gets two different draws.
+    A completion depends on its prompt and the settings only, not on the other prompts of the call. With a `seed` this
+    also holds for sampled completions: each prompt has its own random generator. A prompt that occurs twice gets two
+    different draws.
 
     Args:
-        model: a causal language model or an encoder-decoder; left as it was found.
-        tokenizer: the model's own.
-        prompts: texts, tokenised just as in training, or conversations that the model is to answer; one or several. For
-            an adapter with `position: template` what `RowFormat.format_prompt` makes of a row, which knows the places.
-        max_new_tokens: where a completion is cut if the model does not end it.
-        temperature: 0 takes the likeliest token; above, tokens are drawn, the more freely the higher.
-        top_p: draw from the likeliest tokens that together have this probability.
-        num_beams: above 1, search for the likeliest whole text; needs temperature 0.
-        repetition_penalty: above 1, words of the prompt and of the completion so far become less likely.
-        seed: of the draws; None: different ones in every call.
-        stream: called with each piece of text as soon as it is certain; for one prompt.
-        chat: a text is what a user says, and is wrapped in the tokenizer's chat template.
-        batch_size: prompts that go through the model at once.
-        adapters: what works on each prompt (one adapter, several, or None), as `use_adapters` takes it; None: what is
-            on works on all.
+        model: causal language model or encoder-decoder. Its modes are restored afterwards.
+        tokenizer: tokenizer of the model.
+        prompts: one prompt or several: texts, tokenised as in training, or conversations that the model answers. An
+            adapter with `position: template` needs the result of `RowFormat.format_prompt`, which marks positions.
+        max_new_tokens: maximum number of tokens of a completion.
+        do_sample: whether to draw tokens; None: if `temperature` is above 0. True without a `temperature` means 1.0.
+        temperature: divisor of the logits; 0 or None: take the most likely token.
+        top_k: draw from this number of most likely tokens; None: no limit.
+        top_p: draw from the most likely tokens whose probabilities add up to this value.
+        min_p: draw from the tokens with at least this fraction of the highest probability; None: no limit.
+        num_beams: above 1, search for the most likely completion with this number of beams; not with sampling.
+        repetition_penalty: above 1, makes tokens of the prompt and of the completion so far less likely.
+        stop: one text or several. A completion ends when it contains a stop text, which is not part of the result.
+        seed: seed of the draws; None: different draws in every call.
+        stream: function that receives the completion of a single prompt in pieces.
+        chat: whether a text is a user's message, to be formatted with the tokenizer's chat template.
+        batch_size: number of prompts per forward pass.
+        adapters: active adapters of each prompt: a name, several names, or None for no adapter; None instead of a
+            list: the model's active adapters for all prompts.
+
+    Returns:
+        Completions without special tokens.
 
     Raises:
-        ConfigError: settings that cannot be, or that do not go together, or a model that does not write.
-        DataError: a prompt without a single token, or a conversation that the tokenizer has no template for.
+        ConfigError: a setting is out of range or has no effect together with the others, or the model does not
+            generate text.
+        DataError: a prompt has no tokens, or the tokenizer has no chat template for a conversation.
     """
-    several = _listed(prompts)
-    _check(max_new_tokens, temperature, top_p, num_beams, repetition_penalty)
-    if stream is not None and (len(several) != 1 or num_beams > 1):
+    listed = _listed(prompts)
+    sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    _check(max_new_tokens, num_beams, repetition_penalty, sampling)
+    if stream is not None and (len(listed) != 1 or num_beams > 1):
         raise ConfigError(
-            f"stream shows one greedy or sampled text; got {len(several)} prompts and num_beams={num_beams}"
+            f"stream needs one prompt and no beam search; got {len(listed)} prompts and num_beams={num_beams}"
         )
-    if adapters is not None and len(adapters) != len(several):
-        raise ConfigError(f"adapters says what works on each prompt; got {len(adapters)} for {len(several)} prompts")
-    _check_model(model)
-    encoder = bool(model.config.is_encoder_decoder)
-    encoded = [_encode(prompt, tokenizer, chat=chat, encoder=encoder) for prompt in several]
-    settings = greedy_settings(model, tokenizer)
+    check_adapters(adapters, len(listed), "prompt")
+    if not model.can_generate():
+        raise ConfigError(f"a {type(model).__name__} does not generate text; use peftly.classify or peftly.tag_words")
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    encoded = [_encode(prompt, tokenizer, chat=chat, for_encoder=is_encoder_decoder) for prompt in listed]
+    stops = stop_texts(stop)
+    settings = greedy_settings(model, tokenizer, ends=stop_token_ids(stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
-    ids = [row.input_ids for row in encoded]
-    generators = _generators(ids, torch.seed() if seed is None else seed) if temperature > 0 else None
+    prompt_tokens = [example.input_ids for example in encoded]
+    generators = []
+    if sampling is not None:
+        generators = prompt_generators(prompt_tokens, torch.seed() if seed is None else seed)
     completions = [""] * len(encoded)
-    # Older transformers (5.17) count padding among the words that a penalty is for, so those batches have none. The
-    # words of an encoder are not among them.
-    for chosen in _batches(ids, batch_size, padded=encoder or repetition_penalty == 1.0):
-        batch = collate(
-            [encoded[index] for index in chosen],
-            pad_id=settings.pad_token_id,
-            side="right" if encoder else "left",
-        )
-        processors = LogitsProcessorList()
-        if generators is not None:
-            processors.extend([TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))])
-            processors.append(_Draw([generators[index] for index in chosen]))
-        own = nullcontext() if adapters is None else use_adapters(model, rows=[adapters[index] for index in chosen])
-        with (
-            evaluation_mode(model),
-            own,
-            use_prompt_positions(model, batch.get("prompt_positions")),
-            _whole_rows(model),
-        ):
-            output = model.generate(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                generation_config=settings,
-                logits_processor=processors,
-                streamer=None if stream is None else _Streamer(tokenizer, stream),
+    # transformers 5.17 applies the repetition penalty to padding in decoder prompts, so their batches have no padding.
+    equal_lengths = repetition_penalty != 1 and not is_encoder_decoder
+    with evaluation_mode(model), _contiguous_head_input(model):
+        for chosen in by_length([len(ids) for ids in prompt_tokens], batch_size, equal_lengths=equal_lengths):
+            examples = [encoded[index] for index in chosen]
+            batch = on_device(
+                collate(examples, pad_id=settings.pad_token_id, side="right" if is_encoder_decoder else "left"), model
             )
-        written = output if encoder else output[:, batch["input_ids"].shape[1] :]
-        for index, row in zip(chosen, written.tolist(), strict=True):
-            completions[index] = cast(str, tokenizer.decode(row, skip_special_tokens=True))
+            prompt_length = 0 if is_encoder_decoder else batch["input_ids"].shape[1]
+            stopping = StopTexts(tokenizer, stops, prompt_length)
+            processors = LogitsProcessorList()
+            if sampling is not None:
+                processors = sampling_processors(sampling, [generators[index] for index in chosen])
+            with use_batch(model, examples, None if adapters is None else [adapters[index] for index in chosen]):
+                output = model.generate(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    generation_config=settings,
+                    logits_processor=processors,
+                    stopping_criteria=StoppingCriteriaList([stopping] if stops else []),
+                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops),
+                )
+            for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
+                completions[index] = stopping.completion(ids)
     return completions
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Turns taking the likeliest token into a draw: argmax(logits + Gumbel noise) is distributed as softmax(logits).
+def _check(max_new_tokens: int, num_beams: int, repetition_penalty: float, sampling: Sampling | None) -> None:
+    """Raise a ConfigError if a setting is out of range, or if sampling and beam search are combined."""
+    if max_new_tokens < 1 or num_beams < 1 or not repetition_penalty > 0:
+        raise ConfigError(
+            "max_new_tokens and num_beams must be at least 1 and repetition_penalty above 0; "
+            f"got {max_new_tokens}, {num_beams} and {repetition_penalty}"
+        )
+    if sampling is not None and num_beams > 1:
+        raise ConfigError(
+            f"num_beams={num_beams} searches and temperature={sampling.temperature} draws; use one of the two"
+        )
 
-    Each row has a generator of its own, so what is drawn for it does not depend on its batch-mates; with
-    `torch.multinomial` it would.
+
+def greedy_settings(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, ends: Sequence[int] = ()
+) -> "GenerationConfig":
+    """Return the model's generation settings without sampling.
+
+    Args:
+        model: model with a `generation_config`.
+        tokenizer: tokenizer of the model.
+        ends: ids of tokens that end a text, besides the end tokens of the tokenizer and of the model.
     """
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators = generators
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one) for one in self._generators])
-        return scores.float() - noise.log().to(scores.device)
-
-
-class _Streamer(TextStreamer):  # type: ignore[misc]
-    """Hands pieces of text on instead of printing them."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stream: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stream = stream
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._stream(text)
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, typical_p=None, min_p=None)
+    settings.update(num_return_sequences=1, return_dict_in_generate=False, max_length=None)
+    configured = settings.eos_token_id
+    known = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured]), *ends]
+    settings.eos_token_id = [end for end in dict.fromkeys(known) if end is not None] or None
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # Any id does: the attention mask follows from lengths.
+    settings.pad_token_id = int(pad or 0)
+    return settings
 
 
 @contextmanager
-def _whole_rows(model: "PreTrainedModel") -> Iterator[None]:
-    """Let the output head have its input side by side in memory.
+def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
+    """Make the input of the output head contiguous.
 
-    The last column of a batch of prompts is not, and in bf16 torch 2.13 then copies a frozen head's weight for every
-    row, which for a vocabulary of 49,152 takes half as long as the whole base.
+    The last position of a batch of prompts is a slice. In bf16 torch 2.13 copies a frozen head's weight for every batch
+    element of a slice, which for a vocabulary of 49,152 takes half as long as the whole base.
     """
     head = cast(Any, model).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
@@ -160,33 +181,14 @@ def _whole_rows(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _listed(prompts: Any) -> list[Prompt]:
+    """Return one prompt or several as a list."""
     if isinstance(prompts, str | Example) or (prompts and isinstance(prompts[0], Mapping)):
         return [prompts]
     return list(prompts)
 
 
-def _check(max_new_tokens: int, temperature: float, top_p: float, num_beams: int, repetition_penalty: float) -> None:
-    if max_new_tokens < 1 or num_beams < 1:
-        raise ConfigError(f"max_new_tokens and num_beams must be at least 1; got {max_new_tokens} and {num_beams}")
-    if temperature < 0 or not 0 < top_p <= 1 or repetition_penalty <= 0:
-        raise ConfigError(
-            "temperature must be at least 0, top_p within (0, 1] and repetition_penalty above 0; "
-            f"got {temperature}, {top_p} and {repetition_penalty}"
-        )
-    if temperature == 0 and top_p < 1:
-        raise ConfigError(f"top_p={top_p} has no effect at temperature 0; give a temperature above 0, or leave it out")
-    if temperature > 0 and num_beams > 1:
-        raise ConfigError(f"num_beams={num_beams} searches and temperature={temperature} draws; use one of the two")
-
-
-def _check_model(model: "PreTrainedModel") -> None:
-    if not model.can_generate():
-        raise ConfigError(
-            f"a {type(model).__name__} does not write: peftly.classify and peftly.tag_words say what it makes of a text"
-        )
-
-
-def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, encoder: bool) -> EncodedExample:
+def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
+    """Return the tokens of a prompt, with the positions that a template marks."""
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
@@ -195,45 +197,8 @@ def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool,
         ids = prompt_ids(prompt, tokenizer)
         encoded = EncodedExample(ids, [False] * len(ids))
     else:
-        encoded = encode_sources([prompt], tokenizer)[0] if encoder else encode_prompt_of(prompt, tokenizer)
+        encoded = encode_sources([prompt], tokenizer)[0] if for_encoder else encode_example_prompt(prompt, tokenizer)
     if not encoded.input_ids:
-        words = prompt.prompt if isinstance(prompt, Example) else prompt
-        raise DataError(f"the prompt {words!r} has no tokens; give at least one word to go on from")
+        text = prompt.prompt if isinstance(prompt, Example) else prompt
+        raise DataError(f"the prompt {text!r} has no tokens; give a prompt with at least one word")
     return encoded
-
-
-def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
-    """Return the model's own settings without its taste in sampling, ending at any token that ends a text here."""
-    settings = copy.deepcopy(model.generation_config)
-    settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, typical_p=None, min_p=None)
-    settings.update(num_return_sequences=1, return_dict_in_generate=False, max_length=None)
-    ends = settings.eos_token_id
-    known = list(ends) if isinstance(ends, list | tuple) else [ends]
-    settings.eos_token_id = [end for end in dict.fromkeys([tokenizer.eos_token_id, *known]) if end is not None] or None
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # Any id does: padding is masked by length.
-    settings.pad_token_id = int(pad or 0)
-    return settings
-
-
-def _generators(prompts: Sequence[Sequence[int]], seed: int) -> list[torch.Generator]:
-    """Return a generator for each prompt: the same for the same prompt, but for the second time it comes."""
-    drawn: defaultdict[tuple[int, ...], int] = defaultdict(int)
-    generators = []
-    for prompt in prompts:
-        generators.append(torch.Generator().manual_seed((seed * 1_000_003 + drawn[tuple(prompt)]) % 2**63))
-        drawn[tuple(prompt)] += 1
-    return generators
-
-
-def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
-    """Yield batches of indices, in order of length; without padding only prompts of one length go together."""
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) == batch_size or not (padded or len(prompts[index]) == len(prompts[batch[0]]))):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -1,12 +1,12 @@
 """Merged models and combined adapters on disk. May import: `evaluation` and below; not `training`, not `exporting`.
 
 merged_model      `save_merged`
-merged_folder     its files
-merged_card       its model card
+merged_folder     the files of a merged model
+merged_card       the model card of a merged model
 parity            comparison before and after merging
-parity_samples    texts for this comparison
-combine           several adapters made one, in memory
-combined_adapter  several adapters made one, on disk
+parity_samples    inputs for this comparison
+combine           combination of several adapters, in memory
+combined_adapter  combination of several adapters, on disk
 """
 
 from peftly.merging.combined_adapter import Combined, save_combined

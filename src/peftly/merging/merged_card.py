@@ -1,4 +1,4 @@
-"""The model card of a merged model, and the licence of its base beside it."""
+"""Model card of a merged model, and the licence files of its base."""
 
 import re
 import shutil
@@ -9,102 +9,107 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from peftly.adapters import attached
-from peftly.models import WHEEL_BASES, locate
+from peftly.models import WHEEL_BASES
 
 if TYPE_CHECKING:
     from peftly.merging.parity import Parity
+    from peftly.models import BaseSpec
 
 __all__ = ["CARD", "LICENCES", "copy_licences", "is_merged_model", "merged_card", "settings_of"]
 
 CARD = "README.md"
-TAG = "merged-adapter"
+_TAG = "merged-adapter"
 LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 
 
 def is_merged_model(folder: Path) -> bool:
-    """Whether a folder holds a merged model, as its card says."""
-    return (folder / "config.json").is_file() and TAG in (_front(folder / CARD).get("tags") or [])
+    """Return whether a folder holds a merged model, by the tag in its card."""
+    return (folder / "config.json").is_file() and _TAG in (_front_matter(folder / CARD).get("tags") or [])
 
 
-def copy_licences(spec: str, folder: Path) -> str:
-    """Put the licence files of a base, by whatever name it is called, into a folder.
+def copy_licences(base: "BaseSpec", folder: Path) -> str:
+    """Copy the licence files of a base to a folder.
 
     Returns:
-        A line about it.
+        A line on the licence for the user.
     """
-    source = _base_folder(spec)
+    source = _base_folder(base)
     if source is None:
-        return f"licence: there are no files of {spec} to copy; look up what it asks for"
-    found = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
-    for file in found:
+        return f"licence: the files of {base.name} cannot be read; check its licence"
+    licences = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
+    for file in licences:
         shutil.copyfile(file, folder / file.name)
-    return (
-        f"licence: {', '.join(file.name for file in found)} of the base" if found else "licence: the base has no file"
-    )
+    if not licences:
+        return "licence: the base has no licence file"
+    return f"licence: {', '.join(file.name for file in licences)} of the base"
 
 
 def settings_of(model: Any, weights: Sequence[float] | None) -> list[str]:
-    """Return for each adapter of a model how it was made, as a list in Markdown."""
+    """Return a line of a Markdown list with the settings of each adapter.
+
+    Args:
+        model: model with adapters.
+        weights: weight of each adapter; None: no weights.
+    """
     lines = []
-    for place, (name, adapter) in enumerate(attached(model).items()):
+    for index, (name, adapter) in enumerate(attached(model).items()):
         values = adapter.config.model_dump(mode="json", exclude={"name"}, exclude_none=True)
         settings = ", ".join(f"{key}: {value}" for key, value in values.items() if value not in ([], {}, ""))
-        weight = f", weight {weights[place]:g}" if weights is not None else ""
+        weight = f", weight {weights[index]:g}" if weights is not None else ""
         lines.append(f"- {name}: {adapter.config.name}{weight}{f' ({settings})' if settings else ''}")
     return lines
 
 
-def merged_card(spec: str, methods: Sequence[str], settings: Sequence[str], parity: "Parity") -> str:
-    """Return the text of the card.
+def merged_card(base: "BaseSpec", methods: Sequence[str], settings: Sequence[str], parity: "Parity") -> str:
+    """Return the text of the model card.
 
     Args:
-        spec: what the base is called.
-        methods: the names of the methods that were merged.
-        settings: see `settings_of`.
-        parity: how its answers compare with those of the adapted model.
+        base: the base.
+        methods: names of the methods of the merged adapters.
+        settings: settings of the adapters, see `settings_of`.
+        parity: comparison with the adapted model.
     """
-    wheel = WHEEL_BASES.get(spec)
-    front: dict[str, Any] = {"base_model": wheel.model if wheel else spec, "library_name": "transformers"}
-    if licence := _licence(spec):
+    wheel = WHEEL_BASES.get(base.name)
+    front: dict[str, Any] = {"base_model": wheel.model if wheel else base.name, "library_name": "transformers"}
+    if licence := _licence(base):
         front["license"] = licence
-    front["tags"] = ["peftly", TAG, *dict.fromkeys(methods)]
+    front["tags"] = ["peftly", _TAG, *dict.fromkeys(methods)]
     table = "\n".join(f"| {name} | {value} |" for name, value in parity.rows())
-    what = " and ".join(dict.fromkeys(methods))
+    merged = " and ".join(dict.fromkeys(methods))
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"# {front['base_model']} with {what} merged into it\n\n"
-        "An ordinary transformers model: its `from_pretrained` opens it, nothing else is needed. The weights were\n"
+        f"# {front['base_model']} with {merged} merged into it\n\n"
+        "A plain transformers model, which `from_pretrained` opens without further libraries. The weights were\n"
         f"merged in fp32 and rounded once to {parity.dtype}.\n\n"
-        f"Merged were:\n\n{chr(10).join(settings)}\n\n"
-        "What this model says, beside what the base with its adapters said in fp32:\n\n"
+        f"Merged adapters:\n\n{chr(10).join(settings)}\n\n"
+        "Comparison with the base and its adapters in fp32:\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
 
 
-def _licence(spec: str) -> str | None:
-    """Return the licence of a base as its card or what peftly knows of it says, in the words of the Hub."""
-    if spec in WHEEL_BASES:
-        return WHEEL_BASES[spec].license.lower()
-    source = _base_folder(spec)
-    found = _front(source / CARD).get("license") if source is not None else None
-    return str(found) if found else None
+def _licence(base: "BaseSpec") -> str | None:
+    """Return the Hub's name of a base's licence, from the list of wheels or the base's card; None if unknown."""
+    if base.name in WHEEL_BASES:
+        return WHEEL_BASES[base.name].license.lower()
+    source = _base_folder(base)
+    licence = _front_matter(source / CARD).get("license") if source is not None else None
+    return str(licence) if licence else None
 
 
-def _base_folder(spec: str) -> Path | None:
-    """Return a folder with the card and the licence files of a base, None if there is none."""
-    source = locate(spec)
-    if isinstance(source, Path):
-        return source if source.is_dir() else None
+def _base_folder(base: "BaseSpec") -> Path | None:
+    """Return a folder with the card and the licence files of a base; None if it cannot be read."""
+    if isinstance(base.source, Path):
+        return base.source if base.source.is_dir() else None
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=[CARD, *LICENCES]))
-    except Exception:  # noqa: BLE001 - of whichever HTTP library the client is built on
+        return Path(snapshot_download(base.source, allow_patterns=[CARD, *LICENCES]))
+    except Exception:  # noqa: BLE001 - errors of the HTTP library of the Hub's client
         return None
 
 
-def _front(card: Path) -> dict[str, Any]:
-    """Return the front matter of a model card; empty if it has none that can be read."""
+def _front_matter(card: Path) -> dict[str, Any]:
+    """Return the YAML front matter of a model card; empty if there is none or it cannot be read."""
     try:
         match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
         front = yaml.safe_load(match[1]) if match else None

@@ -1,12 +1,12 @@
-"""Whether a merged model says what the adapted one said: how far its answers moved, and how far rounding moves them.
+"""Comparison of a merged model with the adapted model, and of their difference with the effect of rounding.
 
-Three differences decide, each of logits on sample texts and relative to their length, ‖difference‖ / ‖reference‖:
+Three relative differences of logits, ‖difference‖ / ‖reference‖ over sample texts, decide:
 
-- merging, in fp32: the adapted model against the merged one before it is rounded. Both compute the same sums in another
-  order, so nothing but a mistake makes this larger than fp32 rounding.
-- the files: the merged and rounded model in memory against what plain transformers reads back, both computed in fp32.
-- the answer as it will be used: the adapted model in fp32 against what is read back in its own dtype. The yardstick is
-  how far the adapted model itself moves when it is computed in that dtype.
+- merging: the adapted model against the merged model before rounding, both in fp32. The two compute the same sums in
+  different order, so a difference above fp32 rounding is a mistake.
+- files: the merged and rounded model in memory against the model that plain transformers reads back, both in fp32.
+- final: the adapted model in fp32 against the model that is read back, in its own dtype. The limit follows from the
+  difference that computing in this dtype makes for the adapted model.
 """
 
 import math
@@ -26,35 +26,41 @@ from peftly.utils import count_text, score_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answers", "Parity", "answers_of", "compare", "logits_of", "perplexities", "relative_difference"]
+__all__ = ["Outputs", "Parity", "compare", "logits_of", "outputs_of", "perplexities", "relative_difference"]
 
 EXACT = 1e-5
-"""What fp32 rounding may make of the same sums in another order: what peftly promises of batches and padding, too."""
+"""Maximum relative difference of equal sums in different order in fp32, the same as for batches and padding."""
 
 TIMES_ROUNDING = 4.0
-"""How many times the yardstick a merged model may be away: its weights are rounded too, and the texts are few."""
+"""Maximum ratio of the final difference to the difference from the dtype: the weights are rounded too, and the texts
+are few."""
 
 NEW_TOKENS = 16
+"""Number of tokens of a greedy continuation."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What merging did to the answers of a model on sample texts.
+    """Difference between the outputs of the merged model and of the adapted model on sample texts.
+
+    The field names are keys of the JSON report.
 
     Attributes:
-        source: where the texts come from.
-        texts: how many there are.
-        dtype: of the merged model.
-        largest, mean: absolute differences of logits, the adapted model in fp32 against what was read back.
-        relative: the same as ‖difference‖ / ‖reference‖.
-        rounding: as much of it as the adapted model shows when it is computed in `dtype`; 0 for fp32.
-        merging, files: relative differences in fp32 that merging, and writing and reading, have made.
-        agreeing, choices: likeliest words or labels that are the same, of how many.
-        same_texts, continuations: greedy continuations that are the same, of how many.
-        gap: the most by which the merged model prefers another word where a continuation first differs; None: nowhere.
-        perplexity: of the texts, before and after; None for a classifier.
-        quantized: of a merge into another base than the quantised one that the adapter was trained over: how far logits
-            over that one are away, as ‖difference‖ / ‖reference‖, and the perplexity there.
+        source: description of the source of the texts.
+        texts: number of texts.
+        dtype: dtype of the merged model.
+        largest, mean: absolute difference of logits, the adapted model in fp32 against the model that was read back.
+        relative: relative difference of the same logits, ‖difference‖ / ‖reference‖.
+        rounding: relative difference between the adapted model in fp32 and in `dtype`; 0 for fp32.
+        merging: relative difference in fp32 from merging.
+        files: relative difference in fp32 from writing and reading.
+        agreeing, choices: number of equal most likely tokens or labels, and number of all.
+        same_texts, continuations: number of equal greedy continuations, and number of all.
+        gap: largest difference of logits by which the merged model prefers its own token at the first different token
+            of a continuation; None if all continuations are equal.
+        perplexity: perplexity of the texts before and after merging; None for a classifier.
+        quantized: for a merge into the original base of adapters that were trained over a quantised base: relative
+            difference of the logits over the quantised base, and the perplexity there; None for other merges.
     """
 
     source: str
@@ -75,118 +81,130 @@ class Parity:
     quantized: tuple[float, float | None] | None = None
 
     @property
-    def allowed(self) -> float:
-        """How far the answers may be away."""
+    def tolerance(self) -> float:
+        """Maximum of `relative` that rounding explains."""
         return max(EXACT, TIMES_ROUNDING * self.rounding)
 
     @property
     def complaint(self) -> str | None:
-        """What rounding does not explain, None if it explains everything."""
-        # Compared so that what is no number is a complaint.
+        """Difference that rounding does not explain; None if rounding explains all differences."""
+        # `not a <= b` is true for NaN, so NaN is a complaint.
         if not self.merging <= EXACT:
             return f"merging moved its logits by {self.merging:.1e} in fp32, where rounding explains {EXACT:.0e}"
         if not self.files <= EXACT:
-            return f"what was read back differs from what was written by {self.files:.1e}, which rounding does not do"
-        if not self.relative <= self.allowed:
+            return f"the model in the files differs from the model in memory by {self.files:.1e} in fp32"
+        if not self.relative <= self.tolerance:
             return (
                 f"its logits moved by {self.relative:.1e}, and computing in {self.dtype} explains {self.rounding:.1e}"
             )
         return None
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the figures with their names, for people."""
+        """Return a table of the results for people: name and value of each row."""
         rows = [
             ("texts", f"{self.texts} ({self.source})"),
             ("logits: largest difference", f"{self.largest:.2g}"),
             ("logits: mean difference", f"{self.mean:.2g}"),
             ("logits: relative difference", f"{self.relative:.1e} (rounding to {self.dtype}: {self.rounding:.1e})"),
             ("in fp32: by merging, by the files", f"{self.merging:.1e}, {self.files:.1e}"),
-            ("likeliest choice is the same", f"{count_text(self.agreeing)} of {count_text(self.choices)}"),
+            ("most likely choice is equal", f"{count_text(self.agreeing)} of {count_text(self.choices)}"),
         ]
         if self.continuations:
-            where = "" if self.gap is None else f" (first other word preferred by {self.gap:.2g})"
-            rows.append(("greedy continuation is the same", f"{self.same_texts} of {self.continuations}{where}"))
+            gap = "" if self.gap is None else f" (first other token preferred by {self.gap:.2g})"
+            rows.append(("greedy continuation is equal", f"{self.same_texts} of {self.continuations}{gap}"))
         if self.perplexity is not None:
             rows.append(("perplexity before, after", ", ".join(map(score_text, self.perplexity))))
         if self.quantized is not None:
-            away, perplexity = self.quantized
-            said = "" if perplexity is None else f", perplexity {score_text(perplexity)}"
-            rows.append(("over the quantised base of training", f"{away:.1e} away{said}"))
+            difference, perplexity = self.quantized
+            suffix = "" if perplexity is None else f", perplexity {score_text(perplexity)}"
+            rows.append(("over the quantised base of training", f"relative difference {difference:.1e}{suffix}"))
         return rows
 
 
-class Answers(NamedTuple):
-    """What a model says of sample texts.
+class Outputs(NamedTuple):
+    """Outputs of a model for sample texts.
 
     Attributes:
-        logits: of each text, (positions, choices), fp32.
-        written: the greedy continuation of each text, if the model writes.
+        logits: logits of each text, (positions, choices), fp32.
+        continuations: greedy continuation of each text; empty for a model that does not generate text.
     """
 
     logits: list[Tensor]
-    written: list[list[int]]
+    continuations: list[list[int]]
 
 
 def logits_of(model: Any, samples: Sequence[Sample]) -> list[Tensor]:
-    """Return the logits of each text (of a body without a head: its hidden states), (positions, choices), fp32."""
-    found = []
+    """Return the logits of each text, (positions, choices), in fp32; the hidden states of a model without a head."""
+    logits = []
     with evaluation_mode(model):
         for sample in samples:
-            output = model(**{name: _row(ids, model) for name, ids in sample.inputs.items()})
-            logits = output.logits if "logits" in output else output.last_hidden_state
-            found.append(logits.reshape(-1, logits.shape[-1]).float().cpu())
-    return found
+            output = model(**{name: _batch_of_one(ids, model) for name, ids in sample.inputs.items()})
+            values = output.logits if "logits" in output else output.last_hidden_state
+            logits.append(values.reshape(-1, values.shape[-1]).float().cpu())
+    return logits
 
 
-def answers_of(model: Any, tokenizer: "PreTrainedTokenizerBase", samples: Sequence[Sample]) -> Answers:
-    """Return the logits of each text, and how a model that writes goes on, taking the likeliest word."""
+def outputs_of(model: Any, tokenizer: "PreTrainedTokenizerBase", samples: Sequence[Sample]) -> Outputs:
+    """Return the logits of each text, and its greedy continuation by a model that generates text.
+
+    Args:
+        model: model, adapted or merged.
+        tokenizer: tokenizer of the model.
+        samples: texts on which models are compared.
+    """
     logits = logits_of(model, samples)
     if not all(sample.prompt for sample in samples):
-        return Answers(logits, [])
+        return Outputs(logits, [])
     settings = greedy_settings(model, tokenizer)
     settings.update(max_new_tokens=NEW_TOKENS, num_beams=1)
-    written = []
+    continuations = []
     with evaluation_mode(model):
         for sample in samples:
-            ids = _row(sample.prompt, model)
+            ids = _batch_of_one(sample.prompt, model)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-            written.append(output[0, 0 if model.config.is_encoder_decoder else ids.shape[1] :].tolist())
-    return Answers(logits, written)
+            continuations.append(output[0, 0 if model.config.is_encoder_decoder else ids.shape[1] :].tolist())
+    return Outputs(logits, continuations)
 
 
-def relative_difference(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Return ‖difference‖ / ‖reference‖ over all texts."""
-    pairs = list(zip(found, reference, strict=True))
-    difference = sum(float((one - other).double().square().sum()) for one, other in pairs)
-    length = sum(float(other.double().square().sum()) for _, other in pairs)
-    return math.sqrt(difference / length) if length else math.sqrt(difference)
+def relative_difference(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """Return ‖logits - reference‖ / ‖reference‖ over all texts.
+
+    Args:
+        logits, reference: tensors of each text, (positions, choices).
+    """
+    pairs = list(zip(logits, reference, strict=True))
+    difference = sum(float((values - expected).double().square().sum()) for values, expected in pairs)
+    norm = sum(float(expected.double().square().sum()) for _, expected in pairs)
+    return math.sqrt(difference / norm) if norm else math.sqrt(difference)
 
 
 def compare(
     merged: Any,
     tokenizer: "PreTrainedTokenizerBase",
     samples: Samples,
-    before: Answers,
+    before: Outputs,
     rounded: Sequence[Tensor],
     *,
     rounding: float,
     merging: float,
 ) -> Parity:
-    """Return what became of the answers.
+    """Compare the merged model with the adapted model.
 
     Args:
-        merged: the model as it was read back; it is in fp32 afterwards.
-        tokenizer: its own.
-        samples: the texts.
-        before: of the adapted model in fp32.
-        rounded: logits of the merged model in memory, with its weights rounded, in fp32.
-        rounding, merging: see `Parity`.
+        merged: merged model, read back from its files. Its weights are converted to fp32.
+        tokenizer: tokenizer of the model.
+        samples: texts on which the models are compared.
+        before: outputs of the adapted model in fp32.
+        rounded: logits of the merged model in memory after rounding, computed in fp32.
+        rounding, merging: relative differences, see `Parity`.
     """
     dtype = str(merged.dtype).removeprefix("torch.")
-    after = answers_of(merged, tokenizer, samples.samples)
+    after = outputs_of(merged, tokenizer, samples.samples)
     pairs = list(zip(before.logits, after.logits, strict=True))
-    differences = torch.cat([(one - other).abs().flatten() for one, other in pairs])
-    texts = list(zip(samples.samples, before.written, after.written, strict=True)) if before.written else []
+    differences = torch.cat([(old - new).abs().flatten() for old, new in pairs])
+    texts = []
+    if before.continuations:
+        texts = list(zip(samples.samples, before.continuations, after.continuations, strict=True))
     gaps = [gap for text in texts if (gap := _gap(merged, *text)) is not None]
     return Parity(
         source=samples.source,
@@ -198,39 +216,61 @@ def compare(
         rounding=rounding,
         merging=merging,
         files=relative_difference(logits_of(merged.float(), samples.samples), rounded),
-        agreeing=sum(int((one.argmax(-1) == other.argmax(-1)).sum()) for one, other in pairs),
-        choices=sum(len(one) for one, _ in pairs),
-        same_texts=sum(one == other for _, one, other in texts),
+        agreeing=sum(int((old.argmax(-1) == new.argmax(-1)).sum()) for old, new in pairs),
+        choices=sum(len(old) for old, _ in pairs),
+        same_texts=sum(old == new for _, old, new in texts),
         continuations=len(texts),
         gap=max(gaps, default=None),
         perplexity=perplexities(samples, before.logits, after.logits),
     )
 
 
-def _gap(model: Any, sample: Sample, one: list[int], other: list[int]) -> float | None:
-    """Return by how much the model prefers its own word where two continuations first differ; None if they do not."""
-    place = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    if place is None:
+def _gap(model: Any, sample: Sample, before: list[int], after: list[int]) -> float | None:
+    """Return the difference of the merged model's logits for the first different tokens of two continuations.
+
+    Args:
+        model: merged model.
+        sample: text with the prompt.
+        before: continuation by the adapted model.
+        after: continuation by the merged model.
+
+    Returns:
+        Logit of the token in `after` minus logit of the token in `before`; None for equal continuations.
+    """
+    pairs = zip(before, after, strict=False)
+    position = next((position for position, (old, new) in enumerate(pairs) if old != new), None)
+    if position is None:
         return None
-    inputs = {"input_ids": _row(sample.prompt + other[:place], model)}
+    inputs = {"input_ids": _batch_of_one(sample.prompt + after[:position], model)}
     if model.config.is_encoder_decoder:
-        inputs = {"input_ids": _row(sample.prompt, model), "decoder_input_ids": _row(other[:place], model)}
+        inputs = {
+            "input_ids": _batch_of_one(sample.prompt, model),
+            "decoder_input_ids": _batch_of_one(after[:position], model),
+        }
     with evaluation_mode(model):
         logits = model(**inputs).logits[0, -1].float()
-    return float(logits[other[place]] - logits[one[place]])
+    return float(logits[after[position]] - logits[before[position]])
 
 
-def perplexities(samples: Samples, *answers: Sequence[Tensor]) -> tuple[float, ...] | None:
-    """Return how surprised several models are by the texts, by the logits of each; None for classifiers."""
-    following = torch.tensor([token for sample in samples.samples for token in sample.following])
-    if not len(following):
+def perplexities(samples: Samples, *logits: Sequence[Tensor]) -> tuple[float, ...] | None:
+    """Return the perplexity of the texts for several models; None for classifiers.
+
+    Args:
+        samples: texts on which the models are compared.
+        logits: for each model the logits of each text, (positions, choices).
+    """
+    next_tokens = torch.tensor([token for sample in samples.samples for token in sample.next_tokens])
+    if not len(next_tokens):
         return None
-    found = []
-    for one in answers:
-        rows = [logits[: len(sample.following)] for logits, sample in zip(one, samples.samples, strict=True)]
-        found.append(float(F.cross_entropy(torch.cat(rows), following).exp()))
-    return tuple(found)
+    results = []
+    for of_model in logits:
+        predicting = [
+            values[: len(sample.next_tokens)] for values, sample in zip(of_model, samples.samples, strict=True)
+        ]
+        results.append(float(F.cross_entropy(torch.cat(predicting), next_tokens).exp()))
+    return tuple(results)
 
 
-def _row(ids: Sequence[int], model: Any) -> Tensor:
+def _batch_of_one(ids: Sequence[int], model: Any) -> Tensor:
+    """Return token ids as a batch on the device of the model, (1, length)."""
     return torch.tensor([ids], device=model.device)

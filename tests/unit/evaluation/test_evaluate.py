@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from label_data import EVALUATE, LABELS, PROMPTS, IdTokenizer, label_split
-from tiny import ARCHITECTURES, VOCABULARY, WINDOW, perturb, random_rows, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY, WINDOW, perturb, random_token_ids, tiny_model
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters
 from peftly.data import EncodedExample, Example, RowFormat, Split
@@ -13,7 +13,7 @@ from peftly.inference.label_scoring import score_labels
 
 
 def logits_alone(model, ids: list[int]) -> torch.Tensor:
-    """The reference: one unpadded row, no cache."""
+    """Reference: logits of one unpadded text, without a cache."""
     with torch.no_grad():
         return model(torch.tensor([ids]), use_cache=False).logits[0].double()
 
@@ -26,7 +26,7 @@ def log_probability(model, prompt: list[int], completion: list[int]) -> tuple[fl
 
 
 def prepared(name: str, method: str):
-    """A tiny model, which gemma's narrow window, absolute positions and alibi make hard to cheat on."""
+    """A tiny model; gemma's narrow window, absolute positions and alibi find mistakes with padding."""
     model = tiny_model(name)
     if method != "none":
         config = LoRA(rank=2) if method == "lora" else PromptTuning(num_virtual_tokens=3, init="random")
@@ -36,7 +36,7 @@ def prepared(name: str, method: str):
 
 @pytest.mark.parametrize("method", ["none", "prompt_tuning", "lora"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_label_scores_equal_one_full_forward_a_row(name, method, monkeypatch):
+def test_label_scores_equal_one_full_forward_per_text(name, method, monkeypatch):
     model, bound = prepared(name, method)
     labels = list(LABELS.values())
     expected = [[log_probability(model, prompt, label) for label in labels] for prompt in PROMPTS]
@@ -57,7 +57,7 @@ def known_labels(monkeypatch):
 
 @pytest.mark.usefixtures("known_labels")
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_labelled_rows(batch_size):
+def test_examples_with_labels(batch_size):
     model = tiny_model("llama")
     split, shape = label_split()
     result = evaluate(model, IdTokenizer(), split, shape, batch_size=batch_size)
@@ -70,7 +70,7 @@ def test_labelled_rows(batch_size):
     assert result.perplexity == pytest.approx(math.exp(result.loss))
     assert result.token_accuracy == pytest.approx(sum(hits for _, hits in own) / tokens)
 
-    guesses = [names[max(range(len(row)), key=lambda place, row=row: row[place][0])] for row in wanted]
+    guesses = [names[max(range(len(row)), key=lambda index, row=row: row[index][0])] for row in wanted]
     assert [prediction.predicted for prediction in result.predictions] == guesses
     assert [prediction.prompt for prediction in result.predictions] == [f"row {n}" for n in range(len(PROMPTS))]
     assert [prediction.label for prediction in result.predictions] == golds
@@ -84,7 +84,7 @@ def test_labelled_rows(batch_size):
 
 
 @pytest.mark.usefixtures("known_labels")
-def test_loss_over_labels_is_the_loss_of_the_rows_as_text():
+def test_loss_over_labels_is_the_loss_of_the_completions():
     model = tiny_model("qwen3")
     split, shape = label_split()
     by_label = evaluate(model, IdTokenizer(), split, shape)
@@ -124,12 +124,12 @@ def test_macro_f1_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_unlabelled_rows(name):
+def test_examples_without_labels(name):
     model, bound = prepared(name, "none")
-    rows = random_rows([4, 12, 8], seed=5)
+    rows = random_token_ids([4, 12, 8], seed=5)
     starts = [2, 7, 1]
     encoded = [
-        EncodedExample(row, [place >= start for place in range(len(row))], 0)
+        EncodedExample(row, [position >= start for position in range(len(row))], 0)
         for row, start in zip(rows, starts, strict=True)
     ]
     split = Split([Example(prompt="x", completion="y")] * 3, encoded)
@@ -154,14 +154,14 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.usefixtures("known_labels")
 def test_what_cannot_be_scored():
     model, (split, shape) = tiny_model("llama"), label_split()
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="no examples"):
         evaluate(model, IdTokenizer(), Split([], []), shape)
     strange = Split([Example(prompt="p", completion=" c", label="perhaps")], split.encoded[:1])
     with pytest.raises(DataError, match=r"'perhaps'; the labels are 'no', "):
         evaluate(model, IdTokenizer(), strange, shape)
 
 
-def test_a_hopeless_model_has_an_infinite_perplexity_not_an_error():
+def test_a_perplexity_that_overflows_is_infinite():
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e5)

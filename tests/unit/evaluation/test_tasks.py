@@ -1,4 +1,4 @@
-"""Scores of every task: by hand, and the same whatever a row's batch-mates and its padding are."""
+"""Evaluation of every task: metrics by hand, and results that depend neither on the batch nor on padding."""
 
 import dataclasses
 import math
@@ -20,15 +20,15 @@ from tiny_tasks import (
     tagged_rows,
 )
 
-from peftly import LoRA, attach, evaluate, trainable_parameters
+from peftly import LoRA, attach, evaluate, trainable_parameters, use_adapters
 from peftly.data import RowFormat, Split
-from peftly.errors import DataError
+from peftly.errors import ConfigError, DataError
 from peftly.evaluation.metrics import metrics_of
 from peftly.evaluation.tasks import SCORINGS
 from peftly.inference.classification import classify, tag_words
 from peftly.inference.label_scoring import score_answers
 from peftly.inference.logits import decoder_logits
-from peftly.kernels.cross_entropy import row_losses
+from peftly.kernels.cross_entropy import token_cross_entropy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")  # masked language models have no pooler
 
@@ -217,12 +217,12 @@ def test_free_answers_have_the_scores_of_their_tokens(task_base, tmp_path):
     with torch.no_grad():
         row = data.train.encoded[0]
         logits, targets = decoder_logits(model, own_inputs(row) | {"labels": torch.tensor([row.answer])})
-    assert row_losses(logits, targets).shape == (len(row.answer),)
+    assert token_cross_entropy(logits, targets).shape == (len(row.answer),)
     assert targets.tolist() == row.answer
 
 
 @pytest.mark.parametrize("architecture", [*ENCODERS, *DECODERS])
-def test_what_a_classifier_says_of_new_texts(architecture, task_base, tmp_path):
+def test_classify_agrees_with_evaluate(architecture, task_base, tmp_path):
     model, tokenizer, data = adapted("sequence_classification", architecture, task_base, tmp_path)
     found = evaluate(model, tokenizer, data.train, data.row_format)
     said = classify(
@@ -234,20 +234,52 @@ def test_what_a_classifier_says_of_new_texts(architecture, task_base, tmp_path):
             assert math.log(probability) == pytest.approx(prediction.log_probabilities[label], rel=1e-8)
 
 
-def test_what_a_tagger_says_of_new_words(task_base, tmp_path):
+def test_each_text_with_its_own_adapters(task_base, tmp_path):
+    for task in ("sequence_classification", "token_classification"):
+        model, tokenizer, data = adapted(
+            task, "roberta", task_base, tmp_path, tagged_rows() if "token" in task else None
+        )
+        attach(model, LoRA(rank=2), name="other")
+        perturb(trainable_parameters(model).values())
+        if task == "sequence_classification":
+            texts, call = (
+                [data.row_format.format_prompt(example.prompt) for example in data.train.examples[:4]],
+                classify,
+            )
+        else:
+            texts, call = [example.words for example in data.train.examples[:4]], tag_words
+        choices = ["default", None, ("default", "other"), "other"]
+        mixed = call(model, tokenizer, texts, batch_size=3, adapters=choices)
+        for text, choice, found in zip(texts, choices, mixed, strict=True):
+            with use_adapters(model, *([choice] if isinstance(choice, str) else choice or ())):
+                expected = call(model, tokenizer, [text])[0]
+            assert found == (pytest.approx(expected, rel=1e-9) if task == "sequence_classification" else expected)
+        assert mixed != call(model, tokenizer, texts, adapters=["default"] * 4)
+        with pytest.raises(ConfigError, match="one entry per text; got 1 for 4 texts"):
+            call(model, tokenizer, texts, adapters=["default"])
+
+
+def test_tag_words_agrees_with_evaluate(task_base, tmp_path):
     model, tokenizer, data = adapted("token_classification", "roberta", task_base, tmp_path)
     found = evaluate(model, tokenizer, data.train, data.row_format)
     for prediction, example in zip(found.predictions[:5], data.train.examples, strict=False):
-        said = tag_words(model, tokenizer, example.words)
-        assert said == list(zip(example.words, prediction.predicted.split(), strict=True))
-    cut = tag_words(model, tokenizer, ["was", "in"] * 10, max_length=8)
+        tagged = tag_words(model, tokenizer, [example.words])[0]
+        assert tagged == list(zip(example.words, prediction.predicted.split(), strict=True))
+    cut = tag_words(model, tokenizer, [["was", "in"] * 10], max_length=8)[0]
     assert cut[0][1] is not None
     assert cut[-1] == ("in", None)
+    texts = [example.words for example in data.train.examples[:5]]
+    assert tag_words(model, tokenizer, [*texts, []], batch_size=3) == [
+        *(tag_words(model, tokenizer, [text])[0] for text in texts),
+        [],
+    ]
     assert tag_words(model, tokenizer, []) == []
+    with pytest.raises(DataError, match="each a list of words; got the string 'was'"):
+        tag_words(model, tokenizer, ["was", "in"])
 
 
 @pytest.mark.parametrize(("architecture", "most"), [("bert", 160), ("roberta", 159), ("distilbert", 160)])
-def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_path):
+def test_examples_with_more_tokens_than_positions_are_refused(architecture, most, task_base, tmp_path):
     rows = [{"text": "a " * 300, "label": label} for label in ("x", "y")] * 4
     settings = {"validation_fraction": 0.0}
     for length, fits in ((most, True), (most + 1, False)):
@@ -263,13 +295,13 @@ def test_rows_past_the_positions_are_refused(architecture, most, task_base, tmp_
 
 def test_what_cannot_be_scored(task_base, tmp_path):
     model, tokenizer, data = prepared("sequence_classification", task_base("bert"), tmp_path)
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="no examples"):
         evaluate(model, tokenizer, Split([], []), data.row_format)
     three = RowFormat("label", "{text}", "label", ("a", "b", "c"))
-    with pytest.raises(DataError, match="tells 2 labels apart and the rows have 3"):
+    with pytest.raises(DataError, match="has 2 labels and the examples have 3"):
         evaluate(model, tokenizer, data.train, three)
     tags = prepared("token_classification", task_base("bert"), tmp_path, tagged_rows())
-    with pytest.raises(DataError, match=r"for sequence_classification and the rows were encoded for token_class"):
+    with pytest.raises(DataError, match=r"for sequence_classification and the examples were encoded for token_class"):
         evaluate(model, tokenizer, tags[2].train, tags[2].row_format)
     llama, own, rows = prepared("sequence_classification", task_base("llama"), tmp_path)
     with pytest.raises(DataError, match="has no tokens"):

@@ -50,8 +50,8 @@ ROWS = PromptTuning(num_virtual_tokens=3, init="random")
 TEMPLATE = PromptTuning(num_virtual_tokens=3, init="random", position="template")
 REFUSED = {
     ("peft", "bottlenecks"): (AdapterConfig(), {}, "PEFT has no bottleneck adapters"),
-    ("peft", "biases"): (BitFit(), {"architecture": "opt"}, "biases beside LoRA only"),
-    ("peft", "copies"): (Full(), {}, "copies of modules beside another method only"),
+    ("peft", "biases"): (BitFit(), {"architecture": "opt"}, "biases only together with LoRA"),
+    ("peft", "copies"): (Full(), {}, "copies of modules only together with another method"),
     ("peft", "template"): (TEMPLATE, {}, "where a template marks them"),
     ("peft", "after cls"): (ROWS, {"architecture": "bert", "task": "sequence_classification"}, r"after \[CLS\]"),
     ("peft", "prefix of a decoder behind an encoder"): (
@@ -59,7 +59,7 @@ REFUSED = {
         {"architecture": "t5", "task": "seq2seq_lm"},
         "half of the layers only",
     ),
-    ("vllm", "dora"): (DoRA(rank=3), {}, "it is a DoRA, .*: peftly merge"),
+    ("vllm", "dora"): (DoRA(rank=3), {}, "it is a DoRA adapter, .*: peftly merge"),
     ("vllm", "saved modules"): (
         LoRA(rank=3, modules_to_save=("lm_head",)),
         {},
@@ -70,18 +70,18 @@ REFUSED = {
     ("vllm", "full"): (Full(), {}, "it is full, and vLLM takes LoRA only; merge"),
     ("vllm", "soft prompt"): (ROWS, {}, "takes LoRA only; export it --to prompt-embeddings"),
     ("vllm", "template"): (TEMPLATE, {}, "vLLM takes LoRA only$"),
-    ("vllm", "rank"): (LoRA(rank=513, target_modules=("q_proj",)), {}, "its rank is 513, and 512 is the most"),
+    ("vllm", "rank"): (LoRA(rank=513, target_modules=("q_proj",)), {}, "its rank is 513, and 512 is the largest"),
     ("prompt-embeddings", "prefix"): (
         PrefixTuning(num_virtual_tokens=3, init="random"),
         {},
-        "prefix_tuning trains keys and values in front of every text, for which no embeddings",
+        "keys and values of every layer, in front of the text, which embeddings in front of a text cannot replace",
     ),
-    ("prompt-embeddings", "lora"): (LoRA(rank=3), {}, "lora trains a low-rank change"),
+    ("prompt-embeddings", "lora"): (LoRA(rank=3), {}, "lora trains low-rank updates"),
     ("prompt-embeddings", "template"): (TEMPLATE, {}, "where a template marks them"),
     ("prompt-embeddings", "encoder-decoder"): (
         ROWS,
         {"architecture": "t5", "task": "seq2seq_lm"},
-        "it is for SEQ_2_SEQ_LM, and such servers write with decoders only",
+        "it is for SEQ_2_SEQ_LM, and these servers run decoders only",
     ),
     ("prompt-embeddings", "saved modules"): (
         PromptTuning(num_virtual_tokens=3, init="random", modules_to_save=("lm_head",)),
@@ -92,9 +92,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("to", "case"), REFUSED)
-def test_what_a_format_has_no_room_for_is_refused_with_the_reason(to, case, saved, tmp_path):
-    config, place, reason = REFUSED[to, case]
-    folder = saved(config, **place)
+def test_an_adapter_that_a_format_cannot_represent_is_refused_with_the_reason(to, case, saved, tmp_path):
+    config, settings, reason = REFUSED[to, case]
+    folder = saved(config, **settings)
     with pytest.raises(AdapterError, match=reason) as error:
         export(folder, to, tmp_path / "new" / "deep" / "out")
     assert "\n" not in str(error.value)
@@ -124,7 +124,7 @@ class TestFolder:
         out.mkdir()
         export(folder, "vllm", out)
         before = {path.name: path.read_bytes() for path in out.iterdir()}
-        with pytest.raises(ConfigError, match=r"is not empty.*--overwrite"):
+        with pytest.raises(ConfigError, match=r"holds an export; .*--overwrite"):
             export(folder, "peft", out)
         with pytest.raises(AdapterError):
             export(folder, "prompt-embeddings", out, overwrite=True)
@@ -139,7 +139,7 @@ class TestFolder:
         folder, out = saved(LoRA(rank=3)), tmp_path / "out"
         out.mkdir()
         (out / foreign).touch()
-        with pytest.raises(ConfigError, match=f"holds {foreign}, which is not from an export"):
+        with pytest.raises(ConfigError, match=f"holds {foreign}, which is not part of an export"):
             export(folder, "peft", out, overwrite=True)
         assert (out / foreign).exists()
 
@@ -147,11 +147,11 @@ class TestFolder:
         folder = saved(LoRA(rank=3), name="adapter")
         (folder / "peftly.json").unlink()  # as PEFT writes one
         for source in (folder, tmp_path):
-            with pytest.raises(ConfigError, match="is or holds what is to be exported"):
+            with pytest.raises(ConfigError, match="is or holds the adapter to export"):
                 export(source, "peft", folder, overwrite=True)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "out-f32.gguf").touch()
-        with pytest.raises(ConfigError, match="is or holds what is to be exported"):
+        with pytest.raises(ConfigError, match="is or holds the adapter to export"):
             export(tmp_path / "out" / "out-f32.gguf", "gguf", tmp_path / "out", overwrite=True)
         assert (tmp_path / "out" / "out-f32.gguf").exists()
         (tmp_path / "file").touch()
@@ -176,7 +176,7 @@ class TestFolder:
         assert out.stat().st_mode & 0o666 == next(out.iterdir()).stat().st_mode & 0o666
 
 
-def test_the_smallest_rank_that_has_room():
+def test_the_smallest_max_rank_for_a_rank():
     found = {rank: smallest_max_rank(rank) for rank in (1, 8, 9, 64, 300, 321, 512, 513)}
     assert found == {1: 8, 8: 8, 9: 16, 64: 64, 300: 320, 321: 512, 512: 512, 513: None}
     assert list(MAX_RANKS) == sorted(MAX_RANKS)
@@ -245,9 +245,9 @@ def test_embeddings_write_the_same_text(config, dtype, tiny_llama_folder, tmp_pa
     perturb(trainable_parameters(model).values(), 0.5)
     save_adapter(model, tmp_path / "adapter")
     export(tmp_path / "adapter", "prompt-embeddings", tmp_path / "out")
-    rows = load_file(tmp_path / "out" / "prompt_embeddings.safetensors")["prompt_embeddings"]
-    assert torch.equal(rows, torch.load(tmp_path / "out" / "prompt_embeddings.pt", weights_only=True))
-    assert (rows.shape, rows.dtype) == ((config.num_virtual_tokens, 32), getattr(torch, dtype))
+    soft_prompt = load_file(tmp_path / "out" / "prompt_embeddings.safetensors")["prompt_embeddings"]
+    assert torch.equal(soft_prompt, torch.load(tmp_path / "out" / "prompt_embeddings.pt", weights_only=True))
+    assert (soft_prompt.shape, soft_prompt.dtype) == ((config.num_virtual_tokens, 32), getattr(torch, dtype))
 
     text = "Where is my parcel?"
     expected = generate(model, tokenizer, text, max_new_tokens=20)[0]
@@ -263,21 +263,21 @@ def test_embeddings_write_the_same_text(config, dtype, tiny_llama_folder, tmp_pa
     asked, prompt = seen[-1]
     assert asked == str(base)
     plain = AutoModelForCausalLM.from_pretrained(base)
-    words = plain.get_input_embeddings()(tokenizer(text, return_tensors="pt").input_ids)[0]
-    assert torch.equal(prompt, torch.cat([rows, words]))
+    text_embeddings = plain.get_input_embeddings()(tokenizer(text, return_tensors="pt").input_ids)[0]
+    assert torch.equal(prompt, torch.cat([soft_prompt, text_embeddings]))
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("row_format", "sentence"),
     [
-        ({"kind": "label", "template": "Text: {text}\nLabel:"}, 'by this template:\n\n    "Text: {text}\\nLabel:"\n'),
-        ({"kind": "chat", "template": None}, "made by the tokenizer's chat template"),
-        (None, "what it was in training, its template included"),
+        ({"kind": "label", "template": "Text: {text}\nLabel:"}, 'with this template:\n\n    "Text: {text}\\nLabel:"\n'),
+        ({"kind": "chat", "template": None}, "formatted as in training, with the tokenizer's chat template"),
+        (None, "formatted as in training, template included"),
     ],
 )
-def test_embeddings_say_what_a_text_was(shape, words, saved, tmp_path):
-    export(saved(ROWS, notes={"row_format": shape}), "prompt-embeddings", tmp_path / "out")
-    assert words in (tmp_path / "out" / "README.md").read_text()
+def test_the_readme_describes_the_texts_of_training(row_format, sentence, saved, tmp_path):
+    export(saved(ROWS, notes={"row_format": row_format}), "prompt-embeddings", tmp_path / "out")
+    assert sentence in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_embeddings_without_their_base_are_in_float32(saved, tmp_path):
@@ -303,10 +303,10 @@ def test_overwriting_spares_what_no_export_has_written(tiny_llama_folder, tmp_pa
     export(tmp_path / "a", "gguf", tmp_path / "gguf")
     export(tmp_path / "a", "gguf", tmp_path / "gguf", dtype="f32", overwrite=True)
     (tmp_path / "gguf" / "gguf-Q4_K_M.gguf").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds gguf-Q4_K_M\.gguf, which is not from an export"):
+    with pytest.raises(ConfigError, match=r"holds gguf-Q4_K_M\.gguf, which is not part of an export"):
         export(tmp_path / "a", "gguf", tmp_path / "gguf", overwrite=True)
     export(tmp_path / "a", "peft", tmp_path / "peft")
     export(tmp_path / "a", "vllm", tmp_path / "peft", overwrite=True)
     (tmp_path / "peft" / "README.md").write_text("# An adapter that somebody has trained with PEFT")
-    with pytest.raises(ConfigError, match="holds an adapter that is not from an export"):
+    with pytest.raises(ConfigError, match="holds files that are not part of an export"):
         export(tmp_path / "a", "peft", tmp_path / "peft", overwrite=True)

@@ -72,7 +72,9 @@ def test_other_dtypes_round(dtype, bound, tmp_path):
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds["blk.0.attn_q.weight"] == dtype.upper()
     assert kinds["blk.0.attn_q.bias"] == kinds["output_norm.weight"] == "F32"
-    assert kinds["blk.0.ffn_down.weight"] == ("F16" if dtype == "q8_0" else dtype.upper())  # rows of 80 are no blocks
+    assert kinds["blk.0.ffn_down.weight"] == (
+        "F16" if dtype == "q8_0" else dtype.upper()
+    )  # 80 is no multiple of the block size
 
 
 def test_numbers_that_f16_cannot_hold(tmp_path):
@@ -136,7 +138,7 @@ def test_an_adapter_is_not_taken_for_its_base(tied, tmp_path):
     exported = export(tied, "gguf", tmp_path / "out", dtype="f32")
     assert "untied" in exported.notes[0]
     shutil.copy(tmp_path / "base" / "model.safetensors", tied)
-    with pytest.raises(AdapterError, match="adapter holds a model and an adapter: move the one that is not meant"):
+    with pytest.raises(AdapterError, match="adapter holds a model and an adapter: move one of them"):
         export(tied, "gguf", tmp_path / "new" / "out")
     with pytest.raises(BaseModelError, match=r"adapter holds an adapter beside a model: move adapter_config\.json"):
         load_base(str(tied))
@@ -144,7 +146,7 @@ def test_an_adapter_is_not_taken_for_its_base(tied, tmp_path):
 
 
 def test_a_base_of_the_hub_is_no_adapter(tied, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftly.adapters.location.snapshot_download", lambda *_, **__: tmp_path / "base")
+    monkeypatch.setattr("peftly.adapters.adapter_set.snapshot_download", lambda *_, **__: tmp_path / "base")
     with pytest.raises(AdapterError, match=r"^someone/base .* on the Hub it is no adapter: it has no adapter_config"):
         export("someone/base", "gguf", tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
@@ -180,7 +182,7 @@ class TestRope:
         assert values == {f"qwen2.rope.{key}": value for key, value in expected.items()}
 
     @pytest.mark.parametrize(
-        ("architecture", "rope", "words"),
+        ("architecture", "rope", "message"),
         [
             ("llama", {"rope_type": "dynamic", "factor": 2.0}, "rope type 'dynamic' with factor"),
             ("qwen3", {"rope_type": "llama3", **LLAMA3}, "rope type 'llama3' with factor, .*"),
@@ -191,20 +193,20 @@ class TestRope:
             ),
         ],
     )
-    def test_what_the_file_cannot_say(self, architecture, rope, words, tmp_path):
-        with pytest.raises(BaseModelError, match=f"{words} cannot be written to GGUF"):
+    def test_rope_that_gguf_cannot_represent(self, architecture, rope, message, tmp_path):
+        with pytest.raises(BaseModelError, match=f"{message} cannot be written to GGUF"):
             self.written(tmp_path, architecture, **rope)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes", "words"),
+    ("architecture", "changes", "message"),
     [
         ("llama", {"attention_bias": True}, "attention_bias: True of a llama model"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act: gelu"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8}, "sliding_window: 8"),
     ],
 )
-def test_shapes_that_the_file_cannot_say(architecture, changes, words, tmp_path):
-    with pytest.raises(BaseModelError, match=words):
+def test_settings_that_gguf_cannot_represent(architecture, changes, message, tmp_path):
+    with pytest.raises(BaseModelError, match=message):
         write_model(tmp_path / "m.gguf", make_model(architecture, **changes), make_tokenizer(), "f32", name="m")
     assert not (tmp_path / "m.gguf").exists()

@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF files: what llama.cpp is told, and what it could not do."""
+"""Tokenizers in GGUF files, and tokenizers that llama.cpp does not support."""
 
 import json
 
@@ -7,8 +7,8 @@ from gguf import GGUFReader
 from tiny_gguf import ROWS, TEMPLATE, make_model, make_tokenizer
 
 from peftly.errors import BaseModelError
-from peftly.exporting._gguf_tokenizer import pre_tokenizer_name
 from peftly.exporting.gguf import write_model
+from peftly.exporting.gguf_tokenizer import pre_tokenizer_name
 
 
 def fields(folder, tokenizer, **changes):
@@ -54,25 +54,25 @@ def test_forms_of_unicode_are_mentioned(tmp_path):
 
 
 def test_more_tokens_than_rows(tmp_path):
-    with pytest.raises(BaseModelError, match="ids up to 301, and the model 200 rows"):
+    with pytest.raises(BaseModelError, match="ids up to 301, and the model has 200 embeddings"):
         fields(tmp_path, make_tokenizer(), vocab_size=200)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"model": {"byte_fallback": True}}, "sentencepiece's BPE"),
         ({"model": {"type": "Unigram"}}, "a tokenizer of Unigram cannot be written"),
         ({"normalizer": {"type": "Lowercase"}}, r"normalises text \(Lowercase\)"),
-        ({"model": {"end_of_word_suffix": "</w>"}}, "marks the parts of words"),
+        ({"model": {"end_of_word_suffix": "</w>"}}, "marks parts of words"),
         ({"model": {"ignore_merges": True}}, r"no name for how the tokenizer splits text \(words\)"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "no name for how the tokenizer splits text"),
         ({"pre_tokenizer": None}, r"\(not at all\)"),
     ],
 )
-def test_what_llama_cpp_does_not_do(change, words):
+def test_tokenizers_that_llama_cpp_does_not_support(change, message):
     parts = json.loads(make_tokenizer().backend_tokenizer.to_str())
     for key, value in change.items():
         parts[key] = {**parts[key], **value} if key == "model" else value
-    with pytest.raises(BaseModelError, match=words):
+    with pytest.raises(BaseModelError, match=message):
         pre_tokenizer_name(parts)

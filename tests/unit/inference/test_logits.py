@@ -2,17 +2,17 @@ import pytest
 import torch
 import transformers as tf
 from references import token_loss
-from tiny import ARCHITECTURES, VOCABULARY, padded, random_rows, tiny_model
+from tiny import ARCHITECTURES, VOCABULARY, padded, random_token_ids, tiny_model
 
 from peftly import LoRA, attach, trainable_parameters
 from peftly.errors import MethodError
-from peftly.inference.logits import IGNORED, head_rows
+from peftly.inference.logits import IGNORED, outputs_at
 from peftly.injection.modes import evaluation_mode, training_mode
-from peftly.kernels.cross_entropy import row_losses
+from peftly.kernels.cross_entropy import token_cross_entropy
 
 
 def capped_model() -> tf.PreTrainedModel:
-    """Gemma 2 squeezes its logits after the head; a head that is bypassed would lose that."""
+    """Gemma 2 soft-caps its logits after the head, which a loss that bypasses the model would lose."""
     torch.manual_seed(0)
     config = tf.Gemma2Config(
         vocab_size=VOCABULARY,
@@ -32,7 +32,7 @@ def model_of(name: str) -> tf.PreTrainedModel:
 
 
 def batch_of(lengths: list[int], trained_from: list[int], side: str = "right") -> dict[str, torch.Tensor]:
-    rows = random_rows(lengths)
+    rows = random_token_ids(lengths)
     ids, mask = padded(rows, side)
     labels = torch.full_like(ids, IGNORED)
     for number, (row, start) in enumerate(zip(rows, trained_from, strict=True)):
@@ -77,7 +77,7 @@ def test_padding_on_the_left_changes_nothing(name):
     assert_close(gradients(model, left), gradients(model, right), max(bound, 1e-7))
 
 
-def test_the_head_sees_labelled_rows_only_and_keeps_no_hook():
+def test_the_head_gets_labelled_positions_only_and_keeps_no_hook():
     model = tiny_model("llama")
     head = model.get_output_embeddings()
     seen = []
@@ -87,7 +87,7 @@ def test_the_head_sees_labelled_rows_only_and_keeps_no_hook():
     assert seen == [(4 + 2, 1, 32)]
     assert len(head._forward_pre_hooks) == hooks
 
-    with pytest.raises(ZeroDivisionError), head_rows(model, torch.tensor([0])):
+    with pytest.raises(ZeroDivisionError), outputs_at(model, torch.tensor([0])):
         _ = 1 / 0
     assert len(head._forward_pre_hooks) == hooks
     probe.remove()
@@ -110,7 +110,7 @@ def test_row_losses_in_chunks(dtype, monkeypatch):
     monkeypatch.setattr("peftly.kernels.cross_entropy._CHUNK_ELEMENTS", 3 * 11)
     logits = (torch.randn(8, 11, generator=torch.Generator().manual_seed(0)) * 4).to(dtype).requires_grad_()
     targets = torch.arange(8)
-    losses = row_losses(logits, targets)
+    losses = token_cross_entropy(logits, targets)
     wide = logits.detach().float().requires_grad_()
     expected = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
     assert losses.dtype == torch.float32
@@ -157,7 +157,7 @@ def test_the_bases_dropout_is_off_in_training_and_the_adapters_is_on(checkpointi
         assert not any(module.training for module in model.modules())
 
 
-def test_checkpointing_gives_the_same_gradients_from_fewer_kept_tensors():
+def test_checkpointing_gives_the_same_gradients_from_fewer_saved_tensors():
     model = attach(tiny_model("llama"), LoRA(rank=2))
     for parameter in trainable_parameters(model).values():
         torch.nn.init.normal_(parameter)

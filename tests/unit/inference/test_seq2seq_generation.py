@@ -1,4 +1,4 @@
-"""Text from encoder-decoders: the same alone, in a batch, streamed, and written by hand."""
+"""Completions of encoder-decoders: the same alone, in a batch, streamed, and by a loop by hand."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def _base(request, task_base):
 
 
 def by_hand(model, tokenizer, prompt, steps):
-    """The likeliest token, one after another, without a cache."""
+    """Greedy search without a cache."""
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     written = [model.config.decoder_start_token_id]
     with torch.no_grad():
@@ -34,7 +34,7 @@ def by_hand(model, tokenizer, prompt, steps):
     return tokenizer.decode(written, skip_special_tokens=True)
 
 
-def test_greedy_text_is_the_likeliest_token_after_another(base):
+def test_greedy_completions_equal_a_loop_by_hand(base):
     model, tokenizer = base
     expected = [by_hand(model, tokenizer, prompt, 9) for prompt in PROMPTS]
     assert any(expected)
@@ -66,9 +66,18 @@ def test_beams_and_penalties_do_not_depend_on_the_batch(base):
         assert together == [generate(model, tokenizer, p, max_new_tokens=6, **settings)[0] for p in PROMPTS]
 
 
-def test_a_classifier_does_not_write(task_base):
+def test_stop_texts_do_not_depend_on_the_batch(base):
+    model, tokenizer = base
+    whole = generate(model, tokenizer, PROMPTS, max_new_tokens=9)
+    stop = whole[0].split()[-1]
+    cut = generate(model, tokenizer, PROMPTS, max_new_tokens=9, stop=stop)
+    assert cut == [text.partition(stop)[0] for text in whole]
+    assert cut == [generate(model, tokenizer, prompt, max_new_tokens=9, stop=stop)[0] for prompt in PROMPTS]
+
+
+def test_a_classifier_does_not_generate(task_base):
     model, tokenizer = load_base(str(task_base("roberta")), task="sequence_classification", labels=("a", "b"))
-    with pytest.raises(ConfigError, match="RobertaForSequenceClassification does not write"):
+    with pytest.raises(ConfigError, match="RobertaForSequenceClassification does not generate text"):
         generate(model, tokenizer, "late")
 
 

@@ -28,11 +28,11 @@ WEIGHTS = {"a": 0.7, "b": 0.4, "c": -1.5}
 
 def several(architecture="llama"):
     """Three of different layers, ranks and scalings, an embedding and PiSSA among them."""
-    words = "transformer.wte" if architecture == "gpt2" else "embed_tokens"
+    embedding = "transformer.wte" if architecture == "gpt2" else "embed_tokens"
     inner = "c_fc" if architecture == "gpt2" else "up_proj"
     model = tiny_model(architecture)
     attach(model, LoRA(rank=3, alpha=7, dropout=0.5), name="a", seed=1)
-    attach(model, LoRA(rank=5, rslora=True, target_modules=(words, inner)), name="b", seed=2)
+    attach(model, LoRA(rank=5, rslora=True, target_modules=(embedding, inner)), name="b", seed=2)
     attach(model, LoRA(rank=2, init="pissa", target_modules=(inner,), alpha_pattern={inner: 3.0}), name="c", seed=3)
     perturb(trainable_parameters(model).values())
     return in_double(model)
@@ -104,8 +104,8 @@ def test_what_is_no_sum_is_refused():
     attach(model, LoRA(target_modules=("c_attn",), bias="all"), name="biases")
     attach(model, LoRA(target_modules=("c_fc",), modules_to_save=("ln_f",)), name="saved")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for weights, words in (
-        ({"fine": 1, "dora": 1}, "'dora': it is dora, whose changes are no sums"),
+    for weights, message in (
+        ({"fine": 1, "dora": 1}, "'dora': it is dora"),
         ({"prompt": 1}, "'prompt': it is prompt_tuning"),
         ({"biases": 1}, "'biases': it trains a copy in transformer"),
         ({"saved": 1}, r"'saved': it trains a copy in transformer\.ln_f"),
@@ -113,9 +113,9 @@ def test_what_is_no_sum_is_refused():
         ({"other": 1}, "no adapter 'other'"),
         ({}, "names no adapter"),
     ):
-        with pytest.raises(MethodError, match=words):
+        with pytest.raises(MethodError, match=message):
             combine(model, weights, name="both")
-        with pytest.raises(MethodError, match=f"{words}|cannot be merged|is changed by|carries no"):
+        with pytest.raises(MethodError, match=f"{message}|cannot be merged|is changed by|carries no"):
             merge(model, weights=weights)
     for method, rank in (("mean", None), ("linear", 3), ("svd", 0)):
         with pytest.raises(MethodError, match="method is linear, or svd"):

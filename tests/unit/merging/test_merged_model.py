@@ -35,7 +35,7 @@ def _lora(tiny_llama_folder, tmp_path) -> Path:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "selective", "full"])
-def test_an_honest_merge_is_kept(tiny_llama_folder, method, dtype, tmp_path):
+def test_a_correct_merge_is_written(tiny_llama_folder, method, dtype, tmp_path):
     adapter = adapter_of(tiny_llama_folder, METHODS[method].config(**DEFAULTS[method]), tmp_path / "adapter")
     parity = save_merged(adapter, tmp_path / "merged", dtype=dtype)
     assert (parity.dtype, parity.complaint) == (dtype, None)
@@ -85,7 +85,7 @@ def test_a_broken_merge_is_refused_and_leaves_nothing(lora, broken, dtype, monke
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_in_the_files_is_noticed(lora, dtype, monkeypatch, tmp_path):
+def test_differences_in_the_files_are_found(lora, dtype, monkeypatch, tmp_path):
     def careless(model, tokenizer, number, folder, size):
         folders.write(model, tokenizer, number, folder, size)
         tensors = load_file(folder / "model.safetensors")
@@ -95,12 +95,12 @@ def test_what_is_not_in_the_files_is_noticed(lora, dtype, monkeypatch, tmp_path)
         )
 
     monkeypatch.setattr(module, "write", careless)
-    with pytest.raises(MergeError, match="what was read back differs from what was written"):
+    with pytest.raises(MergeError, match="the model in the files differs from the model in memory"):
         save_merged(lora, tmp_path / "merged", dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 
-def test_numbers_that_the_dtype_cannot_hold_are_noticed(tiny_llama_folder, tmp_path):
+def test_values_beyond_the_range_of_the_dtype_are_found(tiny_llama_folder, tmp_path):
     huge = adapter_of(tiny_llama_folder, LoRA(rank=4, target_modules=("up_proj",)), tmp_path / "huge", scale=300.0)
     assert save_merged(huge, tmp_path / "wide", dtype="bfloat16").complaint is None
     with pytest.raises(MergeError):
@@ -108,35 +108,35 @@ def test_numbers_that_the_dtype_cannot_hold_are_noticed(tiny_llama_folder, tmp_p
     assert not (tmp_path / "narrow").exists()
 
 
-def test_force_keeps_it_and_says_why(lora, monkeypatch, tmp_path):
+def test_force_writes_a_broken_merge_and_reports_the_reason(lora, monkeypatch, tmp_path):
     monkeypatch.setattr(LoRALayer, "merge_into", wrong_scaling)
     parity = save_merged(lora, tmp_path / "merged", force=True)
     assert "merging moved its logits" in parity.complaint
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-def test_the_folder_is_an_ordinary_one(tiny_llama_folder, tmp_path):
+def test_the_folder_is_that_of_a_plain_model(tiny_llama_folder, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_llama_folder, base)
     for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md"):
         (base / name).write_text(f"the {name}")
     (base / "README.md").write_text("---\nlicense: llama3.2\n---\n")
     adapter = adapter_of(base, LoRA(rank=4), tmp_path / "adapter")
-    said = []
-    save_merged(adapter, tmp_path / "merged", max_shard_size="20KB", say=said.append)
+    lines = []
+    save_merged(adapter, tmp_path / "merged", max_shard_size="20KB", log=lines.append)
     files = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= files
     assert {"LICENSE.txt", "NOTICE", "USE_POLICY.md", "model.safetensors.index.json"} <= files
     assert len([name for name in files if name.endswith(".safetensors")]) > 3
-    assert said[-1] == "licence: LICENSE.txt, NOTICE, USE_POLICY.md of the base"
+    assert lines[-1] == "licence: LICENSE.txt, NOTICE, USE_POLICY.md of the base"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "license: llama3.2\n" in card
     assert "rank: 4, alpha: 16.0" in card
-    assert "| likeliest choice is the same |" in card
+    assert "| most likely choice is equal |" in card
     for name in files - {"README.md"}:
         assert b"peftly" not in (tmp_path / "merged" / name).read_bytes(), name
-    own, merged = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "merged"))
-    assert own == merged
+    original, merged = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "merged"))
+    assert original == merged
     tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "merged")
     messages = [{"role": "user", "content": "where is it?"}]
     assert tokenizer.apply_chat_template(messages) == tf.AutoTokenizer.from_pretrained(base).apply_chat_template(
@@ -198,14 +198,14 @@ def test_the_hub_is_asked_for_an_adapter_once(lora, tiny_llama_folder, monkeypat
         asked.append(name)
         return {"someone/lora": lora, "someone/other": other, "someone/base": tiny_llama_folder}[name]
 
-    monkeypatch.setattr("peftly.adapters.location.snapshot_download", snapshot_download)
+    monkeypatch.setattr("peftly.adapters.adapter_set.snapshot_download", snapshot_download)
     save_merged(["someone/lora", "someone/other"], tmp_path / "merged", dtype="bfloat16")
     assert asked == ["someone/lora", "someone/other"]
     with pytest.raises(AdapterError, match=r"^someone/base .* on the Hub it is no adapter: it has no adapter_config"):
         save_merged("someone/base", tmp_path / "no")
 
 
-def test_where_it_may_not_be(lora, tiny_llama_folder, tmp_path):
+def test_output_folders_that_are_refused(lora, tiny_llama_folder, tmp_path):
     save_merged(lora, tmp_path / "merged")
     first = (tmp_path / "merged" / "README.md").stat().st_mtime_ns
     with pytest.raises(ConfigError, match=r"holds a merged model; .* replace it with --overwrite"):
@@ -213,13 +213,13 @@ def test_where_it_may_not_be(lora, tiny_llama_folder, tmp_path):
     assert (tmp_path / "merged" / "README.md").stat().st_mtime_ns == first
     save_merged(lora, tmp_path / "merged", overwrite=True, dtype="bfloat16")
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
-    with pytest.raises(ConfigError, match="holds files that are no merged model"):
+    with pytest.raises(ConfigError, match="holds files that are not part of a merged model"):
         save_merged(lora, lora, overwrite=True)
     with pytest.raises(ConfigError, match="is a file"):
         save_merged(lora, lora / "README.md")
-    with pytest.raises(ConfigError, match="is a file; choose another place"):
+    with pytest.raises(ConfigError, match="is a file; choose another folder"):
         save_merged(lora, lora / "README.md" / "merged")
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match="is not a size"):
         save_merged(lora, tmp_path / "no", max_shard_size="big")
     again = adapter_of(tmp_path / "merged", LoRA(rank=2), tmp_path / "again")
     with pytest.raises(ConfigError, match="is the base of this adapter"):
@@ -227,7 +227,7 @@ def test_where_it_may_not_be(lora, tiny_llama_folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "lora", "merged"]
 
 
-def test_a_full_disk_is_seen_before(lora, monkeypatch, tmp_path):
+def test_a_full_disk_is_refused_before_the_merge(lora, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 0, 100_000))
     with pytest.raises(ConfigError, match=r"takes up to .* KB, and .* has 100 KB left"):
         save_merged(lora, tmp_path / "merged")
@@ -237,7 +237,7 @@ def test_a_full_disk_is_seen_before(lora, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write", full)
-    with pytest.raises(ConfigError, match="the disk is full, and nothing was kept"):
+    with pytest.raises(ConfigError, match=r"the disk is full and .* was not written"):
         save_merged(lora, tmp_path / "new" / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
@@ -245,16 +245,16 @@ def test_a_full_disk_is_seen_before(lora, monkeypatch, tmp_path):
 def test_bad_input_is_one_error(lora, tiny_llama_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     prompt = adapter_of(tiny_llama_folder, METHODS["prompt_tuning"].config(init="random"), tmp_path / "prompt")
-    for error, words, arguments in (
+    for error, message, arguments in (
         (AdapterError, "holds no adapter", {"adapters": tmp_path}),
         (MethodError, "prompt_tuning cannot be merged", {"adapters": prompt}),
         (BaseModelError, "int8", {"dtype": "int8"}),
         (BaseModelError, "dtype='' is not one of auto, float32", {"dtype": ""}),
         (DataError, "cannot be read: No such file", {"text": tmp_path / "none.txt"}),
-        (DataError, "there is no text in it", {"text": tmp_path / "empty.txt"}),
+        (DataError, "there is no text with a token", {"text": tmp_path / "empty.txt"}),
         (MethodError, "is nan", {"weights": [float("nan")]}),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             save_merged(**{"adapters": lora, "out": tmp_path / "merged"} | arguments)
         assert not (tmp_path / "merged").exists()
 
@@ -272,7 +272,7 @@ def test_overwriting_spares_what_no_merge_has_written(lora, tmp_path):
         file = out / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
-        with pytest.raises(ConfigError, match=f"holds {Path(name).parts[0]}, which no merge has written"):
+        with pytest.raises(ConfigError, match=f"holds {Path(name).parts[0]}, which is not part of a merged model"):
             save_merged(lora, out, dtype="float32", overwrite=True)
         assert file.read_text() == "mine"
         file.unlink()
@@ -294,15 +294,15 @@ def test_folders_can_be_opened_by_everybody(lora, tiny_llama_folder, tmp_path, m
     assert tf.AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
 
 
-def test_a_link_is_followed(lora, tmp_path):
-    (tmp_path / "place").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "place")
+def test_an_output_folder_may_be_a_link(lora, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
     save_merged(lora, tmp_path / "link", dtype="float32")
     assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "place" / "config.json").is_file()
+    assert (tmp_path / "folder" / "config.json").is_file()
 
 
-def test_impossible_places(lora):
+def test_outputs_without_a_folder_or_adapters_are_refused(lora):
     with pytest.raises(ConfigError, match="cannot be replaced; name a folder in it"):
         save_merged(lora, "/")
     with pytest.raises(ConfigError, match="there is no adapter to merge"):

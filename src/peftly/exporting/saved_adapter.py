@@ -1,0 +1,111 @@
+"""An adapter as its files hold it: the input of the exports that open no base."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peftly.adapters import CARD, CONFIG, TENSORS, AdapterFolder, AdapterSource, open_adapters
+from peftly.errors import AdapterError
+from peftly.methods import METHODS, Adapter, MethodConfig
+from peftly.models import TASKS, WHEEL_BASES, is_quantized_in_wheel
+
+__all__ = ["SavedAdapter", "base_notes", "open_saved", "write_adapter"]
+
+
+class SavedAdapter(NamedTuple):
+    """Files of one adapter. Its base is not opened.
+
+    Attributes:
+        files: content of its JSON files.
+        tensors: tensors by their names in the file.
+    """
+
+    files: AdapterFolder
+    tensors: dict[str, Tensor]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the adapter."""
+        return self.files.path
+
+    @property
+    def peft_config(self) -> Mapping[str, Any]:
+        """Content of `adapter_config.json`."""
+        return self.files.peft_config
+
+    @property
+    def config(self) -> MethodConfig:
+        """Settings of the method."""
+        return self.files.method
+
+    @property
+    def adapter_class(self) -> type[Adapter]:
+        """Adapter class of the method."""
+        return METHODS[self.config.name].adapter
+
+    @property
+    def peft_limitation(self) -> str | None:
+        """Reason why PEFT cannot load the adapter; None if PEFT can."""
+        return self.adapter_class.peft_limitation if self.peft_config["peft_type"].startswith("PEFTLY_") else None
+
+    @property
+    def base(self) -> str | None:
+        """Name of the base for transformers; for a base from a wheel the Hub id of its source."""
+        base = self.files.base_name
+        return WHEEL_BASES[base].model if base in WHEEL_BASES else base
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base for people; BASE, for them to fill in, where the adapter names no base."""
+        return self.base or "BASE"
+
+    @property
+    def auto_class(self) -> str:
+        """Class of transformers that opens the base."""
+        return TASKS[self.files.task].auto_class if self.files.task else "AutoModel"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of a classifier; empty for other tasks."""
+        return self.files.labels
+
+
+def open_saved(source: AdapterSource) -> SavedAdapter:
+    """Read the files of one adapter.
+
+    Args:
+        source: adapter, as `peftly.load` takes it.
+
+    Raises:
+        AdapterError: there is no adapter, the adapter is damaged, or several adapters were saved together.
+    """
+    opened = open_adapters(source)
+    first, *others = opened.folders.values()
+    if others:
+        paths = ", ".join(str(folder.path) for folder in (first, *others))
+        raise AdapterError(f"{opened.path} holds several adapters: export one of {paths}")
+    return SavedAdapter(first, first.tensors())
+
+
+def base_notes(saved: SavedAdapter) -> list[str]:
+    """Return notes for the user on the base that an exported adapter names."""
+    base = saved.files.base_name
+    notes = [] if base else ["the adapter names no base: replace BASE by its name"]
+    if base in WHEEL_BASES:
+        packed = ", packed into fewer bits: its weights differ slightly" if is_quantized_in_wheel(base) else ""
+        notes.append(f"the base is called {saved.base}; {base} is a copy of it{packed}")
+    if quantization := saved.files.quantization:
+        notes.append(f"it was trained over the base in {quantization.kind}: over another its answers differ slightly")
+    return notes
+
+
+def write_adapter(folder: Path, peft: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:
+    """Write the three files of an adapter in PEFT's format."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS, {"format": "pt"})
+    text = json.dumps(dict(peft), indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")

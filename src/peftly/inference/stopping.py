@@ -1,0 +1,119 @@
+"""Stop texts: a completion ends in front of the first of them. Streams of text that respect stop texts."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, TextStreamer
+
+from peftly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["StopTexts", "TextPieces", "stop_texts", "stop_token_ids"]
+
+
+def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one or several stop texts as a tuple.
+
+    Raises:
+        ConfigError: a stop text is empty.
+    """
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in texts:
+        raise ConfigError("stop has an empty text, which would end every completion at once; leave it out")
+    return texts
+
+
+def stop_token_ids(stop: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the ids of special tokens among stop texts, such as <|im_end|>, which the decoded text leaves out."""
+    if not stop:
+        return []
+    return [number for number, token in tokenizer.added_tokens_decoder.items() if token.special and str(token) in stop]
+
+
+def _stop_start(text: str, stop: Sequence[str]) -> int | None:
+    """Return the offset in `text` of the stop text that is complete first; None if there is no stop text."""
+    found = [(start + len(one), start) for one in stop if (start := text.find(one)) >= 0]
+    return min(found)[1] if found else None
+
+
+class StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends the generation of a batch element when its completion contains a stop text.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        stop: stop texts.
+        prompt_length: number of tokens in front of each completion.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_options: Any) -> Tensor:
+        """Return for each batch element whether its completion contains a stop text, (batch,)."""
+        completions = input_ids[:, self._prompt_length :].tolist()
+        has_stopped = [_stop_start(self._decode(ids), self._stop) is not None for ids in completions]
+        return torch.tensor(has_stopped, device=input_ids.device)
+
+    def completion(self, ids: Sequence[int]) -> str:
+        """Return the text of a completion in front of its stop text.
+
+        The search repeats the one during generation token by token. The text therefore does not depend on the tokens
+        that a batch element gets while other elements go on.
+
+        Args:
+            ids: token ids of the completion, prompt excluded.
+        """
+        for count in range(1, len(ids) + 1) if self._stop else ():
+            text = self._decode(ids[:count])
+            if (start := _stop_start(text, self._stop)) is not None:
+                return text[:start]
+        return self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class TextPieces(TextStreamer):  # type: ignore[misc]
+    """Passes pieces of text to a function instead of printing them.
+
+    Text that may be the beginning of a stop text is held back until the following text decides.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        stream: function that receives the pieces.
+        stop: stop texts.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stream: Callable[[str], None], stop: Sequence[str]
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stream = stream
+        self._stop = stop
+        self._pending = ""
+        self._has_stopped = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass on the text that is certain to be part of the completion."""
+        if self._has_stopped:
+            return
+        self._pending += text
+        end = _stop_start(self._pending, self._stop)
+        self._has_stopped = end is not None
+        if end is None:
+            end = len(self._pending) - (0 if stream_end else _held_back(self._pending, self._stop))
+        piece, self._pending = self._pending[:end], self._pending[end:]
+        if piece:
+            self._stream(piece)
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+    """Return the length of the longest end of `text` with which a stop text begins."""
+    lengths = [length for one in stop for length in range(1, len(one)) if text.endswith(one[:length])]
+    return max(lengths, default=0)
