@@ -9,8 +9,16 @@ from .adapters.state import set_adapters as set_adapters
 from .adapters.state import trainable_parameters as trainable_parameters
 from .adapters.state import use_adapters as use_adapters
 from .adapters.state import use_prompt_positions as use_prompt_positions
-from .data.splits import DataConfig as DataConfig
-from .data.splits import load_data as load_data
+from .data.config import DataConfig as DataConfig
+from .data.loading import load_data as load_data
+from .errors import AdapterError as AdapterError
+from .errors import BaseModelError as BaseModelError
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import MergeError as MergeError
+from .errors import MethodError as MethodError
+from .errors import PeftlyError as PeftlyError
+from .errors import TrainingError as TrainingError
 from .evaluation.ensemble import Ensemble as Ensemble
 from .evaluation.ensemble import evaluate_ensemble as evaluate_ensemble
 from .evaluation.evaluate import evaluate as evaluate
@@ -19,6 +27,7 @@ from .exporting import export as export
 from .inference.classification import classify as classify
 from .inference.classification import tag_words as tag_words
 from .inference.generation import generate as generate
+from .injection.caching import cache_adapter_tensors as cache_adapter_tensors
 from .injection.quantized_layers import dequantize as dequantize
 from .merging.combine import combine as combine
 from .merging.merged_model import save_merged as save_merged
@@ -37,6 +46,8 @@ from .methods import Selective as Selective
 from .models.loading import Base as Base
 from .models.loading import load_base as load_base
 from .models.quantization import Quantization as Quantization
+from .runs.opening import open_run as open_run
+from .training.callbacks import Callback as Callback
 from .training.train import Job as Job
 from .training.train import TrainConfig as TrainConfig
 from .training.train import TrainResult as TrainResult

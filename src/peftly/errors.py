@@ -1,16 +1,16 @@
-"""The errors peftly raises for what a person can mend; anything else is a bug and keeps its own type.
+"""Errors with a cause that the user can remedy. All other exceptions are bugs of peftly.
 
     PeftlyError
-    ├── ConfigError      a key or value of a run's configuration
-    ├── DataError        a data file, a row, or what a row turns into
-    ├── BaseModelError   a base that cannot be found, fetched, verified or opened
-    ├── MethodError      a method that does not fit the model it was asked for
-    ├── AdapterError     an adapter on disk that is missing, damaged or of another kind
-    ├── MergeError       a merged model that does not say what the adapted one says
-    └── TrainingError    a run that cannot go on
+    ├── ConfigError      invalid key or value in the configuration of a run
+    ├── DataError        unreadable data file, or data that cannot be trained on
+    ├── BaseModelError   base that cannot be found, downloaded, verified or opened
+    ├── MethodError      method that does not fit the model
+    ├── AdapterError     adapter folder that is missing, damaged or of another kind
+    ├── MergeError       merged model that computes other outputs than the adapted model
+    └── TrainingError    training that cannot continue
 
-The command line prints such an error as one line and exits with 2. Every message says what was wrong, what came,
-and what to do.
+The command line prints such an error as one line and exits with code 2. Every message names the problem, the value that
+caused it, and a remedy.
 """
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 
 
 class PeftlyError(Exception):
-    """What was asked for cannot be done, for a reason that the message states."""
+    """Base class of all errors that the user can remedy, as the message states."""
 
 
 class ConfigError(PeftlyError, ValueError):
-    """A run's configuration has an unknown key or an impossible value."""
+    """The configuration of a run, or an argument, has an unknown key or an invalid value."""
 
 
 class DataError(PeftlyError, ValueError):
@@ -38,20 +38,20 @@ class DataError(PeftlyError, ValueError):
 
 
 class BaseModelError(PeftlyError, RuntimeError):
-    """A base model cannot be found, fetched, verified or opened."""
+    """A base model cannot be found, downloaded, verified or opened."""
 
 
 class MethodError(PeftlyError, ValueError):
-    """A method does not fit this model, or its settings match nothing in it."""
+    """A method does not fit the model, or its settings match none of the layers."""
 
 
 class AdapterError(PeftlyError, ValueError):
-    """An adapter folder is missing, damaged, or of a kind that cannot be used here."""
+    """An adapter folder is missing, damaged, or of a kind that is not usable here."""
 
 
 class MergeError(PeftlyError, RuntimeError):
-    """A merged model differs from the adapted one by more than rounding explains."""
+    """The outputs of a merged model differ from the outputs of the adapted model by more than rounding explains."""
 
 
 class TrainingError(PeftlyError, RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue, for example after a loss that is not a number."""

@@ -1,4 +1,4 @@
-"""How the tests here call the command line and what it leaves behind."""
+"""Calls of the command line, in this process and in another one."""
 
 import io
 import os
@@ -18,7 +18,7 @@ import peftly.cli
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind on the screen."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -29,13 +29,13 @@ Peftly = Callable[..., Outcome]
 
 
 def environment() -> dict[str, str]:
-    """Return variables for a command in a process of its own: the sources of this tree, one thread, no network."""
+    """Return the variables of a command in another process: the sources of this tree, one thread, no network."""
     source = str(Path(peftly.cli.__file__).parents[2])
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PEFTLY_DEBUG": ""}
 
 
 def command(*arguments: Any) -> list[str]:
-    """Return the words of a command."""
+    """Return the arguments of a process that runs a command."""
     return [sys.executable, "-m", "peftly", *map(str, arguments)]
 
 
@@ -53,11 +53,11 @@ def peftly_here(*arguments: Any) -> Outcome:
     return Outcome(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def peftly_apart(*arguments: Any, typed: str = "", **variables: str) -> Outcome:
-    """Run a command in a process of its own, as a shell would."""
+def peftly_apart(*arguments: Any, **variables: str) -> Outcome:
+    """Run a command in another process, as a shell does."""
     done = subprocess.run(
         command(*arguments),
-        input=typed,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         env={**environment(), **variables},
@@ -67,5 +67,5 @@ def peftly_apart(*arguments: Any, typed: str = "", **variables: str) -> Outcome:
 
 
 def commands_of(app: Any) -> list[str]:
-    """Return the names of the commands that there are."""
+    """Return the names of the commands."""
     return [command.callback.__name__ for command in app.registered_commands]

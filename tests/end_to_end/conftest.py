@@ -1,4 +1,4 @@
-"""The command line as a person meets it, and rows to train on."""
+"""The command line in this process, and rows to train on."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ import peftly.cli
 
 @pytest.fixture(name="peftly")
 def _peftly(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Peftly:
-    """Run a command in this process, which has imported torch already, exactly as `peftly` would."""
+    """Run a command in this process, which has imported torch already, as `peftly` would."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PEFTLY_DEBUG", raising=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from commands import Peftly, peftly_apart
+from commands import Peftly
 from references import assert_close
 from safetensors.torch import load_file
 from tiny import perturb
@@ -25,7 +25,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
-from peftly.adapters.files import read_notes
+from peftly.adapters.adapter_set import open_adapters
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
@@ -84,7 +84,7 @@ def test_the_commands_of_the_page(peftly: Peftly, here, tiny_llama_folder):
     with torch.no_grad():
         assert (base(IDS).logits - expected).norm() > 1e-2 * expected.norm()
         assert_close(peft.PeftModel.from_pretrained(base, "adapters/sum")(IDS).logits, expected)
-    notes = read_notes("adapters/sum")
+    notes = open_adapters("adapters/sum").notes
     assert (notes["row_format"], set(notes)) == (SHAPE, {"method", "row_format"})
     assert "- 0.7 times adapters/a\n- 0.3 times adapters/b\n" in Path("adapters/sum/README.md").read_text()
     for words in (
@@ -121,11 +121,11 @@ def test_what_adapters_note_otherwise_is_not_kept_and_said(peftly: Peftly, here,
     other = adapter_of(tiny_llama_folder, "other", LoRA(rank=2), notes={"row_format": OTHER_SHAPE})
     outcome = peftly("combine", "adapters/a", other, "--out", "sum")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.startswith("not noted, as the adapters differ in it: how a row becomes text, so give")
-    assert "row_format" not in read_notes("sum")
+    assert outcome.out.startswith("not saved, as the adapters differ: the row format, so give")
+    assert "row_format" not in open_adapters("sum").notes
     assert peftly("generate", "sum", "--prompt", "late again", "--max-new-tokens", "3").code == 0
     outcome = peftly("generate", "sum", "--text", "late again")
-    assert (outcome.code, "give the whole prompt with --prompt" in outcome.err) == (2, True)
+    assert (outcome.code, "with --prompt" in outcome.err) == (2, True)
 
 
 def test_the_quantisation_of_the_training_is_kept(peftly: Peftly, here):
@@ -135,7 +135,7 @@ def test_the_quantisation_of_the_training_is_kept(peftly: Peftly, here):
         notes = json.loads((folder / "peftly.json").read_text())
         (folder / "peftly.json").write_text(json.dumps(notes | {"quantization": noted}))
     assert peftly("combine", "adapters/a", "adapters/b", "--out", "sum").code == 0
-    assert noted.items() <= read_notes("sum")["quantization"].items()
+    assert noted.items() <= open_adapters("sum").notes["quantization"].items()
 
 
 def test_an_adapter_is_replaced_when_that_is_asked_for(peftly: Peftly, here):
@@ -148,9 +148,9 @@ def test_an_adapter_is_replaced_when_that_is_asked_for(peftly: Peftly, here):
     assert not torch.equal(logits("sum"), before)
 
 
-def test_the_page_says_what_options_there_are():
+def test_the_options_of_the_page_are_those_of_the_command(peftly: Peftly):
     section = PAGE.partition("## One adapter of several")[2].partition("\n## ")[0]
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", peftly_apart("combine", "--help").out)) - {"--help"}
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", peftly("combine", "--help").out)) - {"--help"}
     assert options == set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section)) - {"--prompt"}
 
 
@@ -166,18 +166,18 @@ MISTAKES = {
     "no method": ([A, B, "--method", "ties"], "method is linear, or svd with a rank of at least 1; got 'ties'"),
     "a rank for linear": ([A, B, "--rank", "4"], "got 'linear' with rank=4"),
     "no rank": ([A, B, "--method", "svd", "--rank", "0"], "got 'svd' with rank=0"),
-    "a prompt": ([A, "prompt"], "'adapter_2': it is prompt_tuning, whose changes are no sums"),
-    "dora": ([A, "dora"], "'adapter_2': it is dora, whose changes are no sums"),
+    "a prompt": ([A, "prompt"], "'adapter_2': it is prompt_tuning"),
+    "dora": ([A, "dora"], "'adapter_2': it is dora"),
     "saved modules": ([A, "saved"], "'adapter_2': it trains a copy in lm_head"),
     "another base": ([A, "foreign"], "foreign for somewhere/else"),
     "another quantisation": ([A, "quantised"], "not trained over the same quantisation"),
     "a file": ([A, B, "--out", "adapters/a/README.md"], "is a file; name a folder"),
-    "in a file": ([A, B, "--out", "adapters/a/README.md/sum"], "is a file; choose another place"),
-    "other files": ([A, B, "--out", "adapters", "--overwrite"], "holds files that are no adapter"),
+    "in a file": ([A, B, "--out", "adapters/a/README.md/sum"], "is a file; choose another folder"),
+    "other files": ([A, B, "--out", "adapters", "--overwrite"], "holds files that are not part of an adapter"),
     "one of them": ([A, B, "--out", A, "--overwrite"], "is one of the adapters to combine"),
     "beside a foreign file": (
         [A, B, "--out", "full", "--overwrite"],
-        "notes.txt, which is no file of an adapter",
+        "notes.txt, which is not part of an adapter",
     ),
     "an adapter": ([A, B, "--out", "dora"], "holds an adapter; choose another folder, or replace it with --overwrite"),
 }

@@ -1,11 +1,12 @@
-"""Every command on a tiny real model: what it prints and what it writes."""
+"""Every command on a tiny base: its output and its files."""
 
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def trained(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora", "--out", out]
     outcome = peftly_apart("train", *flags, "--epochs", "12", "--learning-rate", "0.02", "--set", "train.save_steps=50")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "batches: examples laid end to end" in outcome.out
+    assert "batches: packed examples, without padding" in outcome.out
     assert "peftly evaluate" in outcome.out
     return out
 
@@ -52,7 +53,7 @@ def test_training_helps(trained):
     assert json.loads((trained / "evaluation.json").read_text())["accuracy"] >= 0.9
 
 
-def test_evaluate_says_again_what_training_said(peftly: Peftly, trained, tweets):
+def test_evaluate_repeats_the_scores_of_the_training(peftly: Peftly, trained, tweets):
     stored = json.loads((trained / "evaluation.json").read_text())
     for options in ([], ["--data", tweets, "--batch-size", "7"]):
         outcome = peftly("evaluate", trained, "--json", *options)
@@ -78,7 +79,7 @@ def test_evaluate_needs_known_labels(peftly: Peftly, trained, tmp_path):
     assert "praise" in outcome.err
 
 
-def test_generate_writes_what_was_learned(peftly: Peftly, trained, tiny_llama_folder):
+def test_generate_writes_the_learned_labels(peftly: Peftly, trained, tiny_llama_folder):
     text = "@shop love the store 9"
     outcome = peftly("generate", trained, "--text", text, "--max-new-tokens", "12")
     assert (outcome.code, outcome.err) == (0, "")
@@ -99,10 +100,25 @@ def test_sampling_repeats_with_its_seed(peftly: Peftly, tiny_llama_folder):
     assert sample(1) != sample(2)
 
 
-def test_inspect_shows_what_is_trained(peftly: Peftly, trained, tweets, tiny_llama_folder):
+def test_generate_takes_the_sampling_and_stop_options(peftly: Peftly, tiny_llama_folder):
+    def write(*options: str) -> str:
+        outcome = peftly("generate", "--base", tiny_llama_folder, "--prompt", "the", "--max-new-tokens", "16", *options)
+        assert (outcome.code, outcome.err) == (0, "")
+        return outcome.out.removesuffix("\n")
+
+    greedy = write()
+    assert write("--temperature", "5", "--top-k", "1") == greedy
+    assert write("--temperature", "5", "--min-p", "1") == greedy
+    stop = greedy[len(greedy) // 2 :][:3]
+    assert write("--stop", "never there", "--stop", stop) == greedy.partition(stop)[0]
+    refused = peftly("generate", "--base", tiny_llama_folder, "--prompt", "the", "--top-k", "5")
+    assert (refused.code, "top_k=5 has no effect at temperature 0" in refused.err) == (2, True)
+
+
+def test_inspect_marks_the_trained_tokens(peftly: Peftly, trained, tweets, tiny_llama_folder):
     flags = ["--base", tiny_llama_folder, "--data", tweets]
     for arguments in ([trained], [trained / "config.yaml"], flags):
-        outcome = peftly("inspect", *arguments, "--rows", "2")
+        outcome = peftly("inspect", *arguments, "--examples", "2")
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out.count("⟦") == 3, outcome.out  # two examples and the legend
         assert "<|im_end|>⟧" in outcome.out
@@ -113,12 +129,17 @@ def test_inspect_shows_what_is_trained(peftly: Peftly, trained, tweets, tiny_lla
     assert "cut" in cut.out
 
 
-def test_a_talk_keeps_its_history(tiny_llama_folder):
+def test_reset_starts_a_new_conversation(peftly: Peftly, tiny_llama_folder, monkeypatch):
     typed = "hello\n\n/reset\nhello\n/exit\nnever read\n"
-    outcome = peftly_apart("chat", "--base", tiny_llama_folder, "--max-new-tokens", "3", typed=typed)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    outcome = peftly("chat", "--base", tiny_llama_folder, "--max-new-tokens", "3")
     assert (outcome.code, outcome.err) == (0, "")
-    first, second = outcome.out.split("(new talk)")
+    first, second = outcome.out.split("(new conversation)")
     assert first.splitlines()[1].strip() == second.splitlines()[1].strip()
+    options = ["--temperature", "5", "--top-k", "1", "--min-p", "0.5", "--stop", "never there"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    same = peftly("chat", "--base", tiny_llama_folder, "--max-new-tokens", "3", *options)
+    assert (same.code, same.out) == (0, outcome.out)
 
 
 def test_methods_lists_them_all(peftly: Peftly):
@@ -131,7 +152,7 @@ def test_methods_lists_them_all(peftly: Peftly):
         assert method.paper in outcome.out
 
 
-def test_env_holds_what_a_bug_report_needs_and_no_secrets(peftly: Peftly, monkeypatch):
+def test_env_holds_the_facts_of_a_bug_report_and_no_secrets(peftly: Peftly, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     outcome = peftly("env")
     assert outcome.code == 0
@@ -172,7 +193,7 @@ def test_a_mistake_found_late_leaves_the_old_run_alone(peftly: Peftly, trained, 
     assert {file: file.stat().st_mtime_ns for file in trained.rglob("*")} == before
 
 
-def test_other_shapes_train_and_show_samples(peftly: Peftly, tiny_llama_folder, tmp_path):
+def test_other_row_formats_train_and_show_samples(peftly: Peftly, tiny_llama_folder, tmp_path):
     shapes = {
         "completion": {"prompt": "say {}", "completion": "word {}"},
         "chat": {"messages": [{"role": "user", "content": "say {}"}, {"role": "assistant", "content": "word {}"}]},
@@ -190,7 +211,7 @@ def test_other_shapes_train_and_show_samples(peftly: Peftly, tiny_llama_folder, 
         assert all(sample["gold"].startswith("word") for sample in samples)
 
 
-def test_interrupted_training_says_where_the_weights_are(tiny_llama_folder, tweets, tmp_path):
+def test_interrupted_training_reports_the_folder_of_its_weights(tiny_llama_folder, tweets, tmp_path):
     out = tmp_path / "run"
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", out, "--epochs", "100000"]
     process = subprocess.Popen(
@@ -199,8 +220,6 @@ def test_interrupted_training_says_where_the_weights_are(tiny_llama_folder, twee
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        # A test run in the background may ignore Ctrl-C, and what it starts would inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:

@@ -20,10 +20,10 @@ def _runs(tmp_path_factory, tiny_llama_folder, tweets):
 def test_a_prompt_is_shown_by_its_nearest_words(peftly: Peftly, runs):
     outcome = peftly("explain", runs["prompt_tuning"])
     assert (outcome.code, outcome.err) == (0, "")
-    assert "started at" in outcome.out
+    assert "initial token" in outcome.out
     found = json.loads(peftly("explain", runs["prompt_tuning"], "--neighbours", "2", "--json").out)
-    assert len(found["rows"]) == 20
-    for row in found["rows"]:
+    assert len(found["embeddings"]) == 20
+    for row in found["embeddings"]:
         assert len(row["nearest"]) == 2
         assert 0 < row["moved"] < 10 * row["norm"]
         assert row["start"]["cosine"] == pytest.approx(1, abs=1e-4)
@@ -33,12 +33,12 @@ def test_without_the_run_nobody_knows_where_it_started(peftly: Peftly, runs, tmp
     alone = (runs["prompt_tuning"] / "adapter").rename(tmp_path / "alone")
     found = json.loads(peftly("explain", alone, "--json").out)
     alone.rename(runs["prompt_tuning"] / "adapter")
-    assert {row["moved"] for row in found["rows"]} == {None}
+    assert {row["moved"] for row in found["embeddings"]} == {None}
 
 
 def test_lora_has_no_words(peftly: Peftly, runs):
     outcome = peftly("explain", runs["lora"])
     assert outcome.code == 2
     assert outcome.err == (
-        "error: only prompts can be read as words, and 'default' is one of lora; see prompt_tuning and p_tuning\n"
+        "error: explain needs a soft prompt (prompt_tuning, p_tuning), and 'default' is a lora adapter\n"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from commands import Peftly, peftly_apart
+from commands import Peftly
 from tiny import perturb
 
 from peftly import LoRA, attach, generate, load, load_base, save_adapter, trainable_parameters
@@ -39,7 +39,7 @@ def test_smollm2_writes_the_same_merged(peftly: Peftly, tmp_path):
     texts.write_text("\n".join(PROMPTS[:2]))
     outcome = peftly("merge", adapter, "--out", merged, "--dtype", "float32", "--text", texts, "--report", report)
     assert (outcome.code, outcome.err) == (0, "")
-    assert re.search(r"greedy continuation is the same +│ 2 of 2", outcome.out)
+    assert re.search(r"greedy continuation is equal +│ 2 of 2", outcome.out)
     found = json.loads(report.read_text())
     assert (found["complaint"], found["dtype"]) == (None, "float32")
     assert max(found["relative"], found["rounding"]) < 1e-5
@@ -64,8 +64,8 @@ def test_a_run_is_compared_on_its_own_rows(peftly: Peftly, here, tweets, tiny_ll
     assert len(commands) == 2
     outcomes = [peftly(*shlex.split(command)) for command in commands]
     assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, ""), (0, "")]
-    assert "comparing on 8 test rows of the run" in outcomes[0].out
-    assert "texts of peftly's own, as the adapter is not in a run folder" in outcomes[1].out
+    assert "comparing on 8 test examples of the run" in outcomes[0].out
+    assert "texts of peftly's sample data, as the adapter is not in a run folder" in outcomes[1].out
     for folder in ("merged/tweets", "merged/both"):
         assert type(tf.AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
     tweets.rename(tweets.with_suffix(".away"))
@@ -74,7 +74,7 @@ def test_a_run_is_compared_on_its_own_rows(peftly: Peftly, here, tweets, tiny_ll
     finally:
         tweets.with_suffix(".away").rename(tweets)
     assert (outcome.code, outcome.err) == (0, "")
-    assert re.search(r"comparing on 8 texts of peftly's own, as .*tweets\.jsonl", outcome.out)
+    assert re.search(r"comparing on 8 texts of peftly's sample data, as .*tweets\.jsonl", outcome.out)
 
 
 def test_the_python_of_the_page(here, tiny_llama_folder):
@@ -84,9 +84,9 @@ def test_the_python_of_the_page(here, tiny_llama_folder):
     assert (here / "adapters" / "small" / "adapter_config.json").is_file()
 
 
-def test_the_options_of_the_page_are_those_that_there_are():
+def test_the_options_of_the_page_are_those_of_the_command(peftly: Peftly):
     shown = {"--out", *re.findall(r"^\| `(--[a-z-]+)", PAGE, re.MULTILINE)}
-    outcome = peftly_apart("merge", "--help")
+    outcome = peftly("merge", "--help")
     there = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", outcome.out)) - {"--help"}
     assert shown == there
 
@@ -100,7 +100,7 @@ MISTAKES = {
     "weights": (["adapters/a", "adapters/b", "--out", "m", "--weights", "a,b"], "give numbers with commas"),
     "a report": (["adapters/a", "--out", "m", "--report", "no/where.json"], "there is no folder no"),
     "a file": (["adapters/a", "--out", "adapters/a/README.md"], "is a file"),
-    "another folder": (["adapters/a", "--out", "adapters", "--overwrite"], "files that are no merged model"),
+    "another folder": (["adapters/a", "--out", "adapters", "--overwrite"], "files that are not part of a merged model"),
     "too many": (["adapters/a", "adapters/b", "--out", "m", "--weights", "1"], "1 were given for 2"),
 }
 

@@ -1,4 +1,4 @@
-"""What a person can get wrong: one line on standard error, exit code 2, no traceback, nothing half-written."""
+"""Mistakes of the user: one line on standard error, exit code 2, no traceback, no partial output."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from commands import Peftly, peftly_apart
 
 
 def failed(outcome, *words: str) -> str:
-    """Check that the command ended as it should for bad input, and return its line."""
+    """Check the outcome of a command with bad input, and return its error line."""
     assert outcome.code == 2, outcome
     lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err
@@ -22,7 +22,7 @@ def failed(outcome, *words: str) -> str:
 
 @pytest.fixture
 def train(peftly: Peftly, tiny_llama_folder: Path, tweets: Path, tmp_path: Path):
-    """Train with what is right by default; an option given again wins."""
+    """A command with valid options; an option that is repeated overrides them."""
 
     def run(*options: str, data: Path = tweets):
         out = tmp_path / "out"
@@ -76,6 +76,8 @@ def test_a_template_field_that_no_row_has(train):
         (["--method", "lroa"], ["lroa", "did you mean lora?", "prompt_tuning"]),
         (["--set", "method.target_modules=[nothing_here]"], ["nothing_here", "q_proj"]),
         (["--set", "train.lerning_rate=1"], ["train.lerning_rate", "train.learning_rate"]),
+        (["--set", "train.num_train_epochs=1"], ["train.num_train_epochs", "use train.epochs"]),
+        (["--set", "bf16=true"], ["bf16", "use dtype=bfloat16"]),
         (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
         (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
         (
@@ -102,7 +104,7 @@ def test_an_out_folder_that_holds_another_run(peftly, tiny_llama_folder, tweets,
     out.mkdir()
     (out / "config.yaml").write_text("base: mine\n")
     arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", out]
-    failed(peftly(*arguments), "another run", "--overwrite")
+    failed(peftly(*arguments), "holds a run", "--overwrite")
     assert [file.name for file in out.iterdir()] == ["config.yaml"]
     assert (out / "config.yaml").read_text() == "base: mine\n"
 
@@ -123,7 +125,7 @@ def test_an_out_folder_that_holds_something_else(peftly, tiny_llama_folder, twee
         out,
         "--overwrite",
     ]
-    failed(peftly(*arguments), "not from a run")
+    failed(peftly(*arguments), "not part of a run")
     assert (out / "thesis.txt").read_text() == "mine"
 
 
@@ -134,7 +136,7 @@ def test_an_out_that_is_a_file(peftly, tiny_llama_folder, tweets):
 
 def test_a_quickstart_into_somebody_elses_folder(peftly, tiny_llama_folder, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    failed(peftly("quickstart", "--base", tiny_llama_folder, "--out", tmp_path), "not from a quickstart")
+    failed(peftly("quickstart", "--base", tiny_llama_folder, "--out", tmp_path), "not part of a quickstart")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 

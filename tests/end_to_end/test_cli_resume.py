@@ -1,15 +1,16 @@
-"""`peftly train --resume`: a run that was killed, or stopped with Ctrl-C, goes on as if it had not been."""
+"""`peftly train --resume`: a run that was killed, or interrupted with Ctrl-C, continues as if nothing had happened."""
 
 import json
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from commands import command, environment
+from commands import command, environment, peftly_here
 
-SETTINGS = ["--method", "lora", "--batch-size", 4, "--epochs", 8, "--set", "train.checkpoint_steps=1"]
+SETTINGS = ["--method", "lora", "--batch-size", 4, "--epochs", 6, "--set", "train.checkpoint_steps=1"]
 SETTINGS += ["--set", "method.dropout=0.2", "--set", "data.validation_fraction=0.2"]
 
 
@@ -27,10 +28,10 @@ def rows(tweets, tiny_llama_folder):
     return ["train", "--base", tiny_llama_folder, "--data", tweets]
 
 
-def stopped(words, out, how):
-    """Send a signal to a run once it has written a checkpoint and taken a step more; return its exit code and words."""
+def stopped(arguments, out, how):
+    """Send a signal to a run after its first checkpoint; return its exit code and its error output."""
     process = subprocess.Popen(
-        command(*words, "--out", out), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*arguments, "--out", out), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not (out / "checkpoint.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -43,35 +44,63 @@ def stopped(words, out, how):
 def whole(rows, tmp_path_factory):
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(*rows, *SETTINGS, "--out", out), env=environment(), check=True, capture_output=True)
+    done = peftly_here(*rows, *SETTINGS, "--out", out)
+    assert done.code == 0, done.err
     return out
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_byte(peftly, rows, whole, how, tmp_path):
-    code, errors = stopped([*rows, *SETTINGS], tmp_path / "run", how)
-    if how == signal.SIGINT:
-        assert code == 130
-        assert f"go on with: peftly train --resume {tmp_path / 'run'}" in errors.replace(".venv/bin/", "")
-    else:
-        assert code == -signal.SIGKILL
-    moved = shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+@pytest.fixture(scope="module")
+def killed_run(rows, tmp_path_factory):
+    """A run that was killed after its first checkpoint."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    code, _ = stopped([*rows, *SETTINGS], out, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    return out
+
+
+@pytest.fixture
+def killed(killed_run, tmp_path):
+    """A copy of the killed run in another folder."""
+    return Path(shutil.copytree(killed_run, tmp_path / "killed"))
+
+
+@pytest.fixture(scope="module")
+def killed_ensemble(rows, tmp_path_factory):
+    """An ensemble that was killed after its first checkpoint."""
+    out = tmp_path_factory.mktemp("killed") / "ensemble"
+    code, _ = stopped([*rows, *SETTINGS, "--ensemble", 2], out, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    return out
+
+
+@pytest.fixture
+def interrupted(rows, tmp_path):
+    """A run that Ctrl-C interrupted, moved to another folder."""
+    code, errors = stopped([*rows, *SETTINGS], tmp_path / "run", signal.SIGINT)
+    assert code == 130
+    assert f"continue with: peftly train --resume {tmp_path / 'run'}" in errors.replace(".venv/bin/", "")
+    return Path(shutil.move(tmp_path / "run", tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_stopped_run_continues_to_the_same_bytes(peftly, rows, whole, how, request):
+    moved = request.getfixturevalue(how)
     refused = peftly(*rows, *SETTINGS, "--out", moved)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "or go on with it: " in refused.err
+    assert "or continue it: " in refused.err
     done = peftly("train", "--resume", moved)
     assert done.code == 0, done.err
-    assert "going on after step" in done.out
+    assert "continuing after step" in done.out
     assert bytes_of(moved) == bytes_of(whole)
     assert steps_in(moved) == steps_in(whole)
     names = [sorted(file.name for file in run.iterdir()) for run in (moved, whole)]
     assert names[0] == names[1]
     again = peftly("train", "--resume", moved)
     assert (again.code, again.err.count("\n")) == (2, 1)
-    assert "has come to its end" in again.err
+    assert "is finished" in again.err
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(peftly, rows, whole, tmp_path):
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(peftly, rows, whole, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     shutil.copy(whole / "config.yaml", out)
@@ -85,10 +114,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(peftly, 
     assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in whole.iterdir())
 
 
-def test_runs_side_by_side(peftly, rows, tmp_path):
-    words = [*rows, *SETTINGS, "--ensemble", 2]
-    assert peftly(*words, "--out", tmp_path / "whole").code == 0
-    stopped(words, tmp_path / "run", signal.SIGKILL)
+def test_runs_side_by_side(peftly, rows, killed_ensemble, tmp_path):
+    assert peftly(*rows, *SETTINGS, "--ensemble", 2, "--out", tmp_path / "whole").code == 0
+    shutil.copytree(killed_ensemble, tmp_path / "run")
     done = peftly("train", "--resume", tmp_path / "run")
     assert done.code == 0, done.err
     for member in ("member_1", "member_2"):
@@ -97,13 +125,12 @@ def test_runs_side_by_side(peftly, rows, tmp_path):
     assert names[0] == names[1]
 
 
-def test_one_of_several_runs_does_not_go_on_alone(peftly, rows, tmp_path):
-    words = [*rows, *SETTINGS, "--ensemble", 2]
-    stopped(words, tmp_path / "run", signal.SIGKILL)
+def test_one_of_several_runs_does_not_continue_alone(peftly, killed_ensemble, tmp_path):
+    shutil.copytree(killed_ensemble, tmp_path / "run")
     before = (tmp_path / "run" / "member_1" / "metrics.jsonl").read_bytes()
     refused = peftly("train", "--resume", tmp_path / "run" / "member_1")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert f"go on together: peftly train --resume {tmp_path / 'run'}" in refused.err.replace(".venv/bin/", "")
+    assert f"continue together: peftly train --resume {tmp_path / 'run'}" in refused.err.replace(".venv/bin/", "")
     assert (tmp_path / "run" / "member_1" / "metrics.jsonl").read_bytes() == before
     # As if it had been killed before its parts were begun.
     shutil.rmtree(tmp_path / "run" / "member_1")
@@ -113,14 +140,14 @@ def test_one_of_several_runs_does_not_go_on_alone(peftly, rows, tmp_path):
     assert done.code == 0, done.err
 
 
-def test_what_cannot_go_on(peftly, rows, whole, tmp_path):
+def test_runs_that_cannot_continue(peftly, rows, whole, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     shutil.copy(whole / "config.yaml", project)
     (project / "notes.md").write_text("mine")
     for words, said in [
-        ([tmp_path / "none"], "there is no run in"),
-        ([project], "there is no run in"),
+        ([tmp_path / "none"], "holds no run to continue"),
+        ([project], "holds no run to continue"),
         ([whole, "--epochs", 4], "--resume takes no other options"),
         ([whole, "--seed", 0], "--resume takes no other options"),
         ([whole, "--set", "train.seed=1"], "--resume takes no other options"),
@@ -131,16 +158,14 @@ def test_what_cannot_go_on(peftly, rows, whole, tmp_path):
         assert said in refused.err
 
 
-def test_rows_that_have_changed_since_are_refused_and_nothing_is_lost(peftly, rows, tweets, tmp_path):
-    data = shutil.copy(tweets, tmp_path / "rows.jsonl")
-    out = tmp_path / "run"
-    words = [data if word == tweets else word for word in rows]
-    stopped([*words, *SETTINGS], out, signal.SIGKILL)
-    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+def test_other_examples_than_those_of_the_checkpoint_are_refused_and_nothing_is_lost(peftly, tweets, killed, tmp_path):
+    data, config = shutil.copy(tweets, tmp_path / "rows.jsonl"), killed / "config.yaml"
+    config.write_text(config.read_text().replace(str(tweets), str(data)))
     with data.open("a") as file:
         file.write('{"text": "one more", "label": "complaint"}\n')
-    refused = peftly("train", "--resume", out)
+    before = {file: file.read_bytes() for file in killed.rglob("*") if file.is_file()}
+    refused = peftly("train", "--resume", killed)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "the checkpoint is of a run on other rows" in refused.err
-    after = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert "the checkpoint is of a run on other examples" in refused.err
+    after = {file: file.read_bytes() for file in killed.rglob("*") if file.is_file()}
     assert after == before

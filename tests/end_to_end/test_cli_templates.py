@@ -11,9 +11,8 @@ import yaml
 from commands import Peftly
 from tiny_tasks import answer_rows, labelled_rows, write_rows
 
-from peftly import use_prompt_positions
-from peftly.data import RowFormat, encode_prompt_of
-from peftly.runs.folder import open_run
+from peftly import open_run, use_prompt_positions
+from peftly.data import RowFormat, encode_example_prompt
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "templates.md"
 
@@ -25,7 +24,7 @@ def settings(tiny_llama_folder, tweets, tmp_path):
     return {
         "base": str(tiny_llama_folder),
         "data": {"train": str(tweets), "test": str(tweets), "template": TEMPLATE, "target": "label"},
-        "method": {"name": "p_tuning", "num_virtual_tokens": 9, "place": "template"},
+        "method": {"name": "p_tuning", "num_virtual_tokens": 9, "position": "template"},
         "train": {"epochs": 6, "learning_rate": 0.01},
         "out": str(tmp_path / "run"),
     }
@@ -54,7 +53,7 @@ def test_from_a_file_to_an_answer(peftly: Peftly, settings, tmp_path):
     peft = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert peft["peft_type"] == "PEFTLY_PROMPT_TUNING"
     model, tokenizer, shape, _ = open_run(str(run))
-    row = encode_prompt_of(shape.format_prompt("late again"), tokenizer)
+    row = encode_example_prompt(shape.format_prompt("late again"), tokenizer)
     with use_prompt_positions(model, [row.prompt_positions]):
         wanted = model.generate(torch.tensor([row.input_ids]), max_new_tokens=8, do_sample=False, use_cache=False)
     outcome = peftly("generate", run, "--text", "late again", "--max-new-tokens", 8)
@@ -64,7 +63,7 @@ def test_from_a_file_to_an_answer(peftly: Peftly, settings, tmp_path):
     assert re.search(r"\{prompt:3\}│@[^⟦]*│\{prompt:3\}│⏎\n[^⟦]*│\{prompt:3\}│⟦", shown)
     outcome = peftly("generate", run, "--prompt", "late again\nLabel:")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "does not say where that is" in outcome.err
+    assert "this call has no positions" in outcome.err
 
 
 def test_a_classifier(peftly: Peftly, settings, task_base, tmp_path):
@@ -93,11 +92,14 @@ def test_an_encoder_decoder_shows_samples(peftly: Peftly, settings, task_base, t
     ("options", "words"),
     [
         (["--template", "{text}{prompt:many}"], ["'{prompt:many}'", "as in {prompt:3}"]),
-        (["--template", "{prompt:3}{text}"], ["9 virtual tokens", "places for 3", "num_virtual_tokens"]),
-        (["--template", "{text} Label:"], ["9 virtual tokens", "places for 0", "{prompt:9}"]),
-        (["--set", "method.position=front"], ["places for 9", "no method puts any there", "method.position"]),
+        (["--template", "{prompt:3}{text}"], ["9 virtual tokens", "marks 3", "num_virtual_tokens"]),
+        (["--template", "{text} Label:"], ["9 virtual tokens", "marks 0", "{prompt:9}"]),
+        (
+            ["--set", "method.position=front"],
+            ["marks 9 virtual tokens", "no method inserts any there", "method.position"],
+        ),
         (["--set", "method.position=inside"], ["method.position", "'front', 'after_cls' or 'template'", "inside"]),
-        (["--set", "method={name: lora}"], ["places for 9", "no method puts any there"]),
+        (["--set", "method={name: lora}"], ["marks 9 virtual tokens", "no method inserts any there"]),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(options, words, peftly, settings, tmp_path):
@@ -125,4 +127,4 @@ def test_the_page_about_them(peftly: Peftly, tiny_llama_folder, tweets, tmp_path
     for code in blocks:
         exec(compile(code, "templates.md", "exec"), names)
     assert len(names["answers"]) == 2
-    assert names["logits"].shape[1] == len(names["row"].input_ids)
+    assert names["logits"].shape[1] == len(names["encoded"].input_ids)

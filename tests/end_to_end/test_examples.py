@@ -38,7 +38,7 @@ def test_digits(capsys):
     assert found["0-4, LoRA switched off"] == found["0-4, base"]
     assert abs(found["5-9, merged"] - found["5-9, with LoRA"]) < 0.005
     assert found["share of parameters trained"] < 1 / 30
-    assert "the base is the same, bit for bit" in capsys.readouterr().out
+    assert "the base is unchanged, bit for bit" in capsys.readouterr().out
 
 
 def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "qlora.md").read_text(encoding="utf-8")
     train, merging = (shlex.split(command) for command in re.findall(r"^    peftly (.+)$", page, re.MULTILINE))
     write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
-    rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:16]
+    rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:6]
     Path("few.jsonl").write_text("\n".join(rows))
     for setting in ("max_steps=8", "gradient_accumulation_steps=4", "learning_rate=0.001"):
         train += ["--set", f"train.{setting}"]
@@ -66,7 +66,7 @@ def test_qlora_from_the_rows_to_a_merged_model(peftly, tmp_path, monkeypatch):
 
     model, tokenizer = load("runs/qlora", dtype="float32")
     assert sum(map(is_quantized, model.modules())) == 30 * 7
-    prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows[:6]]
+    prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows[:3]]
     before = generate(model, tokenizer, prompts, max_new_tokens=8)
     after = generate(merge(dequantize(model)), tokenizer, prompts, max_new_tokens=8)
     assert before == after

@@ -1,7 +1,9 @@
 """What the README shows works as it stands, on a tiny base in place of the real one."""
 
+import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from peftly.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = sorted(file.parent for file in (ROOT / "src" / "peftly").glob("*/__init__.py"))
 
 
 @pytest.fixture(name="here")
@@ -62,10 +65,23 @@ def test_its_table_of_methods():
     assert rows == [(name, method.summary, method.paper) for name, method in METHODS.items()]
 
 
-def test_its_tree_names_every_module():
+def test_its_tree_names_every_package_from_the_ground_up():
     tree = README[README.index("    src/peftly/") : README.index("    tests/")]
-    shown = set(re.findall(r"[\w/]+\.py", tree))
-    assert shown
-    source = ROOT / "src" / "peftly"
-    here = {path.name for path in source.glob("*.py")} | {path.name for path in (source / "methods").glob("*.py")}
-    assert shown == here - {"__init__.py", "__main__.py"}
+    shown = [name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^ {6}(\S+)", tree, re.MULTILINE)]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" | ")) for layer in reversed(contract["layers"])]
+    assert sorted(shown) == sorted(name for layer in layers for name in layer)
+    heights = [next(height for height, layer in enumerate(layers) if name in layer) for name in shown]
+    assert heights == sorted(heights)
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
+def test_a_package_lists_its_modules(folder):
+    """In its docstring; the modules of commands and of methods are in their registries."""
+    listed = set(re.findall(r"\w+", ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8")))))
+    listed |= {
+        "cli": set(commands_of(app)),
+        "methods": {method.adapter.__module__.rpartition(".")[2] for method in METHODS.values()},
+    }.get(folder.name, set())
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__"} <= listed

@@ -1,13 +1,22 @@
-"""The command line. Each command is one thin file; torch is imported inside it, so that `--help` answers at once."""
+"""The command line, with one thin file per command. May import: all packages.
+
+console  output, and errors as one line
+options  options that several commands share
+opening  model of a run, an adapter or a base
+answers  answers of a classifier, printed
+tokens   tokens of an example, printed
+
+The commands import torch and other large libraries inside their functions, so that `--help` stays fast.
+"""
 
 import os
 from typing import Annotated
 
 import typer
 
-from peftly.cli._console import CommandGroup
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
+from peftly.cli.console import CommandGroup
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -21,9 +30,9 @@ from peftly.cli.train import train
 
 __all__ = ["app", "main"]
 
-SPINS = "10000"
-"""How often a thread without work looks for some before it lets others have its core. With OpenMP's own number, thirty
-times as many, training crawls on a machine that does anything else; see docs/log.md."""
+_SPIN_COUNT = "10000"
+"""Spins of an idle OpenMP thread before it yields its core. With OpenMP's default, 30 times as many, training becomes
+very slow on a machine with other load; see docs/log.md."""
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -44,7 +53,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _set_environment(
     debug: Annotated[
         bool, typer.Option("--debug", envvar="PEFTLY_DEBUG", help="Show the traceback of an error.")
     ] = False,
@@ -52,13 +61,13 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Adapt a frozen language model: soft prompts, LoRA and their family, from raw data to a portable adapter."""
-    # Where the HTTP, tokenizer and OpenMP libraries look for it, before any of them is imported.
+    """Parameter-efficient fine-tuning of language models: soft prompts, LoRA and related methods."""
+    # The tokenizer and OpenMP libraries read these variables when they are imported.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
 def main() -> None:
-    """Run the command line on `sys.argv` and leave with its exit code."""
+    """Run the command line on `sys.argv` and exit with its exit code."""
     app(prog_name="peftly")

@@ -5,35 +5,38 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli._console import quiet
-from peftly.cli._model import RunArgument, open_model
-from peftly.cli._options import BaseOption, MaxNewTokens, Temperature
+from peftly.cli.console import silence_libraries
+from peftly.cli.opening import open_model
+from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
 
 __all__ = ["chat"]
 
 
 def chat(
-    run: RunArgument = None,
+    run: OptionalRun = None,
     base: BaseOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told before the talk.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    stop: Stop = None,
 ) -> None:
-    """Talk with a trained adapter or a base. /reset begins anew, /exit or Ctrl-D ends."""
-    quiet()
+    """Chat with a trained adapter or a base. /reset starts a new conversation, /exit or Ctrl-D ends the program."""
+    silence_libraries()
     from peftly.data import prompt_ids
     from peftly.inference import generate as write
 
     opened = open_model(run, base)
     opening = [{"role": "system", "content": system}] if system else []
-    # A model that cannot chat says so now, not after the first question.
+    # A model without a chat template fails here, before the first question.
     prompt_ids([*opening, {"role": "user", "content": "?"}], opened.tokenizer)
-    typer.echo("/reset begins anew, /exit or Ctrl-D ends", err=False)
+    typer.echo("/reset starts a new conversation, /exit or Ctrl-D ends the program", err=False)
     history = list(opening)
     while (question := _ask()) is not None:
         if question == "/reset":
             history = list(opening)
-            typer.echo("(new talk)")
+            typer.echo("(new conversation)")
         elif question:
             history.append({"role": "user", "content": question})
             answer = write(
@@ -42,6 +45,9 @@ def chat(
                 history,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                top_k=top_k,
+                min_p=min_p,
+                stop=stop or (),
                 stream=lambda piece: typer.echo(piece, nl=False),
             )[0]
             typer.echo()
@@ -49,7 +55,7 @@ def chat(
 
 
 def _ask() -> str | None:
-    """Return what a person typed, or None when they are done."""
+    """Return the next line of the user; None at the end of the conversation."""
     try:
         question = input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

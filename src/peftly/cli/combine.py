@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from peftly.cli._console import quiet
-from peftly.cli._options import Adapters, Weights, read_weights
+from peftly.cli.console import silence_libraries
+from peftly.cli.options import Adapters, Weights, read_weights
 
 if TYPE_CHECKING:
     from peftly.merging import Combined
@@ -15,32 +15,29 @@ __all__ = ["combine"]
 
 def combine(
     adapters: Adapters,
-    out: Annotated[str, typer.Option("--out", help="The folder of the new adapter.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the new adapter.")],
     weights: Weights = None,
     method: Annotated[
-        str, typer.Option("--method", help="linear: the sum exactly; svd: the best adapter of a lower rank.")
+        str, typer.Option("--method", help="linear: exact sum; svd: best approximation of a lower rank.")
     ] = "linear",
-    rank: Annotated[
-        int | None, typer.Option("--rank", help="For svd; without: the largest that one of them has.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapter in --out.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank for svd. Default: the largest rank.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in --out.")] = False,
 ) -> None:
-    """Make one LoRA adapter of several: their weighted sum, as a folder that every command and PEFT open."""
+    """Combine several LoRA adapters into one, their weighted sum, in a folder that PEFT opens, too."""
     numbers = None if weights is None else read_weights(weights)
-    quiet()
+    silence_libraries()
     from peftly.merging import save_combined
 
     chosen = cast(Literal["linear", "svd"], method)  # `save_combined` checks it
     combined = save_combined(
-        adapters, out, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, say=typer.echo
+        adapters, out, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, log=typer.echo
     )
     left_out = f", {combined.left_out:.1%} of the sum left out" if method == "svd" else ""
-    typer.echo(f"{out}: {_words(combined)}{left_out}")
+    typer.echo(f"{out}: {_summary(combined)}{left_out}")
 
 
-def _words(combined: "Combined") -> str:
-    from peftly.runs import folder_bytes
-    from peftly.utils import bytes_text, count_text
+def _summary(combined: "Combined") -> str:
+    from peftly.utils import bytes_text, count_text, folder_bytes
 
     ranks = sorted({combined.config.rank, *combined.config.rank_pattern.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"

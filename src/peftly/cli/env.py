@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli._console import quiet
+from peftly.cli.console import silence_libraries
 
 __all__ = ["env"]
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Show versions, devices and caches: what a bug report needs, and nothing secret."""
-    quiet()
+    """Show versions, devices and caches, for a bug report. The output contains no secrets."""
+    silence_libraries()
     import json
 
     from peftly.report import machine_lines

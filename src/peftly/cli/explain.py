@@ -4,26 +4,29 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli._console import console, quiet
+from peftly.cli.console import console, silence_libraries
+from peftly.cli.options import Run
 
 __all__ = ["explain"]
 
 
 def explain(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, an adapter folder or a Hub id.")],
+    run: Run,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Which one, where several were trained together.")
+        str | None, typer.Option("--adapter", help="Name of the adapter, if several were trained together.")
     ] = None,
-    neighbours: Annotated[int, typer.Option("--neighbours", min=1, help="Words to show for each row.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", min=1, help="Vocabulary tokens to show for each virtual token.")
+    ] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a learned prompt is near to: each row's nearest words, its length, and how far it moved."""
-    quiet()
-    from peftly.inference import explain as look
+    """Show the virtual tokens of a learned prompt: their nearest vocabulary tokens, norms and changes in training."""
+    silence_libraries()
+    from peftly.inference import explain as explain_prompt
     from peftly.runs import open_run
 
     opened = open_run(run)
-    found = look(
+    explanation = explain_prompt(
         opened.model,
         opened.tokenizer,
         name=adapter,
@@ -35,20 +38,22 @@ def explain(
         import json
         from dataclasses import asdict
 
-        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+        typer.echo(json.dumps(asdict(explanation), ensure_ascii=False))
         return
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("row", "nearest words (cosine)", "length", "moved", "started at")
+    table = Table("position", "nearest tokens (cosine)", "norm", "moved", "initial token")
     for column in (0, 2, 3):
         table.columns[column].justify = "right"
-    for place, row in enumerate(found.rows):
-        near = ", ".join(f"{neighbour.word!r} {neighbour.cosine:.2f}" for neighbour in row.nearest)
-        moved = "?" if row.moved is None else f"{row.moved:.2f}"
-        start = "?" if row.start is None else repr(row.start.word)
-        # As plain text: a word may be what Rich reads as markup.
-        table.add_row(str(place), Text(near), f"{row.norm:.2f}", moved, Text(start))
+    for position, embedding in enumerate(explanation.embeddings):
+        near = ", ".join(f"{neighbour.token!r} {neighbour.cosine:.2f}" for neighbour in embedding.nearest)
+        moved = "?" if embedding.moved is None else f"{embedding.moved:.2f}"
+        start = "?" if embedding.start is None else repr(embedding.start.token)
+        # Not as markup of Rich, which a token may contain.
+        table.add_row(str(position), Text(near), f"{embedding.norm:.2f}", moved, Text(start))
     screen = console()
     screen.print(table)
-    screen.print(f"length: of a word's embedding {found.typical_norm:.2f} (median); moved: from where the row started")
+    screen.print(
+        f"norm: the median of the vocabulary is {explanation.typical_norm:.2f}; moved: distance from the initial value"
+    )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli._console import quiet
+from peftly.cli.console import silence_libraries
 
 __all__ = ["export"]
 
@@ -12,20 +12,17 @@ __all__ = ["export"]
 def export(
     adapter: Annotated[
         str,
-        typer.Argument(
-            metavar="ADAPTER",
-            help="An adapter or run folder, or an adapter's Hub id; for gguf also a base.",
-        ),
+        typer.Argument(metavar="ADAPTER", help="Adapter folder, run folder, or Hub id; for gguf also a base."),
     ],
-    to: Annotated[str, typer.Option("--to", help="peft, vllm, prompt-embeddings or gguf.")],
-    out: Annotated[str, typer.Option("--out", help="The folder to write, new or empty.")],
+    to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, prompt-embeddings or gguf.")],
+    out: Annotated[str, typer.Option("--out", help="Output folder, new or empty.")],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="For gguf: f16 (without this), bf16, f32 or q8_0.")
+        str | None, typer.Option("--dtype", help="Dtype for gguf: f16 (the default), bf16, f32 or q8_0.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in --out.")] = False,
 ) -> None:
-    """Write an adapter as another tool reads it: PEFT, vLLM, servers that take embeddings, or llama.cpp."""
-    quiet()
+    """Write an adapter in the format of another tool: PEFT, vLLM, servers that take embeddings, or llama.cpp."""
+    silence_libraries()
     from peftly.exporting import export as write
     from peftly.utils import bytes_text
 

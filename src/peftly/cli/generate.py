@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli._console import quiet
-from peftly.cli._model import RunArgument, open_model
-from peftly.cli._options import BaseOption, MaxNewTokens, Temperature
+from peftly.cli.console import silence_libraries
+from peftly.cli.opening import open_model
+from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,27 +16,30 @@ __all__ = ["generate"]
 
 
 def generate(
-    run: RunArgument = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="A text, put into the template that the run was trained with.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What the model reads, as it is.")] = None,
-    pair: Annotated[
-        str | None, typer.Option("--pair", help="The second text, for a classifier that was trained on two.")
-    ] = None,
+    run: OptionalRun = None,
+    text: Annotated[str | None, typer.Option("--text", help="Text for the template of the run.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Complete prompt, used without a template.")] = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="Second text, for a classifier of text pairs.")] = None,
     base: BaseOption = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest words of this probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: say less twice.")] = 1.0,
-    num_beams: Annotated[int, typer.Option("--num-beams", help="Above 1: search for the likeliest whole text.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Repeat the same draws.")] = None,
+    top_k: TopK = None,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from the most likely tokens with this total probability.")
+    ] = 1.0,
+    min_p: MinP = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: make repeated tokens less likely.")
+    ] = 1.0,
+    num_beams: Annotated[int, typer.Option("--num-beams", help="Above 1: beam search with this many beams.")] = 1,
+    stop: Stop = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")] = None,
 ) -> None:
-    """Let a trained adapter (or, with --base, an untouched base) write; a classifier says its labels instead."""
+    """Generate text with a trained adapter, or with an untouched base (--base). A classifier prints its labels."""
     if (text is None) == (prompt is None):
-        raise ConfigError("give --text (put into the run's template) or --prompt (read as it is); one of the two")
-    quiet()
-    from peftly.cli._answers import print_answer
+        raise ConfigError("give either --text (a text for the template of the run) or --prompt (a complete prompt)")
+    silence_libraries()
+    from peftly.cli.answers import print_answer
     from peftly.inference import generate as write
     from peftly.models import task_of
 
@@ -45,25 +48,27 @@ def generate(
         print_answer(opened, text if text is not None else str(prompt), pair)
         return
     if pair is not None:
-        raise ConfigError("--pair is for a classifier of two texts; put both into --prompt for a model that writes")
-    words = _in_template(opened.row_format, text) if text is not None else str(prompt)
+        raise ConfigError("--pair is for a classifier of two texts; for this model put both into --prompt")
     streams = num_beams == 1
     completions = write(
         opened.model,
         opened.tokenizer,
-        words,
+        _formatted(opened.row_format, text) if text is not None else str(prompt),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
         num_beams=num_beams,
+        stop=stop or (),
         seed=seed,
         stream=(lambda piece: typer.echo(piece, nl=False)) if streams else None,
     )
     typer.echo("" if streams else completions[0])
 
 
-def _in_template(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":
+def _formatted(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":
     if row_format is None:
-        raise ConfigError("this model does not say how a text becomes a prompt; give the whole prompt with --prompt")
+        raise ConfigError("this model has no template for --text; give the complete prompt with --prompt")
     return [{"role": "user", "content": text}] if row_format.kind == "chat" else row_format.format_prompt(text)

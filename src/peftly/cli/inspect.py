@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli._console import console, quiet
-from peftly.cli._options import (
+from peftly.cli.console import console, silence_libraries
+from peftly.cli.options import (
     BaseOption,
     DataFile,
     MaxLength,
@@ -29,7 +29,9 @@ _LEARNED = {"sequence_classification": "label", "token_classification": "tagged"
 
 
 def inspect(
-    source: Annotated[str | None, typer.Argument(help="A run folder or a YAML file; without one, options.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="Run folder, or YAML file. Options override it.")
+    ] = None,
     base: BaseOption = None,
     task: TaskOption = None,
     data: DataFile = None,
@@ -39,10 +41,10 @@ def inspect(
     target: Target = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
-    job: Annotated[str | None, typer.Option("--job", help="Which one, of a configuration with jobs.")] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="How many training examples to show.")] = 3,
+    job: Annotated[str | None, typer.Option("--job", help="Name of the job, for a configuration with jobs.")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Number of training examples to show.")] = 3,
 ) -> None:
-    """Show the exact tokens of some training examples: which are trained, and what was cut."""
+    """Show the tokens of some training examples, which of them are trained, and a report on the data."""
     flags = {
         "base": base,
         "task": task,
@@ -53,31 +55,32 @@ def inspect(
         "target": target,
         "max_length": max_length,
     }
-    config = _config(source, overrides or [], flags, job)
-    quiet()
-    from peftly.cli._tokens import example_text
+    config = _read_config(source, overrides or [], flags, job)
+    silence_libraries()
+    from peftly.cli.tokens import example_text
     from peftly.data import read_data
-    from peftly.models import base_config, choose_task, load_base
+    from peftly.models import choose_task, load_tokenizer, resolve_base
 
     raw = read_data(config.data)
-    chosen, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
-    shaped = raw.shaped(chosen)
-    tokenizer = load_base(config.base, dtype=config.dtype, device=config.device).tokenizer
-    loaded = shaped.encoded(tokenizer)
+    base_spec = resolve_base(config.base)
+    chosen, reason = choose_task(config.task, base_spec.config, raw.target_kind(), config.base)
+    formatted = raw.format(chosen)
+    tokenizer = load_tokenizer(base_spec)
+    loaded = formatted.encode(tokenizer)
     screen = console()
     screen.print(f"task: {chosen} ({reason})", markup=False, end="\n\n")
-    marked = screen.color_system is None or screen.no_color
-    for place, encoded in enumerate(loaded.train.encoded[:rows], start=1):
-        cut = f", {encoded.cut} cut" if encoded.cut else ""
+    brackets = screen.color_system is None or screen.no_color
+    for number, encoded in enumerate(loaded.train.encoded[:examples], start=1):
+        cut = f", {encoded.num_truncated} cut" if encoded.num_truncated else ""
         counts = f"{encoded.num_tokens} tokens, {encoded.num_targets} {_LEARNED.get(chosen, 'trained')}"
-        screen.print(f"example {place}: {counts}{cut}", style="bold")
-        screen.print(example_text(encoded, tokenizer, loaded.row_format.labels, marked=marked), end="\n\n")
-    screen.print("⟦trained⟧, not trained" if marked else "[green]trained[/], [dim]not trained[/]", end="\n\n")
+        screen.print(f"example {number}: {counts}{cut}", style="bold")
+        screen.print(example_text(encoded, tokenizer, loaded.row_format.labels, brackets=brackets), end="\n\n")
+    screen.print("⟦trained⟧, not trained" if brackets else "[green]trained[/], [dim]not trained[/]", end="\n\n")
     for line in loaded.report.lines():
         screen.print(line, markup=False)
 
 
-def _config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
+def _read_config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":
     from peftly.runs import JobsConfig, load_config
 
     is_run = source is not None and Path(source).is_dir()

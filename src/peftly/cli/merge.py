@@ -1,13 +1,12 @@
 """`peftly merge`."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from peftly.cli._console import console, quiet
-from peftly.cli._options import Adapters, Weights, read_weights
+from peftly.cli.console import console, silence_libraries
+from peftly.cli.options import Adapters, Weights, read_weights
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,32 +17,32 @@ __all__ = ["merge"]
 
 def merge(
     adapters: Adapters,
-    out: Annotated[str, typer.Option("--out", help="The folder of the merged model.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the merged model.")],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; without: what the base is stored in.")
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Default: the dtype of the base.")
     ] = None,
     weights: Weights = None,
     into: Annotated[
-        str, typer.Option("--into", help="After QLoRA: the base as it was trained over (trained), or the original.")
+        str, typer.Option("--into", help="Base of an adapter from QLoRA: trained (quantized) or original.")
     ] = "trained",
     text: Annotated[
         str | None,
-        typer.Option("--text", help="A file of texts, one a line, to compare on; without: the run's held-out rows."),
+        typer.Option("--text", help="Texts to compare, one per line of a file. Default: held-out data of the run."),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Of a weights file.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Maximum size of a weights file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a merged model in --out.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Keep a model that differs by more than rounding explains.")
     ] = False,
     report: Annotated[
-        str | None, typer.Option("--report", metavar="FILE", help="Write the comparison as JSON, too.")
+        str | None, typer.Option("--report", metavar="FILE", help="JSON file for the comparison.")
     ] = None,
 ) -> None:
-    """Fold adapters into their base: an ordinary model folder, compared with the adapted model."""
+    """Merge adapters into their base, write a model folder, and compare its outputs with the adapted model."""
     numbers = None if weights is None else read_weights(weights)
     if report is not None:
         _check_report(Path(report))
-    quiet()
+    silence_libraries()
     from peftly.merging import save_merged
     from peftly.runs import held_out_examples
 
@@ -55,11 +54,11 @@ def merge(
         weights=numbers,
         into=cast("Into", into),  # `save_merged` checks it
         text=text,
-        held_out=partial(held_out_examples, adapters[0]),
+        held_out=held_out_examples,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         force=force,
-        say=lambda line: screen.print(line, markup=False),
+        log=lambda line: screen.print(line, markup=False),
     )
     _print(parity, out)
     if report is not None:
@@ -67,7 +66,7 @@ def merge(
 
 
 def _check_report(file: Path) -> None:
-    """Refuse a place for the report before the work is done."""
+    """Refuse a path for the report before the work is done."""
     if file.is_dir():
         raise ConfigError(f"--report {file} is a folder; name a file")
     if not file.absolute().parent.is_dir():
@@ -77,7 +76,7 @@ def _check_report(file: Path) -> None:
 def _write_report(parity: "Parity", file: Path) -> None:
     from dataclasses import asdict
 
-    from peftly.runs import write_json
+    from peftly.utils import write_json
 
     write_json(file, {**asdict(parity), "complaint": parity.complaint})
 

@@ -1,12 +1,12 @@
 """`peftly methods`."""
 
-from peftly.cli._console import console
+from peftly.cli.console import console
 
 __all__ = ["methods"]
 
 
 def methods() -> None:
-    """List what can be trained."""
+    """List the methods with their default learning rates and papers."""
     from rich.table import Table
 
     from peftly.methods import METHODS
@@ -17,4 +17,4 @@ def methods() -> None:
         table.add_row(name, method.summary, f"{method.learning_rate:g}", mergeable, method.paper)
     screen = console()
     screen.print(table)
-    screen.print("learning rate: the default for AdamW; mergeable: can be folded into the base's own weights")
+    screen.print("learning rate: the default for AdamW; mergeable: whether peftly merge can merge it into the base")

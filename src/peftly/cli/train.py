@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli._console import console, quiet
-from peftly.cli._options import (
+from peftly.cli.console import console, silence_libraries
+from peftly.cli.options import (
     BaseOption,
     BatchSize,
     ConfigFile,
@@ -21,7 +21,7 @@ from peftly.cli._options import (
     TestFile,
     ValidationFile,
 )
-from peftly.utils import program
+from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def train(
     config: ConfigFile = None,
     base: BaseOption = None,
     quantization: Annotated[
-        str | None, typer.Option("--quantization", help="Keep the base's linear layers in nf4, fp4 or int8.")
+        str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
     ] = None,
     task: TaskOption = None,
     data: DataFile = None,
@@ -44,24 +44,24 @@ def train(
     template: Template = None,
     target: Target = None,
     max_length: MaxLength = None,
-    method: Annotated[str | None, typer.Option("--method", help="What is trained; see peftly methods.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")] = None,
     ensemble: Annotated[
-        int | None, typer.Option("--ensemble", help="Train this many such adapters at once, and let them vote.")
+        int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="The folder that the run writes.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="How often every example is seen.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Output folder of the run.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="The highest one; without: the method's own.")
+        float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
     ] = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Decides what is drawn at random.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")] = None,
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the out folder holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on with the run in this folder, which was stopped.")
+        Path | None, typer.Option("--resume", help="Folder of an unfinished run to continue. Takes no other options.")
     ] = None,
 ) -> None:
-    """Train an adapter on your data, from a YAML file, from options, or from both (an option wins)."""
+    """Train an adapter on your data, with settings from a YAML file, from options, or from both."""
     flags = {
         "base": base,
         "quantization": quantization,
@@ -80,29 +80,28 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
     }
-    from peftly.runs import check_out, load_config, one_run
+    from peftly.runs import check_resumable, check_run_folder, load_config, one_run
 
-    if resume is not None:
-        _refuse_beside_resume(config, overrides or None, overwrite or None, *flags.values())
-        check_out(resume, resume=True)
-        config, flags = str(resume / "config.yaml"), {"out": str(resume)}
-    resolved = load_config(config, overrides or (), flags, stored=resume is not None)
-    goes_on = resume is not None
-    check_out(Path(resolved.out), overwrite=overwrite, resume=goes_on)
-    quiet()
-    if resolved.parts():
-        _train_together(resolved, overwrite=overwrite, resume=goes_on)
+    if resume is None:
+        resolved = load_config(config, overrides or (), flags)
+        check_run_folder(Path(resolved.out), overwrite=overwrite)
     else:
-        _train(one_run(resolved), overwrite=overwrite, resume=goes_on)
+        _check_alone(config, overrides or None, overwrite or None, *flags.values())
+        check_resumable(resume)
+        resolved = load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+    silence_libraries()
+    if resolved.parts():
+        _train_together(resolved, overwrite=overwrite, resume=resume is not None)
+    else:
+        _train(one_run(resolved), overwrite=overwrite, resume=resume is not None)
 
 
-def _refuse_beside_resume(*given: object) -> None:
-    from peftly.errors import ConfigError
-
-    if any(value is not None for value in given):
+def _check_alone(*others: object) -> None:
+    """Refuse other options beside `--resume`."""
+    if any(value is not None for value in others):
         raise ConfigError(
-            "--resume takes no other options: a run goes on with the settings that it was begun with, which are in its "
-            "config.yaml; train anew for others"
+            "--resume takes no other options: a run continues with the settings in its config.yaml; for other settings "
+            "train again"
         )
 
 
@@ -113,7 +112,7 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
     screen = console()
     with ProgressBar(screen) as bar:
         result = run(
-            config, overwrite=overwrite, resume=resume, say=partial(screen.print, markup=False), callbacks=[bar]
+            config, overwrite=overwrite, resume=resume, log=partial(screen.print, markup=False), callbacks=[bar]
         )
     _print_summary(screen, result)
 
@@ -122,12 +121,13 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
     from peftly.report import comparison_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
+    from peftly.utils import program
 
     screen = console()
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
-        bars = {name: [bar.beside(name)] for name in config.parts()}
+        bars = {name: [bar.add_bar(name)] for name in config.parts()}
         result = run_together(
-            config, overwrite=overwrite, resume=resume, say=partial(screen.print, markup=False), callbacks=bars
+            config, overwrite=overwrite, resume=resume, log=partial(screen.print, markup=False), callbacks=bars
         )
     screen.print()
     screen.print(comparison_table(result.rows))
@@ -136,7 +136,7 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly.utils import bytes_text, count_text, score_rows, seconds_text
+    from peftly.utils import bytes_text, count_text, program, score_rows, seconds_text
 
     screen.print()
     if result.evaluation is not None:

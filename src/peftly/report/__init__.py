@@ -1,12 +1,13 @@
-"""Reports: self-contained HTML pages, made only from the files of a run, so that they can be written again later."""
+"""Self-contained HTML pages made from the files of a run. May import: `utils`, and `evaluation` for its types.
 
-from peftly.report._page import machine_lines
-from peftly.report.comparison import (
-    comparison_row,
-    comparison_table,
-    pick_samples,
-    write_comparison,
-)
+run_page    page of one run
+comparison  page, and table for the screen, of several runs
+charts      charts as SVG, drawn with matplotlib
+page        templates, JSON files, and the description of a machine
+"""
+
+from peftly.report.comparison import comparison_row, comparison_table, pick_samples, write_comparison
+from peftly.report.page import machine_lines
 from peftly.report.run_page import write_report
 
 __all__ = ["comparison_row", "comparison_table", "machine_lines", "pick_samples", "write_comparison", "write_report"]

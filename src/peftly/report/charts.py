@@ -1,10 +1,15 @@
-"""Pictures as inline SVG: text stays text, and every colour is a CSS variable of the page, light or dark."""
+"""Charts as inline SVG with selectable text; all colours are CSS variables of the page, for light and dark mode.
+
+Only this module uses matplotlib. Pages are complete without it, except for their charts.
+"""
 
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,8 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bar_chart", "line_chart"]
 
-# Matplotlib writes colours as hex; these stand for the page's own and are replaced in its output.
-PLACEHOLDERS = {
+# matplotlib writes colours as hexadecimal numbers. The chart is drawn in these colours, which are then replaced by the
+# CSS variables of the page.
+_PLACEHOLDERS = {
     "ink": "#010203",
     "muted": "#010204",
     "line": "#010205",
@@ -21,78 +27,101 @@ PLACEHOLDERS = {
     "second": "#010207",
     "third": "#010208",
 }
-SERIES = ("first", "second", "third")
-SMOOTH_FROM = 60  # points; a shorter curve is readable as it is
+_SERIES = ("first", "second", "third")
+_SMOOTH_FROM = 60
+"""Number of points from which a curve is drawn with its running mean; shorter curves are readable without it."""
+
+_MISSING = "Charts need matplotlib: pip install 'peftly[report]'"
 
 Point = tuple[float, float]
 
 
-def line_chart(series: dict[str, Sequence[Point]], *, title: str, x_label: str, y_label: str) -> str:
-    """Draw curves over one pair of axes.
+def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str) -> Markup:
+    """Draw curves with common axes.
 
     Args:
-        series: points by name; a long curve gets its running mean drawn over it.
-        title: what the picture shows, for a reader who does not see it.
+        series: points (x, y) of each curve by name.
+        title: title for screen readers.
         x_label: name of the horizontal axis.
         y_label: name of the vertical axis.
 
     Returns:
-        An `<svg>` element, or "" if there is no point to draw.
+        An `<svg>` element; empty without points; a line of text if matplotlib is not installed.
     """
     series = {name: points for name, points in series.items() if points}
     if not series:
-        return ""
+        return Markup()
+    if not _has_matplotlib():
+        return _missing_line()
     figure, axes = _axes()
-    for colour, (name, points) in zip(SERIES, series.items(), strict=False):
+    for colour, (name, points) in zip(_SERIES, series.items(), strict=False):
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        smooth = len(points) >= SMOOTH_FROM
+        is_smoothed = len(points) >= _SMOOTH_FROM
         marker = "o" if len(points) < 30 else None
-        plain = {"alpha": 0.35, "linewidth": 1.0} if smooth else {"linewidth": 1.8, "label": name}
-        axes.plot(xs, ys, color=PLACEHOLDERS[colour], marker=marker, markersize=4, **plain)
-        if smooth:
-            axes.plot(xs, _running_mean(ys), color=PLACEHOLDERS[colour], linewidth=2.0, label=name)
+        style = {"alpha": 0.35, "linewidth": 1.0} if is_smoothed else {"linewidth": 1.8, "label": name}
+        axes.plot(xs, ys, color=_PLACEHOLDERS[colour], marker=marker, markersize=4, **style)
+        if is_smoothed:
+            axes.plot(xs, _running_mean(ys), color=_PLACEHOLDERS[colour], linewidth=2.0, label=name)
     axes.set_xlim(left=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.grid(axis="y", color=PLACEHOLDERS["line"], linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=PLACEHOLDERS["ink"])
-    told = "; ".join(
+    axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
+    description = "; ".join(
         f"{name}: {points[0][1]:.3g} at {x_label} {points[0][0]:g}, {points[-1][1]:.3g} at {points[-1][0]:g}"
         for name, points in series.items()
     )
-    return _svg(figure, title, told)
+    return _svg(figure, title, description)
 
 
-def bar_chart(groups: dict[str, dict[str, float]], *, title: str) -> str:
-    """Draw shares between 0 and 1 as bars, one group a name, one bar a measure that the group has.
+def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str) -> Markup:
+    """Draw groups of bars with shares between 0 and 1.
+
+    Args:
+        groups: shares of each group by the name of the measure; measures may be missing in some groups.
+        title: title for screen readers.
 
     Returns:
-        An `<svg>` element, or "" if there is nothing to draw.
+        An `<svg>` element; empty without shares; a line of text if matplotlib is not installed.
     """
-    groups = {name: values for name, values in groups.items() if values}
-    measures = list(dict.fromkeys(measure for values in groups.values() for measure in values))
+    groups = {name: shares for name, shares in groups.items() if shares}
+    measures = list(dict.fromkeys(measure for shares in groups.values() for measure in shares))
     if not measures:
-        return ""
+        return Markup()
+    if not _has_matplotlib():
+        return _missing_line()
     figure, axes = _axes()
     width = 0.8 / len(measures)
-    for index, (colour, measure) in enumerate(zip(SERIES, measures, strict=False)):
-        places = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(groups))]
-        heights = [values.get(measure) for values in groups.values()]
+    for index, (colour, measure) in enumerate(zip(_SERIES, measures, strict=False)):
+        positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(groups))]
+        heights = [shares.get(measure) for shares in groups.values()]
         bars = axes.bar(
-            places, [height or 0 for height in heights], width * 0.92, color=PLACEHOLDERS[colour], label=measure
+            positions, [height or 0 for height in heights], width * 0.92, color=_PLACEHOLDERS[colour], label=measure
         )
-        shown = ["" if height is None else f"{height:.0%}" for height in heights]
-        axes.bar_label(bars, shown, color=PLACEHOLDERS["ink"], padding=2)
+        labels = ["" if height is None else f"{height:.0%}" for height in heights]
+        axes.bar_label(bars, labels, color=_PLACEHOLDERS["ink"], padding=2)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylim(0, 1.22)
-    axes.grid(axis="y", color=PLACEHOLDERS["line"], linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=PLACEHOLDERS["ink"], loc="upper left", ncols=len(measures))
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{measure} {value:.1%}" for measure, value in values.items())
-        for name, values in groups.items()
+    axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"], loc="upper left", ncols=len(measures))
+    description = "; ".join(
+        f"{name}: " + ", ".join(f"{measure} {share:.1%}" for measure, share in shares.items())
+        for name, shares in groups.items()
     )
-    return _svg(figure, title, told)
+    return _svg(figure, title, description)
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _missing_line() -> Markup:
+    return Markup('<p class="muted">{}</p>').format(_MISSING)
 
 
 def _axes() -> tuple["Figure", "Axes"]:
@@ -105,26 +134,26 @@ def _axes() -> tuple["Figure", "Axes"]:
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(PLACEHOLDERS["muted"])
-    axes.tick_params(color=PLACEHOLDERS["line"], labelcolor=PLACEHOLDERS["muted"])
-    axes.xaxis.label.set_color(PLACEHOLDERS["muted"])
-    axes.yaxis.label.set_color(PLACEHOLDERS["muted"])
+    axes.spines["bottom"].set_color(_PLACEHOLDERS["muted"])
+    axes.tick_params(color=_PLACEHOLDERS["line"], labelcolor=_PLACEHOLDERS["muted"])
+    axes.xaxis.label.set_color(_PLACEHOLDERS["muted"])
+    axes.yaxis.label.set_color(_PLACEHOLDERS["muted"])
     return figure, axes
 
 
 def _running_mean(values: Sequence[float], window: int = 15) -> list[float]:
-    """Return the mean of each value and its neighbours, so that the curve has no lag."""
+    """Return the mean of each value and its neighbours on both sides, so that the curve has no lag."""
     half = window // 2
-    spans = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    spans = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return [sum(span) / len(span) for span in spans]
 
 
-def _svg(figure: "Figure", title: str, told: str) -> str:
-    """Return the figure as an `<svg>` that belongs in a page: no prologue, no fixed size, a title and a description."""
+def _svg(figure: "Figure", title: str, description: str) -> Markup:
+    """Return a figure as an `<svg>` element for a page: no prologue, no fixed size, with title and description."""
     import matplotlib
 
     buffer = io.StringIO()
-    # Element ids come from this salt: two pictures on one page must not share them, and two runs must not differ.
+    # matplotlib derives element ids from the salt: ids must differ between the charts of a page, and be reproducible.
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -132,11 +161,12 @@ def _svg(figure: "Figure", title: str, told: str) -> str:
     picture = picture[picture.index("<svg") :]
     picture = re.sub(r"\s*<metadata>.*?</metadata>", "", picture, flags=re.DOTALL)
     picture = picture.replace("'DejaVu Sans'", "system-ui, sans-serif")
-    for name, colour in PLACEHOLDERS.items():
+    for name, colour in _PLACEHOLDERS.items():
         picture = picture.replace(colour, f"var(--{name})")
     opening = re.match(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", picture)
     if opening is None:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
     head = f'<svg viewBox="{opening[1]}" role="img" xmlns="http://www.w3.org/2000/svg" '
-    head += f'xmlns:xlink="http://www.w3.org/1999/xlink"><title>{html.escape(title)}</title><desc>{html.escape(told)}</desc>'
-    return head + picture[opening.end() :]
+    head += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    head += f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
+    return Markup(head + picture[opening.end() :])  # noqa: S704 -- matplotlib and html.escape have escaped all text

@@ -1,21 +1,27 @@
-"""A run: its settings, its folder, and everything from data to report. May import: all packages but `cli`.
+"""A run: its settings, its folder, and all its steps from data to report. May import: all packages but `cli`.
 
 config           settings of a run
 config_file      YAML and flags
-config_mistakes  hints for unknown settings
-folder           files of a run folder
+config_mistakes  messages about mistakes in a configuration
+folder           names of the files of a run folder
+replacing        check, replace and clean a run folder
+opening          model of a finished run
 run              one run
-side_by_side     several adapters trained side by side
-held_out         examples on which a finished run is scored
+results          its result, and the files written from it
+side_by_side     several runs trained side by side
+held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
+version_0_1      settings of version 0.1.0
 """
 
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
-from peftly.runs.folder import OpenRun, check_out, folder_bytes, open_base, open_ensemble, open_run, plain, write_json
-from peftly.runs.held_out import held_out_examples, held_out_rows
+from peftly.runs.held_out import held_out_examples, held_out_split
+from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
 from peftly.runs.quickstart import quickstart
-from peftly.runs.run import RunResult, run
+from peftly.runs.replacing import check_resumable, check_run_folder
+from peftly.runs.results import RunResult
+from peftly.runs.run import run
 from peftly.runs.side_by_side import run_together
 
 __all__ = [
@@ -24,18 +30,16 @@ __all__ = [
     "OpenRun",
     "RunConfig",
     "RunResult",
-    "check_out",
-    "folder_bytes",
+    "check_resumable",
+    "check_run_folder",
     "held_out_examples",
-    "held_out_rows",
+    "held_out_split",
     "load_config",
     "one_run",
     "open_base",
     "open_ensemble",
     "open_run",
-    "plain",
     "quickstart",
     "run",
     "run_together",
-    "write_json",
 ]

@@ -1,13 +1,13 @@
-"""A run's configuration.
+"""The configuration of a run.
 
-A run trains one adapter; or several methods together, which `method` lists; or an `ensemble` of one method; or `jobs`,
-each with rows of its own. The last two are trained side by side over the one base, and each of their parts is a run of
-its own in a folder below.
+A run trains one adapter, several adapters that work together (`method` is a list), an `ensemble` of adapters of one
+method, or `jobs` with their own data. Members of an ensemble and jobs are trained side by side on one base, and each of
+them is a run with its own folder inside the output folder.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,30 +23,24 @@ from pydantic import (
 from peftly.data import DataConfig, TaskName
 from peftly.errors import ConfigError
 from peftly.evaluation import Vote
-from peftly.methods import METHODS
+from peftly.methods import METHODS, MethodConfig
 from peftly.models import Quantization, read_quantization
-from peftly.runs.config_mistakes import first_line, listed, nearest
+from peftly.runs.config_mistakes import first_line, joined, suggestion
 from peftly.training import TrainConfig
-
-if TYPE_CHECKING:
-    from peftly.methods import MethodConfig
-else:
-    # The methods need torch, which is only worth its second of import once a method is named.
-    MethodConfig = BaseModel
 
 __all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "one_run"]
 
 
 def _choose_method(value: object) -> MethodConfig:
-    """Turn `lora` or `{name: lora, rank: 16}` into the configuration of that method."""
+    """Convert `lora` or `{name: lora, rank: 16}` into the configuration of that method."""
     if isinstance(value, MethodConfig):
         return value
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
-        raise ConfigError(f"method must be a name or a mapping with a name, not {value!r}; there are {listed(METHODS)}")
+        raise ConfigError(f"method must be a name or a mapping with a name, not {value!r}; there are {joined(METHODS)}")
     name = settings["name"]
     if name not in METHODS:
-        raise ConfigError(f"method {name!r} does not exist{nearest(name, METHODS)}; there are {listed(METHODS)}")
+        raise ConfigError(f"method {name!r} does not exist{suggestion(name, METHODS)}; there are {joined(METHODS)}")
     config_class = METHODS[name].config
     try:
         return config_class.model_validate(settings)
@@ -55,21 +49,21 @@ def _choose_method(value: object) -> MethodConfig:
 
 
 def _choose_methods(value: object) -> MethodConfig | tuple[MethodConfig, ...]:
-    """Do the same for a list of methods, which are trained together."""
+    """Convert one method, or a list of methods that are trained together."""
     if not isinstance(value, list | tuple):
         return _choose_method(value)
     if not value:
-        raise ConfigError("method is an empty list; name one method, or those that are trained together")
-    several = tuple(_choose_method(one) for one in value)
-    return several if len(several) > 1 else several[0]
+        raise ConfigError("method is an empty list; name one method, or the methods that are trained together")
+    methods = tuple(_choose_method(method) for method in value)
+    return methods if len(methods) > 1 else methods[0]
 
 
 class EnsembleConfig(BaseModel):
-    """Several adapters of one method that learn the same rows and decide together (Lester et al. 2021, section 6).
+    """Adapters of one method that learn the same examples and vote on labels (Lester et al. 2021, section 6).
 
     Attributes:
-        size: how many; each has a seed of its own, counted up from `train.seed`.
-        vote: take the label that most members find likeliest, or that of the highest mean probability.
+        size: number of members. The seed of member i (from 0) is `train.seed` + i.
+        vote: rule of the vote: the label that most members predict, or the label with the highest mean probability.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,25 +73,25 @@ class EnsembleConfig(BaseModel):
 
 
 def _choose_ensemble(value: object) -> object:
-    """Turn `5` into `{size: 5}`."""
+    """Convert `5` into `{size: 5}`."""
     return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class RunConfig(BaseModel):
-    """Everything that decides what a run does.
+    """The settings of a run.
 
     Attributes:
-        base: what `load_base` takes: a short name, a Hub id, a folder or a `.gguf` file.
-        task: what is learned of a row; None: what fits the base and the rows, and said.
-        dtype: what the base computes in; `auto` is bf16 where the hardware computes in it, else fp32.
+        base: base as `load_base` takes it: a short name, a Hub id, a folder or a `.gguf` file.
+        task: task of the model; None: the task that fits base and data, which is reported.
+        dtype: dtype of the computation; `auto` is bfloat16 where the hardware multiplies in it, otherwise float32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
-        device_map: instead, how the base is spread over several, or over memory and disk; see `load_base`.
-        quantization: how the base's linear layers are kept, `nf4` for example; None: as its files have them.
-        data: where the rows come from and how they become text.
-        method: the configuration of one of `METHODS`, or of several that are trained together.
-        ensemble: train several such adapters side by side, and let them vote.
-        train: how long, how fast, how often.
-        out: the folder that the run writes.
+        device_map: distribution of the base over devices, memory and disk, instead of `device`; see `load_base`.
+        quantization: storage of the base's linear layers, such as `nf4`; None: as in its files.
+        data: files of the data, and their conversion into text.
+        method: configuration of a method in `METHODS`, or of several methods that are trained together.
+        ensemble: size and vote of an ensemble of such adapters; None: no ensemble.
+        train: settings of the training.
+        out: output folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,50 +112,52 @@ class RunConfig(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _one_makes_up_for_quantization(cls, value: MethodConfig | tuple[MethodConfig, ...]) -> object:
+    def _check_one_corrects_quantization(cls, value: MethodConfig | tuple[MethodConfig, ...]) -> object:
         if isinstance(value, tuple) and sum(method.corrects_quantization for method in value) > 1:
-            raise ValueError("what quantising has cost is made up for once: set init: qera for one method only")
+            raise ValueError("only one method may correct the quantization error: set init: qera for one of them")
         return value
 
     @field_validator("ensemble")
     @classmethod
-    def _members_have_one_method(cls, value: EnsembleConfig | None, info: ValidationInfo) -> EnsembleConfig | None:
+    def _check_members_have_one_method(
+        cls, value: EnsembleConfig | None, info: ValidationInfo
+    ) -> EnsembleConfig | None:
         if value is not None and isinstance(info.data.get("method"), tuple):
             raise ValueError("the members of an ensemble have one method, and method is a list")
         return value
 
     @property
     def adapters(self) -> dict[str, MethodConfig]:
-        """The adapters that are trained together, by the names they get in the model."""
+        """Configurations of the adapters that are trained together, by their names in the model."""
         if not isinstance(self.method, tuple):
             return {"default": self.method}
         names = [method.name for method in self.method]
         return {
-            name if names.count(name) == 1 else f"{name}_{names[:place].count(name) + 1}": method
-            for place, (name, method) in enumerate(zip(names, self.method, strict=True))
+            name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}": method
+            for index, (name, method) in enumerate(zip(names, self.method, strict=True))
         }
 
     def parts(self) -> "dict[str, RunConfig]":
-        """Return the runs of the members, by name, if this is one of an ensemble; else nothing."""
+        """Return the runs of the members of an ensemble by name; an empty dict if there is no ensemble."""
         size = 0 if self.ensemble is None else self.ensemble.size
         return {
-            f"member_{place + 1}": self.model_copy(
+            f"member_{index + 1}": self.model_copy(
                 update={
                     "ensemble": None,
-                    "train": self.train.model_copy(update={"seed": self.train.seed + place}),
-                    "out": str(Path(self.out) / f"member_{place + 1}"),
+                    "train": self.train.model_copy(update={"seed": self.train.seed + index}),
+                    "out": str(Path(self.out) / f"member_{index + 1}"),
                 }
             )
-            for place in range(size)
+            for index in range(size)
         }
 
 
 class JobsConfig(BaseModel):
-    """Several runs over one base that are trained side by side, each on rows of its own.
+    """The settings of runs with their own data, trained side by side on one base.
 
     Attributes:
-        jobs: by name; each is a run that could be trained alone, in a folder below `out`.
-        out: the folder that all of it is in.
+        jobs: runs by name. Each could be trained alone; its output folder is inside `out`.
+        out: output folder of all runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -171,7 +167,7 @@ class JobsConfig(BaseModel):
 
     @property
     def base(self) -> str:
-        """What `load_base` takes."""
+        """The base of all runs, as `load_base` takes it."""
         return next(iter(self.jobs.values())).base
 
     def parts(self) -> dict[str, RunConfig]:
@@ -183,14 +179,18 @@ AnyConfig = RunConfig | JobsConfig
 
 
 def one_run(config: AnyConfig, folder: str | Path | None = None) -> RunConfig:
-    """Return a configuration that is of one run, which is in `folder` (None: where it says).
+    """Return a configuration after a check that it describes one run.
+
+    Args:
+        config: configuration of one or several runs.
+        folder: current path of the run folder, for messages; None: the output folder in the configuration.
 
     Raises:
-        ConfigError: it is of several.
+        ConfigError: the configuration describes several runs.
     """
     parts = config.parts()
     if isinstance(config, JobsConfig) or parts:
         folder = Path(config.out if folder is None else folder)
-        names = listed(str(folder / name) for name in parts)
+        names = joined(str(folder / name) for name in parts)
         raise ConfigError(f"{folder} holds runs that were trained side by side; name one of them: {names}")
     return config

@@ -1,4 +1,4 @@
-"""A run's configuration as YAML, as flags, or as both: a flag wins over the file, and `--set a.b=c` over both."""
+"""Read and write the configuration of a run: YAML, flags, or both. Flags override the file; `--set` overrides both."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from peftly.errors import ConfigError
 from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
-from peftly.runs.config_mistakes import first_line, listed, nearest, shortened
+from peftly.runs.config_mistakes import first_line, joined, shortened, suggestion
 from peftly.runs.version_0_1 import with_current_settings
 
 __all__ = ["dump_config", "load_config"]
@@ -34,10 +34,10 @@ FLAGS = {
     "batch_size": "train.batch_size",
     "seed": "train.seed",
 }
+"""Flags of the command line, and the settings that they set."""
 
-
-OF_A_JOB = ("data", "method", "train")
-"""Settings that a job may have of its own."""
+_JOB_SETTINGS = ("data", "method", "train")
+"""Settings that may differ between jobs."""
 
 
 def load_config(
@@ -48,17 +48,17 @@ def load_config(
     *,
     stored: bool = False,
 ) -> AnyConfig:
-    """Read a configuration and check it. What `jobs` share may stand outside them.
+    """Read a configuration and check it. Settings outside `jobs` apply to all jobs.
 
     Args:
-        path: a YAML file; None: `flags` and `overrides` say everything.
-        overrides: `a.b=c`, the value read as YAML.
-        flags: values by flag name (see `FLAGS`); None is "not given".
-        defaults: top-level settings for what none of these say, where a command needs no more of them.
-        stored: whether the file is the `config.yaml` of a run folder, perhaps of an earlier version.
+        path: YAML file; None: the configuration consists of `flags` and `overrides`.
+        overrides: settings `a.b=c`, with the value in YAML.
+        flags: values by flag name (see `FLAGS`); None for a flag that was not given.
+        defaults: top-level settings for commands that do not need them, with the lowest precedence.
+        stored: whether the file is the `config.yaml` of a run folder, possibly of an earlier version.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value is impossible.
+        ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
     """
     written = {} if path is None else _read_yaml(Path(path))
     settings = {**(defaults or {}), **(with_current_settings(written) if stored else written)}
@@ -83,21 +83,21 @@ def load_config(
 
 
 def dump_config(config: AnyConfig) -> str:
-    """Return the resolved configuration, every default spelled out, as YAML that `load_config` reads."""
+    """Return the configuration with all defaults as YAML that `load_config` reads."""
     settings = config.model_dump(mode="json")
     if isinstance(config, JobsConfig):
         jobs = settings["jobs"]
         first = next(iter(jobs.values()))
         settings = {
-            **{key: value for key, value in first.items() if key not in (*OF_A_JOB, "ensemble", "out")},
-            "jobs": {name: {key: job[key] for key in OF_A_JOB} for name, job in jobs.items()},
+            **{key: value for key, value in first.items() if key not in (*_JOB_SETTINGS, "ensemble", "out")},
+            "jobs": {name: {key: job[key] for key in _JOB_SETTINGS} for name, job in jobs.items()},
             "out": config.out,
         }
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _read_jobs(settings: Mapping[str, Any]) -> JobsConfig:
-    """Make a run of every job: what stands outside the jobs, with what the job says itself."""
+    """Make one run of each job: the settings outside `jobs`, overridden by the settings of the job."""
     jobs = settings["jobs"]
     if not isinstance(jobs, Mapping) or not jobs:
         raise ConfigError(f"jobs must be a mapping of names to settings, not {shortened(jobs)}")
@@ -105,55 +105,55 @@ def _read_jobs(settings: Mapping[str, Any]) -> JobsConfig:
         raise ConfigError("ensemble and jobs do not go together; train the ensemble in a run of its own")
     shared = {key: value for key, value in settings.items() if key != "jobs"}
     runs: dict[str, RunConfig] = {}
-    for name, own in jobs.items():
+    for name, settings_of_job in jobs.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise ConfigError(
-                f"jobs: {name!r} is no name for a job; take a text (in quotes if it is a number) of letters, digits, "
-                "_ and -, for it names a folder"
+                f"jobs: {name!r} cannot be the name of a job, because it names a folder; use letters, digits, _ and - "
+                "(in quotes if it is a number)"
             )
         if any(name.lower() == other.lower() for other in runs):
             raise ConfigError(f"jobs: {name!r} differs from another job in capitals only, and they name folders")
-        runs[name] = _read_job(name, shared, own)
+        runs[name] = _read_job(name, shared, settings_of_job)
     return JobsConfig(jobs=runs, out=str(settings.get("out")))
 
 
-def _read_job(name: str, shared: Mapping[str, Any], own: object) -> RunConfig:
-    if not isinstance(own, Mapping):
-        raise ConfigError(f"jobs.{name} must be a mapping with {listed(OF_A_JOB)}, not {shortened(own)}")
-    strange = [str(key) for key in own if key not in OF_A_JOB]
-    if strange:
-        near = nearest(strange[0], OF_A_JOB)
-        raise ConfigError(f"jobs.{name}.{strange[0]} is not a setting{near}; a job has {listed(OF_A_JOB)}")
-    run = {**shared, **{key: _over(key, shared.get(key), value) for key, value in own.items()}}
+def _read_job(name: str, shared: Mapping[str, Any], settings: object) -> RunConfig:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"jobs.{name} must be a mapping with {joined(_JOB_SETTINGS)}, not {shortened(settings)}")
+    unknown = [str(key) for key in settings if key not in _JOB_SETTINGS]
+    if unknown:
+        hint = suggestion(unknown[0], _JOB_SETTINGS)
+        raise ConfigError(f"jobs.{name}.{unknown[0]} is not a setting{hint}; a job has {joined(_JOB_SETTINGS)}")
+    run = {**shared, **{key: _override(key, shared.get(key), value) for key, value in settings.items()}}
     if isinstance(run.get("out"), str) and run["out"]:
         run["out"] = str(Path(run["out"]) / name)
     try:
-        made = RunConfig.model_validate(run)
+        config = RunConfig.model_validate(run)
     except ValidationError as error:
-        place = str(error.errors()[0]["loc"][0])
-        raise ConfigError(first_line(error, RunConfig, f"jobs.{name}" if place in own else "", FLAGS)) from error
-    if isinstance(made.method, tuple):
-        raise ConfigError(f"jobs.{name}.method is a list; a job among others trains one method")
-    return made
+        setting = str(error.errors()[0]["loc"][0])
+        raise ConfigError(first_line(error, RunConfig, f"jobs.{name}" if setting in settings else "", FLAGS)) from error
+    if isinstance(config.method, tuple):
+        raise ConfigError(f"jobs.{name}.method is a list; each job trains one method")
+    return config
 
 
-def _over(key: str, shared: object, own: object) -> object:
-    """Put a job's own settings over the shared ones, key by key; another method takes none of the shared one's."""
-    shared, own = _spelled_out(key, shared), _spelled_out(key, own)
-    if not (isinstance(shared, Mapping) and isinstance(own, Mapping)):
-        return own
-    return {**shared, **own} if own.get("name") in (None, shared.get("name")) else own
+def _override(key: str, shared: object, value: object) -> object:
+    """Override shared settings key by key by the settings of a job. A different method inherits no settings."""
+    shared, value = _as_mapping(key, shared), _as_mapping(key, value)
+    if not (isinstance(shared, Mapping) and isinstance(value, Mapping)):
+        return value
+    return {**shared, **value} if value.get("name") in (None, shared.get("name")) else value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, of which plain YAML keeps the last without a word."""
+    """Safe YAML loader that refuses a repeated key; plain YAML silently uses its last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -182,26 +182,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _put(settings: dict[str, Any], key: str, value: object) -> None:
-    """Set `a.b.c` in nested settings. Naming the method that is there, or another size, keeps the other settings."""
+    """Set `a.b.c` in nested settings. The current method, or another ensemble size, keeps its other settings."""
     *parents, last = key.split(".")
-    place = settings
+    target = settings
     for depth, parent in enumerate(parents):
-        inner = place[parent] = _spelled_out(parent, place.get(parent, {}))
+        inner = target[parent] = _as_mapping(parent, target.get(parent, {}))
         if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {inner!r}, which has no settings below it")
-        place = inner
-    current, value = place.get(last), _spelled_out(last, value)
+        target = inner
+    current, value = target.get(last), _as_mapping(last, value)
     if last == "method" and isinstance(current, dict) and value == {"name": current.get("name")}:
         return
     if last == "quantization" and isinstance(current, dict) and value == {"kind": current.get("kind")}:
         return
     if last == "ensemble" and isinstance(current, dict) and isinstance(value, dict):
         value = {**current, **value}
-    place[last] = value
+    target[last] = value
 
 
-def _spelled_out(key: str, value: object) -> Any:
-    """Return what is given by a bare name or number, as a method or an ensemble, as the mapping that it stands for."""
+def _as_mapping(key: str, value: object) -> Any:
+    """Convert the short form of a method, an ensemble or a quantization (a name or a number) into a mapping."""
     if key == "method" and isinstance(value, str):
         return {"name": value}
     if key == "ensemble" and isinstance(value, int) and not isinstance(value, bool):

@@ -1,26 +1,27 @@
-"""Which rows speak about a finished run, and how new rows are brought into the shape it was trained with."""
+"""The held-out examples of a finished run, and new data in the row format of its training."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftly.adapters import find_adapter, read_notes
+from peftly.adapters import AdapterSet
 from peftly.data import Data, DataConfig, EncodedExample, RowFormat, Split, encode_for, load_data, read
 from peftly.errors import ConfigError, DataError
 from peftly.models import task_of
 from peftly.runs.config import one_run
-from peftly.runs.folder import OpenRun, read_config
+from peftly.runs.folder import read_config
+from peftly.runs.opening import OpenRun
 
-__all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_rows"]
+__all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split"]
 
 
 class HeldOut(NamedTuple):
-    """Rows to score.
+    """Examples for an evaluation, as `held_out_split` returns them.
 
     Attributes:
-        name: the split or the file they come from.
-        split: the rows.
-        row_format: how they became text.
-        lines: what a person should know about them.
+        name: name of the split, or of the file.
+        split: the examples.
+        row_format: conversion of a row of data into text.
+        lines: notes for the user, such as counts of truncated examples.
     """
 
     name: str
@@ -30,67 +31,72 @@ class HeldOut(NamedTuple):
 
 
 def evaluation_split(data: Data) -> tuple[str, Split | None]:
-    """Return the test rows, else the validation rows, and which of the two they are."""
+    """Return name and examples of the test split, or of the validation split if there is no test split."""
     return ("test", data.test) if data.test is not None else ("validation", data.validation)
 
 
-def held_out_rows(opened: OpenRun, source: str | None) -> HeldOut:
-    """Return the rows to score a model on.
+def held_out_split(opened: OpenRun, source: str | None) -> HeldOut:
+    """Return the examples on which a model is evaluated.
 
     Args:
-        opened: the model, with its run if it is known.
-        source: a file, folder or Hub id in the shape of the training rows; None: the run's own held-out rows.
+        opened: model, with the configuration of its run if it has one.
+        source: file, folder or Hub id with rows like those of the training; None: the held-out split of the run.
 
     Raises:
-        ConfigError: there is no telling which rows, or how they become text.
-        DataError: the rows cannot be read or do not have that shape.
+        ConfigError: neither `source` nor a run determines the examples, or the adapter records no row format.
+        DataError: the data cannot be read, or do not have the row format.
     """
     if source is not None:
-        return _from_source(opened, source)
+        return _read_source(opened, source)
     if opened.config is None:
-        raise ConfigError("this adapter is not in a run folder, so it has no rows of its own; give --data")
-    data = load_data(opened.config.data, opened.tokenizer, task_of(opened.model) or "causal_lm")
+        raise ConfigError("this adapter is not in a run folder, so it has no held-out examples; give --data")
+    data = load_data(opened.config.data, opened.tokenizer, task=task_of(opened.model))
     name, split = evaluation_split(data)
     if split is None:
-        raise ConfigError("this run has neither test nor validation rows; give --data")
-    return HeldOut(name, split, data.row_format, [f"{len(split.examples)} {name} rows of the run"])
+        raise ConfigError("this run has neither test nor validation examples; give --data")
+    return HeldOut(name, split, data.row_format, [f"{len(split.examples)} {name} examples of the run"])
 
 
-def held_out_examples(adapter: str | Path, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:
-    """Return the held-out examples of the run of an adapter, encoded, and the words for their source.
+def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:
+    """Return the held-out examples of an adapter's run.
+
+    Args:
+        adapters: adapters from a run folder, or from an adapter folder in a run folder.
+        model: model with the adapter.
+        tokenizer: tokenizer of the model.
+
+    Returns:
+        The encoded examples, and a description of their source.
 
     Raises:
-        ConfigError: the adapter is in no run folder, or its run has no held-out rows.
-        DataError: the rows cannot be read.
+        ConfigError: the adapter is not in a run folder, or the run has no held-out examples.
+        DataError: the data of the run cannot be read.
     """
-    found = read_config(Path(adapter))
-    if found is None:
+    config = read_config(Path(adapters.source))
+    if config is None:
         raise ConfigError("the adapter is not in a run folder")
-    noted = read_notes(find_adapter(adapter)).get("row_format")
-    row_format = RowFormat.from_dict(noted) if noted else None
-    rows = held_out_rows(OpenRun(model, tokenizer, row_format, one_run(found, adapter)), None)
-    return rows.split.encoded, f"{rows.name} rows of the run"
+    run_config = one_run(config, adapters.source)
+    held_out = held_out_split(OpenRun(model, tokenizer, adapters.row_format, run_config), None)
+    return held_out.split.encoded, f"{held_out.name} examples of the run"
 
 
-def _from_source(opened: OpenRun, source: str) -> HeldOut:
+def _read_source(opened: OpenRun, source: str) -> HeldOut:
+    """Read new data in the row format of the adapter."""
     if opened.row_format is None:
-        raise ConfigError("this adapter notes nowhere how a row becomes text (its shape); evaluate it from Python")
+        raise ConfigError("this adapter records no row format, so its data cannot be read; evaluate it from Python")
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
-    rows = splits[name]
+    table = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
-    examples = opened.row_format.examples(rows.rows, rows.where)
+    examples = opened.row_format.examples(table.rows, table.location)
     task = task_of(opened.model) or "causal_lm"
     encoded = encode_for(task, examples, opened.tokenizer, opened.row_format, max_length)
-    pairs = [(example, row) for example, row in zip(examples, encoded, strict=True) if row is not None]
+    pairs = [(example, tokens) for example, tokens in zip(examples, encoded, strict=True) if tokens is not None]
     if not pairs:
-        raise DataError(f"{source}: no row has a trained token left within {max_length} tokens")
-    lines = [f"{len(pairs)} rows of {rows.name}"]
-    cut = sum(row.cut > 0 for _, row in pairs)
-    if cut or len(pairs) < len(rows):
-        lines.append(
-            f"{cut} truncated to {max_length} tokens, {len(rows) - len(pairs)} dropped (no trained token left)"
-        )
-    return HeldOut(
-        rows.name, Split([example for example, _ in pairs], [row for _, row in pairs]), opened.row_format, lines
-    )
+        raise DataError(f"{source}: no row has a trained token within {max_length} tokens")
+    lines = [f"{len(pairs)} examples of {table.name}"]
+    truncated, dropped = sum(tokens.num_truncated > 0 for _, tokens in pairs), len(examples) - len(pairs)
+    if truncated or dropped:
+        lines.append(f"{truncated} truncated to {max_length} tokens, {dropped} dropped (no trained token left)")
+    split = Split([example for example, _ in pairs], [tokens for _, tokens in pairs])
+    return HeldOut(table.name, split, opened.row_format, lines)

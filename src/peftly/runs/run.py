@@ -1,81 +1,39 @@
-"""A run from its configuration to its report: load, attach, train, evaluate, save."""
+"""A run from its configuration to its report: open base and data, attach, train, evaluate, write the results."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attach, attached, trainable_parameters
-from peftly.data import Data, RowFormat, Split, read_data
+from peftly.data import Data, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
-from peftly.evaluation import Evaluation, evaluate
-from peftly.inference import generate
-from peftly.injection import new_parts
+from peftly.evaluation import evaluate
+from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, base_config, choose_task, load_base, task_of
-from peftly.report import comparison_row, write_report
+from peftly.models import TASKS, Base, choose_task, load_base, resolve_base, task_of
+from peftly.report import write_report
 from peftly.runs.config import RunConfig
-from peftly.runs.config_file import dump_config
-from peftly.runs.folder import (
-    adapter_folders,
-    check_out,
+from peftly.runs.folder import adapter_folders
+from peftly.runs.held_out import evaluation_split
+from peftly.runs.replacing import (
+    check_resumable,
+    check_run_folder,
     clear_run,
     drop_leftovers,
-    folder_bytes,
     replacing,
     resume_command,
-    write_json,
-    write_text,
 )
-from peftly.runs.held_out import evaluation_split
-from peftly.training import CHECKPOINT, TrainResult, check_trainable, frozen_layers, lays_end_to_end, train
-from peftly.utils import environment
+from peftly.runs.results import RunResult, write_run_header, write_run_results
+from peftly.training import CHECKPOINT, check_trainable, frozen_layers, packs_examples, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from peftly.training import Callback, TrainConfig
 
-__all__ = ["RunResult", "run"]
-
-SAMPLES = 12
-WRITTEN_SAMPLES = 4  # without labels a sample has to be generated, which takes seconds
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        out: the run folder.
-        training: what the loop says: durations, the best evaluation.
-        split: which rows `evaluation` is about, `test` or `validation`.
-        evaluation: their scores; None if there are no such rows.
-        parameters: how many numbers were trained.
-        size: bytes of the adapter on disk.
-        report: the page that shows all of it.
-    """
-
-    out: Path
-    training: TrainResult
-    split: str
-    evaluation: Evaluation | None
-    parameters: int
-    size: int
-    report: Path
-
-    def comparison_row(self, name: str) -> dict[str, Any]:
-        """Return the row of this run in a comparison of several runs, as plain JSON values."""
-        return comparison_row(
-            name,
-            self.evaluation,
-            folder=self.out.name,
-            parameters=self.parameters,
-            size=self.size,
-            seconds=self.training.seconds,
-        )
+__all__ = ["attach_method", "batches_line", "open_base_and_data", "run", "training_in"]
 
 
 def run(
@@ -85,36 +43,47 @@ def run(
     data: Data | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     callbacks: Sequence["Callback"] = (),
 ) -> RunResult:
-    """Do what `config` says and write the run folder.
+    """Train one adapter, or several that work together, and write the run folder.
 
-    Nothing is written before the base, the data and the method are known to fit together.
+    Nothing is written before base, data and method are known to fit together.
 
     Args:
-        config: what to do; for an ensemble see `run_together`.
-        base: the base that `config` names, if it is loaded already, with the head of its task; it carries the trained
-            adapters afterwards.
-        data: the data that `config` names, if they are loaded already, for that task.
-        overwrite: replace the run that the out folder holds.
-        resume: go on with the run that the out folder holds, which has this configuration.
-        say: takes one line about what is happening.
-        callbacks: passed to `train`.
+        config: settings of the run. For an ensemble see `run_together`.
+        base: base named in `config`, if it is already open, with the head of its task. It has the trained adapters
+            afterwards.
+        data: data named in `config`, if they are already read, encoded for the task of the base.
+        overwrite: replace an earlier run in the output folder.
+        resume: continue the unfinished run in the output folder, which has this configuration.
+        log: function that receives each line of progress.
+        callbacks: callbacks of the training, as `train` takes them.
+
+    Returns:
+        Scores, sizes and paths of the run.
+
+    Raises:
+        ConfigError: the output folder cannot be used, or settings do not fit base or data.
+        DataError: the data cannot be read, or not be trained on.
+        BaseModelError: the base cannot be opened.
+        MethodError: the method does not fit the base.
+        TrainingError: the training failed; see `train`.
     """
     if config.ensemble is not None:
-        raise ConfigError("an ensemble is trained by run_together")
+        raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
-    check_out(out, overwrite=overwrite, resume=resume)
-    config, base, data = open_parts(config, base, data, say)
+    if resume:
+        check_resumable(out)
+    else:
+        check_run_folder(out, overwrite=overwrite)
+    config, base, data = open_base_and_data(config, base, data, log)
     for name, method in config.adapters.items():
-        attach_method(base, name, method, config, data, say)
+        attach_method(base, name, method, config, data, log)
     check_trainable(base.model, data, config.train)
-    say(batches_line(base.model, config.train))
+    log(batches_line(base.model, config.train))
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
-        say(
-            f"layers: the first {frozen} are below all training; what they make of an example is kept where that can be"
-        )
+        log(f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible")
     with training_in(out, [out], resume=resume):
         write_run_header(config, data, resume=resume)
         training = train(
@@ -123,69 +92,106 @@ def run(
     split_name, split = evaluation_split(data)
     evaluation = None
     if split is not None:
-        say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
-        size = config.train.evaluation_batch_size
-        evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=size)
+        log(f"evaluating on the {split_name} split: {len(split.examples)} examples")
+        batch_size = config.train.evaluation_batch_size
+        evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
     result = write_run_results(out, base, data, training, evaluation)
     drop_leftovers(out)
     return result
 
 
+def open_base_and_data(
+    config: RunConfig, base: Base | None, data: Data | None, log: Callable[[str], None]
+) -> tuple[RunConfig, Base, Data]:
+    """Open the base and read the data, unless they are given.
+
+    Returns:
+        The configuration with the task that was chosen, the base and the data.
+
+    Raises:
+        ConfigError: the base that is given has another task than the configuration.
+    """
+    base_task = task_of(base.model) if base is not None else None
+    if base is not None and config.task not in (None, base_task):
+        raise ConfigError(f"task is {config.task}, but the given base was opened for {base_task}")
+    if base is not None and data is not None:
+        return config.model_copy(update={"task": base_task}), base, data
+    raw = read_data(config.data)
+    if base is not None:
+        task = base_task or "causal_lm"
+        formatted = raw.format(task)
+    else:
+        log(f"base: {config.base}{f', linear layers in {config.quantization.kind}' if config.quantization else ''}")
+        spec = resolve_base(config.base)
+        task, reason = choose_task(config.task, spec.config, raw.target_kind(), config.base)
+        log(f"task: {task} ({reason})")
+        formatted = raw.format(task)
+        base = load_base(
+            spec,
+            dtype=config.dtype,
+            device=config.device,
+            device_map=config.device_map,
+            quantization=config.quantization,
+            task=task,
+            labels=formatted.row_format.labels if TASKS[task].is_classification else (),
+            seed=config.train.seed,
+        )
+    if data is None:
+        data = formatted.encode(base.tokenizer)
+        for line in data.report.lines():
+            log(line)
+    return config.model_copy(update={"task": task}), base, data
+
+
 def attach_method(
-    base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, say: Callable[[str], None]
+    base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, log: Callable[[str], None]
 ) -> None:
-    """Attach one adapter of a run, and say how much of it is trained."""
+    """Attach one adapter of a run, and log its number of trained parameters."""
     is_first = not attached(base.model)
-    before = 0 if is_first else count_trainable(base.model)
-    with warnings.catch_warnings(record=True) as found:
+    before = 0 if is_first else _count_trainable(base.model)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         attach(
             base.model,
             method,
             name=name,
             tokenizer=base.tokenizer,
-            labels=data.row_format.answers,
+            answers=data.row_format.answers,
             seed=config.train.seed,
-            rows=data.train.encoded,
+            examples=data.train.encoded,
         )
-    for warning in found:
-        say(str(warning.message))
-    if (new := new_parts(base.model)) and is_first:
-        say(f"new in this base, from random numbers, and kept with the adapter: {', '.join(new)}")
-    called = "" if name == "default" else f"{name}: "
-    say(f"method: {called}{method.name}, {count_trainable(base.model) - before:,} trained parameters")
+    for warning in caught:
+        log(str(warning.message))
+    if (new := new_modules(base.model)) and is_first:
+        log(f"new layers, randomly initialised and saved with the adapter: {', '.join(new)}")
+    prefix = "" if name == "default" else f"{name}: "
+    log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
 
 
-def count_trainable(model: Any) -> int:
-    """Return how many numbers of a model are trained."""
+def _count_trainable(model: Any) -> int:
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
 def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
-    """Return what a person should know of the batches of training by these settings."""
-    packs = lays_end_to_end(model, *configs)
-    return "batches: " + ("examples laid end to end" if packs else "examples padded to the longest")
-
-
-def write_run_header(config: RunConfig, data: Data, *, resume: bool = False) -> None:
-    """Write the first files of a run folder; to `resume` a run, those that it had not come to."""
-    out = Path(config.out)
-    if resume and (out / "data.json").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_config(config))
-    write_json(
-        out / "data.json",
-        {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
-    )
+    """Return a line on how training puts examples into batches."""
+    packs = packs_examples(model, *configs)
+    return "batches: " + ("packed examples, without padding" if packs else "examples padded to the longest")
 
 
 @contextmanager
 def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
-    """Around a training that writes `runs`, all of them in `out`: what becomes of the folders if it does not end well.
+    """Protect the folders of a training that may fail.
 
-    A run that has an adapter gets its page; one that has none leaves no trace, and what it was to replace comes back.
-    To `resume`, there is nothing to be replaced, and nothing is deleted.
+    After an error a run with a saved adapter gets its report; a run without one is deleted, and the earlier run that
+    it was to replace is restored. With `resume`, no run is replaced and no file is deleted.
+
+    Args:
+        out: output folder.
+        runs: run folders that the training writes: `out`, or folders inside it.
+        resume: whether an unfinished run is continued.
+
+    Raises:
+        KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
     """
     with nullcontext() if resume else replacing(out):
         try:
@@ -195,103 +201,10 @@ def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[No
                 if not adapter_folders(run_folder):
                     if not resume:
                         clear_run(run_folder)
-                elif not resume or isinstance(error, TrainingError):  # others are refusals, which change nothing
+                elif not resume or isinstance(error, TrainingError):  # other errors occur before any change
                     write_report(run_folder)
             raise
         except KeyboardInterrupt as stop:
             if not (out / CHECKPOINT).is_file():
                 raise
-            raise KeyboardInterrupt(f"{stop}; go on with: {resume_command(out)}") from stop
-
-
-def write_run_results(
-    out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None
-) -> RunResult:
-    """Write the last files of a run folder, with the adapters of the run on.
-
-    Args:
-        out: the folder.
-        base: with the trained adapters.
-        data: that they learned.
-        training: how that went.
-        evaluation: of the held-out rows, if there are any.
-    """
-    split_name, split = evaluation_split(data)
-    if split is not None and evaluation is not None:
-        write_json(out / "evaluation.json", _evaluation_dict(base, data.row_format, split_name, split, evaluation))
-    parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
-    summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
-    summary |= {"steps": training.steps, "best_step": training.best_step}
-    write_json(out / "summary.json", {**summary, "environment": environment()})
-    report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, parameters, size, report)
-
-
-def open_parts(
-    config: RunConfig, base: Base | None, data: Data | None, say: Callable[[str], None]
-) -> tuple[RunConfig, Base, Data]:
-    """Open what `run` was not given, with the task decided in the configuration that is returned."""
-    own = task_of(base.model) if base is not None else None
-    if base is not None and config.task not in (None, own):
-        raise ConfigError(f"task {config.task} is asked for, and the base that was given is opened for {own}")
-    if base is not None and data is not None:
-        return config.model_copy(update={"task": own}), base, data
-    raw = read_data(config.data)
-    if base is not None:
-        task = own or "causal_lm"
-        shaped = raw.shaped(task)
-    else:
-        say(f"base: {config.base}{f', linear layers in {config.quantization.kind}' if config.quantization else ''}")
-        task, reason = choose_task(config.task, base_config(config.base), raw.holds(), config.base)
-        say(f"task: {task} ({reason})")
-        shaped = raw.shaped(task)
-        labels = shaped.row_format.labels if TASKS[task].is_classification else ()
-        base = load_base(
-            config.base,
-            dtype=config.dtype,
-            device=config.device,
-            device_map=config.device_map,
-            quantization=config.quantization,
-            task=task,
-            labels=labels,
-            seed=config.train.seed,
-        )
-    if data is None:
-        data = shaped.encoded(base.tokenizer)
-        for line in data.report.lines():
-            say(line)
-    return config.model_copy(update={"task": task}), base, data
-
-
-def _evaluation_dict(
-    base: Base, row_format: RowFormat, name: str, split: Split, evaluation: Evaluation
-) -> dict[str, Any]:
-    """Return an evaluation as plain JSON values, with samples for people to look at."""
-    return {"split": name, **asdict(evaluation), "samples": _samples(base, row_format, split, evaluation)}
-
-
-def _samples(base: Base, row_format: RowFormat, split: Split, evaluation: Evaluation) -> list[dict[str, str]]:
-    if evaluation.predictions:
-        return [
-            {"text": row.prompt, "gold": row.label, "predicted": row.predicted}
-            for row in _wrong_and_right(evaluation)[:SAMPLES]
-        ]
-    if row_format.kind == "text":
-        return []
-    examples = split.examples[:WRITTEN_SAMPLES]
-    golds = [str(row.messages[-1]["content"]) if row.messages else row.completion for row in examples]
-    texts = [row.messages[-2]["content"] if row.messages else row.prompt for row in examples]
-    written = generate(
-        base.model, base.tokenizer, [list(row.messages[:-1]) or row for row in examples], max_new_tokens=64
-    )
-    return [
-        {"text": text, "gold": gold.strip(), "predicted": words.strip()}
-        for text, gold, words in zip(texts, golds, written, strict=True)
-    ]
-
-
-def _wrong_and_right(evaluation: Evaluation) -> list[Any]:
-    """Return the predictions with up to a third of mistakes first, so that a sample shows what goes wrong too."""
-    wrong = [row for row in evaluation.predictions if row.predicted != row.label]
-    right = [row for row in evaluation.predictions if row.predicted == row.label]
-    return wrong[: SAMPLES // 3] + right
+            raise KeyboardInterrupt(f"{stop}; continue with: {resume_command(out)}") from stop

@@ -1,10 +1,10 @@
-"""Several runs over one base, trained side by side: the members of an ensemble, or jobs with rows of their own.
+"""Runs that are trained side by side on one base: the members of an ensemble, or jobs with their own data.
 
-Each of them has a run folder of its own below the one of them all, as if it had been trained alone; that one holds
+Each of them has a run folder, as if it had been trained alone, inside the output folder. That folder also holds
 
-config.yaml    what all of it was
-results.json   their scores side by side, and those of the ensemble
-report.html    the same to look at
+config.yaml    configuration of all runs
+results.json   scores of all runs, and of the ensemble
+report.html    page made from results.json
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +16,17 @@ from peftly.adapters import use_adapters
 from peftly.data import Data
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, Vote, evaluate, evaluate_ensemble
-from peftly.models import TASKS, Base, draw_new_parts
+from peftly.models import TASKS, Base, draw_new_weights
 from peftly.report import comparison_row, write_comparison
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
-from peftly.runs.folder import RESULTS, check_out, drop_leftovers, write_json, write_text
+from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.run import (
-    RunResult,
-    attach_method,
-    batches_line,
-    open_parts,
-    training_in,
-    write_run_header,
-    write_run_results,
-)
+from peftly.runs.replacing import check_resumable, check_run_folder, drop_leftovers
+from peftly.runs.results import RunResult, write_run_header, write_run_results
+from peftly.runs.run import attach_method, batches_line, open_base_and_data, training_in
 from peftly.training import Job, check_trainable, train_together
-from peftly.utils import environment
+from peftly.utils import environment, write_json, write_text
 
 if TYPE_CHECKING:
     from peftly.training import Callback
@@ -42,14 +36,14 @@ __all__ = ["TogetherResult", "run_together"]
 
 @dataclass(frozen=True)
 class TogetherResult:
-    """What came of runs that were trained side by side.
+    """The results of runs that were trained side by side.
 
     Attributes:
-        out: the folder of all of them.
-        runs: what came of each, by name.
-        ensemble: the scores of the vote; None if they are no ensemble, or there are no rows to score.
-        rows: of the page that sets them side by side, as `comparison_row` makes them.
-        report: that page.
+        out: folder of all runs.
+        runs: result of each run by name.
+        ensemble: scores of the vote; None for jobs, or if there are no held-out examples.
+        rows: rows of the comparison page, as `comparison_row` makes them.
+        report: path of the comparison page.
     """
 
     out: Path
@@ -61,7 +55,7 @@ class TogetherResult:
 
 @dataclass(frozen=True)
 class _Part:
-    """One of the runs, ready to be trained."""
+    """A run before its training: configuration with the chosen task, and data."""
 
     config: RunConfig
     data: Data
@@ -73,37 +67,43 @@ def run_together(
     base: Base | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     callbacks: Mapping[str, Sequence["Callback"]] | None = None,
 ) -> TogetherResult:
-    """Train the parts of `config` in shared batches over one base, and write a run folder for each and for all.
+    """Train several runs in shared batches on one base. Write a run folder for each, and a comparison.
 
     Args:
-        config: of an ensemble, or of jobs.
-        base: the base that it names, if it is loaded already; it carries the trained adapters afterwards.
-        overwrite: replace the run that the out folder holds.
-        resume: go on with what the out folder holds, which has this configuration.
-        say: takes one line about what is happening.
-        callbacks: passed to `train_together`, by the name of the part.
+        config: configuration of an ensemble, or of jobs.
+        base: base named in `config`, if it is already open. It has the trained adapters afterwards.
+        overwrite: replace earlier runs in the output folder.
+        resume: continue the unfinished runs in the output folder, which have this configuration.
+        log: function that receives each line of progress.
+        callbacks: callbacks of the training by the name of the run, as `train_together` takes them.
+
+    Returns:
+        Results of all runs, and scores of the ensemble.
 
     Raises:
-        ConfigError: the configuration has no parts, or they do not fit on one base.
+        ConfigError: the configuration describes one run, the runs do not fit on one base, or a folder cannot be used.
+        DataError, BaseModelError, MethodError, TrainingError: as for `run`.
     """
     out = Path(config.out)
-    check_out(out, overwrite=overwrite, resume=resume)
     folders = [Path(part.out) for part in config.parts().values()]
-    for folder in folders if not resume else ():
-        check_out(folder, overwrite=overwrite)
-    given = base is not None
-    base, parts = _opened(config, base, say)
+    if resume:
+        check_resumable(out)
+    else:
+        for folder in (out, *folders):
+            check_run_folder(folder, overwrite=overwrite)
+    is_given = base is not None
+    base, parts = _open_parts(config, base, log)
     model = base.model
     for name, part in parts.items():
-        if not given:  # a new head is what the part alone would have, from its own seed
-            draw_new_parts(model, part.config.train.seed)
+        if not is_given:  # each run gets the new head that its own seed gives
+            draw_new_weights(model, part.config.train.seed)
         (method,) = part.config.adapters.values()
-        attach_method(base, name, method, part.config, part.data, say)
+        attach_method(base, name, method, part.config, part.data, log)
         check_trainable(model, part.data, part.config.train, adapter=name)
-    say(batches_line(model, *(part.config.train for part in parts.values())))
+    log(batches_line(model, *(part.config.train for part in parts.values())))
     with training_in(out, folders, resume=resume):
         if not resume:
             out.mkdir(parents=True, exist_ok=True)
@@ -112,93 +112,94 @@ def run_together(
             write_run_header(part.config, part.data, resume=resume)
         jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
         trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume)
-    together, scores = _evaluated(config, base, parts, say)
+    vote, evaluations = _evaluate(config, base, parts, log)
     runs = {}
     for name, part in parts.items():
         with use_adapters(model, name):
-            runs[name] = write_run_results(Path(part.config.out), base, part.data, trained[name], scores.get(name))
-    results = _results(config, parts, runs, together)
+            folder, evaluation = Path(part.config.out), evaluations.get(name)
+            runs[name] = write_run_results(folder, base, part.data, trained[name], evaluation)
+    results = _comparison(config, parts, runs, vote)
     write_json(out / RESULTS, results)
-    page = write_comparison(out, RESULTS)
+    report = write_comparison(out, RESULTS)
     for folder in (out, *folders):
         drop_leftovers(folder)
-    return TogetherResult(out, runs, together, results["rows"], page)
+    return TogetherResult(out, runs, vote, results["rows"], report)
 
 
-def _opened(config: AnyConfig, base: Base | None, say: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:
-    """Open the base once and the rows of every part; the members of an ensemble share theirs."""
+def _open_parts(config: AnyConfig, base: Base | None, log: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:
+    """Open the base once and the data of every run; the members of an ensemble share their data."""
     parts: dict[str, _Part] = {}
     data: Data | None = None
-    for name, wanted in config.parts().items():
+    for name, part_config in config.parts().items():
         if isinstance(config, JobsConfig):
-            say(f"{name}:")
+            log(f"{name}:")
             data = None
-        found, base, data = open_parts(wanted, base, data, say)
-        parts[name] = _Part(found, data)
+        resolved, base, data = open_base_and_data(part_config, base, data, log)
+        parts[name] = _Part(resolved, data)
     if base is None:
-        raise ConfigError("there is nothing to train side by side: give an ensemble, or jobs")
+        raise ConfigError("there is nothing to train side by side: the configuration has neither ensemble nor jobs")
     for name, part in parts.items():
         _check(config, part, name, next(iter(parts.values())))
     return base, parts
 
 
 def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
-    """Refuse what cannot vote, or cannot have the head that the first part has."""
+    """Refuse members that cannot vote, and jobs that cannot share the classification head of the first job."""
     if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
-        raise ConfigError(f"an ensemble votes on labels, and these rows are of kind {part.data.row_format.kind!r}")
+        raise ConfigError(f"an ensemble votes on labels, but these data are of kind {part.data.row_format.kind!r}")
     labels, shared = part.data.row_format.labels, first.data.row_format.labels
     if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
         raise ConfigError(
-            f"jobs.{name} has the labels {', '.join(labels)} and the first job {', '.join(shared)}, and there is one "
-            "classifier; train them in runs of their own, or as a task that writes its labels"
+            f"jobs.{name} has the labels {', '.join(labels)}, but the first job has {', '.join(shared)}, and all jobs "
+            "share one classification head; train them in separate runs, or with task causal_lm"
         )
 
 
 def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
-    """Return the configuration with the task that was found."""
+    """Return the configuration with the tasks that were chosen."""
     if isinstance(config, JobsConfig):
         return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
     return config.model_copy(update={"task": next(iter(parts.values())).config.task})
 
 
-def _evaluated(
-    config: AnyConfig, base: Base, parts: Mapping[str, _Part], say: Callable[[str], None]
+def _evaluate(
+    config: AnyConfig, base: Base, parts: Mapping[str, _Part], log: Callable[[str], None]
 ) -> tuple[Evaluation | None, dict[str, Evaluation]]:
-    """Return the scores of the vote, if this is an ensemble, and those of every part that has rows held out."""
+    """Return the scores of the vote (None for jobs), and the scores of each run with held-out examples."""
     if isinstance(config, RunConfig) and config.ensemble is not None:
-        return _evaluated_vote(config.ensemble.vote, base, parts, say)
-    found = {}
+        return _evaluate_vote(config.ensemble.vote, base, parts, log)
+    evaluations = {}
     for name, part in parts.items():
         split_name, split = evaluation_split(part.data)
         if split is None:
             continue
-        say(f"{name}: evaluating on the {split_name} split: {len(split.examples)} rows")
-        size = part.config.train.evaluation_batch_size
+        log(f"{name}: evaluating on the {split_name} split: {len(split.examples)} examples")
+        batch_size = part.config.train.evaluation_batch_size
         with use_adapters(base.model, name):
-            found[name] = evaluate(base.model, base.tokenizer, split, part.data.row_format, batch_size=size)
-    return None, found
+            evaluations[name] = evaluate(base.model, base.tokenizer, split, part.data.row_format, batch_size=batch_size)
+    return None, evaluations
 
 
-def _evaluated_vote(
-    vote: Vote, base: Base, members: Mapping[str, _Part], say: Callable[[str], None]
+def _evaluate_vote(
+    vote: Vote, base: Base, members: Mapping[str, _Part], log: Callable[[str], None]
 ) -> tuple[Evaluation | None, dict[str, Evaluation]]:
-    """Do the same for an ensemble, whose members have the same rows, in one pass."""
-    one = next(iter(members.values()))
-    split_name, split = evaluation_split(one.data)
+    """Return the scores of the vote and of each member, from one pass over their common examples."""
+    first = next(iter(members.values()))
+    split_name, split = evaluation_split(first.data)
     if split is None:
         return None, {}
-    say(f"evaluating on the {split_name} split: {len(split.examples)} rows")
-    size = one.config.train.evaluation_batch_size
-    found = evaluate_ensemble(
-        base.model, base.tokenizer, split, one.data.row_format, list(members), vote=vote, batch_size=size
+    log(f"evaluating on the {split_name} split: {len(split.examples)} examples")
+    batch_size = first.config.train.evaluation_batch_size
+    scores = evaluate_ensemble(
+        base.model, base.tokenizer, split, first.data.row_format, list(members), vote=vote, batch_size=batch_size
     )
-    return found.together, found.members
+    return scores.together, scores.members
 
 
-def _results(
-    config: AnyConfig, parts: Mapping[str, _Part], runs: Mapping[str, RunResult], together: Evaluation | None
+def _comparison(
+    config: AnyConfig, parts: Mapping[str, _Part], runs: Mapping[str, RunResult], vote: Evaluation | None
 ) -> dict[str, Any]:
-    """Return what the comparison page shows, as plain JSON values."""
+    """Return the content of the comparison page as JSON values."""
     rows = [run.comparison_row(name) for name, run in runs.items()]
     lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
     results = {
@@ -208,17 +209,17 @@ def _results(
         "data": lines if isinstance(config, JobsConfig) else next(iter(parts.values())).data.report.lines(),
         "environment": environment(),
     }
-    if together is None:
+    if vote is None:
         return results
-    vote = {
-        **comparison_row("ensemble", together),
+    vote_row = {
+        **comparison_row("ensemble", vote),
         "parameters": sum(row["parameters"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows),
         "seconds": max(row["seconds"] for row in rows),
     }
     return {
         **results,
-        "rows": [*rows, vote],
-        "texts": [row.prompt for row in together.predictions],
-        "gold": [row.label for row in together.predictions],
+        "rows": [*rows, vote_row],
+        "texts": [prediction.prompt for prediction in vote.predictions],
+        "gold": [prediction.label for prediction in vote.predictions],
     }

@@ -1,4 +1,4 @@
-"""Run folders of version 0.1.0, whose settings had other names."""
+"""Run folders of version 0.1.0, which named some settings differently."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +22,11 @@ RENAMED_SETTINGS = {
     **{f"train.{old}": f"train.{new}" for old, new in _TRAIN.items()},
     **{f"method.{old}": f"method.{new}" for old, new in RENAMED_METHOD_SETTINGS.items()},
 }
-"""Settings of version 0.1.0 that have another name today, by their path in a configuration."""
+"""Current names of settings that version 0.1.0 named differently, by their old path in a configuration."""
 
 
 def with_current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in the `config.yaml` of a run folder with the names of today."""
+    """Return the settings of a stored `config.yaml` under their current names."""
     current = dict(settings)
     if isinstance(current.get("train"), Mapping):
         current["train"] = with_current_names(current["train"], _TRAIN)
@@ -34,7 +34,7 @@ def with_current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(method, Mapping):
         current["method"] = with_current_names(method, RENAMED_METHOD_SETTINGS)
     elif isinstance(method, list):
-        current["method"] = [with_current_names(one, RENAMED_METHOD_SETTINGS) for one in method]
+        current["method"] = [with_current_names(entry, RENAMED_METHOD_SETTINGS) for entry in method]
     if isinstance(current.get("jobs"), Mapping):
         current["jobs"] = {name: with_current_settings(job) for name, job in current["jobs"].items()}
     return current

@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same on the screen and in reports."""
+"""Numbers as text, the same on the screen and in reports."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ __all__ = ["bytes_text", "count_text", "score_rows", "score_text", "seconds_text
 
 
 def bytes_text(size: float | None) -> str:
-    """Return a size such as `18.4 KB` (thousands, as file managers show), or `—` for None."""
+    """Return a size such as `18.4 KB` (1 KB = 1000 bytes), or `—` for None."""
     if size is None:
         return "—"
     if size < 1000:
@@ -18,7 +18,7 @@ def bytes_text(size: float | None) -> str:
 
 
 def count_text(count: int) -> str:
-    """Return a count with its thousands apart."""
+    """Return a count with commas between its thousands."""
     return f"{count:,}"
 
 
@@ -31,12 +31,12 @@ def seconds_text(seconds: float) -> str:
 
 
 def share_text(share: float | None) -> str:
-    """Return a share such as `83.7%`, or `—` for None."""
+    """Return a share as a percentage such as `83.7%`, or `—` for None."""
     return "—" if share is None else f"{share:.1%}"
 
 
 def score_text(value: float | None) -> str:
-    """Return a loss or a perplexity with the digits that mean something, or `—` for None."""
+    """Return a loss or a perplexity with four significant digits, or `—` for None."""
     return "—" if value is None else f"{value:.4g}"
 
 
@@ -51,5 +51,5 @@ _SCORES = {
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the scores that an evaluation has, each with its name; which these are depends on its task."""
+    """Return name and text of every score that an evaluation has; the task determines which ones."""
     return [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]

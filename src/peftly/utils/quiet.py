@@ -1,36 +1,33 @@
-"""Keep the log lines and progress bars of other libraries off the screen."""
+"""A context that hides log lines and progress bars of other libraries."""
 
-import logging as logs
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging as transformers_logging
 
 __all__ = ["quiet"]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep log lines and loading bars of transformers and accelerate off the screen. Bars of downloads stay."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    spreading = logs.getLogger("accelerate")
-    spreading_level = spreading.level
-    logging.set_verbosity_error()
-    spreading.setLevel(logs.ERROR)
-    logging.disable_progress_bar()
-    if hub_bars:
+    """Hide log lines and loading bars of transformers and accelerate inside the block. Download bars stay visible."""
+    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    has_hub_bars = not are_progress_bars_disabled()
+    accelerate_logger = logging.getLogger("accelerate")
+    accelerate_level = accelerate_logger.level
+    transformers_logging.set_verbosity_error()
+    accelerate_logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # this disables the bars of the Hub, too
+    if has_hub_bars:
         enable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        spreading.setLevel(spreading_level)
-        if bars:
-            logging.enable_progress_bar()  # the Hub's with them
-        if not hub_bars:
+        transformers_logging.set_verbosity(level)
+        accelerate_logger.setLevel(accelerate_level)
+        if has_bars:
+            transformers_logging.enable_progress_bar()  # this enables the bars of the Hub, too
+        if not has_hub_bars:
             disable_progress_bars()

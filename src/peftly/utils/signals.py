@@ -1,4 +1,4 @@
-"""Ctrl-C, where it has to wait for a moment."""
+"""Delayed Ctrl-C."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ __all__ = ["interruptions_held"]
 
 @contextmanager
 def interruptions_held() -> Iterator[None]:
-    """Let a first Ctrl-C wait for the end of the block; a second one waits for nothing."""
+    """Delay a first Ctrl-C until the end of the block. A second Ctrl-C takes effect immediately."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield

@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from peftly.errors import ConfigError
 from peftly.report import write_comparison, write_report
 from peftly.report.charts import bar_chart, line_chart
 from peftly.report.comparison import pick_samples
-from peftly.utils.formatting import bytes_text, seconds_text
 
 ENVIRONMENT = {
     "versions": {"python": "3.11.7", "peftly": "0.1.0", "torch": "2.13.0", "bitsandbytes": None},
@@ -30,7 +30,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.addresses: list[str] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.feed(source)
         assert self.open == []
 
@@ -44,7 +44,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        self.texts.append(data)
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_run_page_says_everything_and_stands_alone(run_folder):
+def test_run_page_shows_everything_and_needs_no_other_file(run_folder):
     report = write_report(run_folder)
     source = report.read_text()
     page = Page(source)
-    text = " ".join(" ".join(page.words).split())
+    text = " ".join(" ".join(page.texts).split())
     for expected in (
         "lora on smollm2-135m, best after step 40 of 80",
         "87.0%",
@@ -113,12 +113,29 @@ def test_run_page_says_everything_and_stands_alone(run_folder):
     assert "url(http" not in source
 
 
+def test_pages_without_matplotlib_name_the_package_once(run_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (run_folder / "quickstart.json").write_text(json.dumps(comparison_results()))
+    for write in (write_report, lambda folder: write_comparison(folder, "quickstart.json")):
+        source = write(run_folder).read_text()
+        text = " ".join(Page(source).texts)
+        assert text.count("Charts need matplotlib: pip install 'peftly[report]'") == 1
+        assert "<svg" not in source
+        assert "not installed" in text, "the rest of the page is there"
+
+
+def test_pages_without_charts_need_no_matplotlib(run_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (run_folder / "metrics.jsonl").unlink()
+    assert "matplotlib" not in write_report(run_folder).read_text()
+
+
 def test_run_page_is_the_same_when_written_again(run_folder):
     first = write_report(run_folder).read_text()
     assert write_report(run_folder).read_text() == first
 
 
-def test_run_page_of_a_run_that_has_only_begun(run_folder):
+def test_run_page_of_a_run_that_has_just_started(run_folder):
     for name in ("evaluation.json", "summary.json", "data.json", "metrics.jsonl"):
         (run_folder / name).unlink()
     Page(write_report(run_folder).read_text())
@@ -129,7 +146,7 @@ def test_run_page_needs_a_run(tmp_path):
         write_report(tmp_path)
 
 
-def test_pictures_share_no_ids_and_carry_their_numbers():
+def test_charts_share_no_ids_and_describe_their_numbers():
     loss = line_chart({"training": [(1, 2.0), (2, 1.0)]}, title="Loss & more", x_label="step", y_label="loss")
     bars = bar_chart({"base": {"accuracy": 0.5}, "LoRA": {"accuracy": 0.75}}, title="Scores")
     assert "training: 2 at step 1, 1 at 2" in loss
@@ -143,13 +160,13 @@ def test_pictures_share_no_ids_and_carry_their_numbers():
         assert 'role="img"' in picture
 
 
-def test_no_points_no_picture():
+def test_no_points_no_chart():
     assert line_chart({"training": []}, title="Loss", x_label="step", y_label="loss") == ""
 
 
 def comparison_results() -> dict:
     def row(name, folder, right):
-        predictions = ["complaint" if place < right else "no complaint" for place in range(6)]
+        predictions = ["complaint" if number < right else "no complaint" for number in range(6)]
         return {
             "name": name,
             "folder": folder,
@@ -164,7 +181,7 @@ def comparison_results() -> dict:
     return {
         "title": "peftly quickstart",
         "subtitle": "complaint or not",
-        "texts": [f"tweet {place} <b>" for place in range(6)],
+        "texts": [f"tweet {number} <b>" for number in range(6)],
         "gold": ["complaint"] * 6,
         "rows": [row("untouched base", None, 3), row("prompt tuning", "prompt_tuning", 5), row("LoRA", "lora", 6)],
         "data": ["train: 200 rows"],
@@ -174,12 +191,12 @@ def comparison_results() -> dict:
 
 def test_comparison_links_each_run(tmp_path):
     (tmp_path / "quickstart.json").write_text(json.dumps(comparison_results()))
-    page = Page(write_comparison(tmp_path).read_text())
+    page = Page(write_comparison(tmp_path, "quickstart.json").read_text())
     assert [address for address in page.addresses if not address.startswith("#")] == [
         "prompt_tuning/report.html",
         "lora/report.html",
     ]
-    text = " ".join(page.words)
+    text = " ".join(page.texts)
     for expected in ("tweet 0 <b>", "100.0%", "6 KB", "12.5 s"):
         assert expected in text, expected
 
@@ -191,7 +208,7 @@ def test_a_comparison_of_runs_of_several_tasks_shows_the_scores_that_each_has(tm
     writer |= {"accuracy": None, "macro_f1": None, "loss": 1.25}
     results |= {"texts": []}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = " ".join(Page(write_comparison(tmp_path, "results.json").read_text()).words)
+    text = " ".join(Page(write_comparison(tmp_path, "results.json").read_text()).texts)
     for expected in ("entity F1", "62.5%", "macro-F1", "85.7%", "1.25"):
         assert expected in text, expected
     (tmp_path / "results.json").write_text(json.dumps(results | {"rows": [writer]}))
@@ -199,20 +216,6 @@ def test_a_comparison_of_runs_of_several_tasks_shows_the_scores_that_each_has(tm
     assert ("<svg" in page, "macro-F1" in page, "1.25" in page) == (False, False, True)
 
 
-def test_samples_show_where_the_systems_disagree_first():
+def test_samples_with_different_predictions_come_first():
     samples = pick_samples(comparison_results(), 4)
     assert [sample["text"][:7] for sample in samples] == ["tweet 3", "tweet 4", "tweet 5", "tweet 0"]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (18_432, "18.4 KB"), (4_700_000, "4.7 MB"), (None, "—")]
-)
-def test_bytes(size, text):
-    assert bytes_text(size) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.25, "7.2 s"), (245, "4 min 05 s"), (7800, "2 h 10 min"), (119.7, "2 min 00 s")]
-)
-def test_seconds(seconds, text):
-    assert seconds_text(seconds) == text

@@ -1,4 +1,4 @@
-"""How a person can type what peftly tells them to type next."""
+"""The name of the program in the commands that peftly suggests."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from peftly.utils.environment import program
 
 @pytest.fixture(name="venv")
 def _venv(tmp_path, monkeypatch):
-    """An environment that is not activated, and a person who stands in the folder above it."""
+    """An environment that is not activated, in the current folder."""
     script = tmp_path / ".venv" / "bin" / "peftly"
     script.parent.mkdir(parents=True)
     script.write_text("#!/bin/sh\n")
@@ -22,12 +22,12 @@ def _venv(tmp_path, monkeypatch):
     return script
 
 
-def test_by_its_name_where_the_path_has_it(venv, monkeypatch):
+def test_its_name_if_the_path_has_it(venv, monkeypatch):
     monkeypatch.setenv("PATH", str(venv.parent))
     assert program() == "peftly"
 
 
-def test_by_its_path_where_the_environment_is_not_activated(venv, tmp_path, monkeypatch):
+def test_its_path_if_the_environment_is_not_activated(venv, tmp_path, monkeypatch):
     assert program() == ".venv/bin/peftly"
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
@@ -35,7 +35,7 @@ def test_by_its_path_where_the_environment_is_not_activated(venv, tmp_path, monk
     assert program() == str(venv)
 
 
-def test_as_a_module_where_there_is_no_script(venv, monkeypatch):
+def test_a_module_if_there_is_no_script(venv, monkeypatch):
     venv.unlink()
     assert program() == f"{venv.with_name('python')} -m peftly"
     odd = Path("/some where/python")

@@ -1,26 +1,36 @@
-"""What both pages need: the template engine, JSON files, and a machine in words."""
+"""Common parts of the pages: template engine, JSON files, and the description of a machine."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from peftly.utils import bytes_text
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-__all__ = ["machine_lines", "read_json", "render"]
+from peftly.utils import bytes_text, write_text
+
+__all__ = ["machine_lines", "read_json", "write_page"]
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template of this package; every value is escaped unless it is `Markup`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def write_page(file: Path, template: str, **values: Any) -> Path:
+    """Write an HTML page.
 
+    Args:
+        file: path of the page.
+        template: file name of a template of this package.
+        values: variables of the template. All values except `Markup` are escaped.
+
+    Returns:
+        `file`.
+    """
     engine = Environment(
         loader=PackageLoader("peftly.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return engine.get_template(template).render(**values)
+    write_text(file, engine.get_template(template).render(**values))
+    return file
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object, or an empty one if the file is not there: a report says what there is."""
+    """Return the JSON object in a file; an empty dict if the file does not exist."""
     if not file.is_file():
         return {}
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -28,7 +38,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def machine_lines(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return versions and hardware as names and values."""
+    """Return versions and hardware as pairs of name and value."""
     if not environment:
         return []
     versions = [(name, number or "not installed") for name, number in environment["versions"].items()]

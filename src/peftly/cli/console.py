@@ -1,4 +1,4 @@
-"""What every command shares: where it prints, and how an error reaches a person."""
+"""Output of the commands, and their errors as one line."""
 
 import logging
 import os
@@ -18,41 +18,41 @@ from peftly.errors import PeftlyError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["CommandGroup", "console", "quiet"]
+__all__ = ["CommandGroup", "console", "silence_libraries"]
 
 
 class CommandGroup(TyperGroup):
-    """The commands; what a person can mend, wrong usage included, becomes one line and exit code 2."""
+    """The commands. Wrong usage and errors that the user can remedy become one line and exit code 2."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Read the options that stand before the command.
+        """Parse the options before the command.
 
         Raises:
-            typer.Exit: 2 after wrong usage.
+            typer.Exit: exit code 2, after wrong usage.
         """
-        with _one_line(debug=False):
+        with _one_line_errors(debug=False):
             return super().make_context(*args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of the command line; none at all asks for help."""
+        """Parse the command line; without arguments show the help."""
         return super().parse_args(ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command.
+        """Run the command.
 
         Raises:
-            typer.Exit: 2 after an error that a person can mend, 130 after Ctrl-C.
+            typer.Exit: exit code 2 after an error that the user can remedy, 130 after Ctrl-C.
         """
-        with _one_line(debug=ctx.params["debug"]):
+        with _one_line_errors(debug=ctx.params["debug"]):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _one_line(*, debug: bool) -> Iterator[None]:
+def _one_line_errors(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # the reader of our output left; Typer ends the program without a word
+        raise  # the reader of the output has exited; Typer ends the program silently
     except (PeftlyError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -68,20 +68,21 @@ def _one_line(*, debug: bool) -> Iterator[None]:
 
 
 def _print_error(message: str) -> None:
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    word = typer.style("error:", fg="red", bold=True) if colour else "error:"
-    typer.echo(f"{word} {' '.join(message.split())}", err=True)
+    has_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
+    typer.echo(f"{prefix} {' '.join(message.split())}", err=True)
 
 
 def console() -> "Console":
-    """Return a console on standard output as it is now; a width is only imposed where there is a terminal."""
+    """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+    is_terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 120)
 
 
-def quiet() -> None:
-    """Keep the libraries' own warnings off the screen: what matters of them peftly says. Downloads stay visible."""
+def silence_libraries() -> None:
+    """Hide warnings and progress bars of other libraries, except downloads. peftly reports the relevant ones itself."""
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)

@@ -1,0 +1,106 @@
+"""Arguments and options that several commands share, each with one name and one help text."""
+
+from typing import Annotated
+
+import typer
+
+from peftly.errors import ConfigError
+
+__all__ = [
+    "Adapters",
+    "BaseOption",
+    "BatchSize",
+    "ConfigFile",
+    "DataFile",
+    "MaxLength",
+    "MaxNewTokens",
+    "MinP",
+    "OptionalRun",
+    "Overrides",
+    "Run",
+    "Stop",
+    "Target",
+    "TaskOption",
+    "Temperature",
+    "Template",
+    "TestFile",
+    "TopK",
+    "ValidationFile",
+    "Weights",
+    "read_weights",
+]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or Hub id of an adapter.")]
+OptionalRun = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="Run folder, adapter folder, or Hub id of an adapter.")
+]
+Adapters = Annotated[
+    list[str],
+    typer.Argument(metavar="ADAPTER", help="Run folders, adapter folders or Hub ids, all for the same base."),
+]
+ConfigFile = Annotated[
+    str | None, typer.Argument(metavar="CONFIG", help="YAML file with the configuration. Options override it.")
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="Base model: short name (smollm2-135m), Hub id, folder or .gguf file.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Examples per batch; a step has train.gradient_accumulation_steps batches."),
+]
+DataFile = Annotated[
+    str | None,
+    typer.Option("--data", help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id."),
+]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Maximum number of tokens to generate.")]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", help="Sample from tokens with at least this fraction of the highest probability."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its path: --set method.rank=16. Repeatable."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the completion in front of this text. Repeatable."),
+]
+Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="causal_lm, seq2seq_lm, sequence_classification or token_classification. Default: a task that fits the "
+        "base.",
+    ),
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="Sampling temperature. 0: the most likely token at each step.")
+]
+Template = Annotated[
+    str | None, typer.Option("--template", help='Template of the prompt: "Tweet text : {text} Label :".')
+]
+TestFile = Annotated[str | None, typer.Option("--test", help="Test data, for the final scores.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this number of most likely tokens.")]
+ValidationFile = Annotated[
+    str | None,
+    typer.Option("--validation", help="Validation data. Default: a tenth of the training data."),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Weight of each adapter: 0.7,0.3. Only for LoRA. Default: 1 for each.")
+]
+
+
+def read_weights(weights: str) -> list[float]:
+    """Return the numbers of `--weights`.
+
+    Raises:
+        ConfigError: the text is not a list of numbers.
+    """
+    try:
+        return [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights {weights}: give numbers with commas between them, as in 0.7,0.3") from None
