@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install quickstart test lint format soak tables bench wheel clean
+.PHONY: help install quickstart test lint format soak tables bench api compat wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -19,6 +19,8 @@ help:
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
+	@echo "make api          write docs/api.md from the docstrings"
+	@echo "make compat       part of the tests with the oldest and newest versions of the dependencies (long; fresh environments)"
 	@echo "make wheel        build the wheel into dist/"
 
 $(BIN)/python:
@@ -59,6 +61,12 @@ tables: install
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
+
+api: install
+	$(BIN)/python scripts/api_page.py
+
+compat: install
+	$(BIN)/python scripts/compat.py
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

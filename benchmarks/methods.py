@@ -1,11 +1,11 @@
-"""Train every method with its default settings on both real bases, and put the figures into the docs.
+"""Train every method with its default settings on both real bases, and write the results into the docs.
 
     make tables
 
-writes benchmarks/results/methods.json and the table in docs/methods.md, which `make test` compares with it. A line that
-is in the JSON already is not measured again, so that an interrupted search goes on where it was:
+writes benchmarks/results/methods.json and the tables in docs/methods.md, which `make test` compares with the JSON. A
+result that is already in the JSON is not measured again, so an interrupted search continues at the next result:
 
-    python benchmarks/methods.py --rates 0.3 1 3 --bases minilm-l6     # three times slower and faster than the default
+    python benchmarks/methods.py --rates 0.3 1 3 --bases minilm-l6     # 0.3, 1 and 3 times the default learning rate
 """
 
 import argparse
@@ -29,163 +29,171 @@ BASES: dict[str, dict[str, Any]] = {
     "minilm-l6": {"task": "sequence_classification", "train": {"epochs": 10, "batch_size": 8}},
     "smollm2-135m": {"task": "causal_lm", "train": {"epochs": 2, "batch_size": 4}},
 }
-"""The real bases: what they learn the rows as, and for how long."""
+"""Task and training settings of each real base."""
 
 DATA = {
-    "tweets": "200 sample tweets, a complaint or none",
-    "docstrings": "120 texts of SciPy's documentation, from which of four parts of it",
+    "tweets": "200 sample tweets, labelled as complaint or no complaint",
+    "docstrings": "120 texts of SciPy's documentation, labelled with one of four parts of SciPy",
 }
 UNTOUCHED = "untouched base"
 KEYS = ("base", "data", "method", "learning_rate", "seed")
+"""Fields that identify a result."""
+
+Result = dict[str, Any]
+"""Keys and scores of one training run, or of the untouched base, as in the JSON."""
 
 
 @contextmanager
-def rows_of(data: str) -> Iterator[dict[str, str]]:
-    """Give the files of a data set, by split."""
+def data_files(data: str) -> Iterator[dict[str, str]]:
+    """Provide the files of a data set, by split."""
     splits = ("train", "validation", "test")
     if data == "tweets":
-        with as_file(files("peftly") / "sample_data" / "complaints") as rows:
-            yield {split: str(rows / f"{split}.jsonl") for split in splits}
+        with as_file(files("peftly") / "sample_data" / "complaints") as tweets:
+            yield {split: str(tweets / f"{split}.jsonl") for split in splits}
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder))
             yield {split: str(Path(folder) / f"{split}.jsonl") for split in splits}
 
 
-def measure(base: str, data: str, method: str, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Train one method on one base and return its line."""
+def measure(base: str, data: str, method: str, learning_rate: float, seed: int) -> Result:
+    """Train one method on one base, and return the scores."""
     from peftly.runs.config import RunConfig
     from peftly.runs.run import run
 
-    with rows_of(data) as rows, tempfile.TemporaryDirectory() as folder:
+    with data_files(data) as data_paths, tempfile.TemporaryDirectory() as folder:
         config = RunConfig.model_validate(
             {
                 "base": base,
                 "task": BASES[base]["task"],
-                "data": rows,
+                "data": data_paths,
                 "method": method,
                 "train": {**BASES[base]["train"], "learning_rate": learning_rate, "seed": seed},
                 "out": str(Path(folder) / "run"),
             }
         )
-        found = run(config, say=print)
-    assert found.evaluation is not None
-    assert found.training.best is not None
+        result = run(config, log=print)
+    assert result.evaluation is not None
+    assert result.training.best is not None
     return {
-        "validation_loss": found.training.best.loss,
-        "validation_accuracy": found.training.best.accuracy,
-        "accuracy": found.evaluation.accuracy,
-        "macro_f1": found.evaluation.macro_f1,
-        "loss": found.evaluation.loss,
-        "best_step": found.training.best_step,
-        "parameters": found.parameters,
-        "bytes": found.size,
-        "seconds": found.training.seconds,
+        "validation_loss": result.training.best.loss,
+        "validation_accuracy": result.training.best.accuracy,
+        "accuracy": result.evaluation.accuracy,
+        "macro_f1": result.evaluation.macro_f1,
+        "loss": result.evaluation.loss,
+        "best_step": result.training.best_step,
+        "parameters": result.parameters,
+        "bytes": result.size,
+        "seconds": result.training.seconds,
     }
 
 
-def untouched(base: str, data: str) -> dict[str, Any]:
-    """Score a base without any adapter; for a classifier that is a new head, so the largest label's share instead."""
+def untouched(base: str, data: str) -> Result:
+    """Score a base without an adapter.
+
+    The head of a classifier would be new and random, so its score is the share of the most frequent label instead.
+    """
     from peftly import evaluate, load_base
     from peftly.data import DataConfig, load_data
 
-    with rows_of(data) as rows:
+    with data_files(data) as paths:
         model, tokenizer = load_base(base)
-        loaded = load_data(DataConfig(train=rows["train"], test=rows["test"]), tokenizer)
+        loaded = load_data(DataConfig(train=paths["train"], test=paths["test"]), tokenizer)
     assert loaded.test is not None
     if BASES[base]["task"] == "causal_lm":
-        found = evaluate(model, tokenizer, loaded.test, loaded.row_format)
-        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "loss": found.loss}
+        scores = evaluate(model, tokenizer, loaded.test, loaded.row_format)
+        return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "loss": scores.loss}
     labels = [example.label for example in loaded.test.examples]
     return {"accuracy": max(labels.count(label) for label in set(labels)) / len(labels)}
 
 
-def lines_to_measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the keys of all lines that are asked for, `KEYS`."""
+def results_to_measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the keys (`KEYS`) of all requested results."""
     from peftly import METHODS, load_base
 
-    wanted: list[tuple[Any, ...]] = []
-    for base in asked.bases:
+    requested: list[tuple[Any, ...]] = []
+    for base in options.bases:
         model = load_base(base, task=BASES[base]["task"], labels=("one", "other")).model
-        fitting = [name for name in asked.methods or METHODS if METHODS[name].adapter.misfit(model) is None]
-        for data in asked.data:
-            wanted.append((base, data, UNTOUCHED, None, 0))
-            for method, factor, seed in itertools.product(fitting, asked.rates, asked.seeds):
+        methods = [
+            name for name in options.methods or METHODS if METHODS[name].adapter.unsupported_reason(model) is None
+        ]
+        for data in options.data:
+            requested.append((base, data, UNTOUCHED, None, 0))
+            for method, factor, seed in itertools.product(methods, options.rates, options.seeds):
                 rate = float(f"{METHODS[method].learning_rate * factor:.2g}")
-                wanted.append((base, data, method, rate, seed))
-    return [dict(zip(KEYS, line, strict=True)) for line in wanted]
+                requested.append((base, data, method, rate, seed))
+    return [dict(zip(KEYS, values, strict=True)) for values in requested]
 
 
-def read() -> list[dict[str, Any]]:
-    """Return the lines that are there."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))["lines"] if RESULTS.exists() else []
+def read() -> list[Result]:
+    """Return the stored results."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["results"] if RESULTS.exists() else []
 
 
-def write(lines: list[dict[str, Any]]) -> None:
-    """Write all lines, and how they were measured."""
+def write(results: list[Result]) -> None:
+    """Write all results and the settings of the measurement."""
     from peftly.utils.environment import automatic_dtype, environment
 
-    found = {"environment": environment(), "dtype": automatic_dtype(), "bases": BASES, "lines": lines}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    content = {"environment": environment(), "dtype": automatic_dtype(), "bases": BASES, "results": results}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the docs' tables: for each base and data set the default rates, and then the rates that were tried."""
-    parts = []
-    for base, data in dict.fromkeys((line["base"], line["data"]) for line in lines):
-        own = [line for line in lines if (line["base"], line["data"]) == (base, data)]
-        length = BASES[base]["train"]
-        parts += [f"## {base}, {data}", ""]
-        parts += [f"{DATA[data]}; as {BASES[base]['task'].replace('_', ' ')}, {length['epochs']} epochs, batches of "]
-        parts[-1] += f"{length['batch_size']}."
-        parts += ["", "| method | accuracy | seeds | learning rate | parameters | bytes | training seconds |"]
-        parts += ["|---|---|---|---|---|---|---|"]
-        parts += [_line(rows) for rows in _by_method([line for line in own if is_default(line)])]
-        parts += _search(own)
-        parts.append("")
-    return "\n".join(parts)
+def table(results: list[Result]) -> str:
+    """Return the tables of each base and data set: default learning rates first, then the other learning rates."""
+    lines = []
+    for base, data in dict.fromkeys((result["base"], result["data"]) for result in results):
+        group = [result for result in results if (result["base"], result["data"]) == (base, data)]
+        training = BASES[base]["train"]
+        note = f"{DATA[data]}; as {BASES[base]['task'].replace('_', ' ')}, {training['epochs']} epochs, batches of "
+        lines += [f"## {base}, {data}", "", f"{note}{training['batch_size']}."]
+        lines += ["", "| method | accuracy | seeds | learning rate | parameters | bytes | training seconds |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [_table_row(seeds) for seeds in _by_method([result for result in group if is_default(result)])]
+        lines += _search(group)
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _line(rows: list[dict[str, Any]]) -> str:
-    """Return a method's line: the mean over its seeds, and the range in brackets."""
-    method, accuracy = rows[0]["method"], _spread([row["accuracy"] for row in rows])
+def _table_row(seeds: list[Result]) -> str:
+    """Return the table row of a method from its results with several seeds: mean, and range in brackets."""
+    method, accuracy = seeds[0]["method"], _spread([result["accuracy"] for result in seeds])
     if method == UNTOUCHED:
         return f"| {method} | {accuracy} | | | | | |"
-    timed = [row["seconds"] for row in rows if row["seconds"] is not None]
-    cells = [f"`{method}`", accuracy, str(len(rows)), f"{rows[0]['learning_rate']:g}", f"{rows[0]['parameters']:,}"]
-    cells += [f"{rows[0]['bytes']:,}", f"{statistics.median(timed):.0f}" if timed else "-"]
+    timed = [result["seconds"] for result in seeds if result["seconds"] is not None]
+    cells = [f"`{method}`", accuracy, str(len(seeds)), f"{seeds[0]['learning_rate']:g}", f"{seeds[0]['parameters']:,}"]
+    cells += [f"{seeds[0]['bytes']:,}", f"{statistics.median(timed):.0f}" if timed else "-"]
     return "| " + " | ".join(cells) + " |"
 
 
-def _search(lines: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of the methods of which several rates were tried with the first seed."""
-    first = [line for line in lines if line["seed"] == 0]
-    tried = [rows for rows in _by_method(first) if len(rows) > 1]
-    if not tried:
+def _search(results: list[Result]) -> list[str]:
+    """Return the table of the methods with several learning rates, for the first seed."""
+    first_seed = [result for result in results if result["seed"] == 0]
+    searched = [rates for rates in _by_method(first_seed) if len(rates) > 1]
+    if not searched:
         return []
-    found = ["", "| method | validation loss at other learning rates, seed 0 |", "|---|---|"]
-    for rows in tried:
-        losses = {row["learning_rate"]: row["validation_loss"] for row in rows}
+    lines = ["", "| method | validation loss at other learning rates, seed 0 |", "|---|---|"]
+    for rates in searched:
+        losses = {result["learning_rate"]: result["validation_loss"] for result in rates}
         shown = ", ".join(f"{losses[rate]:.3f} at {rate:g}" for rate in sorted(losses))
-        found.append(f"| `{rows[0]['method']}` | {shown} |")
-    return found
+        lines.append(f"| `{rates[0]['method']}` | {shown} |")
+    return lines
 
 
-def _by_method(lines: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the lines of each method, in the registry's order."""
+def _by_method(results: list[Result]) -> Iterator[list[Result]]:
+    """Yield the results of each method, in the order of the registry."""
     from peftly import METHODS
 
     for method in (UNTOUCHED, *METHODS):
-        if rows := [line for line in lines if line["method"] == method]:
-            yield rows
+        if of_method := [result for result in results if result["method"] == method]:
+            yield of_method
 
 
-def is_default(line: dict[str, Any]) -> bool:
-    """Whether a line is of a method's default learning rate."""
+def is_default(result: Result) -> bool:
+    """Return whether a result has the default learning rate of its method."""
     from peftly import METHODS
 
-    method = line["method"]
-    return method == UNTOUCHED or line["learning_rate"] == METHODS[method].learning_rate
+    method = result["method"]
+    return method == UNTOUCHED or result["learning_rate"] == METHODS[method].learning_rate
 
 
 def _spread(values: list[float]) -> str:
@@ -193,36 +201,36 @@ def _spread(values: list[float]) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def with_table(page: str, lines: list[dict[str, Any]]) -> str:
-    """Return the page with its tables made anew."""
+def with_table(page: str, results: list[Result]) -> str:
+    """Return the page with new tables."""
     head, rest = page.split(BEGIN)
     _, tail = rest.split(END)
-    return head + BEGIN + "\n" + table(lines) + "\n" + END + tail
+    return head + BEGIN + "\n" + table(results) + "\n" + END + tail
 
 
 def main() -> None:
-    """Measure what is missing, and write the JSON and the page after every line."""
+    """Measure the missing results, and write the JSON and the page after each result."""
     from peftly import METHODS
 
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
-    options.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
-    options.add_argument("--methods", nargs="+", choices=METHODS)
-    options.add_argument("--rates", nargs="+", type=float, default=[1.0], help="multiples of the method's default")
-    options.add_argument("--seeds", nargs="+", type=int, default=[0])
-    options.add_argument("--untimed", action="store_true", help="the machine does other things: note no seconds")
-    asked = options.parse_args()
-    lines = read()
-    for key in lines_to_measure(asked):
-        if any(all(line[part] == value for part, value in key.items()) for line in lines):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--rates", nargs="+", type=float, default=[1.0], help="multiples of the method's default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--untimed", action="store_true", help="store no seconds, because the machine is busy")
+    options = parser.parse_args()
+    results = read()
+    for key in results_to_measure(options):
+        if any(all(result[field] == value for field, value in key.items()) for result in results):
             continue
         print(f"== {key}", flush=True)
-        found = untouched(key["base"], key["data"]) if key["method"] == UNTOUCHED else measure(**key)
-        if asked.untimed and "seconds" in found:
-            found["seconds"] = None
-        lines.append({**key, **found})
-        write(lines)
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
+        scores = untouched(key["base"], key["data"]) if key["method"] == UNTOUCHED else measure(**key)
+        if options.untimed and "seconds" in scores:
+            scores["seconds"] = None
+        results.append({**key, **scores})
+        write(results)
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":

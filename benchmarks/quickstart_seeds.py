@@ -1,9 +1,9 @@
-"""Run the quickstart with three seeds, test its gains over the base, and put the figures into the docs.
+"""Run the quickstart with three seeds, test the gains over the base, and write the results into the docs.
 
     make tables
 
-writes benchmarks/results/quickstart.json, the table in docs/quickstart.md, which `make test` compares with it, and the
-picture in the README.
+writes benchmarks/results/quickstart.json, the table in docs/quickstart.md, which `make test` compares with the JSON,
+and the picture in the README.
 """
 
 import io
@@ -24,7 +24,7 @@ BASE = "untouched base"
 
 
 def measure() -> dict[str, Any]:
-    """Run every seed and return what the table needs."""
+    """Run the quickstart with every seed, and return the figures of the table."""
     from rich.console import Console
 
     from peftly.runs.quickstart import quickstart
@@ -34,7 +34,7 @@ def measure() -> dict[str, Any]:
     runs = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            start = time.perf_counter()
             results = quickstart(
                 Path(folder) / "quickstart",
                 base_spec="smollm2-135m",
@@ -46,12 +46,12 @@ def measure() -> dict[str, Any]:
             )
             if seed == SEEDS[0]:
                 draw(results)
-            runs.append(summary(seed, results, time.perf_counter() - began))
+            runs.append(summary(seed, results, time.perf_counter() - start))
     return {"environment": environment(), "dtype": automatic_dtype(), "runs": runs}
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Draw the table that the quickstart prints, for the README."""
+    """Write the picture of the README: the table that the quickstart prints."""
     from rich.console import Console
 
     from peftly.report import comparison_table
@@ -62,56 +62,64 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def summary(seed: int, results: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return one seed's scores, with McNemar's test of each method against the base."""
+    """Return the scores of one seed, with McNemar's test of each method against the base."""
     gold = results["gold"]
     base = next(row for row in results["rows"] if row["name"] == BASE)
     rows = []
     for row in results["rows"]:
-        kept = {key: row[key] for key in ("name", "accuracy", "macro_f1", "parameters", "bytes", "seconds")}
+        scores = {key: row[key] for key in ("name", "accuracy", "macro_f1", "parameters", "bytes", "seconds")}
         if row is not base:
-            kept |= mcnemar(gold, base["predictions"], row["predictions"])
-        rows.append(kept)
-    return {"seed": seed, "seconds": seconds, "test_rows": len(gold), "rows": rows}
+            scores |= mcnemar(gold, base["predictions"], row["predictions"])
+        rows.append(scores)
+    return {"seed": seed, "seconds": seconds, "test_examples": len(gold), "rows": rows}
 
 
 def mcnemar(gold: list[str], before: list[str], after: list[str]) -> dict[str, Any]:
-    """Return how many rows were mended and spoiled, and the exact two-sided p that this is chance."""
+    """Return McNemar's exact test of two sets of predictions.
+
+    Args:
+        gold: correct label of each example.
+        before: predictions of the base.
+        after: predictions with the adapter.
+
+    Returns:
+        `gained`: number of examples that only `after` predicts correctly; `lost`: number of examples that only `before`
+        predicts correctly; `p`: two-sided p-value.
+    """
     from scipy.stats import binomtest
 
-    mended = sum(b != g == a for g, b, a in zip(gold, before, after, strict=True))
-    spoiled = sum(a != g == b for g, b, a in zip(gold, before, after, strict=True))
-    return {"mended": mended, "spoiled": spoiled, "p": float(binomtest(mended, mended + spoiled).pvalue)}
+    gained = sum(b != g == a for g, b, a in zip(gold, before, after, strict=True))
+    lost = sum(a != g == b for g, b, a in zip(gold, before, after, strict=True))
+    return {"gained": gained, "lost": lost, "p": float(binomtest(gained, gained + lost).pvalue)}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the docs' table: the mean over the seeds, and the range in brackets."""
+    """Return the table of the docs: means over the seeds, ranges in brackets."""
     lines = [
         "| | accuracy | macro-F1 | gain over the base | McNemar p, largest | parameters | bytes | training seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     runs = results["runs"]
-    base = statistics.mean(_rows(runs, BASE, "accuracy"))
+    base = statistics.mean(_values(runs, BASE, "accuracy"))
     for row in runs[0]["rows"]:
         name, is_base = row["name"], row["name"] == BASE
-        accuracy = _rows(runs, name, "accuracy")
-        cells = [name, _spread(accuracy), _spread(_rows(runs, name, "macro_f1"))]
+        accuracy = _values(runs, name, "accuracy")
+        cells = [name, _spread(accuracy), _spread(_values(runs, name, "macro_f1"))]
         cells += ["", ""] if is_base else [f"{100 * (statistics.mean(accuracy) - base):+.1f} points"]
-        cells += [] if is_base else [f"{max(_rows(runs, name, 'p')):.1g}"]
+        cells += [] if is_base else [f"{max(_values(runs, name, 'p')):.1g}"]
         cells += [f"{row['parameters']:,}", f"{row['bytes']:,}"]
-        cells += [""] if is_base else [f"{statistics.median(_rows(runs, name, 'seconds')):.0f}"]
+        cells += [""] if is_base else [f"{statistics.median(_values(runs, name, 'seconds')):.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     seconds = statistics.median(run["seconds"] for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     machine = results["environment"]
-    note = (
-        f"Seeds {seeds}; {runs[0]['test_rows']} test rows. The whole quickstart took {seconds:.0f} seconds (median) in "
-    )
-    note += f"{results['dtype']} on {machine['cpu_cores']} cores ({machine['cpu']}, bf16 instructions: "
-    note += f"{machine['cpu_bf16'] or 'none'})."
+    cpu = f"{machine['cpu_cores']} cores ({machine['cpu']}, bf16 instructions: {machine['cpu_bf16'] or 'none'})"
+    note = f"Seeds {seeds}; {runs[0]['test_examples']} test examples. "
+    note += f"The whole quickstart took {seconds:.0f} seconds (median) in {results['dtype']} on {cpu}."
     return "\n".join([*lines, "", note, ""])
 
 
-def _rows(runs: list[dict[str, Any]], name: str, key: str) -> list[float]:
+def _values(runs: list[dict[str, Any]], name: str, key: str) -> list[float]:
     return [row[key] for run in runs for row in run["rows"] if row["name"] == name]
 
 
@@ -121,14 +129,14 @@ def _spread(values: list[float]) -> str:
 
 
 def with_table(page: str, results: dict[str, Any]) -> str:
-    """Return the page with its table made anew."""
+    """Return the page with a new table."""
     head, rest = page.split(BEGIN)
     _, tail = rest.split(END)
     return head + BEGIN + "\n" + table(results) + "\n" + END + tail
 
 
 def main() -> None:
-    """Measure, and write the JSON and the page."""
+    """Measure all seeds, and write the JSON and the page."""
     results = measure()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

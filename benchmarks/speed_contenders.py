@@ -1,10 +1,12 @@
-"""Who takes turns in the speed benchmark: PEFT with transformers' Trainer, and peftly. `speed_floor` is their limit.
+"""Contenders of the speed benchmark: PEFT in transformers' Trainer, and peftly. `speed_floor` has their limit.
 
-A turn is some optimizer steps over given rows. All start from the same weights and have the same optimizer
-(`torch.optim.AdamW` without decay, as torch sets it up by default; Trainer's own default would be its fused kernel),
-constant learning rate and limit on the gradient's length; none evaluates, saves or logs. A turn is one whole call of
-`Trainer.train` or `peftly.train`, timed from where the loop starts (the optimizer is made, the first batch is not) to
-the end of the last step, which both report to callbacks: making batches counts, setting up does not, as it would vanish
+Both contenders start from the same weights, with the same optimizer (`torch.optim.AdamW` with torch's defaults, without
+decay; Trainer's default would be its fused kernel), constant learning rate and gradient clipping. Nothing is evaluated,
+saved or logged.
+
+A timed run is one call of `Trainer.train` or `peftly.train`, with some optimizer steps. The time starts with the loop,
+after the construction of the optimizer and before the first batch, and stops after the last step; both libraries report
+these events to callbacks. So the time includes the construction of batches and excludes the setup, which is negligible
 in a run of real length.
 """
 
@@ -43,40 +45,42 @@ __all__ = ["Peft", "Peftly", "adapted", "base_of", "data_of", "synchronize"]
 
 
 def synchronize() -> None:
-    """Wait for what a GPU has still to do."""
+    """Wait until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def base_of(job: Job, dtype: str, device: str | None) -> Base:
-    """Open the job's base."""
+    """Load the base of a job."""
     task: Any = job.task
     return load_base(job.base, dtype=dtype, device=device, quantization=job.quantization, task=task, labels=job.labels)
 
 
 def adapted(job: Job, dtype: str, device: str | None) -> Base:
-    """Open the job's base and put its adapter on, always with the same weights."""
+    """Load the base of a job and attach its adapter, always with the same weights."""
     base = base_of(job, dtype, device)
     attach(base.model, METHODS[job.method].config(**job.settings), tokenizer=base.tokenizer)
     return base
 
 
 def data_of(job: Job, tokenizer: Any) -> Data:
-    """Return the job's rows as tokens."""
+    """Return the encoded examples of a job."""
     task: Any = job.task
     with tempfile.TemporaryDirectory() as folder, as_file(files("peftly") / "sample_data" / "complaints") as tweets:
-        file = tweets / "train.jsonl" if job.rows == "tweets" else Path(folder) / "rows.jsonl"
-        if job.rows != "tweets":
-            write_rows(job.rows, file)
+        if job.data == "tweets":
+            file = tweets / "train.jsonl"
+        else:
+            file = Path(folder) / "rows.jsonl"
+            write_rows(job.data, file)
         config = DataConfig(train=str(file), max_length=job.max_length, validation_fraction=0)
-        return load_data(config, tokenizer, task)
+        return load_data(config, tokenizer, task=task)
 
 
 class Peft:
-    """PEFT's model of the adapter that `adapted` makes, with its weights, in transformers' Trainer.
+    """PEFT in transformers' Trainer, with the adapter weights of `adapted`.
 
     Attributes:
-        losses: of every batch of the last turn, divided by the number of targets of its step.
+        losses: loss of each batch of the last timed run, divided by the number of targets in the step of the batch.
     """
 
     def __init__(self, job: Job, setting: Setting, dtype: str, device: str | None) -> None:
@@ -87,7 +91,7 @@ class Peft:
     def _model(self, dtype: str, device: str | None) -> tuple[Any, Any]:
         ours = adapted(self.job, dtype, device).model
         base, tokenizer = base_of(self.job, dtype, device)
-        restore_quantized_layers(list(base.modules()))  # quantised layers compute as bitsandbytes has them
+        restore_quantized_layers(list(base.modules()))  # PEFT runs bitsandbytes' own layers
         if self.setting.prepared:
             base = peft.prepare_model_for_kbit_training(base)
         if not self.setting.base_dropout:
@@ -98,25 +102,28 @@ class Peft:
             save_adapter(ours, Path(folder) / "adapter")
             config = peft.PeftConfig.from_pretrained(str(Path(folder) / "adapter"))
             config.inference_mode = False
-            # PeftModel.from_pretrained gives no soft prompt that can be trained.
+            # A soft prompt of PeftModel.from_pretrained cannot be trained.
             model = peft.get_peft_model(base, config)
             peft.set_peft_model_state_dict(model, load_file(Path(folder) / "adapter" / "adapter_model.safetensors"))
         if encoder := attached(ours)["default"].training_tensors():
-            model.prompt_encoder["default"].load_state_dict(encoder)  # the file has what came of it
+            model.prompt_encoder["default"].load_state_dict(encoder)  # the file has only its output
         return model, tokenizer
 
-    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
-        """Take a step for every `step` rows, in their order or in that of their length, and return the seconds."""
-        ordered = sorted(rows, key=lambda row: row.num_tokens) if self.setting.by_length else rows
-        clock = _Clock()
-        AcceleratorState._reset_state(reset_partial_state=True)  # it may not change between bf16=True and none
+    def time_steps(self, examples: Sequence[EncodedExample], step_size: int) -> float:
+        """Train for one epoch in steps of `step_size` examples, and return the seconds.
+
+        The examples are read in the given order, or sorted by length if the setting asks for it.
+        """
+        ordered = sorted(examples, key=lambda example: example.num_tokens) if self.setting.by_length else examples
+        clock = _TrainerClock()
+        AcceleratorState._reset_state(reset_partial_state=True)  # this global state must not keep another bf16 setting
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
                 use_cpu=self.model.device.type == "cpu",
                 bf16=self.setting.autocast,
-                per_device_train_batch_size=self.setting.batch,
-                gradient_accumulation_steps=step // self.setting.batch,
+                per_device_train_batch_size=self.setting.batch_size,
+                gradient_accumulation_steps=step_size // self.setting.batch_size,
                 num_train_epochs=1,
                 learning_rate=self.job.learning_rate or METHODS[self.job.method].learning_rate,
                 lr_scheduler_type="constant",
@@ -133,7 +140,7 @@ class Peft:
             trainer = _Trainer(
                 self.model,
                 arguments,
-                train_dataset=[self._row(row) for row in ordered],
+                train_dataset=[self._features(example) for example in ordered],
                 data_collator=self._collator(),
                 processing_class=self.tokenizer,
                 callbacks=[clock],
@@ -144,22 +151,22 @@ class Peft:
         self.losses = trainer.losses
         return clock.seconds
 
-    def _row(self, row: EncodedExample) -> dict[str, Any]:
-        found = {"input_ids": row.input_ids, "attention_mask": [1] * len(row.input_ids)}
-        return {**found, "labels": row.targets if row.label is None else row.label}
+    def _features(self, example: EncodedExample) -> dict[str, Any]:
+        labels = example.targets if example.label is None else example.label
+        return {"input_ids": example.input_ids, "attention_mask": [1] * len(example.input_ids), "labels": labels}
 
     def _collator(self) -> Any:
         pad_to = self.setting.pad_to
         padding: Any = {"padding": True if pad_to is None else "max_length", "max_length": pad_to}
         if self.job.task == "causal_lm":
-            # The recipe that pads to one length does it on the left.
+            # The recipe with padding to one length pads on the left.
             self.tokenizer.padding_side = "right" if pad_to is None else "left"
             return DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=UNTRAINED, **padding)
         return DataCollatorWithPadding(self.tokenizer, **padding)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Keeps the loss of every batch, which is otherwise only logged, and rounded."""
+    """Trainer that stores the loss of every batch; Trainer itself only logs rounded losses."""
 
     losses: list[Tensor]
 
@@ -169,26 +176,26 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return loss
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Seconds from the start of Trainer's loop to the end of its last step."""
+class _TrainerClock(TrainerCallback):  # type: ignore[misc]
+    """Measures the seconds from the start of Trainer's loop to the end of its last step."""
 
     seconds = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         synchronize()
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def on_step_end(self, _arguments: Any, state: Any, *_: Any, **__: Any) -> None:
         if state.global_step == state.max_steps:
             synchronize()
-            self.seconds = time.perf_counter() - self._began
+            self.seconds = time.perf_counter() - self._start
 
 
 class Peftly:
-    """peftly, by its public functions, as it is by default.
+    """Public functions of peftly with their defaults.
 
     Attributes:
-        losses: of every step of the last turn.
+        losses: loss of each step of the last timed run.
     """
 
     def __init__(self, job: Job, dtype: str, device: str | None) -> None:
@@ -197,25 +204,25 @@ class Peftly:
         self.data = data_of(job, self.tokenizer)
         self.losses: list[float] = []
 
-    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
-        """Take a step for every `step` rows, and return the seconds."""
+    def time_steps(self, examples: Sequence[EncodedExample], step_size: int) -> float:
+        """Train for one epoch in steps of `step_size` examples, and return the seconds."""
         config = TrainConfig(
-            batch_size=step,
-            max_steps=len(rows) // step,
+            batch_size=step_size,
+            max_steps=len(examples) // step_size,
             learning_rate=self.job.learning_rate,
             lr_scheduler_type="constant",
             warmup_ratio=0.0,
-            gradient_checkpointing=self.job.checkpointing,
+            gradient_checkpointing=self.job.gradient_checkpointing,
         )
-        clock = _StepClock()
-        chosen = replace(self.data.train, examples=[], encoded=list(rows))
-        train(self.model, replace(self.data, train=chosen), config, tokenizer=self.tokenizer, callbacks=[clock])
+        clock = _PeftlyClock()
+        split = replace(self.data.train, examples=[], encoded=list(examples))
+        train(self.model, replace(self.data, train=split), config, tokenizer=self.tokenizer, callbacks=[clock])
         self.losses = clock.losses
         return clock.seconds
 
 
-class _StepClock(Callback):
-    """Seconds from the start of peftly's loop, and the losses."""
+class _PeftlyClock(Callback):
+    """Measures the seconds from the start of peftly's loop to the end of its last step, and stores the losses."""
 
     def __init__(self) -> None:
         self.seconds, self.losses = 0.0, list[float]()

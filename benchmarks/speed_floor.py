@@ -1,4 +1,4 @@
-"""The floor under every method: what the frozen base alone costs, which also takes turns in the speed benchmark."""
+"""Floor of the speed benchmark: time of the frozen base alone, below the time of every method."""
 
 import time
 from collections.abc import Sequence
@@ -9,38 +9,40 @@ from speed_jobs import Job
 from peftly import PromptTuning, attach, use_adapters
 from peftly.data import EncodedExample, collate
 from peftly.evaluation.tasks import SCORINGS
-from peftly.kernels.cross_entropy import row_losses
-from peftly.kernels.packed_attention import packed
+from peftly.kernels.cross_entropy import token_cross_entropy
+from peftly.kernels.packed_attention import use_packed_attention
 from peftly.models.tasks import task_of
 
 __all__ = ["Floor"]
 
 
 class Floor:
-    """The frozen base alone: forward, and back to its input, over the real tokens, its head at labelled positions only.
+    """Frozen base alone: forward pass, and backward pass to its input.
 
-    Words that all rows of a batch begin with are computed once. Nothing is trained: an adapter is attached because it
-    brings the hooks that pack rows, and it is off.
+    The base reads real tokens only, and its head reads labelled positions only. Tokens that all examples of a batch
+    begin with are computed once. Nothing is trained: the attached adapter is off, and only its hooks are used, which
+    pack examples.
     """
 
-    def __init__(self, job: Job, batch: int, dtype: str, device: str | None) -> None:
-        self.job, self.batch = job, batch
+    def __init__(self, job: Job, batch_size: int, dtype: str, device: str | None) -> None:
+        self.job, self.batch_size = job, batch_size
         self.model, self.tokenizer = base_of(job, dtype, device)
         attach(self.model, PromptTuning(num_virtual_tokens=1, init="random"))
         self.model.requires_grad_(False)
         self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
         self.logits_of = SCORINGS[task_of(self.model)].logits
 
-    def turn(self, rows: Sequence[EncodedExample], step: int) -> float:
-        """Go through all rows, and return the seconds."""
+    def time_steps(self, examples: Sequence[EncodedExample], step_size: int) -> float:
+        """Run all examples through the base, forward and backward, and return the seconds."""
+        pad_id = int(self.tokenizer.pad_token_id or 0)
         synchronize()
-        began = time.perf_counter()
-        for start in range(0, len(rows), step):
-            of_step = sorted(rows[start : start + step], key=lambda row: row.num_tokens)
-            for first in range(0, step, self.batch):
-                batch = collate(of_step[first : first + self.batch], pad_id=int(self.tokenizer.pad_token_id or 0))
+        start = time.perf_counter()
+        for first in range(0, len(examples), step_size):
+            step = sorted(examples[first : first + step_size], key=lambda example: example.num_tokens)
+            for offset in range(0, step_size, self.batch_size):
+                batch = collate(step[offset : offset + self.batch_size], pad_id=pad_id)
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-                with packed(self.model), use_adapters(self.model):
-                    row_losses(*self.logits_of(self.model, batch)).sum().backward()
+                with use_packed_attention(self.model), use_adapters(self.model):
+                    token_cross_entropy(*self.logits_of(self.model, batch)).sum().backward()
         synchronize()
-        return time.perf_counter() - began
+        return time.perf_counter() - start

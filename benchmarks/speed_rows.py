@@ -1,8 +1,8 @@
-"""Rows of the shapes that the speed benchmark needs, made from what is installed: the lengths matter, not the meaning.
+"""Data of the speed benchmark: instructions, labelled sentences and chats, made from documentation strings.
 
-Instructions with an optional input and an answer, one-sentence texts with a label, and chats that share a system
-message. Their words are the documentation strings of SciPy and scikit-learn, whose versions `constraints.txt` pins.
-Nothing of them is in this repository.
+Instructions have an optional input and an answer; chats share a system message. Only the lengths of the texts matter,
+not their meaning. The texts are documentation strings of the installed SciPy and scikit-learn (`constraints.txt` pins
+the versions); this repository has no copy of them.
 """
 
 import importlib
@@ -32,9 +32,9 @@ QUESTIONS_WITH_INPUT = (
     "Read the description of the first parameters of {name} and tell me what the whole function is good for.",
 )
 LONGEST_ANSWER, LONGEST_INPUT, LONGEST_REPLY, LONGEST_SENTENCE = 110, 45, 70, 30
-"""Words that a text is cut to."""
+"""Maximum number of words of each kind of text."""
 INPUT_SHARE = 0.35
-"""Part of the instructions that has an input, as about that of Alpaca's."""
+"""Share of the instructions that have an input, about the same as in Alpaca."""
 
 SYSTEM_MESSAGE = (
     "You are the help desk of a small company that writes software for laboratories. The people who write to you "
@@ -48,11 +48,18 @@ SYSTEM_MESSAGE = (
     "asks for something that has nothing to do with the software, say politely that you cannot help with it and "
     "stop there."
 )
-"""What all chats begin with: about 200 tokens."""
+"""System message of all chats, about 200 tokens."""
 
 
-class Documented(NamedTuple):
-    """A function as its documentation has it."""
+class Documentation(NamedTuple):
+    """Documentation of one function or class.
+
+    Attributes:
+        part: name in `PARTS`.
+        name: qualified name of the function.
+        text: description, without directives and sections.
+        parameters: description of the parameters; "" if there is none.
+    """
 
     part: str
     name: str
@@ -61,56 +68,56 @@ class Documented(NamedTuple):
 
 
 def write_rows(kind: str, file: Path) -> None:
-    """Write all rows of a kind in `KINDS` as JSON lines, in an order that is always the same."""
+    """Write all rows of a kind in `KINDS` as JSON lines, always in the same order."""
     draw = random.Random(0)
-    rows = [row for one in _documented() if (row := KINDS[kind](one, draw)) is not None]
+    rows = [row for function in _documentation() if (row := KINDS[kind](function, draw)) is not None]
     draw.shuffle(rows)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _instruction(one: Documented, draw: random.Random) -> dict[str, Any]:
-    with_input = bool(one.parameters) and draw.random() < INPUT_SHARE
+def _instruction(function: Documentation, draw: random.Random) -> dict[str, Any]:
+    with_input = bool(function.parameters) and draw.random() < INPUT_SHARE
     question = draw.choice(QUESTIONS_WITH_INPUT if with_input else QUESTIONS)
     return {
-        "instruction": question.format(name=one.name, part=one.part),
-        "input": _cut(one.parameters, LONGEST_INPUT) if with_input else "",
-        "output": _cut(one.text, LONGEST_ANSWER),
+        "instruction": question.format(name=function.name, part=function.part),
+        "input": _first_words(function.parameters, LONGEST_INPUT) if with_input else "",
+        "output": _first_words(function.text, LONGEST_ANSWER),
     }
 
 
-def _sentence(one: Documented, draw: random.Random) -> dict[str, Any] | None:
-    """Return the first sentence, of two of the parts only: a review is good or bad."""
-    if one.part == "signals":
+def _sentence(function: Documentation, draw: random.Random) -> dict[str, Any] | None:
+    """Return the first sentence and its label; None for one of the parts, since the classifier has two labels."""
+    if function.part == "signals":
         return None
-    return {"text": _cut(one.text.split(". ")[0], LONGEST_SENTENCE), "label": one.part}
+    return {"text": _first_words(function.text.split(". ")[0], LONGEST_SENTENCE), "label": function.part}
 
 
-def _chat(one: Documented, draw: random.Random) -> dict[str, Any]:
-    question = draw.choice(QUESTIONS).format(name=one.name, part=one.part)
-    answer = _cut(one.text, LONGEST_REPLY)
+def _chat(function: Documentation, draw: random.Random) -> dict[str, Any]:
+    question = draw.choice(QUESTIONS).format(name=function.name, part=function.part)
+    answer = _first_words(function.text, LONGEST_REPLY)
     roles = {"system": SYSTEM_MESSAGE, "user": question, "assistant": answer}
     return {"messages": [{"role": role, "content": content} for role, content in roles.items()]}
 
 
 KINDS = {"instructions": _instruction, "sentences": _sentence, "chats": _chat}
-"""By name, what makes a row of a documented function, or none."""
+"""Function that makes a row from the documentation of a function, or returns None, by kind."""
 
 
-def _documented() -> Iterator[Documented]:
-    """Yield every public function and class of the parts that says a few words about itself, each text once."""
+def _documentation() -> Iterator[Documentation]:
+    """Yield the documentation of public functions and classes with at least 15 words, without duplicate texts."""
     seen = set()
     for part, modules in PARTS.items():
         for path in modules:
             module: Any = importlib.import_module(path)
             for name in sorted(module.__all__):
-                said = inspect.getdoc(getattr(module, name, None)) or ""
-                head, *sections = re.split(r"\n(?=\w[\w ]*\n-{3,}\n)", said)
+                docstring = inspect.getdoc(getattr(module, name, None)) or ""
+                head, *sections = re.split(r"\n(?=\w[\w ]*\n-{3,}\n)", docstring)
                 text = " ".join(re.sub(r"\.\. .*?(?:\n\n|$)", "", head, flags=re.DOTALL).split())
                 parameters = next((section for section in sections if section.startswith("Parameters\n")), "")
                 if len(text.split()) >= 15 and text not in seen:
                     seen.add(text)
-                    yield Documented(part, f"{path}.{name}", text, " ".join(parameters.split()[2:]))
+                    yield Documentation(part, f"{path}.{name}", text, " ".join(parameters.split()[2:]))
 
 
-def _cut(text: str, words: int) -> str:
-    return " ".join(text.split()[:words])
+def _first_words(text: str, count: int) -> str:
+    return " ".join(text.split()[:count])
