@@ -1,4 +1,4 @@
-"""A real base as a GGUF file: what the file that smollm2-135m was made of says of its shape and its tokenizer."""
+"""A real base as a GGUF file: its sizes, its tokenizer and its weights, read by the gguf package and as a base."""
 
 import torch
 from gguf import GGUFReader
@@ -23,8 +23,8 @@ def test_smollm2(tmp_path):
     packed = next(tensor for tensor in reader.tensors if tensor.name == "blk.29.ffn_down.weight")
     weight = model.model.layers[29].mlp.down_proj.weight.detach()
     assert_close(torch.from_numpy(dequantize(packed.data, packed.tensor_type)), weight, bound=1e-2)
-    again, its_tokenizer = load_base(str(exported.folder / "smol-q8_0.gguf"), dtype="float32")
-    assert its_tokenizer(TEXT).input_ids == tokenizer(TEXT).input_ids
+    loaded, loaded_tokenizer = load_base(str(exported.folder / "smol-q8_0.gguf"), dtype="float32")
+    assert loaded_tokenizer(TEXT).input_ids == tokenizer(TEXT).input_ids
     ids = torch.tensor([tokenizer(TEXT).input_ids])
     with torch.no_grad():
-        assert_close(again(ids).logits, model(ids).logits, bound=3e-2)
+        assert_close(loaded(ids).logits, model(ids).logits, bound=3e-2)
