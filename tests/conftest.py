@@ -20,7 +20,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_imports() -> None:
     """Keep libraries and collected tests out of garbage collection: accelerate collects at the end of each training."""
     gc.collect()
     gc.freeze()
@@ -39,7 +40,7 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer llama and a byte-level BPE tokenizer, made offline."""
+    """Folder with a random llama of two layers and a byte-level BPE tokenizer, made offline."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -68,7 +69,7 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        initializer_range=0.2,  # with the usual 0.02 the frozen head of so small a model cannot say anything firmly
+        initializer_range=0.2,  # with the usual 0.02 the frozen head of such a small model gives flat probabilities
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
@@ -82,13 +83,13 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders with tiny bases of the architectures in `tiny_tasks`, each made once."""
+    """Folders with the tiny bases of `tiny_tasks`, by architecture; each is made once."""
     from tiny_tasks import tiny_base
 
     root = tmp_path_factory.mktemp("task-bases")
 
-    def folder(architecture: str) -> Path:
-        place = root / architecture
-        return place if place.is_dir() else tiny_base(architecture, place)
+    def folder_of(architecture: str) -> Path:
+        folder = root / architecture
+        return folder if folder.is_dir() else tiny_base(architecture, folder)
 
-    return folder
+    return folder_of

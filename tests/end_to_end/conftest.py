@@ -30,7 +30,7 @@ def _peftly(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="session")
 def tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty labelled rows that even a tiny model can tell apart."""
+    """A file of 40 labelled rows that even a tiny model can tell apart."""
     file = tmp_path_factory.mktemp("rows") / "tweets.jsonl"
     bad = ["late again", "never arrived", "crashed twice", "nobody answers"]
     good = ["great service", "love the store", "thanks for the help", "open on Sunday"]

@@ -1,4 +1,4 @@
-"""`peftly combine`: adapters of one base become one that every command opens, or one line says why not."""
+"""`peftly combine`: several adapters of one base become one adapter, and errors in one line."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def logits(folder, **settings):
 
 
 def weighted_sum(base, weights):
-    """The logits with the sum worked out by hand, weight by weight."""
+    """Compare logits with a sum of the updates of each weight."""
     model, _ = load_base(str(base), dtype="float32")
     with torch.no_grad():
         for folder, weight in weights.items():
@@ -95,8 +95,8 @@ def test_the_commands_of_the_page(peftly: Peftly, here, tiny_llama_folder):
         assert (outcome := peftly(*words)).code == 0, outcome.err
 
 
-def test_svd_says_what_it_leaves_out(peftly: Peftly, here, tiny_llama_folder):
-    """By the singular values of the sums themselves."""
+def test_svd_reports_the_rank_that_it_cuts(peftly: Peftly, here, tiny_llama_folder):
+    """Compare with the singular values of the sums."""
     outcome = peftly("combine", "adapters/a", "adapters/b", "--method", "svd", "--rank", "2", "--out", "small")
     base, _ = load_base(str(tiny_llama_folder), dtype="float32")
     both = load("adapters/a", dtype="float32", name="a").model
@@ -117,7 +117,7 @@ def test_one_adapter_is_made_smaller_or_weaker(peftly: Peftly, here, tiny_llama_
     assert_close(logits("weak"), weighted_sum(tiny_llama_folder, {here / "adapters" / "b": 0.5}))
 
 
-def test_what_adapters_note_otherwise_is_not_kept_and_said(peftly: Peftly, here, tiny_llama_folder):
+def test_notes_that_differ_between_adapters_are_left_out_and_reported(peftly: Peftly, here, tiny_llama_folder):
     other = adapter_of(tiny_llama_folder, "other", LoRA(rank=2), notes={"row_format": OTHER_SHAPE})
     outcome = peftly("combine", "adapters/a", other, "--out", "sum")
     assert (outcome.code, outcome.err) == (0, "")
@@ -128,8 +128,8 @@ def test_what_adapters_note_otherwise_is_not_kept_and_said(peftly: Peftly, here,
     assert (outcome.code, "with --prompt" in outcome.err) == (2, True)
 
 
-def test_the_quantisation_of_the_training_is_kept(peftly: Peftly, here):
-    """Without bitsandbytes: the base is not needed as it was."""
+def test_the_quantisation_of_the_training_is_noted(peftly: Peftly, here):
+    """Without bitsandbytes: the quantised base is not opened."""
     noted = {"kind": "nf4", "double": False}
     for folder in (here / "adapters" / "a", here / "adapters" / "b"):
         notes = json.loads((folder / "peftly.json").read_text())
@@ -138,7 +138,7 @@ def test_the_quantisation_of_the_training_is_kept(peftly: Peftly, here):
     assert noted.items() <= open_adapters("sum").notes["quantization"].items()
 
 
-def test_an_adapter_is_replaced_when_that_is_asked_for(peftly: Peftly, here):
+def test_an_adapter_is_replaced_with_overwrite_only(peftly: Peftly, here):
     words = ["combine", "adapters/a", "adapters/b", "--out", "sum"]
     assert peftly(*words).code == 0
     before = logits("sum")

@@ -16,7 +16,7 @@ from commands import Peftly, command, environment, peftly_apart
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
-    """A run folder, made by the command line in a process of its own."""
+    """The run folder of `peftly train` in another process."""
     out = tmp_path_factory.mktemp("runs") / "tweets"
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora", "--out", out]
     outcome = peftly_apart("train", *flags, "--epochs", "12", "--learning-rate", "0.02", "--set", "train.save_steps=50")
@@ -172,7 +172,7 @@ def test_env_holds_the_facts_of_a_bug_report_and_no_secrets(peftly: Peftly, monk
     assert facts["dtype_auto"] in ("bfloat16", "float32")
 
 
-def test_overwrite_replaces_the_run_and_spares_the_rest(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
+def test_overwrite_replaces_the_run_and_no_other_file(peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--out", out, "--epochs", "1"]
     assert peftly(*arguments, "--method", "prompt_tuning", "--set", "train.save_steps=2").code == 0

@@ -1,4 +1,4 @@
-"""`peftly explain` on a run, an adapter alone, and what it cannot explain."""
+"""`peftly explain` on a run, on an adapter alone, and on an adapter without a prompt."""
 
 import json
 
@@ -17,7 +17,7 @@ def _runs(tmp_path_factory, tiny_llama_folder, tweets):
     return made
 
 
-def test_a_prompt_is_shown_by_its_nearest_words(peftly: Peftly, runs):
+def test_a_prompt_is_shown_by_its_nearest_tokens(peftly: Peftly, runs):
     outcome = peftly("explain", runs["prompt_tuning"])
     assert (outcome.code, outcome.err) == (0, "")
     assert "initial token" in outcome.out

@@ -1,4 +1,4 @@
-"""`peftly export` as a person meets it: the commands of its page, what they print, and what is refused in one line."""
+"""`peftly export`: the commands of its page, their output, and errors in one line."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ WRITTEN = {
 
 @pytest.fixture(scope="module", name="here")
 def _here(tmp_path_factory, tiny_llama_folder):
-    """A folder with two runs, as far as an export looks at them."""
+    """A folder with two runs, of which an export reads only the adapters."""
     here = tmp_path_factory.mktemp("exports")
     for name, config in (("tweets", LoRA()), ("prompt", PromptTuning(num_virtual_tokens=4))):
         model, tokenizer = load_base(str(tiny_llama_folder))

@@ -1,4 +1,4 @@
-"""`peftly merge`: runs and adapters become ordinary models, or one line says why not."""
+"""`peftly merge`: runs and adapters become models of plain transformers, and errors in one line."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_smollm2_writes_the_same_merged(peftly: Peftly, tmp_path):
     assert "license: apache-2.0" in (merged / "README.md").read_text()
 
 
-def test_a_run_is_compared_on_its_own_rows(peftly: Peftly, here, tweets, tiny_llama_folder):
+def test_a_run_is_compared_on_its_test_examples(peftly: Peftly, here, tweets, tiny_llama_folder):
     flags = ["--base", tiny_llama_folder, "--data", tweets, "--test", tweets, "--method", "lora"]
     assert peftly("train", *flags, "--out", "runs/tweets", "--epochs", "1").code == 0
     commands = re.findall(r"^    peftly (merge .+)$", PAGE, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The quickstart on a tiny base and a few rows: the same job as the real one, in seconds."""
+"""The quickstart on a tiny base and a few rows, which takes seconds."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ def quickstart_folder(told) -> Path:
     return told[0]
 
 
-def test_quickstart_compares_three_and_says_what_next(peftly: Peftly, told):
+def test_quickstart_compares_three_and_names_next_commands(peftly: Peftly, told):
     quickstart_folder, out = told
     for words in ("untouched base", "prompt tuning", "LoRA", "accuracy", "macro-F1", "report: ", "Next:"):
         assert words in out
@@ -56,7 +56,7 @@ def test_quickstart_compares_three_and_says_what_next(peftly: Peftly, told):
 
 
 def test_both_start_from_the_same_base(quickstart_folder, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
-    """LoRA after prompt tuning gives the very adapter that LoRA alone gives."""
+    """LoRA after prompt tuning gives the same adapter as LoRA alone."""
     import torch
     from safetensors.torch import load_file
 

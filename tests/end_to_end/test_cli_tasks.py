@@ -1,4 +1,4 @@
-"""Every task from rows to answers on the command line, and its mistakes in one line.
+"""Every task from data to answers on the command line, and errors in one line.
 
 A classifier, whose head is saved with it, is trained in another process than the one that opens it.
 """

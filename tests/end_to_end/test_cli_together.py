@@ -1,4 +1,4 @@
-"""Several adapters in one run: an ensemble, jobs with rows of their own, methods that are trained together."""
+"""Several adapters in one run: an ensemble, jobs with separate data, methods that are trained together."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def ensemble(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     return out
 
 
-def test_the_members_of_an_ensemble_are_runs_of_their_own(ensemble, peftly: Peftly):
+def test_each_member_of_an_ensemble_is_a_run(ensemble, peftly: Peftly):
     names = ["member_1", "member_2", "member_3"]
     assert sorted(file.name for file in ensemble.iterdir()) == ["config.yaml", *names, "report.html", "results.json"]
     seeds = [yaml.safe_load((ensemble / name / "config.yaml").read_text())["train"]["seed"] for name in names]
@@ -57,7 +57,7 @@ def test_the_members_of_an_ensemble_are_runs_of_their_own(ensemble, peftly: Peft
     assert json.loads(found.out)["loss"] == pytest.approx(scores(ensemble / "member_2")["loss"], rel=1e-5)
 
 
-def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_path):
+def test_a_member_equals_the_same_run_trained_alone(ensemble, peftly: Peftly, tmp_path):
     done = peftly("train", ensemble / "member_3" / "config.yaml", "--out", tmp_path / "alone")
     assert (done.code, done.err) == (0, "")
     second, third, alone = (
@@ -70,7 +70,7 @@ def test_a_member_is_what_training_it_alone_gives(ensemble, peftly: Peftly, tmp_
         assert_close(second, alone, 0.2)
 
 
-def test_a_member_has_the_head_that_its_own_seed_gives(peftly: Peftly, task_base, tweets, tmp_path):
+def test_the_head_of_a_member_is_drawn_with_its_seed(peftly: Peftly, task_base, tweets, tmp_path):
     flags = ["--base", task_base("bert"), "--data", tweets, "--test", tweets, "--method", "lora", "--epochs", "1"]
     flags += ["--set", "dtype=float32"]
     assert peftly("train", *flags, "--ensemble", "2", "--out", tmp_path / "vote").code == 0
@@ -122,7 +122,7 @@ def test_a_second_run_replaces_all_of_the_first(ensemble, peftly: Peftly, tiny_l
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
-    """A run of two jobs, of other rows, methods and lengths."""
+    """A run of two jobs with different data, methods and lengths."""
     folder = tmp_path_factory.mktemp("jobs")
     texts = folder / "texts.jsonl"
     texts.write_text("".join(json.dumps({"prompt": f"count {n}:", "completion": " one two"}) + "\n" for n in range(9)))
@@ -138,7 +138,7 @@ def jobs(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
     return folder / "out"
 
 
-def test_jobs_have_rows_methods_and_lengths_of_their_own(jobs, peftly: Peftly, tmp_path):
+def test_each_job_has_its_data_method_and_length(jobs, peftly: Peftly, tmp_path):
     own = {name: yaml.safe_load((jobs / name / "config.yaml").read_text()) for name in ("tweets", "counts")}
     assert own["tweets"]["method"]["name"] == "prompt_tuning"
     assert (own["counts"]["method"]["name"], own["counts"]["method"]["rank"]) == ("lora", 2)
@@ -162,7 +162,7 @@ def test_the_tokens_of_a_job_and_of_an_ensemble_are_shown(jobs, ensemble, peftly
     assert peftly("inspect", ensemble).code == 0
 
 
-def test_the_page_of_jobs_shows_what_each_has(jobs):
+def test_the_page_of_jobs_shows_the_scores_of_each(jobs):
     page = (jobs / "report.html").read_text()
     for words in ("tweets/report.html", "counts/report.html", "accuracy", "loss", "trained side by side"):
         assert words in page
@@ -258,7 +258,7 @@ def test_an_ensemble_needs_labels(peftly: Peftly, tiny_llama_folder, tmp_path):
 
 
 def jobs_file(tmp_path, base, tweets, **more) -> Path:
-    """Write a configuration of two LoRA jobs on the same rows."""
+    """Write a configuration of two LoRA jobs on the same data."""
     settings = {
         "base": str(base),
         "data": {"train": str(tweets)},
@@ -342,7 +342,7 @@ def test_a_moved_folder_names_its_members_where_they_are(ensemble, peftly: Peftl
         load(tmp_path / "moved")
 
 
-def test_a_member_that_learned_other_rows_has_no_vote(ensemble, peftly: Peftly, tmp_path):
+def test_a_member_with_another_row_format_is_refused(ensemble, peftly: Peftly, tmp_path):
     shutil.copytree(ensemble, tmp_path / "vote")
     member = tmp_path / "vote" / "member_2"
     other = ["--template", "{text} :", "--epochs", "1", "--out", member, "--overwrite"]
@@ -370,7 +370,7 @@ def test_a_head_that_a_base_has_got_stays(task_base, tweets, tmp_path):
         (["--set", "ensemble=2"], "ensemble", {"size": 2, "vote": "mean"}),
     ],
 )
-def test_other_settings_of_an_ensemble_stay(flags, place, value, tmp_path):
+def test_a_flag_changes_no_other_setting_of_an_ensemble(flags, place, value, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("base: b\nout: o\ndata: {train: d}\nmethod: lora\nensemble: {size: 3, vote: mean}\n")
     sets = [flags[1]] if flags[0] == "--set" else []

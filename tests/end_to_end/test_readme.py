@@ -1,4 +1,4 @@
-"""What the README shows works as it stands, on a tiny base in place of the real one."""
+"""The commands, the code, the lists and the tree of the README, with a tiny base instead of the real one."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Exported folders in Hugging Face PEFT: the same logits as here, for everything that an export takes."""
+"""Exported folders in Hugging Face PEFT: the same logits as here, for every adapter that an export accepts."""
 
 import json
 import re
@@ -54,7 +54,7 @@ OTHERS = {
 
 @pytest.fixture
 def base(tmp_path):
-    """Save a model as the base that an adapter names, and give it."""
+    """Return a function that saves a model as the base of an adapter, and opens it."""
 
     def saved(architecture="llama", task="causal_lm"):
         tiny_model(architecture, torch.float32, task=task).save_pretrained(tmp_path / "base")
@@ -115,7 +115,7 @@ def test_the_card_of_peft_opens_it(architecture, task, config, base, tmp_path, m
 
 
 def checked_by_vllm(folder, max_rank, layers):
-    """What vLLM's loader asks of a folder, written down from its source: `PEFTHelper`, `LoRAModel`, `LoRAConfig`."""
+    """Check a folder as vLLM does (`PEFTHelper`, `LoRAModel`, `LoRAConfig`); return the scaling and the factors."""
     config = json.loads((folder / "adapter_config.json").read_text())
     assert max_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
     assert 0 < config["r"] <= max_rank
@@ -145,7 +145,7 @@ def checked_by_vllm(folder, max_rank, layers):
 
 @pytest.mark.parametrize("case", LORAS)
 def test_vllm(case, base, tmp_path):
-    """By vLLM's rules and in PEFT; and one rank and scaling, which is all that vLLM reads, give the same logits."""
+    """Check by the rules of vLLM and in PEFT, and compute logits with one rank and scaling, as vLLM does."""
     model = base()
     adapted(model, LORAS[case], tmp_path / "adapter")
     written = export(tmp_path / "adapter", "vllm", tmp_path / "out")
@@ -165,7 +165,7 @@ def test_vllm(case, base, tmp_path):
     assert_close(plain(IDS).logits, model(IDS).logits)
 
 
-def test_vllm_gets_names_in_place_of_their_expression(base, tmp_path):
+def test_vllm_gets_names_instead_of_a_regular_expression(base, tmp_path):
     base()
     config = peft.LoraConfig(r=3, target_modules=r".*\.0\..*\.(q_proj|down_proj)")
     theirs = peft.get_peft_model(opened(tmp_path / "base", "causal_lm"), config)

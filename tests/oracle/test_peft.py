@@ -1,4 +1,4 @@
-"""The same weights in Hugging Face PEFT and here: outputs and gradients, on one unpadded sequence, both ways."""
+"""The same weights in Hugging Face PEFT and here: outputs and gradients on one unpadded text, through files of both."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ CASES = {
     ),
     "ia3": (IA3(), None),
 }
-"""Our settings and PEFT's that mean the same; None: those that our file says."""
+"""Our settings and the same settings in PEFT; None: those in our file."""
 
 WITH_BIAS = ("bloom", "gpt2", "opt")
 CELLS = [
@@ -74,7 +74,7 @@ def fp32(architecture):
 
 
 def loss_and_gradients(model, parameters):
-    """Loss over the text and the gradient of each parameter; PEFT's prompt logits are as long as the prompt too."""
+    """Return the logits at the text, without those that PEFT gives at the prompt, and the gradients of the loss."""
     logits = model(IDS).logits[:, -IDS.shape[1] :]
     loss = torch.nn.functional.cross_entropy(logits[0, :-1], IDS[0, 1:])
     names = list(parameters)
@@ -82,7 +82,7 @@ def loss_and_gradients(model, parameters):
 
 
 def theirs_by_our_names(model):
-    """PEFT's trained parameters under the names that its files give them."""
+    """Return the trained parameters of PEFT by their names in its files."""
     named = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -134,7 +134,7 @@ class TestBothWays:
 
 
 def theirs_by_our_names_frozen(model, wanted):
-    """As `theirs_by_our_names`, for a model that PEFT loaded for inference."""
+    """Return `theirs_by_our_names` of a model that PEFT loaded for inference."""
     found = {}
     for name, parameter in model.named_parameters():
         name = name.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector")
@@ -201,7 +201,7 @@ def test_more_of_theirs_loads_here(case, tmp_path):
 
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora"])
 def test_their_initialisations_load_here_or_are_refused(init, tmp_path):
-    """With some of them PEFT takes what the factors start from out of the base, when it loads them too."""
+    """Some initialisations of PEFT subtract the initial factors from the base, also when an adapter is loaded."""
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init)
     theirs = peft.get_peft_model(fp32("llama"), config)
     perturb(theirs_by_our_names(theirs).values())
@@ -215,7 +215,7 @@ def test_their_initialisations_load_here_or_are_refused(init, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_pissa_trains_the_principal_part(architecture):
-    """The gradients of LoRA on a base whose weights lack that part, as the paper has it."""
+    """Compare with LoRA on a base without the principal part (section 3 of arXiv:2404.02948)."""
     names = ("q_proj", "up_proj") if architecture != "gpt2" else ("c_attn", "mlp.c_fc")
     config = LoRA(rank=3, alpha=6, init="pissa", target_modules=names)
     model = attach(fp32(architecture), config)

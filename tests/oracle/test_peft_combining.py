@@ -1,4 +1,4 @@
-"""Several LoRA adapters made one, and weighted, here and in PEFT."""
+"""LoRA adapters that are combined and weighted, here and in PEFT."""
 
 import copy
 
@@ -27,7 +27,10 @@ def ours():
 
 
 def theirs(model, folder):
-    """The same adapters in PEFT, which takes weights for the layers that both change only if the first has them."""
+    """Return a model of PEFT with the same adapters.
+
+    PEFT weights the layers that both change only if the first adapter has them.
+    """
     for name in CONFIGS:
         save_adapter(model, folder / name, name=name)
     base = tiny_model("llama", torch.float32)
@@ -53,7 +56,7 @@ def test_equals_add_weighted_adapter(method, their_method, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "rank"), [("linear", None), ("svd", 2)])
-def test_what_was_combined_loads_there(method, rank, tmp_path):
+def test_a_combined_adapter_loads_there(method, rank, tmp_path):
     model = combine(ours(), WEIGHTS, name="both", method=method, rank=rank)
     save_adapter(model, tmp_path / "both", name="both")
     other = peft.PeftModel.from_pretrained(tiny_model("llama", torch.float32), tmp_path / "both")

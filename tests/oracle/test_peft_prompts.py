@@ -74,7 +74,7 @@ def fresh(architecture, task):
 
 
 def logits_of(model, task):
-    """The logits at the text; PEFT gives some at the prompt too."""
+    """Return the logits at the text, without those that PEFT gives at the prompt."""
     extra = {"decoder_input_ids": ANSWER} if task == "seq2seq_lm" else {}
     logits = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **extra).logits
     return logits if task == "sequence_classification" else logits[:, -(ANSWER if extra else IDS).shape[1] :]
@@ -88,17 +88,16 @@ def test_theirs_loads_here(task, architecture, case, tmp_path):
     model = load_adapter(fresh(architecture, task), tmp_path / "adapter")
     expected = logits_of(theirs, task)
     assert_close(logits_of(model, task), expected)
-    # Their rows come out of a network while they are trained. Its output's gradient is our rows' gradient.
-    rows = theirs.prompt_encoder["default"]
-    their_rows = []
-    hook = rows.register_forward_hook(lambda module, args, output: their_rows.append(output) or output)
+    # In training PEFT computes the embeddings with a network: the gradient of its output is the gradient of ours.
+    network, outputs = theirs.prompt_encoder["default"], []
+    hook = network.register_forward_hook(lambda module, args, output: outputs.append(output) or output)
     logits = logits_of(theirs, task)
     hook.remove()
-    (gradient,) = torch.autograd.grad(logits.square().sum(), their_rows)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), outputs)
     own = attached(model)["default"].parameters()["prompt_embeddings"]
     (ours,) = torch.autograd.grad(logits_of(model, task).square().sum(), [own])
     gradient = gradient.sum(0)
-    if task == "seq2seq_lm" and "prefix" in case:  # both of its layers have the first's, and nobody the second's
+    if task == "seq2seq_lm" and "prefix" in case:  # PEFT uses the first half twice, and the second half never
         half = gradient.shape[1] // 2
         assert gradient[:, half:].abs().max() == 0
         ours, gradient = ours[:, :half] + ours[:, half:], gradient[:, :half]
@@ -126,29 +125,24 @@ def test_ours_loads_there(task, architecture, case, tmp_path):
         assert said[key] == expected[key], key
 
 
-@pytest.mark.parametrize("case", OURS)
+@pytest.mark.parametrize("case", ["p_tuning", "p_tuning lstm", "prefix_tuning mlp"])
 def test_networks_equal_theirs(case):
-    """With the same weights PEFT's network makes the same rows, and the same gradients."""
-    if OURS[case].name == "prompt_tuning":
-        return
+    """With the same weights the network of PEFT computes the same prompt embeddings and gradients."""
     theirs = peft.get_peft_model(fresh("llama", "causal_lm"), THEIRS[case]("CAUSAL_LM"))
     network = theirs.prompt_encoder["default"]
     model = attach(fresh("llama", "causal_lm"), OURS[case])
     own = attached(model)["default"]
     named = dict(network.named_parameters())
-    if not own.training_tensors():
-        assert list(named) == ["embedding.weight"]
-        return
     assert own.parameters().keys() == named.keys()
     with torch.no_grad():
         for name, parameter in own.parameters().items():
             parameter.copy_(named[name])
-    (rows,) = own.file_tensors().values()
+    (embeddings,) = own.file_tensors().values()
     expected = network(torch.arange(4))
-    assert_close(rows, expected, 1e-6)
-    seed = torch.randn_like(rows)
+    assert_close(embeddings, expected, 1e-6)
+    seed = torch.randn_like(embeddings)
     for ours, theirs_ in zip(
-        torch.autograd.grad(rows, list(own.parameters().values()), seed),
+        torch.autograd.grad(embeddings, list(own.parameters().values()), seed),
         torch.autograd.grad(expected, [named[name] for name in own.parameters()], seed),
         strict=True,
     ):
@@ -163,8 +157,8 @@ def test_a_prompt_after_the_first_token_is_not_run_by_peft(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
-def test_a_prompt_after_the_first_token_equals_rows_put_there(architecture):
-    """Stated independently: embeddings with the rows after [CLS], positions counted through, [CLS] classified."""
+def test_a_prompt_after_the_first_token_equals_embeddings_inserted_there(architecture):
+    """Insert the prompt embeddings after [CLS] by hand; positions count through, and [CLS] is classified."""
     model = attach(fresh(architecture, "sequence_classification"), PromptTuning(num_virtual_tokens=4, init="random"))
     perturb(trainable_parameters(model).values())
     rows = attached(model)["default"].parameters()["prompt_embeddings"].detach()

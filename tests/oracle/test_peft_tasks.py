@@ -29,7 +29,7 @@ def fresh(architecture, task):
 
 
 def their_config(architecture, task, case):
-    """PEFT's settings for the same layers, as our file names them."""
+    """Return the settings of PEFT for the layers in our file."""
     said = attached(attach(fresh(architecture, task), OURS[case]))["default"].peft_config()
     if case == "ia3":
         return peft.IA3Config(task_type=NAMES[task], **said)

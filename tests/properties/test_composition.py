@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from functools import lru_cache
 
 import pytest
 import torch
@@ -44,6 +45,12 @@ def with_every_method(architecture, dtype=torch.float64, methods=tuple(METHODS))
     return model
 
 
+@lru_cache(maxsize=2)
+def shared_model(architecture, dtype=torch.float64):
+    """Return `with_every_method` for tests that change nothing but the choice of adapters."""
+    return with_every_method(architecture, dtype)
+
+
 def until_the_end(tokens):
     return tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
 
@@ -56,7 +63,7 @@ def choices(method):
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
 class TestAdaptersOfEachElement:
     def test_logits_and_gradients_are_those_of_the_element_alone(self, architecture, method):
-        model = with_every_method(architecture)
+        model = shared_model(architecture)
         adapters = choices(method)
         singles = []
         for text, choice in zip(TEXTS, adapters, strict=True):
@@ -73,7 +80,7 @@ class TestAdaptersOfEachElement:
                 assert_close(logits[index][mask[index].bool()], single[1][0], tolerance(model))
 
     def test_a_cache_filled_in_pieces_keeps_them_apart(self, architecture, method):
-        model = with_every_method(architecture)
+        model = shared_model(architecture)
         ids, mask = padded(TEXTS, "left")
         with torch.no_grad(), use_adapters(model, adapters=choices(method)):
             whole = model(ids, attention_mask=mask).logits
@@ -99,7 +106,7 @@ class TestAdaptersOfEachElement:
 
     @pytest.mark.parametrize("beams", [1, 3])
     def test_generated_texts_are_those_of_the_element_alone(self, architecture, method, beams):
-        model = with_every_method(architecture, torch.float32)
+        model = shared_model(architecture, torch.float32)
         adapters, options = choices(method), {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
         ids, mask = padded(TEXTS, "left")
         with use_adapters(model, adapters=adapters):

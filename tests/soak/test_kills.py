@@ -1,4 +1,4 @@
-"""A run that is killed at any moment leaves whole adapters or none, and goes on to the bytes of one that was not."""
+"""A run that is killed at any moment leaves complete adapters only, and continues to the same bytes."""
 
 import os
 import random

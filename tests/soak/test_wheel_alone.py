@@ -1,4 +1,4 @@
-"""The built wheel, installed by itself in an empty environment, runs the quickstart: sample data travel inside it."""
+"""The built wheel, installed in an empty environment, runs the quickstart: it holds the sample data."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The same weights in PEFT."""
+"""Comparison with models of PEFT."""
 
 import torch
 from references import assert_close

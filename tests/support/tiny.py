@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that people use, in float64 so that tests can ask for 1e-10."""
+"""Tiny random models of common architectures, in float64 so that tests can compare with a bound of 1e-10."""
 
 import torch
 import transformers as tf
@@ -12,7 +12,8 @@ TASKS = {
     "token_classification": ("bert", "roberta", "distilbert"),
 }
 LABELS = 3
-WINDOW = 6  # of gemma3's sliding layers: tests use texts that are longer
+WINDOW = 6
+"""Window of the sliding layers of gemma3; tests use longer texts."""
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -84,7 +85,15 @@ _AUTO = {
 def tiny_model(
     architecture: str, dtype: torch.dtype = torch.float64, seed: int = 0, task: str = "causal_lm", **sizes: int
 ) -> tf.PreTrainedModel:
-    """A model whose every tensor is random: at their defaults, biases and norms would hide mistakes."""
+    """Return a model with every tensor random: biases and norms at their defaults would hide mistakes.
+
+    Args:
+        architecture: one of `TASKS[task]`.
+        dtype: dtype of the parameters; bloom is always in float32.
+        seed: seed of the random numbers.
+        task: task of the head.
+        sizes: changes to the configuration.
+    """
     config = tiny_config(architecture)
     config.update(sizes)
     if "classification" in task:
@@ -100,7 +109,7 @@ def tiny_model(
 
 
 def perturb(parameters, scale: float = 0.1, seed: int = 1) -> None:
-    """Move trained parameters away from their initial values, where most mistakes are invisible."""
+    """Add random numbers to trained parameters: at their initial values most mistakes are invisible."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
@@ -109,18 +118,19 @@ def perturb(parameters, scale: float = 0.1, seed: int = 1) -> None:
             )
 
 
-def padded(rows: list[list[int]], side: str, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as (ids, mask), padded on one side."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, (tokens, ones) in zip(rows, zip(ids, mask, strict=True), strict=True):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), None)
-        tokens[place] = torch.tensor(row)
-        ones[place] = 1
+def padded(texts: list[list[int]], side: str, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return texts of token ids as a padded batch: ids and attention mask, (batch, length)."""
+    length = max(map(len, texts))
+    ids = torch.full((len(texts), length), pad_id)
+    mask = torch.zeros(len(texts), length, dtype=torch.long)
+    for index, text in enumerate(texts):
+        columns = slice(0, len(text)) if side == "right" else slice(length - len(text), None)
+        ids[index, columns] = torch.tensor(text)
+        mask[index, columns] = 1
     return ids, mask
 
 
 def random_token_ids(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    """Return random texts of these lengths, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]

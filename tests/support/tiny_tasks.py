@@ -1,4 +1,4 @@
-"""Tiny random bases of the tasks beside causal language modelling, as folders with tokenizers made offline."""
+"""Tiny random bases of tasks other than causal language modelling, as folders with tokenizers made offline."""
 
 import json
 from functools import cache
@@ -24,17 +24,17 @@ WORDS = [
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _MARKS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
-_SPREAD = 0.2  # with the usual 0.02 so small a model says the same of every text
+_SPREAD = 0.2  # with the usual 0.02 such a small model gives the same logits for every text
 
 
 def tiny_base(architecture: str, folder: Path, *, head: str = "language", **changes) -> Path:
     """Write a random base to `folder` and return it.
 
     Args:
-        architecture: one of the names above.
-        folder: where to.
-        head: "language" (masked, causal or sequence to sequence) or "none": the bare body, which has a pooler.
-        changes: to the config.
+        architecture: one of `ENCODERS`, `ENCODER_DECODERS` and `DECODERS`.
+        folder: folder of the base.
+        head: "language" (masked, causal or sequence to sequence) or "none": a body without a head, with a pooler.
+        changes: changes to the configuration.
     """
     tokenizer = tiny_tokenizer(architecture)
     config = _config(architecture, len(tokenizer))
@@ -55,7 +55,7 @@ def tiny_base(architecture: str, folder: Path, *, head: str = "language", **chan
 
 
 def opened(folder: Path, **settings) -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerBase]:
-    """A tiny base in float64, opened for a task, with every tensor random: at their defaults biases hide mistakes."""
+    """Open a tiny base in float64 for a task, with every tensor random: biases at their defaults hide mistakes."""
     model, tokenizer = load_base(str(folder), dtype="float32", **settings)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def _config(architecture: str, vocabulary: int) -> tf.PreTrainedConfig:
 
 
 def labelled_rows(repeats: int = 5) -> list[dict]:
-    """Texts of two kinds that even a tiny model can tell apart."""
+    """Return labelled texts that even a tiny model can tell apart."""
     bad = ["late again", "never arrived", "crashed twice", "nobody answers"]
     good = ["great service", "love the store", "thanks for the help", "open on Sunday"]
     return [
@@ -182,7 +182,7 @@ def labelled_rows(repeats: int = 5) -> list[dict]:
 
 
 def pair_rows(repeats: int = 5) -> list[dict]:
-    """Two texts that say the same or not."""
+    """Return pairs of texts, labelled by whether both are the same word."""
     words = ["late", "great", "never", "love"]
     return [
         {"premise": f"{one} {number}", "hypothesis": other, "label": "yes" if one == other else "no"}
@@ -193,7 +193,7 @@ def pair_rows(repeats: int = 5) -> list[dict]:
 
 
 def tagged_rows(repeats: int = 4) -> list[dict]:
-    """Sentences with people and places."""
+    """Return tagged sentences with people and locations."""
     rows = []
     for person in (["Ada", "Lovelace"], ["Bob", "Smith"], ["Ada"]):
         for place in (["London"], ["Paris"], ["Berlin"]):
@@ -204,7 +204,7 @@ def tagged_rows(repeats: int = 4) -> list[dict]:
 
 
 def answer_rows(repeats: int = 5) -> list[dict]:
-    """Prompts whose answer is one of their words."""
+    """Return prompts that hold their answer."""
     words = ["late", "great", "never", "love"]
     return [
         {"prompt": "say " + "again " * number + word, "completion": word} for number in range(repeats) for word in words
@@ -216,22 +216,22 @@ ROWS = {
     "token_classification": tagged_rows,
     "seq2seq_lm": answer_rows,
 }
-HOMES = [
+TASK_CELLS = [
     *(("sequence_classification", name) for name in (*ENCODERS, *DECODERS)),
     *(("token_classification", name) for name in ENCODERS),
     *(("seq2seq_lm", name) for name in ENCODER_DECODERS),
 ]
-"""Every task with the architectures that it is tested on."""
+"""Tasks and the architectures that they are tested on."""
 
 
 def task_data(task: str, tokenizer: tf.PreTrainedTokenizerBase, folder: Path, rows=None, **settings):
-    """Rows of a task, encoded."""
+    """Return encoded data of a task."""
     file = write_rows(folder / f"{task}.jsonl", ROWS[task]() if rows is None else rows)
     return load_data(DataConfig(train=str(file), **settings), tokenizer, task=task)
 
 
 def prepared(task: str, folder: Path, rows_folder: Path, rows=None, **settings):
-    """A base of a task with its tokenizer and data."""
+    """Return a base for a task, its tokenizer and encoded data."""
     rows = ROWS[task]() if rows is None else rows
     file = write_rows(rows_folder / f"{task}.jsonl", rows)
     shaped = read_data(DataConfig(train=str(file), **settings)).format(task)

@@ -3,7 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["DataReport", "LossUnit", "Overlap", "SplitReport", "counted"]
+from peftly.utils import counted
+
+__all__ = [
+    "DataReport",
+    "LossUnit",
+    "Overlap",
+    "SplitReport",
+]
 
 LossUnit = Literal["token", "tag", "row"]
 """Unit that the loss counts: trained tokens, tags, or rows with one label each."""
@@ -110,8 +117,3 @@ class DataReport:
             *(overlap.line() for overlap in self.overlaps),
             *self.notes,
         ]
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 row" or "2,000 rows"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

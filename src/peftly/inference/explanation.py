@@ -121,9 +121,9 @@ def _prompt(model: PreTrainedModel, name: str) -> Tensor:
     """Return the prompt embeddings of an adapter, (num_virtual_tokens, hidden_size), fp32 on the CPU."""
     adapter = attached(model).get(name)
     if not isinstance(adapter, PromptAdapter):
-        reason = f"{name!r} is a {adapter.config.name} adapter" if adapter else f"there is no adapter {name!r}"
+        reason = f"{name!r} is an adapter of {adapter.config.name}" if adapter else f"there is no adapter {name!r}"
         raise MethodError(f"explain needs a soft prompt (prompt_tuning, p_tuning), and {reason}")
-    return adapter.virtual_tokens.values().detach().float().cpu()
+    return adapter.virtual_tokens.values_for_use().detach().float().cpu()
 
 
 def _initial_prompt(

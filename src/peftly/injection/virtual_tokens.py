@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
+from peftly.injection.modes import evaluation_mode
 from peftly.injection.selection import AdapterNames, expand_to_batch, selection_of
 
 if TYPE_CHECKING:
@@ -68,6 +69,16 @@ class VirtualTokens(LayerAdapter):
             return self.embeddings
         encoded: Tensor = self.encoder(self.embeddings)
         return encoded
+
+    def values_for_use(self) -> Tensor:
+        """Return `values` in evaluation mode, without the dropout of the encoder and without random numbers.
+
+        An adapter is also saved in the middle of its training.
+        """
+        if self.encoder is None:
+            return self.embeddings
+        with evaluation_mode(self.encoder):
+            return self.values()
 
     def ids(self, layer: Any) -> range:
         """Return the ids of the virtual tokens. They move when `resize_token_embeddings` resizes `layer`."""

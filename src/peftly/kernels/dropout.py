@@ -24,8 +24,8 @@ _INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def keep_probability(probability: float) -> float:
     """Return the probability with which an element is kept: the nearest multiple of 2⁻¹⁶ to 1 - probability, except 0.
 
-    The value differs from 1 - probability by at most 2⁻¹⁷ (2⁻¹⁶ for a probability near 1). Kept elements are divided by
-    this value and not by 1 - probability, so the expectation is exact.
+    The value differs from 1 - probability by at most 2⁻¹⁷ (2⁻¹⁶ for a probability near 1). Elements that are kept are
+    divided by this value and not by 1 - probability, so the expectation is exact.
 
     Args:
         probability: dropout probability, in [0, 1).

@@ -90,7 +90,7 @@ class PromptAdapter(Adapter):
 
     def file_tensors(self) -> dict[str, Tensor]:
         """See `Adapter.file_tensors`."""
-        embeddings = self.virtual_tokens.values()
+        embeddings = self.virtual_tokens.values_for_use()
         if self.model.config.is_encoder_decoder:
             # PEFT stores embeddings for the decoder too, and never uses them.
             embeddings = torch.cat([embeddings, torch.zeros_like(embeddings)])
@@ -137,7 +137,7 @@ class PromptAdapter(Adapter):
             "num_layers": text_config.num_hidden_layers,
             "num_transformer_submodules": 2 if self.model.config.is_encoder_decoder else 1,
             "num_virtual_tokens": self.config.num_virtual_tokens,
-            "token_dim": self.virtual_tokens.values().shape[1],
+            "token_dim": self.virtual_tokens.values_for_use().shape[1],
         }
 
     @classmethod

@@ -10,6 +10,7 @@ from peftly.models import task_of
 from peftly.runs.config import one_run
 from peftly.runs.folder import read_config
 from peftly.runs.opening import OpenRun
+from peftly.utils import counted
 
 __all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split"]
 
@@ -54,7 +55,7 @@ def held_out_split(opened: OpenRun, source: str | None) -> HeldOut:
     name, split = evaluation_split(data)
     if split is None:
         raise ConfigError("this run has neither test nor validation examples; give --data")
-    return HeldOut(name, split, data.row_format, [f"{len(split.examples)} {name} examples of the run"])
+    return HeldOut(name, split, data.row_format, [f"{counted(len(split.examples), f'{name} example')} of the run"])
 
 
 def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:

@@ -27,6 +27,7 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import CHECKPOINT, check_trainable, frozen_layers, packs_examples, train
+from peftly.utils import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +93,7 @@ def run(
     split_name, split = evaluation_split(data)
     evaluation = None
     if split is not None:
-        log(f"evaluating on the {split_name} split: {len(split.examples)} examples")
+        log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
         batch_size = config.train.evaluation_batch_size
         evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
     result = write_run_results(out, base, data, training, evaluation)

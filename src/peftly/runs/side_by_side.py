@@ -26,7 +26,7 @@ from peftly.runs.replacing import check_resumable, check_run_folder, drop_leftov
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import attach_method, batches_line, open_base_and_data, training_in
 from peftly.training import Job, check_trainable, train_together
-from peftly.utils import environment, write_json, write_text
+from peftly.utils import counted, environment, write_json, write_text
 
 if TYPE_CHECKING:
     from peftly.training import Callback
@@ -173,7 +173,7 @@ def _evaluate(
         split_name, split = evaluation_split(part.data)
         if split is None:
             continue
-        log(f"{name}: evaluating on the {split_name} split: {len(split.examples)} examples")
+        log(f"{name}: evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
         batch_size = part.config.train.evaluation_batch_size
         with use_adapters(base.model, name):
             evaluations[name] = evaluate(base.model, base.tokenizer, split, part.data.row_format, batch_size=batch_size)
@@ -188,7 +188,7 @@ def _evaluate_vote(
     split_name, split = evaluation_split(first.data)
     if split is None:
         return None, {}
-    log(f"evaluating on the {split_name} split: {len(split.examples)} examples")
+    log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
     batch_size = first.config.train.evaluation_batch_size
     scores = evaluate_ensemble(
         base.model, base.tokenizer, split, first.data.row_format, list(members), vote=vote, batch_size=batch_size

@@ -16,7 +16,7 @@ from peftly.adapters import attached, num_virtual_tokens_of, save_adapter, train
 from peftly.data import Data, EncodedExample, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
-from peftly.injection import owner
+from peftly.injection import invalidate_cached_tensors, owner
 from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult, from_dict, to_dict
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
@@ -33,16 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["AdapterJob", "weights_location"]
 
 LAST_FINITE_STEPS = 20
-"""Largest number of steps between two copies of the last finite weights; see `AdapterJob`."""
+"""Largest number of steps between two copies of the last finite weights."""
+
+LAST_FINITE_SHARE = 10
+"""The number of steps between two copies is at most the number of steps so far, divided by this."""
 
 
 class AdapterJob:
     """The training of one adapter, or of all trainable parameters of a model, on one data set.
 
     A step whose loss or gradient norm is not finite ends the training. Its weights may be the cause, so the model goes
-    back to `last_finite_weights`: a copy of weights that gave a finite loss and a finite gradient norm. The copy is not
-    taken at every step, but before an update every `eval_steps` or `LAST_FINITE_STEPS` steps, whichever is less, so
-    that it adds next to nothing to the time of a step.
+    back to `last_finite_weights`: a copy of weights that gave a finite loss and a finite gradient norm. After a few
+    steps the copy is no longer taken at every step: a failure loses at most a tenth of the steps so far, at most
+    `LAST_FINITE_STEPS` steps, and at most the steps since the last evaluation.
 
     Attributes:
         parameters: trained parameters, by name.
@@ -149,6 +152,7 @@ class AdapterJob:
             _assign(self.last_finite_weights, self.parameters)
             self.last_finite_step = self.step
         self.optimizer.step()
+        invalidate_cached_tensors()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.update_state(step=self.step + 1, after_step_due=True)
@@ -361,7 +365,8 @@ class AdapterJob:
     @property
     def _last_finite_steps(self) -> int:
         """Steps between two copies of the last finite weights."""
-        return LAST_FINITE_STEPS if self.data.validation is None else min(LAST_FINITE_STEPS, self.eval_steps)
+        limit = LAST_FINITE_STEPS if self.data.validation is None else min(LAST_FINITE_STEPS, self.eval_steps)
+        return max(1, min(limit, self.step // LAST_FINITE_SHARE))
 
 
 def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -373,6 +378,7 @@ def _assign(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(values[name])
+    invalidate_cached_tensors()
 
 
 def weights_location(folder: Path | None, weights: str = "the weights so far") -> str:

@@ -12,7 +12,7 @@ from tiny_tasks import (
     DECODERS,
     ENCODER_DECODERS,
     ENCODERS,
-    HOMES,
+    TASK_CELLS,
     answer_rows,
     labelled_rows,
     pair_rows,
@@ -50,7 +50,7 @@ def own_inputs(row):
     return inputs
 
 
-@pytest.mark.parametrize(("task", "architecture"), HOMES)
+@pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
 def test_the_loss_is_that_of_transformers(task, architecture, task_base, tmp_path):
     """One row at a time, in which transformers' own mean is no matter of weights."""
     model, _, data = adapted(task, architecture, task_base, tmp_path)
@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_transformers(task, architecture, task_base, tmp_pat
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("task", "architecture"), HOMES)
+@pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
 def test_scores_do_not_depend_on_the_batch(task, architecture, task_base, tmp_path):
     model, tokenizer, data = adapted(task, architecture, task_base, tmp_path)
     split = data.train

@@ -8,7 +8,7 @@ import torch
 from data_tokenizers import FAMILIES, LOSSLESS, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tasks import HOMES, prepared, tiny_tokenizer, write_rows
+from tiny_tasks import TASK_CELLS, prepared, tiny_tokenizer, write_rows
 
 from peftly import (
     Job,
@@ -181,7 +181,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize(("task", "architecture"), [home for home in HOMES if home[0] in SOURCES])
+@pytest.mark.parametrize(("task", "architecture"), [home for home in TASK_CELLS if home[0] in SOURCES])
 def test_every_task_trains_and_scores_them(task, architecture, task_base, tmp_path):
     settings = {"template": SOURCES[task]} | ({"target": "completion"} if task == "seq2seq_lm" else {})
     model, tokenizer, data = prepared(task, task_base(architecture), tmp_path, **settings)

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file
 from task_jobs import ready, trained
-from tiny_tasks import HOMES, labelled_rows, prepared, tagged_rows, write_rows
+from tiny_tasks import TASK_CELLS, labelled_rows, prepared, tagged_rows, write_rows
 
 from peftly import LoRA, attach, load, load_adapter, load_base, save_adapter, trainable_parameters
 from peftly.adapters.adapter_set import open_adapters
@@ -30,7 +30,7 @@ def weights(model):
     return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
 
 
-@pytest.mark.parametrize(("task", "architecture"), HOMES)
+@pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
 def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, tmp_path):
     """1 x 8 = 8 x 1, one example after the other or all at once; the last step of an epoch is short."""
     found = []
@@ -76,7 +76,7 @@ def test_cached_states_train_the_same_weights(task, packing, task_base, tmp_path
         torch.testing.assert_close(own[name], tensor, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize(("task", "architecture"), HOMES)
+@pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
 def test_the_loss_falls_and_the_base_stays(task, architecture, task_base, tmp_path):
     model, tokenizer, data = ready(task, architecture, task_base, tmp_path)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -115,7 +115,7 @@ def answers(model, architecture):
     return logits[mask.bool()] if logits.shape[:2] == mask.shape else logits
 
 
-@pytest.mark.parametrize(("task", "architecture"), HOMES)
+@pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
 def test_a_saved_adapter_is_opened_for_its_task(task, architecture, task_base, tmp_path):
     classifies = task.endswith("classification")
     labels = ("first", "second", "third") if classifies else ()

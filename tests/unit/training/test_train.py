@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny import tiny_model
 from training_jobs import SHAPE, IdTokenizer, Scores, assert_equal, collated, data_of, lora_model, run, steps, weights
 
-from peftly import LoRA, PrefixTuning, attach, load_adapter, trainable_parameters
+from peftly import LoRA, PrefixTuning, attach, cache_adapter_tensors, load_adapter, trainable_parameters
 from peftly.adapters.adapter_set import open_adapters
 from peftly.data import Data, RowFormat, Split
 from peftly.errors import ConfigError, TrainingError
@@ -275,6 +275,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_finite_weights(mon
 @pytest.mark.parametrize(("validation", "expected"), [(6, 4), (0, 3)], ids=["evaluations", "no validation"])
 def test_the_last_finite_weights_are_copied_every_few_steps(validation, expected, monkeypatch):
     """At the first update after an evaluation, every 4 steps here, or every `LAST_FINITE_STEPS`; not at every step."""
+    monkeypatch.setattr(JOB, "LAST_FINITE_SHARE", 1e-9)  # as in a long run
     monkeypatch.setattr(JOB, "LAST_FINITE_STEPS", 3 if not validation else 20)
     copies, original = [], JOB._assign
     monkeypatch.setattr(JOB, "_assign", lambda *given: copies.append(None) or original(*given))
@@ -290,6 +291,27 @@ def test_the_last_finite_weights_are_copied_every_few_steps(validation, expected
         run(model, data_of(16, validation), callbacks=[Copy()])
     assert_equal(weights(model), after_steps[expected - 1])
     assert len(copies) == 2 + 1  # before steps 1 and `expected` + 1, and back
+
+
+def test_a_failure_loses_at_most_a_tenth_of_the_steps(monkeypatch):
+    break_after(monkeypatch, 34)
+    with pytest.raises(TrainingError, match=r"^step 34: loss nan.*the last finite weights \(after step 30\)"):
+        run(data=data_of(16, 0), epochs=20)
+
+
+def test_training_inside_a_cache_block_evaluates_the_present_weights(monkeypatch):
+    """An evaluation before the training has cached tensors of the untrained adapter."""
+    model, data = lora_model(), data_of()
+    with cache_adapter_tensors():
+        evaluate(model, IdTokenizer(), data.validation, data.row_format)
+        _, inside = run(model, data, eval_steps=1, epochs=1, learning_rate=0.1)
+    _, outside = run(lora_model(), data, eval_steps=1, epochs=1, learning_rate=0.1)
+    found, expected = (
+        [record.loss for record in result.history if isinstance(record, EvaluationRecord)]
+        for result in (inside, outside)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert len(set(expected)) == len(expected) > 2
 
 
 def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate(monkeypatch):

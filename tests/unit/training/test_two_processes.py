@@ -3,6 +3,7 @@
 Run as a script, this file is one of the processes: it trains, and saves its results.
 """
 
+import gc
 import os
 import socket
 import subprocess
@@ -106,6 +107,7 @@ def test_two_processes_give_the_same_weights_as_one(task_base, tmp_path):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as conftest.py does: accelerate collects garbage at the end of each training
     folder, *bases = sys.argv[1:]
     own = Path(folder) / os.environ["RANK"]
     own.mkdir()
