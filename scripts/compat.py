@@ -28,7 +28,7 @@ SMOKE = (
     "tests/unit/training/test_train.py",
     "tests/unit/inference/test_generation.py",
     "tests/oracle/test_peft.py",
-    "tests/properties/test_invariance.py",
+    "tests/properties/test_formulas.py",
     "tests/end_to_end/test_cli_commands.py",
 )
 """One path through everything that touches other libraries: models, attention, caches, quantisation, the loop."""

@@ -40,5 +40,5 @@ def test_lora_has_no_words(peftly: Peftly, runs):
     outcome = peftly("explain", runs["lora"])
     assert outcome.code == 2
     assert outcome.err == (
-        "error: explain needs a soft prompt (prompt_tuning, p_tuning), and 'default' is a lora adapter\n"
+        "error: explain needs a soft prompt (prompt_tuning, p_tuning), and 'default' is an adapter of lora\n"
     )

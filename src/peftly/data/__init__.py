@@ -32,7 +32,7 @@ from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, l
 from peftly.data.formats import RowFormat
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
-from peftly.data.report import DataReport, SplitReport
+from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows
 from peftly.data.sources import DataSource
 from peftly.data.splits import Data, Split
@@ -57,6 +57,7 @@ __all__ = [
     "answer_ids",
     "collate",
     "collate_packed",
+    "counted",
     "encode",
     "encode_example_prompt",
     "encode_for",

@@ -3,14 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from peftly.utils import counted
-
-__all__ = [
-    "DataReport",
-    "LossUnit",
-    "Overlap",
-    "SplitReport",
-]
+__all__ = ["DataReport", "LossUnit", "Overlap", "SplitReport", "counted"]
 
 LossUnit = Literal["token", "tag", "row"]
 """Unit that the loss counts: trained tokens, tags, or rows with one label each."""
@@ -117,3 +110,8 @@ class DataReport:
             *(overlap.line() for overlap in self.overlaps),
             *self.notes,
         ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 row" or "2,000 rows"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -11,14 +11,13 @@ from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.formats import RowFormat
 from peftly.data.overlaps import find_overlaps
-from peftly.data.report import DataReport, LossUnit, SplitReport
+from peftly.data.report import DataReport, LossUnit, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.task_encoding import encode_for
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError, DataError
-from peftly.utils import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftly.adapters import AdapterSet
-from peftly.data import Data, DataConfig, EncodedExample, RowFormat, Split, encode_for, load_data, read
+from peftly.data import Data, DataConfig, EncodedExample, RowFormat, Split, counted, encode_for, load_data, read
 from peftly.errors import ConfigError, DataError
 from peftly.models import task_of
 from peftly.runs.config import one_run
 from peftly.runs.folder import read_config
 from peftly.runs.opening import OpenRun
-from peftly.utils import counted
 
 __all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attach, attached, trainable_parameters
-from peftly.data import Data, read_data
+from peftly.data import Data, counted, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import evaluate
 from peftly.injection import new_modules
@@ -27,7 +27,6 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import CHECKPOINT, check_trainable, frozen_layers, packs_examples, train
-from peftly.utils import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import use_adapters
-from peftly.data import Data
+from peftly.data import Data, counted
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, Vote, evaluate, evaluate_ensemble
 from peftly.models import TASKS, Base, draw_new_weights
@@ -26,7 +26,7 @@ from peftly.runs.replacing import check_resumable, check_run_folder, drop_leftov
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import attach_method, batches_line, open_base_and_data, training_in
 from peftly.training import Job, check_trainable, train_together
-from peftly.utils import counted, environment, write_json, write_text
+from peftly.utils import environment, write_json, write_text
 
 if TYPE_CHECKING:
     from peftly.training import Callback

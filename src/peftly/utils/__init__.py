@@ -19,7 +19,7 @@ from peftly.utils.atomic import (
     write_text,
 )
 from peftly.utils.environment import automatic_dtype, cache_folders, cache_home, environment, program
-from peftly.utils.formatting import bytes_text, count_text, counted, score_rows, score_text, seconds_text, share_text
+from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
 from peftly.utils.hardware import resolve_device, resolve_dtype
 from peftly.utils.output_folder import check_output_folder, nearest_existing_parent
 from peftly.utils.quiet import quiet
@@ -32,7 +32,6 @@ __all__ = [
     "cache_home",
     "check_output_folder",
     "count_text",
-    "counted",
     "environment",
     "folder_bytes",
     "interruptions_held",

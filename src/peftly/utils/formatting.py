@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["bytes_text", "count_text", "counted", "score_rows", "score_text", "seconds_text", "share_text"]
+__all__ = ["bytes_text", "count_text", "score_rows", "score_text", "seconds_text", "share_text"]
 
 
 def bytes_text(size: float | None) -> str:
@@ -53,8 +53,3 @@ _SCORES = {
 def score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return name and text of every score that an evaluation has; the task determines which ones."""
     return [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 row" or "2,000 rows"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -55,7 +55,7 @@ def test_the_embeddings_of_p_tuning_come_from_its_network(base):
 def test_other_adapters_are_refused(base):
     model, tokenizer = base
     attach(model, LoRA())
-    with pytest.raises(MethodError, match="'default' is a lora adapter"):
+    with pytest.raises(MethodError, match="'default' is an adapter of lora"):
         explain(model, tokenizer)
     with pytest.raises(MethodError, match="there is no adapter 'other'"):
         explain(model, tokenizer, name="other")
