@@ -57,9 +57,9 @@ def train(
     Raises:
         ConfigError: settings that the data or the model cannot serve, or a checkpoint of another run.
         DataError: examples that are encoded for another task than the model's.
-        TrainingError: a loss or a gradient that is not finite; the last finite weights are in the model, and in
-            `adapter` in `out`. Or memory that runs out with one example at once; the weights so far are there. Or a
-            damaged checkpoint.
+        TrainingError: a loss or a gradient that is not finite; the last copy of finite weights is in the model, and in
+            `adapter` in `out`. The copy lacks at most a tenth of the steps, and at most 20 steps. Or memory that runs
+            out with one example at once; the weights so far are there. Or a damaged checkpoint.
         KeyboardInterrupt: Ctrl-C; the present weights are in the model, and in `adapter-interrupted` in `out`.
     """
     job, folder = Job(data, config or TrainConfig(), learning_rate), None if out is None else Path(out)
