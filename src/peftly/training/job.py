@@ -132,13 +132,16 @@ class AdapterJob:
         examples, size = self.data.train.encoded, self.examples_per_step
         return examples_of_steps(examples, size, first=first, end=end, seed=self.config.seed)
 
-    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> None:
+    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> StepRecord:
         """Update the weights by the gradients that the parameters hold; `after_step` is due then.
 
         Args:
             examples: examples of the step.
             loss: mean loss over their targets.
             seconds: duration of the forward and backward passes.
+
+        Returns:
+            The record of the step, which the callbacks have not received yet.
 
         Raises:
             TrainingError: the loss or the gradient norm is not finite.
@@ -158,21 +161,21 @@ class AdapterJob:
         self.optimizer.zero_grad(set_to_none=True)
         self.update_state(step=self.step + 1, after_step_due=True)
         tokens = sum(example.num_tokens for example in examples)
-        self.log.add(
-            StepRecord(
-                step=self.step,
-                steps=self.steps,
-                epoch=self.step / self.steps_per_epoch,
-                loss=loss,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=tokens,
-                trained_tokens=sum(example.num_targets for example in examples),
-                tokens_per_second=tokens / seconds,
-                seconds=self.seconds,
-            )
+        record = StepRecord(
+            step=self.step,
+            steps=self.steps,
+            epoch=self.step / self.steps_per_epoch,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=tokens,
+            trained_tokens=sum(example.num_targets for example in examples),
+            tokens_per_second=tokens / seconds,
+            seconds=self.seconds,
         )
+        self.log.write(record)
         self.update_state()
+        return record
 
     def after_step(self) -> None:
         """Save and evaluate if the configuration asks for it at this step; the last step is always evaluated."""
@@ -281,7 +284,8 @@ class AdapterJob:
             best=is_best,
             seconds=self.seconds,
         )
-        self.log.add(record)
+        self.log.write(record)
+        self.log.report(record)
         if not is_best:
             return {"evaluations_since_best": self.state.evaluations_since_best + 1}
         return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}

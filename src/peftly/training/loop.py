@@ -91,10 +91,13 @@ class TrainingLoop:
             # A job whose loss is not finite comes first and fails. In bf16, oneDNN's matrix products can spread NaN
             # into the gradients of the other jobs, which would then be updated, or fail in its stead.
             updates = sorted(zip(work, losses, strict=True), key=lambda update: math.isfinite(update[1]))
+            records = []
             with self.weights_changing():
                 for (job, examples), loss in updates:
                     self.current_job = job
-                    job.update(examples, loss, seconds)
+                    records.append((job, job.update(examples, loss, seconds)))
+            for job, record in records:
+                job.log.report(record)
 
     @cached_property
     def base(self) -> dict[str, Any]:

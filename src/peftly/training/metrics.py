@@ -30,14 +30,13 @@ class MetricsWriter(Callback):
             path: file to write; its folder is created.
             resume: keep an existing file, for `continue_from`.
         """
-        self.path, self.size, self.problem = path, 0, None
+        self.path, self.size = path, 0
+        self.problem: str | None = None
         self._hash = hashlib.sha256()
         self._unwritten = b""
         make_folder(path.parent)
         if not resume and path.is_file():
             truncate(path, 0)
-
-    problem: str | None
 
     @property
     def sha256(self) -> str:
@@ -67,12 +66,8 @@ class MetricsWriter(Callback):
         if self.path.is_file():
             sync(self.path)
 
-    def on_step(self, record: StepRecord) -> None:
-        """Write the record."""
-        self._write(to_dict(record))
-
-    def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Write the record."""
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Write the record of a step or of an evaluation."""
         self._write(to_dict(record))
 
     def on_save(self, path: Path) -> None:

@@ -45,17 +45,23 @@ class RunLog:
         """Hash of the content of `metrics.jsonl`; empty if it is not written."""
         return "" if self._writer is None else self._writer.sha256
 
-    def add(self, record: StepRecord | EvaluationRecord) -> None:
-        """Append a record to the history, and pass it to the callbacks."""
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Append a record to the history and to `metrics.jsonl`."""
         self.history.append(record)
-        before = self._problem
+        if self._writer is None:
+            return
+        before = self._writer.problem
+        self._writer.write(record)
+        if self._writer.problem is not None and before is None:
+            self.note(self._writer.problem)
+
+    def report(self, record: StepRecord | EvaluationRecord) -> None:
+        """Pass a record to the callbacks."""
         for callback in self._callbacks:
             if isinstance(record, StepRecord):
                 callback.on_step(record)
             else:
                 callback.on_evaluate(record)
-        if self._problem is not None and before is None:
-            self.note(self._problem)
 
     def save(self, path: Path) -> None:
         """Report an adapter that was saved in the folder `path`."""
@@ -88,7 +94,3 @@ class RunLog:
             callback.on_resume(step, steps)
         if note is not None:
             self.note(note)
-
-    @property
-    def _problem(self) -> str | None:
-        return None if self._writer is None else self._writer.problem
