@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
+from peftly.adapters.checksums import with_checksums
 from peftly.adapters.files import (
     ADAPTER_FILES,
     CARD,
@@ -25,6 +26,7 @@ from peftly.adapters.files import (
     TOGETHER,
     TRAINING,
 )
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
@@ -114,7 +116,8 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
         if training:
             save_file(training, scratch / TRAINING, metadata={"format": "pt"})
         _write_json(scratch / CONFIG, _peft_config(adapter, base))
-        _write_json(scratch / NOTES, {**_own_notes(adapter), **notes})
+        _write_json(scratch / NOTES, with_checksums(scratch, {**_own_notes(adapter), **notes}))
+        AdapterFolder.read(scratch)  # what is written can be opened
         (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
         _move_into(scratch, folder)
     finally:
