@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
+from peftly.adapters.checksums import with_checksums
 from peftly.adapters.files import (
     ADAPTER_FILES,
     CARD,
@@ -21,6 +22,7 @@ from peftly.adapters.files import (
     TOGETHER,
     TRAINING,
 )
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
@@ -104,8 +106,9 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
     _write_json(folder / CONFIG, _peft_config(adapter, base))
-    _write_json(folder / NOTES, {**_own_notes(adapter), **notes})
+    _write_json(folder / NOTES, with_checksums(folder, {**_own_notes(adapter), **notes}))
     write_new_file(folder / CARD, (card or adapter_card(base, adapter.config)).encode("utf-8"))
+    AdapterFolder.read(folder)  # what is written can be opened
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
