@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.attachment import detach, install
-from peftly.adapters.files import TENSORS, TRAINING
+from peftly.adapters.files import BASE, TENSORS, TRAINING
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_parameters
+from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, load_base
+from peftly.models import Quantization, load_base, note_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         for adapter_name, folder in open_adapters(source).named(name).items():
             _load(model, folder, adapter_name)
             loaded.append(adapter_name)
+            _compare_base(model, folder, adapter_name)
     except (AdapterError, MethodError):
         for adapter_name in loaded:
             detach(model, adapter_name)
@@ -75,6 +76,17 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _resume(folder.path, adapter, training_tensors)
+
+
+def _compare_base(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+    """Warn if the base of a model is known to differ from the base of an adapter's training."""
+    difference = note_difference(model, copied_modules(model, name), folder.notes.get(BASE))
+    if difference is not None:
+        warnings.warn(
+            f"{folder.path} was trained over another base than this one: {difference}; its answers are not those of "
+            "its training",
+            stacklevel=3,
+        )
 
 
 def _resume(folder: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:

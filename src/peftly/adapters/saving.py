@@ -15,6 +15,7 @@ from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -28,7 +29,7 @@ from peftly.adapters.files import (
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.models import TASKS, labels_of, quantization_of, task_of
+from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +145,10 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
     task, quantization = task_of(adapter.model), quantization_of(adapter.model)
-    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
+    notes: dict[str, Any] = {
+        METHOD: adapter.config.model_dump(mode="json"),
+        BASE: base_note(adapter.model, copied_modules(adapter.model, adapter.name)),
+    }
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
     if quantization is not None:
