@@ -12,6 +12,7 @@ from peftly.adapters.card import adapter_card
 from peftly.adapters.checksums import with_checksums
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -26,7 +27,7 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.models import TASKS, labels_of, quantization_of, task_of
+from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
 from peftly.utils import make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
@@ -134,7 +135,10 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
     task, quantization = task_of(adapter.model), quantization_of(adapter.model)
-    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
+    notes: dict[str, Any] = {
+        METHOD: adapter.config.model_dump(mode="json"),
+        BASE: base_note(adapter.model, copied_modules(adapter.model, adapter.name)),
+    }
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
     if quantization is not None:

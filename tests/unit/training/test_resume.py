@@ -355,10 +355,31 @@ def moved_example():
     )
 
 
-def other_base():
-    model = attach(tiny_model("llama", torch.float32), LoRA(rank=2), seed=1)
-    model.model.embed_tokens.weight.data[0, 0] += 1
-    return model
+def other_base(change):
+    """A model that `change` has changed before an adapter was put on it."""
+    model = tiny_model("llama", torch.float32)
+    change(model)
+    return {"model": attach(model, LoRA(rank=2), seed=1)}
+
+
+def other_element(model):
+    model.model.layers[1].mlp.up_proj.weight.data[20, 17] += 1e-3
+
+
+def other_rope(model):
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 500.0}
+
+
+def other_dropout(model):
+    model.config.attention_dropout = 0.1
+
+
+def other_buffer(model):
+    model.register_buffer("shift", torch.zeros(2))
+
+
+def other_eps(model):
+    model.config.rms_norm_eps = 1e-5
 
 
 OTHER_RUNS = {
@@ -367,8 +388,12 @@ OTHER_RUNS = {
     "validation": ({}, {"data": data_of(16, 5)}, "on other examples"),
     "an example in the other split": ({}, {"data": moved_example()}, "on other examples"),
     "rate": ({"learning_rate": None}, {"rate": 1e-3}, "train.learning_rate 0.01, and now it is None"),
-    "base": ({}, {"model": other_base()}, "over another base"),
-    "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "in another dtype"),
+    "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "the dtype is torch.bfloat16 and was torch.float32"),
+    "one element": ({}, other_base(other_element), "another base: model.layers.1.mlp.up_proj.weight has other values"),
+    "rope_theta": ({}, other_base(other_rope), r"another base: rope_theta is 500.0 and was 10000.0"),
+    "eps": ({}, other_base(other_eps), "another base: rms_norm_eps is 1e-05 and was 1e-06"),
+    "dropout": ({}, other_base(other_dropout), "another base: attention_dropout is 0.1 and was 0.0"),
+    "buffer": ({}, other_base(other_buffer), "another base: it also has shift"),
     "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), "with other settings"),
     "method": ({}, other(IA3()), "of other methods"),
 }
