@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.data.rows import first_line
 from peftly.errors import DataError
-from peftly.utils import limited
+from peftly.limits import limited
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from peftly.injection import remove_layer_adapters
+from peftly.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     modules_to_save: tuple[str, ...] | None = None

@@ -4,7 +4,6 @@ formatting     numbers as text
 atomic         files and folders that appear complete or not at all
 output_folder  check of a folder before a command writes into it
 signals        Ctrl-C, delayed while weights change
-limits         limits on the time and the memory of a block of code
 hardware       devices and dtypes
 environment    versions, caches and the name of the program
 quiet          log lines and progress bars of other libraries
@@ -22,7 +21,6 @@ from peftly.utils.atomic import (
 from peftly.utils.environment import automatic_dtype, cache_folders, cache_home, environment, program
 from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
 from peftly.utils.hardware import resolve_device, resolve_dtype
-from peftly.utils.limits import limited
 from peftly.utils.output_folder import check_output_folder, nearest_existing_parent
 from peftly.utils.quiet import quiet
 from peftly.utils.signals import interruptions_held
@@ -39,7 +37,6 @@ __all__ = [
     "interruptions_held",
     "is_disk_full",
     "json_values",
-    "limited",
     "nearest_existing_parent",
     "program",
     "quiet",
