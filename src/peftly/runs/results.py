@@ -13,6 +13,7 @@ from peftly.report import comparison_row, write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.replacing import write_mark
 from peftly.training import TrainResult
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
@@ -60,21 +61,18 @@ class RunResult:
         )
 
 
-def write_run_header(config: RunConfig, data: Data, *, resume: bool = False) -> None:
-    """Write the first files of a run folder: configuration and data report.
+def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
+    """Write the first files of a run: mark, configuration and data report.
 
     Args:
-        config: configuration of the run, with its output folder.
+        folder: folder without these files; it is created.
+        config: configuration of the run.
         data: data of the run.
-        resume: whether the run continues; its existing files are not written again.
     """
-    out = Path(config.out)
-    if resume and (out / "data.json").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_config(config))
+    write_mark(folder, is_finished=False)
+    write_text(folder / "config.yaml", dump_config(config))
     write_json(
-        out / "data.json",
+        folder / "data.json",
         {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
     )
 

@@ -14,25 +14,26 @@ gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
 optimizer      optimizers and learning rate schedules
-checkpoint     file from which a stopped run continues
-callbacks      records of a run, metrics.jsonl and the progress bar
+checkpoint     files from which a stopped run continues
+callbacks      records of a run, and the progress bar
+metrics        metrics.jsonl
 """
 
 from peftly.training.callbacks import Callback, ProgressBar, TrainResult
-from peftly.training.checkpoint import CHECKPOINT
+from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
 from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
-    "CHECKPOINT",
     "Callback",
     "Job",
     "ProgressBar",
     "TrainConfig",
     "TrainResult",
     "check_trainable",
+    "checkpoint_files",
     "frozen_layers",
     "packs_examples",
     "train",
