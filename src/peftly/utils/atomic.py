@@ -14,7 +14,8 @@ __all__ = ["folder_bytes", "is_disk_full", "json_values", "says_disk_full", "wri
 def write_text(file: Path, text: str) -> None:
     """Write a text file, complete or not at all. It is on the disk when the function returns."""
     with replacing_file(file) as scratch:
-        write_new_file(scratch, text.encode("utf-8"))
+        # Half of a character, as in a file name of another encoding, is written as JSON escapes it.
+        write_new_file(scratch, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
