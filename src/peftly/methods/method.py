@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from peftly.injection import remove_layer_adapters
+from peftly.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +27,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 """Rank, number of virtual tokens or hidden dimension: a dimension of the tensors of an adapter."""
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
