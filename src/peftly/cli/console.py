@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,7 +19,7 @@ from peftly.errors import PeftlyError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["CommandGroup", "console", "silence_libraries"]
+__all__ = ["CommandGroup", "console", "is_launched", "silence_libraries", "silence_other_processes"]
 
 
 class CommandGroup(TyperGroup):
@@ -55,7 +56,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise  # the reader of the output has exited; Typer ends the program silently
     except (PeftlyError, OSError) as error:
         if debug:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__ if is_launched() else None)
         _print_error(str(error))
         raise typer.Exit(2) from error
     except TyperException as error:
@@ -65,12 +66,47 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         _print_error(f"interrupted; {error}" if str(error) else "interrupted")
         raise typer.Exit(130) from error
+    except Exception as error:
+        if not is_launched():
+            raise
+        from peftly.training import lost_process
+
+        if lost := lost_process(error):
+            _print_error(str(lost))
+        elif _reports():
+            traceback.print_exc(file=sys.__stderr__)
+        raise typer.Exit(2 if lost else 1) from error
+
+
+def is_launched() -> bool:
+    """Return whether this process is one of several, started by `torchrun` or `accelerate launch`."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def silence_other_processes() -> None:
+    """Hide the output of all processes but the main one; errors that end the run stay visible."""
+    if is_launched():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+    if is_launched() and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the end
+
+
+def _reports() -> bool:
+    """Return whether this process prints the error that ends the command: of several processes, the first to fail."""
+    if not is_launched():
+        return True
+    from peftly.training import is_first_report
+
+    return is_first_report()
 
 
 def _print_error(message: str) -> None:
+    if not _reports():
+        return
     has_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
-    typer.echo(f"{prefix} {' '.join(message.split())}", err=True)
+    stream = sys.__stderr__ if is_launched() else sys.stderr
+    typer.echo(f"{prefix} {' '.join(message.split())}", file=stream)
 
 
 def console() -> "Console":

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,16 @@ from peftly.runs.replacing import (
     resume_command,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
-from peftly.training import CHECKPOINT, check_trainable, frozen_layers, packs_examples, train
+from peftly.training import (
+    CHECKPOINT,
+    check_trainable,
+    frozen_layers,
+    is_main_process,
+    join_processes,
+    on_main_process,
+    packs_examples,
+    train,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,10 +83,8 @@ def run(
     if config.ensemble is not None:
         raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
-    if resume:
-        check_resumable(out)
-    else:
-        check_run_folder(out, overwrite=overwrite)
+    join_processes()
+    on_main_process(partial(check_resumable, out) if resume else partial(check_run_folder, out, overwrite=overwrite))
     config, base, data = open_base_and_data(config, base, data, log)
     for name, method in config.adapters.items():
         attach_method(base, name, method, config, data, log)
@@ -84,20 +92,25 @@ def run(
     log(batches_line(base.model, config.train))
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
         log(f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible")
-    with training_in(out, [out], resume=resume):
-        write_run_header(config, data, resume=resume)
+    # The main process writes the folder; the other ones are in the training.
+    with training_in(out, [out], resume=resume) if is_main_process() else nullcontext():
+        on_main_process(partial(write_run_header, config, data, resume=resume))
         training = train(
             base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume
         )
-    split_name, split = evaluation_split(data)
-    evaluation = None
-    if split is not None:
-        log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
-        batch_size = config.train.evaluation_batch_size
-        evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
-    result = write_run_results(out, base, data, training, evaluation)
-    drop_leftovers(out)
-    return result
+
+    def results() -> RunResult:
+        split_name, split = evaluation_split(data)
+        evaluation = None
+        if split is not None:
+            log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
+            batch_size = config.train.evaluation_batch_size
+            evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
+        result = write_run_results(out, base, data, training, evaluation)
+        drop_leftovers(out)
+        return result
+
+    return on_main_process(results)
 
 
 def open_base_and_data(

@@ -8,6 +8,7 @@ job            one adapter under training
 run_state      progress of a job
 run_log        records of a job, and its callbacks
 steps          examples of each step, and their micro-batches
+processes      processes of a launch
 micro_batches  number of tokens that go through the model at once
 losses         losses of a micro-batch
 gradients      gradients of a step
@@ -23,6 +24,15 @@ from peftly.training.checkpoint import CHECKPOINT
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
+from peftly.training.processes import (
+    is_first_report,
+    is_main_process,
+    join_processes,
+    leave_processes,
+    lost_process,
+    num_processes,
+    on_main_process,
+)
 from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
@@ -34,6 +44,13 @@ __all__ = [
     "TrainResult",
     "check_trainable",
     "frozen_layers",
+    "is_first_report",
+    "is_main_process",
+    "join_processes",
+    "leave_processes",
+    "lost_process",
+    "num_processes",
+    "on_main_process",
     "packs_examples",
     "train",
     "train_together",

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +22,7 @@ from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
+from peftly.training.processes import on_main_process
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
 from peftly.training.steps import examples_of_steps, steps_per_epoch
@@ -265,9 +266,9 @@ class AdapterJob:
 
     def evaluate(self, split: Split) -> dict[str, Any]:
         """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
-        size = self.config.evaluation_batch_size
+        # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
-            scores = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
+            scores = on_main_process(partial(self._scores, split))
         best = self.state.best
         is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
         record = EvaluationRecord(
@@ -286,6 +287,10 @@ class AdapterJob:
         if not is_best:
             return {"evaluations_since_best": self.state.evaluations_since_best + 1}
         return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
+
+    def _scores(self, split: Split) -> Evaluation:
+        size = self.config.evaluation_batch_size
+        return evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
 
     def sort_key(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
         """Return a key that is smaller for the better of two evaluations."""

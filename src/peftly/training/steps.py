@@ -9,6 +9,7 @@ import torch
 
 from peftly.data import EncodedExample, epoch_steps
 from peftly.training.micro_batches import MicroBatchSplitter
+from peftly.training.processes import join_processes, num_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,9 +27,10 @@ def make_accelerator() -> "Accelerator":
     """Return the accelerator of this run, which knows its processes and moves tensors between them."""
     from accelerate import Accelerator
 
+    join_processes()
     # The base model keeps the dtype and the device that it was loaded with. Only a launch of several processes gives
     # each process a device; without a GPU the processes find each other only if accelerate is told to use the CPU.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = num_processes() > 1
     cpu = several and not torch.accelerator.is_available()
     return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
