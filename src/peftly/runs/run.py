@@ -33,6 +33,7 @@ from peftly.training import (
     frozen_layers,
     is_main_process,
     join_processes,
+    num_processes,
     on_main_process,
     packs_examples,
     train,
@@ -90,6 +91,8 @@ def run(
         attach_method(base, name, method, config, data, log)
     check_trainable(base.model, data, config.train)
     log(batches_line(base.model, config.train))
+    if num_processes() > 1:
+        log(f"processes: {num_processes()}, each with its share of the examples of every step")
     if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
         log(f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible")
     # The main process writes the folder; the other ones are in the training.

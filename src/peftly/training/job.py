@@ -74,6 +74,7 @@ class AdapterJob:
         callbacks: Sequence[Callback] = (),
         learning_rate: float | None = None,
         resume: bool = False,
+        examples_per_step: int | None = None,
     ) -> None:
         """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
@@ -89,6 +90,8 @@ class AdapterJob:
             callbacks: callbacks that receive the events of this adapter, on the main process.
             learning_rate: learning rate if `config` sets none, in preference to the method's own.
             resume: whether `load_state_dict` will follow.
+            examples_per_step: examples of a step in the checkpoint, which may be of another number of processes; None:
+                as configured, on the processes of this run.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -105,7 +108,8 @@ class AdapterJob:
             raise ConfigError("nothing in this model is trainable; attach an adapter first")
         groups = parameter_groups(model, config, learning_rate, among=self.parameters)
         self.learning_rate = max(float(group["lr"]) for group in groups)
-        self.examples_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        of_process = config.batch_size * config.gradient_accumulation_steps
+        self.examples_per_step = examples_per_step or of_process * accelerator.num_processes
         self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.eval_steps = config.eval_steps or self.steps_per_epoch

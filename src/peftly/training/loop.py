@@ -20,11 +20,11 @@ from peftly.training.checkpoint import (
     computes_with,
     fingerprint,
     random_states,
-    set_random_states,
     write_state,
 )
 from peftly.training.gradients import StepGradients
 from peftly.training.job import AdapterJob
+from peftly.training.processes import resume_random_states
 from peftly.utils import interruptions_held
 
 if TYPE_CHECKING:
@@ -190,7 +190,9 @@ class TrainingLoop:
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
         self.gradients.load_state_dict(state["gradients"])
-        set_random_states(state["random"][self.accelerator.process_index], self.model.device)
+        first = self.jobs[0]
+        if note := resume_random_states(state["random"], self.accelerator, seed=first.config.seed, step=first.step):
+            first.log.note(f"{note}; a step has {first.examples_per_step} examples as before")
         saved, now = state["computes_with"], computes_with(self.model.device)
         if saved != now:
             changes = ", ".join(f"{key} {saved[key]}, now {now[key]}" for key in now if saved.get(key) != now[key])

@@ -1,14 +1,20 @@
 """The processes of a launch with `torchrun` or `accelerate launch`: their group, and work of the main process alone."""
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from accelerate.utils import set_seed
 from torch import distributed as dist
 
 from peftly.errors import ConfigError, PeftlyError, TrainingError
+from peftly.training.checkpoint import set_random_states
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "check_launch",
@@ -19,6 +25,8 @@ __all__ = [
     "lost_process",
     "num_processes",
     "on_main_process",
+    "resume_random_states",
+    "saved_examples_per_step",
 ]
 
 TIMEOUT = timedelta(days=1)
@@ -186,6 +194,43 @@ def lost_process(error: BaseException) -> TrainingError | None:
     if num_processes() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
         return None
     return TrainingError("another process of this run ended, so the run stops")
+
+
+def saved_examples_per_step(state: Mapping[str, Any] | None, job: str | None) -> int | None:
+    """Return how many examples a step of a job has in a checkpoint; None without one.
+
+    The number is part of the run: a run that continues on other processes distributes the same examples among them.
+
+    Args:
+        state: checkpoint, or None.
+        job: name of the job.
+    """
+    saved = {} if state is None else state["jobs"].get(str(job), {})
+    count: int | None = saved.get("examples_per_step")
+    return count
+
+
+def resume_random_states(
+    states: Sequence[Mapping[str, Any]], accelerator: "Accelerator", *, seed: int, step: int
+) -> str | None:
+    """Continue with the random generators of a checkpoint, or seed them if it was written by other processes.
+
+    Args:
+        states: states of the random generators of each process, as `random_states` returned them.
+        accelerator: accelerator of the run.
+        seed: seed of the run.
+        step: number of updates before the checkpoint.
+
+    Returns:
+        A note if the number of processes has changed; None otherwise.
+    """
+    now = accelerator.num_processes
+    if len(states) == now:
+        set_random_states(states[accelerator.process_index], accelerator.device)
+        return None
+    source = hashlib.sha256(f"{seed} {step} {accelerator.process_index}".encode()).digest()
+    set_seed(int.from_bytes(source[:4], "big"))
+    return f"the run goes on in {now} processes, and had {len(states)}: dropout draws other masks"
 
 
 def _variable(name: str, default: int) -> int:

@@ -16,6 +16,7 @@ from peftly.training.checkpoint import CHECKPOINT, read_state
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
+from peftly.training.processes import saved_examples_per_step
 from peftly.training.steps import make_accelerator
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _train(
             callbacks=callbacks.get(name, ()),
             learning_rate=job.learning_rate,
             resume=state is not None,
+            examples_per_step=saved_examples_per_step(state, name),
         )
         for name, job in jobs.items()
     ]
