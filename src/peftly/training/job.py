@@ -22,9 +22,9 @@ from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
-from peftly.training.processes import on_main_process
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
+from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class AdapterJob:
         """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
         # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
-            scores = on_main_process(partial(self._scores, split))
+            scores = computed_with(self.model, partial(self._scores, split))
         best = self.state.best
         is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
         record = EvaluationRecord(

@@ -165,9 +165,15 @@ def _train(
     """
     from accelerate.utils import set_seed
 
-    accelerator = make_accelerator()
+    accelerator, base = make_accelerator(), None
     if len(jobs) > 1 and accelerator.num_processes > 1:
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
+    if any(job.config.fsdp for job in jobs.values()):
+        if accelerator.num_processes == 1 and not resume:
+            raise ConfigError("train.fsdp shards the base over several processes; start them with torchrun")
+        if accelerator.num_processes > 1:
+            base = fingerprint(model)
+            shard_base(model, accelerator.device)
     file = None if out is None else out / CHECKPOINT
     state = read_state(file) if resume and file is not None and file.is_file() else None
     if file is not None and state is None and accelerator.is_main_process:
