@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from peftly.errors import PeftlyError
+from peftly.errors import PeftlyError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,8 @@ class CommandGroup(TyperGroup):
         """Run the command.
 
         Raises:
-            typer.Exit: exit code 2 after an error that the user can remedy, 130 after Ctrl-C.
+            typer.Exit: exit code 2 after an error that the user can remedy, 130 after Ctrl-C, 143 after a signal of a
+                scheduler.
         """
         with _one_line_errors(debug=ctx.params["debug"]):
             return super().invoke(ctx)
@@ -65,7 +66,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         _print_error(f"interrupted; {error}" if str(error) else "interrupted")
-        raise typer.Exit(130) from error
+        raise typer.Exit(error.exit_code if isinstance(error, Stopped) else 130) from error
     except Exception as error:
         if not is_launched():
             raise

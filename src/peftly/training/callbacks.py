@@ -1,9 +1,6 @@
-"""Records of a training run, and callbacks that write them to a file or show them as progress."""
+"""Records of a training run, and callbacks that receive them or show them as progress."""
 
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +12,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 __all__ = [
     "Callback",
     "EvaluationRecord",
-    "MetricsWriter",
     "ProgressBar",
     "StepRecord",
     "TrainResult",
@@ -137,68 +133,6 @@ class Callback:
 
     def on_resume(self, step: int, steps: int) -> None:
         """Called when a run continues that was stopped after `step` of `steps`; earlier events are not repeated."""
-
-
-class MetricsWriter(Callback):
-    """Writes each event at once as a line of JSON; its `kind` is `step`, `evaluation`, `save` or `note`."""
-
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        """Create the file.
-
-        Args:
-            path: file to write; its folder is created.
-            resume: append to the file if it exists.
-        """
-        self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not (resume and path.is_file()):
-            self.path.write_text("", encoding="utf-8")
-
-    @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.path.stat().st_size
-
-    def truncate(self, size: int, records: Sequence[StepRecord | EvaluationRecord]) -> None:
-        """Remove the lines of steps that will be repeated.
-
-        Args:
-            size: size of the file in bytes when the checkpoint was written.
-            records: records of the checkpoint; the file is written again from them if its contents do not fit `size`.
-        """
-        with self.path.open("rb") as file:
-            start = file.read(size)
-        if len(start) == size and (not start or start.endswith(b"\n")):
-            os.truncate(self.path, size)
-            return
-        self.path.write_text("", encoding="utf-8")
-        for record in records:
-            self._write(to_dict(record))
-
-    def on_step(self, record: StepRecord) -> None:
-        """Write the record."""
-        self._write(to_dict(record))
-
-    def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Write the record."""
-        self._write(to_dict(record))
-
-    def on_save(self, path: Path) -> None:
-        """Write the name of the adapter's folder."""
-        self._write({"kind": "save", "folder": path.name})
-
-    def on_note(self, text: str) -> None:
-        """Write the text."""
-        self._write({"kind": "note", "text": text})
-
-    def _write(self, entry: dict[str, object]) -> None:
-        # JSON has no infinity, and a perplexity can overflow.
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in entry.items()
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
 
 
 class ProgressBar(Callback):

@@ -70,6 +70,9 @@ class TrainConfig(BaseModel):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which a stopped run continues (`--resume`); None: one every ten minutes."""
 
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Number of checkpoints that stay in the run folder. A stopped run continues from the newest undamaged one."""
+
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 

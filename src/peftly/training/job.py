@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from peftly.adapters import attached, num_virtual_tokens_of, save_adapter, trainable_parameters, use_adapters
 from peftly.data import Data, EncodedExample, Split
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import AdapterError, ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import invalidate_cached_tensors, owner
-from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult, from_dict, to_dict
+from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
@@ -26,6 +26,7 @@ from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
+from peftly.utils import is_disk_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -136,13 +137,16 @@ class AdapterJob:
         examples, size = self.data.train.encoded, self.examples_per_step
         return examples_of_steps(examples, size, first=first, end=end, seed=self.config.seed)
 
-    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> None:
+    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> StepRecord:
         """Update the weights by the gradients that the parameters hold; `after_step` is due then.
 
         Args:
             examples: examples of the step.
             loss: mean loss over their targets.
             seconds: duration of the forward and backward passes.
+
+        Returns:
+            The record of the step, which the callbacks have not received yet.
 
         Raises:
             TrainingError: the loss or the gradient norm is not finite.
@@ -162,27 +166,27 @@ class AdapterJob:
         self.optimizer.zero_grad(set_to_none=True)
         self.update_state(step=self.step + 1, after_step_due=True)
         tokens = sum(example.num_tokens for example in examples)
-        self.log.add(
-            StepRecord(
-                step=self.step,
-                steps=self.steps,
-                epoch=self.step / self.steps_per_epoch,
-                loss=loss,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=tokens,
-                trained_tokens=sum(example.num_targets for example in examples),
-                tokens_per_second=tokens / seconds,
-                seconds=self.seconds,
-            )
+        record = StepRecord(
+            step=self.step,
+            steps=self.steps,
+            epoch=self.step / self.steps_per_epoch,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=tokens,
+            trained_tokens=sum(example.num_targets for example in examples),
+            tokens_per_second=tokens / seconds,
+            seconds=self.seconds,
         )
+        self.log.write(record)
         self.update_state()
+        return record
 
     def after_step(self) -> None:
         """Save and evaluate if the configuration asks for it at this step; the last step is always evaluated."""
         is_last = self.step == self.steps
         if self.config.save_steps and self.step % self.config.save_steps == 0:
-            self.save(f"step-{self.step}")
+            self.save_if_possible(f"step-{self.step}")
         changes: dict[str, Any] = {}
         if self.data.validation is not None and (is_last or self.step % self.eval_steps == 0):
             changes = self.evaluate(self.data.validation)
@@ -194,7 +198,7 @@ class AdapterJob:
     def update_state(self, **changes: Any) -> None:
         """Replace the state by one with these changes and the present size of the history and the metrics file."""
         self.state = replace(
-            self.state, records_logged=len(self.log.history), metrics_bytes=self.log.metrics_bytes, **changes
+            self.state, metrics_bytes=self.log.metrics_bytes, metrics_sha256=self.log.metrics_sha256, **changes
         )
 
     def finish(self) -> TrainResult:
@@ -228,7 +232,7 @@ class AdapterJob:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; see `load_state_dict`. It must not be called during an update."""
         return {
-            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps"}),
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps", "keep_checkpoints"}),
             "examples": self.digests,
             "learning_rates": [group["initial_lr"] for group in self.optimizer.param_groups],
             "examples_per_step": self.examples_per_step,
@@ -238,7 +242,6 @@ class AdapterJob:
             "last_finite_step": self.last_finite_step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "history": [to_dict(record) for record in self.log.history[: self.state.records_logged]],
             "run_state": self.state.to_dict(),
             "seconds": self.seconds,
         }
@@ -252,8 +255,7 @@ class AdapterJob:
         self.schedule.load_state_dict(state["schedule"])
         self.state = RunState.from_dict(state["run_state"], self.last_finite_weights)
         self.started = time.perf_counter() - state["seconds"]
-        history = [from_dict(record) for record in state["history"]]
-        self.log.resume(history, self.state.metrics_bytes, step=self.step, steps=self.steps)
+        self.log.resume(self.state.metrics_bytes, self.state.metrics_sha256, step=self.step, steps=self.steps)
 
     def active(self) -> AbstractContextManager[None]:
         """Return a context in which the adapter of this job is active."""
@@ -287,7 +289,8 @@ class AdapterJob:
             best=is_best,
             seconds=self.seconds,
         )
-        self.log.add(record)
+        self.log.write(record)
+        self.log.report(record)
         if not is_best:
             return {"evaluations_since_best": self.state.evaluations_since_best + 1}
         return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
@@ -354,6 +357,15 @@ class AdapterJob:
         path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
         self.log.save(path)
         return path
+
+    def save_if_possible(self, name: str) -> None:
+        """Save the adapter as `save` does; a full disk gives a note, not an error."""
+        try:
+            self.save(name)
+        except AdapterError as error:
+            if not is_disk_full(error):
+                raise
+            self.log.note(str(error))
 
     @cached_property
     def digests(self) -> list[str | None]:

@@ -20,12 +20,12 @@ from peftly.training.checkpoint import (
     computes_with,
     fingerprint,
     random_states,
-    write_state,
+    write_checkpoint,
 )
 from peftly.training.gradients import StepGradients
 from peftly.training.job import AdapterJob
 from peftly.training.processes import resume_random_states
-from peftly.utils import interruptions_held
+from peftly.utils import stops_held
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,7 +44,7 @@ class TrainingLoop:
         results: results of the jobs that have finished.
         current_job: job that is being updated, evaluated or saved; after an error, the job that failed.
         gradients: gradients of the steps.
-        file: checkpoint file; None: no checkpoint is written.
+        folder: folder of the checkpoints; None: no checkpoint is written.
         state_before_step: state saved before each step (random generators, loss scale, micro-batch limits), so that a
             checkpoint written in the middle of a step starts the step again.
         is_consistent: whether the weights are those of a whole number of steps, so that a checkpoint can be written.
@@ -58,11 +58,11 @@ class TrainingLoop:
         accelerator: "Accelerator",
         *,
         packed: bool,
-        file: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model, self.jobs, self.accelerator = model, jobs, accelerator
         self.gradients = StepGradients(model, jobs, accelerator, packed=packed)
-        self.current_job, self.file = jobs[0], file
+        self.current_job, self.folder = jobs[0], folder
         self.results: dict[AdapterJob, TrainResult] = {}
         self.state_before_step: dict[str, Any] = {}
         self.is_consistent = False
@@ -91,10 +91,13 @@ class TrainingLoop:
             # A job whose loss is not finite comes first and fails. In bf16, oneDNN's matrix products can spread NaN
             # into the gradients of the other jobs, which would then be updated, or fail in its stead.
             updates = sorted(zip(work, losses, strict=True), key=lambda update: math.isfinite(update[1]))
+            records = []
             with self.weights_changing():
                 for (job, examples), loss in updates:
                     self.current_job = job
-                    job.update(examples, loss, seconds)
+                    records.append((job, job.update(examples, loss, seconds)))
+            for job, record in records:
+                job.log.report(record)
 
     @cached_property
     def base(self) -> dict[str, Any]:
@@ -103,8 +106,8 @@ class TrainingLoop:
 
     @contextmanager
     def weights_changing(self) -> Iterator[None]:
-        """Hold Ctrl-C back while weights change, since no checkpoint can be written then."""
-        with interruptions_held():
+        """Hold stop signals back while weights change, since no checkpoint can be written then."""
+        with stops_held():
             self.is_consistent = False
             yield
             self.state_before_step = {
@@ -131,7 +134,7 @@ class TrainingLoop:
 
     def checkpoint_is_due(self) -> bool:
         """Return whether enough steps, or seconds, have passed since the last checkpoint; every process agrees."""
-        if self.file is None:
+        if self.folder is None:
             return False
         intervals = [job.config.checkpoint_steps for job in self.jobs if job.config.checkpoint_steps]
         if intervals:
@@ -147,12 +150,16 @@ class TrainingLoop:
         """Write a checkpoint on the main process; a full disk gives a note, not an error."""
         random = gather_object([self.state_before_step["random"]])
         self.checkpoint_time = time.perf_counter()
-        if self.file is None or not self.accelerator.is_main_process:
+        if self.folder is None or not self.accelerator.is_main_process:
             return
+        step, keep = max(job.step for job in self.jobs), max(job.config.keep_checkpoints for job in self.jobs)
         try:
-            write_state(self.file, {**self.state_dict(), "random": random})
+            with stops_held():
+                for job in self.jobs:
+                    job.log.sync()
+                write_checkpoint(self.folder, step, {**self.state_dict(), "random": random}, keep=keep)
         except OSError as error:
-            self.jobs[0].log.note(f"no checkpoint at step {self.jobs[0].step}: {error.strerror or error}")
+            self.jobs[0].log.note(f"no checkpoint at step {step}: {error.strerror or error}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, without the random generators; see `load_state_dict`."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from accelerate.utils import set_seed
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.training.checkpoint import set_random_states
+from peftly.utils import is_main_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "check_launch",
     "is_first_report",
-    "is_main_process",
     "join_processes",
     "leave_processes",
     "lost_process",
@@ -46,17 +47,13 @@ _UNSUPPORTED = {
 
 Result = TypeVar("Result")
 
-_store: dist.Store | None = None
+_store: Any = None
+"""Store through which the processes of the launch find each other, once this process has joined them."""
 
 
 def num_processes() -> int:
     """Return how many processes the launcher has started: `WORLD_SIZE`."""
     return _variable("WORLD_SIZE", 1)
-
-
-def is_main_process() -> bool:
-    """Return whether this process is the one that writes files and prints."""
-    return num_processes() == 1 or _variable("RANK", 0) == 0
 
 
 def check_launch(variables: Mapping[str, str]) -> None:
@@ -117,14 +114,14 @@ def join_processes() -> None:
         ConfigError: the launcher asks for something that a run does not do (see `check_launch`), or this machine has
             fewer GPUs than processes.
     """
-    global _store  # noqa: PLW0603 -- a process has one group
+    global _store
     check_launch(os.environ)
     if num_processes() == 1 or dist.is_initialized():
         return
     backend = "gloo"
     if torch.accelerator.is_available():
         # Objects are exchanged through the CPU; the model's tensors through the library of its device.
-        device, local = torch.accelerator.current_accelerator(), _variable("LOCAL_RANK", 0)
+        local, device = _variable("LOCAL_RANK", 0), str(torch.accelerator.current_accelerator())
         if local >= torch.accelerator.device_count():
             raise ConfigError(
                 f"LOCAL_RANK={local}: this machine has {torch.accelerator.device_count()} GPUs; start at most one "
@@ -132,11 +129,8 @@ def join_processes() -> None:
             )
         torch.accelerator.set_device_index(local)  # the base is loaded there
         backend = f"cpu:gloo,{device}:{dist.get_default_backend_for_device(device)}"
-    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
-    _store = dist.PrefixStore("peftly", store)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=TIMEOUT
-    )
+    _store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def leave_processes() -> None:
@@ -184,7 +178,7 @@ def is_first_report() -> bool:
     if _store is None:
         return is_main_process()
     try:
-        return _store.add("reports", 1) == 1
+        return bool(_store.add("peftly/reports", 1) == 1)
     except RuntimeError:  # the process that held the store is gone, and cannot report
         return True
 
