@@ -65,18 +65,13 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         _print_error(error.format_message() + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        _print_error(f"interrupted; {error}" if str(error) else "interrupted")
+        if is_main_process():  # a signal stops all processes
+            _print_error(f"interrupted; {error}" if str(error) else "interrupted")
         raise typer.Exit(error.exit_code if isinstance(error, Stopped) else 130) from error
     except Exception as error:
         if not is_launched():
             raise
-        from peftly.training import lost_process
-
-        if lost := lost_process(error):
-            _print_error(str(lost))
-        elif _reports():
-            traceback.print_exc(file=sys.__stderr__)
-        raise typer.Exit(2 if lost else 1) from error
+        raise typer.Exit(_report_of_process(error)) from error
 
 
 def is_launched() -> bool:
@@ -84,12 +79,29 @@ def is_launched() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
+def is_main_process() -> bool:
+    """Return whether this is the main one of the processes of a launch, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def silence_other_processes() -> None:
     """Hide the output of all processes but the main one; errors that end the run stay visible."""
     if is_launched():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
-    if is_launched() and os.environ.get("RANK", "0") != "0":
+    if is_launched() and not is_main_process():
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the end
+
+
+def _report_of_process(error: Exception) -> int:
+    """Report an unexpected error of one of several processes, and return the exit code."""
+    from peftly.training import lost_process
+
+    if lost := lost_process(error):
+        _print_error(str(lost))
+        return 2
+    if _reports():
+        traceback.print_exc(file=sys.__stderr__)
+    return 1
 
 
 def _reports() -> bool:

@@ -18,6 +18,7 @@ from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.launch import check_processes, loading_settings, processes_line
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -34,7 +35,6 @@ from peftly.training import (
     computed_with,
     frozen_layers,
     join_processes,
-    num_processes,
     on_main_process,
     packs_examples,
     train,
@@ -88,6 +88,7 @@ def run(
         raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
     join_processes()
+    check_processes(config, resume=resume)
     with writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
@@ -96,8 +97,8 @@ def run(
             attach_method(base, name, method, config, data, log)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
-        if num_processes() > 1:
-            log(f"processes: {num_processes()}, each with its share of the examples of every step")
+        if line := processes_line(config):
+            log(line)
         if config.train.frozen_layers_once and not config.train.fsdp and (frozen := len(frozen_layers(base.model))):
             log(
                 f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible"
@@ -164,8 +165,7 @@ def open_base_and_data(
         formatted = raw.format(task)
         base = load_base(
             spec,
-            dtype=config.dtype,
-            device=config.device,
+            **loading_settings(config),
             device_map=config.device_map,
             quantization=config.quantization,
             task=task,

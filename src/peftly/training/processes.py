@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from peftly.errors import ConfigError, PeftlyError, TrainingError
+from peftly.errors import ConfigError, PeftlyError, Stopped, TrainingError
 from peftly.training.checkpoint import set_random_states
 from peftly.utils import is_main_process
 
@@ -22,12 +23,14 @@ __all__ = [
     "check_launch",
     "is_first_report",
     "join_processes",
+    "largest",
     "leave_processes",
     "lost_process",
     "num_processes",
     "on_main_process",
     "resume_random_states",
     "saved_examples_per_step",
+    "stop_error",
 ]
 
 TIMEOUT = timedelta(days=1)
@@ -166,6 +169,26 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     if isinstance(outcome[1], Exception):
         raise outcome[1]
     return outcome[0]  # type: ignore[return-value]
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """Return the largest of each value over all processes, so that all of them decide alike.
+
+    Args:
+        values: as many values on each process.
+    """
+    if num_processes() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return list(tensor.tolist())
+
+
+def stop_error(number: int) -> KeyboardInterrupt:
+    """Return the error to raise for a stop signal that all processes have agreed on."""
+    if number == signal.SIGINT:
+        return KeyboardInterrupt()
+    return Stopped(f"stopped by {signal.Signals(number).name}")
 
 
 def is_first_report() -> bool:

@@ -20,7 +20,7 @@ from peftly.training.loop import TrainingLoop
 from peftly.training.processes import lost_process, on_main_process, saved_examples_per_step
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
-from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_raised
+from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -184,18 +184,24 @@ def _train(
         callbacks: callbacks of each job.
         resume, delete_checkpoints: see `train`.
     """
-    accelerator = make_accelerator()
+    shards = any(job.config.fsdp for job in jobs.values())
+    # The blocks of a base that will be sharded move to their devices one by one.
+    accelerator = make_accelerator(on_cpu=model.device.type == "cpu" and not shards)
     if len(jobs) > 1 and accelerator.num_processes > 1:
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
-    if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes == 1 and not resume:
+    if shards and accelerator.num_processes == 1 and not resume:
         raise ConfigError("train.fsdp shards the base over several processes; start them with torchrun")
     if out is None or not accelerator.is_main_process:
         lock: AbstractContextManager[None] = nullcontext()
     else:
         make_folder(out)
         lock = folder_lock(out)
-    with lock, stops_raised():
-        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, resume=resume)
+    # Several processes stop after the same step, so that they can write a checkpoint together.
+    stops: AbstractContextManager[Sequence[int]] = stops_noted()
+    if accelerator.num_processes == 1:
+        stops = nullcontext(())
+    with lock, stops_raised(), stops as numbers:
+        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
         if delete_checkpoints and out is not None and accelerator.is_main_process:
             for file in checkpoint_files(out):
                 delete_file(file)
@@ -210,6 +216,7 @@ def _train_in(
     out: Path | None,
     folders: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
+    stops: Sequence[int],
     *,
     resume: bool,
 ) -> list[TrainResult]:
@@ -245,7 +252,8 @@ def _train_in(
     set_seed(configs[0].seed, device_specific=True)
     # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
     packs_evaluations = all(packs_examples(model, config) for config in configs)
-    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs_examples(model, *configs), folder=out)
+    packs = packs_examples(model, *configs)
+    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs, folder=out, stops=stops)
     if base is not None:
         loop.base = base
     mode = training_mode(model, gradient_checkpointing=any(config.gradient_checkpointing for config in configs))
@@ -294,8 +302,8 @@ def _saved_state(out: Path | None, note: Callable[[str], None], *, resume: bool)
 
 def _write_checkpoint(loop: TrainingLoop, accelerator: "Accelerator") -> None:
     """Write a checkpoint after an exception, unless it came while weights were changing."""
-    # With several processes, each may be at another point of a step.
-    if loop.is_consistent and accelerator.num_processes == 1:
+    # With several processes, each may be at another point of a step, unless they have agreed to stop.
+    if loop.is_consistent and (accelerator.num_processes == 1 or loop.stops_together):
         loop.write_checkpoint()
 
 
@@ -313,4 +321,6 @@ def _interrupted(
         except AdapterError as error:
             saved = str(error)
         lines.append(f"stopped at step {job.step} of {job.steps}; {saved}")
+    if loop.stops_together:
+        on_main_process(lambda: None)  # the end of another process would end the main one, which saves
     return type(stop)("; ".join(lines))
