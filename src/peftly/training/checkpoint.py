@@ -229,7 +229,6 @@ def check_same_run(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for key, difference in (
         ("examples", "on other examples"),
         ("learning_rates", "with other learning rates"),
-        ("examples_per_step", "with other batches, or on other processes"),
         ("methods", "of other methods, or with other settings of them"),
     ):
         # Compared as JSON, where tuples are lists.
