@@ -17,7 +17,7 @@ import typer
 
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
-from peftly.cli.console import CommandGroup, echo, prepare_streams
+from peftly.cli.console import CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -28,6 +28,7 @@ from peftly.cli.merge import merge
 from peftly.cli.methods import methods
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
+from peftly.errors import ConfigError
 
 __all__ = ["app", "main"]
 
@@ -55,6 +56,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _set_environment(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="PEFTLY_DEBUG", help="Show the traceback of an error.")
     ] = False,
@@ -63,6 +65,9 @@ def _set_environment(
     ] = False,
 ) -> None:
     """Parameter-efficient fine-tuning of language models: soft prompts, LoRA and related methods."""
+    silence_other_processes()
+    if is_launched() and context.invoked_subcommand != "train":
+        raise ConfigError(f"{context.invoked_subcommand} runs in one process; start it without the launcher")
     # The tokenizer and OpenMP libraries read these variables when they are imported.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -21,7 +21,16 @@ from peftly.errors import PeftlyError, Stopped
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["CommandGroup", "console", "echo", "prepare_streams", "printable", "silence_libraries"]
+__all__ = [
+    "CommandGroup",
+    "console",
+    "echo",
+    "is_launched",
+    "prepare_streams",
+    "printable",
+    "silence_libraries",
+    "silence_other_processes",
+]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except tabs and line feeds, separators of lines, marks that turn the direction of the text, and
@@ -70,7 +79,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise  # the reader of the output has exited; Typer ends the program silently
     except (PeftlyError, OSError) as error:
         if debug:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__ if is_launched() else None)
         _print_error(str(error))
         raise typer.Exit(2) from error
     except TyperException as error:
@@ -78,15 +87,62 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         _print_error(error.format_message() + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        _print_error(f"interrupted; {error}" if str(error) else "interrupted")
+        if is_main_process():  # a signal stops all processes
+            _print_error(f"interrupted; {error}" if str(error) else "interrupted")
         raise typer.Exit(error.exit_code if isinstance(error, Stopped) else 130) from error
+    except Exception as error:
+        if not is_launched():
+            raise
+        raise typer.Exit(_report_of_process(error)) from error
+
+
+def is_launched() -> bool:
+    """Return whether this process is one of several, started by `torchrun` or `accelerate launch`."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main one of the processes of a launch, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def silence_other_processes() -> None:
+    """Hide the output of all processes but the main one; errors that end the run stay visible."""
+    if is_launched():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+    if is_launched() and not is_main_process():
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the end
+
+
+def _report_of_process(error: Exception) -> int:
+    """Report an unexpected error of one of several processes, and return the exit code."""
+    from peftly.training import lost_process
+
+    if lost := lost_process(error):
+        _print_error(str(lost))
+        return 2
+    if _reports():
+        traceback.print_exc(file=sys.__stderr__)
+    return 1
+
+
+def _reports() -> bool:
+    """Return whether this process prints the error that ends the command: of several processes, the first to fail."""
+    if not is_launched():
+        return True
+    from peftly.training import is_first_report
+
+    return is_first_report()
 
 
 def _print_error(message: str) -> None:
     """Print an error as one line, whatever a file name, a value or a library has put into the message."""
+    if not _reports():
+        return
     has_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
-    typer.echo(f"{prefix} {printable(' '.join(message.split()))}", err=True)
+    stream = sys.__stderr__ if is_launched() else sys.stderr
+    typer.echo(f"{prefix} {printable(' '.join(message.split()))}", file=stream)
 
 
 def printable(text: str) -> str:

@@ -80,19 +80,25 @@ def train(
         "seed": seed,
     }
     from peftly.runs import check_resumable, check_run_folder, load_config, one_run
+    from peftly.training import join_processes, leave_processes, on_main_process
 
-    if resume is None:
-        resolved = load_config(config, overrides or (), flags)
-        check_run_folder(Path(resolved.out), overwrite=overwrite)
-    else:
+    def resolved_config() -> "AnyConfig":
+        if resume is None:
+            resolved = load_config(config, overrides or (), flags)
+            check_run_folder(Path(resolved.out), overwrite=overwrite)
+            return resolved
         _check_alone(config, overrides or None, overwrite or None, *flags.values())
         check_resumable(resume)
-        resolved = load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+        return load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+
+    join_processes()
+    resolved = on_main_process(resolved_config)
     silence_libraries()
     if resolved.parts():
         _train_together(resolved, overwrite=overwrite, resume=resume is not None)
     else:
         _train(one_run(resolved), overwrite=overwrite, resume=resume is not None)
+    leave_processes()
 
 
 def _check_alone(*others: object) -> None:

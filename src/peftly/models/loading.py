@@ -12,6 +12,7 @@ from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
 from peftly.models.gguf import open_gguf
 from peftly.models.heads import Head
+from peftly.models.identity import remember_files, weights_identity
 from peftly.models.opening import LoadOptions, open_model
 from peftly.models.quantization import Quantization, as_quantization, quantization_of
 from peftly.models.tasks import TASKS, labels_of, task_of
@@ -85,6 +86,7 @@ def load_base(
         check_gguf(base.name, wanted, task)
     if device_map is not None:
         check_device_map(base.name, device_map, device, wanted, gguf=is_gguf)
+    files = weights_identity(base)
     with quiet(), one_line_errors(base):
         if is_gguf:
             model, tokenizer = open_gguf(Path(base.source), weights_dtype)
@@ -96,6 +98,7 @@ def load_base(
             tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
             model.to(resolved_device)
+    remember_files(model, files or weights_identity(base))  # those of a Hub id may be here only now
     # Adapter files name their base by this attribute; the cache folder of a short name means nothing elsewhere.
     model.name_or_path = model.config.name_or_path = base.name
     if task in ("sequence_classification", "token_classification"):

@@ -6,6 +6,7 @@ yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
 folder           names of the files of a run folder
 replacing        check, replace and clean a run folder
+launch           settings and the processes of a launch
 opening          model of a finished run
 run              one run
 results          its result, and the files written from it

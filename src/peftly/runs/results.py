@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.replacing import write_mark
-from peftly.training import TrainResult
+from peftly.training import TrainResult, computed_with, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
 __all__ = ["RunResult", "write_run_header", "write_run_results"]
@@ -80,7 +81,7 @@ def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
 def write_run_results(
     out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None
 ) -> RunResult:
-    """Write the last files of a run folder: evaluation, summary and report.
+    """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
     Args:
         out: run folder.
@@ -90,8 +91,16 @@ def write_run_results(
         evaluation: scores on the held-out examples; None if there are none.
     """
     split_name, split = evaluation_split(data)
+    samples = []
     if split is not None and evaluation is not None:
-        samples = _samples(base, data.row_format, split, evaluation)
+        samples = computed_with(base.model, partial(_samples, base, data.row_format, split, evaluation))
+    return on_main_process(partial(_write_results, out, split_name, training, evaluation, samples))
+
+
+def _write_results(
+    out: Path, split_name: str, training: TrainResult, evaluation: Evaluation | None, samples: list[dict[str, str]]
+) -> RunResult:
+    if evaluation is not None:
         write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}

@@ -18,6 +18,7 @@ from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.launch import check_processes, loading_settings, processes_line
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -28,7 +29,16 @@ from peftly.runs.replacing import (
     writing_into,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
-from peftly.training import check_trainable, checkpoint_files, frozen_layers, packs_examples, train
+from peftly.training import (
+    check_trainable,
+    checkpoint_files,
+    computed_with,
+    frozen_layers,
+    join_processes,
+    on_main_process,
+    packs_examples,
+    train,
+)
 from peftly.utils import is_main_process, stops_held, stops_raised
 
 if TYPE_CHECKING:
@@ -77,23 +87,25 @@ def run(
     if config.ensemble is not None:
         raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
+    join_processes()
+    check_processes(config, resume=resume)
     with writing_into(out):
-        if resume:
-            check_resumable(out)
-        else:
-            check_run_folder(out, overwrite=overwrite, inputs=inputs_of(config))
+        check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
+        on_main_process(partial(check_resumable, out) if resume else check)
         config, base, data = open_base_and_data(config, base, data, log)
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
-        if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
+        if line := processes_line(config):
+            log(line)
+        if config.train.frozen_layers_once and not config.train.fsdp and (frozen := len(frozen_layers(base.model))):
             log(
                 f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible"
             )
         with keeping_progress(out, [out], resume=resume):
-            if not resume and is_main_process():
-                begin_run(out, partial(write_run_header, config=config, data=data))
+            if not resume:
+                on_main_process(partial(begin_run, out, partial(write_run_header, config=config, data=data)))
             training = train(
                 base.model,
                 data,
@@ -104,9 +116,9 @@ def run(
                 resume=resume,
                 delete_checkpoints=False,
             )
-            evaluation = _evaluation(base, data, config, log)
+            evaluation = computed_with(base.model, partial(_evaluation, base, data, config, log))
             result = write_run_results(out, base, data, training, evaluation)
-        finish_run(out)
+        on_main_process(partial(finish_run, out))
     return result
 
 
@@ -153,8 +165,7 @@ def open_base_and_data(
         formatted = raw.format(task)
         base = load_base(
             spec,
-            dtype=config.dtype,
-            device=config.device,
+            **loading_settings(config),
             device_map=config.device_map,
             quantization=config.quantization,
             task=task,

@@ -33,7 +33,7 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import attach_method, batches_line, inputs_of, keeping_progress, open_base_and_data
-from peftly.training import Job, TrainResult, check_trainable, train_together
+from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
 from peftly.utils import environment, write_json, write_text
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def run_together(
         ConfigError: the configuration describes one run, the runs do not fit on one base, or a folder cannot be used.
         DataError, BaseModelError, MethodError, TrainingError: as for `run`.
     """
+    if num_processes() > 1:
+        raise ConfigError("runs side by side share one process; start them without the launcher, or run by run")
     out = Path(config.out)
     folders = [Path(part.out) for part in config.parts().values()]
     with writing_into(out):

@@ -8,6 +8,8 @@ job            one adapter under training
 run_state      progress of a job
 run_log        records of a job, and its callbacks
 steps          examples of each step, and their micro-batches
+processes      processes of a launch
+sharding       base that is sharded over the processes
 micro_batches  number of tokens that go through the model at once
 losses         losses of a micro-batch
 gradients      gradients of a step
@@ -24,6 +26,15 @@ from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
+from peftly.training.processes import (
+    is_first_report,
+    join_processes,
+    leave_processes,
+    lost_process,
+    num_processes,
+    on_main_process,
+)
+from peftly.training.sharding import computed_with
 from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
@@ -34,7 +45,14 @@ __all__ = [
     "TrainResult",
     "check_trainable",
     "checkpoint_files",
+    "computed_with",
     "frozen_layers",
+    "is_first_report",
+    "join_processes",
+    "leave_processes",
+    "lost_process",
+    "num_processes",
+    "on_main_process",
     "packs_examples",
     "train",
     "train_together",

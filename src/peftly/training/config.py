@@ -87,6 +87,9 @@ class TrainConfig(Settings):
     """Compute the outputs of the layers below all trained ones once for each example, and read them in later epochs,
     where the base allows it. They are stored in memory, or in a temporary file if they take more than 1 GiB."""
 
+    fsdp: bool = False
+    """Shard the frozen base over the processes (FSDP2), so that each holds a part of it. It needs several processes."""
+
     packing: bool = True
     """Put the examples of a batch into one sequence without padding, with their common prefix once, where the base
     allows it. Loss and gradient are the same, to rounding; with dropout, the common prefix has one mask per batch."""

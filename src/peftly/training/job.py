@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
+from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
 from peftly.utils import is_disk_full
 
@@ -74,6 +75,7 @@ class AdapterJob:
         callbacks: Sequence[Callback] = (),
         learning_rate: float | None = None,
         resume: bool = False,
+        examples_per_step: int | None = None,
     ) -> None:
         """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
@@ -89,6 +91,8 @@ class AdapterJob:
             callbacks: callbacks that receive the events of this adapter, on the main process.
             learning_rate: learning rate if `config` sets none, in preference to the method's own.
             resume: whether `load_state_dict` will follow.
+            examples_per_step: examples of a step in the checkpoint, which may be of another number of processes; None:
+                as configured, on the processes of this run.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -105,7 +109,8 @@ class AdapterJob:
             raise ConfigError("nothing in this model is trainable; attach an adapter first")
         groups = parameter_groups(model, config, learning_rate, among=self.parameters)
         self.learning_rate = max(float(group["lr"]) for group in groups)
-        self.examples_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        of_process = config.batch_size * config.gradient_accumulation_steps
+        self.examples_per_step = examples_per_step or of_process * accelerator.num_processes
         self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.eval_steps = config.eval_steps or self.steps_per_epoch
@@ -267,9 +272,9 @@ class AdapterJob:
 
     def evaluate(self, split: Split) -> dict[str, Any]:
         """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
-        size = self.config.evaluation_batch_size
+        # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
-            scores = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
+            scores = computed_with(self.model, partial(self._scores, split))
         best = self.state.best
         is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
         record = EvaluationRecord(
@@ -289,6 +294,10 @@ class AdapterJob:
         if not is_best:
             return {"evaluations_since_best": self.state.evaluations_since_best + 1}
         return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
+
+    def _scores(self, split: Split) -> Evaluation:
+        size = self.config.evaluation_batch_size
+        return evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
 
     def sort_key(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
         """Return a key that is smaller for the better of two evaluations."""

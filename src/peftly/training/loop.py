@@ -8,23 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import gather_object
 
 from peftly.data import EncodedExample
 from peftly.errors import ConfigError
 from peftly.injection import owner
+from peftly.models import exact_difference, exact_identity
 from peftly.training.callbacks import TrainResult
 from peftly.training.checkpoint import (
     check_same_run,
     computes_with,
-    fingerprint,
     random_states,
-    set_random_states,
     write_checkpoint,
 )
 from peftly.training.gradients import StepGradients
 from peftly.training.job import AdapterJob
+from peftly.training.processes import largest, resume_random_states, stop_error
 from peftly.utils import stops_held
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ class TrainingLoop:
             checkpoint written in the middle of a step starts the step again.
         is_consistent: whether the weights are those of a whole number of steps, so that a checkpoint can be written.
         checkpoint_time: time of the last checkpoint, by `time.perf_counter`.
+        stops: numbers of the stop signals that this process has received, if several processes are to stop together.
+        stops_together: whether all processes stop after the same step.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class TrainingLoop:
         *,
         packed: bool,
         folder: Path | None = None,
+        stops: Sequence[int] = (),
     ) -> None:
         self.model, self.jobs, self.accelerator = model, jobs, accelerator
         self.gradients = StepGradients(model, jobs, accelerator, packed=packed)
         self.current_job, self.folder = jobs[0], folder
+        self.stops, self.stops_together = stops, False
         self.results: dict[AdapterJob, TrainResult] = {}
         self.state_before_step: dict[str, Any] = {}
         self.is_consistent = False
@@ -78,8 +81,12 @@ class TrainingLoop:
                 if job.state.after_step_due:
                     self.current_job = job
                     job.after_step()
-            if self.checkpoint_is_due():
+            is_due, stop = largest([self.checkpoint_is_due(), max(self.stops, default=0)])
+            if is_due and not stop:
                 self.write_checkpoint()
+            if stop:
+                self.stops_together = True
+                raise stop_error(int(stop))
             with self.weights_changing():
                 work = self.next_examples(streams)
             if not work:
@@ -101,8 +108,8 @@ class TrainingLoop:
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """Fingerprint of the base model."""
-        return fingerprint(self.model)
+        """Identity of the base model."""
+        return exact_identity(self.model)
 
     @contextmanager
     def weights_changing(self) -> Iterator[None]:
@@ -133,18 +140,14 @@ class TrainingLoop:
         return work
 
     def checkpoint_is_due(self) -> bool:
-        """Return whether enough steps, or seconds, have passed since the last checkpoint; every process agrees."""
+        """Return whether enough steps, or seconds, have passed since the last checkpoint."""
         if self.folder is None:
             return False
         intervals = [job.config.checkpoint_steps for job in self.jobs if job.config.checkpoint_steps]
         if intervals:
             step = max(job.step for job in self.jobs)
             return step > 0 and step % min(intervals) == 0
-        is_due = time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
-        if self.accelerator.num_processes == 1:
-            return is_due
-        due_count = torch.tensor([float(is_due)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(due_count, "sum") > 0)
+        return time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint on the main process; a full disk gives a note, not an error."""
@@ -183,9 +186,11 @@ class TrainingLoop:
                 f"the checkpoint is of a run that trained {', '.join(state['jobs'])}, not {', '.join(names)}; "
                 "train from the beginning"
             )
-        if self.base != state["base"]:
+        difference = exact_difference(self.base, state["base"])
+        if difference is not None:
             raise ConfigError(
-                "the checkpoint is of a run over another base, or in another dtype; train from the beginning"
+                f"the checkpoint is of a run over another base: {difference}; continue over the base that the run was "
+                "started with, or train from the beginning"
             )
         for name, job in zip(names, self.jobs, strict=True):
             check_same_run(job.state_dict(), state["jobs"][name])
@@ -197,7 +202,9 @@ class TrainingLoop:
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
         self.gradients.load_state_dict(state["gradients"])
-        set_random_states(state["random"][self.accelerator.process_index], self.model.device)
+        first = self.jobs[0]
+        if note := resume_random_states(state["random"], self.accelerator, seed=first.config.seed, step=first.step):
+            first.log.note(f"{note}; a step has {first.examples_per_step} examples as before")
         saved, now = state["computes_with"], computes_with(self.model.device)
         if saved != now:
             changes = ", ".join(f"{key} {saved[key]}, now {now[key]}" for key in now if saved.get(key) != now[key])

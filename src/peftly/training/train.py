@@ -1,8 +1,9 @@
 """Training of one adapter, or of several adapters in shared batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,16 @@ from peftly.data import Data
 from peftly.errors import AdapterError, ConfigError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
 from peftly.kernels import supports_packing, use_packed_attention
+from peftly.models import exact_identity
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
+from peftly.training.processes import lost_process, on_main_process, saved_examples_per_step
+from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
-from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_raised
+from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -181,16 +185,24 @@ def _train(
         callbacks: callbacks of each job.
         resume, delete_checkpoints: see `train`.
     """
-    accelerator = make_accelerator()
+    shards = any(job.config.fsdp for job in jobs.values())
+    # The blocks of a base that will be sharded move to their devices one by one.
+    accelerator = make_accelerator(on_cpu=model.device.type == "cpu" and not shards)
     if len(jobs) > 1 and accelerator.num_processes > 1:
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
+    if shards and accelerator.num_processes == 1 and not resume:
+        raise ConfigError("train.fsdp shards the base over several processes; start them with torchrun")
     if out is None or not accelerator.is_main_process:
         lock: AbstractContextManager[None] = nullcontext()
     else:
         make_folder(out)
         lock = folder_lock(out)
-    with lock, stops_raised():
-        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, resume=resume)
+    # Several processes stop after the same step, so that they can write a checkpoint together.
+    stops: AbstractContextManager[Sequence[int]] = stops_noted()
+    if accelerator.num_processes == 1:
+        stops = nullcontext(())
+    with lock, stops_raised(), stops as numbers:
+        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
         if delete_checkpoints and out is not None and accelerator.is_main_process:
             for file in checkpoint_files(out):
                 delete_file(file)
@@ -205,16 +217,19 @@ def _train_in(
     out: Path | None,
     folders: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
+    stops: Sequence[int],
     *,
     resume: bool,
 ) -> list[TrainResult]:
     """Train all jobs in a folder that no other process writes into; see `_train`."""
     from accelerate.utils import set_seed
 
+    base = None
+    if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
+        base = exact_identity(model)  # of whole parameters
+        shard_base(model, accelerator.device)
     damaged: list[str] = []
-    state = read_checkpoint(out, damaged.append) if resume and out is not None else None
-    if out is not None and not resume and (files := checkpoint_files(out)):
-        raise ConfigError(f"{files[0]} is of an unfinished training; continue it with resume=True, or delete it")
+    state = on_main_process(partial(_saved_state, out, damaged.append, resume=resume))
     adapter_jobs = [
         AdapterJob(
             model,
@@ -227,6 +242,7 @@ def _train_in(
             callbacks=callbacks.get(name, ()),
             learning_rate=job.learning_rate,
             resume=state is not None,
+            examples_per_step=saved_examples_per_step(state, name),
         )
         for name, job in jobs.items()
     ]
@@ -237,7 +253,10 @@ def _train_in(
     set_seed(configs[0].seed, device_specific=True)
     # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
     packs_evaluations = all(packs_examples(model, config) for config in configs)
-    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs_examples(model, *configs), folder=out)
+    packs = packs_examples(model, *configs)
+    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs, folder=out, stops=stops)
+    if base is not None:
+        loop.base = base
     mode = training_mode(model, gradient_checkpointing=any(config.gradient_checkpointing for config in configs))
     attention = use_packed_attention(model) if packs_evaluations else nullcontext()
     with mode, attention, lean_blocks(model), loop.gradients.modes:
@@ -254,7 +273,9 @@ def _train_in(
                 weights_location(job.save("adapter-interrupted"), f"the weights of {job.adapter}") for job in others
             ]
             raise TrainingError("; ".join([str(error), *saved])) from error
-        except BaseException:
+        except BaseException as error:
+            if lost := lost_process(error):
+                raise lost from error
             if any(job.step for job in adapter_jobs):
                 _write_checkpoint(loop, accelerator)
             raise
@@ -262,10 +283,28 @@ def _train_in(
             accelerator.free_memory()
 
 
+def _saved_state(out: Path | None, note: Callable[[str], None], *, resume: bool) -> dict[str, Any] | None:
+    """Return the state to continue from; None: the training begins.
+
+    Args:
+        out: folder of the checkpoints.
+        note: function that receives a line about each damaged checkpoint.
+        resume: see `train`.
+
+    Raises:
+        ConfigError: there is a checkpoint, and the training is not to continue from it.
+    """
+    if out is None:
+        return None
+    if not resume and (files := checkpoint_files(out)):
+        raise ConfigError(f"{files[0]} is of an unfinished training; continue it with resume=True, or delete it")
+    return read_checkpoint(out, note) if resume else None
+
+
 def _write_checkpoint(loop: TrainingLoop, accelerator: "Accelerator") -> None:
     """Write a checkpoint after an exception, unless it came while weights were changing."""
-    # With several processes, each may be at another point of a step.
-    if loop.is_consistent and accelerator.num_processes == 1:
+    # With several processes, each may be at another point of a step, unless they have agreed to stop.
+    if loop.is_consistent and (accelerator.num_processes == 1 or loop.stops_together):
         loop.write_checkpoint()
 
 
@@ -283,4 +322,6 @@ def _interrupted(
         except AdapterError as error:
             saved = str(error)
         lines.append(f"stopped at step {job.step} of {job.steps}; {saved}")
+    if loop.stops_together:
+        on_main_process(lambda: None)  # the end of another process would end the main one, which saves
     return type(stop)("; ".join(lines))

@@ -44,7 +44,7 @@ from peftly.utils.output_folder import (
     write_folder,
 )
 from peftly.utils.quiet import quiet
-from peftly.utils.signals import stops_held, stops_raised
+from peftly.utils.signals import stops_held, stops_noted, stops_raised
 from peftly.utils.transactions import (
     drop_earlier,
     earlier_files,
@@ -97,6 +97,7 @@ __all__ = [
     "seconds_text",
     "share_text",
     "stops_held",
+    "stops_noted",
     "stops_raised",
     "sync",
     "truncate",

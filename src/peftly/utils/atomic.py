@@ -8,7 +8,7 @@ from typing import Any
 from peftly.utils.file_changes import write_new_file
 from peftly.utils.transactions import replacing_file
 
-__all__ = ["folder_bytes", "is_disk_full", "json_values", "says_disk_full", "write_json", "write_text"]
+__all__ = ["folder_bytes", "is_disk_full", "json_text", "json_values", "says_disk_full", "write_json", "write_text"]
 
 
 def write_text(file: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from peftly.errors import Stopped
 
-__all__ = ["stops_held", "stops_raised"]
+__all__ = ["stops_held", "stops_noted", "stops_raised"]
 
 _IMMEDIATE = 3
 """A stop that is held takes effect at once at this repetition."""
@@ -31,6 +31,37 @@ def stops_raised() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stops_noted() -> Iterator[list[int]]:
+    """Collect the numbers of stop signals inside the block, for a program that stops at a point of its own choice.
+
+    The third signal takes effect immediately. A signal that the program ignores (`nohup`) is left alone.
+    """
+    numbers: list[int] = [signal.SIGINT, *_scheduler_signals()]
+    before = {number: handler for number in numbers if (handler := _handler(number)) is not signal.SIG_IGN}
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        if len(noted) < _IMMEDIATE:
+            return
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        else:
+            _raise_stopped(number, frame)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
