@@ -41,7 +41,8 @@ class Settings(BaseModel):
             raise ValueError("the number has more than 64 bits")
         if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
             raise ValueError("the text has a NUL character or half of a character")
-        return value
+        # Behind this function, strict validation of JSON no longer knows that its lists stand for tuples.
+        return tuple(value) if info.mode == "json" and isinstance(value, list) else value
 
 
 def _has_type(annotation: Any, kind: type) -> bool:
