@@ -32,6 +32,10 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
+class KilledError(AssertionError):
+    """A copy of this process was ended by a signal, whose number is the argument."""
+
+
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function returns in a copy of this process, so that nothing it does to the process stays."""
     with tempfile.TemporaryFile() as answer:
@@ -46,7 +50,9 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
                 answer.flush()
             finally:
                 os._exit(0)
-        os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code < 0:
+            raise KilledError(-code)
         answer.seek(0)
         worked, value = pickle.load(answer)
     assert worked, value

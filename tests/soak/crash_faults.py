@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from commands import Outcome
 from crash_cases import Case, Expected, check, content, ends, tidy
-from crash_disk import Record, at_file_operations, at_times, forked
+from crash_disk import KilledError, Record, at_file_operations, at_times, forked
 
 from peftly.training import ProgressBar
 
@@ -70,8 +70,13 @@ def failed(case: Case, expected: Expected, root: Path, place: str, times: range,
         at_file_operations(root, call) if place == "file" else at_calls(place, call)
         return ends(case.command)
 
-    outcome = forked(run)
-    if failure in _CODES:
+    try:
+        outcome = forked(run)
+    except KilledError as killed:  # the signal came before the training began
+        assert failure in SIGNALS, killed
+        assert killed.args[0] == getattr(signal, failure), killed
+        outcome = Outcome(-1, "", "")
+    if failure in _CODES and outcome.code >= 0:
         assert outcome.code in _CODES[failure], outcome
     elif failure in ("EIO", "ENOSPC"):
         assert outcome.code in (0, 2), outcome
