@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
+from peftly.adapters.checksums import with_checksums
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -21,10 +23,11 @@ from peftly.adapters.files import (
     TOGETHER,
     TRAINING,
 )
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.models import TASKS, labels_of, quantization_of, task_of
+from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
 from peftly.utils import make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
@@ -104,8 +107,9 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
     _write_json(folder / CONFIG, _peft_config(adapter, base))
-    _write_json(folder / NOTES, {**_own_notes(adapter), **notes})
+    _write_json(folder / NOTES, with_checksums(folder, {**_own_notes(adapter), **notes}))
     write_new_file(folder / CARD, (card or adapter_card(base, adapter.config)).encode("utf-8"))
+    AdapterFolder.read(folder)  # what is written can be opened
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +135,10 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
     task, quantization = task_of(adapter.model), quantization_of(adapter.model)
-    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
+    notes: dict[str, Any] = {
+        METHOD: adapter.config.model_dump(mode="json"),
+        BASE: base_note(adapter.model, copied_modules(adapter.model, adapter.name)),
+    }
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
     if quantization is not None:

@@ -1,6 +1,7 @@
 """The command line, with one thin file per command. May import: all packages.
 
 console  output, and errors as one line
+screen   console of the commands
 options  options that several commands share
 opening  model of a run, an adapter or a base
 answers  answers of a classifier, printed
@@ -16,7 +17,7 @@ import typer
 
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
-from peftly.cli.console import CommandGroup, is_launched, silence_other_processes
+from peftly.cli.console import CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -49,7 +50,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"peftly {version('peftly')}")
+        echo(f"peftly {version('peftly')}")
         raise typer.Exit
 
 
@@ -75,4 +76,5 @@ def _set_environment(
 
 def main() -> None:
     """Run the command line on `sys.argv` and exit with its exit code."""
+    prepare_streams()
     app(prog_name="peftly")

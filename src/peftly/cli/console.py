@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,20 @@ from peftly.errors import PeftlyError, Stopped
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["CommandGroup", "console", "is_launched", "silence_libraries", "silence_other_processes"]
+__all__ = [
+    "CommandGroup",
+    "console",
+    "echo",
+    "is_launched",
+    "prepare_streams",
+    "printable",
+    "silence_libraries",
+    "silence_other_processes",
+]
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters except tabs and line feeds, separators of lines, marks that turn the direction of the text, and
+halves of characters: what a terminal may obey, or an encoding lacks."""
 
 
 class CommandGroup(TyperGroup):
@@ -35,7 +50,14 @@ class CommandGroup(TyperGroup):
             return super().make_context(*args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line; without arguments show the help."""
+        """Parse the command line; without arguments show the help.
+
+        Raises:
+            typer.BadParameter: an argument is not text.
+        """
+        for argument in args:
+            if argument != (text := argument.encode(errors="replace").decode()):
+                raise typer.BadParameter(f"{text!r} has bytes that are no text; rename the file, or write it in UTF-8")
         return super().parse_args(ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
@@ -114,20 +136,48 @@ def _reports() -> bool:
 
 
 def _print_error(message: str) -> None:
+    """Print an error as one line, whatever a file name, a value or a library has put into the message."""
     if not _reports():
         return
     has_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
     stream = sys.__stderr__ if is_launched() else sys.stderr
-    typer.echo(f"{prefix} {' '.join(message.split())}", file=stream)
+    typer.echo(f"{prefix} {printable(' '.join(message.split()))}", file=stream)
 
 
-def console() -> "Console":
-    """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit."""
-    from rich.console import Console
+def printable(text: str) -> str:
+    r"""Return a text with control characters as escapes such as \u001b, which are the escapes of JSON, too."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
-    is_terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 120)
+
+def echo(text: str = "", *, nl: bool = True) -> None:
+    """Print a text that is a result of the command: as it is into a file or pipe, with escapes on a terminal."""
+    sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n" * nl)
+    sys.stdout.flush()
+
+
+def console(*, is_progress: bool = False) -> "Console":
+    """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit.
+
+    Args:
+        is_progress: see `Screen`.
+    """
+    from peftly.cli.screen import Screen
+
+    return Screen(is_progress=is_progress)
+
+
+_ESCAPE = "backslashreplace"
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed, and let all of them take texts that their encoding lacks."""
+    for name, mode, errors in (("stdin", "r", "replace"), ("stdout", "w", _ESCAPE), ("stderr", "w", _ESCAPE)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 -- open until the end
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def silence_libraries() -> None:

@@ -2,6 +2,7 @@
 
 config           settings of a run
 config_file      YAML and flags
+yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
 folder           names of the files of a run folder
 replacing        check, replace and clean a run folder

@@ -93,11 +93,12 @@ def quickstart(
     for line in data.report.lines():
         screen.print(line, markup=False)
     test = cast(Split, data.test)  # the sample data have a test split
-    screen.print(f"\n[bold]untouched base[/]\nevaluating on the test split: {len(test.examples)} examples")
+    screen.print("\nuntouched base", style="bold")
+    screen.print(f"evaluating on the test split: {len(test.examples)} examples")
     untouched = evaluate(base.model, base.tokenizer, test, data.row_format)
     rows = [comparison_row("untouched base", untouched)]
     for folder, (name, method, training) in _METHODS.items():
-        screen.print(f"\n[bold]{name}[/]")
+        screen.print(f"\n{name}", style="bold")
         train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
         settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
         rows.append(_train(name, settings, base, data, screen))

@@ -1,5 +1,6 @@
 """Records of a training run, and callbacks that receive them or show them as progress."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from peftly.utils import score_text, share_text
 
 __all__ = [
     "Callback",
@@ -149,7 +152,7 @@ class ProgressBar(Callback):
             lines: largest number of lines if the output is not a terminal.
             name: name in front of the bar, for one of several adapters.
         """
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._lines = lines
         self._name = f"{name}: " if name else ""
         self._speed = 0.0
@@ -158,10 +161,10 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
                 console=self._console,
             )
@@ -199,14 +202,15 @@ class ProgressBar(Callback):
         elif record.step * self._lines // record.steps > self._printed:
             self._printed = record.step * self._lines // record.steps
             self._console.print(
-                f"{self._name}step {record.step}/{record.steps}  {facts}", highlight=False, soft_wrap=True
+                f"{self._name}step {record.step}/{record.steps}  {facts}", markup=False, highlight=False, soft_wrap=True
             )
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """Show the validation scores together with the next steps."""
         scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
-        shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
-        self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
+        shown = "".join(f" {name} {share_text(score)}" for name, score in scores.items() if score is not None)
+        loss = f"{record.loss:.4f}" if math.isfinite(record.loss) else score_text(record.loss)
+        self._validation = f"  validation loss {loss}{shown}{' (best)' if record.best else ''}"
 
     def on_resume(self, step: int, steps: int) -> None:
         """Print the step at which the run continues."""
@@ -214,7 +218,7 @@ class ProgressBar(Callback):
 
     def on_note(self, text: str) -> None:
         """Print the text above the bar."""
-        self._console.print(f"{self._name}{text}", highlight=False, soft_wrap=True)
+        self._console.print(f"{self._name}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -27,7 +27,6 @@ __all__ = [
     "checkpoint_files",
     "computes_with",
     "digest",
-    "fingerprint",
     "load_optimizer",
     "random_states",
     "read_checkpoint",
@@ -252,16 +251,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for name, value in saved.items():
             if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                 loaded[name] = value.to(loaded[name].device)
-
-
-def fingerprint(model: Any) -> dict[str, Any]:
-    """Return values that tell bases apart: the dtype, and a hash of the first numbers of every frozen parameter."""
-    sha256 = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not parameter.is_meta:
-            sha256.update(f"{name} {tuple(parameter.shape)}".encode())
-            sha256.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return {"dtype": str(model.dtype), "digest": sha256.hexdigest()}
 
 
 def computes_with(device: torch.device) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 from peftly.data import EncodedExample
 from peftly.errors import ConfigError
 from peftly.injection import owner
+from peftly.models import exact_difference, exact_identity
 from peftly.training.callbacks import TrainResult
 from peftly.training.checkpoint import (
     check_same_run,
     computes_with,
-    fingerprint,
     random_states,
     write_checkpoint,
 )
@@ -108,8 +108,8 @@ class TrainingLoop:
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """Fingerprint of the base model."""
-        return fingerprint(self.model)
+        """Identity of the base model."""
+        return exact_identity(self.model)
 
     @contextmanager
     def weights_changing(self) -> Iterator[None]:
@@ -186,9 +186,11 @@ class TrainingLoop:
                 f"the checkpoint is of a run that trained {', '.join(state['jobs'])}, not {', '.join(names)}; "
                 "train from the beginning"
             )
-        if self.base != state["base"]:
+        difference = exact_difference(self.base, state["base"])
+        if difference is not None:
             raise ConfigError(
-                "the checkpoint is of a run over another base, or in another dtype; train from the beginning"
+                f"the checkpoint is of a run over another base: {difference}; continue over the base that the run was "
+                "started with, or train from the beginning"
             )
         for name, job in zip(names, self.jobs, strict=True):
             check_same_run(job.state_dict(), state["jobs"][name])

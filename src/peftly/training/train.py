@@ -12,8 +12,9 @@ from peftly.data import Data
 from peftly.errors import AdapterError, ConfigError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
 from peftly.kernels import supports_packing, use_packed_attention
+from peftly.models import exact_identity
 from peftly.training.callbacks import Callback, TrainResult
-from peftly.training.checkpoint import checkpoint_files, fingerprint, read_checkpoint
+from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
@@ -225,7 +226,7 @@ def _train_in(
 
     base = None
     if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
-        base = fingerprint(model)  # of whole parameters
+        base = exact_identity(model)  # of whole parameters
         shard_base(model, accelerator.device)
     damaged: list[str] = []
     state = on_main_process(partial(_saved_state, out, damaged.append, resume=resume))

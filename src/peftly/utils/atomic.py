@@ -8,13 +8,14 @@ from typing import Any
 from peftly.utils.file_changes import write_new_file
 from peftly.utils.transactions import replacing_file
 
-__all__ = ["folder_bytes", "is_disk_full", "json_values", "says_disk_full", "write_json", "write_text"]
+__all__ = ["folder_bytes", "is_disk_full", "json_text", "json_values", "says_disk_full", "write_json", "write_text"]
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file, complete or not at all. It is on the disk when the function returns."""
     with replacing_file(file) as scratch:
-        write_new_file(scratch, text.encode("utf-8"))
+        # Half of a character, as in a file name of another encoding, is written as JSON escapes it.
+        write_new_file(scratch, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
