@@ -5,6 +5,7 @@ Run as a script, this file is one of the processes: it trains, and saves its res
 
 import gc
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from training_jobs import IdTokenizer, data_of, lora_model, run, weights
 from upper_adapters import upper_lora
 
+from peftly.errors import Stopped
 from peftly.training.callbacks import Callback
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob
@@ -91,6 +93,29 @@ def whole_and_resumed(out, **changes):
     return weights(whole), weights(resumed)
 
 
+def whole_and_stopped(out):
+    """Train once without a stop, and once with a signal to the second process after three steps; see `lora_model`.
+
+    Returns:
+        The weights of both.
+    """
+
+    class Send(Callback):
+        def on_step(self, record):
+            if record.step == 3:
+                os.kill(int((out.parent / "pid").read_text()), signal.SIGTERM)
+
+    data, settings = data_of(17), {"batch_size": 3, "epochs": 3}
+    whole, _ = run(lora_model(), data, **settings)
+    if os.environ["RANK"] == "1":
+        (out.parent / "pid").write_text(str(os.getpid()))
+    with pytest.raises(Stopped, match="stopped by SIGTERM; stopped at step"):
+        run(lora_model(), data, out, callbacks=[Send()], **settings)
+    resumed = lora_model()
+    train(resumed, data, TrainConfig(learning_rate=1e-2, **settings), tokenizer=IdTokenizer(), out=out, resume=True)
+    return weights(whole), weights(resumed)
+
+
 def test_two_processes_give_the_same_weights_as_one(task_base, tmp_path):
     bases = [task_base(architecture) for architecture in TASKS.values()]
     processes = launch([sys.executable, __file__, tmp_path, *bases], PYTHONPATH=os.pathsep.join(sys.path))
@@ -105,7 +130,7 @@ def test_two_processes_give_the_same_weights_as_one(task_base, tmp_path):
             assert found[task][1].keys() == tensors.keys()
             for name, tensor in tensors.items():
                 torch.testing.assert_close(found[task][1][name], tensor, rtol=1e-7, atol=1e-9)
-        for file in ("resumed.pt", "resumed-sharded.pt"):
+        for file in ("resumed.pt", "resumed-sharded.pt", "stopped.pt"):
             whole, resumed = torch.load(tmp_path / rank / file)
             assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items()), file
 
@@ -118,4 +143,5 @@ if __name__ == "__main__":
     torch.save(results(bases, own, processes=2, out=Path(folder) / "run"), own / "results.pt")
     torch.save(whole_and_resumed(Path(folder) / "resumed"), own / "resumed.pt")
     torch.save(whole_and_resumed(Path(folder) / "resumed-sharded", fsdp=True), own / "resumed-sharded.pt")
+    torch.save(whole_and_stopped(Path(folder) / "stopped"), own / "stopped.pt")
     leave_processes()
