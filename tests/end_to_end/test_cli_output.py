@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 import peftly.cli
-from peftly.cli.console import console, echo, prepare_streams, printable
+from peftly.cli.console import console, echo, prepare_streams
+from peftly.cli.printable import printable
 from peftly.training import job
 
 HOSTILE = "[/] [bold]b[/bold] [link=x]l :smile: \x1b[2J\x1b]52;c;aGk=\x07 \x9b2J \u202eabc \0 \r end"

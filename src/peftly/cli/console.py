@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from peftly.cli.printable import printable
 from peftly.errors import PeftlyError, Stopped
 
 if TYPE_CHECKING:
@@ -27,14 +27,9 @@ __all__ = [
     "echo",
     "is_launched",
     "prepare_streams",
-    "printable",
     "silence_libraries",
     "silence_other_processes",
 ]
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters except tabs and line feeds, separators of lines, marks that turn the direction of the text, and
-halves of characters: what a terminal may obey, or an encoding lacks."""
 
 
 class CommandGroup(TyperGroup):
@@ -143,11 +138,6 @@ def _print_error(message: str) -> None:
     prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
     stream = sys.__stderr__ if is_launched() else sys.stderr
     typer.echo(f"{prefix} {printable(' '.join(message.split()))}", file=stream)
-
-
-def printable(text: str) -> str:
-    r"""Return a text with control characters as escapes such as \u001b, which are the escapes of JSON, too."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def echo(text: str = "", *, nl: bool = True) -> None:

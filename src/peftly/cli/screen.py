@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 
-from peftly.cli.console import printable
+from peftly.cli.printable import printable
 
 __all__ = ["Screen"]
 
