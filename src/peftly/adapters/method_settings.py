@@ -87,8 +87,8 @@ def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, 
             continue
         try:
             config = method.adapter.config_from_peft(peft_config)
-        except AdapterError:
-            raise
+        except AdapterError as error:
+            raise AdapterError(f"{folder / CONFIG}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(
                 f"{folder / CONFIG} is not a sound {peft_type} configuration: {_reason(error)}"
