@@ -27,6 +27,7 @@ from peftly.adapters.attachment import attach, detach
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -54,6 +55,7 @@ from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_na
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE",
     "CARD",
     "CONFIG",
     "LABELS",

@@ -15,6 +15,7 @@ from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGE
 from peftly.adapters.folder import AdapterFolder, BaseRequirements, no_adapter, quantization_in, read_notes
 from peftly.data import RowFormat
 from peftly.errors import AdapterError, ConfigError
+from peftly.utils import recover
 
 if TYPE_CHECKING:
     from peftly.models import Quantization
@@ -120,6 +121,7 @@ def open_adapters(source: AdapterSource) -> AdapterSet:
     notes_of = cache(read_notes)  # the search below reads notes, and so does `AdapterFolder.read`
     path = Path(source)
     for folder in (path, path / "adapter"):
+        recover(folder)
         if adapters := _adapters_in(folder, notes_of):
             return AdapterSet(str(source), folder, MappingProxyType(adapters))
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):

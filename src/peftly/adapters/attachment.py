@@ -34,6 +34,7 @@ from peftly.injection import (
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.models import open_original, task_of
+from peftly.settings import check_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +75,9 @@ def attach(
 
     Raises:
         MethodError: the model has an adapter of this name, or cannot carry this one; the model is then unchanged.
+        ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_seed(seed)
     setup = Setup(tokenizer, tuple(answers), seed, examples, partial(open_original, model))
     kind = METHODS[config.name].adapter
     with restored_on_failure(model):

@@ -17,6 +17,7 @@ from peftly.errors import AdapterError
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE",
     "CARD",
     "CHECKSUMS",
     "CONFIG",
@@ -61,6 +62,9 @@ ROW_FORMAT = "row_format"
 
 QUANTIZATION = "quantization"
 """Key of `NOTES`: quantization of the base in training."""
+
+BASE = "base"
+"""Key of `NOTES`: identity of the base in training; see `peftly.models.identity`."""
 
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""

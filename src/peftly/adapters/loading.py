@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import TENSORS, TRAINING, escaped
+from peftly.adapters.files import BASE, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_parameters
+from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, load_base
+from peftly.models import Quantization, load_base, note_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +57,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
     with restored_on_failure(model):
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name)
+            _compare_base(model, folder, adapter_name)
     return model
 
 
@@ -70,6 +71,17 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+
+
+def _compare_base(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+    """Warn if the base of a model is known to differ from the base of an adapter's training."""
+    difference = note_difference(model, copied_modules(model, name), folder.notes.get(BASE))
+    if difference is not None:
+        warnings.warn(
+            f"{folder.path} was trained over another base than this one: {difference}; its answers are not those of "
+            "its training",
+            stacklevel=3,
+        )
 
 
 def _attach(model: Any, folder: AdapterFolder, name: str) -> Adapter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from peftly.injection import remove_layer_adapters
+from peftly.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +26,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 """Rank, number of virtual tokens or hidden dimension: a dimension of the tensors of an adapter."""
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
@@ -42,7 +40,7 @@ class MethodConfig(BaseModel):
         Raises:
             ValueError: a setting is unknown, or its value has the wrong type or is impossible.
         """
-        return cls.model_validate_json(json.dumps(settings), strict=True)
+        return cls.model_validate(_with_tuples(settings), strict=True)
 
     @property
     def num_marked_tokens(self) -> int:
@@ -53,6 +51,13 @@ class MethodConfig(BaseModel):
     def corrects_quantization(self) -> bool:
         """Whether the adapter corrects the quantisation error of its base, so that it fits no other base."""
         return False
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a JSON value with tuples in place of lists, as settings have them."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_with_tuples, value))
+    return {key: _with_tuples(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ _counter: Counter[Path] | None = None
 def _count(event: str, arguments: tuple) -> None:
     if _counter is not None and event == "open" and isinstance(arguments[0], str):
         path = Path(arguments[0])
-        if path.name in JSON_FILES and "w" not in str(arguments[1]):
+        is_read = arguments[1] is not None and "w" not in arguments[1]  # files are written and synced through os.open
+        if path.name in JSON_FILES and is_read:
             _counter[path.resolve()] += 1
 
 

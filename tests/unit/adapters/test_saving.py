@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftly.adapters.saving.save_file", full)
+    monkeypatch.setattr("peftly.adapters.saving.write_tensors", full)
     with pytest.raises(AdapterError, match="No space left on device"):
         save_adapter(make(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
