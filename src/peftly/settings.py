@@ -35,7 +35,8 @@ class Settings(BaseModel):
     @classmethod
     def _check_plain_value(cls, value: object, info: ValidationInfo) -> object:
         """Refuse values that pydantic would convert, and values that later steps cannot store."""
-        if isinstance(value, bool) and not _has_type(cls.model_fields[str(info.field_name)].annotation, bool):
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not _has_type(annotation, bool):
             raise ValueError("give a value, not yes or no")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("the number has more than 64 bits")
