@@ -37,7 +37,8 @@ class Settings(BaseModel):
         """Refuse values that pydantic would convert, and values that later steps cannot store."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and not _has_type(annotation, bool):
-            raise ValueError("give a value, not yes or no")
+            wanted = "text (in YAML, yes and no need quotes)" if _has_type(annotation, str) else "number"
+            raise ValueError(f"give a {wanted}, not a truth value")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("the number has more than 64 bits")
         if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
