@@ -73,6 +73,10 @@ def _print_error(message: str) -> None:
     typer.echo(f"{prefix} {' '.join(message.split())}", err=True)
 
 
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
 def console() -> "Console":
     """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit."""
     from rich.console import Console
@@ -85,6 +89,8 @@ def silence_libraries() -> None:
     """Hide warnings and progress bars of other libraries, except downloads. peftly reports the relevant ones itself."""
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", ".* was trained over another base")
+    warnings.showwarning = _print_warning
     logging.getLogger().setLevel(logging.ERROR)
     import transformers
 

@@ -27,7 +27,7 @@ from transformers.core_model_loading import WeightConverter
 from peftly.injection import copied_modules, is_within, owner, task_modules
 from peftly.kernels import is_quantized
 from peftly.models.base_spec import BaseSpec
-from peftly.models.files import weights_files
+from peftly.models.contents import weights_files
 from peftly.models.tensor_hashes import (
     FileIdentity,
     file_identity,
