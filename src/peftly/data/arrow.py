@@ -38,11 +38,33 @@ def read_parquet(name: str, path: Path) -> Rows:
         table = pyarrow.parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})") from None
-    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    elements = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
-    class_names = {field: f["names"] for field, f in elements.items() if isinstance(f, Mapping) and "names" in f}
-    return Rows(name, _with_class_names(table.to_pylist(), class_names))
+    return Rows(name, _with_class_names(_values(name, table), _noted_class_names(table.schema)))
+
+
+def _values(name: str, table: Any) -> list[dict[str, Any]]:
+    """Return the rows of an Arrow table as Python values.
+
+    Raises:
+        DataError: two columns have one name, or a value does not exist in Python, such as a date after the year 9999.
+    """
+    if len(set(table.column_names)) < len(table.column_names):
+        raise DataError(f"{name}: two columns have the same name ({', '.join(table.column_names)})")
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except Exception as error:  # noqa: BLE001 -- the errors of all types of values
+        raise DataError(f"{name}: holds a value that cannot be read ({first_line(error)})") from None
+    return rows
+
+
+def _noted_class_names(schema: Any) -> dict[str, list[str]]:
+    """Return the class names by field that the `datasets` library notes in a Parquet file; an odd note is ignored."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    elements = {field: f.get("feature", f) for field, f in features if isinstance(f, Mapping)}
+    names = {field: f.get("names") for field, f in elements.items() if isinstance(f, Mapping)}
+    return {field: n for field, n in names.items() if isinstance(n, list) and all(isinstance(c, str) for c in n)}
 
 
 def read_saved_dataset(name: str, path: Path) -> dict[str, Rows]:
@@ -102,7 +124,7 @@ def rows_of_dataset(name: str, content: "datasets.Dataset") -> Rows:
     class_names = {
         field: feature.names for field, feature in elements.items() if isinstance(feature, library.ClassLabel)
     }
-    return Rows(name, _with_class_names(content.to_list(), class_names))
+    return Rows(name, _with_class_names(_values(name, content.with_format("arrow")[:]), class_names))
 
 
 def _import_datasets(need: str) -> Any:

@@ -16,18 +16,13 @@ if TYPE_CHECKING:
     from peftly.merging.parity import Parity
     from peftly.models import BaseSpec
 
-__all__ = ["CARD", "LICENCES", "copy_licences", "is_merged_model", "merged_card", "settings_of"]
+__all__ = ["CARD", "copy_licences", "merged_card", "settings_of"]
 
 CARD = "README.md"
 _TAG = "merged-adapter"
-LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
+_LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 _MOST_BYTES = 1_000_000
 """A larger file is no licence."""
-
-
-def is_merged_model(folder: Path) -> bool:
-    """Return whether a folder holds a merged model, by the tag in its card."""
-    return (folder / "config.json").is_file() and _TAG in (_front_matter(folder / CARD).get("tags") or [])
 
 
 def copy_licences(base: "BaseSpec", folder: Path) -> str:
@@ -39,7 +34,7 @@ def copy_licences(base: "BaseSpec", folder: Path) -> str:
     source = _base_folder(base)
     if source is None:
         return f"licence: the files of {base.name} cannot be read; check its licence"
-    found = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
+    found = sorted(file for pattern in _LICENCES for file in source.glob(pattern) if file.is_file())
     refused = [file for file in found if not is_inside(file, source) or file.stat().st_size > _MOST_BYTES]
     licences = [file for file in found if file not in refused]
     for file in licences:
@@ -114,7 +109,7 @@ def _base_folder(base: "BaseSpec") -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base.source, allow_patterns=[CARD, *LICENCES]))
+        return Path(snapshot_download(base.source, allow_patterns=[CARD, *_LICENCES]))
     except Exception:  # noqa: BLE001 - errors of the HTTP library of the Hub's client
         return None
 

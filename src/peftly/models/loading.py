@@ -16,6 +16,7 @@ from peftly.models.identity import remember_files, weights_identity
 from peftly.models.opening import LoadOptions, open_model
 from peftly.models.quantization import Quantization, as_quantization, quantization_of
 from peftly.models.tasks import TASKS, labels_of, task_of
+from peftly.settings import check_seed
 from peftly.utils import quiet, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def load_base(
 
     Raises:
         BaseModelError: the base cannot be found, fetched, verified or opened.
+        ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_seed(seed)
     resolved_device = resolve_device(device)
     weights_dtype = resolve_dtype(dtype, resolved_device)
     base = resolve_base(spec)
