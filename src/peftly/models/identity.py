@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.core_model_loading import WeightConverter
 
@@ -61,12 +62,15 @@ class _OpenedFiles(NamedTuple):
         guards: guards of the parameters and buffers when the model was opened.
         num_rows: size of the first dimension of each tensor when the model was opened.
         quantized: paths of the layers that were quantized when the model was opened.
+        is_known: whether the tensors were still those in the files when `exact_identity` was called, before training
+            shards them.
     """
 
     files: tuple[FileIdentity, ...] = ()
     guards: Mapping[str, Any] = MappingProxyType({})
     num_rows: Mapping[str, int] = MappingProxyType({})
     quantized: tuple[str, ...] = ()
+    is_known: bool = False
 
 
 _OPENED: WeakKeyDictionary[Any, _OpenedFiles] = WeakKeyDictionary()
@@ -97,6 +101,8 @@ def exact_identity(model: Any) -> dict[str, Any]:
     The tensors are the frozen parameters and the persistent buffers that belong to no adapter, without those of modules
     that all adapters replace by trained copies.
     """
+    if (opened := _OPENED.get(model)) is not None:
+        _OPENED[model] = opened._replace(is_known=_is_unchanged(model, opened))
     named = dict(model.named_parameters(remove_duplicate=False))
     adapters = {owner(name) for name in named} - {""}
     replaced = [set(copied_modules(model, adapter)) for adapter in adapters]
@@ -183,6 +189,13 @@ def _guards(model: Any) -> dict[str, Any]:
     return {name: guard_of(tensor) for name, tensor in named if not owner(name)}
 
 
+def _is_unchanged(model: Any, opened: _OpenedFiles) -> bool:
+    """Return whether the tensors of a base are those in its files; sharded tensors are frozen and do not change."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return opened.is_known
+    return _guards(model) == opened.guards
+
+
 def _quantized_paths(model: Any) -> tuple[str, ...]:
     return tuple(path for path, layer in model.named_modules() if is_quantized(layer))
 
@@ -194,7 +207,7 @@ def _comparable_hashes(model: Any, copied: Sequence[str]) -> tuple[bool, Mapping
     adapter replaces, new heads, and rows that were added to tables after the base was opened.
     """
     opened = _OPENED.get(model, _OpenedFiles())
-    if opened.files and _guards(model) == opened.guards:
+    if opened.files and _is_unchanged(model, opened):
         with suppress(OSError, SafetensorError):
             if tuple(file_identity(Path(file.path)) for file in opened.files) == opened.files:
                 return True, hashes_in_files(opened.files)
