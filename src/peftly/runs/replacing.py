@@ -14,6 +14,7 @@ from peftly.runs.folder import (
     is_finished,
     is_run,
     part_folders,
+    recover_run,
     run_files,
 )
 from peftly.training import checkpoint_files
@@ -28,7 +29,6 @@ from peftly.utils import (
     make_folder,
     mark_text,
     program,
-    recover,
     replacing_files,
     restore_earlier,
     write_new_file,
@@ -59,6 +59,7 @@ def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str
         ConfigError: `out` is a file, is not writable, holds another run or one that is an input of the new run, or
             holds no run but other files.
     """
+    recover_run(out)
     hint = "" if is_finished(out) else f", or continue it: {resume_command(out)}"
     check_output_folder(out, kind=RUN, overwrite=overwrite, in_place=True, hint=hint)
     replaced = {file.resolve() for file in run_files(out)}
@@ -75,7 +76,7 @@ def check_resumable(out: Path) -> None:
     Raises:
         ConfigError: `out` holds no run, a finished run, or one of several runs that are trained side by side.
     """
-    recover(out)
+    recover_run(out)
     if not is_run(out):
         raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml and a {MARK}")
     if out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
@@ -107,7 +108,7 @@ def writing_into(*folders: Path) -> Iterator[None]:
             for folder in folders:
                 make_folder(folder)
                 locks.enter_context(folder_lock(folder))
-                recover(folder)
+                recover_run(folder)
             yield
     except OSError as error:
         if error.filename and any(Path(error.filename).parent == folder for folder in folders):
@@ -172,6 +173,7 @@ def keep_or_restore(out: Path) -> None:
 
 def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if it is empty then. Files of other origin are not touched."""
+    recover_run(out)
     if files := run_files(out):
         with replacing_files(out, deletes=_names(out, files), marker="config.yaml"):
             pass

@@ -19,7 +19,7 @@ from typing import Any
 from peftly.errors import ConfigError
 from peftly.utils import file_changes
 from peftly.utils.file_changes import SCRATCH, scratch_name
-from peftly.utils.locks import folder_lock
+from peftly.utils.locks import LOCK, folder_lock
 
 __all__ = [
     "drop_earlier",
@@ -98,14 +98,14 @@ def replacing_file(file: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Complete a replacement that was killed, and delete what killed processes were writing.
+    """Complete a replacement that was killed, and delete what killed processes were writing, and their lock file.
 
     Raises:
         ConfigError: another process is replacing the files, or a replacement that was killed cannot be completed here.
     """
     try:
-        found = [entry.name for entry in folder.iterdir() if _is_unfinished(entry.name)]
-    except OSError:
+        found = [entry.name for entry in folder.iterdir() if entry.name == LOCK or _is_unfinished(entry.name)]
+    except (OSError, ValueError):  # no folder, or a name that none can have
         return
     if not found:
         return
