@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.core_model_loading import WeightConverter
 
@@ -38,7 +37,15 @@ from peftly.models.tensor_hashes import (
     kind_of,
 )
 
-__all__ = ["base_note", "exact_difference", "exact_identity", "note_difference", "remember_files", "weights_identity"]
+__all__ = [
+    "base_note",
+    "exact_difference",
+    "exact_identity",
+    "note_difference",
+    "remember_files",
+    "remember_whole",
+    "weights_identity",
+]
 
 _WITHOUT_EFFECT = (
     r"_.*|.*(cache|dtype|name_or_path|version)|output_.*|id2label|label2id|architectures|auto_map"
@@ -62,18 +69,28 @@ class _OpenedFiles(NamedTuple):
         guards: guards of the parameters and buffers when the model was opened.
         num_rows: size of the first dimension of each tensor when the model was opened.
         quantized: paths of the layers that were quantized when the model was opened.
-        is_known: whether the tensors were still those in the files when `exact_identity` was called, before training
-            shards them.
     """
 
     files: tuple[FileIdentity, ...] = ()
     guards: Mapping[str, Any] = MappingProxyType({})
     num_rows: Mapping[str, int] = MappingProxyType({})
     quantized: tuple[str, ...] = ()
-    is_known: bool = False
+
+
+class _WholeBase(NamedTuple):
+    """Identities of a base from the time before its tensors were sharded over processes.
+
+    Attributes:
+        exact: result of `exact_identity`.
+        notes: results of `base_note`, by the modules that an adapter copies.
+    """
+
+    exact: dict[str, Any]
+    notes: Mapping[tuple[str, ...], dict[str, Any]]
 
 
 _OPENED: WeakKeyDictionary[Any, _OpenedFiles] = WeakKeyDictionary()
+_WHOLE: WeakKeyDictionary[Any, _WholeBase] = WeakKeyDictionary()
 
 
 def remember_files(model: Any, files: tuple[FileIdentity, ...]) -> None:
@@ -85,6 +102,17 @@ def remember_files(model: Any, files: tuple[FileIdentity, ...]) -> None:
     """
     num_rows = {name: len(tensor) for name, tensor in _tensors(model).items() if tensor.ndim}
     _OPENED[model] = _OpenedFiles(files, _guards(model), num_rows, _quantized_paths(model))
+
+
+def remember_whole(model: Any, adapters: Iterable[str]) -> None:
+    """Remember the identity of a base whose tensors are about to be sharded, so that no process has them whole.
+
+    Args:
+        model: model with these adapters.
+        adapters: names of its adapters.
+    """
+    copied = {tuple(sorted(copied_modules(model, adapter))) for adapter in adapters}
+    _WHOLE[model] = _WholeBase(exact_identity(model), {paths: base_note(model, paths) for paths in copied})
 
 
 def weights_identity(base: BaseSpec) -> tuple[FileIdentity, ...]:
@@ -101,8 +129,8 @@ def exact_identity(model: Any) -> dict[str, Any]:
     The tensors are the frozen parameters and the persistent buffers that belong to no adapter, without those of modules
     that all adapters replace by trained copies.
     """
-    if (opened := _OPENED.get(model)) is not None:
-        _OPENED[model] = opened._replace(is_known=_is_unchanged(model, opened))
+    if model in _WHOLE:
+        return _WHOLE[model].exact
     named = dict(model.named_parameters(remove_duplicate=False))
     adapters = {owner(name) for name in named} - {""}
     replaced = [set(copied_modules(model, adapter)) for adapter in adapters]
@@ -147,6 +175,8 @@ def base_note(model: Any, copied: Sequence[str]) -> dict[str, Any]:
         model: model with the adapter.
         copied: paths of the modules that the adapter replaces by trained copies.
     """
+    if model in _WHOLE:
+        return _WHOLE[model].notes.get(tuple(sorted(copied)), {})
     from_files, tensors = _comparable_hashes(model, copied)
     config = _config_values(model, f"{_WITHOUT_EFFECT}|{_WITHOUT_EFFECT_ON_ADAPTERS}")
     return {
@@ -166,6 +196,8 @@ def note_difference(model: Any, copied: Sequence[str], note: object) -> str | No
     if not isinstance(note, Mapping) or not isinstance(note.get("config"), Mapping):
         return None
     now = base_note(model, copied)
+    if not now:  # of a sharded base, for an adapter that came later
+        return None
     config = _config_difference(now["config"], note["config"], rel_tol=1e-6)
     if config is not None:
         return config
@@ -189,13 +221,6 @@ def _guards(model: Any) -> dict[str, Any]:
     return {name: guard_of(tensor) for name, tensor in named if not owner(name)}
 
 
-def _is_unchanged(model: Any, opened: _OpenedFiles) -> bool:
-    """Return whether the tensors of a base are those in its files; sharded tensors are frozen and do not change."""
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return opened.is_known
-    return _guards(model) == opened.guards
-
-
 def _quantized_paths(model: Any) -> tuple[str, ...]:
     return tuple(path for path, layer in model.named_modules() if is_quantized(layer))
 
@@ -207,7 +232,7 @@ def _comparable_hashes(model: Any, copied: Sequence[str]) -> tuple[bool, Mapping
     adapter replaces, new heads, and rows that were added to tables after the base was opened.
     """
     opened = _OPENED.get(model, _OpenedFiles())
-    if opened.files and _is_unchanged(model, opened):
+    if opened.files and _guards(model) == opened.guards:
         with suppress(OSError, SafetensorError):
             if tuple(file_identity(Path(file.path)) for file in opened.files) == opened.files:
                 return True, hashes_in_files(opened.files)
