@@ -63,7 +63,7 @@ def _set_environment(
 ) -> None:
     """Parameter-efficient fine-tuning of language models: soft prompts, LoRA and related methods."""
     # The tokenizer and OpenMP libraries read these variables when they are imported.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 

@@ -1,5 +1,6 @@
 """From rows in files or in memory to batches of token ids. May import: `utils`.
 
+storage        sequences whose elements are made on access, and byte strings on disk
 types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
@@ -10,10 +11,12 @@ fields         checked values of a row's fields
 templates      prompt templates, and the space between prompt and completion
 messages       conversations in rows
 formats        `RowFormat`: rule that turns a row into an example
+formatted      examples that are formatted on access
 detect         detection of the row format
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
 chat           conversations to token ids, by the tokenizer's chat template
+encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
 overlaps       search for prompts that two splits share
@@ -28,6 +31,7 @@ from peftly.data.chat import prompt_ids
 from peftly.data.collate import collate, collate_packed, epoch_order, epoch_steps
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
+from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.loading import load_data, read_data
@@ -46,6 +50,7 @@ __all__ = [
     "DataReport",
     "DataSource",
     "EncodedExample",
+    "EncodedExamples",
     "Example",
     "RowFormat",
     "Rows",
@@ -66,10 +71,13 @@ __all__ = [
     "encode_words",
     "epoch_order",
     "epoch_steps",
+    "input_lengths",
     "label_answers",
     "label_ids",
     "load_data",
     "prompt_ids",
     "read",
     "read_data",
+    "record_bytes",
+    "token_counts",
 ]

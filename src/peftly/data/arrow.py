@@ -4,12 +4,14 @@ The packages pyarrow and datasets are imported here only, at first use.
 """
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.rows import Rows, first_line
-from peftly.errors import DataError
+from peftly.data.rows import Rows, StoredRows, check_characters, first_line
+from peftly.data.storage import LazySequence
+from peftly.errors import DataError, PeftlyError
 
 if TYPE_CHECKING:
     import datasets
@@ -17,6 +19,40 @@ if TYPE_CHECKING:
 __all__ = ["read_hub", "read_parquet", "read_saved_dataset", "rows_of_dataset"]
 
 _INSTALL = "pip install 'peftly[datasets]'"
+
+_BLOCK_ROWS = 256
+"""Rows that are converted at once."""
+
+
+class ArrowRows(LazySequence[dict[str, Any]]):
+    """Rows of an Arrow table, which are converted in blocks on access. The last block is stored for the next access."""
+
+    def __init__(
+        self, count: int, rows_between: Callable[[int, int], Any], class_names: Mapping[str, list[str]]
+    ) -> None:
+        """Prepare the rows.
+
+        Args:
+            count: number of rows.
+            rows_between: function that returns the table of the rows from one index to before another.
+            class_names: names of the classes, for fields that hold class numbers.
+        """
+        self._count, self._rows_between, self._class_names = count, rows_between, class_names
+        self._number, self._block = -1, list[dict[str, Any]]()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._count
+
+    def element(self, index: int) -> dict[str, Any]:
+        """Return the row with this index."""
+        number, offset = divmod(index, _BLOCK_ROWS)
+        if number != self._number:
+            start = number * _BLOCK_ROWS
+            table = self._rows_between(start, min(start + _BLOCK_ROWS, self._count))
+            self._block = [_with_class_names(row, self._class_names) for row in table.to_pylist()]
+            self._number = number
+        return self._block[offset]
 
 
 def read_parquet(name: str, path: Path) -> Rows:
@@ -35,14 +71,31 @@ def read_parquet(name: str, path: Path) -> Rows:
     except ImportError:
         raise DataError(f"{name}: Parquet files need the package pyarrow: {_INSTALL}") from None
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        table = _mapped_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})") from None
     info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = info.get("info", {}).get("features", {})
     elements = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
     class_names = {field: f["names"] for field, f in elements.items() if isinstance(f, Mapping) and "names" in f}
-    return Rows(name, _with_class_names(table.to_pylist(), class_names))
+    rows = ArrowRows(len(table), lambda start, end: table.slice(start, end - start), class_names)
+    return Rows(name, rows)
+
+
+def _mapped_table(path: Path) -> Any:
+    """Return the table of a Parquet file, unpacked into a file without a name and mapped into memory."""
+    import pyarrow.ipc  # type: ignore[import-untyped]
+    import pyarrow.parquet
+
+    from peftly.utils import cache_home
+
+    parquet, folder = pyarrow.parquet.ParquetFile(path), cache_home()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with pyarrow.ipc.new_file(file.name, parquet.schema_arrow) as writer:
+            for batch in parquet.iter_batches():
+                writer.write_batch(batch)
+        return pyarrow.ipc.open_file(pyarrow.memory_map(file.name)).read_all()
 
 
 def read_saved_dataset(name: str, path: Path) -> dict[str, Rows]:
@@ -90,19 +143,36 @@ def read_hub(name: str) -> dict[str, Rows]:
     return _rows_of_splits(name, content)
 
 
-def rows_of_dataset(name: str, content: "datasets.Dataset") -> Rows:
+def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDataset") -> Rows:
     """Return the rows of a `datasets.Dataset`, with class names in place of class numbers.
 
     Args:
         name: name of the rows.
-        content: data set in memory.
+        content: data set, whose rows stay where they are; or a stream, which is read once and stored.
     """
     library = _import_datasets(f"{name}: a Dataset needs")
-    elements = {field: getattr(feature, "feature", feature) for field, feature in content.features.items()}
+    features = content.features or {}  # the features of a stream can be unknown
+    elements = {field: getattr(feature, "feature", feature) for field, feature in features.items()}
     class_names = {
         field: feature.names for field, feature in elements.items() if isinstance(feature, library.ClassLabel)
     }
-    return Rows(name, _with_class_names(content.to_list(), class_names))
+    if isinstance(content, library.IterableDataset):
+        return Rows(name, _stored(name, content, class_names))
+    table = content.with_format("arrow")
+    return Rows(name, ArrowRows(len(table), lambda start, end: table[start:end], class_names))
+
+
+def _stored(name: str, stream: "datasets.IterableDataset", class_names: Mapping[str, list[str]]) -> StoredRows:
+    rows = StoredRows()
+    try:
+        for row in stream:
+            check_characters(f"{name}: row {len(rows) + 1}", row)
+            rows.append(_with_class_names(row, class_names))
+    except PeftlyError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the library raises the errors of all its readers, and of the network
+        raise DataError(f"{name}: the stream of rows ended after {len(rows):,} rows ({first_line(error)})") from None
+    return rows
 
 
 def _import_datasets(need: str) -> Any:
@@ -119,8 +189,8 @@ def _rows_of_splits(name: str, content: "datasets.Dataset | datasets.DatasetDict
     return {"": rows_of_dataset(name, content)}
 
 
-def _with_class_names(rows: list[dict[str, Any]], class_names: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Replace class numbers by class names in place, and -1 ("no label") by None; return the rows."""
+def _with_class_names(row: dict[str, Any], class_names: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Replace class numbers by class names in place, and -1 ("no label") by None; return the row."""
 
     def named(value: object, names: list[str]) -> object:
         if isinstance(value, list):
@@ -129,6 +199,5 @@ def _with_class_names(rows: list[dict[str, Any]], class_names: Mapping[str, list
             return names[value] if 0 <= value < len(names) else None
         return value
 
-    for row in rows:
-        row.update({field: named(row[field], names) for field, names in class_names.items() if field in row})
-    return rows
+    row.update({field: named(row[field], names) for field, names in class_names.items() if field in row})
+    return row

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
+from peftly.data.encoded import EncodedExamples
 from peftly.data.formats import RowFormat
-from peftly.data.overlaps import find_overlaps
+from peftly.data.formatted import FormattedExamples
+from peftly.data.overlaps import find_overlaps, prompt_key
 from peftly.data.report import DataReport, LossUnit, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.task_encoding import encode_for
@@ -24,22 +30,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "FormattedData", "RawData", "Split"]
 
+_BATCH_EXAMPLES = 1024
+_BATCH_CHARACTERS = 2**21
+"""Examples, and characters, that are tokenized at once."""
+
 _UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split with their token ids. Dropped rows are in neither list.
+    """Examples of one split with their token ids. Dropped rows are in neither sequence.
 
     Attributes:
-        examples: the examples as text.
-        encoded: the examples as token ids, in the same order.
+        examples: the examples as text. Those of `load_data` are made from the stored rows on access.
+        encoded: the examples as token ids, in the same order. Those of `load_data` are read from memory or from a
+            temporary file on access.
         adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
     """
 
-    examples: list[Example]
-    encoded: list[EncodedExample]
-    adapters: list[str | Sequence[str] | None] | None = None
+    examples: Sequence[Example]
+    encoded: Sequence[EncodedExample]
+    adapters: Sequence[str | Sequence[str] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,16 +74,27 @@ class Data:
 
 @dataclass(frozen=True)
 class _FormattedSplit:
-    """Examples of one split as text, with the location of each example."""
+    """Examples of one split as text.
+
+    Attributes:
+        source: file or data set of the split.
+        examples: the examples.
+        keys: `prompt_key` of each example.
+        labels: number of each example's label; -1 without one.
+        added_spaces: number of examples that got a space between prompt and completion.
+    """
 
     source: str
-    examples: list[Example]
-    locations: list[str]
+    examples: FormattedExamples
+    keys: Sequence[int]
+    labels: Sequence[int]
+    added_spaces: int = 0
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
-        return _FormattedSplit(
-            self.source, [self.examples[index] for index in indices], [self.locations[index] for index in indices]
+        keys, labels = (
+            array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
         )
+        return _FormattedSplit(self.source, self.examples.select(indices), keys, labels)
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 encoded[name], reports[name] = _encode_split(self.splits[name], tokenizer, self)
-        overlaps = find_overlaps({name: (split.examples, split.locations) for name, split in self.splits.items()})
+        overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
         report = DataReport(reports, overlaps, self.notes)
         return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
 
@@ -149,7 +171,7 @@ class RawData:
             notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
             del rows["test"]
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
-        space_notes = _added_spaces(row_format, rows["train"], splits["train"]) if task == "causal_lm" else []
+        space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
         if "validation" not in splits:
             splits, note = _with_validation(splits, config)
             notes.append(note)
@@ -161,8 +183,19 @@ def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
-    locations = [rows.location(index) for index in range(len(rows))]
-    return _FormattedSplit(rows.name, row_format.examples(rows.rows, rows.location), locations)
+    """Return the examples of the rows, after a check of every row."""
+    keys, labels, added_spaces = array("Q"), array("q"), 0
+    number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
+    template = Template(row_format.template or "")
+    counts_spaces = row_format.kind == "completion" and template.is_one_field
+    for index, row in enumerate(rows.rows):
+        example = row_format.example(row, rows.location(index))
+        keys.append(prompt_key(example))
+        labels.append(number_of_label.get(example.label, -1))
+        if counts_spaces:
+            length = len(row[template.fields[0]]) + len(row[row_format.target])
+            added_spaces += len(example.prompt) + len(example.completion) > length
+    return _FormattedSplit(rows.name, FormattedExamples(rows, row_format), keys, labels, added_spaces)
 
 
 def _with_validation(
@@ -172,7 +205,7 @@ def _with_validation(
     train = splits["train"]
     if not config.validation_fraction:
         return dict(splits), "no validation split: validation_fraction is 0"
-    chosen = choose_validation(train.examples, config.validation_fraction, config.seed)
+    chosen = choose_validation(train.keys, train.labels, config.validation_fraction, config.seed)
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
@@ -185,43 +218,75 @@ def _encode_split(
     split: _FormattedSplit, tokenizer: PreTrainedTokenizerBase, data: FormattedData
 ) -> tuple[Split, SplitReport]:
     """Return the encoded split without the dropped rows, and the counts."""
-    results = encode_for(
-        data.task, split.examples, tokenizer, data.row_format, data.max_length, locations=split.locations
-    )
-    pairs = [(example, result) for example, result in zip(split.examples, results, strict=True) if result is not None]
-    if not pairs:
+    encoded = EncodedExamples()
+    kept = array("q")
+    labels: Counter[str] = Counter()
+    truncated = tokens_cut = trained_tokens = 0
+    for start, examples in _batches(split.examples):
+        location = partial(_location, split.examples, start)
+        with _no_garbage_collection():
+            results = encode_for(data.task, examples, tokenizer, data.row_format, data.max_length, location=location)
+        for index, (example, result) in enumerate(zip(examples, results, strict=True), start=start):
+            if result is None:
+                continue
+            kept.append(index)
+            encoded.append(result)
+            labels.update((*example.tags, *filter(None, [example.label])))
+            truncated += result.num_truncated > 0
+            tokens_cut += result.num_truncated
+            trained_tokens += result.num_targets
+    num_rows, num_dropped = len(split.examples), len(split.examples) - len(kept)
+    if not encoded:
         raise DataError(
-            f"{split.source}: no trained token is left in any of {counted(len(results), 'row')} (first: "
-            f"{split.locations[0]}); completions are empty, or max_length={data.max_length} is too small"
+            f"{split.source}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
+            f"{split.examples.location(0)}); completions are empty, or max_length={data.max_length} is too small"
         )
-    examples, encoded = [example for example, _ in pairs], [tokens for _, tokens in pairs]
-    labels = Counter(label for example in examples for label in (*example.tags, *filter(None, [example.label])))
-    dropped = [location for location, result in zip(split.locations, results, strict=True) if result is None]
+    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
     report = SplitReport(
         source=split.source,
-        rows=len(results),
-        examples=len(examples),
-        truncated=sum(tokens.num_truncated > 0 for tokens in encoded),
-        tokens_cut=sum(tokens.num_truncated for tokens in encoded),
-        dropped=len(dropped),
-        first_dropped=dropped[0] if dropped else None,
-        tokens=sum(tokens.num_tokens for tokens in encoded),
-        trained_tokens=sum(tokens.num_targets for tokens in encoded),
+        rows=num_rows,
+        examples=len(encoded),
+        truncated=truncated,
+        tokens_cut=tokens_cut,
+        dropped=num_dropped,
+        first_dropped=split.examples.location(first_dropped) if num_dropped else None,
+        tokens=sum(encoded.num_tokens),
+        trained_tokens=trained_tokens,
         labels=dict(sorted(labels.items())),
         unit=_UNITS.get(data.task, "token"),
     )
-    return Split(examples, encoded), report
+    return Split(split.examples.select(kept) if num_dropped else split.examples, encoded), report
 
 
-def _added_spaces(row_format: RowFormat, rows: Rows, split: _FormattedSplit) -> list[str]:
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Turn off the search for unreachable objects, which the many lists of a batch start again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _location(examples: FormattedExamples, start: int, index: int) -> str:
+    return examples.location(start + index)
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[tuple[int, list[Example]]]:
+    """Yield consecutive examples, and the index of the first of them."""
+    start, batch, characters = 0, list[Example](), 0
+    for end, example in enumerate(examples, start=1):
+        batch.append(example)
+        characters += len(example.prompt) + len(example.completion)
+        if len(batch) == _BATCH_EXAMPLES or characters > _BATCH_CHARACTERS or end == len(examples):
+            yield start, batch
+            start, batch, characters = end, [], 0
+
+
+def _space_notes(added_spaces: int) -> list[str]:
     """Return a note if a space was added between prompts and completions that are written without one."""
-    template = Template(row_format.template or "")
-    if row_format.kind != "completion" or not template.is_one_field:
+    if not added_spaces:
         return []
-    num_added = sum(
-        len(example.prompt) + len(example.completion) > len(row[template.fields[0]]) + len(row[row_format.target])
-        for row, example in zip(rows.rows, split.examples, strict=True)
-    )
-    if not num_added:
-        return []
-    return [f"{counted(num_added, 'completion')} got a space in front, since the prompt ends in none"]
+    return [f"{counted(added_spaces, 'completion')} got a space in front, since the prompt ends in none"]

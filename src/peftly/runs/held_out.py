@@ -1,5 +1,6 @@
 """The held-out examples of a finished run, and new data in the row format of its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def held_out_split(opened: OpenRun, source: str | None) -> HeldOut:
     return HeldOut(name, split, data.row_format, [f"{counted(len(split.examples), f'{name} example')} of the run"])
 
 
-def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:
+def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[Sequence[EncodedExample], str]:
     """Return the held-out examples of an adapter's run.
 
     Args:
