@@ -61,11 +61,10 @@ def encode_messages(
         return None
     remaining = list(messages[: last_turn + 1])
     try:
+        full_length = _num_tokens(remaining, vocabulary)
+        if full_length > max_length:
+            remaining = _newest_exchanges(remaining, vocabulary, max_length)
         ids, trained = _encode_turns(remaining, vocabulary)
-        full_length = len(ids)
-        while len(ids) > max_length and (shorter := _without_oldest_exchange(remaining)):
-            remaining = shorter
-            ids, trained = _encode_turns(remaining, vocabulary)
         if len(ids) > max_length:
             ids, trained = _encode_turns(_shorten_contents(remaining, vocabulary, max_length), vocabulary)
     except DataError as error:
@@ -74,12 +73,25 @@ def encode_messages(
     return EncodedExample(ids, trained, full_length - len(ids)) if any(trained) else None
 
 
-def _without_oldest_exchange(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
-    """Return the messages without the oldest exchange, or None if only one is left; system messages stay."""
+def _newest_exchanges(
+    messages: list[Mapping[str, Any]], vocabulary: Vocabulary, max_length: int
+) -> list[Mapping[str, Any]]:
+    """Return the messages without as many of the oldest exchanges as needed; system messages and the last one stay."""
     first = next((index for index, message in enumerate(messages) if message["role"] != "system"), 0)
-    later_questions = (index for index in range(first + 1, len(messages)) if messages[index]["role"] == "user")
-    second = next(later_questions, None)
-    return None if second is None else [*messages[:first], *messages[second:]]
+    later_questions = [index for index in range(first + 1, len(messages)) if messages[index]["role"] == "user"]
+    starts = [*reversed(later_questions), first]
+
+    def from_start(number: int) -> list[Mapping[str, Any]]:
+        return [*messages[:first], *messages[starts[number] :]]
+
+    def fits(number: int) -> bool:
+        return _num_tokens(from_start(number), vocabulary) <= max_length
+
+    return from_start(largest_fit(len(starts) - 1, fits) or 0)
+
+
+def _num_tokens(messages: Messages, vocabulary: Vocabulary) -> int:
+    return len(_render(messages, vocabulary.tokenizer)["input_ids"])
 
 
 def _shorten_contents(messages: list[Mapping[str, Any]], vocabulary: Vocabulary, max_length: int) -> Messages:
@@ -89,7 +101,7 @@ def _shorten_contents(messages: list[Mapping[str, Any]], vocabulary: Vocabulary,
         return [m if m["role"] == "assistant" else {**m, "content": m["content"][:max_characters]} for m in messages]
 
     def fits(max_characters: int) -> bool:
-        return len(_render(cut_to(max_characters), vocabulary.tokenizer)["input_ids"]) <= max_length
+        return _num_tokens(cut_to(max_characters), vocabulary) <= max_length
 
     longest = max((len(m["content"]) for m in messages if m["role"] != "assistant"), default=0)
     return cut_to(largest_fit(longest, fits) or 0)
