@@ -22,6 +22,7 @@ task_encoding  examples to token ids, for the other tasks
 overlaps       search for prompts that two splits share
 validation     choice of validation examples from the training examples
 report         counts of rows, tokens, truncated and dropped examples
+split          `Split`: examples of one split, and their encoding in batches
 splits         `Data`: training, validation and test examples
 loading        `load_data`: from any source to `Data`
 collate        encoded examples to batches
@@ -34,12 +35,14 @@ from peftly.data.detect import TargetKind
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
+from peftly.data.formatted import FormattedExamples
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows
 from peftly.data.sources import DataSource
-from peftly.data.splits import Data, Split
+from peftly.data.split import Split, encode_split
+from peftly.data.splits import Data
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -52,6 +55,7 @@ __all__ = [
     "EncodedExample",
     "EncodedExamples",
     "Example",
+    "FormattedExamples",
     "RowFormat",
     "Rows",
     "Split",
@@ -68,6 +72,7 @@ __all__ = [
     "encode_for",
     "encode_prompt",
     "encode_sources",
+    "encode_split",
     "encode_words",
     "epoch_order",
     "epoch_steps",

@@ -4,13 +4,14 @@ The packages pyarrow and datasets are imported here only, at first use.
 """
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.data.rows import Rows, StoredRows, check_characters, first_line
-from peftly.data.storage import LazySequence
+from peftly.data.storage import ByteStore, LazySequence
 from peftly.errors import DataError, PeftlyError
 
 if TYPE_CHECKING:
@@ -20,25 +21,37 @@ __all__ = ["read_hub", "read_parquet", "read_saved_dataset", "rows_of_dataset"]
 
 _INSTALL = "pip install 'peftly[datasets]'"
 
-_BLOCK_ROWS = 256
+_TABLE_ROWS = 256
 """Rows that are converted at once."""
 
 
 class ArrowRows(LazySequence[dict[str, Any]]):
-    """Rows of an Arrow table, which are converted in blocks on access. The last block is stored for the next access."""
+    """Rows of Arrow tables, which are converted on access. The rows of the last table stay for the next access.
+
+    Attributes:
+        fields: names of the fields.
+    """
 
     def __init__(
-        self, count: int, rows_between: Callable[[int, int], Any], class_names: Mapping[str, list[str]]
+        self,
+        fields: list[str],
+        count: int,
+        ends: Sequence[int],
+        table: Callable[[int], Any],
+        class_names: Mapping[str, list[str]],
     ) -> None:
         """Prepare the rows.
 
         Args:
+            fields: names of the fields.
             count: number of rows.
-            rows_between: function that returns the table of the rows from one index to before another.
+            ends: index of the row after each table.
+            table: function that returns a table by its number.
             class_names: names of the classes, for fields that hold class numbers.
         """
-        self._count, self._rows_between, self._class_names = count, rows_between, class_names
-        self._number, self._block = -1, list[dict[str, Any]]()
+        self.fields = fields
+        self._count, self._ends, self._table, self._class_names = count, ends, table, class_names
+        self._number, self._rows = -1, list[dict[str, Any]]()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -46,13 +59,11 @@ class ArrowRows(LazySequence[dict[str, Any]]):
 
     def element(self, index: int) -> dict[str, Any]:
         """Return the row with this index."""
-        number, offset = divmod(index, _BLOCK_ROWS)
+        number = bisect_right(self._ends, index)
         if number != self._number:
-            start = number * _BLOCK_ROWS
-            table = self._rows_between(start, min(start + _BLOCK_ROWS, self._count))
-            self._block = [_with_class_names(row, self._class_names) for row in table.to_pylist()]
+            self._rows = [_with_class_names(row, self._class_names) for row in self._table(number).to_pylist()]
             self._number = number
-        return self._block[offset]
+        return self._rows[index - (self._ends[number - 1] if number else 0)]
 
 
 def read_parquet(name: str, path: Path) -> Rows:
@@ -67,35 +78,29 @@ def read_parquet(name: str, path: Path) -> Rows:
     """
     try:
         import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.ipc  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise DataError(f"{name}: Parquet files need the package pyarrow: {_INSTALL}") from None
+    tables, ends = ByteStore(), array("q")
     try:
-        table = _mapped_table(path)
+        parquet = pyarrow.parquet.ParquetFile(path)
+        for batch in parquet.iter_batches(_TABLE_ROWS):
+            sink = pyarrow.BufferOutputStream()
+            with pyarrow.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch)
+            tables.append(sink.getvalue().to_pybytes())
+            ends.append(len(batch) + (ends[-1] if ends else 0))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})") from None
-    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    info = json.loads((parquet.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     features = info.get("info", {}).get("features", {})
     elements = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
     class_names = {field: f["names"] for field, f in elements.items() if isinstance(f, Mapping) and "names" in f}
-    rows = ArrowRows(len(table), lambda start, end: table.slice(start, end - start), class_names)
+    count = ends[-1] if ends else 0
+    names = parquet.schema_arrow.names
+    rows = ArrowRows(names, count, ends, lambda number: pyarrow.ipc.open_stream(tables[number]).read_all(), class_names)
     return Rows(name, rows)
-
-
-def _mapped_table(path: Path) -> Any:
-    """Return the table of a Parquet file, unpacked into a file without a name and mapped into memory."""
-    import pyarrow.ipc  # type: ignore[import-untyped]
-    import pyarrow.parquet
-
-    from peftly.utils import cache_home
-
-    parquet, folder = pyarrow.parquet.ParquetFile(path), cache_home()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        with pyarrow.ipc.new_file(file.name, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches():
-                writer.write_batch(batch)
-        return pyarrow.ipc.open_file(pyarrow.memory_map(file.name)).read_all()
 
 
 def read_saved_dataset(name: str, path: Path) -> dict[str, Rows]:
@@ -158,8 +163,15 @@ def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDat
     }
     if isinstance(content, library.IterableDataset):
         return Rows(name, _stored(name, content, class_names))
-    table = content.with_format("arrow")
-    return Rows(name, ArrowRows(len(table), lambda start, end: table[start:end], class_names))
+    arrow, ends = content.with_format("arrow"), range(_TABLE_ROWS, len(content) + _TABLE_ROWS, _TABLE_ROWS)
+    rows = ArrowRows(
+        content.column_names,
+        len(content),
+        ends,
+        lambda number: arrow[ends[number] - _TABLE_ROWS : ends[number]],
+        class_names,
+    )
+    return Rows(name, rows)
 
 
 def _stored(name: str, stream: "datasets.IterableDataset", class_names: Mapping[str, list[str]]) -> StoredRows:

@@ -12,7 +12,12 @@ __all__ = ["FormattedExamples"]
 
 
 class FormattedExamples(LazySequence[Example]):
-    """Examples of rows, or of some of the rows, in a row format."""
+    """Examples of rows, or of some of the rows, in a row format.
+
+    Attributes:
+        rows: the rows.
+        row_format: rule that turns a row into an example.
+    """
 
     def __init__(self, rows: Rows, row_format: RowFormat, indices: Sequence[int] | None = None) -> None:
         """Prepare the examples.
@@ -22,7 +27,7 @@ class FormattedExamples(LazySequence[Example]):
             row_format: rule that turns a row into an example.
             indices: index of each example's row; None: one example for every row.
         """
-        self._rows, self._row_format = rows, row_format
+        self.rows, self.row_format = rows, row_format
         self._indices = range(len(rows)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -36,11 +41,11 @@ class FormattedExamples(LazySequence[Example]):
             DataError: its row does not fit the row format.
         """
         row_index = self._indices[index]
-        return self._row_format.example(self._rows.rows[row_index], self._rows.location(row_index))
+        return self.row_format.example(self.rows.rows[row_index], self.rows.location(row_index))
 
     def location(self, index: int) -> str:
         """Return the location of an example's row for messages."""
-        return self._rows.location(self._indices[index])
+        return self.rows.location(self._indices[index])
 
     def select(self, indices: Sequence[int]) -> "FormattedExamples":
         """Return some of the examples.
@@ -49,4 +54,4 @@ class FormattedExamples(LazySequence[Example]):
             indices: indices of these examples.
         """
         chosen = array("q", map(self._indices.__getitem__, indices))
-        return FormattedExamples(self._rows, self._row_format, chosen)
+        return FormattedExamples(self.rows, self.row_format, chosen)

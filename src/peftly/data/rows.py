@@ -80,8 +80,9 @@ class Rows:
     @cached_property
     def fields(self) -> list[str]:
         """Names of the fields that any row has, in order of appearance."""
-        if isinstance(self.rows, StoredRows):
-            return self.rows.fields
+        stored: list[str] | None = getattr(self.rows, "fields", None)
+        if stored is not None:
+            return stored
         return list(dict.fromkeys(field for row in self.rows for field in row))
 
 

@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
-from peftly.data.encoded import EncodedExamples
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.overlaps import find_overlaps, prompt_key
-from peftly.data.report import DataReport, LossUnit, SplitReport, counted
+from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
-from peftly.data.task_encoding import encode_for
+from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
-from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.types import TaskName
 from peftly.data.validation import choose_validation
-from peftly.errors import ConfigError, DataError
+from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Data", "FormattedData", "RawData", "Split"]
-
-_BATCH_EXAMPLES = 1024
-_BATCH_CHARACTERS = 2**21
-"""Examples, and characters, that are tokenized at once."""
-
-_UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples of one split with their token ids. Dropped rows are in neither sequence.
-
-    Attributes:
-        examples: the examples as text. Those of `load_data` are made from the stored rows on access.
-        encoded: the examples as token ids, in the same order. Those of `load_data` are read from memory or from a
-            temporary file on access.
-        adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
-    """
-
-    examples: Sequence[Example]
-    encoded: Sequence[EncodedExample]
-    adapters: Sequence[str | Sequence[str] | None] | None = None
+__all__ = ["Data", "FormattedData", "RawData"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +50,12 @@ class _FormattedSplit:
     """Examples of one split as text.
 
     Attributes:
-        source: file or data set of the split.
         examples: the examples.
         keys: `prompt_key` of each example.
         labels: number of each example's label; -1 without one.
         added_spaces: number of examples that got a space between prompt and completion.
     """
 
-    source: str
     examples: FormattedExamples
     keys: Sequence[int]
     labels: Sequence[int]
@@ -94,7 +65,7 @@ class _FormattedSplit:
         keys, labels = (
             array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
         )
-        return _FormattedSplit(self.source, self.examples.select(indices), keys, labels)
+        return _FormattedSplit(self.examples.select(indices), keys, labels)
 
 
 @dataclass(frozen=True)
@@ -115,6 +86,11 @@ class FormattedData:
     splits: dict[str, _FormattedSplit]
     notes: list[str]
 
+    @property
+    def num_examples(self) -> int:
+        """Number of examples of all splits."""
+        return sum(len(split.examples) for split in self.splits.values())
+
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Data:
         """Return the data as token ids.
 
@@ -128,7 +104,8 @@ class FormattedData:
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
             if name in self.splits:
-                encoded[name], reports[name] = _encode_split(self.splits[name], tokenizer, self)
+                examples = self.splits[name].examples
+                encoded[name], reports[name] = encode_split(examples, self.task, tokenizer, self.max_length)
         overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
         report = DataReport(reports, overlaps, self.notes)
         return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
@@ -195,7 +172,7 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(row[row_format.target])
             added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(rows.name, FormattedExamples(rows, row_format), keys, labels, added_spaces)
+    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
 
 
 def _with_validation(
@@ -210,79 +187,8 @@ def _with_validation(
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
-    note = f"validation is {counted(len(chosen), 'row')} taken from {train.source} by seed {config.seed}"
+    note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
-
-
-def _encode_split(
-    split: _FormattedSplit, tokenizer: PreTrainedTokenizerBase, data: FormattedData
-) -> tuple[Split, SplitReport]:
-    """Return the encoded split without the dropped rows, and the counts."""
-    encoded = EncodedExamples()
-    kept = array("q")
-    labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = 0
-    for start, examples in _batches(split.examples):
-        location = partial(_location, split.examples, start)
-        with _no_garbage_collection():
-            results = encode_for(data.task, examples, tokenizer, data.row_format, data.max_length, location=location)
-        for index, (example, result) in enumerate(zip(examples, results, strict=True), start=start):
-            if result is None:
-                continue
-            kept.append(index)
-            encoded.append(result)
-            labels.update((*example.tags, *filter(None, [example.label])))
-            truncated += result.num_truncated > 0
-            tokens_cut += result.num_truncated
-            trained_tokens += result.num_targets
-    num_rows, num_dropped = len(split.examples), len(split.examples) - len(kept)
-    if not encoded:
-        raise DataError(
-            f"{split.source}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
-            f"{split.examples.location(0)}); completions are empty, or max_length={data.max_length} is too small"
-        )
-    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
-    report = SplitReport(
-        source=split.source,
-        rows=num_rows,
-        examples=len(encoded),
-        truncated=truncated,
-        tokens_cut=tokens_cut,
-        dropped=num_dropped,
-        first_dropped=split.examples.location(first_dropped) if num_dropped else None,
-        tokens=sum(encoded.num_tokens),
-        trained_tokens=trained_tokens,
-        labels=dict(sorted(labels.items())),
-        unit=_UNITS.get(data.task, "token"),
-    )
-    return Split(split.examples.select(kept) if num_dropped else split.examples, encoded), report
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turn off the search for unreachable objects, which the many lists of a batch start again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _location(examples: FormattedExamples, start: int, index: int) -> str:
-    return examples.location(start + index)
-
-
-def _batches(examples: Sequence[Example]) -> Iterator[tuple[int, list[Example]]]:
-    """Yield consecutive examples, and the index of the first of them."""
-    start, batch, characters = 0, list[Example](), 0
-    for end, example in enumerate(examples, start=1):
-        batch.append(example)
-        characters += len(example.prompt) + len(example.completion)
-        if len(batch) == _BATCH_EXAMPLES or characters > _BATCH_CHARACTERS or end == len(examples):
-            yield start, batch
-            start, batch, characters = end, [], 0
 
 
 def _space_notes(added_spaces: int) -> list[str]:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["attach_method", "batches_line", "open_base_and_data", "run", "training_in"]
 
+_MANY_EXAMPLES = 100_000
+"""Number of examples whose tokenization takes some seconds, so that it is announced."""
+
 
 def run(
     config: RunConfig,
@@ -137,6 +140,8 @@ def open_base_and_data(
             seed=config.train.seed,
         )
     if data is None:
+        if formatted.num_examples >= _MANY_EXAMPLES:
+            log(f"tokenizing {counted(formatted.num_examples, 'row')}")
         data = formatted.encode(base.tokenizer)
         for line in data.report.lines():
             log(line)

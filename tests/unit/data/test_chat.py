@@ -181,3 +181,38 @@ def test_a_bad_conversation_is_named_with_its_row(row, message):
     with pytest.raises(DataError) as caught:
         RowFormat("chat", None, "messages").examples([row])
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("has_system", [True, False])
+@pytest.mark.parametrize("max_length", [20, 60, 61, 62, 100, 200, 330, 10_000])
+def test_a_long_conversation_loses_as_few_exchanges_as_needed(max_length, has_system):
+    exchanges = [CONVERSATION[1 + n % 2 * 2 :][:2] for n in range(12)]
+    system = CONVERSATION[:1] if has_system else ()
+    tokenizer = chatty(PLAIN)
+
+    def tokens_of(messages):
+        return tokenizer.apply_chat_template(list(messages), return_dict=True)["input_ids"]
+
+    candidates = [tokens_of(sum(exchanges[first:], system)) for first in range(len(exchanges))]
+    expected = next((ids for ids in candidates if len(ids) <= max_length), None)
+    encoded = encode(Example(messages=sum(exchanges, system)), tokenizer, max_length)
+    if expected is None:  # the messages of the last exchange are cut, too
+        assert encoded is None or len(encoded.input_ids) == max_length
+    else:
+        assert encoded.input_ids == expected
+        assert encoded.num_truncated == len(candidates[0]) - len(expected)
+
+
+def test_a_long_conversation_is_not_rendered_once_per_exchange(monkeypatch):
+    tokenizer, renderings = chatty(PLAIN), []
+    original = type(tokenizer).apply_chat_template
+
+    def counted(self, messages, **options):
+        renderings.append(len(messages))
+        return original(self, messages, **options)
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counted)
+    messages = CONVERSATION[1:] * 256
+    encoded = encode(Example(messages=messages), tokenizer, 60)
+    assert any(encoded.trained)
+    assert sum(renderings) < 4 * len(messages)
