@@ -21,6 +21,7 @@ __all__ = [
     "MergeError",
     "MethodError",
     "PeftlyError",
+    "Stopped",
     "TrainingError",
 ]
 
@@ -55,3 +56,13 @@ class MergeError(PeftlyError, RuntimeError):
 
 class TrainingError(PeftlyError, RuntimeError):
     """Training cannot continue, for example after a loss that is not a number."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal of a scheduler or of the system (SIGTERM, SIGHUP, SIGUSR1) has stopped the process.
+
+    Attributes:
+        exit_code: exit code of the command line, the same for all of these signals.
+    """
+
+    exit_code = 143

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from adapter_files import edit_notes
 from commands import Peftly
 from references import assert_close
 from safetensors.torch import load_file
@@ -132,8 +133,7 @@ def test_the_quantisation_of_the_training_is_noted(peftly: Peftly, here):
     """Without bitsandbytes: the quantised base is not opened."""
     noted = {"kind": "nf4", "double": False}
     for folder in (here / "adapters" / "a", here / "adapters" / "b"):
-        notes = json.loads((folder / "peftly.json").read_text())
-        (folder / "peftly.json").write_text(json.dumps(notes | {"quantization": noted}))
+        edit_notes(folder, quantization=noted)
     assert peftly("combine", "adapters/a", "adapters/b", "--out", "sum").code == 0
     assert noted.items() <= open_adapters("sum").notes["quantization"].items()
 
@@ -193,8 +193,7 @@ def test_a_mistake_is_one_line(peftly: Peftly, here, tiny_llama_folder, case):
         adapter_of(tiny_llama_folder, name, LoRA(rank=2))
     foreign = here / "foreign" / "adapter_config.json"
     foreign.write_text(foreign.read_text().replace(str(tiny_llama_folder), "somewhere/else"))
-    noted = here / "quantised" / "peftly.json"
-    noted.write_text(json.dumps(json.loads(noted.read_text()) | {"quantization": {"kind": "int8"}}))
+    edit_notes(here / "quantised", quantization={"kind": "int8"})
     (here / "full" / "notes.txt").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     outcome = peftly("combine", *arguments, *([] if "--out" in arguments else ["--out", "new/deep"]))

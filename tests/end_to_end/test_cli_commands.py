@@ -30,7 +30,7 @@ def test_a_run_folder_is_complete(trained, tiny_llama_folder):
     names = {file.name for file in trained.iterdir()}
     assert names == {
         *("config.yaml", "data.json", "metrics.jsonl", "evaluation.json", "summary.json", "report.html"),
-        *("adapter", "step-50"),
+        *("adapter", "step-50", ".peftly.json"),
     }
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["base"] == str(tiny_llama_folder)

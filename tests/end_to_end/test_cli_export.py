@@ -43,7 +43,7 @@ def test_the_commands_of_its_page(here, peftly: Peftly, tiny_llama_folder, monke
         outcome = peftly(*words)
         assert (outcome.code, outcome.err) == (0, ""), command
         out = words[words.index("--out") + 1]
-        assert {path.name for path in (here / out).iterdir()} == WRITTEN[out]
+        assert {path.name for path in (here / out).iterdir()} == {*WRITTEN[out], ".peftly.json"}
         assert outcome.out.startswith(f"wrote {here / out}\n")
         if "vllm" in words:
             expected = (
@@ -51,7 +51,7 @@ def test_the_commands_of_its_page(here, peftly: Peftly, tiny_llama_folder, monke
             )
             assert expected + str(here / out) in outcome.out
     assert set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)) == FORMATS.keys()
-    assert not list(here.rglob(".*"))
+    assert {path.name for path in here.rglob(".*")} == {".peftly.json"}
 
 
 def test_a_gguf_file_is_a_base(here, peftly: Peftly):

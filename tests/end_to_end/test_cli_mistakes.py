@@ -103,10 +103,25 @@ def test_an_out_folder_that_holds_another_run(peftly, tiny_llama_folder, tweets,
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.yaml").write_text("base: mine\n")
+    (out / ".peftly.json").write_text('{"kind": "a run", "finished": true}')
     arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", out]
     failed(peftly(*arguments), "holds a run", "--overwrite")
-    assert [file.name for file in out.iterdir()] == ["config.yaml"]
+    assert sorted(file.name for file in out.iterdir()) == [".peftly.json", "config.yaml"]
     assert (out / "config.yaml").read_text() == "base: mine\n"
+
+
+def test_a_project_is_never_replaced(peftly, tiny_llama_folder, tweets, tmp_path):
+    """A project folder with a configuration, its rows and a report of its own."""
+    contents = {
+        "config.yaml": "data: {train: data.json}\n",
+        "data.json": tweets.read_text(),
+        "report.html": "<p>mine</p>",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    arguments = ["train", "--base", tiny_llama_folder, "--data", tweets, "--method", "lora", "--out", tmp_path]
+    failed(peftly(*arguments, "--overwrite"), "holds files that are not part of a run")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == contents
 
 
 def test_an_out_folder_that_holds_something_else(peftly, tiny_llama_folder, tweets, tmp_path):

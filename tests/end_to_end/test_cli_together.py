@@ -47,7 +47,13 @@ def ensemble(tmp_path_factory, tiny_llama_folder, tweets) -> Path:
 
 def test_each_member_of_an_ensemble_is_a_run(ensemble, peftly: Peftly):
     names = ["member_1", "member_2", "member_3"]
-    assert sorted(file.name for file in ensemble.iterdir()) == ["config.yaml", *names, "report.html", "results.json"]
+    assert sorted(file.name for file in ensemble.iterdir()) == [
+        ".peftly.json",
+        "config.yaml",
+        *names,
+        "report.html",
+        "results.json",
+    ]
     seeds = [yaml.safe_load((ensemble / name / "config.yaml").read_text())["train"]["seed"] for name in names]
     assert seeds == [7, 8, 9]
     rows = {name: adapter(ensemble / name)["prompt_embeddings"] for name in names}
@@ -327,6 +333,7 @@ def test_a_file_where_a_job_needs_its_folder(peftly: Peftly, tiny_llama_folder, 
     file = jobs_file(tmp_path, tiny_llama_folder, tweets)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("base: x")
+    (tmp_path / "out" / ".peftly.json").write_text('{"kind": "a run", "finished": true}')
     (tmp_path / "out" / "a").write_text("mine")
     done = peftly("train", file, "--overwrite")
     assert (done.code, "is a file; name a folder" in done.err) == (2, True)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from adapter_files import edit_config
 from generate_loop import NEW, beams_by_hand, by_hand, trimmed
 from invariance import gradient_tolerance, loss_and_gradients, tolerance
 from references import adapted, assert_close
@@ -284,7 +285,7 @@ def test_they_are_saved_with_a_peft_type_of_our_own(method, tmp_path):
     with use_prompt_positions(model, POSITIONS[:1]), use_prompt_positions(loaded, POSITIONS[:1]):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     peft["settings"]["position"] = "elsewhere"
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(peft))
+    edit_config(tmp_path / "adapter", **peft)
     with pytest.raises(AdapterError, match="position"):
         load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")
 

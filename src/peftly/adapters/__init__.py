@@ -5,6 +5,8 @@ state       the adapters of a model, and the choice of the active ones
 merge       adapters merged into the weights of their base, in memory
 saving      adapters to disk, in PEFT's format
 files       names of the files of an adapter
+checksums   checksums of these files
+method_settings  settings of the method, from the two files that hold them
 folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
 loading     adapters from disk, alone or with their base
@@ -25,6 +27,7 @@ from peftly.adapters.attachment import attach, detach
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -52,6 +55,7 @@ from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_na
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE",
     "CARD",
     "CONFIG",
     "LABELS",

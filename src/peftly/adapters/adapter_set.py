@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
-from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGETHER
+from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGETHER, escaped
 from peftly.adapters.folder import AdapterFolder, BaseRequirements, no_adapter, quantization_in, read_notes
 from peftly.data import RowFormat
 from peftly.errors import AdapterError, ConfigError
+from peftly.utils import recover
 
 if TYPE_CHECKING:
     from peftly.models import Quantization
@@ -90,10 +91,17 @@ class AdapterSet:
         """Row format of the training data; None where no note names one.
 
         Raises:
+            AdapterError: a value in the note has a wrong type.
             DataError: the note is incomplete, or was written by a later version.
         """
         noted = self.notes.get(ROW_FORMAT)
-        return RowFormat.from_dict(noted) if noted else None
+        if not noted:
+            return None
+        labels = noted.get("labels", [])
+        texts = [noted.get(key) or "" for key in ("kind", "template", "target", "pair")]
+        if not isinstance(labels, list) or not all(isinstance(text, str) for text in (*texts, *labels)):
+            raise AdapterError(f"{self.path / NOTES} is damaged: {ROW_FORMAT} is {escaped(noted)}")
+        return RowFormat.from_dict(noted)
 
 
 AdapterSource = str | Path | AdapterSet
@@ -113,6 +121,7 @@ def open_adapters(source: AdapterSource) -> AdapterSet:
     notes_of = cache(read_notes)  # the search below reads notes, and so does `AdapterFolder.read`
     path = Path(source)
     for folder in (path, path / "adapter"):
+        recover(folder)
         if adapters := _adapters_in(folder, notes_of):
             return AdapterSet(str(source), folder, MappingProxyType(adapters))
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
@@ -195,7 +204,7 @@ def names_saved_together(folder: Path, notes_of: _ReadNotes = read_notes) -> dic
     for name, names in noted.items():
         are_strings = isinstance(names, list) and all(isinstance(other, str) for other in names)
         if names and not (are_strings and name in names and len(set(names)) == len(names)):
-            raise AdapterError(f"{folder / name / NOTES} is damaged: {TOGETHER} is {names!r}")
+            raise AdapterError(f"{folder / name / NOTES} is damaged: {TOGETHER} is {escaped(repr(names))}")
     return {name: names for name, names in noted.items() if names}
 
 
@@ -213,14 +222,16 @@ def _adapters_in(folder: Path, notes_of: _ReadNotes) -> dict[str, AdapterFolder]
     odd = next((name for name in together if together[name] != names), None)
     if odd is not None:
         raise AdapterError(
-            f"{folder} holds adapters that were not saved together: {first} was saved with {', '.join(names)}, "
-            f"and {odd} with {', '.join(together[odd])}; save them again, or open one of these folders"
+            f"{folder} holds adapters that were not saved together: {first} was saved with "
+            f"{escaped(', '.join(names))}, and {odd} with {escaped(', '.join(together[odd]))}; save them again, or "
+            "open one of these folders"
         )
     present = _folders_with_adapter(folder)
     missing = [name for name in names if name not in present]
     if missing:
         raise AdapterError(
-            f"{folder} lacks {', '.join(missing)}, saved together with {first}; save them again, or open one alone"
+            f"{folder} lacks {escaped(', '.join(missing))}, saved together with {first}; save them again, or open one "
+            "alone"
         )
     return {name: AdapterFolder.read(folder / name, notes_of(folder / name)) for name in names}
 
@@ -230,5 +241,5 @@ def _folders_with_adapter(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "." not in path.parent.name)
 
 
-def _shown(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+def _shown(value: object) -> str:
+    return escaped(list(value) if isinstance(value, tuple) else value)

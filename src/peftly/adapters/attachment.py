@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
 from peftly.errors import MethodError
@@ -27,13 +28,13 @@ from peftly.injection import (
     is_within,
     override_method,
     patch_quantized_layers,
-    remove_layer_adapters,
     restore_method,
     restore_quantized_layers,
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
 from peftly.models import open_original, task_of
+from peftly.settings import check_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,10 +75,13 @@ def attach(
 
     Raises:
         MethodError: the model has an adapter of this name, or cannot carry this one; the model is then unchanged.
+        ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_seed(seed)
     setup = Setup(tokenizer, tuple(answers), seed, examples, partial(open_original, model))
     kind = METHODS[config.name].adapter
-    adapter = install(model, config, name, lambda: kind.attach(model, config, name, setup))
+    with restored_on_failure(model):
+        adapter = install(model, config, name, lambda: kind.attach(model, config, name, setup))
     try:
         with use_adapters(model, name):
             adapter.initialize_from_data(setup)
@@ -89,7 +93,7 @@ def attach(
 
 
 def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[[], Adapter]) -> Adapter:
-    """Freeze `model` and put an adapter on it.
+    """Freeze `model` and put an adapter on it, inside `restored_on_failure`.
 
     Args:
         model, config, name: as for `attach`.
@@ -107,20 +111,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)
     if unsupported_reason is not None:
         raise MethodError(unsupported_reason)
-    is_first = not attached(model)
-    if is_first:
+    if not attached(model):
         _prepare(model)
-    adapter = None
-    try:
-        adapter = create()
-        _save_modules(model, name, config.modules_to_save)
-    except BaseException:
-        if adapter is not None:
-            adapter.remove()
-        remove_layer_adapters(model, name)
-        if is_first:
-            _restore(model)
-        raise
+    adapter = create()
+    _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
     state.adapters[name] = adapter
     state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])

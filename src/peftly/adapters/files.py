@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,7 +17,9 @@ from peftly.errors import AdapterError
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE",
     "CARD",
+    "CHECKSUMS",
     "CONFIG",
     "LABELS",
     "METHOD",
@@ -24,6 +29,7 @@ __all__ = [
     "TENSORS",
     "TOGETHER",
     "TRAINING",
+    "escaped",
     "read_json",
     "read_shapes",
     "read_tensors",
@@ -56,6 +62,9 @@ ROW_FORMAT = "row_format"
 QUANTIZATION = "quantization"
 """Key of `NOTES`: quantization of the base in training."""
 
+BASE = "base"
+"""Key of `NOTES`: identity of the base in training; see `peftly.models.identity`."""
+
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""
 
@@ -64,47 +73,109 @@ TOGETHER = "together"
 The order matters: it is the order of their virtual tokens."""
 
 
+CHECKSUMS = "checksums"
+"""Key of `NOTES`: SHA-256 of the files of the adapter, by their names; see `adapters.checksums`."""
+
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_JSON_DEPTH = 64
+_MAX_DIGITS = 100
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        AdapterError: the file cannot be read, or holds no JSON object.
+        AdapterError: the file cannot be read, holds no JSON object, or is too large: in bytes, in depth, or in the
+            digits of a number.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path} cannot be read as JSON: {error}") from None
+        size = path.stat().st_size
+        if size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and {_MAX_JSON_BYTES:,} are the most")
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_finite_float,
+            parse_constant=_finite_float,
+        )
+        if _depth(value) > _MAX_JSON_DEPTH:
+            raise RecursionError
+    except RecursionError:
+        raise AdapterError(f"{path} is nested deeper than {_MAX_JSON_DEPTH} levels") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON: {escaped(error)}") from None
     if not isinstance(value, dict):
         raise AdapterError(f"{path} should hold a JSON object, and holds a {type(value).__name__}")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {max(names, key=names.count)} twice")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(text):,} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    if len(text) > _MAX_DIGITS or not math.isfinite(value := float(text)):
+        raise ValueError(f"it has the number {text[:_MAX_DIGITS]}")
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [child for parent in level for child in _children(parent)]:
+        depth += 1
+    return depth
+
+
+def _children(value: Any) -> Iterator[Any]:
+    return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+def escaped(value: object, limit: int = 200) -> str:
+    """Return a text from a file or from a library for a message: in one line, printable, and not too long."""
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(value)[:limit])
+    return text if len(str(value)) <= limit else f"{text}..."
 
 
 def read_tensors(folder: Path, file_name: str = TENSORS) -> dict[str, Tensor]:
     """Return the tensors in a file of an adapter, by their names in the file.
 
     Raises:
-        AdapterError: the file is missing or damaged.
+        AdapterError: the file is missing or damaged, or a value is not finite.
     """
     path = _tensor_file(folder, file_name)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from None
+        raise AdapterError(f"{path} is damaged: {escaped(error)}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path} has NaN or infinite values in {escaped(name)}, so every output would be NaN")
     return tensors
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of an adapter, by their names in the file; no weight is read.
+def read_shapes(folder: Path, file_name: str = TENSORS) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file of an adapter, by their names in the file; no tensor is read.
 
     Raises:
         AdapterError: the file is missing or damaged.
     """
-    path = _tensor_file(folder, TENSORS)
+    path = _tensor_file(folder, file_name)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from None
+        raise AdapterError(f"{path} is damaged: {escaped(error)}") from None
 
 
 def _tensor_file(folder: Path, file_name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +13,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from peftly.adapters.checksums import check_file, check_json
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    CHECKSUMS,
     CONFIG,
     LABELS,
-    METHOD,
     NOTES,
     QUANTIZATION,
+    ROW_FORMAT,
     TENSORS,
     TRAINING,
+    escaped,
     read_json,
     read_shapes,
     read_tensors,
 )
+from peftly.adapters.method_settings import read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError
-from peftly.methods import METHODS, MethodConfig
+from peftly.methods import MethodConfig
 from peftly.models import TASKS, Quantization, task_of_peft
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class BaseRequirements(NamedTuple):
 
     def __str__(self) -> str:
         labels = f" of {', '.join(self.labels)}" if self.labels else ""
-        return f"{self.base}{f' ({self.task}{labels})' if self.task else ''}"
+        return escaped(f"{self.base}{f' ({self.task}{labels})' if self.task else ''}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class AdapterFolder:
     Attributes:
         path: folder of the adapter.
         peft_config: content of `adapter_config.json`.
-        notes: content of `peftly.json`; empty for an adapter that PEFT wrote.
+        notes: content of `peftly.json` without checksums; empty for an adapter that PEFT wrote.
+        checksums: checksum of each file, by its name; empty for an adapter that PEFT or version 0.1.0 wrote.
         method: settings of the method.
         file_names: names of the files that exist, of those in `ADAPTER_FILES`.
 
@@ -73,6 +79,7 @@ class AdapterFolder:
     path: Path
     peft_config: Mapping[str, Any]
     notes: Mapping[str, Any]
+    checksums: Mapping[str, str]
     method: MethodConfig
     file_names: tuple[str, ...]
 
@@ -85,14 +92,27 @@ class AdapterFolder:
             notes: result of `read_notes` for the folder, where it has been called already.
 
         Raises:
-            AdapterError: the folder holds no adapter, a file is damaged, the adapter is of an unknown type, or a
-                setting has an impossible value or is not supported.
+            AdapterError: the folder holds no adapter, a file is damaged or was changed, the adapter is of an unknown
+                type, a setting has an impossible value or is not supported, or the two files disagree on a setting.
         """
-        peft_config = _read_peft_config(path)
+        if not (path / CONFIG).is_file():
+            raise no_adapter(path)
+        peft_config = read_json(path / CONFIG)
         notes = read_notes(path) if notes is None else notes
+        checksums = check_json(path, peft_config, notes)
+        notes = with_current_notes({key: value for key, value in notes.items() if key != CHECKSUMS})
+        peft_config = _checked_peft_config(path, peft_config)
         file_names = tuple(name for name in ADAPTER_FILES if (path / name).is_file())
-        method = _read_method(path, peft_config, notes)
-        return cls(path, MappingProxyType(peft_config), MappingProxyType(dict(notes)), method, file_names)
+        method = read_method(path, peft_config, notes)
+        _check_notes(path, notes)
+        return cls(
+            path=path,
+            peft_config=MappingProxyType(peft_config),
+            notes=MappingProxyType(notes),
+            checksums=MappingProxyType(checksums),
+            method=method,
+            file_names=file_names,
+        )
 
     @property
     def base_name(self) -> str | None:
@@ -115,7 +135,7 @@ class AdapterFolder:
         if noted := self.notes.get(LABELS):
             return tuple(map(str, noted))
         head = re.compile(r".*\.(classifier|score)(\.out_proj)?\.weight")
-        sizes = [shape[0] for name, shape in read_shapes(self.path).items() if head.fullmatch(name)]
+        sizes = [shape[0] for name, shape in self.shapes().items() if head.fullmatch(name) and math.prod(shape)]
         return tuple(f"LABEL_{number}" for number in range(sizes[-1])) if sizes else ()
 
     @cached_property
@@ -138,21 +158,44 @@ class AdapterFolder:
         """
         return quantization_in(self.notes, self.path)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the weights of the adapter, by their names in the file.
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights of the adapter, by their names in the file; no weight is read.
 
         Raises:
             AdapterError: the file is missing or damaged.
         """
+        return read_shapes(self.path, TENSORS)
+
+    def num_elements(self) -> int:
+        """Return the number of elements of all tensors in the files of the adapter; no tensor is read.
+
+        Raises:
+            AdapterError: a file is missing or damaged.
+        """
+        shapes = [*self.shapes().values()]
+        if TRAINING in self.file_names:
+            shapes += read_shapes(self.path, TRAINING).values()
+        return sum(map(math.prod, shapes))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights of the adapter, by their names in the file.
+
+        Raises:
+            AdapterError: the file is missing, damaged or was changed, or a value is not finite.
+        """
+        check_file(self.path, TENSORS, self.checksums)
         return read_tensors(self.path, TENSORS)
 
     def training_tensors(self) -> dict[str, Tensor]:
         """Return the trainable parameters of a reparameterised prompt, by their names in the file; often empty.
 
         Raises:
-            AdapterError: the file is damaged.
+            AdapterError: the file is damaged or was changed, or a value is not finite.
         """
-        return read_tensors(self.path, TRAINING) if TRAINING in self.file_names else {}
+        if TRAINING not in self.file_names:
+            return {}
+        check_file(self.path, TRAINING, self.checksums)
+        return read_tensors(self.path, TRAINING)
 
 
 def no_adapter(folder: Path) -> AdapterError:
@@ -170,7 +213,7 @@ def read_notes(folder: Path) -> dict[str, Any]:
         AdapterError: the file cannot be read, or holds no JSON object.
     """
     path = folder / NOTES
-    return with_current_notes(read_json(path)) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def quantization_in(notes: Mapping[str, Any], folder: Path) -> Quantization | None:
@@ -187,61 +230,31 @@ def quantization_in(notes: Mapping[str, Any], folder: Path) -> Quantization | No
     try:
         return None if noted is None else Quantization.model_validate(noted)
     except ValidationError as error:
-        raise AdapterError(f"{folder / NOTES}: {noted!r} is no known quantisation") from error
+        raise AdapterError(f"{folder / NOTES}: {escaped(repr(noted))} is no known quantisation") from error
 
 
-def _read_peft_config(folder: Path) -> dict[str, Any]:
+def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `adapter_config.json` by current names, after a check of the entries of all methods."""
     path = folder / CONFIG
-    if not path.is_file():
-        raise no_adapter(folder)
-    config = read_json(path)
     if "peft_type" not in config:
         raise AdapterError(f"{path} names no peft_type, so it is not the configuration of an adapter")
+    for key in ("peft_type", "base_model_name_or_path", "task_type"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(f"{path}: {key} should be a text, and is {escaped(repr(config[key]))}")
+    if not _are_names(config.get("modules_to_save") or []):
+        raise AdapterError(
+            f"{path}: modules_to_save should be a list of names, and is {escaped(repr(config['modules_to_save']))}"
+        )
     if isinstance(config.get("settings"), Mapping):
-        config["settings"] = with_current_names(config["settings"], RENAMED_METHOD_SETTINGS)
-    return config
+        return {**config, "settings": with_current_names(config["settings"], RENAMED_METHOD_SETTINGS)}
+    return dict(config)
 
 
-def _read_method(folder: Path, peft_config: Mapping[str, Any], notes: Mapping[str, Any]) -> MethodConfig:
-    """Return the settings of the method: those in the notes, or else those in PEFT's configuration."""
-    candidates = _methods_of_peft(folder, peft_config)
-    noted = notes.get(METHOD)
-    if not isinstance(noted, Mapping) or noted.get("name") not in candidates:
-        return next(iter(candidates.values()))
-    try:
-        return type(candidates[noted["name"]]).model_validate(noted)
-    except ValueError as error:
-        raise AdapterError(f"{folder / NOTES} does not describe a {noted['name']} adapter: {_reason(error)}") from None
+def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    for key, is_sound in ((LABELS, _are_names), (ROW_FORMAT, lambda value: isinstance(value, Mapping))):
+        if notes.get(key) is not None and not is_sound(notes[key]):
+            raise AdapterError(f"{folder / NOTES} is damaged: {key} is {escaped(repr(notes[key]))}")
 
 
-def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, MethodConfig]:
-    """Return the settings of each method that PEFT's configuration may describe, by the name of the method."""
-    peft_type = peft_config["peft_type"]
-    known_types = {name: None for method in METHODS.values() for name in method.adapter.peft_types}
-    if peft_type not in known_types:
-        raise AdapterError(f"{folder / CONFIG} is of peft_type {peft_type!r}; peftly reads {', '.join(known_types)}")
-    saved = peft_config.get("modules_to_save")
-    modules_to_save = None if saved is None else tuple(saved)
-    candidates: dict[str, MethodConfig] = {}
-    for method in METHODS.values():
-        if peft_type not in method.adapter.peft_types:
-            continue
-        try:
-            config = method.adapter.config_from_peft(peft_config)
-        except AdapterError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterError(
-                f"{folder / CONFIG} is not a sound {peft_type} configuration: {_reason(error)}"
-            ) from None
-        if config is not None:
-            candidates[config.name] = config.model_copy(update={"modules_to_save": modules_to_save})
-    return candidates
-
-
-def _reason(error: Exception) -> str:
-    """Return the objection of a settings class, in one line."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str | int) for name in value)

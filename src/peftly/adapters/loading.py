@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
-from peftly.adapters.attachment import detach, install
-from peftly.adapters.files import TENSORS, TRAINING
+from peftly.adapters.allocation import AllocationLimit
+from peftly.adapters.attachment import install
+from peftly.adapters.files import BASE, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
+from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_parameters
+from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, load_base
+from peftly.models import Quantization, load_base, note_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_adapter", "load_together"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_BASE_WEIGHT = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
+_ROUNDING = 0.02
+"""Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
 
 def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default") -> ModelT:
@@ -47,43 +53,65 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         AdapterError: the source holds no adapter, or one that is damaged, of an unknown type, or for another base.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
-    loaded: list[str] = []
-    try:
-        for adapter_name, folder in open_adapters(source).named(name).items():
+    adapters = open_adapters(source).named(name)
+    with restored_on_failure(model):
+        for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name)
-            loaded.append(adapter_name)
-    except (AdapterError, MethodError):
-        for adapter_name in loaded:
-            detach(model, adapter_name)
-        raise
+            _compare_base(model, folder, adapter_name)
     return model
 
 
 def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
     tensors = _without_extras(folder.path, model, folder.tensors())
-    method = folder.method
-    kind = METHODS[method.name].adapter
-    adapter = install(model, method, name, lambda: kind.attach_for_loading(model, method, name))
-    try:
-        _check_tensors(folder.path, adapter_tensors(adapter), tensors)
-    except AdapterError:
-        detach(model, name)
-        raise
+    adapter = install(model, folder.method, name, lambda: _attach(model, folder, name))
+    _check_tensors(folder.path, adapter_tensors(adapter), tensors)
     with torch.no_grad():
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
-            _resume(folder.path, adapter, training_tensors)
+            _load_training_tensors(folder, adapter, training_tensors)
 
 
-def _resume(folder: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+def _compare_base(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+    """Warn if the base of a model is known to differ from the base of an adapter's training."""
+    difference = note_difference(model, copied_modules(model, name), folder.notes.get(BASE))
+    if difference is not None:
+        warnings.warn(
+            f"{folder.path} was trained over another base than this one: {difference}; its answers are not those of "
+            "its training",
+            stacklevel=3,
+        )
+
+
+def _attach(model: Any, folder: AdapterFolder, name: str) -> Adapter:
     try:
-        adapter.load_training_tensors(tensors)
+        with AllocationLimit(folder):
+            return METHODS[folder.method.name].adapter.attach_for_loading(model, folder.method, name)
+    except MethodError as error:
+        raise AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}") from error
+
+
+def _load_training_tensors(folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    """Set the trainable parameters of a reparameterised prompt, which has been loaded.
+
+    Raises:
+        AdapterError: the parameters do not fit the adapter, or produce another prompt.
+    """
+    path = folder.path
+    loaded = {name: tensor.clone() for name, tensor in adapter.file_tensors().items()}
+    try:
+        with AllocationLimit(folder):
+            adapter.load_training_tensors(tensors)
     except (KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        detach(adapter.model, adapter.name)
-        raise AdapterError(f"{folder / TRAINING} does not fit this {adapter.config.name} adapter: {reason}") from None
+        reason = escaped(str(error).strip().splitlines()[0])
+        raise AdapterError(f"{path / TRAINING} does not fit this {adapter.config.name} adapter: {reason}") from None
+    for name, tensor in adapter.file_tensors().items():
+        if (tensor - loaded[name]).norm() > _ROUNDING * loaded[name].norm():
+            raise AdapterError(
+                f"{path / TRAINING} and {path / TENSORS} disagree: the parameters in the first produce other "
+                f"{name} than the second holds; copy the adapter again, or delete {TRAINING} to use the second alone"
+            )
 
 
 def load(
@@ -183,21 +211,17 @@ def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) 
     Raises:
         AdapterError: the embeddings in the file are not those of `model`.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    needed = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.base_layer\.weight", name)
-        if match is None:
-            if ".modules_to_save." not in name and ".original_module." not in name:
-                needed[name] = tensor
-            continue
-        weight = parameters.get(f"{match[1]}.weight")
-        if weight is None or not _are_close(weight, tensor):
+    copies = {name: match[1] for name in tensors if (match := _BASE_WEIGHT.fullmatch(name))}
+    parameters = dict(model.named_parameters(remove_duplicate=False)) if copies else {}
+    for name, path in copies.items():
+        weight = parameters.get(f"{path}.weight")
+        if weight is None or not _are_close(weight, tensors[name]):
             raise AdapterError(
-                f"{folder / TENSORS} has {match[1]} of another base: {tuple(tensor.shape)}, or with other values; "
-                "give the base that it was trained on, its vocabulary resized likewise"
+                f"{folder / TENSORS} has {escaped(path)} of another base: {tuple(tensors[name].shape)}, or with other "
+                "values; give the base that it was trained on, its vocabulary resized likewise"
             )
-    return needed
+    left_out = {*copies, *(name for name in tensors if ".modules_to_save." in name or ".original_module." in name)}
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
 def _are_close(weight: Tensor, tensor: Tensor) -> bool:
@@ -217,7 +241,7 @@ def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mappin
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        verb, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
+        verb, name = ("lacks", missing[0]) if missing else ("also has", escaped(extra[0]))
         more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
         raise AdapterError(f"{folder / TENSORS} does not fit this base: it {verb} {name}{more}")
     for name, parameter in expected.items():
@@ -226,3 +250,5 @@ def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mappin
                 f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
                 f"and the base needs {tuple(parameter.shape)}"
             )
+        if not tensors[name].is_floating_point():
+            raise AdapterError(f"{folder / TENSORS} is damaged: {name} has the dtype {tensors[name].dtype}")

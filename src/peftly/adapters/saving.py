@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
+from peftly.adapters.checksums import with_checksums
 from peftly.adapters.files import (
     ADAPTER_FILES,
+    BASE,
     CARD,
     CONFIG,
     LABELS,
@@ -25,10 +23,12 @@ from peftly.adapters.files import (
     TOGETHER,
     TRAINING,
 )
+from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
-from peftly.errors import AdapterError, MethodError
+from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.models import TASKS, labels_of, quantization_of, task_of
+from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
+from peftly.utils import make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +51,7 @@ def save_adapter(
 ) -> Path:
     """Write an adapter of `model` to `folder`, so that PEFT and `load_adapter` can read it.
 
-    The files of an adapter are complete before the first of them appears under its name.
+    The folder holds the earlier adapters or the new ones, complete, also if the process is killed or the power fails.
 
     Args:
         model: a model with adapters.
@@ -75,13 +75,13 @@ def save_adapter(
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder = Path(folder)
     names = [name] if name is not None else list(adapters)
+    together = {} if len(names) == 1 else {TOGETHER: names}
     try:
-        if len(names) == 1:
-            _write(adapters[names[0]], folder, notes or {}, card)
-        else:
+        with replacing_files(folder, deletes=_replaced(folder), marker=CONFIG) as scratch:
             for saved in names:
-                _write(adapters[saved], folder / saved, {**(notes or {}), TOGETHER: names}, card)
-            _delete_replaced(folder, names)
+                _write(adapters[saved], scratch / saved if together else scratch, {**(notes or {}), **together}, card)
+    except ConfigError as error:  # another process, or a symbolic link
+        raise AdapterError(str(error)) from error
     except OSError as error:
         raise AdapterError(f"cannot write the adapter to {folder}: {error.strerror or error}") from error
     return folder
@@ -93,32 +93,23 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies}
 
 
-def _delete_replaced(folder: Path, names: Sequence[str]) -> None:
-    """Delete earlier adapters in a folder to which `names` have just been saved: they would be opened as well."""
-    for replaced in [folder, *(folder / name for name in names_saved_together(folder) if name not in names)]:
-        if (replaced / CONFIG).is_file():
-            for file_name in ADAPTER_FILES:
-                (replaced / file_name).unlink(missing_ok=True)
-        if not any(replaced.iterdir()):
-            replaced.rmdir()
+def _replaced(folder: Path) -> list[str]:
+    """Return the files of the adapter in a folder, or of adapters that were saved together there."""
+    names = ["", *(f"{name}/" for name in names_saved_together(folder))]
+    return [f"{name}{file}" for name in names if (folder / name / CONFIG).is_file() for file in ADAPTER_FILES]
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
-    """Write the files of one adapter to a hidden folder, and then move them to `folder`."""
+    """Write the files of one adapter."""
     base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
-    training = _on_cpu(adapter.training_tensors())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(_on_cpu(adapter_tensors(adapter)), scratch / TENSORS, metadata={"format": "pt"})
-        if training:
-            save_file(training, scratch / TRAINING, metadata={"format": "pt"})
-        _write_json(scratch / CONFIG, _peft_config(adapter, base))
-        _write_json(scratch / NOTES, {**_own_notes(adapter), **notes})
-        (scratch / CARD).write_text(card or adapter_card(base, adapter.config), encoding="utf-8")
-        _move_into(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    make_folder(folder)
+    write_tensors(folder / TENSORS, _on_cpu(adapter_tensors(adapter)), {"format": "pt"})
+    if training := _on_cpu(adapter.training_tensors()):
+        write_tensors(folder / TRAINING, training, {"format": "pt"})
+    _write_json(folder / CONFIG, _peft_config(adapter, base))
+    _write_json(folder / NOTES, with_checksums(folder, {**_own_notes(adapter), **notes}))
+    write_new_file(folder / CARD, (card or adapter_card(base, adapter.config)).encode("utf-8"))
+    AdapterFolder.read(folder)  # what is written can be opened
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +135,10 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
     task, quantization = task_of(adapter.model), quantization_of(adapter.model)
-    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
+    notes: dict[str, Any] = {
+        METHOD: adapter.config.model_dump(mode="json"),
+        BASE: base_note(adapter.model, copied_modules(adapter.model, adapter.name)),
+    }
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
     if quantization is not None:
@@ -152,17 +146,6 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
     return notes
 
 
-def _move_into(scratch: Path, folder: Path) -> None:
-    if not folder.exists():
-        scratch.chmod(0o755)  # mkdtemp creates folders that only their owner can read
-        scratch.rename(folder)
-        return
-    if not (scratch / TRAINING).exists():
-        (folder / TRAINING).unlink(missing_ok=True)
-    # The configuration is moved last: a folder with a configuration is an adapter.
-    for file in sorted(scratch.iterdir(), key=lambda path: path.name == CONFIG):
-        file.replace(folder / file.name)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_new_file(path, text.encode("utf-8"))

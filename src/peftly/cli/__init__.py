@@ -1,6 +1,7 @@
 """The command line, with one thin file per command. May import: all packages.
 
 console  output, and errors as one line
+screen   console of the commands
 options  options that several commands share
 opening  model of a run, an adapter or a base
 answers  answers of a classifier, printed
@@ -16,7 +17,7 @@ import typer
 
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
-from peftly.cli.console import CommandGroup
+from peftly.cli.console import CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -27,6 +28,7 @@ from peftly.cli.merge import merge
 from peftly.cli.methods import methods
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
+from peftly.errors import ConfigError
 
 __all__ = ["app", "main"]
 
@@ -48,12 +50,13 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"peftly {version('peftly')}")
+        echo(f"peftly {version('peftly')}")
         raise typer.Exit
 
 
 @app.callback()
 def _set_environment(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="PEFTLY_DEBUG", help="Show the traceback of an error.")
     ] = False,
@@ -62,6 +65,9 @@ def _set_environment(
     ] = False,
 ) -> None:
     """Parameter-efficient fine-tuning of language models: soft prompts, LoRA and related methods."""
+    silence_other_processes()
+    if is_launched() and context.invoked_subcommand != "train":
+        raise ConfigError(f"{context.invoked_subcommand} runs in one process; start it without the launcher")
     # The tokenizer and OpenMP libraries read these variables when they are imported.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -70,4 +76,5 @@ def _set_environment(
 
 def main() -> None:
     """Run the command line on `sys.argv` and exit with its exit code."""
+    prepare_streams()
     app(prog_name="peftly")

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
+from peftly.cli.console import echo
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,9 +31,9 @@ def print_answer(opened: "OpenRun", text: str, pair: str | None = None) -> None:
         if pair is not None:
             raise ConfigError("--pair is for a classifier of two texts; this model tags the words of one text")
         for word, tag in tag_words(opened.model, opened.tokenizer, [text.split()], max_length=max_length)[0]:
-            typer.echo(f"{word}\t{tag or f'(past {max_length} tokens)'}")
+            echo(f"{word}\t{tag or f'(past {max_length} tokens)'}")
         return
     example = Example(text, pair=pair) if opened.row_format is None else opened.row_format.format_prompt(text, pair)
     probabilities = classify(opened.model, opened.tokenizer, [example], max_length=max_length)[0]
     for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
-        typer.echo(f"{label}\t{probability:.1%}")
+        echo(f"{label}\t{probability:.1%}")

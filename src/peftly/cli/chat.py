@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli.console import silence_libraries
+from peftly.cli.console import echo, silence_libraries
 from peftly.cli.opening import open_model
 from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
 
@@ -31,12 +31,12 @@ def chat(
     opening = [{"role": "system", "content": system}] if system else []
     # A model without a chat template fails here, before the first question.
     prompt_ids([*opening, {"role": "user", "content": "?"}], opened.tokenizer)
-    typer.echo("/reset starts a new conversation, /exit or Ctrl-D ends the program", err=False)
+    echo("/reset starts a new conversation, /exit or Ctrl-D ends the program")
     history = list(opening)
     while (question := _ask()) is not None:
         if question == "/reset":
             history = list(opening)
-            typer.echo("(new conversation)")
+            echo("(new conversation)")
         elif question:
             history.append({"role": "user", "content": question})
             answer = write(
@@ -48,9 +48,9 @@ def chat(
                 top_k=top_k,
                 min_p=min_p,
                 stop=stop or (),
-                stream=lambda piece: typer.echo(piece, nl=False),
+                stream=lambda piece: echo(piece, nl=False),
             )[0]
-            typer.echo()
+            echo()
             history.append({"role": "assistant", "content": answer})
 
 
@@ -59,6 +59,6 @@ def _ask() -> str | None:
     try:
         question = input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
-        typer.echo()
+        echo()
         return None
     return None if question in ("/exit", "/quit") else question

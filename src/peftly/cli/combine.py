@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from peftly.cli.console import silence_libraries
+from peftly.cli.console import console, silence_libraries
 from peftly.cli.options import Adapters, Weights, read_weights
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ def combine(
     silence_libraries()
     from peftly.merging import save_combined
 
+    screen = console(is_progress=True)
     chosen = cast(Literal["linear", "svd"], method)  # `save_combined` checks it
     combined = save_combined(
-        adapters, out, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, log=typer.echo
+        adapters, out, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, log=screen.print
     )
     left_out = f", {combined.left_out:.1%} of the sum left out" if method == "svd" else ""
-    typer.echo(f"{out}: {_summary(combined)}{left_out}")
+    screen.print(f"{out}: {_summary(combined)}{left_out}")
 
 
 def _summary(combined: "Combined") -> str:

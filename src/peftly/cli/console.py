@@ -7,18 +7,29 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from peftly.errors import PeftlyError
+from peftly.cli.printable import printable
+from peftly.errors import PeftlyError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["CommandGroup", "console", "silence_libraries"]
+__all__ = [
+    "CommandGroup",
+    "console",
+    "echo",
+    "is_launched",
+    "prepare_streams",
+    "silence_libraries",
+    "silence_other_processes",
+]
 
 
 class CommandGroup(TyperGroup):
@@ -34,14 +45,22 @@ class CommandGroup(TyperGroup):
             return super().make_context(*args, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line; without arguments show the help."""
+        """Parse the command line; without arguments show the help.
+
+        Raises:
+            typer.BadParameter: an argument is not text.
+        """
+        for argument in args:
+            if argument != (text := argument.encode(errors="replace").decode()):
+                raise typer.BadParameter(f"{text!r} has bytes that are no text; rename the file, or write it in UTF-8")
         return super().parse_args(ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command.
 
         Raises:
-            typer.Exit: exit code 2 after an error that the user can remedy, 130 after Ctrl-C.
+            typer.Exit: exit code 2 after an error that the user can remedy, 130 after Ctrl-C, 143 after a signal of a
+                scheduler.
         """
         with _one_line_errors(debug=ctx.params["debug"]):
             return super().invoke(ctx)
@@ -55,7 +74,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise  # the reader of the output has exited; Typer ends the program silently
     except (PeftlyError, OSError) as error:
         if debug:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__ if is_launched() else None)
         _print_error(str(error))
         raise typer.Exit(2) from error
     except TyperException as error:
@@ -63,22 +82,92 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         _print_error(error.format_message() + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        _print_error(f"interrupted; {error}" if str(error) else "interrupted")
-        raise typer.Exit(130) from error
+        if is_main_process():  # a signal stops all processes
+            _print_error(f"interrupted; {error}" if str(error) else "interrupted")
+        raise typer.Exit(error.exit_code if isinstance(error, Stopped) else 130) from error
+    except Exception as error:
+        if not is_launched():
+            raise
+        raise typer.Exit(_report_of_process(error)) from error
+
+
+def is_launched() -> bool:
+    """Return whether this process is one of several, started by `torchrun` or `accelerate launch`."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main one of the processes of a launch, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def silence_other_processes() -> None:
+    """Hide the output of all processes but the main one; errors that end the run stay visible."""
+    if is_launched():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+    if is_launched() and not is_main_process():
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the end
+
+
+def _report_of_process(error: Exception) -> int:
+    """Report an unexpected error of one of several processes, and return the exit code."""
+    from peftly.training import lost_process
+
+    if lost := lost_process(error):
+        _print_error(str(lost))
+        return 2
+    if _reports():
+        traceback.print_exc(file=sys.__stderr__)
+    return 1
+
+
+def _reports() -> bool:
+    """Return whether this process prints the error that ends the command: of several processes, the first to fail."""
+    if not is_launched():
+        return True
+    from peftly.training import is_first_report
+
+    return is_first_report()
 
 
 def _print_error(message: str) -> None:
+    """Print an error as one line, whatever a file name, a value or a library has put into the message."""
+    if not _reports():
+        return
     has_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     prefix = typer.style("error:", fg="red", bold=True) if has_colour else "error:"
-    typer.echo(f"{prefix} {' '.join(message.split())}", err=True)
+    stream = sys.__stderr__ if is_launched() else sys.stderr
+    typer.echo(f"{prefix} {printable(' '.join(message.split()))}", file=stream)
 
 
-def console() -> "Console":
-    """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit."""
-    from rich.console import Console
+def echo(text: str = "", *, nl: bool = True) -> None:
+    """Print a text that is a result of the command: as it is into a file or pipe, with escapes on a terminal."""
+    sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n" * nl)
+    sys.stdout.flush()
 
-    is_terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 120)
+
+def console(*, is_progress: bool = False) -> "Console":
+    """Return a console on the current standard output: the width of a terminal, otherwise lines without a limit.
+
+    Args:
+        is_progress: see `Screen`.
+    """
+    from peftly.cli.screen import Screen
+
+    return Screen(is_progress=is_progress)
+
+
+_ESCAPE = "backslashreplace"
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed, and let all of them take texts that their encoding lacks."""
+    for name, mode, errors in (("stdin", "r", "replace"), ("stdout", "w", _ESCAPE), ("stderr", "w", _ESCAPE)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 -- open until the end
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def silence_libraries() -> None:

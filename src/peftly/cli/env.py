@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli.console import silence_libraries
+from peftly.cli.console import echo, silence_libraries
 
 __all__ = ["env"]
 
@@ -19,7 +19,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
 
     machine, caches = environment(), cache_folders()
     if as_json:
-        typer.echo(json.dumps({**machine, "dtype_auto": automatic_dtype(), "caches": caches}, indent=1))
+        echo(json.dumps({**machine, "dtype_auto": automatic_dtype(), "caches": caches}, indent=1))
         return
     lines = [*machine_lines(machine), ("dtype auto", automatic_dtype())]
     for name, cache in caches.items():
@@ -27,4 +27,4 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
         lines.append((f"{name} cache", f"{cache['path']} ({size})"))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        typer.echo(f"{name:<{width}}  {value}")
+        echo(f"{name:<{width}}  {value}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli.console import console, silence_libraries
+from peftly.cli.console import console, echo, silence_libraries
 from peftly.cli.options import Run
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate(
         return
     screen = console()
     for line in lines:
-        screen.print(line, markup=False)
+        screen.print(line)
     _print_scores(screen, name, evaluation, members)
     if evaluation.confusion is not None:
         _print_confusion(screen, evaluation)
@@ -68,7 +68,7 @@ def _print_json(name: str, evaluation: "Evaluation", members: Mapping[str, "Eval
     scores = {"rows_from": name, **asdict(evaluation)}
     if members:
         scores["members"] = {member: asdict(member_scores) for member, member_scores in members.items()}
-    typer.echo(json.dumps(json_values(scores), ensure_ascii=False, allow_nan=False))
+    echo(json.dumps(json_values(scores), ensure_ascii=False, allow_nan=False))
 
 
 def _print_scores(screen: "Console", name: str, evaluation: "Evaluation", members: Mapping[str, "Evaluation"]) -> None:

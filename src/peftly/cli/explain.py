@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli.console import console, silence_libraries
+from peftly.cli.console import console, echo, silence_libraries
 from peftly.cli.options import Run
 
 __all__ = ["explain"]
@@ -38,7 +38,9 @@ def explain(
         import json
         from dataclasses import asdict
 
-        typer.echo(json.dumps(asdict(explanation), ensure_ascii=False))
+        from peftly.utils import json_values
+
+        echo(json.dumps(json_values(asdict(explanation)), ensure_ascii=False))
         return
     from rich.table import Table
     from rich.text import Text

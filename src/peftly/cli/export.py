@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli.console import silence_libraries
+from peftly.cli.console import echo, silence_libraries
 
 __all__ = ["export"]
 
@@ -28,9 +28,9 @@ def export(
 
     exported = write(adapter, to, out, dtype=dtype, overwrite=overwrite)
     files = sorted(exported.folder.iterdir())
-    typer.echo(f"wrote {exported.folder}")
+    echo(f"wrote {exported.folder}")
     width = max(len(file.name) for file in files)
     for file in files:
-        typer.echo(f"  {file.name:<{width}}  {bytes_text(file.stat().st_size)}")
+        echo(f"  {file.name:<{width}}  {bytes_text(file.stat().st_size)}")
     for note in exported.notes:
-        typer.echo(note)
+        echo(note)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli.console import silence_libraries
+from peftly.cli.console import echo, silence_libraries
 from peftly.cli.opening import open_model
 from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
 from peftly.errors import ConfigError
@@ -63,9 +63,9 @@ def generate(
         num_beams=num_beams,
         stop=stop or (),
         seed=seed,
-        stream=(lambda piece: typer.echo(piece, nl=False)) if streams else None,
+        stream=(lambda piece: echo(piece, nl=False)) if streams else None,
     )
-    typer.echo("" if streams else completions[0])
+    echo("" if streams else completions[0])
 
 
 def _formatted(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":

@@ -57,6 +57,8 @@ def inspect(
     }
     config = _read_config(source, overrides or [], flags, job)
     silence_libraries()
+    from rich.text import Text
+
     from peftly.cli.tokens import example_text
     from peftly.data import read_data
     from peftly.models import choose_task, load_tokenizer, resolve_base
@@ -68,16 +70,17 @@ def inspect(
     tokenizer = load_tokenizer(base_spec)
     loaded = formatted.encode(tokenizer)
     screen = console()
-    screen.print(f"task: {chosen} ({reason})", markup=False, end="\n\n")
+    screen.print(f"task: {chosen} ({reason})", end="\n\n")
     brackets = screen.color_system is None or screen.no_color
     for number, encoded in enumerate(loaded.train.encoded[:examples], start=1):
         cut = f", {encoded.num_truncated} cut" if encoded.num_truncated else ""
         counts = f"{encoded.num_tokens} tokens, {encoded.num_targets} {_LEARNED.get(chosen, 'trained')}"
         screen.print(f"example {number}: {counts}{cut}", style="bold")
         screen.print(example_text(encoded, tokenizer, loaded.row_format.labels, brackets=brackets), end="\n\n")
-    screen.print("⟦trained⟧, not trained" if brackets else "[green]trained[/], [dim]not trained[/]", end="\n\n")
+    legend = Text.assemble(("trained", "green"), ", ", ("not trained", "dim"))
+    screen.print("⟦trained⟧, not trained" if brackets else legend, end="\n\n")
     for line in loaded.report.lines():
-        screen.print(line, markup=False)
+        screen.print(line)
 
 
 def _read_config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":

@@ -46,7 +46,7 @@ def merge(
     from peftly.merging import save_merged
     from peftly.runs import held_out_examples
 
-    screen = console()
+    screen = console(is_progress=True)
     parity = save_merged(
         adapters,
         out,
@@ -58,7 +58,7 @@ def merge(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         force=force,
-        log=lambda line: screen.print(line, markup=False),
+        log=screen.print,
     )
     _print(parity, out)
     if report is not None:
@@ -88,8 +88,8 @@ def _print(parity: "Parity", out: str) -> None:
     table = Table("before and after merging", "")
     for name, value in parity.rows():
         table.add_row(name, Text(value))
-    screen = console()
+    screen = console(is_progress=True)
     screen.print(table)
     if parity.complaint is not None:
-        screen.print(f"kept by --force: {parity.complaint}", markup=False)
-    screen.print(f"{out}: {parity.dtype}, opens with transformers' from_pretrained", markup=False)
+        screen.print(f"kept by --force: {parity.complaint}")
+    screen.print(f"{out}: {parity.dtype}, opens with transformers' from_pretrained")

@@ -28,4 +28,5 @@ def quickstart(
     silence_libraries()
     from peftly.runs import quickstart as run_quickstart
 
-    run_quickstart(out, base_spec=base, seed=seed, epochs=epochs, limit=limit, json_file=json_file, screen=console())
+    screen = console(is_progress=True)
+    run_quickstart(out, base_spec=base, seed=seed, epochs=epochs, limit=limit, json_file=json_file, screen=screen)

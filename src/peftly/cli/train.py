@@ -1,7 +1,6 @@
 """`peftly train`."""
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,19 +80,25 @@ def train(
         "seed": seed,
     }
     from peftly.runs import check_resumable, check_run_folder, load_config, one_run
+    from peftly.training import join_processes, leave_processes, on_main_process
 
-    if resume is None:
-        resolved = load_config(config, overrides or (), flags)
-        check_run_folder(Path(resolved.out), overwrite=overwrite)
-    else:
+    def resolved_config() -> "AnyConfig":
+        if resume is None:
+            resolved = load_config(config, overrides or (), flags)
+            check_run_folder(Path(resolved.out), overwrite=overwrite)
+            return resolved
         _check_alone(config, overrides or None, overwrite or None, *flags.values())
         check_resumable(resume)
-        resolved = load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+        return load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+
+    join_processes()
+    resolved = on_main_process(resolved_config)
     silence_libraries()
     if resolved.parts():
         _train_together(resolved, overwrite=overwrite, resume=resume is not None)
     else:
         _train(one_run(resolved), overwrite=overwrite, resume=resume is not None)
+    leave_processes()
 
 
 def _check_alone(*others: object) -> None:
@@ -109,11 +114,9 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
     from peftly.runs import run
     from peftly.training import ProgressBar
 
-    screen = console()
+    screen = console(is_progress=True)
     with ProgressBar(screen) as bar:
-        result = run(
-            config, overwrite=overwrite, resume=resume, log=partial(screen.print, markup=False), callbacks=[bar]
-        )
+        result = run(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=[bar])
     _print_summary(screen, result)
 
 
@@ -123,16 +126,14 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
     from peftly.training import ProgressBar
     from peftly.utils import program
 
-    screen = console()
+    screen = console(is_progress=True)
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
         bars = {name: [bar.add_bar(name)] for name in config.parts()}
-        result = run_together(
-            config, overwrite=overwrite, resume=resume, log=partial(screen.print, markup=False), callbacks=bars
-        )
+        result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
     screen.print(comparison_table(result.rows))
     folder = result.out if result.ensemble else next(iter(result.runs.values())).out
-    screen.print(f"report: {result.report}\n\nNext:\n  {program()} evaluate {shlex.quote(str(folder))}", markup=False)
+    screen.print(f"report: {result.report}\n\nNext:\n  {program()} evaluate {shlex.quote(str(folder))}")
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
@@ -147,6 +148,6 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         f"the adapter takes {bytes_text(result.size)}"
     )
     folder = shlex.quote(str(result.out))
-    screen.print(f"report: {result.report}\n\nNext:", markup=False)
+    screen.print(f"report: {result.report}\n\nNext:")
     for command in (f"evaluate {folder}", f'generate {folder} --text "…"', f"inspect {folder}"):
-        screen.print(f"  {program()} {command}", markup=False)
+        screen.print(f"  {program()} {command}")

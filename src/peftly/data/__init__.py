@@ -15,7 +15,8 @@ formatted      examples that are formatted on access
 detect         detection of the row format
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
-chat           conversations to token ids, by the tokenizer's chat template
+chat_template  the chat template of a tokenizer, within limits of time and memory
+chat           conversations to token ids; only turns of the assistant are trained
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks

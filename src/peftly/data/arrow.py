@@ -34,6 +34,7 @@ class ArrowRows(LazySequence[dict[str, Any]]):
 
     def __init__(
         self,
+        name: str,
         fields: list[str],
         count: int,
         ends: Sequence[int],
@@ -43,13 +44,14 @@ class ArrowRows(LazySequence[dict[str, Any]]):
         """Prepare the rows.
 
         Args:
+            name: name of the rows.
             fields: names of the fields.
             count: number of rows.
             ends: index of the row after each table.
             table: function that returns a table by its number.
             class_names: names of the classes, for fields that hold class numbers.
         """
-        self.fields = fields
+        self._name, self.fields = name, fields
         self._count, self._ends, self._table, self._class_names = count, ends, table, class_names
         self._number, self._rows = -1, list[dict[str, Any]]()
 
@@ -61,7 +63,7 @@ class ArrowRows(LazySequence[dict[str, Any]]):
         """Return the row with this index."""
         number = bisect_right(self._ends, index)
         if number != self._number:
-            self._rows = [_with_class_names(row, self._class_names) for row in self._table(number).to_pylist()]
+            self._rows = [_with_class_names(row, self._class_names) for row in _values(self._name, self._table(number))]
             self._number = number
         return self._rows[index - (self._ends[number - 1] if number else 0)]
 
@@ -86,6 +88,7 @@ def read_parquet(name: str, path: Path) -> Rows:
     try:
         parquet = pyarrow.parquet.ParquetFile(path)
         for batch in parquet.iter_batches(_TABLE_ROWS):
+            _values(name, batch)  # raises the error of a value before anything is formatted
             sink = pyarrow.BufferOutputStream()
             with pyarrow.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
@@ -93,14 +96,42 @@ def read_parquet(name: str, path: Path) -> Rows:
             ends.append(len(batch) + (ends[-1] if ends else 0))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})") from None
-    info = json.loads((parquet.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    elements = {field: f.get("feature", f) for field, f in features.items() if isinstance(f, Mapping)}
-    class_names = {field: f["names"] for field, f in elements.items() if isinstance(f, Mapping) and "names" in f}
     count = ends[-1] if ends else 0
-    names = parquet.schema_arrow.names
-    rows = ArrowRows(names, count, ends, lambda number: pyarrow.ipc.open_stream(tables[number]).read_all(), class_names)
+    rows = ArrowRows(
+        name,
+        parquet.schema_arrow.names,
+        count,
+        ends,
+        lambda number: pyarrow.ipc.open_stream(tables[number]).read_all(),
+        _noted_class_names(parquet.schema_arrow),
+    )
     return Rows(name, rows)
+
+
+def _values(name: str, table: Any) -> list[dict[str, Any]]:
+    """Return the rows of an Arrow table or batch as Python values.
+
+    Raises:
+        DataError: two columns have one name, or a value does not exist in Python, such as a date after the year 9999.
+    """
+    if len(set(table.schema.names)) < len(table.schema.names):
+        raise DataError(f"{name}: two columns have the same name ({', '.join(table.schema.names)})")
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except Exception as error:  # noqa: BLE001 -- the errors of all types of values
+        raise DataError(f"{name}: holds a value that cannot be read ({first_line(error)})") from None
+    return rows
+
+
+def _noted_class_names(schema: Any) -> dict[str, list[str]]:
+    """Return the class names by field that the `datasets` library notes in a Parquet file; an odd note is ignored."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    elements = {field: f.get("feature", f) for field, f in features if isinstance(f, Mapping)}
+    names = {field: f.get("names") for field, f in elements.items() if isinstance(f, Mapping)}
+    return {field: n for field, n in names.items() if isinstance(n, list) and all(isinstance(c, str) for c in n)}
 
 
 def read_saved_dataset(name: str, path: Path) -> dict[str, Rows]:
@@ -165,6 +196,7 @@ def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDat
         return Rows(name, _stored(name, content, class_names))
     arrow, ends = content.with_format("arrow"), range(_TABLE_ROWS, len(content) + _TABLE_ROWS, _TABLE_ROWS)
     rows = ArrowRows(
+        name,
         content.column_names,
         len(content),
         ends,

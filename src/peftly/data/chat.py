@@ -5,10 +5,10 @@ prefixes of the conversation: the turn is the difference between the conversatio
 that generation starts from. In both cases this prompt must be a prefix of the training sequence, token by token.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peftly.data.chat_template import has_generation_marks, render_chat
 from peftly.data.truncation import largest_fit
 from peftly.data.types import EncodedExample
 from peftly.data.vocabulary import Vocabulary
@@ -30,9 +30,9 @@ def prompt_ids(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> list
         tokenizer: tokenizer of the base.
 
     Raises:
-        DataError: the tokenizer has no chat template, or the chat template refuses the messages.
+        DataError: the tokenizer has no chat template, or the chat template refuses the messages or exceeds its limits.
     """
-    return list(_render(messages, tokenizer, add_generation_prompt=True)["input_ids"])
+    return render_chat(messages, tokenizer, add_generation_prompt=True)[0]
 
 
 def encode_messages(
@@ -53,8 +53,8 @@ def encode_messages(
         The encoded conversation, or None if no token of the assistant is left.
 
     Raises:
-        DataError: there is no chat template, the chat template refuses the messages, or generation would start from
-            tokens that training does not show.
+        DataError: there is no chat template, the chat template refuses the messages or exceeds its limits, or
+            generation would start from tokens that training does not show.
     """
     last_turn = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if last_turn < 0:
@@ -91,7 +91,7 @@ def _newest_exchanges(
 
 
 def _num_tokens(messages: Messages, vocabulary: Vocabulary) -> int:
-    return len(_render(messages, vocabulary.tokenizer)["input_ids"])
+    return len(render_chat(messages, vocabulary.tokenizer)[0])
 
 
 def _shorten_contents(messages: list[Mapping[str, Any]], vocabulary: Vocabulary, max_length: int) -> Messages:
@@ -113,9 +113,8 @@ def _encode_turns(messages: Messages, vocabulary: Vocabulary) -> tuple[list[int]
     A turn that opens the conversation is not trained, since there is no prompt to generate the turn from.
     """
     tokenizer = vocabulary.tokenizer
-    has_marks = _has_generation_marks(tokenizer)
-    rendered = _render(messages, tokenizer, return_assistant_tokens_mask=has_marks)
-    ids = list(rendered["input_ids"])
+    has_marks = has_generation_marks(tokenizer)
+    ids, marked = render_chat(messages, tokenizer)
     trained = [False] * len(ids)
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or index == 0:
@@ -128,7 +127,7 @@ def _encode_turns(messages: Messages, vocabulary: Vocabulary) -> tuple[list[int]
                 "training would show other tokens than generation; use another template, or one turn a row"
             )
         if has_marks:
-            end = _end_of_marked_turn(rendered["assistant_masks"], len(prompt), turn)
+            end = _end_of_marked_turn(marked, len(prompt), turn)
             if end < len(ids) and ids[end] == vocabulary.end:
                 end += 1  # a turn without the end token would not teach the model to stop
         else:
@@ -138,19 +137,19 @@ def _encode_turns(messages: Messages, vocabulary: Vocabulary) -> tuple[list[int]
     return ids, trained
 
 
-def _end_of_marked_turn(mask: Sequence[int], start: int, turn: str) -> int:
+def _end_of_marked_turn(marked: Sequence[bool], start: int, turn: str) -> int:
     """Return the end of a turn by the chat template's generation marks."""
-    if start >= len(mask) or not mask[start] or (start and mask[start - 1]):
+    if start >= len(marked) or not marked[start] or (start and marked[start - 1]):
         raise DataError(
             f"the chat template's generation marks do not begin where its generation prompt ends, for {turn}; "
             "mend the template's {% generation %} marks, or take them out"
         )
-    return next((index for index in range(start, len(mask)) if not mask[index]), len(mask))
+    return next((index for index in range(start, len(marked)) if not marked[index]), len(marked))
 
 
 def _end_of_rendered_turn(messages: Messages, ids: list[int], vocabulary: Vocabulary, turn: str) -> int:
     """Return the end of a turn as the length of the conversation that ends with the turn."""
-    prefix = _render(messages, vocabulary.tokenizer)["input_ids"]
+    prefix, _ = render_chat(messages, vocabulary.tokenizer)
     if ids[: len(prefix)] != prefix:
         raise DataError(
             f"the conversation up to {turn} is not how the chat template renders the whole, so the turn cannot be "
@@ -163,27 +162,3 @@ def _without_blank_tail(ids: list[int], start: int, end: int, vocabulary: Vocabu
     """Return the end of a turn without the blanks that follow its end token."""
     stop = next((index + 1 for index in range(end - 1, start - 1, -1) if ids[index] in vocabulary.special), end)
     return end if vocabulary.tokenizer.decode(ids[stop:end]).strip() else stop
-
-
-def _has_generation_marks(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    return re.search(r"\{%-?\s*generation\b", _chat_template(tokenizer)) is not None
-
-
-def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the tokenizer has no chat template; use a base that is tuned for chat, "
-            "or rows with 'prompt' and 'completion'"
-        )
-    return str(tokenizer.get_chat_template())
-
-
-def _render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", **options: bool) -> Any:
-    from jinja2 import TemplateError
-
-    _chat_template(tokenizer)
-    try:
-        return tokenizer.apply_chat_template([dict(message) for message in messages], return_dict=True, **options)
-    except TemplateError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"the chat template refuses the messages ({reason})") from error

@@ -1,11 +1,13 @@
 """Settings of the data of a run."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from peftly.settings import Seed, Settings
 
 __all__ = ["DataConfig"]
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """Files of a run, and settings of the conversion from rows to token ids. Immutable; an unknown key is an error.
 
     Attributes:
@@ -22,8 +24,6 @@ class DataConfig(BaseModel):
         seed: random seed of the choice of these validation rows.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     train: str
     validation: str | None = None
     test: str | None = None
@@ -31,4 +31,4 @@ class DataConfig(BaseModel):
     target: str | None = None
     max_length: int = Field(default=512, ge=2)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0

@@ -32,7 +32,13 @@ def read(source: str) -> dict[str, Rows]:
     Raises:
         DataError: the source does not exist, cannot be parsed, has no rows, or needs a package that is missing.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+        is_special = path.exists() and not (path.is_file() or path.is_dir())
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, an unknown user
+        raise DataError(f"{source}: not the name of a file ({first_line(error)})") from None
+    if is_special:
+        raise DataError(f"{source}: a device or pipe; rows are read from files")
     if path.is_file():
         splits = {"": _read_file(source, path)}
     elif path.is_dir():
@@ -61,9 +67,12 @@ def _read_file(name: str, path: Path) -> Rows:
             f"files that end in {path.suffix!r} are not read" if path.suffix else "the name's ending says no format"
         )
         raise DataError(f"{name}: {problem}; known are {' '.join(_READERS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{name}: the file is empty")
-    return reader(name, path)
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{name}: the file is empty")
+        return reader(name, path)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
 
 
 def _decode(name: str, line_number: int, line: bytes) -> str:
@@ -154,6 +163,8 @@ def _separated_values_reader(delimiter: str) -> Callable[[str, Path], Rows]:
         except csv.Error as error:
             raise DataError(f"{name}: line {records.line_num} is not valid CSV ({error})") from None
         except UnicodeDecodeError as error:
+            for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+                _decode(name, number, line)  # raises the error with the number of the line
             raise DataError(f"{name}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
         finally:
             csv.field_size_limit(limit)

@@ -74,7 +74,7 @@ def encode_split(
 
         return encode_for(task, batch, tokenizer, examples.row_format, max_length, location=location)
 
-    with closing(_encoded_batches(examples, encode)) as batches:
+    with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
                 if result is None:
@@ -109,7 +109,10 @@ def encode_split(
 
 
 def _encoded_batches(
-    examples: Sequence[Example], encode: Callable[[int, list[Example]], list[EncodedExample | None]]
+    examples: Sequence[Example],
+    encode: Callable[[int, list[Example]], list[EncodedExample | None]],
+    *,
+    in_thread: bool,
 ) -> Generator[tuple[int, list[Example], list[EncodedExample | None]], None, None]:
     """Yield the index of the first of some consecutive examples, these examples, and their encodings.
 
@@ -118,7 +121,12 @@ def _encoded_batches(
     Args:
         examples: the examples.
         encode: function that returns the encodings, from the index of the first example and the examples.
+        in_thread: whether to use the thread. The time of a chat template can be limited in the main thread only.
     """
+    if not in_thread:
+        for start, batch in _batches(examples):
+            yield start, batch, encode(start, batch)
+        return
     waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
     with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
         for start, batch in _batches(examples):

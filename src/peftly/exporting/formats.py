@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from peftly.adapters import CONFIG
 from peftly.errors import ConfigError
 from peftly.exporting.gguf import DTYPES, write_gguf
-from peftly.exporting.output_folder import check_out, mark
+from peftly.exporting.output_folder import KIND, check_out
 from peftly.exporting.peft import write_peft
 from peftly.exporting.prompt_embeddings import write_prompt_embeddings
 from peftly.exporting.request import Request
@@ -81,8 +82,7 @@ def export(
         raise ConfigError(f"dtype={dtype!r} is not for {to}: it {possible}")
     out = Path(out).expanduser().resolve()
     check_out(out, str(adapter), overwrite=overwrite)
-    with write_folder(out) as folder:
+    with write_folder(out, kind=KIND, marker=CONFIG) as folder:
         weights_dtype = dtype or next(iter(chosen.dtypes), None)
         notes = chosen.write(Request(str(adapter), folder, out, weights_dtype))
-        mark(folder)
     return Exported(out, notes)

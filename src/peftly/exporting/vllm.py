@@ -97,12 +97,13 @@ def to_one_rank(
     rslora = bool(peft_config.get("use_rslora"))
     rank = max(tensor.shape[0] for name, tensor in tensors.items() if _layer_and_factor(name)[1] == "A")
     scaling = lora_scaling(peft_config["lora_alpha"], peft_config["r"], rslora=rslora)
+    paths = {_layer_and_factor(name)[0] for name in tensors}
+    ranks = by_pattern(peft_config.get("rank_pattern") or {}, paths, peft_config["r"], "rank_pattern")
+    alphas = by_pattern(peft_config.get("alpha_pattern") or {}, paths, peft_config["lora_alpha"], "alpha_pattern")
     padded = {}
     for name, tensor in tensors.items():
         path, factor = _layer_and_factor(name)
-        layer_rank = by_pattern(peft_config.get("rank_pattern") or {}, path, peft_config["r"])
-        layer_alpha = by_pattern(peft_config.get("alpha_pattern") or {}, path, peft_config["lora_alpha"])
-        layer_scaling = lora_scaling(layer_alpha, layer_rank, rslora=rslora)
+        layer_scaling = lora_scaling(alphas[path], ranks[path], rslora=rslora)
         dim = 0 if factor == "A" else 1
         shape = list(tensor.shape)
         shape[dim] = rank - shape[dim]

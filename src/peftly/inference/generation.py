@@ -1,6 +1,7 @@
 """Completions of prompts by a language model, with or without adapters; whole or streamed in pieces."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -15,11 +16,14 @@ from peftly.inference.batches import by_length, check_adapters, on_device, use_b
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
 from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
+from peftly.settings import check_seed
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["generate", "greedy_settings"]
+
+_MAX_BEAMS = 1000
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
@@ -86,6 +90,8 @@ def generate(
     listed = _listed(prompts)
     sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     _check(max_new_tokens, num_beams, repetition_penalty, sampling)
+    if seed is not None:
+        check_seed(seed)
     if stream is not None and (len(listed) != 1 or num_beams > 1):
         raise ConfigError(
             f"stream needs one prompt and no beam search; got {len(listed)} prompts and num_beams={num_beams}"
@@ -132,9 +138,9 @@ def generate(
 
 def _check(max_new_tokens: int, num_beams: int, repetition_penalty: float, sampling: Sampling | None) -> None:
     """Raise a ConfigError if a setting is out of range, or if sampling and beam search are combined."""
-    if max_new_tokens < 1 or num_beams < 1 or not repetition_penalty > 0:
+    if max_new_tokens < 1 or not 1 <= num_beams <= _MAX_BEAMS or not 0 < repetition_penalty < math.inf:
         raise ConfigError(
-            "max_new_tokens and num_beams must be at least 1 and repetition_penalty above 0; "
+            f"max_new_tokens must be at least 1, num_beams from 1 to {_MAX_BEAMS} and repetition_penalty above 0; "
             f"got {max_new_tokens}, {num_beams} and {repetition_penalty}"
         )
     if sampling is not None and num_beams > 1:

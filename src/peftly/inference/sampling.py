@@ -1,5 +1,6 @@
 """Sampling of tokens: settings, logits processors, and draws that depend on a prompt and a seed only."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,9 +47,10 @@ def sampling_settings(
     """
     if temperature is None:
         temperature = 1.0 if do_sample else 0.0
-    if not temperature >= 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ConfigError(
-            f"temperature must be at least 0 and top_p within (0, 1]; got temperature={temperature} and top_p={top_p}"
+            f"temperature must be at least 0 and finite, and top_p within (0, 1]; got temperature={temperature} and "
+            f"top_p={top_p}"
         )
     if (top_k is not None and top_k < 1) or (min_p is not None and not 0 <= min_p <= 1):
         raise ConfigError(f"top_k must be at least 1 and min_p within [0, 1]; got top_k={top_k} and min_p={min_p}")

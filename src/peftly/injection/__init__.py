@@ -1,6 +1,7 @@
 """Insertion of adapters into a model from outside, and their removal. May import: `data`, `kernels`.
 
 targets                 find layers by name or by their part in a block
+patterns                regular expressions in settings, with a time limit
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
@@ -39,6 +40,7 @@ from peftly.injection.layers import (
     OriginalForward,
     adapted_layers,
     add_layer_adapter,
+    base_modules,
     override_method,
     owner,
     remove_layer_adapters,
@@ -56,6 +58,7 @@ from peftly.injection.module_copies import (
     norm_layers,
 )
 from peftly.injection.packing import current_packing, packed_call
+from peftly.injection.patterns import first_matches
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
@@ -63,7 +66,6 @@ from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
 from peftly.injection.targets import (
     ALL_LINEAR,
     NEW_PARAMETERS,
-    base_modules,
     find_part,
     find_targets,
     is_part,
@@ -121,6 +123,7 @@ __all__ = [
     "features",
     "find_part",
     "find_targets",
+    "first_matches",
     "fusible_weight",
     "invalidate_cached_tensors",
     "is_part",

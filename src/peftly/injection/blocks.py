@@ -7,9 +7,11 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peftly.injection.layers import base_modules
+
 __all__ = ["blocks_of"]
 
 
 def blocks_of(stack: nn.Module) -> list[Any]:
     """Return the blocks of a stack that support gradient checkpointing."""
-    return [block for block in stack.modules() if isinstance(block, GradientCheckpointingLayer)]
+    return [block for _, block in base_modules(stack) if isinstance(block, GradientCheckpointingLayer)]

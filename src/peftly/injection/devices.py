@@ -10,12 +10,14 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from peftly.injection.layers import base_modules
+
 __all__ = ["bias_of", "device_of", "in_memory"]
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Return the device on which a module with parameters computes, to which the parameters of its adapters belong."""
-    for submodule in module.modules():
+    for _, submodule in base_modules(module):
         device = getattr(getattr(submodule, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
@@ -26,7 +28,7 @@ def device_of(module: nn.Module) -> torch.device:
 def in_memory(module: nn.Module) -> Iterator[None]:
     """Load the offloaded weights of a module and of its submodules to their device while the block runs."""
     with ExitStack() as stack:
-        for submodule in module.modules():
+        for _, submodule in base_modules(module):
             stack.enter_context(align_module_device(submodule))
         yield
 

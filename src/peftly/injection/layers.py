@@ -25,6 +25,7 @@ __all__ = [
     "OriginalForward",
     "adapted_layers",
     "add_layer_adapter",
+    "base_modules",
     "original_forward",
     "override_method",
     "owner",
@@ -201,8 +202,9 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
         if adapter.has_forward:
             layer.forward = _AdaptedForward(layer, layer.peftly, selection_of(model))
     layer.peftly[name] = adapter.train(layer.training)
-    for other in [other for other, attached in layer.peftly.items() if attached.is_outermost]:
-        layer.peftly[other] = layer.peftly.pop(other)
+    if not adapter.is_outermost:
+        for other in [other for other, attached in layer.peftly.items() if attached.is_outermost]:
+            layer.peftly[other] = layer.peftly.pop(other)
     invalidate_cached_tensors()
 
 
@@ -225,10 +227,31 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
     invalidate_cached_tensors()
 
 
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and module of every module of `model` that no adapter has added, in model order.
+
+    The modules of adapters are not visited, so the time does not depend on the number of adapters.
+    """
+    seen: set[nn.Module] = set()
+    pending = [("", model)]
+    while pending:
+        path, module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        children = [
+            (f"{path}.{name}" if path else name, child)
+            for name, child in module.named_children()
+            if name != LAYER_ADAPTERS
+        ]
+        pending += reversed(children)
+
+
 def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the path, the layer and the `LayerAdapter` of every layer that adapter `name` changes, in model order."""
-    for path, layer in model.named_modules():
-        adapters = dict(layer.named_children()).get(LAYER_ADAPTERS)
+    for path, layer in base_modules(model):
+        adapters = layer._modules.get(LAYER_ADAPTERS)
         if isinstance(adapters, nn.ModuleDict) and name in adapters:
             yield path, layer, adapters[name]
 

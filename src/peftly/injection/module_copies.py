@@ -19,10 +19,10 @@ from peftly.injection.layers import (
     OriginalForward,
     adapted_layers,
     add_layer_adapter,
+    base_modules,
     original_forward,
 )
 from peftly.injection.quantized_layers import dequantize_layers
-from peftly.injection.targets import base_modules
 from peftly.kernels import is_quantized
 
 __all__ = [
@@ -79,6 +79,9 @@ class ModuleCopy(LayerAdapter):
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
         """Copy `layer`; with one `memo` for several layers, parameters that they share are shared by the copies."""
         super().__init__()
+        for _, module in base_modules(layer):
+            if LAYER_ADAPTERS in module._modules:
+                memo[id(module._modules[LAYER_ADAPTERS])] = nn.ModuleDict()  # other adapters are not copied
         with in_memory(layer):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection.layers import LAYER_ADAPTERS
+from peftly.injection.layers import base_modules
+from peftly.injection.patterns import first_matches
 
 __all__ = [
     "ALL_LINEAR",
     "NEW_PARAMETERS",
-    "base_modules",
     "find_part",
     "find_targets",
     "is_part",
@@ -51,11 +51,6 @@ _PARTS: dict[Part, re.Pattern[str]] = {
 _CLASS_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding: "embedding"}
 
 
-def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield path and module of every module of `model` that no adapter has added."""
-    return ((path, module) for path, module in model.named_modules() if LAYER_ADAPTERS not in path.split("."))
-
-
 def find_targets(
     model: nn.Module, targets: str | Sequence[str], classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 ) -> dict[str, nn.Module]:
@@ -82,20 +77,27 @@ def find_targets(
             if isinstance(layer, nn.Linear | Conv1D) and not is_within(path, heads)
         }
     elif isinstance(targets, str):
-        try:
-            matched = {path: layer for path, layer in layers.items() if re.fullmatch(targets, path)}
-        except re.error as error:
-            raise MethodError(f"target_modules={targets!r} is no regular expression: {error}") from None
+        matched = {path: layers[path] for path in first_matches([targets], layers, "target_modules")}
     else:
-        unmatched = [target for target in targets if not any(matches_path(target, path) for path in layers)]
-        if unmatched:
-            raise MethodError(f"target_modules={unmatched} match no {wanted}; this model has {present}")
-        matched = {
-            path: layer for path, layer in layers.items() if any(matches_path(target, path) for target in targets)
-        }
+        ends = {end for path in layers for end in _ends(path)}
+        if unmatched := [target for target in targets if target not in ends]:
+            raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
+        names = set(targets)
+        matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
     return matched
+
+
+def _ends(path: str) -> list[str]:
+    """Return a path and every end of it, as `matches_path` takes them: "a.b.c", "b.c" and "c"."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _some(names: list[str]) -> str:
+    """Return names for a message, which may be many."""
+    return f"{names[:10]} and {len(names) - 10} more" if len(names) > 10 else str(names)
 
 
 def find_part(model: nn.Module, part: Part) -> dict[str, nn.Module]:
@@ -130,7 +132,7 @@ def output_heads(model: nn.Module) -> list[str]:
     if not isinstance(model, PreTrainedModel):
         return []
     body = model.base_model
-    inside = {id(module) for module in body.modules()} if body is not model else set()
+    inside = {id(module) for _, module in base_modules(body)} if body is not model else set()
     vocabulary = model.get_output_embeddings()
     return [
         path

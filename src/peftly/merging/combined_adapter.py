@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from peftly.adapters import (
     ADAPTER_FILES,
+    BASE,
     CONFIG,
     LABELS,
     METHOD,
@@ -36,7 +37,7 @@ __all__ = ["Combined", "save_combined"]
 _NAME = "combined"
 """Name of the new adapter in the model."""
 
-_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION)
+_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE)
 """Keys of notes that are not copied: they describe one adapter, or `save_combined` writes them itself."""
 
 _MEANINGS = {ROW_FORMAT: "the row format, so give generate its text with --prompt"}

@@ -15,16 +15,11 @@ if TYPE_CHECKING:
     from peftly.merging.parity import Parity
     from peftly.models import BaseSpec
 
-__all__ = ["CARD", "LICENCES", "copy_licences", "is_merged_model", "merged_card", "settings_of"]
+__all__ = ["CARD", "copy_licences", "merged_card", "settings_of"]
 
 CARD = "README.md"
 _TAG = "merged-adapter"
-LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
-
-
-def is_merged_model(folder: Path) -> bool:
-    """Return whether a folder holds a merged model, by the tag in its card."""
-    return (folder / "config.json").is_file() and _TAG in (_front_matter(folder / CARD).get("tags") or [])
+_LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 
 
 def copy_licences(base: "BaseSpec", folder: Path) -> str:
@@ -36,7 +31,7 @@ def copy_licences(base: "BaseSpec", folder: Path) -> str:
     source = _base_folder(base)
     if source is None:
         return f"licence: the files of {base.name} cannot be read; check its licence"
-    licences = sorted(file for pattern in LICENCES for file in source.glob(pattern) if file.is_file())
+    licences = sorted(file for pattern in _LICENCES for file in source.glob(pattern) if file.is_file())
     for file in licences:
         shutil.copyfile(file, folder / file.name)
     if not licences:
@@ -103,7 +98,7 @@ def _base_folder(base: "BaseSpec") -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base.source, allow_patterns=[CARD, *LICENCES]))
+        return Path(snapshot_download(base.source, allow_patterns=[CARD, *_LICENCES]))
     except Exception:  # noqa: BLE001 - errors of the HTTP library of the Hub's client
         return None
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftly.errors import ConfigError
-from peftly.merging.merged_card import CARD, LICENCES, is_merged_model
 from peftly.models import TASKS, Base
 from peftly.utils import bytes_text, check_output_folder, nearest_existing_parent, quiet
 
@@ -16,13 +15,10 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-_MODEL = (CARD, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-_RARE = ("chat_template*", "normalizer.json", "source.spm", "target.spm", "bpe.codes")
-WRITTEN = (*_MODEL, *_TOKENIZER, *_RARE)
-"""Names of the files that transformers writes for a model and its tokenizer."""
+__all__ = ["KIND", "check_out", "check_room", "read_back", "write"]
 
-__all__ = ["check_out", "check_room", "read_back", "write"]
+KIND = "a merged model"
+"""Kind of the output folder, in its mark."""
 
 
 def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
@@ -38,14 +34,7 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
     """
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]I?B", max_shard_size, re.IGNORECASE):
         raise ConfigError(f"max_shard_size={max_shard_size!r} is not a size such as 5GB or 500MB")
-    check_output_folder(out, kind="a merged model", is_ours=is_merged_model, may_hold=_is_written, overwrite=overwrite)
-
-
-def _is_written(path: Path) -> bool:
-    """Return whether a merge writes files or folders with the name of `path`."""
-    if path.is_dir():
-        return path.name == "additional_chat_templates"
-    return any(path.match(pattern) for pattern in (*WRITTEN, *LICENCES))
+    check_output_folder(out, kind=KIND, overwrite=overwrite)
 
 
 def check_room(out: Path, model: "PreTrainedModel", dtype: "torch.dtype") -> None:

@@ -26,7 +26,7 @@ from peftly.adapters import (
 from peftly.errors import ConfigError, MergeError
 from peftly.injection import dequantize
 from peftly.merging.merged_card import CARD, copy_licences, merged_card, settings_of
-from peftly.merging.merged_folder import check_out, check_room, read_back, write
+from peftly.merging.merged_folder import KIND, check_out, check_room, read_back, write
 from peftly.merging.parity import Outputs, Parity, compare, logits_of, outputs_of, perplexities, relative_difference
 from peftly.merging.parity_samples import Samples, samples_for
 from peftly.models import Base, BaseSpec, Quantization, resolve_base, stored_dtype, task_of
@@ -100,7 +100,7 @@ def save_merged(
     task, card = task_of(model), partial(merged_card, plan.base, *_ingredients(plan, model))
     merging, rounded = _merge(model, samples, before, plan.dtype, log)
     quantized = _over_quantized_base(plan, samples, before) if into == "original" else None
-    with write_folder(target) as folder:
+    with write_folder(target, kind=KIND, marker="config.json") as folder:
         write(model, tokenizer, plan.dtype, folder, max_shard_size)
         del model
         merged, tokenizer = read_back(folder, task)

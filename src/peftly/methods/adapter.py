@@ -30,7 +30,7 @@ from peftly.injection import (
     norm_layers,
 )
 from peftly.kernels import draw_mask, drop, dropout, keep_probability
-from peftly.methods.method import MethodConfig, OwnFormat, Setup
+from peftly.methods.method import MethodConfig, OwnFormat, Setup, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,7 @@ class AdapterConfig(MethodConfig):
     name: Literal["adapter"] = "adapter"
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     """After attention and feed-forward layer, after the feed-forward layer only, or parallel to it."""
-    bottleneck_dim: int | None = Field(default=None, ge=1)
+    bottleneck_dim: Size | None = None
     """Bottleneck dimension."""
     reduction_factor: float | None = Field(default=None, gt=0)
     """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. Without both: 16."""

@@ -24,7 +24,7 @@ from peftly.injection import (
     is_part,
     short_names,
 )
-from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.method import Adapter, MethodConfig, Setup, module_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,11 +124,7 @@ class IA3Adapter(Adapter):
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> IA3:
         """See `Adapter.config_from_peft`."""
-        targets, inputs = (peft.get(key) or () for key in ("target_modules", "feedforward_modules"))
-        return IA3(
-            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-            feedforward_modules=inputs if isinstance(inputs, str) else tuple(sorted(inputs)),
-        )
+        return IA3.from_json({key: module_names(peft, key) for key in ("target_modules", "feedforward_modules")})
 
     def _targets(self) -> list[tuple[str, Any, IA3Layer]]:
         layers = adapted_layers(self.model, self.name)

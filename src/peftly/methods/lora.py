@@ -218,12 +218,13 @@ class LoRAAdapter(LowRankAdapter):
         """See `Adapter.learning_rate_factor`."""
         return self.config.lora_plus_ratio if path.endswith("lora_b") else 1.0
 
-    def peft_config(self) -> dict[str, Any]:
-        """See `Adapter.peft_config`."""
-        peft = super().peft_config()
-        if self.config.init == "pissa":
+    @classmethod
+    def peft_settings(cls, config: Any) -> dict[str, Any]:
+        """See `Adapter.peft_settings`."""
+        peft = super().peft_settings(config)
+        if config.init == "pissa":
             # The saved factors have twice the rank, so alpha grows by the factor that leaves the scaling unchanged.
-            alpha_factor = 2**0.5 if self.config.rslora else 2
+            alpha_factor = 2**0.5 if config.rslora else 2
             peft["r"] *= 2
             peft["lora_alpha"] *= alpha_factor
             peft["rank_pattern"] = {key: 2 * rank for key, rank in peft["rank_pattern"].items()}

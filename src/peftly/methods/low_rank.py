@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -26,11 +25,12 @@ from peftly.injection import (
     device_of,
     features,
     find_targets,
+    first_matches,
     is_within,
     short_names,
     task_modules,
 )
-from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.method import Adapter, MethodConfig, Setup, Size, module_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,10 +45,14 @@ __all__ = [
 ]
 
 
+MAX_PATTERNS = 10_000
+"""Most keys of `rank_pattern`, each of which is compared with every layer."""
+
+
 class LowRankConfig(MethodConfig):
     """Settings of LoRA and DoRA."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: Size = 8
     """Rank of the update."""
     alpha: float = Field(default=16.0, gt=0)
     """The update is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
@@ -60,10 +64,10 @@ class LowRankConfig(MethodConfig):
     """Biases of which copies are trained too: none, all of the model, or those of the target layers."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, Size] = Field(default_factory=dict, max_length=MAX_PATTERNS)
     """Ranks of layers that differ from `rank`, by the end of a path or a regular expression for this end. Of several
     keys that match a layer, the first in alphabetical order holds."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict, max_length=MAX_PATTERNS)
     """Values of alpha of layers that differ from `alpha`, by keys as in `rank_pattern`."""
 
 
@@ -98,9 +102,8 @@ class LowRankLayer(LayerAdapter):
     def __init__(self, layer: Any, config: LowRankConfig, path: str, setup: Setup, *, with_bias: bool) -> None:
         super().__init__()
         out_features, in_features = features(layer)
-        self.rank = by_pattern(config.rank_pattern, path, config.rank)
-        alpha = by_pattern(config.alpha_pattern, path, config.alpha)
-        self.scaling = lora_scaling(alpha, self.rank, rslora=config.rslora)
+        self.rank = config.rank
+        self.scaling = lora_scaling(config.alpha, config.rank, rslora=config.rslora)
         self.dropout = config.dropout
         lora_a = torch.empty(self.rank, in_features)
         nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
@@ -137,7 +140,7 @@ class LowRankAdapter(Adapter):
 
         Args:
             layer: layer of one of the `layer_classes`.
-            config: settings of the method.
+            config: settings of the method, with the rank and alpha of this layer.
             path: path of the layer.
             setup: setup of the adapter.
             with_bias: whether a copy of the bias is trained too.
@@ -154,8 +157,11 @@ class LowRankAdapter(Adapter):
             with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
         if config.bias != "none" and not with_bias:
             warnings.warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
+        ranks = by_pattern(config.rank_pattern, targets, config.rank, "rank_pattern")
+        alphas = by_pattern(config.alpha_pattern, targets, config.alpha, "alpha_pattern")
         for path, layer in targets.items():
-            low_rank_layer = cls.make_layer(layer, config, path, setup, with_bias=path in with_bias)
+            own_config = config.model_copy(update={"rank": ranks[path], "alpha": alphas[path]})
+            low_rank_layer = cls.make_layer(layer, own_config, path, setup, with_bias=path in with_bias)
             add_layer_adapter(model, layer, name, low_rank_layer)
         for path, layer in with_bias.items():
             if path not in targets:
@@ -203,27 +209,37 @@ class LowRankAdapter(Adapter):
         """See `Adapter.peft_config`."""
         targets = self.targets()
         return {
-            "alpha_pattern": self.config.alpha_pattern,
-            "bias": self.config.bias,
             "exclude_modules": None,
             "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer, _ in targets.values()),
             "init_lora_weights": True,
             "layers_pattern": None,
             "layers_to_transform": None,
-            "lora_alpha": self.config.alpha,
             "lora_bias": False,
-            "lora_dropout": self.config.dropout,
-            "r": self.config.rank,
-            "rank_pattern": self.config.rank_pattern,
             "target_modules": short_names(self.model, list(targets)),
-            "use_dora": self.uses_dora,
-            "use_rslora": self.config.rslora,
+            **self.peft_settings(self.config),
+        }
+
+    @classmethod
+    def peft_settings(cls, config: Any) -> dict[str, Any]:
+        """See `Adapter.peft_settings`."""
+        return {
+            "alpha_pattern": config.alpha_pattern,
+            "bias": config.bias,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "r": config.rank,
+            "rank_pattern": config.rank_pattern,
+            "use_dora": cls.uses_dora,
+            "use_rslora": config.rslora,
         }
 
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
         """See `Adapter.config_from_peft`."""
-        if bool(peft.get("use_dora")) != cls.uses_dora:
+        uses_dora = peft.get("use_dora", False)
+        if not isinstance(uses_dora, bool):
+            raise TypeError(f"use_dora: {uses_dora!r} is neither true nor false")
+        if uses_dora != cls.uses_dora:
             return None
         unsupported = [key for key in _UNSUPPORTED if peft.get(key)]
         if unsupported:
@@ -234,18 +250,17 @@ class LowRankAdapter(Adapter):
                 f"this LoRA adapter has init_lora_weights={init!r}, with which PEFT changes the base when it loads it; "
                 "save it again with PEFT's path_initial_model_for_weight_conversion"
             )
-        targets = peft.get("target_modules") or ()
         settings = {
             "rank": peft.get("r", 8),
             "alpha": peft.get("lora_alpha", 8),
             "dropout": peft.get("lora_dropout", 0.0),
-            "target_modules": targets if isinstance(targets, str) else tuple(sorted(targets)),
+            "target_modules": module_names(peft, "target_modules"),
             "bias": peft.get("bias", "none"),
             "rslora": peft.get("use_rslora", False),
             "rank_pattern": peft.get("rank_pattern") or {},
             "alpha_pattern": peft.get("alpha_pattern") or {},
         }
-        return cls.settings(**settings)
+        return cls.settings.from_json(settings)
 
     def targets(self) -> dict[str, tuple[Any, LowRankLayer]]:
         """Return each layer that has factors, and these factors, by path."""
@@ -275,15 +290,19 @@ def _factor_name(layer: nn.Module, letter: str) -> str:
     return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
 
 
-def by_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first key that matches the end of `path`, as PEFT reads its `rank_pattern`.
+def by_pattern(pattern: Mapping[str, Any], paths: Collection[str], default: Any, setting: str) -> dict[str, Any]:
+    """Return, for each path, the value of the first key that matches its end, as PEFT reads its `rank_pattern`.
 
     Args:
         pattern: values by ends of paths, or by regular expressions for ends.
-        path: path of a layer.
-        default: value if no key matches.
+        paths: paths of layers.
+        default: value where no key matches.
+        setting: name of the setting that holds the pattern, for messages.
 
     The first key in alphabetical order holds, because files store the keys in this order.
+
+    Raises:
+        MethodError: a key is an invalid regular expression, or takes too long.
     """
-    matched = (value for key, value in sorted(pattern.items()) if re.match(rf"(.*\.)?({key})$", path))
-    return next(matched, default)
+    matched = first_matches(sorted(pattern), paths, setting, at_end=True)
+    return {path: pattern[matched[path]] if path in matched else default for path in paths}

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from torch import Tensor, nn
 
 from peftly.injection import remove_layer_adapters
+from peftly.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from peftly.data import EncodedExample
 
-__all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup"]
+__all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup", "Size", "module_names"]
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Rank, number of virtual tokens or hidden dimension: a dimension of the tensors of an adapter."""
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
     """Ends of the paths of modules of which trained copies are saved with the adapter. None: the classifier."""
+
+    @classmethod
+    def from_json(cls, settings: Any) -> Self:
+        """Return the settings in a JSON value. Values of another type are not converted: "8" is no number.
+
+        Raises:
+            ValueError: a setting is unknown, or its value has the wrong type or is impossible.
+        """
+        return cls.model_validate_json(json.dumps(settings), strict=True)
 
     @property
     def num_marked_tokens(self) -> int:
@@ -116,7 +128,11 @@ class Adapter(ABC):
 
     @classmethod
     def attach_for_loading(cls, model: PreTrainedModel, config: Any, name: str) -> Self:
-        """Attach an adapter to `model` with placeholder values, which `load_file_tensors` is about to replace."""
+        """Attach an adapter to `model` with placeholder values, which `load_file_tensors` is about to replace.
+
+        The new tensors may have at most twice as many elements as the file: settings of a file may be absurd, and more
+        elements are refused.
+        """
         return cls.attach(model, config, name, Setup())
 
     @classmethod
@@ -173,6 +189,14 @@ class Adapter(ABC):
         """Return the entries of `adapter_config.json` that this method adds to those of all methods."""
 
     @classmethod
+    def peft_settings(cls, config: Any) -> dict[str, Any]:
+        """Return those of the entries in `peft_config` that depend on the settings and not on the model.
+
+        An adapter whose files disagree about one of these entries is refused.
+        """
+        return {}
+
+    @classmethod
     @abstractmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
         """Return the settings that an `adapter_config.json` describes, without `modules_to_save`.
@@ -205,8 +229,18 @@ class OwnFormat(Adapter):
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig:
         """See `Adapter.config_from_peft`."""
-        settings: MethodConfig = cls.settings.model_validate(peft["settings"])
-        return settings
+        return cls.settings.from_json(peft["settings"])
+
+
+def module_names(peft: Mapping[str, Any], key: str) -> Any:
+    """Return names of modules in PEFT's configuration, sorted, since PEFT stores a set; a regular expression as it is.
+
+    Args:
+        peft: content of `adapter_config.json`.
+        key: name of the entry; a missing one is an empty list.
+    """
+    names = peft.get(key)
+    return sorted(names, key=str) if isinstance(names, list) else [] if names is None else names
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.injection import Position
-from peftly.methods.method import MethodConfig, Setup
+from peftly.methods.method import MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import PromptAdapter
 
 __all__ = ["PTuning", "PTuningAdapter", "PTuningEncoder"]
@@ -20,13 +20,13 @@ class PTuning(MethodConfig):
     """Settings of P-tuning v1."""
 
     name: Literal["p_tuning"] = "p_tuning"
-    num_virtual_tokens: int = Field(default=20, ge=1)
+    num_virtual_tokens: Size = 20
     """Number of virtual tokens."""
     encoder: Literal["lstm", "mlp"] = "mlp"
     """Network: a bidirectional LSTM and two linear layers, or three linear layers."""
-    encoder_dim: int | None = Field(default=None, ge=1)
+    encoder_dim: Size | None = None
     """Hidden dimension of the network. None: the width of the embeddings."""
-    encoder_layers: int = Field(default=2, ge=1)
+    encoder_layers: int = Field(default=2, ge=1, le=100)
     """Number of layers of the LSTM."""
     encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability between the layers of the LSTM."""
@@ -102,10 +102,16 @@ class PTuningAdapter(PromptAdapter):
         peft = super().peft_config()
         if not self.is_peft_compatible:
             return peft
+        return {"encoder_hidden_size": peft["token_dim"], **peft}
+
+    @classmethod
+    def peft_settings(cls, config: PTuning) -> dict[str, Any]:
+        """See `Adapter.peft_settings`."""
+        dim = {} if config.encoder_dim is None else {"encoder_hidden_size": config.encoder_dim}
         return {
-            **peft,
-            "encoder_dropout": self.config.encoder_dropout,
-            "encoder_hidden_size": self.config.encoder_dim or peft["token_dim"],
-            "encoder_num_layers": self.config.encoder_layers,
-            "encoder_reparameterization_type": self.config.encoder.upper(),
+            **super().peft_settings(config),
+            **dim,
+            "encoder_dropout": config.encoder_dropout,
+            "encoder_num_layers": config.encoder_layers,
+            "encoder_reparameterization_type": config.encoder.upper(),
         }

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
-from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.method import Adapter, MethodConfig, Setup, Size
 
 if TYPE_CHECKING:
     from peftly.injection import StackHooks
@@ -29,7 +29,7 @@ class PrefixTuning(MethodConfig):
     """Settings of prefix tuning."""
 
     name: Literal["prefix_tuning", "p_tuning_v2"] = "prefix_tuning"
-    num_virtual_tokens: int = Field(default=20, ge=1)
+    num_virtual_tokens: Size = 20
     """Number of keys and values in each layer."""
     init: Literal["text", "vocabulary", "random", "zero"] | None = None
     """Initial keys and values: keys and values of the tokens of `init_text`, of common tokens of the vocabulary, random
@@ -39,7 +39,7 @@ class PrefixTuning(MethodConfig):
     """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`."""
     projection: bool = False
     """Train a network that computes the prefix (the reparameterisation of the paper)."""
-    projection_dim: int | None = Field(default=None, ge=1)
+    projection_dim: Size | None = None
     """Hidden dimension of this network. None: key heads x head_dim."""
 
     @model_validator(mode="after")
@@ -198,14 +198,23 @@ class PrefixTuningAdapter(Adapter):
             return {"settings": self.config.model_dump(mode="json")}
         layers, heads, head_dim = _shape(self.model)
         return {
-            "encoder_hidden_size": self.config.projection_dim or heads * head_dim,
-            "init_weights": "zero" if self.config.init == "zero" else None,
+            "encoder_hidden_size": heads * head_dim,
             "num_attention_heads": heads,
             "num_layers": layers,
             "num_transformer_submodules": 1,
-            "num_virtual_tokens": self.config.num_virtual_tokens,
-            "prefix_projection": self.config.projection,
             "token_dim": heads * head_dim,
+            **self.peft_settings(self.config),
+        }
+
+    @classmethod
+    def peft_settings(cls, config: Any) -> dict[str, Any]:
+        """See `Adapter.peft_settings`."""
+        dim = {} if config.projection_dim is None else {"encoder_hidden_size": config.projection_dim}
+        return {
+            **dim,
+            "init_weights": "zero" if config.init == "zero" else None,
+            "num_virtual_tokens": config.num_virtual_tokens,
+            "prefix_projection": config.projection,
         }
 
     @classmethod
@@ -213,8 +222,8 @@ class PrefixTuningAdapter(Adapter):
         """See `Adapter.config_from_peft`. PEFT has one type for prefix tuning and P-tuning v2."""
         settings = cls.settings
         if peft["peft_type"] == cls.peft_types[0]:
-            return settings(num_virtual_tokens=peft["num_virtual_tokens"], init="random")
-        return settings.model_validate(peft["settings"]) if peft["settings"]["name"] == settings().name else None
+            return settings.from_json({"num_virtual_tokens": peft["num_virtual_tokens"], "init": "random"})
+        return settings.from_json(peft["settings"]) if peft["settings"]["name"] == settings().name else None
 
 
 class PTuningV2Adapter(PrefixTuningAdapter):

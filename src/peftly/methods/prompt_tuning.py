@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.injection import Position
 from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
-from peftly.methods.method import MethodConfig, Setup
+from peftly.methods.method import MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import PromptAdapter, token_embeddings
 
 __all__ = ["PromptTuning", "PromptTuningAdapter", "ResidualEncoder", "initial_embeddings"]
@@ -22,7 +22,7 @@ class PromptTuning(MethodConfig):
     """Settings of prompt tuning."""
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
-    num_virtual_tokens: int = Field(default=20, ge=1)
+    num_virtual_tokens: Size = 20
     """Number of virtual tokens."""
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
     """Initial embeddings: embeddings of the tokens of `init_text`, of common tokens of the vocabulary, random ones with
@@ -31,7 +31,7 @@ class PromptTuning(MethodConfig):
     `vocabulary`."""
     init_text: str | None = None
     """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`."""
-    residual_dim: int | None = Field(default=None, ge=1)
+    residual_dim: Size | None = None
     """Hidden dimension of a residual network through which the embeddings are trained. None: no such network."""
     position: Position | None = None
     """Position of the virtual tokens: in front of the text, after its first token, or where the template of the data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -10,7 +9,15 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from peftly.errors import MethodError
-from peftly.injection import add_copies, base_modules, is_within, matches_path, norm_layers, output_heads
+from peftly.injection import (
+    add_copies,
+    base_modules,
+    first_matches,
+    is_within,
+    matches_path,
+    norm_layers,
+    output_heads,
+)
 from peftly.methods.method import MethodConfig, OwnFormat, Setup
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ class Selective(MethodConfig):
     name: Literal["selective"] = "selective"
     head: bool = False
     """Train the output head: the classifier, or the language model head."""
-    last_layers: int = Field(default=2, ge=0)
+    last_layers: int = Field(default=2, ge=0, le=1_000_000)
     """Number of last blocks to train (in an encoder-decoder model, of the encoder and of the decoder)."""
     layer_norms: bool = False
     """Train all normalisation layers."""
@@ -96,7 +103,7 @@ def _selected_paths(model: nn.Module, config: Selective) -> Iterator[str]:
         yield from norm_layers(model)
     paths = [path for path, _ in base_modules(model)]
     if isinstance(config.modules, str):
-        matched = [path for path in paths if re.fullmatch(config.modules, path)]
+        matched = [*first_matches([config.modules], paths, "modules")] if config.modules else []
     else:
         matched = [path for path in paths if any(matches_path(module, path) for module in config.modules)]
     if config.modules and not matched:

@@ -136,16 +136,22 @@ class PromptAdapter(Adapter):
             "num_attention_heads": text_config.num_attention_heads,
             "num_layers": text_config.num_hidden_layers,
             "num_transformer_submodules": 2 if self.model.config.is_encoder_decoder else 1,
-            "num_virtual_tokens": self.config.num_virtual_tokens,
             "token_dim": self.virtual_tokens.values_for_use().shape[1],
+            **self.peft_settings(self.config),
         }
+
+    @classmethod
+    def peft_settings(cls, config: Any) -> dict[str, Any]:
+        """See `Adapter.peft_settings`."""
+        fixed_type = {} if config.position is None else {"peft_type": cls.peft_types[config.position != "front"]}
+        return {"num_virtual_tokens": config.num_virtual_tokens, **fixed_type}
 
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig:
         """See `Adapter.config_from_peft`."""
         if peft["peft_type"] == cls.peft_types[1]:
-            return cls.settings.model_validate(peft["settings"])
-        return cls.settings.model_validate({"num_virtual_tokens": peft["num_virtual_tokens"], "position": "front"})
+            return cls.settings.from_json(peft["settings"])
+        return cls.settings.from_json({"num_virtual_tokens": peft["num_virtual_tokens"], "position": "front"})
 
 
 def token_embeddings(embedding: nn.Module, ids: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ files         files of a base: found and checked
 wheels        bases from wheels of the package index
 gguf          GGUF files
 checks        requests that a base cannot serve
+identity      whether two models have the same base
+tensor_hashes hashes of tensors in memory and in files
 quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
 tasks         class of transformers for each task, and the choice of the task
@@ -14,6 +16,7 @@ tasks         class of transformers for each task, and the choice of the task
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.heads import draw_new_weights
+from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference
 from peftly.models.loading import Base, load_base, open_original
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
 from peftly.models.tasks import TASKS, choose_task, labels_of, max_input_tokens, task_of, task_of_peft
@@ -26,13 +29,17 @@ __all__ = [
     "BaseSpec",
     "Quantization",
     "base_config",
+    "base_note",
     "choose_task",
     "draw_new_weights",
+    "exact_difference",
+    "exact_identity",
     "is_quantized_in_wheel",
     "labels_of",
     "load_base",
     "load_tokenizer",
     "max_input_tokens",
+    "note_difference",
     "open_original",
     "quantization_of",
     "read_quantization",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from peftly.errors import BaseModelError
-from peftly.models.files import check_files, file_names, locate
+from peftly.models.files import check_files, check_index, file_names, locate
 from peftly.models.gguf import gguf_config, gguf_tokenizer
 from peftly.models.wheels import WHEEL_BASES
 from peftly.utils import is_disk_full, quiet
@@ -57,10 +57,12 @@ class BaseSpec:
             allow_pickle: whether pickled weights may be opened.
 
         Raises:
-            BaseModelError: there are no weights or no config, or the files belong to an adapter.
+            BaseModelError: there are no weights or no config, the files belong to an adapter, or an index of shards
+                names a missing file or one outside the folder.
         """
         if self.kind != "gguf":
             check_files(self.name, self.file_names, allow_pickle=allow_pickle)
+            check_index(self.name, self.file_names, self.source)
 
     @cached_property
     def config(self) -> PreTrainedConfig | None:

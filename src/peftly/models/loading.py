@@ -12,9 +12,11 @@ from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
 from peftly.models.gguf import open_gguf
 from peftly.models.heads import Head
+from peftly.models.identity import remember_files, weights_identity
 from peftly.models.opening import LoadOptions, open_model
 from peftly.models.quantization import Quantization, as_quantization, quantization_of
 from peftly.models.tasks import TASKS, labels_of, task_of
+from peftly.settings import check_seed
 from peftly.utils import quiet, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ def load_base(
 
     Raises:
         BaseModelError: the base cannot be found, fetched, verified or opened.
+        ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_seed(seed)
     resolved_device = resolve_device(device)
     weights_dtype = resolve_dtype(dtype, resolved_device)
     base = resolve_base(spec)
@@ -82,6 +86,7 @@ def load_base(
         check_gguf(base.name, wanted, task)
     if device_map is not None:
         check_device_map(base.name, device_map, device, wanted, gguf=is_gguf)
+    files = weights_identity(base)
     with quiet(), one_line_errors(base):
         if is_gguf:
             model, tokenizer = open_gguf(Path(base.source), weights_dtype)
@@ -93,6 +98,7 @@ def load_base(
             tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
             model.to(resolved_device)
+    remember_files(model, files or weights_identity(base))  # those of a Hub id may be here only now
     # Adapter files name their base by this attribute; the cache folder of a short name means nothing elsewhere.
     model.name_or_path = model.config.name_or_path = base.name
     if task in ("sequence_classification", "token_classification"):

@@ -4,22 +4,21 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from peftly.errors import BaseModelError
 from peftly.injection import make_plain
 from peftly.kernels import is_bitsandbytes_layer, is_int8, is_quantized, quant_state
+from peftly.settings import Settings
 
 __all__ = ["Quantization", "as_quantization", "finish_quantization", "quantization_of", "read_quantization"]
 
 Kind = Literal["nf4", "fp4", "int8"]
 
 
-class Quantization(BaseModel):
+class Quantization(Settings):
     """Quantization of the weights of linear layers; embeddings, norms and heads are not quantized."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Kind
     """4-bit codes for normally distributed weights (arXiv:2305.14314), 4-bit floats, or 8-bit integers with a scale for

@@ -5,9 +5,10 @@ Only this module uses matplotlib. Pages are complete without it, except for thei
 
 import html
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from markupsafe import Markup
 
@@ -33,14 +34,15 @@ _SMOOTH_FROM = 60
 
 _MISSING = "Charts need matplotlib: pip install 'peftly[report]'"
 
-Point = tuple[float, float]
+T = TypeVar("T")
+Point = tuple[float, float | None]
 
 
 def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str) -> Markup:
     """Draw curves with common axes.
 
     Args:
-        series: points (x, y) of each curve by name.
+        series: points (x, y) of each curve by name. Points whose y is None, infinite or NaN are left out.
         title: title for screen readers.
         x_label: name of the horizontal axis.
         y_label: name of the vertical axis.
@@ -48,13 +50,13 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: st
     Returns:
         An `<svg>` element; empty without points; a line of text if matplotlib is not installed.
     """
-    series = {name: points for name, points in series.items() if points}
-    if not series:
+    curves = {name: finite for name, points in series.items() if (finite := _finite(points))}
+    if not curves:
         return Markup()
     if not _has_matplotlib():
         return _missing_line()
     figure, axes = _axes()
-    for colour, (name, points) in zip(_SERIES, series.items(), strict=False):
+    for colour, (name, points) in zip(_SERIES, curves.items(), strict=False):
         xs, ys = [x for x, _ in points], [y for _, y in points]
         is_smoothed = len(points) >= _SMOOTH_FROM
         marker = "o" if len(points) < 30 else None
@@ -69,23 +71,23 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: st
     axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
     description = "; ".join(
         f"{name}: {points[0][1]:.3g} at {x_label} {points[0][0]:g}, {points[-1][1]:.3g} at {points[-1][0]:g}"
-        for name, points in series.items()
+        for name, points in curves.items()
     )
     return _svg(figure, title, description)
 
 
-def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str) -> Markup:
+def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -> Markup:
     """Draw groups of bars with shares between 0 and 1.
 
     Args:
-        groups: shares of each group by the name of the measure; measures may be missing in some groups.
+        groups: shares of each group by the name of the measure; measures may be missing, or NaN, in some groups.
         title: title for screen readers.
 
     Returns:
         An `<svg>` element; empty without shares; a line of text if matplotlib is not installed.
     """
-    groups = {name: shares for name, shares in groups.items() if shares}
-    measures = list(dict.fromkeys(measure for shares in groups.values() for measure in shares))
+    bars_of = {name: finite for name, shares in groups.items() if (finite := dict(_finite(shares.items())))}
+    measures = list(dict.fromkeys(measure for shares in bars_of.values() for measure in shares))
     if not measures:
         return Markup()
     if not _has_matplotlib():
@@ -93,23 +95,27 @@ def bar_chart(groups: Mapping[str, Mapping[str, float]], *, title: str) -> Marku
     figure, axes = _axes()
     width = 0.8 / len(measures)
     for index, (colour, measure) in enumerate(zip(_SERIES, measures, strict=False)):
-        positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(groups))]
-        heights = [shares.get(measure) for shares in groups.values()]
+        positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(bars_of))]
+        heights = [shares.get(measure) for shares in bars_of.values()]
         bars = axes.bar(
             positions, [height or 0 for height in heights], width * 0.92, color=_PLACEHOLDERS[colour], label=measure
         )
         labels = ["" if height is None else f"{height:.0%}" for height in heights]
         axes.bar_label(bars, labels, color=_PLACEHOLDERS["ink"], padding=2)
-    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xticks(range(len(bars_of)), list(bars_of), parse_math=False)  # a name may have dollar signs
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylim(0, 1.22)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
     axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"], loc="upper left", ncols=len(measures))
     description = "; ".join(
         f"{name}: " + ", ".join(f"{measure} {share:.1%}" for measure, share in shares.items())
-        for name, shares in groups.items()
+        for name, shares in bars_of.items()
     )
     return _svg(figure, title, description)
+
+
+def _finite(pairs: Iterable[tuple[T, float | None]]) -> list[tuple[T, float]]:
+    return [(key, value) for key, value in pairs if value is not None and math.isfinite(value)]
 
 
 def _has_matplotlib() -> bool:

@@ -2,9 +2,11 @@
 
 config           settings of a run
 config_file      YAML and flags
+yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
 folder           names of the files of a run folder
 replacing        check, replace and clean a run folder
+launch           settings and the processes of a launch
 opening          model of a finished run
 run              one run
 results          its result, and the files written from it

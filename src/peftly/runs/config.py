@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -25,7 +23,8 @@ from peftly.errors import ConfigError
 from peftly.evaluation import Vote
 from peftly.methods import METHODS, MethodConfig
 from peftly.models import Quantization, read_quantization
-from peftly.runs.config_mistakes import first_line, joined, suggestion
+from peftly.runs.config_mistakes import first_line, joined, shortened, suggestion
+from peftly.settings import Settings, check_seed
 from peftly.training import TrainConfig
 
 __all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "one_run"]
@@ -37,7 +36,8 @@ def _choose_method(value: object) -> MethodConfig:
         return value
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
-        raise ConfigError(f"method must be a name or a mapping with a name, not {value!r}; there are {joined(METHODS)}")
+        got = shortened(value)
+        raise ConfigError(f"method must be a name or a mapping with a name, not {got}; there are {joined(METHODS)}")
     name = settings["name"]
     if name not in METHODS:
         raise ConfigError(f"method {name!r} does not exist{suggestion(name, METHODS)}; there are {joined(METHODS)}")
@@ -58,7 +58,7 @@ def _choose_methods(value: object) -> MethodConfig | tuple[MethodConfig, ...]:
     return methods if len(methods) > 1 else methods[0]
 
 
-class EnsembleConfig(BaseModel):
+class EnsembleConfig(Settings):
     """Adapters of one method that learn the same examples and vote on labels (Lester et al. 2021, section 6).
 
     Attributes:
@@ -66,9 +66,7 @@ class EnsembleConfig(BaseModel):
         vote: rule of the vote: the label that most members predict, or the label with the highest mean probability.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(ge=2)
+    size: int = Field(ge=2, le=1000)
     vote: Vote = "majority"
 
 
@@ -77,7 +75,7 @@ def _choose_ensemble(value: object) -> object:
     return {"size": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """The settings of a run.
 
     Attributes:
@@ -93,8 +91,6 @@ class RunConfig(BaseModel):
         train: settings of the training.
         out: output folder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str = Field(min_length=1)
     task: TaskName | None = None
@@ -126,6 +122,14 @@ class RunConfig(BaseModel):
             raise ValueError("the members of an ensemble have one method, and method is a list")
         return value
 
+    @field_validator("train")
+    @classmethod
+    def _check_seeds_of_members(cls, value: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        ensemble = info.data.get("ensemble")
+        if ensemble is not None:
+            check_seed(value.seed + ensemble.size - 1)
+        return value
+
     @property
     def adapters(self) -> dict[str, MethodConfig]:
         """Configurations of the adapters that are trained together, by their names in the model."""
@@ -152,15 +156,13 @@ class RunConfig(BaseModel):
         }
 
 
-class JobsConfig(BaseModel):
+class JobsConfig(Settings):
     """The settings of runs with their own data, trained side by side on one base.
 
     Attributes:
         jobs: runs by name. Each could be trained alone; its output folder is inside `out`.
         out: output folder of all runs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     jobs: dict[str, RunConfig]
     out: str

@@ -13,6 +13,7 @@ from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_mistakes import first_line, joined, shortened, suggestion
 from peftly.runs.version_0_1 import with_current_settings
+from peftly.runs.yaml_text import parse_yaml, read_yaml
 
 __all__ = ["dump_config", "load_config"]
 
@@ -60,7 +61,7 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
     """
-    written = {} if path is None else _read_yaml(Path(path))
+    written = {} if path is None else read_yaml(Path(path))
     settings = {**(defaults or {}), **(with_current_settings(written) if stored else written)}
     for flag, value in (flags or {}).items():
         if value is not None:
@@ -70,9 +71,9 @@ def load_config(
         if not equals or not key.strip():
             raise ConfigError(f"--set takes key=value, as in --set train.epochs=3; got {override!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not YAML; quote it") from error
+            value = parse_yaml(text, "the value")
+        except ConfigError as error:
+            raise ConfigError(f"--set {override}: {error}; quote it") from error
         _put(settings, key.strip(), value)
     if "jobs" in settings:
         return _read_jobs(settings)
@@ -145,42 +146,6 @@ def _override(key: str, shared: object, value: object) -> object:
     return {**shared, **value} if value.get("name") in (None, shared.get("name")) else value
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML loader that refuses a repeated key; plain YAML silently uses its last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 -- a SafeLoader
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist; give a YAML file, or flags alone (see peftly train --help)"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as a text file: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if settings is None:
-        raise ConfigError(f"{path} is empty; it needs at least base, data, method and out")
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"{path} holds a {type(settings).__name__}; expected keys and values, as in `base: smollm2-135m`"
-        )
-    return settings
-
-
 def _put(settings: dict[str, Any], key: str, value: object) -> None:
     """Set `a.b.c` in nested settings. The current method, or another ensemble size, keeps its other settings."""
     *parents, last = key.split(".")
@@ -188,7 +153,9 @@ def _put(settings: dict[str, Any], key: str, value: object) -> None:
     for depth, parent in enumerate(parents):
         inner = target[parent] = _as_mapping(parent, target.get(parent, {}))
         if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {inner!r}, which has no settings below it")
+            raise ConfigError(
+                f"{key}: {'.'.join(parents[: depth + 1])} is {shortened(inner)}, which has no settings below it"
+            )
         target = inner
     current, value = target.get(last), _as_mapping(last, value)
     if last == "method" and isinstance(current, dict) and value == {"name": current.get("name")}:

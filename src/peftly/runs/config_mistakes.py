@@ -46,7 +46,8 @@ def first_line(
         prefix: path of the validated settings in the configuration.
         flags: settings by the name of their command-line flag.
     """
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    keys_first = ("extra_forbidden", "invalid_key")
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] not in keys_first)
     line = _describe(problems[0], model, prefix, flags or {})
     return line if len(problems) == 1 else f"{line} (and {len(problems) - 1} more)"
 
@@ -59,6 +60,8 @@ def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags:
     path = ".".join([prefix] * bool(prefix) + keys)
     if problem["type"] == "extra_forbidden":
         return _unknown_key(path, model, prefix)
+    if problem["type"] == "invalid_key":
+        return f"{path} is not a setting: the names of settings are texts"
     if problem["type"] == "missing":
         flag = next(
             (f" (--{name.replace('_', '-')})" for name, key in flags.items() if key in (path, f"{path}.train")), ""
@@ -118,5 +121,8 @@ def joined(names: Iterable[str]) -> str:
 
 def shortened(value: object, length: int = 80) -> str:
     """Return the representation of a value, shortened for a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists of thousands of levels
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= length else f"{text[: length - 1]}…"

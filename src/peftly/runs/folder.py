@@ -1,9 +1,10 @@
 """The folder of a run: names of its files, and its configuration.
 
-config.yaml            resolved configuration, the first file of a run
+.peftly.json           mark of a run folder; it says whether the run is finished
+config.yaml            resolved configuration
 data.json              report on the data, and the row format
 metrics.jsonl          one line per step, evaluation and saved adapter
-checkpoint.safetensors state of an unfinished run
+checkpoint-N.safetensors  state of an unfinished run after N steps
 adapter/               best adapter
 step-N/                adapter after N steps
 adapter-interrupted/   adapter at Ctrl-C
@@ -11,8 +12,8 @@ evaluation.json        scores, predictions and samples of the test (or validatio
 summary.json           sizes, durations, versions and hardware
 report.html            page made from the other files
 
-Runs that are trained side by side have one such folder each, inside a folder with config.yaml, results.json (the scores
-of all runs) and report.html.
+Runs that are trained side by side have one such folder each, inside a folder with its own mark and config.yaml,
+results.json (the scores of all runs) and report.html.
 """
 
 from pathlib import Path
@@ -21,14 +22,15 @@ from peftly.adapters import ADAPTER_FILES, CONFIG
 from peftly.errors import ConfigError
 from peftly.runs.config import AnyConfig
 from peftly.runs.config_file import load_config
-from peftly.training import CHECKPOINT
+from peftly.training import checkpoint_files
+from peftly.utils import MARK, read_mark, recover
 
 __all__ = [
     "INTERRUPTED",
     "RESULTS",
+    "RUN",
     "adapter_files",
     "adapter_folders",
-    "has_name_of_run",
     "is_finished",
     "is_run",
     "part_folders",
@@ -36,20 +38,23 @@ __all__ = [
     "run_files",
 ]
 
+RUN = "a run"
+"""Kind of a run folder, in its mark."""
+
 RESULTS = "results.json"
 INTERRUPTED = "adapter-interrupted"
 _SUMMARY = "summary.json"
 _RUN_FILES = (
+    MARK,
     "config.yaml",
     "data.json",
     "metrics.jsonl",
-    CHECKPOINT,
     "evaluation.json",
     _SUMMARY,
     RESULTS,
     "report.html",
 )
-"""All files of a run except its adapters. The first one marks the folder, and is deleted last."""
+"""All files of a run except its adapters and checkpoints. The first one marks the folder, and is deleted last."""
 
 
 def read_config(folder: Path) -> AnyConfig | None:
@@ -58,6 +63,7 @@ def read_config(folder: Path) -> AnyConfig | None:
     Returns:
         The configuration; None if `folder` belongs to no run.
     """
+    recover(folder)
     for candidate in (folder, folder.parent):
         if (candidate / "config.yaml").is_file() and (candidate == folder or folder in _adapter_paths(candidate)):
             return load_config(candidate / "config.yaml", stored=True)
@@ -65,18 +71,13 @@ def read_config(folder: Path) -> AnyConfig | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run."""
-    return (folder / "config.yaml").is_file() or (folder / "adapter" / CONFIG).is_file()
+    """Return whether a folder holds a run that this version of peftly wrote."""
+    return read_mark(folder).get("kind") == RUN and (folder / "config.yaml").is_file()
 
 
 def is_finished(out: Path) -> bool:
     """Return whether the run in `out` reached its end."""
-    return any((out / name).is_file() for name in (_SUMMARY, RESULTS)) and not (out / CHECKPOINT).is_file()
-
-
-def has_name_of_run(out: Path, entry: Path) -> bool:
-    """Return whether a file or folder in `out` has a name that peftly uses in a run folder."""
-    return entry.name in _RUN_FILES or entry.name.startswith(".") or entry in (*_adapter_paths(out), *part_folders(out))
+    return read_mark(out).get("finished") is True
 
 
 def part_folders(out: Path) -> list[Path]:
@@ -95,8 +96,11 @@ def adapter_folders(out: Path) -> list[Path]:
 
 
 def run_files(out: Path) -> list[Path]:
-    """Return the existing files of a run in an order for deletion: config.yaml, which marks the folder, is the last."""
+    """Return the existing files of a run in an order for deletion: the mark is the last. Empty for a foreign folder."""
+    if not is_run(out):
+        return []
     files = [file for part in part_folders(out) for file in run_files(part)]
+    files += checkpoint_files(out)
     files += [file for folder in _adapter_paths(out) for file in adapter_files(folder)]
     return [*files, *(out / name for name in reversed(_RUN_FILES) if (out / name).is_file())]
 

@@ -21,12 +21,25 @@ from peftly.runs.config import RunConfig
 from peftly.runs.replacing import clear_run
 from peftly.runs.run import run
 from peftly.training import ProgressBar, TrainConfig
-from peftly.utils import check_output_folder, environment, program, write_json
+from peftly.utils import (
+    MARK,
+    check_output_folder,
+    environment,
+    make_folder,
+    mark_text,
+    program,
+    read_mark,
+    replacing_files,
+    write_json,
+    write_new_file,
+    write_text,
+)
 
 __all__ = ["quickstart"]
 
 _TASK = "Is this tweet a complaint or not?"
 _SPLITS = ("train", "validation", "test")
+_KIND = "a quickstart"
 _RESULTS = "quickstart.json"
 _SHOWN_SAMPLES = 6
 
@@ -71,7 +84,7 @@ def quickstart(
     Raises:
         ConfigError: `out` cannot be written, or holds other files.
     """
-    check_output_folder(out, kind="a quickstart", is_ours=_is_quickstart, overwrite=True, in_place=True)
+    check_output_folder(out, kind=_KIND, overwrite=True, in_place=True)
     screen.print(f"base: {base_spec}", markup=False)
     base = load_base(base_spec)
     _clear_folder(out, screen)
@@ -80,11 +93,12 @@ def quickstart(
     for line in data.report.lines():
         screen.print(line, markup=False)
     test = cast(Split, data.test)  # the sample data have a test split
-    screen.print(f"\n[bold]untouched base[/]\nevaluating on the test split: {len(test.examples)} examples")
+    screen.print("\nuntouched base", style="bold")
+    screen.print(f"evaluating on the test split: {len(test.examples)} examples")
     untouched = evaluate(base.model, base.tokenizer, test, data.row_format)
     rows = [comparison_row("untouched base", untouched)]
     for folder, (name, method, training) in _METHODS.items():
-        screen.print(f"\n[bold]{name}[/]")
+        screen.print(f"\n{name}", style="bold")
         train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
         settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
         rows.append(_train(name, settings, base, data, screen))
@@ -106,31 +120,25 @@ def quickstart(
     return results
 
 
-def _is_quickstart(folder: Path) -> bool:
-    return (folder / _RESULTS).is_file()
-
-
 def _clear_folder(out: Path, screen: Console) -> None:
     """Delete the files of an earlier quickstart, and mark the folder. Files of other origin are not touched."""
-    if _is_quickstart(out):
+    if read_mark(out).get("kind") == _KIND:
         screen.print(f"replacing the earlier quickstart in {out}", markup=False)
         for folder in _METHODS:
             clear_run(out / folder)
-        for split in _SPLITS:
-            (out / "data" / f"{split}.jsonl").unlink(missing_ok=True)
-        (out / "report.html").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    # With this file an interrupted quickstart can be repeated in the same folder.
-    write_json(out / _RESULTS, {"task": _TASK})
+    files = [f"data/{split}.jsonl" for split in _SPLITS] + ["report.html", _RESULTS]
+    # With the mark an interrupted quickstart can be repeated in the same folder.
+    with replacing_files(out, deletes=files if read_mark(out) else ()) as scratch:
+        write_new_file(scratch / MARK, mark_text(_KIND).encode("utf-8"))
 
 
 def _write_data(folder: Path, limit: int | None) -> DataConfig:
     """Write the sample data beside the runs, where the suggested commands find them."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for split in _SPLITS:
         with as_file(files("peftly") / "sample_data" / "complaints" / f"{split}.jsonl") as source:
             lines = source.read_text(encoding="utf-8").splitlines()
-        (folder / f"{split}.jsonl").write_text("\n".join(_first_of_each_label(lines, limit)) + "\n", encoding="utf-8")
+        write_text(folder / f"{split}.jsonl", "\n".join(_first_of_each_label(lines, limit)) + "\n")
     train, validation, test = (str(folder / f"{split}.jsonl") for split in _SPLITS)
     return DataConfig(train=train, validation=validation, test=test)
 

@@ -1,60 +1,83 @@
-"""Check, replace and clean the folder of a run."""
+"""Check, begin, finish and clean the folder of a run."""
 
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from peftly.errors import ConfigError
 from peftly.runs.folder import (
     INTERRUPTED,
+    RUN,
     adapter_files,
     adapter_folders,
-    has_name_of_run,
     is_finished,
     is_run,
     part_folders,
     run_files,
 )
-from peftly.training import CHECKPOINT
-from peftly.utils import check_output_folder, program
+from peftly.training import checkpoint_files
+from peftly.utils import (
+    MARK,
+    check_output_folder,
+    drop_earlier,
+    earlier_files,
+    folder_lock,
+    has_earlier,
+    is_main_process,
+    make_folder,
+    mark_text,
+    program,
+    recover,
+    replacing_files,
+    restore_earlier,
+    write_new_file,
+)
 
 __all__ = [
+    "begin_run",
     "check_resumable",
     "check_run_folder",
     "clear_run",
-    "drop_leftovers",
-    "replacing",
+    "finish_run",
+    "keep_or_restore",
     "resume_command",
+    "write_mark",
+    "writing_into",
 ]
 
 
-def check_run_folder(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that a new run must not or cannot write. Nothing on disk is changed.
+def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str | None] = ()) -> None:
+    """Refuse an output folder that a new run must not or cannot write. An interrupted replacement is completed first.
 
     Args:
         out: output folder. Files of other origin beside an earlier run are accepted: no run touches them.
         overwrite: whether an earlier run in the folder is replaced.
+        inputs: paths and Hub ids of the data and the base of the new run.
 
     Raises:
-        ConfigError: `out` is a file, is not writable, holds another run, or holds no run but other files.
+        ConfigError: `out` is a file, is not writable, holds another run or one that is an input of the new run, or
+            holds no run but other files.
     """
     hint = "" if is_finished(out) else f", or continue it: {resume_command(out)}"
-    check_output_folder(out, kind="a run", is_ours=is_run, overwrite=overwrite, in_place=True, hint=hint)
+    check_output_folder(out, kind=RUN, overwrite=overwrite, in_place=True, hint=hint)
+    replaced = {file.resolve() for file in run_files(out)}
+    for name in filter(None, inputs):
+        path = Path(name).expanduser().resolve()
+        holds_replaced = path.is_relative_to(out.resolve()) and any(file.is_relative_to(path) for file in replaced)
+        if path in replaced or holds_replaced:
+            raise ConfigError(f"out: the new run reads {name}, which is part of the run in {out} that it would replace")
 
 
 def check_resumable(out: Path) -> None:
-    """Refuse a folder without an unfinished run. Nothing on disk is changed.
+    """Refuse a folder without an unfinished run. An interrupted replacement in the folder is completed first.
 
     Raises:
         ConfigError: `out` holds no run, a finished run, or one of several runs that are trained side by side.
     """
-    foreign = [entry for entry in out.iterdir() if not has_name_of_run(out, entry)] if out.is_dir() else []
-    has_started = any((run / "data.json").is_file() for run in (out, *part_folders(out)))
-    if not (out / "config.yaml").is_file() or (foreign and not has_started):
-        raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml")
+    recover(out)
+    if not is_run(out):
+        raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml and a {MARK}")
     if out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
         raise ConfigError(f"{out} is one of several runs that continue together: {resume_command(out.parent)}")
     if is_finished(out):
@@ -66,56 +89,95 @@ def resume_command(out: Path) -> str:
     return f"{program()} train --resume {shlex.quote(str(out))}"
 
 
+@contextmanager
+def writing_into(*folders: Path) -> Iterator[None]:
+    """Hold the locks of output folders inside the block. The folders are created, and removed if they stay empty.
+
+    Of several processes that train one run together, the main process holds the locks.
+
+    Raises:
+        ConfigError: another process writes into a folder; the message says which one and since when.
+    """
+    if not is_main_process():
+        yield
+        return
+    created = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with ExitStack() as locks:
+            for folder in folders:
+                make_folder(folder)
+                locks.enter_context(folder_lock(folder))
+                recover(folder)
+            yield
+    except OSError as error:
+        if error.filename and any(Path(error.filename).parent == folder for folder in folders):
+            raise ConfigError(f"out: {error.filename} cannot be written: {error.strerror}") from error
+        raise
+    finally:
+        for path in sorted(created, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # a folder that is not empty stays
+                path.rmdir()
+
+
+def begin_run(out: Path, write_header: Callable[[Path], None]) -> None:
+    """Write the first files of a run, all at once. The files of an earlier run are set aside in the same instant.
+
+    Args:
+        out: run folder.
+        write_header: function that writes the first files of the run, and of its parts, into the folder it is given.
+    """
+    is_worth_keeping = any(adapter_folders(run) or checkpoint_files(run) for run in (out, *part_folders(out)))
+    if is_worth_keeping:
+        drop_earlier(out)
+    earlier = _names(out, run_files(out))
+    with replacing_files(out, deletes=earlier, marker="config.yaml", keep_earlier=is_worth_keeping) as scratch:
+        write_header(scratch)
+
+
+def finish_run(out: Path, parts: Sequence[Path] = ()) -> None:
+    """Mark a run as finished, and delete in the same instant what only an unfinished run needs.
+
+    Args:
+        out: run folder. All results are on the disk.
+        parts: folders of the runs inside it that were trained side by side.
+    """
+    unneeded = [file for run in (out, *parts) for file in (*checkpoint_files(run), *adapter_files(run / INTERRUPTED))]
+    with replacing_files(out, deletes=_names(out, [*unneeded, *earlier_files(out)])) as scratch:
+        for run in (out, *parts):
+            write_mark(scratch / run.relative_to(out), is_finished=True)
+
+
+def write_mark(folder: Path, *, is_finished: bool) -> None:
+    """Write the mark of a run into a folder that has none. It says whether the run is finished."""
+    make_folder(folder)
+    write_new_file(folder / MARK, mark_text(RUN, finished=is_finished).encode("utf-8"))
+
+
+def keep_or_restore(out: Path) -> None:
+    """Clean up after a run that has failed or was stopped.
+
+    The run stays if it has an adapter or a checkpoint. Otherwise its files are deleted, and an earlier run that it was
+    to replace is restored.
+    """
+    runs = (out, *part_folders(out))
+    if any(adapter_folders(run) for run in runs):
+        drop_earlier(out)
+    elif any(checkpoint_files(run) for run in runs):
+        return
+    elif has_earlier(out):
+        restore_earlier(out, _names(out, run_files(out)), marker="config.yaml")
+    else:
+        clear_run(out)
+
+
 def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if it is empty then. Files of other origin are not touched."""
-    for file in run_files(out):
-        file.unlink()
-        _remove_empty(file.parent, out)
+    if files := run_files(out):
+        with replacing_files(out, deletes=_names(out, files), marker="config.yaml"):
+            pass
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
-def drop_leftovers(out: Path) -> None:
-    """Delete the checkpoint and the interrupted adapter of a finished run, and scratch folders of killed processes."""
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    for pattern in (f".{CHECKPOINT}-*", ".adapter-*", ".step-*", ".replaced-*"):
-        for scratch in out.glob(pattern):
-            shutil.rmtree(scratch, ignore_errors=True)
-    for file in adapter_files(out / INTERRUPTED):
-        file.unlink()
-        _remove_empty(file.parent, out)
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[None]:
-    """Set the run in `out` aside for the new run inside the block.
-
-    If the new run has saved no adapter at the end of the block, its files are deleted and the earlier run is restored.
-    Until then the earlier run is in a hidden folder in `out`, which remains if the process is killed.
-    """
-    files = run_files(out)
-    backup = Path(tempfile.mkdtemp(prefix=".replaced-", dir=out)) if files else None
-    if backup is not None:
-        _move(files, out, backup)
-    try:
-        yield
-    finally:
-        if not any(adapter_folders(run) for run in (out, *part_folders(out))):
-            clear_run(out)
-            if backup is not None:
-                _move([file for file in backup.rglob("*") if file.is_file()], backup, out)
-        if backup is not None:
-            shutil.rmtree(backup, ignore_errors=True)
-
-
-def _move(files: Iterable[Path], source: Path, target: Path) -> None:
-    for file in files:
-        destination = target / file.relative_to(source)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(destination)
-        _remove_empty(file.parent, source)
-
-
-def _remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder and its parents up to and including `top`, as long as they are empty."""
-    while folder.is_relative_to(top) and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+def _names(out: Path, files: Iterable[Path]) -> list[str]:
+    return [file.relative_to(out).as_posix() for file in files]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from peftly.report import comparison_row, write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.held_out import evaluation_split
-from peftly.training import TrainResult
+from peftly.runs.replacing import write_mark
+from peftly.training import TrainResult, computed_with, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
 __all__ = ["RunResult", "write_run_header", "write_run_results"]
@@ -60,21 +62,18 @@ class RunResult:
         )
 
 
-def write_run_header(config: RunConfig, data: Data, *, resume: bool = False) -> None:
-    """Write the first files of a run folder: configuration and data report.
+def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
+    """Write the first files of a run: mark, configuration and data report.
 
     Args:
-        config: configuration of the run, with its output folder.
+        folder: folder without these files; it is created.
+        config: configuration of the run.
         data: data of the run.
-        resume: whether the run continues; its existing files are not written again.
     """
-    out = Path(config.out)
-    if resume and (out / "data.json").is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_config(config))
+    write_mark(folder, is_finished=False)
+    write_text(folder / "config.yaml", dump_config(config))
     write_json(
-        out / "data.json",
+        folder / "data.json",
         {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
     )
 
@@ -82,7 +81,7 @@ def write_run_header(config: RunConfig, data: Data, *, resume: bool = False) -> 
 def write_run_results(
     out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None
 ) -> RunResult:
-    """Write the last files of a run folder: evaluation, summary and report.
+    """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
     Args:
         out: run folder.
@@ -92,8 +91,16 @@ def write_run_results(
         evaluation: scores on the held-out examples; None if there are none.
     """
     split_name, split = evaluation_split(data)
+    samples = []
     if split is not None and evaluation is not None:
-        samples = _samples(base, data.row_format, split, evaluation)
+        samples = computed_with(base.model, partial(_samples, base, data.row_format, split, evaluation))
+    return on_main_process(partial(_write_results, out, split_name, training, evaluation, samples))
+
+
+def _write_results(
+    out: Path, split_name: str, training: TrainResult, evaluation: Evaluation | None, samples: list[dict[str, str]]
+) -> RunResult:
+    if evaluation is not None:
         write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}

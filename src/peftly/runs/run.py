@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attach, attached, trainable_parameters
 from peftly.data import Data, counted, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
-from peftly.evaluation import evaluate
+from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
 from peftly.models import TASKS, Base, choose_task, load_base, resolve_base, task_of
@@ -17,23 +18,35 @@ from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.launch import check_processes, loading_settings, processes_line
 from peftly.runs.replacing import (
+    begin_run,
     check_resumable,
     check_run_folder,
-    clear_run,
-    drop_leftovers,
-    replacing,
+    finish_run,
+    keep_or_restore,
     resume_command,
+    writing_into,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
-from peftly.training import CHECKPOINT, check_trainable, frozen_layers, packs_examples, train
+from peftly.training import (
+    check_trainable,
+    checkpoint_files,
+    computed_with,
+    frozen_layers,
+    join_processes,
+    on_main_process,
+    packs_examples,
+    train,
+)
+from peftly.utils import is_main_process, stops_held, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from peftly.training import Callback, TrainConfig
 
-__all__ = ["attach_method", "batches_line", "open_base_and_data", "run", "training_in"]
+__all__ = ["attach_method", "batches_line", "inputs_of", "keeping_progress", "open_base_and_data", "run"]
 
 _MANY_EXAMPLES = 100_000
 """Number of examples whose tokenization takes some seconds, so that it is announced."""
@@ -51,7 +64,8 @@ def run(
 ) -> RunResult:
     """Train one adapter, or several that work together, and write the run folder.
 
-    Nothing is written before base, data and method are known to fit together.
+    Nothing is written before base, data and method are known to fit together. No other process can write into the
+    folder meanwhile. A run that an error or a signal ends keeps its checkpoints, and `resume` continues it.
 
     Args:
         config: settings of the run. For an ensemble see `run_together`.
@@ -76,31 +90,54 @@ def run(
     if config.ensemble is not None:
         raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
-    if resume:
-        check_resumable(out)
-    else:
-        check_run_folder(out, overwrite=overwrite)
-    config, base, data = open_base_and_data(config, base, data, log)
-    for name, method in config.adapters.items():
-        attach_method(base, name, method, config, data, log)
-    check_trainable(base.model, data, config.train)
-    log(batches_line(base.model, config.train))
-    if config.train.frozen_layers_once and (frozen := len(frozen_layers(base.model))):
-        log(f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible")
-    with training_in(out, [out], resume=resume):
-        write_run_header(config, data, resume=resume)
-        training = train(
-            base.model, data, config.train, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume
-        )
-    split_name, split = evaluation_split(data)
-    evaluation = None
-    if split is not None:
-        log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
-        batch_size = config.train.evaluation_batch_size
-        evaluation = evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
-    result = write_run_results(out, base, data, training, evaluation)
-    drop_leftovers(out)
+    join_processes()
+    check_processes(config, resume=resume)
+    with writing_into(out):
+        check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
+        on_main_process(partial(check_resumable, out) if resume else check)
+        config, base, data = open_base_and_data(config, base, data, log)
+        for name, method in config.adapters.items():
+            attach_method(base, name, method, config, data, log)
+        check_trainable(base.model, data, config.train)
+        log(batches_line(base.model, config.train))
+        if line := processes_line(config):
+            log(line)
+        if config.train.frozen_layers_once and not config.train.fsdp and (frozen := len(frozen_layers(base.model))):
+            log(
+                f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible"
+            )
+        with keeping_progress(out, [out], resume=resume):
+            if not resume:
+                on_main_process(partial(begin_run, out, partial(write_run_header, config=config, data=data)))
+            training = train(
+                base.model,
+                data,
+                config.train,
+                tokenizer=base.tokenizer,
+                out=out,
+                callbacks=callbacks,
+                resume=resume,
+                delete_checkpoints=False,
+            )
+            evaluation = computed_with(base.model, partial(_evaluation, base, data, config, log))
+            result = write_run_results(out, base, data, training, evaluation)
+        on_main_process(partial(finish_run, out))
     return result
+
+
+def inputs_of(config: RunConfig) -> list[str | None]:
+    """Return the paths and Hub ids of the data and the base of a run."""
+    return [config.base, config.data.train, config.data.validation, config.data.test]
+
+
+def _evaluation(base: Base, data: Data, config: RunConfig, log: Callable[[str], None]) -> Evaluation | None:
+    """Return the scores on the test split, or on the validation split; None if the data have neither."""
+    split_name, split = evaluation_split(data)
+    if split is None:
+        return None
+    log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
+    batch_size = config.train.evaluation_batch_size
+    return evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
 
 
 def open_base_and_data(
@@ -131,8 +168,7 @@ def open_base_and_data(
         formatted = raw.format(task)
         base = load_base(
             spec,
-            dtype=config.dtype,
-            device=config.device,
+            **loading_settings(config),
             device_map=config.device_map,
             quantization=config.quantization,
             task=task,
@@ -184,11 +220,11 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
 
 
 @contextmanager
-def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
-    """Protect the folders of a training that may fail.
+def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
+    """Protect a run that may fail inside the block.
 
-    After an error a run with a saved adapter gets its report; a run without one is deleted, and the earlier run that
-    it was to replace is restored. With `resume`, no run is replaced and no file is deleted.
+    Checkpoints and saved adapters stay, whatever the error is, and a run with a saved adapter gets its report. A run
+    without either is deleted, unless it was resumed, and the earlier run that it was to replace is restored.
 
     Args:
         out: output folder.
@@ -197,19 +233,31 @@ def training_in(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[No
 
     Raises:
         KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
+        TrainingError: any other error, with the same command.
     """
-    with nullcontext() if resume else replacing(out):
-        try:
+    try:
+        with stops_raised():
             yield
-        except PeftlyError as error:
-            for run_folder in runs:
-                if not adapter_folders(run_folder):
-                    if not resume:
-                        clear_run(run_folder)
-                elif not resume or isinstance(error, TrainingError):  # other errors occur before any change
-                    write_report(run_folder)
+    except BaseException as error:
+        if not is_main_process():
             raise
-        except KeyboardInterrupt as stop:
-            if not (out / CHECKPOINT).is_file():
-                raise
-            raise KeyboardInterrupt(f"{stop}; continue with: {resume_command(out)}") from stop
+        with stops_held():
+            for folder in runs:
+                if adapter_folders(folder):
+                    _write_report_if_possible(folder)
+            if not resume:
+                keep_or_restore(out)
+        advice = f"continue with: {resume_command(out)}"
+        if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            raise type(error)(f"{error}; {advice}") from error
+        name = "" if isinstance(error, (PeftlyError, OSError)) else f"{type(error).__name__}: "
+        reason = str(error).strip().split("\n")[0]
+        raise TrainingError(f"{name}{reason}; {advice}") from error
+
+
+def _write_report_if_possible(folder: Path) -> None:
+    """Write the report of an unfinished run. The error that has ended the run is more important than one here."""
+    with suppress(PeftlyError, OSError):
+        write_report(folder)

@@ -9,6 +9,7 @@ report.html    page made from results.json
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,17 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.replacing import check_resumable, check_run_folder, drop_leftovers
+from peftly.runs.replacing import (
+    begin_run,
+    check_resumable,
+    check_run_folder,
+    finish_run,
+    write_mark,
+    writing_into,
+)
 from peftly.runs.results import RunResult, write_run_header, write_run_results
-from peftly.runs.run import attach_method, batches_line, open_base_and_data, training_in
-from peftly.training import Job, check_trainable, train_together
+from peftly.runs.run import attach_method, batches_line, inputs_of, keeping_progress, open_base_and_data
+from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
 from peftly.utils import environment, write_json, write_text
 
 if TYPE_CHECKING:
@@ -87,43 +95,70 @@ def run_together(
         ConfigError: the configuration describes one run, the runs do not fit on one base, or a folder cannot be used.
         DataError, BaseModelError, MethodError, TrainingError: as for `run`.
     """
+    if num_processes() > 1:
+        raise ConfigError("runs side by side share one process; start them without the launcher, or run by run")
     out = Path(config.out)
     folders = [Path(part.out) for part in config.parts().values()]
-    if resume:
-        check_resumable(out)
-    else:
-        for folder in (out, *folders):
-            check_run_folder(folder, overwrite=overwrite)
-    is_given = base is not None
-    base, parts = _open_parts(config, base, log)
-    model = base.model
+    with writing_into(out):
+        if resume:
+            check_resumable(out)
+        else:
+            inputs = [name for part in config.parts().values() for name in inputs_of(part)]
+            for folder in (out, *folders):
+                check_run_folder(folder, overwrite=overwrite, inputs=inputs)
+        is_given = base is not None
+        base, parts = _open_parts(config, base, log)
+        model = base.model
+        for name, part in parts.items():
+            if not is_given:  # each run gets the new head that its own seed gives
+                draw_new_weights(model, part.config.train.seed)
+            (method,) = part.config.adapters.values()
+            attach_method(base, name, method, part.config, part.data, log)
+            check_trainable(model, part.data, part.config.train, adapter=name)
+        log(batches_line(model, *(part.config.train for part in parts.values())))
+        with keeping_progress(out, folders, resume=resume):
+            if not resume:
+                begin_run(out, partial(_write_headers, config=config, parts=parts))
+            trained = train_together(
+                model,
+                {name: Job(part.data, part.config.train) for name, part in parts.items()},
+                tokenizer=base.tokenizer,
+                out=out,
+                callbacks=callbacks,
+                resume=resume,
+                delete_checkpoints=False,
+            )
+            result = _write_results(config, base, parts, trained, log)
+        finish_run(out, folders)
+    return result
+
+
+def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> None:
+    """Write the first files of all runs."""
+    write_mark(folder, is_finished=False)
+    write_text(folder / "config.yaml", dump_config(_resolved(config, parts)))
     for name, part in parts.items():
-        if not is_given:  # each run gets the new head that its own seed gives
-            draw_new_weights(model, part.config.train.seed)
-        (method,) = part.config.adapters.values()
-        attach_method(base, name, method, part.config, part.data, log)
-        check_trainable(model, part.data, part.config.train, adapter=name)
-    log(batches_line(model, *(part.config.train for part in parts.values())))
-    with training_in(out, folders, resume=resume):
-        if not resume:
-            out.mkdir(parents=True, exist_ok=True)
-            write_text(out / "config.yaml", dump_config(_resolved(config, parts)))
-        for part in parts.values():
-            write_run_header(part.config, part.data, resume=resume)
-        jobs = {name: Job(part.data, part.config.train) for name, part in parts.items()}
-        trained = train_together(model, jobs, tokenizer=base.tokenizer, out=out, callbacks=callbacks, resume=resume)
+        write_run_header(folder / name, part.config, part.data)
+
+
+def _write_results(
+    config: AnyConfig,
+    base: Base,
+    parts: dict[str, _Part],
+    trained: Mapping[str, TrainResult],
+    log: Callable[[str], None],
+) -> TogetherResult:
+    """Evaluate all runs, and write their last files and the comparison."""
+    out = Path(config.out)
     vote, evaluations = _evaluate(config, base, parts, log)
     runs = {}
     for name, part in parts.items():
-        with use_adapters(model, name):
+        with use_adapters(base.model, name):
             folder, evaluation = Path(part.config.out), evaluations.get(name)
             runs[name] = write_run_results(folder, base, part.data, trained[name], evaluation)
     results = _comparison(config, parts, runs, vote)
     write_json(out / RESULTS, results)
-    report = write_comparison(out, RESULTS)
-    for folder in (out, *folders):
-        drop_leftovers(folder)
-    return TogetherResult(out, runs, vote, results["rows"], report)
+    return TogetherResult(out, runs, vote, results["rows"], write_comparison(out, RESULTS))
 
 
 def _open_parts(config: AnyConfig, base: Base | None, log: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:

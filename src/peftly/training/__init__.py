@@ -8,32 +8,51 @@ job            one adapter under training
 run_state      progress of a job
 run_log        records of a job, and its callbacks
 steps          examples of each step, and their micro-batches
+processes      processes of a launch
+sharding       base that is sharded over the processes
 micro_batches  number of tokens that go through the model at once
 losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
 optimizer      optimizers and learning rate schedules
-checkpoint     file from which a stopped run continues
-callbacks      records of a run, metrics.jsonl and the progress bar
+checkpoint     files from which a stopped run continues
+callbacks      records of a run, and the progress bar
+metrics        metrics.jsonl
 """
 
 from peftly.training.callbacks import Callback, ProgressBar, TrainResult
-from peftly.training.checkpoint import CHECKPOINT
+from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
+from peftly.training.processes import (
+    is_first_report,
+    join_processes,
+    leave_processes,
+    lost_process,
+    num_processes,
+    on_main_process,
+)
+from peftly.training.sharding import computed_with
 from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
-    "CHECKPOINT",
     "Callback",
     "Job",
     "ProgressBar",
     "TrainConfig",
     "TrainResult",
     "check_trainable",
+    "checkpoint_files",
+    "computed_with",
     "frozen_layers",
+    "is_first_report",
+    "join_processes",
+    "leave_processes",
+    "lost_process",
+    "num_processes",
+    "on_main_process",
     "packs_examples",
     "train",
     "train_together",

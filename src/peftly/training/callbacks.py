@@ -1,9 +1,7 @@
-"""Records of a training run, and callbacks that write them to a file or show them as progress."""
+"""Records of a training run, and callbacks that receive them or show them as progress."""
 
-import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +10,11 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from peftly.utils import score_text, share_text
+
 __all__ = [
     "Callback",
     "EvaluationRecord",
-    "MetricsWriter",
     "ProgressBar",
     "StepRecord",
     "TrainResult",
@@ -139,68 +138,6 @@ class Callback:
         """Called when a run continues that was stopped after `step` of `steps`; earlier events are not repeated."""
 
 
-class MetricsWriter(Callback):
-    """Writes each event at once as a line of JSON; its `kind` is `step`, `evaluation`, `save` or `note`."""
-
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        """Create the file.
-
-        Args:
-            path: file to write; its folder is created.
-            resume: append to the file if it exists.
-        """
-        self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not (resume and path.is_file()):
-            self.path.write_text("", encoding="utf-8")
-
-    @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.path.stat().st_size
-
-    def truncate(self, size: int, records: Sequence[StepRecord | EvaluationRecord]) -> None:
-        """Remove the lines of steps that will be repeated.
-
-        Args:
-            size: size of the file in bytes when the checkpoint was written.
-            records: records of the checkpoint; the file is written again from them if its contents do not fit `size`.
-        """
-        with self.path.open("rb") as file:
-            start = file.read(size)
-        if len(start) == size and (not start or start.endswith(b"\n")):
-            os.truncate(self.path, size)
-            return
-        self.path.write_text("", encoding="utf-8")
-        for record in records:
-            self._write(to_dict(record))
-
-    def on_step(self, record: StepRecord) -> None:
-        """Write the record."""
-        self._write(to_dict(record))
-
-    def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Write the record."""
-        self._write(to_dict(record))
-
-    def on_save(self, path: Path) -> None:
-        """Write the name of the adapter's folder."""
-        self._write({"kind": "save", "folder": path.name})
-
-    def on_note(self, text: str) -> None:
-        """Write the text."""
-        self._write({"kind": "note", "text": text})
-
-    def _write(self, entry: dict[str, object]) -> None:
-        # JSON has no infinity, and a perplexity can overflow.
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in entry.items()
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
-
-
 class ProgressBar(Callback):
     """A progress bar with loss, tokens per second and time left; plain lines if the output is not a terminal.
 
@@ -215,7 +152,7 @@ class ProgressBar(Callback):
             lines: largest number of lines if the output is not a terminal.
             name: name in front of the bar, for one of several adapters.
         """
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._lines = lines
         self._name = f"{name}: " if name else ""
         self._speed = 0.0
@@ -224,10 +161,10 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
                 console=self._console,
             )
@@ -265,14 +202,15 @@ class ProgressBar(Callback):
         elif record.step * self._lines // record.steps > self._printed:
             self._printed = record.step * self._lines // record.steps
             self._console.print(
-                f"{self._name}step {record.step}/{record.steps}  {facts}", highlight=False, soft_wrap=True
+                f"{self._name}step {record.step}/{record.steps}  {facts}", markup=False, highlight=False, soft_wrap=True
             )
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         """Show the validation scores together with the next steps."""
         scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
-        shown = "".join(f" {name} {score:.1%}" for name, score in scores.items() if score is not None)
-        self._validation = f"  validation loss {record.loss:.4f}{shown}{' (best)' if record.best else ''}"
+        shown = "".join(f" {name} {share_text(score)}" for name, score in scores.items() if score is not None)
+        loss = f"{record.loss:.4f}" if math.isfinite(record.loss) else score_text(record.loss)
+        self._validation = f"  validation loss {loss}{shown}{' (best)' if record.best else ''}"
 
     def on_resume(self, step: int, steps: int) -> None:
         """Print the step at which the run continues."""
@@ -280,7 +218,7 @@ class ProgressBar(Callback):
 
     def on_note(self, text: str) -> None:
         """Print the text above the bar."""
-        self._console.print(f"{self._name}{text}", highlight=False, soft_wrap=True)
+        self._console.print(f"{self._name}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

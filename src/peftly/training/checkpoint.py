@@ -1,49 +1,100 @@
-"""The checkpoint of a stopped run: one file with everything that training needs to continue to the byte.
+"""The checkpoints of a stopped run: files with everything that training needs to continue to the byte.
 
-The file is a safetensors file. One tensor holds bytes of JSON, which describe the state as nested values and refer to
-the other tensors by name. Nothing is pickled, so that opening a checkpoint runs no code.
+A checkpoint is a safetensors file. One tensor holds bytes of JSON, which describe the state as nested values and refer
+to the other tensors by name. Nothing is pickled, so that opening a checkpoint runs no code.
 """
 
 import hashlib
 import json
-import os
 import random
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from peftly.data import EncodedExample, record_bytes
 from peftly.errors import ConfigError, TrainingError
+from peftly.utils import delete_file, replacing_file, write_tensors
 
 __all__ = [
-    "CHECKPOINT",
     "check_same_run",
+    "checkpoint_files",
     "computes_with",
     "digest",
-    "fingerprint",
     "load_optimizer",
     "random_states",
+    "read_checkpoint",
     "read_state",
     "set_random_states",
+    "write_checkpoint",
     "write_state",
 ]
 
-CHECKPOINT = "checkpoint.safetensors"
-"""Name of the file in a run's folder."""
-
-FORMAT = 2
+FORMAT = 3
 """Version of the file format."""
 
+_NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 _TREE = "tree"
 _ADVICE = "continue with the settings and the data that the run was started with, or train from the beginning"
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest first."""
+    found = {file: _NAME.fullmatch(file.name) for file in folder.glob("checkpoint-*.safetensors")}
+    steps = {file: int(match[1]) for file, match in found.items() if match}
+    return sorted(steps, key=lambda file: steps[file], reverse=True)
+
+
+def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+    """Write a checkpoint. When it is on the disk, delete all but the last `keep` checkpoints.
+
+    Args:
+        folder: existing folder of the run.
+        step: number of updates so far.
+        state: state of the training.
+        keep: number of checkpoints that stay.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable; the earlier checkpoints are as they were.
+    """
+    file = folder / f"checkpoint-{step}.safetensors"
+    write_state(file, state)
+    files = checkpoint_files(folder)
+    newest = files.index(file)
+    for other in (*files[:newest], *files[newest + keep :]):  # a later one was damaged, or this run would not be here
+        delete_file(other)
+
+
+def read_checkpoint(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the state in the newest checkpoint that is not damaged; None if there is no checkpoint.
+
+    Args:
+        folder: folder of the run.
+        note: function that receives a line about each damaged checkpoint.
+
+    Raises:
+        TrainingError: all checkpoints are damaged, or have the format of another version of peftly.
+    """
+    problems: list[TrainingError] = []
+    former = folder / "checkpoint.safetensors"  # of versions with one checkpoint; `read_state` refuses it
+    files = checkpoint_files(folder) or ([former] if former.is_file() else [])
+    for file in files:
+        try:
+            state = read_state(file)
+        except TrainingError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            note(f"{problem}; continuing from {file.name}")
+        return state
+    if problems:
+        raise TrainingError(f"{problems[0]}; delete it to train from the beginning")
+    return None
 
 
 def write_state(file: Path, state: Mapping[str, Any]) -> None:
@@ -59,18 +110,8 @@ def write_state(file: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps({"format": FORMAT, "state": _to_json(state, tensors)})
     tensors[_TREE] = torch.frombuffer(bytearray(tree, "utf-8"), dtype=torch.uint8)
-    metadata = {"sha256": _sha256(tensors)}
-    scratch = Path(tempfile.mkdtemp(prefix=f".{file.name}-", dir=file.parent))
-    try:
-        try:
-            save_file(tensors, scratch / file.name, metadata=metadata)
-        except SafetensorError as error:  # raised for a full disk
-            raise OSError(str(error)) from error
-        with (scratch / file.name).open("rb") as written:
-            os.fsync(written.fileno())
-        (scratch / file.name).replace(file)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with replacing_file(file) as scratch:
+        write_tensors(scratch, tensors, {"sha256": _sha256(tensors)})
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -79,7 +120,6 @@ def read_state(file: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file cannot be read, is damaged, or has the format of another version of peftly.
     """
-    advice = "delete it to train from the beginning"
     try:
         with safe_open(file, framework="pt") as opened:
             expected = (opened.metadata() or {}).get("sha256")
@@ -87,12 +127,12 @@ def read_state(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainingError(f"cannot read {file}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise TrainingError(f"{file} is damaged ({error}); {advice}") from error
+        raise TrainingError(f"{file} is damaged ({error})") from error
     if _TREE not in tensors or _sha256(tensors) != expected:
-        raise TrainingError(f"{file} is damaged (its contents do not match their hash); {advice}")
+        raise TrainingError(f"{file} is damaged (its contents do not match their hash)")
     tree = json.loads(bytes(tensors[_TREE].numpy()))
     if tree["format"] != FORMAT:
-        raise TrainingError(f"{file} has format {tree['format']}, and this version of peftly reads {FORMAT}; {advice}")
+        raise TrainingError(f"{file} has format {tree['format']}, and this version of peftly reads {FORMAT}")
     state: dict[str, Any] = _from_json(tree["state"], tensors)
     return state
 
@@ -178,7 +218,6 @@ def check_same_run(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for key, difference in (
         ("examples", "on other examples"),
         ("learning_rates", "with other learning rates"),
-        ("examples_per_step", "with other batches, or on other processes"),
         ("methods", "of other methods, or with other settings of them"),
     ):
         # Compared as JSON, where tuples are lists.
@@ -201,16 +240,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for name, value in saved.items():
             if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                 loaded[name] = value.to(loaded[name].device)
-
-
-def fingerprint(model: Any) -> dict[str, Any]:
-    """Return values that tell bases apart: the dtype, and a hash of the first numbers of every frozen parameter."""
-    sha256 = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not parameter.is_meta:
-            sha256.update(f"{name} {tuple(parameter.shape)}".encode())
-            sha256.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return {"dtype": str(model.dtype), "digest": sha256.hexdigest()}
 
 
 def computes_with(device: torch.device) -> dict[str, Any]:

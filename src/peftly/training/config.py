@@ -2,20 +2,20 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from peftly.settings import Seed, Settings
 
 __all__ = ["TrainConfig"]
 
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Settings of training, evaluation and checkpoints.
 
     A step is one update of the trained weights: `batch_size` x `gradient_accumulation_steps` examples on every process.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     epochs: int = Field(default=5, ge=1)
     """Passes over the training examples."""
@@ -33,14 +33,14 @@ class TrainConfig(BaseModel):
     """Tokens that go through the model at once, on each process; None: as many as are fast and fit into memory. The
     number does not change the result of a step; a longer example goes through the model alone."""
 
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(default=None, gt=0)
     """Highest learning rate; None: the default of the method."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
     """Optimizer. `8bit` stores AdamW's moments in 8 bits, and `paged` moves them to the CPU's memory when the GPU's is
     full; both need bitsandbytes, and are plain AdamW without it."""
 
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay, decoupled from the gradient; for sgd it is added to the gradient."""
 
     lr_scheduler_type: Schedule = "linear"
@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Norm to which larger gradients are clipped; None: no clipping."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the order of the examples and of dropout."""
 
     eval_steps: int | None = Field(default=None, ge=1)
@@ -70,6 +70,9 @@ class TrainConfig(BaseModel):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which a stopped run continues (`--resume`); None: one every ten minutes."""
 
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Number of checkpoints that stay in the run folder. A stopped run continues from the newest undamaged one."""
+
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 
@@ -83,6 +86,9 @@ class TrainConfig(BaseModel):
     frozen_layers_once: bool = True
     """Compute the outputs of the layers below all trained ones once for each example, and read them in later epochs,
     where the base allows it. They are stored in memory, or in a temporary file if they take more than 1 GiB."""
+
+    fsdp: bool = False
+    """Shard the frozen base over the processes (FSDP2), so that each holds a part of it. It needs several processes."""
 
     packing: bool = True
     """Put the examples of a batch into one sequence without padding, with their common prefix once, where the base

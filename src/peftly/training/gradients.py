@@ -24,6 +24,7 @@ from peftly.training.job import AdapterJob
 from peftly.training.loss_scale import LossScale
 from peftly.training.losses import MicroBatch, MicroBatchLosses
 from peftly.training.micro_batches import MicroBatchSplitter, fast_tokens, fitting_tokens
+from peftly.training.sharding import is_sharded, sum_gradients
 from peftly.training.steps import common_prefix_length, micro_batches_of_process
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class StepGradients:
     """Computes the gradients of steps within the memory that there is.
 
     Attributes:
-        wrapped: model, wrapped for data parallelism if there are several processes.
+        is_sharded: whether the base is sharded over the processes.
+        wrapped: model, wrapped for data parallelism if there are several processes and the base is not sharded.
         micro_batch_losses: losses of the targets of a micro-batch.
         frozen: cached hidden states of the training examples below all training.
         splitter: splits the examples of a step into micro-batches.
@@ -64,9 +66,12 @@ class StepGradients:
         self.model, self.jobs, self.accelerator = model, jobs, accelerator
         # A single process needs no preparation, and accelerate would refuse some quantised models.
         several = accelerator.num_processes > 1
-        self.wrapped: nn.Module = accelerator.prepare_model(model) if several else model
+        self.is_sharded = is_sharded(model)
+        self.wrapped: nn.Module = accelerator.prepare_model(model) if several and not self.is_sharded else model
         self.micro_batch_losses = MicroBatchLosses(model, jobs, packed=packed)
-        blocks = frozen_layers(model) if any(job.reuses_frozen_states() for job in jobs) else []
+        # All processes must run the blocks of a sharded base together, and may have cached different examples.
+        reuses = not self.is_sharded and any(job.reuses_frozen_states() for job in jobs)
+        blocks = frozen_layers(model) if reuses else []
         self.frozen = FrozenLayers(blocks, [job.data.train.encoded for job in jobs])
         is_unset = all(job.config.gradient_checkpointing is None for job in jobs)
         self.may_checkpoint = is_unset and bool(blocks_of(model))
@@ -129,6 +134,8 @@ class StepGradients:
         configured = [job.config.micro_batch_tokens for job in self.jobs]
         if limits := [limit for limit in configured if limit is not None]:
             return min(limits)
+        if self.is_sharded:  # a forward pass would count the gathered parameters as saved activations
+            return fast_tokens(self.model.device)
         job = max(self.jobs, key=lambda job: max(token_counts(job.data.train.encoded)))
         counts = token_counts(job.data.train.encoded)
         longest = job.data.train.encoded[counts.index(max(counts))]
@@ -240,9 +247,12 @@ class StepGradients:
             with no_sync, self.active_adapters(work, micro_batch):
                 sums = self.loss_sums(micro_batch, len(work))
                 # Data parallelism averages gradients over the processes, and the loss needs their sum.
-                loss = (sums * (self.accelerator.num_processes / counts.to(sums))).sum()
+                averaged = 1 if self.is_sharded else self.accelerator.num_processes
+                loss = (sums * (averaged / counts.to(sums))).sum()
                 self.accelerator.backward(self.loss_scale.scale(loss))
             sums_of_batches.append(sums.detach())
+        if self.is_sharded:
+            sum_gradients(parameter for job, _ in work for parameter in job.parameters.values())
         total = self.accelerator.reduce(torch.stack(sums_of_batches).sum(0), "sum")
         return [float(loss) for loss in total.double().cpu() / counts]
 

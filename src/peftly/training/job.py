@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from peftly.adapters import attached, num_virtual_tokens_of, save_adapter, trainable_parameters, use_adapters
 from peftly.data import Data, EncodedExample, Split
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import AdapterError, ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import invalidate_cached_tensors, owner
-from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult, from_dict, to_dict
+from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
+from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
+from peftly.utils import is_disk_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,6 +75,7 @@ class AdapterJob:
         callbacks: Sequence[Callback] = (),
         learning_rate: float | None = None,
         resume: bool = False,
+        examples_per_step: int | None = None,
     ) -> None:
         """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
@@ -88,6 +91,8 @@ class AdapterJob:
             callbacks: callbacks that receive the events of this adapter, on the main process.
             learning_rate: learning rate if `config` sets none, in preference to the method's own.
             resume: whether `load_state_dict` will follow.
+            examples_per_step: examples of a step in the checkpoint, which may be of another number of processes; None:
+                as configured, on the processes of this run.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -104,7 +109,8 @@ class AdapterJob:
             raise ConfigError("nothing in this model is trainable; attach an adapter first")
         groups = parameter_groups(model, config, learning_rate, among=self.parameters)
         self.learning_rate = max(float(group["lr"]) for group in groups)
-        self.examples_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        of_process = config.batch_size * config.gradient_accumulation_steps
+        self.examples_per_step = examples_per_step or of_process * accelerator.num_processes
         self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.eval_steps = config.eval_steps or self.steps_per_epoch
@@ -131,13 +137,16 @@ class AdapterJob:
         examples, size = self.data.train.encoded, self.examples_per_step
         return examples_of_steps(examples, size, first=first, end=end, seed=self.config.seed)
 
-    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> None:
+    def update(self, examples: Sequence[EncodedExample], loss: float, seconds: float) -> StepRecord:
         """Update the weights by the gradients that the parameters hold; `after_step` is due then.
 
         Args:
             examples: examples of the step.
             loss: mean loss over their targets.
             seconds: duration of the forward and backward passes.
+
+        Returns:
+            The record of the step, which the callbacks have not received yet.
 
         Raises:
             TrainingError: the loss or the gradient norm is not finite.
@@ -157,27 +166,27 @@ class AdapterJob:
         self.optimizer.zero_grad(set_to_none=True)
         self.update_state(step=self.step + 1, after_step_due=True)
         tokens = sum(example.num_tokens for example in examples)
-        self.log.add(
-            StepRecord(
-                step=self.step,
-                steps=self.steps,
-                epoch=self.step / self.steps_per_epoch,
-                loss=loss,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=tokens,
-                trained_tokens=sum(example.num_targets for example in examples),
-                tokens_per_second=tokens / seconds,
-                seconds=self.seconds,
-            )
+        record = StepRecord(
+            step=self.step,
+            steps=self.steps,
+            epoch=self.step / self.steps_per_epoch,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=tokens,
+            trained_tokens=sum(example.num_targets for example in examples),
+            tokens_per_second=tokens / seconds,
+            seconds=self.seconds,
         )
+        self.log.write(record)
         self.update_state()
+        return record
 
     def after_step(self) -> None:
         """Save and evaluate if the configuration asks for it at this step; the last step is always evaluated."""
         is_last = self.step == self.steps
         if self.config.save_steps and self.step % self.config.save_steps == 0:
-            self.save(f"step-{self.step}")
+            self.save_if_possible(f"step-{self.step}")
         changes: dict[str, Any] = {}
         if self.data.validation is not None and (is_last or self.step % self.eval_steps == 0):
             changes = self.evaluate(self.data.validation)
@@ -189,7 +198,7 @@ class AdapterJob:
     def update_state(self, **changes: Any) -> None:
         """Replace the state by one with these changes and the present size of the history and the metrics file."""
         self.state = replace(
-            self.state, records_logged=len(self.log.history), metrics_bytes=self.log.metrics_bytes, **changes
+            self.state, metrics_bytes=self.log.metrics_bytes, metrics_sha256=self.log.metrics_sha256, **changes
         )
 
     def finish(self) -> TrainResult:
@@ -223,7 +232,7 @@ class AdapterJob:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; see `load_state_dict`. It must not be called during an update."""
         return {
-            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps"}),
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps", "keep_checkpoints"}),
             "examples": self.digests,
             "learning_rates": [group["initial_lr"] for group in self.optimizer.param_groups],
             "examples_per_step": self.examples_per_step,
@@ -233,7 +242,6 @@ class AdapterJob:
             "last_finite_step": self.last_finite_step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "history": [to_dict(record) for record in self.log.history[: self.state.records_logged]],
             "run_state": self.state.to_dict(),
             "seconds": self.seconds,
         }
@@ -247,8 +255,7 @@ class AdapterJob:
         self.schedule.load_state_dict(state["schedule"])
         self.state = RunState.from_dict(state["run_state"], self.last_finite_weights)
         self.started = time.perf_counter() - state["seconds"]
-        history = [from_dict(record) for record in state["history"]]
-        self.log.resume(history, self.state.metrics_bytes, step=self.step, steps=self.steps)
+        self.log.resume(self.state.metrics_bytes, self.state.metrics_sha256, step=self.step, steps=self.steps)
 
     def active(self) -> AbstractContextManager[None]:
         """Return a context in which the adapter of this job is active."""
@@ -265,9 +272,9 @@ class AdapterJob:
 
     def evaluate(self, split: Split) -> dict[str, Any]:
         """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
-        size = self.config.evaluation_batch_size
+        # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
-            scores = evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
+            scores = computed_with(self.model, partial(self._scores, split))
         best = self.state.best
         is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
         record = EvaluationRecord(
@@ -282,10 +289,15 @@ class AdapterJob:
             best=is_best,
             seconds=self.seconds,
         )
-        self.log.add(record)
+        self.log.write(record)
+        self.log.report(record)
         if not is_best:
             return {"evaluations_since_best": self.state.evaluations_since_best + 1}
         return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
+
+    def _scores(self, split: Split) -> Evaluation:
+        size = self.config.evaluation_batch_size
+        return evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
 
     def sort_key(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
         """Return a key that is smaller for the better of two evaluations."""
@@ -345,6 +357,15 @@ class AdapterJob:
         path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
         self.log.save(path)
         return path
+
+    def save_if_possible(self, name: str) -> None:
+        """Save the adapter as `save` does; a full disk gives a note, not an error."""
+        try:
+            self.save(name)
+        except AdapterError as error:
+            if not is_disk_full(error):
+                raise
+            self.log.note(str(error))
 
     @cached_property
     def digests(self) -> list[str | None]:

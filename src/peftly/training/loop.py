@@ -8,24 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import gather_object
 
 from peftly.data import EncodedExample
 from peftly.errors import ConfigError
 from peftly.injection import owner
+from peftly.models import exact_difference, exact_identity
 from peftly.training.callbacks import TrainResult
 from peftly.training.checkpoint import (
     check_same_run,
     computes_with,
-    fingerprint,
     random_states,
-    set_random_states,
-    write_state,
+    write_checkpoint,
 )
 from peftly.training.gradients import StepGradients
 from peftly.training.job import AdapterJob
-from peftly.utils import interruptions_held
+from peftly.training.processes import largest, resume_random_states, stop_error
+from peftly.utils import stops_held
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,11 +43,13 @@ class TrainingLoop:
         results: results of the jobs that have finished.
         current_job: job that is being updated, evaluated or saved; after an error, the job that failed.
         gradients: gradients of the steps.
-        file: checkpoint file; None: no checkpoint is written.
+        folder: folder of the checkpoints; None: no checkpoint is written.
         state_before_step: state saved before each step (random generators, loss scale, micro-batch limits), so that a
             checkpoint written in the middle of a step starts the step again.
         is_consistent: whether the weights are those of a whole number of steps, so that a checkpoint can be written.
         checkpoint_time: time of the last checkpoint, by `time.perf_counter`.
+        stops: numbers of the stop signals that this process has received, if several processes are to stop together.
+        stops_together: whether all processes stop after the same step.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class TrainingLoop:
         accelerator: "Accelerator",
         *,
         packed: bool,
-        file: Path | None = None,
+        folder: Path | None = None,
+        stops: Sequence[int] = (),
     ) -> None:
         self.model, self.jobs, self.accelerator = model, jobs, accelerator
         self.gradients = StepGradients(model, jobs, accelerator, packed=packed)
-        self.current_job, self.file = jobs[0], file
+        self.current_job, self.folder = jobs[0], folder
+        self.stops, self.stops_together = stops, False
         self.results: dict[AdapterJob, TrainResult] = {}
         self.state_before_step: dict[str, Any] = {}
         self.is_consistent = False
@@ -78,8 +81,12 @@ class TrainingLoop:
                 if job.state.after_step_due:
                     self.current_job = job
                     job.after_step()
-            if self.checkpoint_is_due():
+            is_due, stop = largest([self.checkpoint_is_due(), max(self.stops, default=0)])
+            if is_due and not stop:
                 self.write_checkpoint()
+            if stop:
+                self.stops_together = True
+                raise stop_error(int(stop))
             with self.weights_changing():
                 work = self.next_examples(streams)
             if not work:
@@ -91,20 +98,23 @@ class TrainingLoop:
             # A job whose loss is not finite comes first and fails. In bf16, oneDNN's matrix products can spread NaN
             # into the gradients of the other jobs, which would then be updated, or fail in its stead.
             updates = sorted(zip(work, losses, strict=True), key=lambda update: math.isfinite(update[1]))
+            records = []
             with self.weights_changing():
                 for (job, examples), loss in updates:
                     self.current_job = job
-                    job.update(examples, loss, seconds)
+                    records.append((job, job.update(examples, loss, seconds)))
+            for job, record in records:
+                job.log.report(record)
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """Fingerprint of the base model."""
-        return fingerprint(self.model)
+        """Identity of the base model."""
+        return exact_identity(self.model)
 
     @contextmanager
     def weights_changing(self) -> Iterator[None]:
-        """Hold Ctrl-C back while weights change, since no checkpoint can be written then."""
-        with interruptions_held():
+        """Hold stop signals back while weights change, since no checkpoint can be written then."""
+        with stops_held():
             self.is_consistent = False
             yield
             self.state_before_step = {
@@ -130,29 +140,29 @@ class TrainingLoop:
         return work
 
     def checkpoint_is_due(self) -> bool:
-        """Return whether enough steps, or seconds, have passed since the last checkpoint; every process agrees."""
-        if self.file is None:
+        """Return whether enough steps, or seconds, have passed since the last checkpoint."""
+        if self.folder is None:
             return False
         intervals = [job.config.checkpoint_steps for job in self.jobs if job.config.checkpoint_steps]
         if intervals:
             step = max(job.step for job in self.jobs)
             return step > 0 and step % min(intervals) == 0
-        is_due = time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
-        if self.accelerator.num_processes == 1:
-            return is_due
-        due_count = torch.tensor([float(is_due)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(due_count, "sum") > 0)
+        return time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint on the main process; a full disk gives a note, not an error."""
         random = gather_object([self.state_before_step["random"]])
         self.checkpoint_time = time.perf_counter()
-        if self.file is None or not self.accelerator.is_main_process:
+        if self.folder is None or not self.accelerator.is_main_process:
             return
+        step, keep = max(job.step for job in self.jobs), max(job.config.keep_checkpoints for job in self.jobs)
         try:
-            write_state(self.file, {**self.state_dict(), "random": random})
+            with stops_held():
+                for job in self.jobs:
+                    job.log.sync()
+                write_checkpoint(self.folder, step, {**self.state_dict(), "random": random}, keep=keep)
         except OSError as error:
-            self.jobs[0].log.note(f"no checkpoint at step {self.jobs[0].step}: {error.strerror or error}")
+            self.jobs[0].log.note(f"no checkpoint at step {step}: {error.strerror or error}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, without the random generators; see `load_state_dict`."""
@@ -176,9 +186,11 @@ class TrainingLoop:
                 f"the checkpoint is of a run that trained {', '.join(state['jobs'])}, not {', '.join(names)}; "
                 "train from the beginning"
             )
-        if self.base != state["base"]:
+        difference = exact_difference(self.base, state["base"])
+        if difference is not None:
             raise ConfigError(
-                "the checkpoint is of a run over another base, or in another dtype; train from the beginning"
+                f"the checkpoint is of a run over another base: {difference}; continue over the base that the run was "
+                "started with, or train from the beginning"
             )
         for name, job in zip(names, self.jobs, strict=True):
             check_same_run(job.state_dict(), state["jobs"][name])
@@ -190,7 +202,9 @@ class TrainingLoop:
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
         self.gradients.load_state_dict(state["gradients"])
-        set_random_states(state["random"][self.accelerator.process_index], self.model.device)
+        first = self.jobs[0]
+        if note := resume_random_states(state["random"], self.accelerator, seed=first.config.seed, step=first.step):
+            first.log.note(f"{note}; a step has {first.examples_per_step} examples as before")
         saved, now = state["computes_with"], computes_with(self.model.device)
         if saved != now:
             changes = ", ".join(f"{key} {saved[key]}, now {now[key]}" for key in now if saved.get(key) != now[key])

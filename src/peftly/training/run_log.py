@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftly.training.callbacks import Callback, EvaluationRecord, MetricsWriter, StepRecord
+from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord
+from peftly.training.metrics import MetricsWriter
 
 __all__ = ["RunLog"]
 
@@ -39,9 +40,23 @@ class RunLog:
         """Size of `metrics.jsonl` in bytes; 0 if it is not written."""
         return 0 if self._writer is None else self._writer.size
 
-    def add(self, record: StepRecord | EvaluationRecord) -> None:
-        """Append a record to the history, and pass it to the callbacks."""
+    @property
+    def metrics_sha256(self) -> str:
+        """Hash of the content of `metrics.jsonl`; empty if it is not written."""
+        return "" if self._writer is None else self._writer.sha256
+
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Append a record to the history and to `metrics.jsonl`."""
         self.history.append(record)
+        if self._writer is None:
+            return
+        before = self._writer.problem
+        self._writer.write(record)
+        if self._writer.problem is not None and before is None:
+            self.note(self._writer.problem)
+
+    def report(self, record: StepRecord | EvaluationRecord) -> None:
+        """Pass a record to the callbacks."""
         for callback in self._callbacks:
             if isinstance(record, StepRecord):
                 callback.on_step(record)
@@ -59,19 +74,23 @@ class RunLog:
         for callback in self._callbacks:
             callback.on_note(text)
 
-    def resume(
-        self, history: Sequence[StepRecord | EvaluationRecord], metrics_bytes: int, *, step: int, steps: int
-    ) -> None:
+    def sync(self) -> None:
+        """Wait until `metrics.jsonl` is on the disk."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def resume(self, metrics_bytes: int, metrics_sha256: str, *, step: int, steps: int) -> None:
         """Continue after a checkpoint.
 
         Args:
-            history: records of the checkpoint.
-            metrics_bytes: size of `metrics.jsonl` when the checkpoint was written.
+            metrics_bytes, metrics_sha256: size and hash of `metrics.jsonl` when the checkpoint was written.
             step: number of updates before the checkpoint.
             steps: number of steps of the run.
         """
-        self.history = list(history)
+        note = None
         if self._writer is not None:
-            self._writer.truncate(metrics_bytes, self.history)
+            self.history, note = self._writer.continue_from(metrics_bytes, metrics_sha256)
         for callback in self._callbacks:
             callback.on_resume(step, steps)
+        if note is not None:
+            self.note(note)

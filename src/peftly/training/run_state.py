@@ -24,8 +24,8 @@ class RunState:
         best_weights: trained weights at the best evaluation, by parameter name; None before the first evaluation.
         evaluations_since_best: number of evaluations after the best one.
         stopped_early: whether `early_stopping_patience` ran out.
-        records_logged: number of records in the history.
         metrics_bytes: size of `metrics.jsonl` in bytes.
+        metrics_sha256: hash of these bytes.
         seconds: duration of the whole run; None until the run has finished.
     """
 
@@ -35,8 +35,8 @@ class RunState:
     best_weights: dict[str, Tensor] | None = None
     evaluations_since_best: int = 0
     stopped_early: bool = False
-    records_logged: int = 0
     metrics_bytes: int = 0
+    metrics_sha256: str = ""
     seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from peftly.data import EncodedExample, epoch_steps, token_counts
 from peftly.training.micro_batches import MicroBatchSplitter
+from peftly.training.processes import join_processes, num_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,14 +23,19 @@ __all__ = [
 ]
 
 
-def make_accelerator() -> "Accelerator":
-    """Return the accelerator of this run, which knows its processes and moves tensors between them."""
+def make_accelerator(*, on_cpu: bool = False) -> "Accelerator":
+    """Return the accelerator of this run, which knows its processes and moves tensors between them.
+
+    Args:
+        on_cpu: whether several processes compute on the CPU of a machine with GPUs.
+    """
     from accelerate import Accelerator
 
+    join_processes()
     # The base model keeps the dtype and the device that it was loaded with. Only a launch of several processes gives
     # each process a device; without a GPU the processes find each other only if accelerate is told to use the CPU.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = several and not torch.accelerator.is_available()
+    several = num_processes() > 1
+    cpu = several and (on_cpu or not torch.accelerator.is_available())
     return Accelerator(mixed_precision="no", device_placement=several, cpu=cpu)
 
 

@@ -1,22 +1,27 @@
 """Training of one adapter, or of several adapters in shared batches."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attached
 from peftly.data import Data
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import AdapterError, ConfigError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
 from peftly.kernels import supports_packing, use_packed_attention
+from peftly.models import exact_identity
 from peftly.training.callbacks import Callback, TrainResult
-from peftly.training.checkpoint import CHECKPOINT, read_state
+from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
+from peftly.training.processes import lost_process, on_main_process, saved_examples_per_step
+from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
+from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,6 +40,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     learning_rate: float | None = None,
     resume: bool = False,
+    delete_checkpoints: bool = True,
 ) -> TrainResult:
     """Train the trainable parameters of a model in place, and leave the best weights in the model.
 
@@ -45,25 +51,38 @@ def train(
         config: training settings; None: the defaults.
         tokenizer: tokenizer of the model.
         out: folder for the best adapter (`adapter`), adapters saved on the way (`step-N`), `metrics.jsonl` and the
-            checkpoint; None: nothing is written.
+            checkpoints; None: nothing is written.
         callbacks: callbacks that receive steps, evaluations, saved adapters and notes, on the main process.
         learning_rate: learning rate if `config` sets none, in preference to the method's own.
         resume: continue from the checkpoint in `out`, if there is one. With the same number of threads, the same
             version of torch and the same CPU instructions or GPU, the adapter has the same bytes as without a stop.
+        delete_checkpoints: delete the checkpoints in `out` when the training has finished and its adapter is on the
+            disk. Nothing else deletes them: after an error or a stop they stay.
 
     Returns:
         Number of steps, best evaluation and history of the run.
 
     Raises:
-        ConfigError: settings that the data or the model cannot serve, or a checkpoint of another run.
+        ConfigError: settings that the data or the model cannot serve, a checkpoint of another run, a checkpoint of an
+            unfinished training without `resume`, or another process that writes into `out`.
         DataError: examples that are encoded for another task than the model's.
         TrainingError: a loss or a gradient that is not finite; the last copy of finite weights is in the model, and in
             `adapter` in `out`. The copy lacks at most a tenth of the steps, and at most 20 steps. Or memory that runs
             out with one example at once; the weights so far are there. Or a damaged checkpoint.
-        KeyboardInterrupt: Ctrl-C; the present weights are in the model, and in `adapter-interrupted` in `out`.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM, SIGHUP or SIGUSR1; the present weights are in the model, and in
+            `adapter-interrupted` in `out`.
     """
     job, folder = Job(data, config or TrainConfig(), learning_rate), None if out is None else Path(out)
-    (result,) = _train(model, {None: job}, tokenizer, folder, {None: folder}, {None: callbacks}, resume=resume)
+    (result,) = _train(
+        model,
+        {None: job},
+        tokenizer,
+        folder,
+        {None: folder},
+        {None: callbacks},
+        resume=resume,
+        delete_checkpoints=delete_checkpoints,
+    )
     return result
 
 
@@ -90,6 +109,7 @@ def train_together(
     out: str | Path | None = None,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
     resume: bool = False,
+    delete_checkpoints: bool = True,
 ) -> dict[str, TrainResult]:
     """Train several adapters of a model, each on its own examples, in shared batches over the one base.
 
@@ -103,7 +123,7 @@ def train_together(
         out: folder that gets one folder for each adapter, with the files that `train` writes, and one checkpoint; None:
             nothing is written.
         callbacks: callbacks of each adapter by its name; see `train`.
-        resume: see `train`.
+        resume, delete_checkpoints: see `train`.
 
     Returns:
         The result of each adapter by its name; see `train`.
@@ -124,7 +144,9 @@ def train_together(
         )
     folder = None if out is None else Path(out)
     folders = {name: None if folder is None else folder / name for name in jobs}
-    results = _train(model, jobs, tokenizer, folder, folders, callbacks or {}, resume=resume)
+    results = _train(
+        model, jobs, tokenizer, folder, folders, callbacks or {}, resume=resume, delete_checkpoints=delete_checkpoints
+    )
     return dict(zip(jobs, results, strict=True))
 
 
@@ -150,6 +172,7 @@ def _train(
     callbacks: Mapping[Any, Sequence[Callback]],
     *,
     resume: bool,
+    delete_checkpoints: bool,
 ) -> list[TrainResult]:
     """Train all jobs, and return their results in order.
 
@@ -160,17 +183,53 @@ def _train(
         out: folder of the checkpoint.
         folders: folder of each job.
         callbacks: callbacks of each job.
-        resume: see `train`.
+        resume, delete_checkpoints: see `train`.
     """
-    from accelerate.utils import set_seed
-
-    accelerator = make_accelerator()
+    shards = any(job.config.fsdp for job in jobs.values())
+    # The blocks of a base that will be sharded move to their devices one by one.
+    accelerator = make_accelerator(on_cpu=model.device.type == "cpu" and not shards)
     if len(jobs) > 1 and accelerator.num_processes > 1:
         raise ConfigError("train_together runs in one process; train the adapters one by one on several")
-    file = None if out is None else out / CHECKPOINT
-    state = read_state(file) if resume and file is not None and file.is_file() else None
-    if file is not None and state is None and accelerator.is_main_process:
-        file.unlink(missing_ok=True)  # of an earlier run
+    if shards and accelerator.num_processes == 1 and not resume:
+        raise ConfigError("train.fsdp shards the base over several processes; start them with torchrun")
+    if out is None or not accelerator.is_main_process:
+        lock: AbstractContextManager[None] = nullcontext()
+    else:
+        make_folder(out)
+        lock = folder_lock(out)
+    # Several processes stop after the same step, so that they can write a checkpoint together.
+    stops: AbstractContextManager[Sequence[int]] = stops_noted()
+    if accelerator.num_processes == 1:
+        stops = nullcontext(())
+    with lock, stops_raised(), stops as numbers:
+        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
+        if delete_checkpoints and out is not None and accelerator.is_main_process:
+            for file in checkpoint_files(out):
+                delete_file(file)
+    return results
+
+
+def _train_in(
+    model: "PreTrainedModel",
+    jobs: Mapping[Any, Job],
+    tokenizer: "PreTrainedTokenizerBase",
+    accelerator: "Accelerator",
+    out: Path | None,
+    folders: Mapping[Any, Path | None],
+    callbacks: Mapping[Any, Sequence[Callback]],
+    stops: Sequence[int],
+    *,
+    resume: bool,
+) -> list[TrainResult]:
+    """Train all jobs in a folder that no other process writes into; see `_train`."""
+    from accelerate.utils import set_seed
+
+    base = None
+    if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
+        base = exact_identity(model)  # of whole parameters
+        shard_base(model, accelerator.device)
+    damaged: list[str] = []
+    state = on_main_process(partial(_saved_state, out, damaged.append, resume=resume))
     adapter_jobs = [
         AdapterJob(
             model,
@@ -183,15 +242,21 @@ def _train(
             callbacks=callbacks.get(name, ()),
             learning_rate=job.learning_rate,
             resume=state is not None,
+            examples_per_step=saved_examples_per_step(state, name),
         )
         for name, job in jobs.items()
     ]
+    for line in damaged:
+        adapter_jobs[0].log.note(line)
     configs = [job.config for job in adapter_jobs]
     # Dropout differs between processes; the order of the examples and initial weights do not use these generators.
     set_seed(configs[0].seed, device_specific=True)
     # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
     packs_evaluations = all(packs_examples(model, config) for config in configs)
-    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs_examples(model, *configs), file=file)
+    packs = packs_examples(model, *configs)
+    loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs, folder=out, stops=stops)
+    if base is not None:
+        loop.base = base
     mode = training_mode(model, gradient_checkpointing=any(config.gradient_checkpointing for config in configs))
     attention = use_packed_attention(model) if packs_evaluations else nullcontext()
     with mode, attention, lean_blocks(model), loop.gradients.modes:
@@ -200,25 +265,63 @@ def _train(
                 loop.load_state_dict(state)
             return loop.run()
         except KeyboardInterrupt as interrupt:
-            raise _interrupted(loop, adapter_jobs, accelerator) from interrupt
+            with stops_held():
+                raise _interrupted(loop, adapter_jobs, accelerator, interrupt) from interrupt
         except TrainingError as error:
             others = [job for job in adapter_jobs if job not in loop.results and job is not loop.current_job]
             saved = [
                 weights_location(job.save("adapter-interrupted"), f"the weights of {job.adapter}") for job in others
             ]
             raise TrainingError("; ".join([str(error), *saved])) from error
+        except BaseException as error:
+            if lost := lost_process(error):
+                raise lost from error
+            if any(job.step for job in adapter_jobs):
+                _write_checkpoint(loop, accelerator)
+            raise
         finally:
             accelerator.free_memory()
 
 
-def _interrupted(loop: TrainingLoop, jobs: Sequence[AdapterJob], accelerator: "Accelerator") -> KeyboardInterrupt:
-    """Save the jobs that have not finished, and return an error that says where their weights are."""
-    # With several processes, each may be at another point of a step.
-    if loop.is_consistent and accelerator.num_processes == 1:
+def _saved_state(out: Path | None, note: Callable[[str], None], *, resume: bool) -> dict[str, Any] | None:
+    """Return the state to continue from; None: the training begins.
+
+    Args:
+        out: folder of the checkpoints.
+        note: function that receives a line about each damaged checkpoint.
+        resume: see `train`.
+
+    Raises:
+        ConfigError: there is a checkpoint, and the training is not to continue from it.
+    """
+    if out is None:
+        return None
+    if not resume and (files := checkpoint_files(out)):
+        raise ConfigError(f"{files[0]} is of an unfinished training; continue it with resume=True, or delete it")
+    return read_checkpoint(out, note) if resume else None
+
+
+def _write_checkpoint(loop: TrainingLoop, accelerator: "Accelerator") -> None:
+    """Write a checkpoint after an exception, unless it came while weights were changing."""
+    # With several processes, each may be at another point of a step, unless they have agreed to stop.
+    if loop.is_consistent and (accelerator.num_processes == 1 or loop.stops_together):
         loop.write_checkpoint()
-    unfinished = [job for job in jobs if job not in loop.results]
-    lines = [
-        f"stopped at step {job.step} of {job.steps}; {weights_location(job.save('adapter-interrupted'))}"
-        for job in unfinished
-    ]
-    return KeyboardInterrupt("; ".join(lines))
+
+
+def _interrupted(
+    loop: TrainingLoop, jobs: Sequence[AdapterJob], accelerator: "Accelerator", stop: KeyboardInterrupt
+) -> KeyboardInterrupt:
+    """Save the jobs that have not finished, and return an error that says where their weights are."""
+    _write_checkpoint(loop, accelerator)
+    lines = [str(stop)] if isinstance(stop, Stopped) else []
+    for job in jobs:
+        if job in loop.results:
+            continue
+        try:
+            saved = weights_location(job.save("adapter-interrupted"))
+        except AdapterError as error:
+            saved = str(error)
+        lines.append(f"stopped at step {job.step} of {job.steps}; {saved}")
+    if loop.stops_together:
+        on_main_process(lambda: None)  # the end of another process would end the main one, which saves
+    return type(stop)("; ".join(lines))

@@ -1,9 +1,12 @@
 """Tools that know nothing about adapters. May import: `errors`.
 
 formatting     numbers as text
-atomic         files and folders that appear complete or not at all
-output_folder  check of a folder before a command writes into it
-signals        Ctrl-C, delayed while weights change
+file_changes   every change on a disk, one function for each kind
+locks          one writer for each folder
+transactions   files of a folder replaced together, or not at all
+atomic         text files that appear complete or not at all
+output_folder  check of a folder before a command writes into it, its mark, and writing all of it
+signals        stop signals, delayed while weights change
 hardware       devices and dtypes
 environment    versions, caches and the name of the program
 quiet          log lines and progress bars of other libraries
@@ -12,42 +15,95 @@ quiet          log lines and progress bars of other libraries
 from peftly.utils.atomic import (
     folder_bytes,
     is_disk_full,
+    json_text,
     json_values,
     says_disk_full,
-    write_folder,
     write_json,
     write_text,
 )
-from peftly.utils.environment import automatic_dtype, cache_folders, cache_home, environment, program
+from peftly.utils.environment import automatic_dtype, cache_folders, cache_home, environment, is_main_process, program
+from peftly.utils.file_changes import (
+    append,
+    delete_file,
+    make_folder,
+    move,
+    sync,
+    truncate,
+    write_new_file,
+    write_tensors,
+)
 from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
 from peftly.utils.hardware import resolve_device, resolve_dtype
-from peftly.utils.output_folder import check_output_folder, nearest_existing_parent
+from peftly.utils.locks import LOCK, folder_lock
+from peftly.utils.output_folder import (
+    MARK,
+    check_output_folder,
+    mark_text,
+    nearest_existing_parent,
+    read_mark,
+    write_folder,
+)
 from peftly.utils.quiet import quiet
-from peftly.utils.signals import interruptions_held
+from peftly.utils.signals import stops_held, stops_noted, stops_raised
+from peftly.utils.transactions import (
+    drop_earlier,
+    earlier_files,
+    has_earlier,
+    is_scratch,
+    recover,
+    replacing_file,
+    replacing_files,
+    restore_earlier,
+)
 
 __all__ = [
+    "LOCK",
+    "MARK",
+    "append",
     "automatic_dtype",
     "bytes_text",
     "cache_folders",
     "cache_home",
     "check_output_folder",
     "count_text",
+    "delete_file",
+    "drop_earlier",
+    "earlier_files",
     "environment",
     "folder_bytes",
-    "interruptions_held",
+    "folder_lock",
+    "has_earlier",
     "is_disk_full",
+    "is_main_process",
+    "is_scratch",
+    "json_text",
     "json_values",
+    "make_folder",
+    "mark_text",
+    "move",
     "nearest_existing_parent",
     "program",
     "quiet",
+    "read_mark",
+    "recover",
+    "replacing_file",
+    "replacing_files",
     "resolve_device",
     "resolve_dtype",
+    "restore_earlier",
     "says_disk_full",
     "score_rows",
     "score_text",
     "seconds_text",
     "share_text",
+    "stops_held",
+    "stops_noted",
+    "stops_raised",
+    "sync",
+    "truncate",
     "write_folder",
     "write_json",
+    "write_new_file",
+    "write_tensors",
     "write_text",
 ]

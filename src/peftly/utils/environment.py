@@ -15,7 +15,7 @@ from platformdirs import user_cache_dir
 
 from peftly.utils.hardware import resolve_dtype
 
-__all__ = ["automatic_dtype", "cache_folders", "cache_home", "environment", "program"]
+__all__ = ["automatic_dtype", "cache_folders", "cache_home", "environment", "is_main_process", "program"]
 
 _PACKAGES = (
     "peftly",
@@ -40,6 +40,11 @@ def environment() -> dict[str, Any]:
         "cuda": [_cuda_device(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
     }
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main one of the processes that were launched together, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def automatic_dtype() -> str:

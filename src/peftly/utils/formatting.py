@@ -31,14 +31,16 @@ def seconds_text(seconds: float) -> str:
 
 
 def share_text(share: float | None) -> str:
-    """Return a share as a percentage such as `83.7%`, or `—` for None."""
-    return "—" if share is None else f"{share:.1%}"
+    """Return a share as a percentage such as `83.7%`; see `score_text` for None and NaN."""
+    return score_text(share) if share is None or math.isnan(share) else f"{share:.1%}"
 
 
 def score_text(value: float | None) -> str:
-    """Return a loss or a perplexity with four significant digits, or `—` for None."""
-    return "—" if value is None else f"{value:.4g}"
+    """Return a loss or a perplexity with four significant digits, `—` for None, or `not a number` for NaN."""
+    return "—" if value is None else _NAN if math.isnan(value) else f"{value:.4g}"
 
+
+_NAN = "not a number"
 
 _SCORES = {
     "loss": ("loss", score_text),
@@ -51,5 +53,10 @@ _SCORES = {
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return name and text of every score that an evaluation has; the task determines which ones."""
-    return [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]
+    """Return name and text of every score that an evaluation has; the task determines which ones.
+
+    Args:
+        scores: fields of an evaluation, or its JSON, where a loss that is NaN or infinite has become None.
+    """
+    rows = [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]
+    return [("loss", _NAN), *rows] if "loss" in scores and scores["loss"] is None else rows

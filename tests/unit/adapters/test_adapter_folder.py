@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_files import edit_config
 from tiny import perturb
 from typer.testing import CliRunner
 
@@ -43,7 +44,8 @@ _counter: Counter[Path] | None = None
 def _count(event: str, arguments: tuple) -> None:
     if _counter is not None and event == "open" and isinstance(arguments[0], str):
         path = Path(arguments[0])
-        if path.name in JSON_FILES and "w" not in str(arguments[1]):
+        is_read = arguments[1] is not None and "w" not in arguments[1]  # files are written and synced through os.open
+        if path.name in JSON_FILES and is_read:
             _counter[path.resolve()] += 1
 
 
@@ -107,8 +109,8 @@ def test_a_file_is_read_once_in_a_merge(folders, tmp_path):
 def test_a_file_is_read_once_when_adapters_are_combined(folders, tmp_path):
     with counted() as opens:
         save_combined([folders["a"], folders["b"]], tmp_path / "sum")
-    assert {path.relative_to(tmp_path) for path in opens} == {Path(name, file) for name in "ab" for file in JSON_FILES}
-    assert set(opens.values()) == {1}
+    read = {path.relative_to(tmp_path): count for path, count in opens.items() if "sum" not in path.parent.name}
+    assert read == {Path(name, file): 1 for name in "ab" for file in JSON_FILES}
 
 
 @pytest.mark.parametrize("to", ["peft", "vllm", "gguf", "prompt-embeddings"])
@@ -197,8 +199,7 @@ def test_labels_without_a_note_are_numbered(task_base, tmp_path):
 
 
 def test_an_adapter_of_an_unknown_type_is_refused_before_its_base_is_opened(folders, monkeypatch):
-    config = folders["a"] / "adapter_config.json"
-    config.write_text(config.read_text().replace('"LORA"', '"LOHA"'))
+    edit_config(folders["a"], peft_type="LOHA")
     monkeypatch.setattr("peftly.adapters.loading.load_base", lambda *_, **__: pytest.fail("the base was opened"))
     with pytest.raises(AdapterError, match=r"peft_type 'LOHA'; peftly reads"):
         load(folders["a"])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers as tf
+from adapter_files import edit_notes
 from references import assert_close
 from tiny import perturb
 
@@ -167,8 +168,7 @@ def test_adapters_of_two_bases_are_not_merged_together(tiny_llama_folder, tmp_pa
 
 def test_an_unknown_quantisation_in_the_notes_is_refused(tiny_llama_folder, tmp_path):
     trained(tiny_llama_folder, tmp_path / "a")
-    notes = json.loads((tmp_path / "a" / "peftly.json").read_text())
     for wrong in ({"kind": "nf5"}, "nf4"):
-        (tmp_path / "a" / "peftly.json").write_text(json.dumps({**notes, "quantization": wrong}))
+        edit_notes(tmp_path / "a", quantization=wrong)
         with pytest.raises(AdapterError, match="is no known quantisation"):
             load(tmp_path / "a")

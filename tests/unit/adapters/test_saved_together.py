@@ -1,10 +1,10 @@
 """Adapters that were saved by one call are opened by one call, with their base and without other adapters."""
 
-import json
 import shutil
 
 import pytest
 import torch
+from adapter_files import edit_config, edit_notes
 from tiny import perturb
 
 from peftly import (
@@ -43,11 +43,6 @@ def model(tiny_llama_folder):
         attach(model, config, name=name, seed=seed)
     perturb(trainable_parameters(model).values())
     return model
-
-
-def edit(folder, **changes):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def refused(folder, match):
@@ -124,10 +119,10 @@ def test_an_incomplete_set_is_refused(model, tmp_path):
 
 def test_adapters_of_different_models_are_refused(model, tmp_path):
     save_adapter(model, tmp_path)
-    edit(tmp_path / "first", base_model_name_or_path="another")
+    edit_config(tmp_path / "first", base_model_name_or_path="another")
     with pytest.raises(AdapterError, match=r"no base in common: second is for .*tiny-llama, and first for another;"):
         load(tmp_path)
-    edit(tmp_path / "first", base_model_name_or_path=None)
+    edit_config(tmp_path / "first", base_model_name_or_path=None)
     with pytest.raises(AdapterError, match=r"first/adapter_config\.json names no base"):
         load(tmp_path)
 
@@ -143,13 +138,12 @@ def test_classifiers_share_their_labels(task_base, tmp_path):
     for name in ("one", "two"):
         with use_adapters(again, name), use_adapters(base.model, name):
             assert torch.equal(again(IDS).logits, base.model(IDS).logits)
-    notes = tmp_path / "two" / "peftly.json"
-    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"labels": ["yes", "no"]}))
+    edit_notes(tmp_path / "two", labels=["yes", "no"])
     with pytest.raises(
         AdapterError, match=r"no labels in common: one is for \['no', 'yes'\], and two for \['yes', 'no'"
     ):
         load(tmp_path)
-    edit(tmp_path / "two", task_type="TOKEN_CLS")
+    edit_config(tmp_path / "two", task_type="TOKEN_CLS")
     with pytest.raises(AdapterError, match=r"no task in common: one is for sequence_cl.*, and two for token_class"):
         load(tmp_path)
 
@@ -157,6 +151,5 @@ def test_classifiers_share_their_labels(task_base, tmp_path):
 @pytest.mark.parametrize("names", [[1], ["lora", ["first"]], ["lora", "lora"], ["first"], "lora"])
 def test_a_damaged_note_of_the_adapters_of_a_call_is_refused(model, tmp_path, names):
     save_adapter(model, tmp_path)
-    notes = json.loads((tmp_path / "lora" / "peftly.json").read_text())
-    (tmp_path / "lora" / "peftly.json").write_text(json.dumps({**notes, "together": names}))
+    edit_notes(tmp_path / "lora", together=names)
     refused(tmp_path, r"lora/peftly\.json is damaged: together is ")

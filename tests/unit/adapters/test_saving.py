@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapter_files import edit_config, without_checksums
 from references import ARCHITECTURE_OF, DEFAULTS
 from safetensors.torch import load_file, save_file
 from tiny import perturb, tiny_model
@@ -36,11 +37,6 @@ def make(method="lora"):
 @pytest.fixture
 def folder(tmp_path):
     return save_adapter(make(), tmp_path / "adapter")
-
-
-def edit(folder, **changes):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_patterns_that_both_fit_a_layer_mean_the_same_before_and_after(tmp_path):
@@ -87,7 +83,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftly.adapters.saving.save_file", full)
+    monkeypatch.setattr("peftly.adapters.saving.write_tensors", full)
     with pytest.raises(AdapterError, match="No space left on device"):
         save_adapter(make(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
@@ -104,6 +100,12 @@ def test_parameters_over_a_bf16_base_are_fp32_before_and_after(tmp_path):
 
 
 class TestBadFolders:
+    """Adapters without checksums; those with checksums are in test_checksums.py."""
+
+    @pytest.fixture
+    def folder(self, folder):
+        return without_checksums(folder)
+
     def refused(self, folder, match, architecture="llama"):
         model = tiny_model(architecture, torch.float32)
         with pytest.raises((AdapterError, MethodError), match=match) as caught:
@@ -126,21 +128,23 @@ class TestBadFolders:
         self.refused(folder, "names no peft_type")
 
     def test_unknown_type(self, folder):
-        edit(folder, peft_type="LOHA")
+        edit_config(folder, peft_type="LOHA")
         self.refused(folder, "peft_type 'LOHA'; peftly reads PROMPT_TUNING, PEFTLY_PROMPT_TUNING")
 
     def test_dora_is_not_run_as_lora(self, folder):
-        edit(folder, use_dora=True)
+        edit_config(folder, use_dora=True)
+        self.refused(folder, r"adapter_config\.json disagree: by the first, method is lora, and by the second dora")
+        (folder / "peftly.json").unlink()
         self.refused(folder, r"lacks .*lora_magnitude_vector")
 
     @pytest.mark.parametrize("key", ["layers_to_transform", "exclude_modules", "lora_bias"])
     def test_features_that_would_be_ignored(self, folder, key):
-        edit(folder, **{key: {"x": 1}})
+        edit_config(folder, **{key: {"x": 1}})
         self.refused(folder, key)
 
     def test_an_impossible_value(self, folder):
         (folder / "peftly.json").unlink()
-        edit(folder, r=0)
+        edit_config(folder, r=0)
         self.refused(folder, "not a sound LORA configuration")
 
     def test_no_tensors(self, folder):
@@ -262,6 +266,7 @@ def test_the_training_file_of_another_adapter_is_refused(tmp_path):
     save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning lstm"]), tmp_path / "lstm")
     save_adapter(attach(tiny_model("llama", torch.float32), MADE["p_tuning mlp"]), tmp_path / "mlp")
     (tmp_path / "lstm" / "training.safetensors").replace(tmp_path / "mlp" / "training.safetensors")
+    without_checksums(tmp_path / "mlp")
     model = tiny_model("llama", torch.float32)
     with pytest.raises(AdapterError, match=r"training.safetensors does not fit this p_tuning adapter"):
         load_adapter(model, tmp_path / "mlp")

@@ -188,7 +188,7 @@ GOOD = '{"text": "a"}\n' * 6
         ("t.csv", 'text,label\n"a" b,x\n', "line 2 is not valid CSV (',' expected after '\"')"),
         ("t.csv", 'text,label\n"a,x\n', "line 2 is not valid CSV (unexpected end of data)"),
         ("t.csv", "text,text\na,b\n", "the header names a field twice (text, text)"),
-        ("t.csv", b"text,label\n\xff,x\n", "not UTF-8 text (invalid start byte); save the file as UTF-8"),
+        ("t.csv", b"text,label\n\xff,x\n", "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8"),
         ("t.xlsx", "x", "files that end in '.xlsx' are not read; known are .jsonl .ndjson .json .csv .tsv .parquet"),
         ("tweets", "x", "the name's ending says no format; known are .jsonl .ndjson .json .csv .tsv .parquet"),
     ],

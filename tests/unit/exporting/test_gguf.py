@@ -105,10 +105,10 @@ def test_adapters_are_merged(config, tmp_path):
     save_adapter(model, tmp_path / "adapter")
     expected = logits(model, tokenizer)
     exported = export(tmp_path / "adapter", "gguf", tmp_path / "out", dtype="f32")
-    assert [path.name for path in exported.folder.iterdir()] == ["out-f32.gguf"]
+    assert sorted(path.name for path in exported.folder.iterdir()) == [".peftly.json", "out-f32.gguf"]
     export(tmp_path / "adapter", "gguf", tmp_path / "out", dtype="q8_0", overwrite=True)
     exported = export(tmp_path / "adapter", "gguf", tmp_path / "out", dtype="f32", overwrite=True)
-    assert [path.name for path in exported.folder.iterdir()] == ["out-f32.gguf"]
+    assert sorted(path.name for path in exported.folder.iterdir()) == [".peftly.json", "out-f32.gguf"]
     again, _ = read_back(tmp_path / "out" / "out-f32.gguf")
     assert_close(logits(again, tokenizer), expected)
     assert (expected - plain).norm() / plain.norm() > 0.1

@@ -316,7 +316,12 @@ def test_the_models_own_sampling_settings_are_not_used(base):
     [
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p within"),
-        ({"max_new_tokens": 0}, "max_new_tokens and num_beams must be at least 1"),
+        ({"temperature": float("inf")}, "temperature must be at least 0 and finite"),
+        ({"temperature": float("nan")}, "temperature must be at least 0 and finite"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"num_beams": 2**40}, "num_beams from 1 to 1000"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty above 0"),
+        ({"temperature": 1.0, "seed": 2**32}, "seed must be a whole number from 0"),
         ({"top_p": 0.5}, "top_p=0.5 has no effect at temperature 0"),
         ({"top_k": 5}, "top_k=5 has no effect at temperature 0"),
         ({"min_p": 0.1}, "min_p=0.1 has no effect at temperature 0"),

@@ -164,6 +164,33 @@ def test_no_points_no_chart():
     assert line_chart({"training": []}, title="Loss", x_label="step", y_label="loss") == ""
 
 
+def test_a_loss_that_is_no_number(run_folder):
+    """NaN is null in the files of a run."""
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "evaluation":
+            record["loss"] = None
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    evaluation = json.loads((run_folder / "evaluation.json").read_text())
+    evaluation |= {"loss": None, "perplexity": None, "accuracy": None, "macro_f1": None}
+    (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    source = write_report(run_folder).read_text()
+    assert "not a number" in " ".join(Page(source).texts)
+    assert "training: 3 at step 1" in source
+    assert "validation: " not in source
+
+
+def test_charts_leave_out_what_is_no_number():
+    nan, infinity = float("nan"), float("inf")
+    loss = {"training": [(1, nan), (2, None), (3, infinity)]}
+    assert line_chart(loss, title="Loss", x_label="step", y_label="loss") == ""
+    loss["training"] += [(number, nan if number % 2 else 1.0) for number in range(4, 200)]
+    assert "training: 1 at step 4, 1 at 198" in line_chart(loss, title="Loss", x_label="step", y_label="loss")
+    assert bar_chart({"base": {"accuracy": nan}}, title="Scores") == ""
+    bars = bar_chart({"base": {"accuracy": nan, "F1": 0.5}, "$\\frac$ <b>": {"accuracy": 0.75}}, title="Scores")
+    assert "base: F1 50.0%; $\\frac$ &lt;b&gt;: accuracy 75.0%" in bars
+
+
 def comparison_results() -> dict:
     def row(name, folder, right):
         predictions = ["complaint" if number < right else "no complaint" for number in range(6)]
@@ -187,6 +214,13 @@ def comparison_results() -> dict:
         "data": ["train: 200 rows"],
         "environment": ENVIRONMENT,
     }
+
+
+def test_a_comparison_with_scores_that_are_no_numbers(tmp_path):
+    results = comparison_results()
+    results["rows"][1] |= {"accuracy": None, "macro_f1": None, "loss": None}
+    (tmp_path / "quickstart.json").write_text(json.dumps(results))
+    assert "—" in " ".join(Page(write_comparison(tmp_path, "quickstart.json").read_text()).texts)
 
 
 def test_comparison_links_each_run(tmp_path):

@@ -104,7 +104,7 @@ def test_python_may_give_the_parts():
         ("base=", ["base must be", "string", "None"]),
         ("base.name=x", ["base.name", "'smollm2-135m'", "no settings below it"]),
         ("epochs", ["--set takes key=value", "'epochs'"]),
-        ("train.epochs=[1", ["--set train.epochs=[1", "not YAML"]),
+        ("train.epochs=[1", ["--set train.epochs=[1", "not valid YAML"]),
         ("train=5", ["train must be", "5"]),
     ],
 )

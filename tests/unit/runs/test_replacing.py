@@ -4,15 +4,17 @@ import pytest
 
 from peftly.errors import ConfigError
 from peftly.runs.folder import adapter_folders, is_finished, part_folders, read_config, run_files
-from peftly.runs.replacing import check_resumable, check_run_folder, clear_run, drop_leftovers, replacing
+from peftly.runs.replacing import begin_run, check_resumable, check_run_folder, clear_run, finish_run, keep_or_restore
+from peftly.utils import MARK, mark_text
 
 CONFIG = "base: b\ndata: {train: d}\nmethod: lora\nout: o\n"
 
 
-def make_run(out, *names, config=CONFIG):
-    for name in ("config.yaml", *names):
+def make_run(out, *names, config=CONFIG, finished=False):
+    contents = {"config.yaml": config, MARK: mark_text("a run", finished=finished)}
+    for name in (*contents, *names):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(config if name == "config.yaml" else name)
+        (out / name).write_text(contents.get(name, name))
     return out
 
 
@@ -24,14 +26,15 @@ def files_in(folder):
 def run(tmp_path):
     """A finished run, with two adapters that were trained together in one of its steps."""
     adapters = ("adapter/adapter_config.json", "step-2/a/adapter_config.json", "step-2/b/adapter_config.json")
-    return make_run(tmp_path / "run", "data.json", "metrics.jsonl", "summary.json", "report.html", *adapters)
+    files = ("data.json", "metrics.jsonl", "summary.json", "report.html", *adapters)
+    return make_run(tmp_path / "run", *files, finished=True)
 
 
 def test_a_run_and_its_adapters_lead_to_its_configuration(run):
     assert read_config(run) == read_config(run / "adapter") == read_config(run / "step-2")
     assert read_config(run / "other") is None
     assert [folder.name for folder in adapter_folders(run)] == ["adapter", "step-2"]
-    assert run_files(run)[-1] == run / "config.yaml"
+    assert run_files(run)[-1] == run / MARK
 
 
 def test_folders_of_new_runs(run, tmp_path):
@@ -39,7 +42,7 @@ def test_folders_of_new_runs(run, tmp_path):
     check_run_folder(run, overwrite=True)
     with pytest.raises(ConfigError, match=r"holds a run; choose another folder, or replace it with --overwrite$"):
         check_run_folder(run)
-    (run / "summary.json").unlink()
+    make_run(run)
     with pytest.raises(ConfigError, match=r"with --overwrite, or continue it: .* train --resume .*run$"):
         check_run_folder(run)
     with pytest.raises(ConfigError, match="holds files that are not part of a run"):
@@ -49,7 +52,7 @@ def test_folders_of_new_runs(run, tmp_path):
 def test_folders_of_continued_runs(run, tmp_path):
     with pytest.raises(ConfigError, match=r"the run in .* is finished"):
         check_resumable(run)
-    (run / "checkpoint.safetensors").touch()
+    make_run(run)
     assert not is_finished(run)
     check_resumable(run)
     for folder in (tmp_path, tmp_path / "none"):
@@ -74,31 +77,75 @@ def test_clearing_spares_files_of_other_origin(run):
     assert not (run / "adapter").exists()
 
 
-def test_a_new_run_with_an_adapter_replaces_the_earlier_one(run):
-    with replacing(run):
-        assert not (run / "config.yaml").exists()
-        make_run(run, "adapter/adapter_config.json")
-    assert files_in(run) == ["adapter/adapter_config.json", "config.yaml"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_without_a_new_adapter_the_earlier_run_is_restored(error, run):
+def test_a_folder_without_the_mark_is_never_replaced(run):
+    """A project with a config.yaml, its rows in data.json and its own report.html."""
+    (run / MARK).unlink()
+    with pytest.raises(ConfigError, match="holds files that are not part of a run"):
+        check_run_folder(run, overwrite=True)
+    with pytest.raises(ConfigError, match=r"holds no run to continue; .* a config.yaml and a \.peftly\.json"):
+        check_resumable(run)
     before = files_in(run)
-
-    def fail():
-        with replacing(run):
-            make_run(run, "data.json", "step-9/README.md")
-            raise error
-
-    with pytest.raises(error):
-        fail()
+    clear_run(run)
     assert files_in(run) == before
-    assert (run / "data.json").read_text() == "data.json"
+
+
+@pytest.mark.parametrize("name", ["data.json", "adapter", ".", "adapter/adapter_config.json"])
+def test_an_input_of_the_new_run_is_never_replaced(name, run):
+    with pytest.raises(
+        ConfigError, match=r"the new run reads .*, which is part of the run in .* that it would replace"
+    ):
+        check_run_folder(run, overwrite=True, inputs=[None, "smollm2-135m", str(run / name)])
+    check_run_folder(run, overwrite=True, inputs=[str(run.parent), str(run / "rows.jsonl"), "smollm2-135m"])
+
+
+def begin(out):
+    begin_run(out, lambda folder: make_run(folder, "data.json"))
+
+
+def test_a_new_run_with_an_adapter_replaces_the_earlier_one(run):
+    begin(run)
+    assert [name for name in files_in(run) if not name.startswith(".peftly-earlier")] == [
+        MARK,
+        "config.yaml",
+        "data.json",
+    ]
+    make_run(run, "adapter/adapter_config.json")
+    keep_or_restore(run)
+    assert files_in(run) == [MARK, "adapter/adapter_config.json", "config.yaml", "data.json"]
+
+
+def test_without_a_new_adapter_the_earlier_run_is_restored(run):
+    before = {name: (run / name).read_text() for name in files_in(run)}
+    begin(run)
+    (run / "step-9").mkdir()
+    (run / "step-9" / "README.md").touch()
+    (run / "metrics.jsonl").write_text("new")
+    keep_or_restore(run)
+    assert {name: (run / name).read_text() for name in files_in(run)} == before
+    assert is_finished(run)
+
+
+def test_a_checkpoint_of_the_new_run_keeps_both(run):
+    begin(run)
+    make_run(run, "checkpoint-3.safetensors")
+    keep_or_restore(run)
+    check_resumable(run)
+    assert (run / "checkpoint-3.safetensors").exists()
+    assert any(name.startswith(".peftly-earlier") for name in files_in(run))
+    finish_run(run)
+    assert files_in(run) == [MARK, "config.yaml", "data.json"]
+
+
+def test_a_failed_new_run_without_an_earlier_one_leaves_nothing(tmp_path):
+    begin(tmp_path / "new")
+    keep_or_restore(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_a_finished_run_are_deleted(run):
     before = files_in(run)
-    make_run(run, "checkpoint.safetensors", "adapter-interrupted/adapter_config.json", ".replaced-x/a", ".step-2-x/b")
-    make_run(run, "adapter-interrupted/mine.txt", ".adapter-x/c", ".checkpoint.safetensors-x/d", ".git/config")
-    drop_leftovers(run)
+    make_run(run, "checkpoint-5.safetensors", "checkpoint-6.safetensors", "adapter-interrupted/adapter_config.json")
+    make_run(run, "adapter-interrupted/mine.txt", ".peftly-earlier/step-1/a", ".peftly-new-x/b", ".git/config")
+    finish_run(run)
+    assert is_finished(run)
     assert files_in(run) == sorted([*before, ".git/config", "adapter-interrupted/mine.txt"])

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import signal
+from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
@@ -16,15 +17,22 @@ from upper_adapters import calls_below, upper_lora
 
 from peftly import IA3, LoRA, PromptTuning, attach, load_adapter
 from peftly.data import Data, Split
-from peftly.errors import ConfigError, DataError, TrainingError
+from peftly.errors import ConfigError, DataError, Stopped, TrainingError
 from peftly.injection.layers import owner
-from peftly.runs.run import training_in
+from peftly.runs.run import keeping_progress
 from peftly.training.callbacks import Callback
-from peftly.training.checkpoint import CHECKPOINT, random_states, read_state, set_random_states, write_state
+from peftly.training.checkpoint import (
+    checkpoint_files,
+    random_states,
+    read_state,
+    set_random_states,
+    write_state,
+)
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
 from peftly.training.train import Job, train, train_together
-from peftly.utils.signals import interruptions_held
+from peftly.utils import MARK, mark_text
+from peftly.utils.signals import stops_held
 
 GRADIENTS = import_module("peftly.training.gradients")
 
@@ -33,29 +41,43 @@ class KilledError(Exception):
     """Stands for a killed process: nothing of the loop runs afterwards."""
 
 
+@contextmanager
+def killed():
+    """Expect a `KilledError`, after which no checkpoint is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("peftly.training.train"), "_write_checkpoint", lambda *_: None)
+        with pytest.raises(KilledError):
+            yield
+
+
+def newest_state(out):
+    return read_state(checkpoint_files(out)[0])
+
+
 class Kill(Callback):
     """Raises an error after a step, or after the evaluation of that step."""
 
-    def __init__(self, step, *, at_evaluation=False, error=KilledError):
-        self.step, self.at_evaluation, self.error = step, at_evaluation, error
+    def __init__(self, step, *, at_evaluation=False):
+        self.step, self.at_evaluation = step, at_evaluation
 
     def on_step(self, record):
         if record.step == self.step and not self.at_evaluation:
-            raise self.error
+            raise KilledError
 
     def on_evaluate(self, record):
         if record.step == self.step and self.at_evaluation:
-            raise self.error
+            raise KilledError
 
 
 def killed_and_resumed(make, out, kill, data=None, **settings):
     """Train a model until it is killed, and resume the run with another model."""
     data = data or data_of()
-    with pytest.raises(kill.error):
+    with killed():
         run(make(), data, out, [kill], **settings)
     model = make()
     config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
-    return model, train(model, data, config, tokenizer=IdTokenizer(), out=out, resume=True)
+    result = train(model, data, config, tokenizer=IdTokenizer(), out=out, resume=True, delete_checkpoints=False)
+    return model, result
 
 
 def without_times(result):
@@ -110,10 +132,12 @@ def test_a_run_may_be_killed_again_and_again(tmp_path):
     for step in (2, 3, 5, 9, 11):
         model = dropping_lora()
         config = TrainConfig(learning_rate=1e-2, epochs=3, batch_size=4, checkpoint_steps=1)
-        with pytest.raises(KilledError):
+        with killed():
             train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True, callbacks=[Kill(step)])
-    found = killed_and_resumed(dropping_lora, tmp_path, Kill(1), epochs=3)
-    assert_same_run(found, expected)
+    model = dropping_lora()
+    assert_same_run(
+        (model, train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)), expected
+    )
 
 
 def test_patience_and_the_best_weights_are_restored(monkeypatch, tmp_path):
@@ -156,7 +180,7 @@ def test_ctrl_c_writes_a_checkpoint_of_the_present_step(tmp_path):
             interrupt(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(dropping_lora(), out=out)
-        assert read_state(out / CHECKPOINT)["jobs"]["None"]["run_state"]["step"] == step
+        assert newest_state(out)["jobs"]["None"]["run_state"]["step"] == step
         model = dropping_lora()
         config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
         result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
@@ -205,7 +229,7 @@ def test_the_loss_scale_is_restored(monkeypatch, tmp_path):
     expected = run(make(), epochs=3)
     found = killed_and_resumed(make, tmp_path, Kill(6), epochs=3, checkpoint_steps=1)
     assert_same_run(found, expected)
-    scale = read_state(tmp_path / CHECKPOINT)["gradients"]["loss_scale"]
+    scale = newest_state(tmp_path)["gradients"]["loss_scale"]
     assert 1 < scale["scale"] < 2.0**40
 
 
@@ -224,7 +248,7 @@ def test_a_lower_limit_of_tokens_is_restored(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="memory ran out at step 5"):
         found = killed_and_resumed(dropping_lora, tmp_path, Kill(6), checkpoint_steps=1)
     assert_same_run(found, expected)
-    limits = read_state(tmp_path / CHECKPOINT)["gradients"]["limits"]
+    limits = newest_state(tmp_path)["gradients"]["limits"]
     assert list(limits) == [0, 4]
     assert limits[4] < limits[0]
 
@@ -258,7 +282,7 @@ def test_adapters_that_are_trained_together(tmp_path):
     model, again = make(), make()
     expected = train_together(model, jobs, tokenizer=IdTokenizer())
     for step in (2, 8):  # "short" has finished at step 8
-        with pytest.raises(KilledError):
+        with killed():
             train_together(
                 make(), jobs, tokenizer=IdTokenizer(), out=tmp_path, callbacks={"long": [Kill(step)]}, resume=True
             )
@@ -277,7 +301,9 @@ def test_without_a_checkpoint_a_run_begins_at_the_beginning(tmp_path):
 
 
 def test_a_finished_run_can_be_resumed(tmp_path):
-    expected = run(dropping_lora(), out=tmp_path, checkpoint_steps=3)
+    model, config = dropping_lora(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, delete_checkpoints=False)
+    expected = model, result
     model = dropping_lora()
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
     result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
@@ -285,11 +311,15 @@ def test_a_finished_run_can_be_resumed(tmp_path):
 
 
 def test_ten_minutes_between_checkpoints(monkeypatch, tmp_path):
-    run(out=tmp_path / "short")
-    assert not (tmp_path / "short" / CHECKPOINT).exists()
+    with killed():
+        run(out=tmp_path / "short", callbacks=[Kill(6)])
+    assert checkpoint_files(tmp_path / "short") == []
     monkeypatch.setattr("peftly.training.loop.CHECKPOINT_SECONDS", 0)
-    run(out=tmp_path / "long")
-    assert (tmp_path / "long" / CHECKPOINT).is_file()
+    with killed():
+        run(out=tmp_path / "long", callbacks=[Kill(6)])
+    assert [file.name for file in checkpoint_files(tmp_path / "long")] == [
+        f"checkpoint-{step}.safetensors" for step in (5, 4)
+    ]
     assert not [file for file in (tmp_path / "long").iterdir() if file.name.startswith(".")]
 
 
@@ -297,11 +327,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
     def full(*_given, **_named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peftly.training.checkpoint.save_file", full)
+    monkeypatch.setattr("peftly.training.checkpoint.write_tensors", full)
     with pytest.warns(UserWarning, match="no checkpoint at step 5: No space left on device"):
         found = run(out=tmp_path, checkpoint_steps=5)
     assert_same_run(found, run())
     assert not [file for file in tmp_path.iterdir() if "checkpoint" in file.name]
+
+
+def stopped_run(out):
+    """Leave the checkpoints of steps 3 and 6 of a run."""
+    with killed():
+        run(out=out, checkpoint_steps=3, callbacks=[Kill(7)])
 
 
 def other(method):
@@ -319,10 +355,31 @@ def moved_example():
     )
 
 
-def other_base():
-    model = attach(tiny_model("llama", torch.float32), LoRA(rank=2), seed=1)
-    model.model.embed_tokens.weight.data[0, 0] += 1
-    return model
+def other_base(change):
+    """A model that `change` has changed before an adapter was put on it."""
+    model = tiny_model("llama", torch.float32)
+    change(model)
+    return {"model": attach(model, LoRA(rank=2), seed=1)}
+
+
+def other_element(model):
+    model.model.layers[1].mlp.up_proj.weight.data[20, 17] += 1e-3
+
+
+def other_rope(model):
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 500.0}
+
+
+def other_dropout(model):
+    model.config.attention_dropout = 0.1
+
+
+def other_buffer(model):
+    model.register_buffer("shift", torch.zeros(2))
+
+
+def other_eps(model):
+    model.config.rms_norm_eps = 1e-5
 
 
 OTHER_RUNS = {
@@ -331,8 +388,12 @@ OTHER_RUNS = {
     "validation": ({}, {"data": data_of(16, 5)}, "on other examples"),
     "an example in the other split": ({}, {"data": moved_example()}, "on other examples"),
     "rate": ({"learning_rate": None}, {"rate": 1e-3}, "train.learning_rate 0.01, and now it is None"),
-    "base": ({}, {"model": other_base()}, "over another base"),
-    "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "in another dtype"),
+    "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "the dtype is torch.bfloat16 and was torch.float32"),
+    "one element": ({}, other_base(other_element), "another base: model.layers.1.mlp.up_proj.weight has other values"),
+    "rope_theta": ({}, other_base(other_rope), r"another base: rope_theta is 500.0 and was 10000.0"),
+    "eps": ({}, other_base(other_eps), "another base: rms_norm_eps is 1e-05 and was 1e-06"),
+    "dropout": ({}, other_base(other_dropout), "another base: attention_dropout is 0.1 and was 0.0"),
+    "buffer": ({}, other_base(other_buffer), "another base: it also has shift"),
     "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), "with other settings"),
     "method": ({}, other(IA3()), "of other methods"),
 }
@@ -341,7 +402,7 @@ OTHER_RUNS = {
 @pytest.mark.parametrize("name", OTHER_RUNS)
 def test_a_checkpoint_of_another_run(name, tmp_path):
     settings, given, message = OTHER_RUNS[name]
-    run(out=tmp_path, checkpoint_steps=3)
+    stopped_run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     config = TrainConfig(**{"learning_rate": 1e-2, "epochs": 2, "batch_size": 4} | settings)
     model, data = given.get("model") or lora_model(), given.get("data") or data_of()
@@ -355,7 +416,13 @@ def test_a_checkpoint_of_another_run(name, tmp_path):
 
 def test_a_learning_rate_argument_is_part_of_the_run(tmp_path):
     config = TrainConfig(epochs=2, batch_size=4, checkpoint_steps=3)
-    train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-2)
+    train(
+        *(lora_model(), data_of(), config),
+        tokenizer=IdTokenizer(),
+        out=tmp_path,
+        learning_rate=1e-2,
+        delete_checkpoints=False,
+    )
     with pytest.raises(ConfigError, match="with other learning rates"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, learning_rate=1e-4, resume=True)
 
@@ -367,7 +434,7 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
 
     config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_steps=3)
     jobs = {"a": Job(data_of(), config), "b": Job(data_of(), config)}
-    train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path)
+    train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path, delete_checkpoints=False)
     model, metrics = make(), (tmp_path / "a" / "metrics.jsonl").read_bytes()
     before_weights = weights(model)
     with pytest.raises(ConfigError, match="on other examples"):
@@ -378,31 +445,140 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_new_run_deletes_the_checkpoint_of_an_earlier_one(tmp_path):
-    run(out=tmp_path, checkpoint_steps=3)
-    with pytest.raises(KilledError):
-        run(out=tmp_path, callbacks=[Kill(2)])
-    assert not (tmp_path / CHECKPOINT).exists()
+def test_a_checkpoint_is_deleted_by_a_finished_training_only(tmp_path):
+    stopped_run(tmp_path)
+    files = checkpoint_files(tmp_path)
+    with pytest.raises(ConfigError, match=r"checkpoint-6\.safetensors is of an unfinished training; .*resume=True"):
+        run(out=tmp_path)
+    assert checkpoint_files(tmp_path) == files
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
+    train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert checkpoint_files(tmp_path) == []
 
 
-def test_lost_metrics_are_written_again(tmp_path):
-    for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
-        out = tmp_path / damage.__code__.co_names[0]
-        with pytest.raises(KilledError):
-            run(out=out, callbacks=[Kill(6)], checkpoint_steps=5)
-        damage(out / "metrics.jsonl")
-        config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=5)
-        train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=out, resume=True)
-        found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in found if line["kind"] == "step"] == list(range(1, 9))
+ERRORS = [
+    RuntimeError("boom"),
+    OSError(5, "Input/output error"),
+    SystemExit(3),
+    MemoryError(),
+    BrokenPipeError(32, "x"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("at_evaluation", [False, True])
+def test_every_exception_leaves_a_checkpoint_of_its_step(error, at_evaluation, tmp_path):
+    class Fail(Callback):
+        def on_step(self, record):
+            if record.step == 4 and not at_evaluation:
+                raise error
+
+        def on_evaluate(self, _record):
+            if at_evaluation:
+                raise error
+
+    expected = run(dropping_lora())
+    with pytest.raises(type(error)):
+        run(dropping_lora(), out=tmp_path, callbacks=[Fail()])
+    assert [file.name for file in checkpoint_files(tmp_path)] == ["checkpoint-4.safetensors"]
+    model, config = dropping_lora(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "step"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_of_a_scheduler_leaves_a_checkpoint_of_its_step(name, tmp_path):
+    class Send(Callback):
+        def on_step(self, record):
+            if record.step == 3:
+                signal.raise_signal(getattr(signal, name))
+
+    expected = run(dropping_lora())
+    with pytest.raises(Stopped, match=f"stopped by {name}; stopped at step 3 of 8; .*adapter-interrupted"):
+        run(dropping_lora(), out=tmp_path, callbacks=[Send()])
+    assert signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
+    assert newest_state(tmp_path)["jobs"]["None"]["run_state"]["step"] == 3
+    model, config = dropping_lora(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
+
+
+def test_a_signal_that_the_program_ignores_stays_ignored(tmp_path):
+    class Send(Callback):
+        def on_step(self, _record):
+            signal.raise_signal(signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(out=tmp_path, callbacks=[Send()])[1].steps == 8
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_newest_undamaged_checkpoint_is_read(tmp_path):
+    expected = run()
+    stopped_run(tmp_path)
+    file = tmp_path / "checkpoint-6.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
+    model = lora_model()
+    with pytest.warns(UserWarning, match=r"checkpoint-6.* is damaged .*; continuing from checkpoint-3\.safetensors"):
+        result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
+
+
+def test_number_of_checkpoints(tmp_path):
+    with killed():
+        run(out=tmp_path, checkpoint_steps=1, keep_checkpoints=3, callbacks=[Kill(7)])
+    assert [file.name for file in checkpoint_files(tmp_path)] == [f"checkpoint-{n}.safetensors" for n in (6, 5, 4)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "a digit"])
+def test_damaged_metrics_change_no_weight(damage, tmp_path):
+    expected = run()
+    with killed():
+        run(out=tmp_path, callbacks=[Kill(6)], checkpoint_steps=5)
+    file = tmp_path / "metrics.jsonl"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:700])
+    else:
+        file.write_bytes(content.replace(b'"step": 2', b'"step": x'))
+    model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=5)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl was changed or is incomplete"):
+        train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_equal(weights(model), weights(expected[0]))
+
+
+def test_a_full_disk_delays_the_metrics(monkeypatch, tmp_path):
+    from peftly.utils import file_changes
+
+    appended = []
+
+    def full(change, path):
+        if change == "append" and path.name == "metrics.jsonl":
+            appended.append(path)
+            if 2 < len(appended) < 6:
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(file_changes, "before_change", full)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: No space left on device; its lines are written when"):
+        run(out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 9))
 
 
 def test_times_continue(tmp_path, monkeypatch):
-    with pytest.raises(KilledError):
+    with killed():
         run(out=tmp_path, callbacks=[Kill(6)], checkpoint_steps=4)
-    state = read_state(tmp_path / CHECKPOINT)
+    state = newest_state(tmp_path)
     state["jobs"]["None"]["seconds"] = 1000.0
-    write_state(tmp_path / CHECKPOINT, state)
+    write_state(checkpoint_files(tmp_path)[0], state)
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=4)
     result = train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     times = [record.seconds for record in result.history]
@@ -427,24 +603,49 @@ def test_ctrl_c_waits_until_the_weights_are_updated(where, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(out=tmp_path, callbacks=[Press()])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert read_state(tmp_path / CHECKPOINT)["jobs"]["None"]["run_state"]["step"] == (5 if where == "on_step" else 8)
+    assert newest_state(tmp_path)["jobs"]["None"]["run_state"]["step"] == (5 if where == "on_step" else 8)
     model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
     result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
     assert_same_run((model, result), expected)
 
 
-def test_a_second_ctrl_c_waits_for_nothing():
+def test_the_third_ctrl_c_waits_for_nothing():
     done = []
 
-    def press_twice():
-        with interruptions_held():
-            for press in ("first", "second"):
+    def press_thrice():
+        with stops_held():
+            for press in ("first", "second", "third"):
                 signal.raise_signal(signal.SIGINT)
                 done.append(press)
 
     with pytest.raises(KeyboardInterrupt):
-        press_twice()
-    assert done == ["first"]
+        press_thrice()
+    assert done == ["first", "second"]
+
+
+@pytest.mark.parametrize("second", ["sync", "move"])
+def test_two_quick_ctrl_c_lose_nothing(second, monkeypatch, tmp_path):
+    """The second Ctrl-C comes while the checkpoint of the first one is written."""
+    from peftly.utils import file_changes
+
+    class Press(Callback):
+        def on_step(self, record):
+            if record.step == 3:
+                monkeypatch.setattr(file_changes, "before_change", press_again)
+                signal.raise_signal(signal.SIGINT)
+
+    def press_again(change, path):
+        if change == second:
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGINT)
+
+    expected = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(out=tmp_path, callbacks=[Press()])
+    model, config = lora_model(), TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4)
+    assert newest_state(tmp_path)["jobs"]["None"]["run_state"]["step"] == 3
+    result = train(model, data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert_same_run((model, result), expected)
 
 
 def test_memory_that_ran_out_in_the_first_epoch_over_frozen_layers(monkeypatch, tmp_path):
@@ -485,8 +686,9 @@ def test_moments_keep_their_dtype(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "no state", "version", "a bit", "unreadable"])
 def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
-    file = tmp_path / CHECKPOINT
-    run(out=tmp_path, checkpoint_steps=3)
+    with killed():
+        run(out=tmp_path, checkpoint_steps=3, callbacks=[Kill(5)])
+    (file,) = checkpoint_files(tmp_path)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "no state":
@@ -506,10 +708,10 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
     else:
         monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 0)
         write_state(file, {})
-        monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 2)
+        monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 3)
     message = r"(is damaged|has format 0).*delete it to train from the beginning"
     if damage == "unreadable":
-        message = r"^cannot read .*: Permission denied$"
+        message = r"^cannot read .*: Permission denied; delete it"
     with pytest.raises(TrainingError, match=message):
         train(
             lora_model(), data_of(), TrainConfig(learning_rate=1e-2), tokenizer=IdTokenizer(), out=tmp_path, resume=True
@@ -517,7 +719,7 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
 
 
 def test_another_environment_gives_a_note(monkeypatch, tmp_path):
-    with pytest.raises(KilledError):
+    with killed():
         run(out=tmp_path, checkpoint_steps=3, callbacks=[Kill(5)])
     monkeypatch.setattr("peftly.training.loop.computes_with", lambda _: {"torch": torch.__version__, "threads": 99})
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
@@ -526,25 +728,30 @@ def test_another_environment_gives_a_note(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("error", [TrainingError, DataError])
-@pytest.mark.parametrize("saved", [False, True])
-def test_a_failed_training_keeps_saved_adapters(saved, error, resume, monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [TrainingError, DataError, OSError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("saved", [None, "step-1/adapter_config.json", "checkpoint-1.safetensors"])
+def test_a_failed_training_keeps_adapters_and_checkpoints(saved, error, resume, monkeypatch, tmp_path):
     pages, out = [], tmp_path / "run"
     monkeypatch.setattr(import_module("peftly.runs.run"), "write_report", pages.append)
 
     def fail():
-        with training_in(out, [out], resume=resume):
+        with keeping_progress(out, [out], resume=resume):
             (out / "step-1").mkdir(parents=True)
             (out / "config.yaml").touch()
+            (out / MARK).write_text(mark_text("a run", finished=False))
             if saved:
-                (out / "step-1" / "adapter_config.json").touch()
+                (out / saved).touch()
             raise error("no more")
 
-    with pytest.raises(error):
+    has_checkpoint = saved == "checkpoint-1.safetensors"
+    is_wrapped = has_checkpoint and error in (DataError, OSError)
+    with pytest.raises(TrainingError if is_wrapped else error) as caught:
         fail()
-    assert (out / "config.yaml").exists() == (saved or resume)
-    assert (out / "step-1" / "adapter_config.json").exists() == saved
-    assert pages == [out] * (saved and (not resume or error is TrainingError))
+    assert (out / "config.yaml").exists() == bool(saved or resume)
+    assert saved is None or (out / saved).exists()
+    assert pages == [out] * (saved == "step-1/adapter_config.json")
+    advises = has_checkpoint and error not in (TrainingError, SystemExit)
+    assert ("continue with: " in str(caught.value)) == advises
 
 
 def test_states_on_disk(tmp_path):

@@ -18,8 +18,9 @@ from peftly.adapters.adapter_set import open_adapters
 from peftly.data import Data, RowFormat, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation.evaluate import evaluate
-from peftly.training.callbacks import Callback, EvaluationRecord, MetricsWriter, ProgressBar, StepRecord
+from peftly.training.callbacks import Callback, EvaluationRecord, ProgressBar, StepRecord
 from peftly.training.config import TrainConfig
+from peftly.training.metrics import MetricsWriter
 from peftly.training.train import train
 
 LOSSES = import_module("peftly.training.losses")
@@ -236,7 +237,7 @@ def test_the_run_folder(tmp_path):
 
 def test_json_has_no_infinity(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
-    writer.on_evaluate(EvaluationRecord(1, 1.0, math.nan, math.inf, 0.0, None, None, False, 0.1))
+    writer.write(EvaluationRecord(1, 1.0, math.nan, math.inf, 0.0, None, None, False, 0.1))
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["perplexity"] is None
 
 

@@ -34,6 +34,14 @@ def test_counts_shares_and_scores():
     assert (score_text(0.123456), score_text(float("inf")), score_text(None)) == ("0.1235", "inf", "—")
 
 
+def test_what_is_not_a_number_is_called_so():
+    nan = float("nan")
+    assert (share_text(nan), score_text(nan)) == ("not a number", "not a number")
+    assert score_rows({"loss": nan, "accuracy": nan}) == [("loss", "not a number"), ("accuracy", "not a number")]
+    assert score_rows({"loss": None, "accuracy": 0.5}) == [("loss", "not a number"), ("accuracy", "50.0%")]
+    assert score_rows({}) == []
+
+
 def test_scores_that_an_evaluation_lacks_are_left_out():
     scores = {"loss": 0.5, "accuracy": None, "entity_f1": 0.625, "labels": ["a"]}
     assert score_rows(scores) == [("loss", "0.5"), ("entity F1", "62.5%")]

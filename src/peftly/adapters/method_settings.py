@@ -1,0 +1,101 @@
+"""Settings of the method of an adapter on disk, which `peftly.json` and `adapter_config.json` both hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from peftly.adapters.files import CONFIG, METHOD, NOTES, escaped
+from peftly.errors import AdapterError
+from peftly.methods import METHODS, MethodConfig
+
+__all__ = ["read_method"]
+
+
+def read_method(folder: Path, peft_config: Mapping[str, Any], notes: Mapping[str, Any]) -> MethodConfig:
+    """Return the settings of the method: those in the notes, or else those in PEFT's configuration.
+
+    Raises:
+        AdapterError: a setting is impossible or not supported, or the two disagree.
+    """
+    candidates = _methods_of_peft(folder, peft_config)
+    if METHOD not in notes:
+        saved = peft_config.get("modules_to_save")
+        first = next(iter(candidates.values()))
+        return first.model_copy(update={"modules_to_save": None if saved is None else tuple(saved)})
+    noted = notes[METHOD]
+    name = noted.get("name") if isinstance(noted, Mapping) else None
+    if not isinstance(name, str) or name not in METHODS:
+        raise AdapterError(f"{folder / NOTES} does not describe an adapter: its {METHOD} is {escaped(repr(noted))}")
+    if name not in candidates:
+        raise _disagreement(folder, "method", name, " or ".join(candidates))
+    try:
+        method = METHODS[name].config.from_json(noted)
+    except ValueError as error:
+        raise AdapterError(f"{folder / NOTES} does not describe a {name} adapter: {_reason(error)}") from None
+    for setting, value, of_peft in _differences(method, candidates[name], peft_config):
+        raise _disagreement(folder, setting, value, of_peft)
+    return method
+
+
+def _differences(
+    method: MethodConfig, of_peft: MethodConfig, peft_config: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings on which `peftly.json` and `adapter_config.json` disagree, with both values.
+
+    Args:
+        method: settings in `peftly.json`.
+        of_peft: settings of the same method in `adapter_config.json`, which may have no field for some of them.
+        peft_config: content of `adapter_config.json`.
+    """
+    if peft_config["peft_type"].startswith("PEFTLY_"):  # our own format, which has a field for each setting
+        own, other = method.model_dump(), of_peft.model_dump()
+    else:
+        own = METHODS[method.name].adapter.peft_settings(method)
+        other = {key: peft_config[key] for key in own if key in peft_config}
+    yield from ((key, own[key], other[key]) for key in other if own[key] != other[key])
+
+
+def _disagreement(folder: Path, setting: str, noted: object, of_peft: object) -> AdapterError:
+    return AdapterError(
+        f"{folder / NOTES} and {folder / CONFIG} disagree: by the first, {setting} is {escaped(noted)}, and by the "
+        f"second {escaped(of_peft)}; restore the file that was changed, or delete {NOTES} to use the second alone"
+    )
+
+
+def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, MethodConfig]:
+    """Return the settings of each method that PEFT's configuration may describe, by the name of the method."""
+    peft_type = peft_config["peft_type"]
+    known_types = {name: None for method in METHODS.values() for name in method.adapter.peft_types}
+    if peft_type not in known_types:
+        raise AdapterError(
+            f"{folder / CONFIG} is of peft_type {escaped(repr(peft_type))}; peftly reads {', '.join(known_types)}"
+        )
+    candidates: dict[str, MethodConfig] = {}
+    for method in METHODS.values():
+        if peft_type not in method.adapter.peft_types:
+            continue
+        try:
+            config = method.adapter.config_from_peft(peft_config)
+        except AdapterError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(
+                f"{folder / CONFIG} is not a sound {peft_type} configuration: {_reason(error)}"
+            ) from None
+        if config is not None:
+            candidates[config.name] = config
+    if not candidates:
+        raise AdapterError(f"{folder / CONFIG} is not a sound {peft_type} configuration: its settings have no name")
+    return candidates
+
+
+def _reason(error: Exception) -> str:
+    """Return the objection of a settings class, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return escaped(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return escaped(f"it lacks {error}" if isinstance(error, KeyError) else error)

@@ -1,0 +1,48 @@
+"""Base class of settings, and seeds."""
+
+from numbers import Integral
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from peftly.errors import ConfigError
+
+__all__ = ["Seed", "Settings", "check_seed"]
+
+_NUM_SEEDS = 2**32
+"""NumPy takes seeds of 32 bits."""
+
+Seed = Annotated[int, Field(ge=0, lt=_NUM_SEEDS)]
+"""A seed in settings."""
+
+
+def check_seed(seed: object) -> None:
+    """Check a seed that is an argument of a function.
+
+    Raises:
+        ConfigError: the seed is not a whole number from 0 to 2³² - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < _NUM_SEEDS:
+        raise ConfigError(f"seed must be a whole number from 0 to {_NUM_SEEDS - 1}; got {seed!r}")
+
+
+class Settings(BaseModel):
+    """Base class of settings. Immutable; an unknown setting, or a number that is infinite or NaN, is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_plain_value(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse values that pydantic would convert, and values that later steps cannot store."""
+        if isinstance(value, bool) and not _has_type(cls.model_fields[str(info.field_name)].annotation, bool):
+            raise ValueError("give a value, not yes or no")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("the number has more than 64 bits")
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+            raise ValueError("the text has a NUL character or half of a character")
+        return value
+
+
+def _has_type(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_has_type(part, kind) for part in get_args(annotation))
