@@ -16,6 +16,7 @@ detect         detection of the row format
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
 chat_template  the chat template of a tokenizer, within limits of time and memory
+chat_tokens    the text of a conversation with its tokens
 chat           conversations to token ids; only turns of the assistant are trained
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models

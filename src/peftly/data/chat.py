@@ -8,7 +8,8 @@ that generation starts from. In both cases this prompt must be a prefix of the t
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.chat_template import has_generation_marks, render_chat
+from peftly.data.chat_template import chat_text, has_generation_marks, render_chat
+from peftly.data.chat_tokens import ChatTokens
 from peftly.data.truncation import largest_fit
 from peftly.data.types import EncodedExample
 from peftly.data.vocabulary import Vocabulary
@@ -114,26 +115,28 @@ def _encode_turns(messages: Messages, vocabulary: Vocabulary) -> tuple[list[int]
     """
     tokenizer = vocabulary.tokenizer
     has_marks = has_generation_marks(tokenizer)
-    ids, marked = render_chat(messages, tokenizer)
+    tokens = ChatTokens(*chat_text(messages, tokenizer), tokenizer)
+    ids = tokens.ids
     trained = [False] * len(ids)
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or index == 0:
             continue
-        prompt = prompt_ids(messages[:index], tokenizer)
+        prompt, _ = chat_text(messages[:index], tokenizer, add_generation_prompt=True)
+        start = tokens.prefix_length(prompt)
         turn = f"the assistant's turn in message {index + 1}"
-        if ids[: len(prompt)] != prompt:
+        if start is None:
             raise DataError(
                 f"the prompt that the chat template makes for {turn} is not how the whole conversation begins, so "
                 "training would show other tokens than generation; use another template, or one turn a row"
             )
         if has_marks:
-            end = _end_of_marked_turn(marked, len(prompt), turn)
+            end = _end_of_marked_turn(tokens.marked, start, turn)
             if end < len(ids) and ids[end] == vocabulary.end:
                 end += 1  # a turn without the end token would not teach the model to stop
         else:
-            end = _end_of_rendered_turn(messages[: index + 1], ids, vocabulary, turn)
-        end = _without_blank_tail(ids, len(prompt), end, vocabulary)
-        trained[len(prompt) : end] = [True] * (end - len(prompt))
+            end = _end_of_rendered_turn(messages[: index + 1], tokens, tokenizer, turn)
+        end = _without_blank_tail(ids, start, end, vocabulary)
+        trained[start:end] = [True] * (end - start)
     return ids, trained
 
 
@@ -147,15 +150,17 @@ def _end_of_marked_turn(marked: Sequence[bool], start: int, turn: str) -> int:
     return next((index for index in range(start, len(marked)) if not marked[index]), len(marked))
 
 
-def _end_of_rendered_turn(messages: Messages, ids: list[int], vocabulary: Vocabulary, turn: str) -> int:
+def _end_of_rendered_turn(
+    messages: Messages, tokens: ChatTokens, tokenizer: "PreTrainedTokenizerBase", turn: str
+) -> int:
     """Return the end of a turn as the length of the conversation that ends with the turn."""
-    prefix, _ = render_chat(messages, vocabulary.tokenizer)
-    if ids[: len(prefix)] != prefix:
+    end = tokens.prefix_length(chat_text(messages, tokenizer)[0])
+    if end is None:
         raise DataError(
             f"the conversation up to {turn} is not how the chat template renders the whole, so the turn cannot be "
             "found in it; use a template with {% generation %} marks, or one turn a row"
         )
-    return len(prefix)
+    return end
 
 
 def _without_blank_tail(ids: list[int], start: int, end: int, vocabulary: Vocabulary) -> int:

@@ -1,9 +1,12 @@
 import copy
 
 import pytest
-from data_tokenizers import family
+from data_tokenizers import FAMILIES, family
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peftly.data import EncodedExample, Example, RowFormat, encode, prompt_ids
+from peftly.data.chat_tokens import ChatTokens
 from peftly.errors import DataError
 
 HEADER = "<|im_start|>{{ message['role'] }}\n"
@@ -216,3 +219,31 @@ def test_a_long_conversation_is_not_rendered_once_per_exchange(monkeypatch):
     encoded = encode(Example(messages=messages), tokenizer, 60)
     assert any(encoded.trained)
     assert sum(renderings) < 4 * len(messages)
+
+
+PIECES = [
+    "a",
+    " ",
+    "\n",
+    "é",
+    "☃",
+    "the train",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_",
+    "user\n",
+]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.integers(0, 60), st.text(max_size=2))
+@settings(deadline=None, max_examples=60)
+def test_the_tokens_of_a_prefix_are_found_without_tokenizing_it(name, pieces, cut, addition):
+    tokenizer, text = family(name), "".join(pieces)
+    tokens = ChatTokens(text, [], tokenizer)
+    for prefix in (text[:cut], text[:cut] + addition):
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        assert tokens.prefix_length(prefix) == (len(ids) if tokens.ids[: len(ids)] == ids else None)
