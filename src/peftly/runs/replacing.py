@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from peftly.adapters import CONFIG
 from peftly.errors import ConfigError
 from peftly.runs.folder import (
     INTERRUPTED,
@@ -14,6 +15,7 @@ from peftly.runs.folder import (
     is_finished,
     is_run,
     part_folders,
+    recover_run,
     run_files,
 )
 from peftly.training import checkpoint_files
@@ -28,7 +30,6 @@ from peftly.utils import (
     make_folder,
     mark_text,
     program,
-    recover,
     replacing_files,
     restore_earlier,
     write_new_file,
@@ -46,6 +47,9 @@ __all__ = [
     "writing_into",
 ]
 
+_MARKERS = ("config.yaml", CONFIG)
+"""Files that make a folder a run or an adapter."""
+
 
 def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str | None] = ()) -> None:
     """Refuse an output folder that a new run must not or cannot write. An interrupted replacement is completed first.
@@ -59,6 +63,7 @@ def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str
         ConfigError: `out` is a file, is not writable, holds another run or one that is an input of the new run, or
             holds no run but other files.
     """
+    recover_run(out)
     hint = "" if is_finished(out) else f", or continue it: {resume_command(out)}"
     check_output_folder(out, kind=RUN, overwrite=overwrite, in_place=True, hint=hint)
     replaced = {file.resolve() for file in run_files(out)}
@@ -75,7 +80,7 @@ def check_resumable(out: Path) -> None:
     Raises:
         ConfigError: `out` holds no run, a finished run, or one of several runs that are trained side by side.
     """
-    recover(out)
+    recover_run(out)
     if not is_run(out):
         raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml and a {MARK}")
     if out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
@@ -107,7 +112,7 @@ def writing_into(*folders: Path) -> Iterator[None]:
             for folder in folders:
                 make_folder(folder)
                 locks.enter_context(folder_lock(folder))
-                recover(folder)
+                recover_run(folder)
             yield
     except OSError as error:
         if error.filename and any(Path(error.filename).parent == folder for folder in folders):
@@ -130,7 +135,7 @@ def begin_run(out: Path, write_header: Callable[[Path], None]) -> None:
     if is_worth_keeping:
         drop_earlier(out)
     earlier = _names(out, run_files(out))
-    with replacing_files(out, deletes=earlier, marker="config.yaml", keep_earlier=is_worth_keeping) as scratch:
+    with replacing_files(out, deletes=earlier, markers=_MARKERS, keep_earlier=is_worth_keeping) as scratch:
         write_header(scratch)
 
 
@@ -165,15 +170,16 @@ def keep_or_restore(out: Path) -> None:
     elif any(checkpoint_files(run) for run in runs):
         return
     elif has_earlier(out):
-        restore_earlier(out, _names(out, run_files(out)), marker="config.yaml")
+        restore_earlier(out, _names(out, run_files(out)), markers=_MARKERS)
     else:
         clear_run(out)
 
 
 def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if it is empty then. Files of other origin are not touched."""
+    recover_run(out)
     if files := run_files(out):
-        with replacing_files(out, deletes=_names(out, files), marker="config.yaml"):
+        with replacing_files(out, deletes=_names(out, files), markers=_MARKERS):
             pass
         if not any(out.iterdir()):
             out.rmdir()

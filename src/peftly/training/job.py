@@ -213,6 +213,7 @@ class AdapterJob:
         else:
             _assign(self.parameters, self.state.best_weights)
         self.save("adapter")
+        self.log.sync()
         self.update_state(seconds=self.seconds)
         return self.result()
 

@@ -62,9 +62,10 @@ class MetricsWriter(Callback):
         return _records(content), None if is_same else note
 
     def sync(self) -> None:
-        """Wait until the file is on the disk."""
+        """Wait until the file and its name are on the disk."""
         if self.path.is_file():
             sync(self.path)
+            sync(self.path.parent)
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
         """Write the record of a step or of an evaluation."""

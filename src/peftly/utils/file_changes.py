@@ -52,10 +52,14 @@ def scratch_name() -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, unless they exist."""
-    if not path.is_dir():
-        before_change("make_folder", path)
-        path.mkdir(parents=True, exist_ok=True)
+    """Create a folder and its parents, unless they exist, and wait until their names are on the disk."""
+    if path.is_dir():
+        return
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    before_change("make_folder", path)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def write_new_file(path: Path, content: bytes = b"") -> None:
