@@ -74,7 +74,8 @@ def load_data(
         source: training rows, as one of: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder
             written by the `datasets` library's `save_to_disk`, or the id of a data set on the Hub; a list of rows; a
             `datasets.Dataset`, `DatasetDict` or stream (`IterableDataset`); a mapping of split name ("train",
-            "validation", "test") to one of these. A `DataConfig` can be given instead of a source and the keyword arguments below, except `task`.
+            "validation", "test") to one of these. A `DataConfig` can be given instead of a source and the keyword
+            arguments below, except `task`.
         tokenizer: tokenizer of the base.
         task: task of the model; None: "causal_lm", since the data do not know the base. For a loaded model, the task is
             `peftly.models.task_of(model)`.
