@@ -283,9 +283,7 @@ def _opens(case: Case, expected: Expected, out: Path) -> str:
         parts = [Path()] if case.kind == "run" else [Path(f"member_{number}") for number in (1, 2)]
         for part in parts:
             names = {name for name in content(out) if name.startswith((part / "adapter").as_posix())}
-            versions = [
-                {name: version.get(name) for name in names} for version in (expected.earlier or {}, expected.new)
-            ]
+            versions = [{name: version.get(name) for name in names} for version in (expected.earlier or {}, expected.new)]
             assert {name: content(out)[name] for name in names} in versions, ("opened a mixture", names)
         return "same_bytes"
     assert content(out) in (expected.earlier, expected.new), (

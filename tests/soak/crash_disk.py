@@ -26,17 +26,7 @@ Tree = dict[str, str | None]
 """Files by relative path, each with the hash of its content; None: a folder."""
 
 MODELS = ("kill", "contents", "names")
-_CHANGES = {
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.truncate",
-    "os.chmod",
-    "os.link",
-    "os.symlink",
-}
+_CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -196,7 +186,9 @@ class _Recorder:
         busy, self.busy = self.busy, True
         inode = self._hold(path)
         if path.is_dir():
-            self.synced_folders[inode] = {entry.name: (self._hold(entry), entry.is_dir()) for entry in path.iterdir()}
+            self.synced_folders[inode] = {
+                entry.name: (self._hold(entry), entry.is_dir()) for entry in path.iterdir()
+            }
         else:
             self.synced_files[inode] = self._content(path)
         self.busy = busy
