@@ -9,6 +9,7 @@ memory of the loaded base. Every setting has a process of its own.
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import re
 import tempfile
@@ -50,6 +51,7 @@ def measure(base_spec: str, target: str, count: int) -> dict[str, Any]:
     from peftly.training.checkpoint import digest
     from peftly.training.steps import examples_of_steps
 
+    load = os.getloadavg()[0]
     base = load_base(base_spec)
     task = "causal_lm" if base_spec.startswith("smollm2") else "sequence_classification"
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +89,7 @@ def measure(base_spec: str, target: str, count: int) -> dict[str, Any]:
         "base": base_spec,
         "target": target,
         "rows": count,
+        "load_before": round(load, 1),
         "tokens": sum(split.tokens for split in data.report.splits.values()),
         "seconds": round(sum(phase["seconds"] for phase in phases.values()), 1),
         "cpu_seconds": round(sum(phase["cpu_seconds"] for phase in phases.values()), 1),
