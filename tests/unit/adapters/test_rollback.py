@@ -73,9 +73,10 @@ def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
     if others:
         attach(model, LoRA(rank=2, target_modules=".*(proj|c_attn).*"), name="other")
     before = full_state(model)
-    total = lines_of(lambda: load_adapter(model, folder))
-    detach(model, "default")
-    assert full_state(model) == before
+    for _ in range(2):  # the first load hashes the base, and later ones do not
+        total = lines_of(lambda: load_adapter(model, folder))
+        detach(model, "default")
+        assert full_state(model) == before
     for line in range(1, total - 5, total // 12):
         with pytest.raises(KeyboardInterrupt), Interrupt(line):
             load_adapter(model, folder)
