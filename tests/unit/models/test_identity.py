@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
+from adapter_files import edit_notes
 from quantized import quantized
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
@@ -268,12 +269,12 @@ HOSTILE += [{"config": {}, "tensors": {"48x32": 5, "32": None, "97x32": ["a"]}, 
 
 @pytest.mark.parametrize("note", HOSTILE)
 def test_a_strange_note_is_no_error(note, adapter):
-    content = json.loads((adapter / "peftly.json").read_text())
-    (adapter / "peftly.json").write_text(json.dumps(content | {"base": note}))
+    edit_notes(adapter, base=note)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_adapter(with_buffer(), adapter)
     assert all("\n" not in str(warning.message) for warning in caught)
+    content = json.loads((adapter / "peftly.json").read_text())
     del content["base"]
     (adapter / "peftly.json").write_text(json.dumps(content))
     opens_silently(with_buffer(seed=1), adapter)
