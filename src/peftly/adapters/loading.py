@@ -50,7 +50,9 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         The same model.
 
     Raises:
-        AdapterError: the source holds no adapter, or one that is damaged, of an unknown type, or for another base.
+        AdapterError: the source holds no adapter, or one that is damaged, that was changed after it was saved, whose
+            files disagree, of an unknown type, or for another base. After this and any other error, Ctrl-C included,
+            the model is as it was before the call.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     adapters = open_adapters(source).named(name)
