@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +27,7 @@ from transformers.core_model_loading import WeightConverter
 from peftly.injection import copied_modules, is_within, owner, task_modules
 from peftly.kernels import is_quantized
 from peftly.models.base_spec import BaseSpec
-from peftly.models.files import weights_files
+from peftly.models.contents import weights_files
 from peftly.models.tensor_hashes import (
     FileIdentity,
     file_identity,
@@ -37,7 +37,15 @@ from peftly.models.tensor_hashes import (
     kind_of,
 )
 
-__all__ = ["base_note", "exact_difference", "exact_identity", "note_difference", "remember_files", "weights_identity"]
+__all__ = [
+    "base_note",
+    "exact_difference",
+    "exact_identity",
+    "note_difference",
+    "remember_files",
+    "remember_whole",
+    "weights_identity",
+]
 
 _WITHOUT_EFFECT = (
     r"_.*|.*(cache|dtype|name_or_path|version)|output_.*|id2label|label2id|architectures|auto_map"
@@ -69,7 +77,20 @@ class _OpenedFiles(NamedTuple):
     quantized: tuple[str, ...] = ()
 
 
+class _WholeBase(NamedTuple):
+    """Identities of a base from the time before its tensors were sharded over processes.
+
+    Attributes:
+        exact: result of `exact_identity`.
+        notes: results of `base_note`, by the modules that an adapter copies.
+    """
+
+    exact: dict[str, Any]
+    notes: Mapping[tuple[str, ...], dict[str, Any]]
+
+
 _OPENED: WeakKeyDictionary[Any, _OpenedFiles] = WeakKeyDictionary()
+_WHOLE: WeakKeyDictionary[Any, _WholeBase] = WeakKeyDictionary()
 
 
 def remember_files(model: Any, files: tuple[FileIdentity, ...]) -> None:
@@ -81,6 +102,17 @@ def remember_files(model: Any, files: tuple[FileIdentity, ...]) -> None:
     """
     num_rows = {name: len(tensor) for name, tensor in _tensors(model).items() if tensor.ndim}
     _OPENED[model] = _OpenedFiles(files, _guards(model), num_rows, _quantized_paths(model))
+
+
+def remember_whole(model: Any, adapters: Iterable[str]) -> None:
+    """Remember the identity of a base whose tensors are about to be sharded, so that no process has them whole.
+
+    Args:
+        model: model with these adapters.
+        adapters: names of its adapters.
+    """
+    copied = {tuple(sorted(copied_modules(model, adapter))) for adapter in adapters}
+    _WHOLE[model] = _WholeBase(exact_identity(model), {paths: base_note(model, paths) for paths in copied})
 
 
 def weights_identity(base: BaseSpec) -> tuple[FileIdentity, ...]:
@@ -97,6 +129,8 @@ def exact_identity(model: Any) -> dict[str, Any]:
     The tensors are the frozen parameters and the persistent buffers that belong to no adapter, without those of modules
     that all adapters replace by trained copies.
     """
+    if model in _WHOLE:
+        return _WHOLE[model].exact
     named = dict(model.named_parameters(remove_duplicate=False))
     adapters = {owner(name) for name in named} - {""}
     replaced = [set(copied_modules(model, adapter)) for adapter in adapters]
@@ -141,6 +175,8 @@ def base_note(model: Any, copied: Sequence[str]) -> dict[str, Any]:
         model: model with the adapter.
         copied: paths of the modules that the adapter replaces by trained copies.
     """
+    if model in _WHOLE:
+        return _WHOLE[model].notes.get(tuple(sorted(copied)), {})
     from_files, tensors = _comparable_hashes(model, copied)
     config = _config_values(model, f"{_WITHOUT_EFFECT}|{_WITHOUT_EFFECT_ON_ADAPTERS}")
     return {
@@ -160,6 +196,8 @@ def note_difference(model: Any, copied: Sequence[str], note: object) -> str | No
     if not isinstance(note, Mapping) or not isinstance(note.get("config"), Mapping):
         return None
     now = base_note(model, copied)
+    if not now:  # of a sharded base, for an adapter that came later
+        return None
     config = _config_difference(now["config"], note["config"], rel_tol=1e-6)
     if config is not None:
         return config

@@ -56,7 +56,7 @@ _store: Any = None
 
 def num_processes() -> int:
     """Return how many processes the launcher has started: `WORLD_SIZE`."""
-    return _variable("WORLD_SIZE", 1)
+    return _number(os.environ, "WORLD_SIZE", 1)
 
 
 def check_launch(variables: Mapping[str, str]) -> None:
@@ -95,13 +95,13 @@ def check_launch(variables: Mapping[str, str]) -> None:
 def _check_process_count(variables: Mapping[str, str]) -> None:
     """Refuse a launch of several processes that do not know of each other."""
     torchrun = "start them with torchrun --nproc-per-node N -m peftly train …"
-    if int(variables.get("WORLD_SIZE") or 1) > 1:
+    if _number(variables, "WORLD_SIZE", 1) > 1:
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in variables:
                 raise ConfigError(f"WORLD_SIZE={variables['WORLD_SIZE']}, and {name} is not set; {torchrun}")
         return
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if int(variables.get(name) or 1) > 1:
+        if _number(variables, name, 1) > 1:
             raise ConfigError(f"{name}={variables[name]}: processes of mpirun are not supported; {torchrun}")
     is_alone = "ACCELERATE_MIXED_PRECISION" in variables and "WORLD_SIZE" not in variables
     if is_alone and "MASTER_ADDR" in variables:
@@ -124,7 +124,7 @@ def join_processes() -> None:
     backend = "gloo"
     if torch.accelerator.is_available():
         # Objects are exchanged through the CPU; the model's tensors through the library of its device.
-        local, device = _variable("LOCAL_RANK", 0), str(torch.accelerator.current_accelerator())
+        local, device = _number(os.environ, "LOCAL_RANK", 0), str(torch.accelerator.current_accelerator())
         if local >= torch.accelerator.device_count():
             raise ConfigError(
                 f"LOCAL_RANK={local}: this machine has {torch.accelerator.device_count()} GPUs; start at most one "
@@ -250,9 +250,9 @@ def resume_random_states(
     return f"the run goes on in {now} processes, and had {len(states)}: dropout draws other masks"
 
 
-def _variable(name: str, default: int) -> int:
+def _number(variables: Mapping[str, str], name: str, default: int) -> int:
     """Return the number in an environment variable."""
-    text = os.environ.get(name) or str(default)
+    text = variables.get(name) or str(default)
     try:
         return int(text)
     except ValueError as error:

@@ -14,8 +14,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from peftly.adapters import attached
 from peftly.errors import ConfigError
 from peftly.injection import blocks_of
+from peftly.models import remember_whole
 from peftly.training.processes import num_processes, on_main_process
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def shard_base(model: "PreTrainedModel", device: torch.device) -> None:
     if is_sharded(model):
         return
     check_shardable(model)
+    remember_whole(model, attached(model))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for parameter in trained:
         parameter.data = parameter.data.to(device)

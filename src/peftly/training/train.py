@@ -12,7 +12,6 @@ from peftly.data import Data
 from peftly.errors import AdapterError, ConfigError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
 from peftly.kernels import supports_packing, use_packed_attention
-from peftly.models import exact_identity
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
@@ -224,9 +223,7 @@ def _train_in(
     """Train all jobs in a folder that no other process writes into; see `_train`."""
     from accelerate.utils import set_seed
 
-    base = None
     if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
-        base = exact_identity(model)  # of whole parameters
         shard_base(model, accelerator.device)
     damaged: list[str] = []
     state = on_main_process(partial(_saved_state, out, damaged.append, resume=resume))
@@ -250,13 +247,11 @@ def _train_in(
         adapter_jobs[0].log.note(line)
     configs = [job.config for job in adapter_jobs]
     # Dropout differs between processes; the order of the examples and initial weights do not use these generators.
-    set_seed(configs[0].seed, device_specific=True)
+    set_seed((configs[0].seed + accelerator.process_index) % 2**32)  # NumPy's seeds have 32 bits
     # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
     packs_evaluations = all(packs_examples(model, config) for config in configs)
     packs = packs_examples(model, *configs)
     loop = TrainingLoop(model, adapter_jobs, accelerator, packed=packs, folder=out, stops=stops)
-    if base is not None:
-        loop.base = base
     mode = training_mode(model, gradient_checkpointing=any(config.gradient_checkpointing for config in configs))
     attention = use_packed_attention(model) if packs_evaluations else nullcontext()
     with mode, attention, lean_blocks(model), loop.gradients.modes:

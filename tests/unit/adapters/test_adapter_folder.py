@@ -119,6 +119,8 @@ def test_a_file_is_read_once_in_an_export(folders, tmp_path, to):
     name = "prompt" if to == "prompt-embeddings" else "a"
     with counted() as opens:
         export(folders[name], to, tmp_path / "out")
+    # The written files are read back in their hidden folder.
+    opens = Counter({path: count for path, count in opens.items() if not path.is_relative_to(tmp_path / "sum")})
     assert {path.relative_to(tmp_path) for path in opens} == {Path(name, file) for file in JSON_FILES}
     assert set(opens.values()) == {1}
 

@@ -57,13 +57,9 @@ def full_state(model):
     return state
 
 
-def lines_of(call, undo) -> int:
-    """Return the number of lines of peftly that a call runs, once caches are filled."""
-    call()
-    undo()
+def lines_of(call) -> int:
     with Interrupt(None) as counted:
         call()
-    undo()
     return counted.count
 
 
@@ -77,8 +73,10 @@ def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
     if others:
         attach(model, LoRA(rank=2, target_modules=".*(proj|c_attn).*"), name="other")
     before = full_state(model)
-    total = lines_of(lambda: load_adapter(model, folder), lambda: detach(model, "default"))
-    assert full_state(model) == before
+    for _ in range(2):  # the first load hashes the base, and later ones do not
+        total = lines_of(lambda: load_adapter(model, folder))
+        detach(model, "default")
+        assert full_state(model) == before
     for line in range(1, total - 5, total // 12):
         with pytest.raises(KeyboardInterrupt), Interrupt(line):
             load_adapter(model, folder)
@@ -89,7 +87,8 @@ def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
 def test_an_interrupted_attachment_changes_nothing():
     model = tiny_model("llama", torch.float32)
     before = full_state(model)
-    total = lines_of(lambda: attach(model, LoRA(rank=2)), lambda: detach(model))
+    total = lines_of(lambda: attach(model, LoRA(rank=2)))
+    detach(model)
     for line in range(1, total - 5, total // 12):
         with pytest.raises(KeyboardInterrupt), Interrupt(line):
             attach(model, LoRA(rank=2))

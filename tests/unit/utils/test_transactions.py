@@ -120,9 +120,8 @@ def test_the_restoration_that_dies_anywhere_is_completed_or_not_begun(monkeypatc
 
     restored = {name: text for name, text in EARLIER.items() if name != "b"}
     whole = begun("whole")
-    number = len(
-        changes_of(monkeypatch, lambda: restore_earlier(whole, ["config", "b", "deep/d"], markers=("config",)))
-    )
+    new = ["config", "b", "deep/d"]
+    number = len(changes_of(monkeypatch, lambda: restore_earlier(whole, new, markers=("config",))))
     for count in range(1, number + 1):
         out = begun(str(count))
         dies_before(count)
