@@ -109,8 +109,7 @@ def test_a_file_is_read_once_in_a_merge(folders, tmp_path):
 def test_a_file_is_read_once_when_adapters_are_combined(folders, tmp_path):
     with counted() as opens:
         save_combined([folders["a"], folders["b"]], tmp_path / "sum")
-    read = {path.relative_to(tmp_path): count for path, count in opens.items()}
-    read = {path: count for path, count in read.items() if path.parts[0] != "sum"}  # what was written is read, too
+    read = {path.relative_to(tmp_path): count for path, count in opens.items() if path.parts[-3] != "sum"}
     assert read == {Path(name, file): 1 for name in "ab" for file in JSON_FILES}
 
 
@@ -119,8 +118,6 @@ def test_a_file_is_read_once_in_an_export(folders, tmp_path, to):
     name = "prompt" if to == "prompt-embeddings" else "a"
     with counted() as opens:
         export(folders[name], to, tmp_path / "out")
-    # The written files are read back in their hidden folder.
-    opens = Counter({path: count for path, count in opens.items() if not path.is_relative_to(tmp_path / "sum")})
     assert {path.relative_to(tmp_path) for path in opens} == {Path(name, file) for file in JSON_FILES}
     assert set(opens.values()) == {1}
 
