@@ -87,3 +87,9 @@ def test_a_dead_process_ends_the_others_and_the_run_continues_in_one(options, al
     assert resumed.code == 0, resumed.err
     assert "the run goes on in 1 processes, and had 2" in resumed.out
     assert difference(weights(out), alone[1]) < 1e-7
+
+
+def test_other_commands_are_refused_in_several_processes(peftly, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = peftly("methods")
+    assert (outcome.code, outcome.out) == (2, "")
