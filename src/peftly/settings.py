@@ -1,13 +1,13 @@
-"""Base class of settings, and seeds."""
+"""Base class of settings, seeds, and values in messages."""
 
 from numbers import Integral
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from peftly.errors import ConfigError
 
-__all__ = ["Seed", "Settings", "check_seed"]
+__all__ = ["Seed", "Settings", "check_seed", "shortened"]
 
 _NUM_SEEDS = 2**32
 """NumPy takes seeds of 32 bits."""
@@ -23,7 +23,7 @@ def check_seed(seed: object) -> None:
         ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < _NUM_SEEDS:
-        raise ConfigError(f"seed must be a whole number from 0 to {_NUM_SEEDS - 1}; got {seed!r}")
+        raise ConfigError(f"seed must be a whole number from 0 to {_NUM_SEEDS - 1}; got {shortened(seed)}")
 
 
 class Settings(BaseModel):
@@ -42,11 +42,18 @@ class Settings(BaseModel):
             raise ValueError("the number has more than 64 bits")
         if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
             raise ValueError("the text has a NUL character or half of a character")
-        # Strict settings take the list of a JSON file for a tuple, but not the list that a validator returns.
-        if info.mode == "json" and isinstance(value, list) and _has_type(annotation, tuple):
-            return tuple(value)
-        return value
+        # Behind this function, strict validation of JSON no longer knows that its lists stand for tuples.
+        return tuple(value) if info.mode == "json" and isinstance(value, list) else value
 
 
 def _has_type(annotation: Any, kind: type) -> bool:
-    return kind in (annotation, get_origin(annotation)) or any(_has_type(part, kind) for part in get_args(annotation))
+    return annotation is kind or any(_has_type(part, kind) for part in get_args(annotation))
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """Return the representation of a value, shortened for a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists of thousands of levels
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= length else f"{text[: length - 1]}…"

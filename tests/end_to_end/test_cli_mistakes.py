@@ -188,6 +188,31 @@ def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "seconds"),
+        ("{{ 1 / 0 }}", "zero"),
+    ],
+)
+def test_a_chat_with_the_template_of_a_stranger(peftly, tiny_llama_folder, tmp_path, monkeypatch, template, reason):
+    monkeypatch.setattr("peftly.data.chat_template._MAX_SECONDS", 0.2)
+    strange = tmp_path / "strange"
+    shutil.copytree(tiny_llama_folder, strange)
+    (strange / "chat_template.jinja").write_text(template)
+    failed(peftly("chat", "--base", strange), f"the chat template of {strange} fails", reason)
+
+
+def test_numbers_that_are_none(peftly, tiny_llama_folder, tmp_path):
+    base = ["generate", "--base", tiny_llama_folder, "--prompt", "a"]
+    for option, value in (("--temperature", "nan"), ("--top-p", "nan"), ("--min-p", "nan"), ("--num-beams", "9" * 30)):
+        failed(peftly(*base, option, value), value if option != "--num-beams" else "num_beams")
+    for option, value in (("--repetition-penalty", "1e400"), ("--seed", "4294967296"), ("--max-new-tokens", "1.5")):
+        failed(peftly(*base, option, value))
+    failed(peftly("quickstart", "--seed", 2**32, "--out", tmp_path / "q"), "--seed", "4294967295")
+    failed(peftly("merge", "a", "b", "--weights", "nan,1", "--out", tmp_path / "m"), "--weights nan,1")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--nonsense"], ["--nonsense", "peftly --help"]),

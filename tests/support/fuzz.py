@@ -14,6 +14,10 @@ from peftly.data.vocabulary import Vocabulary
 from peftly.errors import PeftlyError
 from peftly.runs.config_file import dump_config, load_config
 
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 MESSAGES = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"})
 
 
@@ -37,9 +41,9 @@ def run(kind: str, seed: int, tokenizer, folder: Path) -> str:
         else:
             file = folder / f"rows.{kind}"
             file.write_bytes(DATA_FILES[kind](random))
-            data = load_data(
-                str(file), tokenizer, task=random.choice(["causal_lm", "causal_lm", "token_classification"])
-            )
+            tokenizer.chat_template = TEMPLATE
+            task = random.choice(["causal_lm"] * 5 + ["token_classification"])
+            data = load_data(str(file), tokenizer, task=task)
             json.dumps(data.report.to_dict())
     except PeftlyError as error:
         return type(error).__name__

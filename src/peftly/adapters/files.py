@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "TOGETHER",
     "TRAINING",
     "escaped",
+    "is_name",
     "read_json",
     "read_shapes",
     "read_tensors",
@@ -79,6 +80,7 @@ CHECKSUMS = "checksums"
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_JSON_DEPTH = 64
 _MAX_DIGITS = 100
+_MAX_NAME = 1000
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
         if _depth(value) > _MAX_JSON_DEPTH:
             raise RecursionError
+        json.dumps(value, ensure_ascii=False).encode()  # half of a character ("\\ud800") is no text
     except RecursionError:
         raise AdapterError(f"{path} is nested deeper than {_MAX_JSON_DEPTH} levels") from None
     except (OSError, ValueError) as error:
@@ -158,9 +161,10 @@ def read_tensors(folder: Path, file_name: str = TENSORS) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged: {escaped(error)}") from None
+    _check_names(path, tensors)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{path} has NaN or infinite values in {escaped(name)}, so every output would be NaN")
+            raise AdapterError(f"{path} has NaN or infinite values in {name}, so every output would be NaN")
     return tensors
 
 
@@ -173,9 +177,22 @@ def read_shapes(folder: Path, file_name: str = TENSORS) -> dict[str, tuple[int, 
     path = _tensor_file(folder, file_name)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged: {escaped(error)}") from None
+    _check_names(path, shapes)
+    return shapes
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of a module or a tensor: printable, and not absurdly long."""
+    return text.isprintable() and len(text) <= _MAX_NAME
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if not is_name(name):
+            raise AdapterError(f"{path} is damaged: a tensor is called {escaped(name)}")
 
 
 def _tensor_file(folder: Path, file_name: str) -> Path:

@@ -25,14 +25,15 @@ from peftly.adapters.files import (
     TENSORS,
     TRAINING,
     escaped,
+    is_name,
     read_json,
     read_shapes,
     read_tensors,
 )
 from peftly.adapters.method_settings import read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
-from peftly.errors import AdapterError
-from peftly.methods import MethodConfig
+from peftly.errors import AdapterError, MethodError
+from peftly.methods import METHODS, MethodConfig
 from peftly.models import TASKS, Quantization, task_of_peft
 
 if TYPE_CHECKING:
@@ -181,9 +182,16 @@ class AdapterFolder:
         """Return the weights of the adapter, by their names in the file.
 
         Raises:
-            AdapterError: the file is missing, damaged or was changed, or a value is not finite.
+            AdapterError: the file is missing, damaged or was changed, does not fit the settings, or a value is not
+                finite.
         """
         check_file(self.path, TENSORS, self.checksums)
+        try:
+            reason = METHODS[self.method.name].adapter.shape_error(self.method, self.shapes())
+        except MethodError as error:
+            reason = str(error)
+        if reason is not None:
+            raise AdapterError(f"{self.path / TENSORS} does not fit the settings of the adapter: {escaped(reason)}")
         return read_tensors(self.path, TENSORS)
 
     def training_tensors(self) -> dict[str, Tensor]:
@@ -241,7 +249,7 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
     for key in ("peft_type", "base_model_name_or_path", "task_type"):
         if not isinstance(config.get(key), str | None):
             raise AdapterError(f"{path}: {key} should be a text, and is {escaped(repr(config[key]))}")
-    if not _are_names(config.get("modules_to_save") or []):
+    if config.get("modules_to_save") is not None and not _are_names(config["modules_to_save"]):
         raise AdapterError(
             f"{path}: modules_to_save should be a list of names, and is {escaped(repr(config['modules_to_save']))}"
         )
@@ -251,10 +259,14 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
-    for key, is_sound in ((LABELS, _are_names), (ROW_FORMAT, lambda value: isinstance(value, Mapping))):
+    for key, is_sound in ((LABELS, _are_labels), (ROW_FORMAT, lambda value: isinstance(value, Mapping))):
         if notes.get(key) is not None and not is_sound(notes[key]):
             raise AdapterError(f"{folder / NOTES} is damaged: {key} is {escaped(repr(notes[key]))}")
 
 
 def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str | int) for name in value)
+    return isinstance(value, list) and all(isinstance(name, str) and is_name(name) for name in value)
+
+
+def _are_labels(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(label, str | int) for label in value)

@@ -103,11 +103,13 @@ def _load_training_tensors(folder: AdapterFolder, adapter: Adapter, tensors: Map
     try:
         with AllocationLimit(folder):
             adapter.load_training_tensors(tensors)
+        produced = adapter.file_tensors()
     except (KeyError, RuntimeError) as error:
         reason = escaped(str(error).strip().splitlines()[0])
         raise AdapterError(f"{path / TRAINING} does not fit this {adapter.config.name} adapter: {reason}") from None
-    for name, tensor in adapter.file_tensors().items():
-        if (tensor - loaded[name]).norm() > _ROUNDING * loaded[name].norm():
+    for name, tensor in produced.items():
+        is_another = tensor.shape != loaded[name].shape
+        if is_another or (tensor - loaded[name]).norm() > _ROUNDING * loaded[name].norm():
             raise AdapterError(
                 f"{path / TRAINING} and {path / TENSORS} disagree: the parameters in the first produce other "
                 f"{name} than the second holds; copy the adapter again, or delete {TRAINING} to use the second alone"
@@ -217,7 +219,7 @@ def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) 
         weight = parameters.get(f"{path}.weight")
         if weight is None or not _are_close(weight, tensors[name]):
             raise AdapterError(
-                f"{folder / TENSORS} has {escaped(path)} of another base: {tuple(tensors[name].shape)}, or with other "
+                f"{folder / TENSORS} has {path} of another base: {tuple(tensors[name].shape)}, or with other "
                 "values; give the base that it was trained on, its vocabulary resized likewise"
             )
     left_out = {*copies, *(name for name in tensors if ".modules_to_save." in name or ".original_module." in name)}
@@ -241,7 +243,7 @@ def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mappin
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        verb, name = ("lacks", missing[0]) if missing else ("also has", escaped(extra[0]))
+        verb, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
         more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
         raise AdapterError(f"{folder / TENSORS} does not fit this base: it {verb} {name}{more}")
     for name, parameter in expected.items():

@@ -23,9 +23,11 @@ def read_method(folder: Path, peft_config: Mapping[str, Any], notes: Mapping[str
     """
     candidates = _methods_of_peft(folder, peft_config)
     if METHOD not in notes:
+        method = next(iter(candidates.values()))
         saved = peft_config.get("modules_to_save")
-        first = next(iter(candidates.values()))
-        return first.model_copy(update={"modules_to_save": None if saved is None else tuple(saved)})
+        if saved is None or _has_own_format(peft_config):
+            return method
+        return method.model_copy(update={"modules_to_save": tuple(saved)})
     noted = notes[METHOD]
     name = noted.get("name") if isinstance(noted, Mapping) else None
     if not isinstance(name, str) or name not in METHODS:
@@ -51,12 +53,17 @@ def _differences(
         of_peft: settings of the same method in `adapter_config.json`, which may have no field for some of them.
         peft_config: content of `adapter_config.json`.
     """
-    if peft_config["peft_type"].startswith("PEFTLY_"):  # our own format, which has a field for each setting
+    if _has_own_format(peft_config):
         own, other = method.model_dump(), of_peft.model_dump()
     else:
         own = METHODS[method.name].adapter.peft_settings(method)
         other = {key: peft_config[key] for key in own if key in peft_config}
     yield from ((key, own[key], other[key]) for key in other if own[key] != other[key])
+
+
+def _has_own_format(peft_config: Mapping[str, Any]) -> bool:
+    """Return whether `adapter_config.json` holds our settings, with a field for each, because PEFT has no such type."""
+    return bool(peft_config["peft_type"].startswith("PEFTLY_"))
 
 
 def _disagreement(folder: Path, setting: str, noted: object, of_peft: object) -> AdapterError:
@@ -80,8 +87,8 @@ def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, 
             continue
         try:
             config = method.adapter.config_from_peft(peft_config)
-        except AdapterError:
-            raise
+        except AdapterError as error:
+            raise AdapterError(f"{folder / CONFIG}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(
                 f"{folder / CONFIG} is not a sound {peft_type} configuration: {_reason(error)}"

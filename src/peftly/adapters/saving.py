@@ -77,7 +77,7 @@ def save_adapter(
     names = [name] if name is not None else list(adapters)
     together = {} if len(names) == 1 else {TOGETHER: names}
     try:
-        with replacing_files(folder, deletes=_replaced(folder), marker=CONFIG) as scratch:
+        with replacing_files(folder, deletes=_replaced(folder), markers=(CONFIG,)) as scratch:
             for saved in names:
                 _write(adapters[saved], scratch / saved if together else scratch, {**(notes or {}), **together}, card)
     except ConfigError as error:  # another process, or a symbolic link

@@ -1,5 +1,7 @@
 """Arguments and options that several commands share, each with one name and one help text."""
 
+import math
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -100,7 +102,8 @@ def read_weights(weights: str) -> list[float]:
     Raises:
         ConfigError: the text is not a list of numbers.
     """
-    try:
-        return [float(part) for part in weights.split(",")]
-    except ValueError:
-        raise ConfigError(f"--weights {weights}: give numbers with commas between them, as in 0.7,0.3") from None
+    with suppress(ValueError):
+        numbers = [float(part) for part in weights.split(",")]
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    raise ConfigError(f"--weights {weights}: give numbers with commas between them, as in 0.7,0.3")

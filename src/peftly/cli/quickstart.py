@@ -17,7 +17,7 @@ def quickstart(
     base: Annotated[
         str, typer.Option("--base", help="Base model: short name, Hub id, folder or .gguf file.")
     ] = "smollm2-135m",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of both runs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of both runs.")] = 0,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Epochs of both runs. Default: 5 and 2.")
     ] = None,

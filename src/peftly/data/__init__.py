@@ -34,7 +34,7 @@ from peftly.data.formats import RowFormat
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
-from peftly.data.rows import Rows
+from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.splits import Data, Split
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
@@ -56,6 +56,7 @@ __all__ = [
     "TaskName",
     "Template",
     "answer_ids",
+    "check_characters",
     "collate",
     "collate_packed",
     "counted",

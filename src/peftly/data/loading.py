@@ -12,6 +12,7 @@ from peftly.data.sources import DataSource, read_splits, source_name
 from peftly.data.splits import Data, RawData
 from peftly.data.types import TaskName
 from peftly.errors import ConfigError, DataError
+from peftly.settings import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def read_data(source: DataSource | DataConfig, **settings: Any) -> RawData:
     except ValidationError as error:
         problem = error.errors()[0]
         setting = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{setting}={problem['input']!r}: {problem['msg']}") from None
+        raise ConfigError(f"{setting}={shortened(problem['input'])}: {problem['msg']}") from None
     return RawData(config, *read_splits(source, sources["validation"], sources["test"]))
 
 

@@ -82,7 +82,7 @@ def export(
         raise ConfigError(f"dtype={dtype!r} is not for {to}: it {possible}")
     out = Path(out).expanduser().resolve()
     check_out(out, str(adapter), overwrite=overwrite)
-    with write_folder(out, kind=KIND, marker=CONFIG) as folder:
+    with write_folder(out, kind=KIND, markers=(CONFIG,)) as folder:
         weights_dtype = dtype or next(iter(chosen.dtypes), None)
         notes = chosen.write(Request(str(adapter), folder, out, weights_dtype))
     return Exported(out, notes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from peftly.adapters import AdapterChoice
-from peftly.data import EncodedExample, Example, collate, encode_sources, encode_words
+from peftly.data import EncodedExample, Example, check_characters, collate, encode_sources, encode_words
 from peftly.errors import DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, pad_id, use_batch
 from peftly.inference.logits import model_inputs
@@ -43,10 +43,12 @@ def classify(
         For each text a probability per label.
 
     Raises:
-        DataError: a text has no tokens.
+        DataError: a text has no tokens, or half of a character.
         ConfigError: `adapters` does not have one entry per text.
     """
     check_adapters(adapters, len(examples), "text")
+    for number, example in enumerate(examples, start=1):
+        check_characters(f"text {number}", {"text": example.prompt, "pair": example.pair})
     labels, encoded = labels_of(model), encode_sources(examples, tokenizer, max_length)
     empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:
@@ -83,13 +85,15 @@ def tag_words(
         For each text its words with their tags; None is the tag of a word past `max_length` or without a token.
 
     Raises:
-        DataError: a text is a string instead of a list of words.
+        DataError: a text is a string instead of a list of words, or has half of a character.
         ConfigError: `adapters` does not have one entry per text.
     """
     text = next((text for text in texts if isinstance(text, str)), None)
     if text is not None:
         raise DataError(f"texts is a list of texts, each a list of words; got the string {text!r}")
     check_adapters(adapters, len(texts), "text")
+    for number, words in enumerate(texts, start=1):
+        check_characters(f"text {number}", {"words": list(words)})
     labels = labels_of(model)
     encodings = encode_words(texts, tokenizer, max_length)
     with_words = [index for index, (example, _) in enumerate(encodings) if any(example.trained)]

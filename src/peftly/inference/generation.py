@@ -10,7 +10,15 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from peftly.adapters import AdapterChoice
-from peftly.data import EncodedExample, Example, collate, encode_example_prompt, encode_sources, prompt_ids
+from peftly.data import (
+    EncodedExample,
+    Example,
+    check_characters,
+    collate,
+    encode_example_prompt,
+    encode_sources,
+    prompt_ids,
+)
 from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
@@ -85,7 +93,8 @@ def generate(
     Raises:
         ConfigError: a setting is out of range or has no effect together with the others, or the model does not
             generate text.
-        DataError: a prompt has no tokens, or the tokenizer has no chat template for a conversation.
+        DataError: a prompt has no tokens or half of a character, or the tokenizer has no chat template for a
+            conversation.
     """
     listed = _listed(prompts)
     sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -199,6 +208,7 @@ def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool,
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
+    check_characters("the prompt", {"text": prompt.prompt if isinstance(prompt, Example) else list(prompt)})
     if not isinstance(prompt, Example):
         ids = prompt_ids(prompt, tokenizer)
         encoded = EncodedExample(ids, [False] * len(ids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import takewhile
 from typing import Any, ClassVar, Self
 
 import torch
@@ -203,7 +204,8 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
             layer.forward = _AdaptedForward(layer, layer.peftly, selection_of(model))
     layer.peftly[name] = adapter.train(layer.training)
     if not adapter.is_outermost:
-        for other in [other for other, attached in layer.peftly.items() if attached.is_outermost]:
+        outermost = takewhile(lambda other: layer.peftly[other].is_outermost, [*layer.peftly][-2::-1])
+        for other in reversed([*outermost]):
             layer.peftly[other] = layer.peftly.pop(other)
     invalidate_cached_tensors()
 

@@ -32,7 +32,7 @@ def check_out(out: Path, max_shard_size: str, *, overwrite: bool) -> None:
     Raises:
         ConfigError: `out` is a file or holds other files, or `max_shard_size` is not a size.
     """
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]I?B", max_shard_size, re.IGNORECASE):
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})? ?[KMGT]I?B", max_shard_size, re.IGNORECASE):
         raise ConfigError(f"max_shard_size={max_shard_size!r} is not a size such as 5GB or 500MB")
     check_output_folder(out, kind=KIND, overwrite=overwrite)
 

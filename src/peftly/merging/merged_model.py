@@ -100,7 +100,7 @@ def save_merged(
     task, card = task_of(model), partial(merged_card, plan.base, *_ingredients(plan, model))
     merging, rounded = _merge(model, samples, before, plan.dtype, log)
     quantized = _over_quantized_base(plan, samples, before) if into == "original" else None
-    with write_folder(target, kind=KIND, marker="config.json") as folder:
+    with write_folder(target, kind=KIND, markers=("config.json",)) as folder:
         write(model, tokenizer, plan.dtype, folder, max_shard_size)
         del model
         merged, tokenizer = read_back(folder, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -262,6 +263,20 @@ class LowRankAdapter(Adapter):
         }
         return cls.settings.from_json(settings)
 
+    @classmethod
+    def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """See `Adapter.shape_error`."""
+        factors = {name: match for name in shapes if (match := _FACTOR.fullmatch(name))}
+        settings = cls.peft_settings(config)
+        ranks = by_pattern(
+            settings["rank_pattern"], {match[1] for match in factors.values()}, settings["r"], "rank_pattern"
+        )
+        for name, (path, letter) in ((name, match.groups()) for name, match in factors.items()):
+            shape = shapes[name]
+            if len(shape) != 2 or shape["AB".index(letter)] != ranks[path]:
+                return f"{name} is {shape}, and the rank is {ranks[path]}"
+        return None
+
     def targets(self) -> dict[str, tuple[Any, LowRankLayer]]:
         """Return each layer that has factors, and these factors, by path."""
         layers = adapted_layers(self.model, self.name)
@@ -283,6 +298,9 @@ _UNSUPPORTED = (
     "use_qalora",
 )
 """Settings of PEFT that are not supported."""
+
+
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 
 
 def _factor_name(layer: nn.Module, letter: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class MethodConfig(Settings):
         Raises:
             ValueError: a setting is unknown, or its value has the wrong type or is impossible.
         """
-        return cls.model_validate(_with_tuples(settings), strict=True)
+        return cls.model_validate_json(json.dumps(settings), strict=True)
 
     @property
     def num_marked_tokens(self) -> int:
@@ -51,13 +52,6 @@ class MethodConfig(Settings):
     def corrects_quantization(self) -> bool:
         """Whether the adapter corrects the quantisation error of its base, so that it fits no other base."""
         return False
-
-
-def _with_tuples(value: Any) -> Any:
-    """Return a JSON value with tuples in place of lists, as settings have them."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_with_tuples, value))
-    return {key: _with_tuples(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -216,6 +210,19 @@ class Adapter(ABC):
         Raises:
             AdapterError: the file uses a setting of PEFT that is not supported.
         """
+
+    @classmethod
+    def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Return why no adapter with these settings has a file with tensors of these shapes; None: one may have it.
+
+        Args:
+            config: settings of the method.
+            shapes: shapes of the tensors, by their names in the file.
+
+        Raises:
+            MethodError: a regular expression in the settings is invalid, or takes too long.
+        """
+        return None
 
     def learning_rate_factor(self, path: str) -> float:
         """Return the factor of the learning rate for one parameter, given its path in the model."""

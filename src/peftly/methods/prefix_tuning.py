@@ -18,6 +18,7 @@ from peftly.errors import MethodError
 from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
+from peftly.methods.soft_prompt import prompt_shape_error
 
 if TYPE_CHECKING:
     from peftly.injection import StackHooks
@@ -216,6 +217,11 @@ class PrefixTuningAdapter(Adapter):
             "num_virtual_tokens": config.num_virtual_tokens,
             "prefix_projection": config.projection,
         }
+
+    @classmethod
+    def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """See `Adapter.shape_error`."""
+        return prompt_shape_error(shapes, config.num_virtual_tokens)
 
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> PrefixTuning | None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
-__all__ = ["Position", "PromptAdapter", "token_embeddings"]
+__all__ = ["Position", "PromptAdapter", "prompt_shape_error", "token_embeddings"]
 
 
 class PromptAdapter(Adapter):
@@ -147,11 +147,29 @@ class PromptAdapter(Adapter):
         return {"num_virtual_tokens": config.num_virtual_tokens, **fixed_type}
 
     @classmethod
+    def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """See `Adapter.shape_error`. The prompt of an encoder-decoder is there twice."""
+        return prompt_shape_error(shapes, config.num_virtual_tokens, 2 * config.num_virtual_tokens)
+
+    @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig:
         """See `Adapter.config_from_peft`."""
         if peft["peft_type"] == cls.peft_types[1]:
             return cls.settings.from_json(peft["settings"])
         return cls.settings.from_json({"num_virtual_tokens": peft["num_virtual_tokens"], "position": "front"})
+
+
+def prompt_shape_error(shapes: Mapping[str, tuple[int, ...]], *counts: int) -> str | None:
+    """Return why the prompt or prefix in a file has none of these numbers of virtual tokens; None: it has one of them.
+
+    Args:
+        shapes: shapes of the tensors, by their names in the file.
+        counts: possible numbers.
+    """
+    shape = shapes.get("prompt_embeddings")
+    if shape is None or (len(shape) == 2 and shape[0] in counts):
+        return None
+    return f"prompt_embeddings is {shape}, and num_virtual_tokens is {counts[0]}"
 
 
 def token_embeddings(embedding: nn.Module, ids: Tensor) -> Tensor:

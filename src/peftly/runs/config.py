@@ -23,8 +23,8 @@ from peftly.errors import ConfigError
 from peftly.evaluation import Vote
 from peftly.methods import METHODS, MethodConfig
 from peftly.models import Quantization, read_quantization
-from peftly.runs.config_mistakes import first_line, joined, shortened, suggestion
-from peftly.settings import Settings, check_seed
+from peftly.runs.config_mistakes import first_line, joined, suggestion
+from peftly.settings import Settings, check_seed, shortened
 from peftly.training import TrainConfig
 
 __all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "one_run"]

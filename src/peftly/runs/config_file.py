@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from peftly.errors import ConfigError
 from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
-from peftly.runs.config_mistakes import first_line, joined, shortened, suggestion
+from peftly.runs.config_mistakes import first_line, joined, suggestion
 from peftly.runs.version_0_1 import with_current_settings
 from peftly.runs.yaml_text import parse_yaml, read_yaml
+from peftly.settings import shortened
 
 __all__ = ["dump_config", "load_config"]
 

@@ -10,8 +10,9 @@ from pydantic_core import ErrorDetails
 
 from peftly.errors import ConfigError
 from peftly.runs.version_0_1 import RENAMED_SETTINGS
+from peftly.settings import shortened
 
-__all__ = ["TRANSFORMERS_NAMES", "first_line", "joined", "shortened", "suggestion"]
+__all__ = ["TRANSFORMERS_NAMES", "first_line", "joined", "suggestion"]
 
 TRANSFORMERS_NAMES = {
     "num_train_epochs": "train.epochs",
@@ -117,12 +118,3 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 def joined(names: Iterable[str]) -> str:
     """Return names with commas between them."""
     return ", ".join(names)
-
-
-def shortened(value: object, length: int = 80) -> str:
-    """Return the representation of a value, shortened for a message."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists of thousands of levels
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from peftly.adapters import CONFIG
 from peftly.errors import ConfigError
 from peftly.runs.folder import (
     INTERRUPTED,
@@ -45,6 +46,9 @@ __all__ = [
     "write_mark",
     "writing_into",
 ]
+
+_MARKERS = ("config.yaml", CONFIG)
+"""Files that make a folder a run or an adapter."""
 
 
 def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str | None] = ()) -> None:
@@ -131,7 +135,7 @@ def begin_run(out: Path, write_header: Callable[[Path], None]) -> None:
     if is_worth_keeping:
         drop_earlier(out)
     earlier = _names(out, run_files(out))
-    with replacing_files(out, deletes=earlier, marker="config.yaml", keep_earlier=is_worth_keeping) as scratch:
+    with replacing_files(out, deletes=earlier, markers=_MARKERS, keep_earlier=is_worth_keeping) as scratch:
         write_header(scratch)
 
 
@@ -166,7 +170,7 @@ def keep_or_restore(out: Path) -> None:
     elif any(checkpoint_files(run) for run in runs):
         return
     elif has_earlier(out):
-        restore_earlier(out, _names(out, run_files(out)), marker="config.yaml")
+        restore_earlier(out, _names(out, run_files(out)), markers=_MARKERS)
     else:
         clear_run(out)
 
@@ -175,7 +179,7 @@ def clear_run(out: Path) -> None:
     """Delete the files of a run, and the folder if it is empty then. Files of other origin are not touched."""
     recover_run(out)
     if files := run_files(out):
-        with replacing_files(out, deletes=_names(out, files), marker="config.yaml"):
+        with replacing_files(out, deletes=_names(out, files), markers=_MARKERS):
             pass
         if not any(out.iterdir()):
             out.rmdir()

@@ -247,7 +247,7 @@ def _train_in(
         adapter_jobs[0].log.note(line)
     configs = [job.config for job in adapter_jobs]
     # Dropout differs between processes; the order of the examples and initial weights do not use these generators.
-    set_seed(configs[0].seed, device_specific=True)
+    set_seed((configs[0].seed + accelerator.process_index) % 2**32)  # NumPy's seeds have 32 bits
     # Evaluations have one active adapter, so they may be packed where steps with several adapters are not.
     packs_evaluations = all(packs_examples(model, config) for config in configs)
     packs = packs_examples(model, *configs)

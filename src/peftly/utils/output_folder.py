@@ -6,7 +6,7 @@ this mark are replaced.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def check_output_folder(
 
 
 @contextmanager
-def write_folder(path: Path, *, kind: str, marker: str | None = None) -> Iterator[Path]:
+def write_folder(path: Path, *, kind: str, markers: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder, whose files replace the earlier output in `path` at the end of the block.
 
     After an error, and after a kill, `path` holds the earlier output or the new one, complete.
@@ -108,7 +108,7 @@ def write_folder(path: Path, *, kind: str, marker: str | None = None) -> Iterato
     Args:
         path: output folder, which passed `check_output_folder`.
         kind: description of the output, for its mark.
-        marker: see `replacing_files`.
+        markers: see `replacing_files`.
 
     Raises:
         ConfigError: the disk is full, the folder cannot be written, or another process writes into it.
@@ -116,7 +116,7 @@ def write_folder(path: Path, *, kind: str, marker: str | None = None) -> Iterato
     try:
         mark = read_mark(path)
         deletes = [MARK, *map(str, mark.get("files") or ())] if mark.get("kind") == kind else []
-        with replacing_files(path, deletes=deletes, marker=marker) as scratch:
+        with replacing_files(path, deletes=deletes, markers=markers) as scratch:
             yield scratch
             names = [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()]
             write_new_file(scratch / MARK, mark_text(kind, names).encode("utf-8"))

@@ -11,7 +11,7 @@ The replaced files may be kept in `.peftly-earlier` until the new ones have prov
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,15 +41,15 @@ _WAIT = 10.0
 
 @contextmanager
 def replacing_files(
-    folder: Path, *, deletes: Iterable[str] = (), marker: str | None = None, keep_earlier: bool = False
+    folder: Path, *, deletes: Iterable[str] = (), markers: Collection[str] = (), keep_earlier: bool = False
 ) -> Iterator[Path]:
     """Yield a scratch folder whose files become files of `folder` at the end of the block, unless it raises.
 
     Args:
         folder: folder to change; it is created if it does not exist. Its other files stay.
         deletes: files of the folder to delete, as relative POSIX paths. Missing ones are ignored.
-        marker: file name that makes a folder what it is. In the short time of the replacement, there is no file of
-            this name, so that no other program reads a mixture of earlier and new files.
+        markers: file names that make a folder what it is. In the short time of the replacement, there is no file of
+            these names, so that no other program reads a mixture of earlier and new files.
         keep_earlier: move the files of `deletes` to `.peftly-earlier`, unless earlier files are there already.
 
     Raises:
@@ -65,7 +65,7 @@ def replacing_files(
                 _recover(folder)
                 file_changes.make_folder(scratch)
                 yield scratch
-                _commit(folder, scratch, list(deletes), marker, keep_earlier=keep_earlier)
+                _commit(folder, scratch, list(deletes), markers, keep_earlier=keep_earlier)
             finally:
                 if os.path.lexists(scratch):
                     file_changes.delete_folder(scratch)
@@ -150,16 +150,16 @@ def drop_earlier(folder: Path) -> None:
         file_changes.delete_folder(scratch)
 
 
-def restore_earlier(folder: Path, deletes: Iterable[str], *, marker: str) -> None:
+def restore_earlier(folder: Path, deletes: Iterable[str], *, markers: Collection[str]) -> None:
     """Put the replaced files back, in the place of the files that replaced them.
 
     Args:
         folder: folder with replaced files.
         deletes: files to delete, as relative POSIX paths.
-        marker: see `replacing_files`.
+        markers: see `replacing_files`.
     """
     with folder_lock(folder):
-        _commit(folder, folder / _EARLIER, list(deletes), marker, keep_earlier=False)
+        _commit(folder, folder / _EARLIER, list(deletes), markers, keep_earlier=False)
         _complete(folder)
 
 
@@ -171,15 +171,15 @@ def _recover(folder: Path) -> None:
             file_changes.delete_folder(entry)
 
 
-def _commit(folder: Path, scratch: Path, deletes: list[str], marker: str | None, *, keep_earlier: bool) -> None:
+def _commit(folder: Path, scratch: Path, deletes: list[str], markers: Collection[str], *, keep_earlier: bool) -> None:
     """Write the manifest, wait until all files are on the disk, and decide the replacement."""
     (scratch / _MANIFEST).unlink(missing_ok=True)
     files = sorted(path for path in scratch.rglob("*") if path.is_symlink() or not path.is_dir())
     names = [path.relative_to(scratch).as_posix() for path in files]
     # Markers are deleted first and moved last.
-    names.sort(key=lambda name: PurePosixPath(name).name == marker)
-    markers = [name for name in names if PurePosixPath(name).name == marker]
-    deletes = sorted(dict.fromkeys([*deletes, *markers]), key=lambda name: PurePosixPath(name).name != marker)
+    names.sort(key=lambda name: PurePosixPath(name).name in markers)
+    replaced = [name for name in names if PurePosixPath(name).name in markers]
+    deletes = sorted(dict.fromkeys([*deletes, *replaced]), key=lambda name: PurePosixPath(name).name not in markers)
     manifest = {"moves": names, "deletes": deletes, "keep_earlier": keep_earlier and not has_earlier(folder)}
     for name in (*names, *deletes):
         _inside(folder, name)

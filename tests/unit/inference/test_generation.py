@@ -8,7 +8,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
-from peftly.data import EncodedExample, encode_prompt
+from peftly.data import EncodedExample, Example, encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
 from peftly.inference.generation import generate
@@ -405,3 +405,9 @@ def test_each_prompt_with_its_own_adapters(base):
     assert len(set(texts)) == 4
     with pytest.raises(ConfigError, match="got 2 for 4 prompts"):
         generate(model, tokenizer, PROMPTS, adapters=["a", "b"])
+
+
+@pytest.mark.parametrize("prompt", ["a\ud800", [{"role": "user", "content": "a\ud800"}], Example("\udcff")])
+def test_half_of_a_character_is_no_prompt(base, prompt):
+    with pytest.raises(DataError, match=r"the prompt holds half of a character"):
+        generate(*base, prompt)

@@ -6,14 +6,21 @@ import math
 
 import pytest
 
+from peftly.utils import file_changes
 from peftly.utils.atomic import folder_bytes, is_disk_full, json_values, write_json, write_text
 
 
-def test_a_text_that_cannot_be_written_spares_the_earlier_one(tmp_path):
+@pytest.mark.parametrize("change", ["write_new_file", "move"])
+def test_a_text_that_cannot_be_written_spares_the_earlier_one(change, tmp_path, monkeypatch):
+    def full(made, _path):
+        if made == change:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     write_text(tmp_path / "a.txt", "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "second \ud800")
-    assert (tmp_path / "a.txt").read_text() == "first"
+    monkeypatch.setattr(file_changes, "before_change", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "second")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "first")]
 
 
 def test_json_has_no_infinity_and_no_tuples(tmp_path):

@@ -39,7 +39,7 @@ def fill(folder, **files):
 
 
 def replace(out, *, keep_earlier=False):
-    with replacing_files(out, deletes=["old/a", "c"], marker="config", keep_earlier=keep_earlier) as scratch:
+    with replacing_files(out, deletes=["old/a", "c"], markers=("config",), keep_earlier=keep_earlier) as scratch:
         fill(scratch, config="new", b="new", **{"deep/d": "new"})
 
 
@@ -106,7 +106,7 @@ def test_earlier_files_are_restored_or_dropped(tmp_path):
     for name in ("a", "b"):
         replace(fill(tmp_path / name, **EARLIER), keep_earlier=True)
     assert [file.name for file in earlier_files(tmp_path / "a")] == ["c", "config", "a"]
-    restore_earlier(tmp_path / "a", ["config", "b", "deep/d"], marker="config")
+    restore_earlier(tmp_path / "a", ["config", "b", "deep/d"], markers=("config",))
     assert contents(tmp_path / "a") == {name: text for name, text in EARLIER.items() if name != "b"}
     drop_earlier(tmp_path / "b")
     assert contents(tmp_path / "b") == LATER
@@ -120,16 +120,17 @@ def test_the_restoration_that_dies_anywhere_is_completed_or_not_begun(monkeypatc
 
     restored = {name: text for name, text in EARLIER.items() if name != "b"}
     whole = begun("whole")
-    number = len(changes_of(monkeypatch, lambda: restore_earlier(whole, ["config", "b", "deep/d"], marker="config")))
+    new = ["config", "b", "deep/d"]
+    number = len(changes_of(monkeypatch, lambda: restore_earlier(whole, new, markers=("config",))))
     for count in range(1, number + 1):
         out = begun(str(count))
         dies_before(count)
         with pytest.raises(KilledError):
-            restore_earlier(out, ["config", "b", "deep/d"], marker="config")
+            restore_earlier(out, new, markers=("config",))
         monkeypatch.undo()
         recover(out)
         if contents(out) != restored:
-            restore_earlier(out, ["config", "b", "deep/d"], marker="config")
+            restore_earlier(out, new, markers=("config",))
         assert contents(out) == restored
 
 
