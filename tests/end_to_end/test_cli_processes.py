@@ -10,6 +10,8 @@ from commands import command, environment, peftly_here
 from launches import ended, launch
 from safetensors.torch import load_file
 
+from peftly.utils import program
+
 
 @pytest.fixture(scope="module")
 def options(tiny_llama_folder, tweets):
@@ -82,8 +84,15 @@ def test_a_dead_process_ends_the_others_and_the_run_continues_in_one(options, al
         processes[1].kill()
     (code, _, error), _ = ended(processes)
     assert code == 2
-    assert error == "error: another process of this run ended, so the run stops\n"
+    reason = "error: another process of this run ended, so the run stops"
+    assert error == f"{reason}; continue with: {program()} train --resume {out}\n"
     resumed = peftly("train", "--resume", out)
     assert resumed.code == 0, resumed.err
     assert "the run goes on in 1 processes, and had 2" in resumed.out
     assert difference(weights(out), alone[1]) < 1e-7
+
+
+def test_other_commands_are_refused_in_several_processes(peftly, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = peftly("methods")
+    assert (outcome.code, outcome.out) == (2, "")

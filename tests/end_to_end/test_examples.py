@@ -27,7 +27,11 @@ def run(name):
 
 
 def test_every_example_is_tested_here():
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {"digits_lora.py", "qlora_llama.yaml"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "digits_lora.py",
+        "qlora_llama.yaml",
+        "slurm.sh",
+    }
 
 
 def test_digits(capsys):

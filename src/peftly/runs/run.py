@@ -35,6 +35,7 @@ from peftly.training import (
     computed_with,
     frozen_layers,
     join_processes,
+    lost_process,
     on_main_process,
     packs_examples,
     train,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from peftly.training import Callback, TrainConfig
 
 __all__ = ["attach_method", "batches_line", "inputs_of", "keeping_progress", "open_base_and_data", "run"]
+
+_MANY_EXAMPLES = 100_000
+"""Number of examples whose tokenization takes some seconds, so that it is announced."""
 
 
 def run(
@@ -71,7 +75,7 @@ def run(
         data: data named in `config`, if they are already read, encoded for the task of the base.
         overwrite: replace an earlier run in the output folder.
         resume: continue the unfinished run in the output folder, which has this configuration.
-        log: function that receives each line of progress.
+        log: function that receives each line of progress, on the main process.
         callbacks: callbacks of the training, as `train` takes them.
 
     Returns:
@@ -88,6 +92,8 @@ def run(
         raise ConfigError("run trains no ensemble; use run_together")
     out = Path(config.out)
     join_processes()
+    if not is_main_process():
+        log = _no_log
     check_processes(config, resume=resume)
     with writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
@@ -120,6 +126,10 @@ def run(
             result = write_run_results(out, base, data, training, evaluation)
         on_main_process(partial(finish_run, out))
     return result
+
+
+def _no_log(_line: str) -> None:
+    """Take a line of a process that is not the main one."""
 
 
 def inputs_of(config: RunConfig) -> list[str | None]:
@@ -173,6 +183,8 @@ def open_base_and_data(
             seed=config.train.seed,
         )
     if data is None:
+        if formatted.num_examples >= _MANY_EXAMPLES:
+            log(f"tokenizing {counted(formatted.num_examples, 'row')}")
         data = formatted.encode(base.tokenizer)
         for line in data.report.lines():
             log(line)
@@ -247,8 +259,9 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
             raise
         if isinstance(error, KeyboardInterrupt):
             raise type(error)(f"{error}; {advice}") from error
-        name = "" if isinstance(error, (PeftlyError, OSError)) else f"{type(error).__name__}: "
-        reason = str(error).strip().split("\n")[0]
+        reported = lost_process(error) or error
+        name = "" if isinstance(reported, (PeftlyError, OSError)) else f"{type(error).__name__}: "
+        reason = str(reported).strip().split("\n")[0]
         raise TrainingError(f"{name}{reason}; {advice}") from error
 
 

@@ -69,7 +69,7 @@ def check_launch(variables: Mapping[str, str]) -> None:
         ConfigError: a variable asks for an engine, a precision or a compiler that is not used, or a variable that
             several processes need is missing.
     """
-    instead = "start the run with torchrun, or choose multi-GPU in `accelerate config`"
+    instead = "launch with torchrun or --multi_gpu, and set train.fsdp: true if the base is too large for one GPU"
     for name, reason in _UNSUPPORTED.items():
         if variables.get(name, "").lower() in _TRUE:
             raise ConfigError(f"{name}={variables[name]}: {reason}; {instead}")

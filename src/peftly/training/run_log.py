@@ -29,6 +29,7 @@ class RunLog:
             resume: whether the run continues from a checkpoint.
         """
         self.history: list[StepRecord | EvaluationRecord] = []
+        self._is_main_process = is_main_process
         self._callbacks = list(callbacks) if is_main_process else []
         self._writer: MetricsWriter | None = None
         if out is not None and is_main_process:
@@ -70,7 +71,8 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Pass a note to the callbacks, and warn callers from Python."""
-        warnings.warn(text, stacklevel=2)
+        if self._is_main_process:
+            warnings.warn(text, stacklevel=2)
         for callback in self._callbacks:
             callback.on_note(text)
 

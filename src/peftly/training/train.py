@@ -17,7 +17,7 @@ from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
-from peftly.training.processes import lost_process, on_main_process, saved_examples_per_step
+from peftly.training.processes import on_main_process, saved_examples_per_step
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
 from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
@@ -268,9 +268,7 @@ def _train_in(
                 weights_location(job.save("adapter-interrupted"), f"the weights of {job.adapter}") for job in others
             ]
             raise TrainingError("; ".join([str(error), *saved])) from error
-        except BaseException as error:
-            if lost := lost_process(error):
-                raise lost from error
+        except BaseException:
             if any(job.step for job in adapter_jobs):
                 _write_checkpoint(loop, accelerator)
             raise

@@ -19,6 +19,7 @@ from training_jobs import IdTokenizer, data_of, lora_model, run, weights
 from upper_adapters import upper_lora
 
 from peftly.errors import Stopped
+from peftly.evaluation import evaluate
 from peftly.training.callbacks import Callback
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob
@@ -40,7 +41,7 @@ def results(bases, folder, *, processes=1, out=None):
     settings = {"micro_batch_tokens": 16, "optimizer": "sgd"}
     model, result = run(lora_model(torch.float64), data_of(17), out, batch_size=8 // processes, **settings)
     found = {"causal_lm": ([record.loss for record in result.history], weights(model))}
-    found["sharded"] = sharded(processes, settings)
+    found["sharded"] = sharded(processes, out and out.parent / "sharded", settings)
     for (task, architecture), base in zip(TASKS.items(), bases, strict=True):
         model, tokenizer, data = ready(task, architecture, lambda _, base=base: base, folder)
         result = trained(model, tokenizer, data, batch_size=16 // processes, **settings)
@@ -48,20 +49,23 @@ def results(bases, folder, *, processes=1, out=None):
     return found
 
 
-def sharded(processes, settings):
-    """Train over a base that is sharded if there are several processes; see `results`."""
-    model, seen = lora_model(torch.float64), []
+def sharded(processes, out, settings):
+    """Train and evaluate over a base that is sharded if there are several processes; see `results`."""
+    model, data, seen = lora_model(torch.float64), data_of(17), []
 
     class Watch(Callback):
         def on_step(self, record):
             seen.append([isinstance(parameter, DTensor) for parameter in model.parameters()])
 
-    _, result = run(model, data_of(17), callbacks=[Watch()], batch_size=8 // processes, fsdp=processes > 1, **settings)
+    fsdp = processes > 1
+    _, result = run(model, data, out, callbacks=[Watch()], batch_size=8 // processes, fsdp=fsdp, **settings)
     trained_ones = [parameter.requires_grad for parameter in model.parameters()]
     if processes > 1 and os.environ["RANK"] == "0":
         assert len(seen) == result.steps
         assert all(kinds == [not is_trained for is_trained in trained_ones] for kinds in seen)
-    return [record.loss for record in result.history], weights(model)
+    # The main process has saved the adapter alone, and all of them evaluate.
+    loss = evaluate(model, IdTokenizer(), data.validation, data.row_format).loss
+    return [*(record.loss for record in result.history), loss], weights(model)
 
 
 def whole_and_resumed(out, **changes):
