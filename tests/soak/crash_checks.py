@@ -50,12 +50,19 @@ def content(out: Path) -> dict[str, Any] | None:
         if path.is_dir() or path.name == ".peftly.lock":
             continue
         if path.name == "metrics.jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [(line["kind"], line.get("step", line.get("folder"))) for line in lines]
-            found[name] = [line for line in found[name] if line[0] != "note"]
+            found[name] = [line for line in map(_line, path.read_bytes().splitlines()) if line[0] != "note"]
         else:
             found[name] = "" if path.name in TIMES else hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def _line(text: bytes) -> tuple[Any, ...]:
+    """Return what does not depend on time in a line of metrics."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return (text,)
+    return line.get("kind"), line.get("step", line.get("folder"))
 
 
 def difference(left: dict[str, Any] | None, right: dict[str, Any] | None) -> list[str]:

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "crashes.json"
 PAGE = ROOT / "docs" / "robustness.md"
@@ -48,20 +50,21 @@ class Family:
 
 def write(family: Family) -> None:
     """Write the counts of a part of a family into the results."""
-    results = read()
-    known = results.setdefault(family.name, {"parts": {}})
-    known["parts"][family.part] = {
-        "cases": family.counts.total(),
-        "same_bytes": family.counts["same_bytes"],
-        "one_line": family.counts["one_line"],
-        "undetected": dict(family.undetected),
-        "lost": len(family.faults),
-        "seconds": round(time.perf_counter() - family.started),
-    }
-    for key in ("cases", "same_bytes", "one_line", "lost", "seconds"):
-        known[key] = sum(part[key] for part in known["parts"].values())
-    ordered = {name: results[name] for name in FAMILIES if name in results}
-    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    with FileLock(RESULTS.with_suffix(".lock")):  # another process of pytest may write, too
+        results = read()
+        known = results.setdefault(family.name, {"parts": {}})
+        known["parts"][family.part] = {
+            "cases": family.counts.total(),
+            "same_bytes": family.counts["same_bytes"],
+            "one_line": family.counts["one_line"],
+            "undetected": dict(family.undetected),
+            "lost": len(family.faults),
+            "seconds": round(time.perf_counter() - family.started),
+        }
+        for key in ("cases", "same_bytes", "one_line", "lost", "seconds"):
+            known[key] = sum(part[key] for part in known["parts"].values())
+        ordered = {name: results[name] for name in FAMILIES if name in results}
+        RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
 
 
 def read() -> dict[str, Any]:
