@@ -27,7 +27,7 @@ Tree = dict[str, str | None]
 """Files by relative path, each with the hash of its content; None: a folder."""
 
 MODELS = ("kill", "contents", "names")
-_CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -45,7 +45,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
                 torch.set_num_threads(1)  # in the first thread: transformers starts several, which all would do it
                 try:
                     pickle.dump((True, function(*arguments)), answer)
-                except BaseException:
+                except BaseException:  # noqa: BLE001
                     pickle.dump((False, traceback.format_exc()), answer)
                 answer.flush()
             finally:
@@ -67,7 +67,7 @@ def exit_code(function: Callable[[], Any]) -> int:
             torch.set_num_threads(1)
             function()
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -76,7 +76,7 @@ def exit_code(function: Callable[[], Any]) -> int:
 
 def changes_below(root: Path, event: str, arguments: tuple[Any, ...]) -> str | None:
     """Return the path, relative to `root`, of the file that an audit event is about to change; None: none there."""
-    if event not in _CHANGES:
+    if event not in CHANGES:
         return None
     if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITES):
         return None
@@ -85,7 +85,7 @@ def changes_below(root: Path, event: str, arguments: tuple[Any, ...]) -> str | N
     path = os.fsdecode(arguments[0])
     at = next((item for item in arguments[1:] if isinstance(item, int) and item > 2), None)
     if event in ("os.remove", "os.rmdir") and at is not None:
-        path = os.path.join(os.readlink(f"/proc/self/fd/{at}"), path)  # noqa: PTH118
+        path = os.path.join(Path(f"/proc/self/fd/{at}").readlink(), path)  # noqa: PTH118
     path = os.path.abspath(path)  # noqa: PTH100 - links stay
     return os.path.relpath(path, root) if path.startswith(f"{root}/") else None
 
@@ -182,7 +182,7 @@ class _Recorder:
             self._sync(path)
 
     def before(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.busy or event not in _CHANGES:
+        if self.busy or event not in CHANGES:
             return
         self.busy = True
         try:
@@ -195,7 +195,7 @@ class _Recorder:
     def fsync(self, file: Any) -> None:
         self.fsync_of_the_system(file)
         descriptor = file if isinstance(file, int) else file.fileno()
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         if path == self.root or path.is_relative_to(self.root):
             self._sync(path)
 
@@ -224,9 +224,7 @@ class _Recorder:
         busy, self.busy = self.busy, True
         inode = self._hold(path)
         if path.is_dir():
-            self.synced_folders[inode] = {
-                entry.name: (self._hold(entry), entry.is_dir()) for entry in path.iterdir()
-            }
+            self.synced_folders[inode] = {entry.name: (self._hold(entry), entry.is_dir()) for entry in path.iterdir()}
         else:
             self.synced_files[inode] = self._content(path)
         self.busy = busy

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "crashes.json"
 PAGE = ROOT / "docs" / "robustness.md"
@@ -20,7 +22,6 @@ FAMILIES = {
     "bit flips": "One flipped bit in a file",
     "two processes": "Several processes in one folder",
 }
-BEGIN, END = "<!-- crashes -->", "<!-- end of crashes -->"
 
 
 class Family:
@@ -42,26 +43,28 @@ class Family:
 
     def finish(self) -> None:
         """Fail if anything was lost; otherwise add the counts to the results."""
-        assert not self.faults, f"{len(self.faults)} of {self.counts.total()} failed; the first: {self.faults[0]}"
+        listed = "\n".join(self.faults[:20])
+        assert not self.faults, f"{len(self.faults)} failed, {self.counts.total()} did not; the first:\n{listed}"
         write(self)
 
 
 def write(family: Family) -> None:
     """Write the counts of a part of a family into the results."""
-    results = read()
-    known = results.setdefault(family.name, {"parts": {}})
-    known["parts"][family.part] = {
-        "cases": family.counts.total(),
-        "same_bytes": family.counts["same_bytes"],
-        "one_line": family.counts["one_line"],
-        "undetected": dict(family.undetected),
-        "lost": len(family.faults),
-        "seconds": round(time.perf_counter() - family.started),
-    }
-    for key in ("cases", "same_bytes", "one_line", "lost", "seconds"):
-        known[key] = sum(part[key] for part in known["parts"].values())
-    ordered = {name: results[name] for name in FAMILIES if name in results}
-    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    with FileLock(RESULTS.with_suffix(".lock")):  # another process of pytest may write, too
+        results = read()
+        known = results.setdefault(family.name, {"parts": {}})
+        known["parts"][family.part] = {
+            "cases": family.counts.total(),
+            "same_bytes": family.counts["same_bytes"],
+            "one_line": family.counts["one_line"],
+            "undetected": dict(family.undetected),
+            "lost": len(family.faults),
+            "seconds": round(time.perf_counter() - family.started),
+        }
+        for key in ("cases", "same_bytes", "one_line", "lost", "seconds"):
+            known[key] = sum(part[key] for part in known["parts"].values())
+        ordered = {name: results[name] for name in FAMILIES if name in results}
+        RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
 
 
 def read() -> dict[str, Any]:
@@ -79,11 +82,23 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, results: dict[str, Any]) -> str:
-    """Return the page with the table of the results."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
+def undetected(results: dict[str, Any]) -> str:
+    """Return the table of the files in which a flipped bit went unnoticed."""
+    lines = ["| in | flips | noticed, or without an effect | unnoticed |", "|---|---:|---:|---|"]
+    for part, counts in results.get("bit flips", {"parts": {}})["parts"].items():
+        files = ", ".join(f"{number} in `{name}`" for name, number in counts["undetected"].items()) or "none"
+        lines.append(f"| {part} | {counts['cases']:,} | {counts['same_bytes'] + counts['one_line']:,} | {files} |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str, results: dict[str, Any]) -> str:
+    """Return the page with the tables of the results."""
+    for name, text in (("crashes", table(results)), ("flips", undetected(results))):
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import crash_totals
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,3 +147,11 @@ def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monke
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["lora", "prefix", "prompt"]
     assert (tmp_path / "runs" / "both" / "lora" / "adapter" / "adapter_config.json").is_file()
     assert variables["found"].together.accuracy is not None
+
+
+def test_the_page_of_the_crashes_has_the_counts_of_the_results():
+    results = crash_totals.read()
+    page = crash_totals.PAGE.read_text(encoding="utf-8")
+    assert crash_totals.with_tables(page, results) == page
+    assert list(results) == list(crash_totals.FAMILIES)
+    assert all(counts["lost"] == 0 for counts in results.values())

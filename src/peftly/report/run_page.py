@@ -1,6 +1,7 @@
 """The report of one run."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,7 @@ def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, flo
 
 def _charts(metrics: Path) -> list[Markup]:
     """Return charts of the losses and of the validation scores, without empty ones."""
-    records = []
-    if metrics.is_file():
-        records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = _records(metrics)
     steps = [record for record in records if record["kind"] == "step"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     losses = line_chart(
@@ -113,3 +112,14 @@ def _charts(metrics: Path) -> list[Markup]:
     )
     # Without matplotlib both are the same line of text, which is shown once.
     return list(dict.fromkeys(chart for chart in (losses, scores) if chart))
+
+
+def _records(metrics: Path) -> list[dict[str, Any]]:
+    """Return the steps and evaluations in a file of metrics. Lines that a disk has damaged are left out."""
+    records = []
+    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            record = json.loads(line)
+            if record["kind"] in ("step", "evaluation") and isinstance(record["step"], int):
+                records.append({**record, "loss": record["loss"]})
+    return records

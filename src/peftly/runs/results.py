@@ -72,6 +72,10 @@ def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
     """
     write_mark(folder, is_finished=False)
     write_text(folder / "config.yaml", dump_config(config))
+    _write_data_report(folder, data)
+
+
+def _write_data_report(folder: Path, data: Data) -> None:
     write_json(
         folder / "data.json",
         {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
@@ -94,12 +98,18 @@ def write_run_results(
     samples = []
     if split is not None and evaluation is not None:
         samples = computed_with(base.model, partial(_samples, base, data.row_format, split, evaluation))
-    return on_main_process(partial(_write_results, out, split_name, training, evaluation, samples))
+    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, samples))
 
 
 def _write_results(
-    out: Path, split_name: str, training: TrainResult, evaluation: Evaluation | None, samples: list[dict[str, str]]
+    out: Path,
+    data: Data,
+    split_name: str,
+    training: TrainResult,
+    evaluation: Evaluation | None,
+    samples: list[dict[str, str]],
 ) -> RunResult:
+    _write_data_report(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
         write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
