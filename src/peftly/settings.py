@@ -1,7 +1,7 @@
 """Base class of settings, seeds, and values in messages."""
 
 from numbers import Integral
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -37,17 +37,20 @@ class Settings(BaseModel):
         """Refuse values that pydantic would convert, and values that later steps cannot store."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and not _has_type(annotation, bool):
-            raise ValueError("give a value, not yes or no")
+            wanted = "text (in YAML, yes and no need quotes)" if _has_type(annotation, str) else "number"
+            raise ValueError(f"give a {wanted}, not a truth value")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("the number has more than 64 bits")
         if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
             raise ValueError("the text has a NUL character or half of a character")
-        # Behind this function, strict validation of JSON no longer knows that its lists stand for tuples.
-        return tuple(value) if info.mode == "json" and isinstance(value, list) else value
+        # Strict settings take the list of a JSON file for a tuple, but not the list that a validator returns.
+        if info.mode == "json" and isinstance(value, list) and _has_type(annotation, tuple):
+            return tuple(value)
+        return value
 
 
 def _has_type(annotation: Any, kind: type) -> bool:
-    return annotation is kind or any(_has_type(part, kind) for part in get_args(annotation))
+    return kind in (annotation, get_origin(annotation)) or any(_has_type(part, kind) for part in get_args(annotation))
 
 
 def shortened(value: object, length: int = 80) -> str:

@@ -86,7 +86,7 @@ def test_the_commands_of_the_page(peftly: Peftly, here, tiny_llama_folder):
         assert (base(IDS).logits - expected).norm() > 1e-2 * expected.norm()
         assert_close(peft.PeftModel.from_pretrained(base, "adapters/sum")(IDS).logits, expected)
     notes = open_adapters("adapters/sum").notes
-    assert (notes["row_format"], set(notes)) == (SHAPE, {"method", "row_format"})
+    assert (notes["row_format"], set(notes)) == (SHAPE, {"base", "method", "row_format"})
     assert "- 0.7 times adapters/a\n- 0.3 times adapters/b\n" in Path("adapters/sum/README.md").read_text()
     for words in (
         ["generate", "adapters/sum", "--text", "late again", "--max-new-tokens", "3"],
@@ -162,7 +162,7 @@ MISTAKES = {
     "linked": ([A, B, "runs/b"], "adapters/b and runs/b are one adapter"),
     "too few weights": ([A, B, "--weights", "1"], "1 were given for 2 adapters (adapters/a, adapters/b)"),
     "words": ([A, B, "--weights", "a,b"], "give numbers with commas"),
-    "no number": ([A, B, "--weights", "1,nan"], "the weight of 'adapter_2' is nan"),
+    "no number": ([A, B, "--weights", "1,nan"], "--weights 1,nan: give numbers with commas between them"),
     "no method": ([A, B, "--method", "ties"], "method is linear, or svd with a rank of at least 1; got 'ties'"),
     "a rank for linear": ([A, B, "--rank", "4"], "got 'linear' with rank=4"),
     "no rank": ([A, B, "--method", "svd", "--rank", "0"], "got 'svd' with rank=0"),

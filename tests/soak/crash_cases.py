@@ -5,14 +5,16 @@ import hashlib
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from commands import Outcome, peftly_here
-from crash_disk import Record, Tree, exit_code, forked, record
+from crash_disk import Record, exit_code, forked, record
 from tiny import perturb
 
 from peftly import LoRA, attach, load_base, save_adapter, trainable_parameters
@@ -23,6 +25,32 @@ from peftly.training.loop import TrainingLoop
 
 TIMES = {"summary.json", "report.html", "results.json", "quickstart.json"}
 """Files that hold durations, which differ between runs."""
+
+
+NAMES = (
+    "train",
+    "train with checkpoints",
+    "resume",
+    "overwrite a finished run",
+    "overwrite an unfinished run",
+    "train an ensemble",
+    "overwrite an ensemble",
+    "quickstart",
+    "quickstart again",
+    "save an adapter",
+    "save over another adapter",
+    "save over adapters saved together",
+    "save adapters together",
+    "merge",
+    "overwrite with merge",
+    "export --to peft",
+    "overwrite with export --to peft",
+    "export --to gguf",
+    "overwrite with export --to gguf",
+    "combine",
+    "overwrite with combine",
+)
+"""Names of all cases."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,8 @@ class World:
         self.rows = folder / "rows.jsonl"
         texts = [{"text": f"row {number}", "label": ("yes", "no")[number % 2]} for number in range(12)]
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
-        patch("peftly.report.run_page.line_chart", lambda *_, **__: "").start()  # half of a run's time
+        self.patched = patch("peftly.report.run_page.line_chart", lambda *_, **__: "")  # a third of a run's time
+        self.patched.start()
         for name, seed in (("a", 1), ("b", 2)):
             done(self.train("--seed", seed, out=folder / name)())
         done(self.quickstart(folder / "start"))
@@ -81,6 +110,14 @@ class World:
             perturb([p for n, p in trainable_parameters(self.model).items() if f".{name}." in n], seed=seed)
         gc.collect()
         gc.freeze()  # a collection would copy the memory that a fork shares
+
+    def end(self) -> None:
+        """Undo what was changed in this process."""
+        self.patched.stop()
+        gc.unfreeze()
+
+    def case(self, name: str) -> Case:
+        return next(case for case in self.cases if case.name == name)
 
     def train(self, *words: Any, out: str | Path = "out") -> Callable[..., Outcome]:
         settings = ["--method", "lora", "--set", "method.rank=2", "--batch-size", 4, "--epochs", 2]
@@ -103,6 +140,7 @@ class World:
 
         return command
 
+    @cached_property
     def cases(self) -> list[Case]:
         a, b, steps = self.folder / "a", self.folder / "b", ("--set", "train.checkpoint_steps=2")
         older = self.train(*steps, "--seed", 7)
@@ -137,7 +175,12 @@ class World:
                 Case(words, kind, new),
                 Case(f"overwrite with {words}", kind, cli(*new.words, overwrites), (earlier,)),
             ]
+        assert tuple(case.name for case in cases) == NAMES
         return cases
+
+    def unfinished_in(self, root: Path) -> None:
+        os.chdir(root)
+        done(self._unfinished())
 
     def _unfinished(self) -> Outcome:
         """Train until the second checkpoint, and end the process there."""
@@ -161,6 +204,14 @@ def cli(*words: Any) -> Any:
 
     command.words = words
     return command
+
+
+def ends(command: Callable[[], Outcome]) -> Outcome:
+    """Run a command; an exception that reaches its caller becomes exit code 1 with a traceback, as in a process."""
+    try:
+        return command()
+    except BaseException:
+        return Outcome(1, "", traceback.format_exc())
 
 
 def done(outcome: Outcome) -> None:
@@ -240,13 +291,20 @@ def check_end(expected: Expected, states: Record, folder: Path) -> None:
         assert found == expected.new, (model, difference(found, expected.new))
 
 
-def check(case: Case, expected: Expected, states: Record, tree: Tree, folder: Path) -> str:
-    """Run what a user may run next in copies of a state. Return `same_bytes` or `one_line`, or fail."""
+def check(case: Case, expected: Expected, fill: Callable[[Path], None], folder: Path) -> str:
+    """Run what a user may run next in copies of a state. Return `same_bytes` or `one_line`, or fail.
+
+    Args:
+        case: command that was stopped.
+        expected: content of its folder.
+        fill: function that makes the state in a folder.
+        folder: folder for the copies.
+    """
 
     def here(name: str) -> Path:
         root = folder / name
         root.mkdir(parents=True)
-        states.write(tree, root)
+        fill(root)
         os.chdir(root)
         return root / "out"
 

@@ -12,6 +12,7 @@ names      as `contents`, and a folder has the files that it had at its last fsy
 import hashlib
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import traceback
@@ -31,6 +32,10 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
+class KilledError(AssertionError):
+    """A copy of this process was ended by a signal, whose number is the argument."""
+
+
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function returns in a copy of this process, so that nothing it does to the process stays."""
     with tempfile.TemporaryFile() as answer:
@@ -45,7 +50,9 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
                 answer.flush()
             finally:
                 os._exit(0)
-        os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code < 0:
+            raise KilledError(-code)
         answer.seek(0)
         worked, value = pickle.load(answer)
     assert worked, value
@@ -81,6 +88,37 @@ def changes_below(root: Path, event: str, arguments: tuple[Any, ...]) -> str | N
         path = os.path.join(os.readlink(f"/proc/self/fd/{at}"), path)  # noqa: PTH118
     path = os.path.abspath(path)  # noqa: PTH100 - links stay
     return os.path.relpath(path, root) if path.startswith(f"{root}/") else None
+
+
+def at_times(times: range, action: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that runs an action at some of its calls, which are counted from 0."""
+    count = iter(range(sys.maxsize))
+
+    def call() -> None:
+        if next(count) in times:
+            action()
+
+    return call
+
+
+def at_file_operations(root: Path, call: Callable[[], None], events: tuple[str, ...] | None = None) -> None:
+    """From now on call a function before each file operation below a folder, in this process."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if (events is None or event in events) and changes_below(root, event, arguments) is not None:
+            call()
+
+    sys.addaudithook(hook)
+
+
+def kill_before(command: Callable[[], Any], root: Path, number: int) -> None:
+    """Run a command in a process that ends with SIGKILL before a file operation, counted from 0."""
+
+    def run() -> None:
+        at_file_operations(root, at_times(range(number, number + 1), lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        command()
+
+    assert exit_code(run) == -signal.SIGKILL
 
 
 @dataclass

@@ -10,6 +10,7 @@ COUNT = 10_000
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of code that jinja makes
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_our_own_errors_come_out(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("peftly.data.chat_template._MAX_SECONDS", 0.2)

@@ -7,6 +7,7 @@ from data_tokenizers import family
 from fuzz import KINDS, fuzz
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of code that jinja makes
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_our_own_errors_come_out(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("peftly.data.chat_template._MAX_SECONDS", 0.2)

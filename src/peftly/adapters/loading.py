@@ -50,14 +50,16 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         The same model.
 
     Raises:
-        AdapterError: the source holds no adapter, or one that is damaged, of an unknown type, or for another base.
+        AdapterError: the source holds no adapter, or one that is damaged, that was changed after it was saved, whose
+            files disagree, of an unknown type, or for another base. After this and any other error, Ctrl-C included,
+            the model is as it was before the call.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     adapters = open_adapters(source).named(name)
     with restored_on_failure(model):
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name)
-            _compare_base(model, folder, adapter_name)
+        _compare_base(model, adapters)
     return model
 
 
@@ -73,15 +75,21 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             _load_training_tensors(folder, adapter, training_tensors)
 
 
-def _compare_base(model: nn.Module, folder: AdapterFolder, name: str) -> None:
-    """Warn if the base of a model is known to differ from the base of an adapter's training."""
-    difference = note_difference(model, copied_modules(model, name), folder.notes.get(BASE))
-    if difference is not None:
-        warnings.warn(
-            f"{folder.path} was trained over another base than this one: {difference}; its answers are not those of "
-            "its training",
-            stacklevel=3,
-        )
+def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> None:
+    """Warn if the base of a model is known to differ from the base of the training of some of its adapters."""
+    compared: list[tuple[list[str], Any]] = []
+    for name, folder in adapters.items():
+        noted = copied_modules(model, name), folder.notes.get(BASE)
+        if noted in compared:  # adapters that were trained together have one base
+            continue
+        compared.append(noted)
+        difference = note_difference(model, *noted)
+        if difference is not None:
+            warnings.warn(
+                f"{folder.path} was trained over another base than this one: {difference}; its answers are not those "
+                "of its training",
+                stacklevel=3,
+            )
 
 
 def _attach(model: Any, folder: AdapterFolder, name: str) -> Adapter:

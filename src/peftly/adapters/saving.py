@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,13 @@ def save_adapter(
     folder = Path(folder)
     names = [name] if name is not None else list(adapters)
     together = {} if len(names) == 1 else {TOGETHER: names}
+    note_of_base = cache(partial(base_note, model))  # many adapters share one
     try:
         with replacing_files(folder, deletes=_replaced(folder), markers=(CONFIG,)) as scratch:
             for saved in names:
-                _write(adapters[saved], scratch / saved if together else scratch, {**(notes or {}), **together}, card)
+                base = note_of_base(tuple(copied_modules(model, saved)))
+                all_notes = {BASE: base, **(notes or {}), **together}
+                _write(adapters[saved], scratch / saved if together else scratch, all_notes, card)
     except ConfigError as error:  # another process, or a symbolic link
         raise AdapterError(str(error)) from error
     except OSError as error:
@@ -135,10 +139,7 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
     task, quantization = task_of(adapter.model), quantization_of(adapter.model)
-    notes: dict[str, Any] = {
-        METHOD: adapter.config.model_dump(mode="json"),
-        BASE: base_note(adapter.model, copied_modules(adapter.model, adapter.name)),
-    }
+    notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
     if quantization is not None:

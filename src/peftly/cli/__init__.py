@@ -69,7 +69,7 @@ def _set_environment(
     if is_launched() and context.invoked_subcommand != "train":
         raise ConfigError(f"{context.invoked_subcommand} runs in one process; start it without the launcher")
     # The tokenizer and OpenMP libraries read these variables when they are imported.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 

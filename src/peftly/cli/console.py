@@ -140,6 +140,10 @@ def _print_error(message: str) -> None:
     typer.echo(f"{prefix} {printable(' '.join(message.split()))}", file=stream)
 
 
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"warning: {printable(' '.join(str(message).split()))}", err=True)
+
+
 def echo(text: str = "", *, nl: bool = True) -> None:
     """Print a text that is a result of the command: as it is into a file or pipe, with escapes on a terminal."""
     sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n" * nl)
@@ -174,6 +178,8 @@ def silence_libraries() -> None:
     """Hide warnings and progress bars of other libraries, except downloads. peftly reports the relevant ones itself."""
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", ".* was trained over another base")
+    warnings.showwarning = _print_warning
     logging.getLogger().setLevel(logging.ERROR)
     import transformers
 

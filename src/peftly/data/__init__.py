@@ -1,5 +1,6 @@
 """From rows in files or in memory to batches of token ids. May import: `utils`.
 
+storage        sequences whose elements are made on access, and byte strings on disk
 types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
@@ -10,16 +11,20 @@ fields         checked values of a row's fields
 templates      prompt templates, and the space between prompt and completion
 messages       conversations in rows
 formats        `RowFormat`: rule that turns a row into an example
+formatted      examples that are formatted on access
 detect         detection of the row format
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
 chat_template  the chat template of a tokenizer, within limits of time and memory
+chat_tokens    the text of a conversation with its tokens
 chat           conversations to token ids; only turns of the assistant are trained
+encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
 overlaps       search for prompts that two splits share
 validation     choice of validation examples from the training examples
 report         counts of rows, tokens, truncated and dropped examples
+split          `Split`: examples of one split, and their encoding in batches
 splits         `Data`: training, validation and test examples
 loading        `load_data`: from any source to `Data`
 collate        encoded examples to batches
@@ -29,14 +34,17 @@ from peftly.data.chat import prompt_ids
 from peftly.data.collate import collate, collate_packed, epoch_order, epoch_steps
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
+from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
+from peftly.data.formatted import FormattedExamples
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
-from peftly.data.splits import Data, Split
+from peftly.data.split import Split, encode_split
+from peftly.data.splits import Data
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -47,7 +55,9 @@ __all__ = [
     "DataReport",
     "DataSource",
     "EncodedExample",
+    "EncodedExamples",
     "Example",
+    "FormattedExamples",
     "RowFormat",
     "Rows",
     "Split",
@@ -65,13 +75,17 @@ __all__ = [
     "encode_for",
     "encode_prompt",
     "encode_sources",
+    "encode_split",
     "encode_words",
     "epoch_order",
     "epoch_steps",
+    "input_lengths",
     "label_answers",
     "label_ids",
     "load_data",
     "prompt_ids",
     "read",
     "read_data",
+    "record_bytes",
+    "token_counts",
 ]

@@ -8,7 +8,8 @@ that generation starts from. In both cases this prompt must be a prefix of the t
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.chat_template import has_generation_marks, render_chat
+from peftly.data.chat_template import chat_text, has_generation_marks, render_chat
+from peftly.data.chat_tokens import ChatTokens
 from peftly.data.truncation import largest_fit
 from peftly.data.types import EncodedExample
 from peftly.data.vocabulary import Vocabulary
@@ -61,11 +62,10 @@ def encode_messages(
         return None
     remaining = list(messages[: last_turn + 1])
     try:
+        full_length = _num_tokens(remaining, vocabulary)
+        if full_length > max_length:
+            remaining = _newest_exchanges(remaining, vocabulary, max_length)
         ids, trained = _encode_turns(remaining, vocabulary)
-        full_length = len(ids)
-        while len(ids) > max_length and (shorter := _without_oldest_exchange(remaining)):
-            remaining = shorter
-            ids, trained = _encode_turns(remaining, vocabulary)
         if len(ids) > max_length:
             ids, trained = _encode_turns(_shorten_contents(remaining, vocabulary, max_length), vocabulary)
     except DataError as error:
@@ -74,12 +74,25 @@ def encode_messages(
     return EncodedExample(ids, trained, full_length - len(ids)) if any(trained) else None
 
 
-def _without_oldest_exchange(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
-    """Return the messages without the oldest exchange, or None if only one is left; system messages stay."""
+def _newest_exchanges(
+    messages: list[Mapping[str, Any]], vocabulary: Vocabulary, max_length: int
+) -> list[Mapping[str, Any]]:
+    """Return the messages without as many of the oldest exchanges as needed; system messages and the last one stay."""
     first = next((index for index, message in enumerate(messages) if message["role"] != "system"), 0)
-    later_questions = (index for index in range(first + 1, len(messages)) if messages[index]["role"] == "user")
-    second = next(later_questions, None)
-    return None if second is None else [*messages[:first], *messages[second:]]
+    later_questions = [index for index in range(first + 1, len(messages)) if messages[index]["role"] == "user"]
+    starts = [*reversed(later_questions), first]
+
+    def from_start(number: int) -> list[Mapping[str, Any]]:
+        return [*messages[:first], *messages[starts[number] :]]
+
+    def fits(number: int) -> bool:
+        return _num_tokens(from_start(number), vocabulary) <= max_length
+
+    return from_start(largest_fit(len(starts) - 1, fits) or 0)
+
+
+def _num_tokens(messages: Messages, vocabulary: Vocabulary) -> int:
+    return len(render_chat(messages, vocabulary.tokenizer)[0])
 
 
 def _shorten_contents(messages: list[Mapping[str, Any]], vocabulary: Vocabulary, max_length: int) -> Messages:
@@ -89,7 +102,7 @@ def _shorten_contents(messages: list[Mapping[str, Any]], vocabulary: Vocabulary,
         return [m if m["role"] == "assistant" else {**m, "content": m["content"][:max_characters]} for m in messages]
 
     def fits(max_characters: int) -> bool:
-        return len(render_chat(cut_to(max_characters), vocabulary.tokenizer)[0]) <= max_length
+        return _num_tokens(cut_to(max_characters), vocabulary) <= max_length
 
     longest = max((len(m["content"]) for m in messages if m["role"] != "assistant"), default=0)
     return cut_to(largest_fit(longest, fits) or 0)
@@ -102,26 +115,28 @@ def _encode_turns(messages: Messages, vocabulary: Vocabulary) -> tuple[list[int]
     """
     tokenizer = vocabulary.tokenizer
     has_marks = has_generation_marks(tokenizer)
-    ids, marked = render_chat(messages, tokenizer)
+    tokens = ChatTokens(*chat_text(messages, tokenizer), tokenizer)
+    ids = tokens.ids
     trained = [False] * len(ids)
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or index == 0:
             continue
-        prompt = prompt_ids(messages[:index], tokenizer)
+        prompt, _ = chat_text(messages[:index], tokenizer, add_generation_prompt=True)
+        start = tokens.prefix_length(prompt)
         turn = f"the assistant's turn in message {index + 1}"
-        if ids[: len(prompt)] != prompt:
+        if start is None:
             raise DataError(
                 f"the prompt that the chat template makes for {turn} is not how the whole conversation begins, so "
                 "training would show other tokens than generation; use another template, or one turn a row"
             )
         if has_marks:
-            end = _end_of_marked_turn(marked, len(prompt), turn)
+            end = _end_of_marked_turn(tokens.marked, start, turn)
             if end < len(ids) and ids[end] == vocabulary.end:
                 end += 1  # a turn without the end token would not teach the model to stop
         else:
-            end = _end_of_rendered_turn(messages[: index + 1], ids, vocabulary, turn)
-        end = _without_blank_tail(ids, len(prompt), end, vocabulary)
-        trained[len(prompt) : end] = [True] * (end - len(prompt))
+            end = _end_of_rendered_turn(messages[: index + 1], tokens, tokenizer, turn)
+        end = _without_blank_tail(ids, start, end, vocabulary)
+        trained[start:end] = [True] * (end - start)
     return ids, trained
 
 
@@ -135,15 +150,17 @@ def _end_of_marked_turn(marked: Sequence[bool], start: int, turn: str) -> int:
     return next((index for index in range(start, len(marked)) if not marked[index]), len(marked))
 
 
-def _end_of_rendered_turn(messages: Messages, ids: list[int], vocabulary: Vocabulary, turn: str) -> int:
+def _end_of_rendered_turn(
+    messages: Messages, tokens: ChatTokens, tokenizer: "PreTrainedTokenizerBase", turn: str
+) -> int:
     """Return the end of a turn as the length of the conversation that ends with the turn."""
-    prefix, _ = render_chat(messages, vocabulary.tokenizer)
-    if ids[: len(prefix)] != prefix:
+    end = tokens.prefix_length(chat_text(messages, tokenizer)[0])
+    if end is None:
         raise DataError(
             f"the conversation up to {turn} is not how the chat template renders the whole, so the turn cannot be "
             "found in it; use a template with {% generation %} marks, or one turn a row"
         )
-    return len(prefix)
+    return end
 
 
 def _without_blank_tail(ids: list[int], start: int, end: int, vocabulary: Vocabulary) -> int:

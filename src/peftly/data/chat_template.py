@@ -4,14 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peftly.data.chat_tokens import ChatTokens
 from peftly.data.rows import first_line
 from peftly.errors import DataError
 from peftly.limits import limited
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["has_generation_marks", "render_chat"]
+__all__ = ["chat_text", "has_generation_marks", "render_chat"]
 
 _MAX_SECONDS = 10.0
 """Time of one rendering."""
@@ -44,6 +45,21 @@ def render_chat(
         The token ids, and whether each token is inside of `{% generation %}` marks.
 
     Raises:
+        DataError: as for `chat_text`.
+    """
+    tokens = ChatTokens(*chat_text(messages, tokenizer, add_generation_prompt=add_generation_prompt), tokenizer)
+    return tokens.ids, tokens.marked
+
+
+def chat_text(
+    messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and start and end of each part inside of `{% generation %}` marks.
+
+    Args:
+        messages, tokenizer, add_generation_prompt: as for `render_chat`.
+
+    Raises:
         DataError: the tokenizer has no chat template, or the template refuses the messages, fails or exceeds a limit.
     """
     from jinja2 import TemplateError
@@ -53,14 +69,14 @@ def render_chat(
     try:
         text, spans = _render(messages, tokenizer, template, add_generation_prompt=add_generation_prompt)
         _check_length(text, messages)
-        encoded = tokenizer(text, add_special_tokens=False)
-        return list(encoded["input_ids"]), _tokens_within(spans, encoded)
+        text.encode()  # no tokenizer takes half of a character
     except TemplateError as error:
         raise DataError(f"{owner} refuses the messages ({first_line(error)})") from error
     except MemoryError as error:
         raise DataError(f"{owner} needs more than {_MAX_BYTES >> 30} GiB of memory for the messages") from error
     except Exception as error:  # a template can raise the errors of all the Python functions that it calls
         raise DataError(f"{owner} fails ({type(error).__name__}: {first_line(error)})") from error
+    return text, spans
 
 
 def _render(
@@ -91,17 +107,6 @@ def _check_length(text: str, messages: Sequence[Mapping[str, Any]]) -> None:
     limit = _MAX_ADDED_CHARACTERS * max(1000, len(messages))
     if added > limit:
         raise OverflowError(f"it adds {added:,} characters to the messages, and {limit:,} is the limit")
-
-
-def _tokens_within(spans: Sequence[tuple[int, int]], encoded: "BatchEncoding") -> list[bool]:
-    """Return whether each token is inside of one of some spans of characters."""
-    within = [False] * len(encoded["input_ids"])
-    for start, end in spans:
-        first, last = (encoded.char_to_token(start), encoded.char_to_token(end - 1)) if start < end else (None, None)
-        if first is not None:
-            stop = len(within) if last is None else last + 1
-            within[first:stop] = [True] * (stop - first)
-    return within
 
 
 def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peftly.data.storage import LazySequence
 from peftly.data.types import UNTRAINED, EncodedExample
 
 if TYPE_CHECKING:
     from typing import Literal
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["PackedBatch", "collate", "collate_packed", "epoch_order", "epoch_steps"]
@@ -179,14 +183,45 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     A resumed run gets the same order again, on any platform: the raw stream of the counter-based generator Philox is
     determined by its key, while the shuffles that libraries build on generators may change between versions.
     """
+    order: list[int] = _epoch_order(count, seed, epoch).tolist()
+    return order
+
+
+def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     import numpy as np
 
     key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
-    draws = np.random.Philox(key=key).random_raw(count)
-    return [int(index) for index in np.argsort(draws, kind="stable")]
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
-def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:
+class EpochSteps(LazySequence[list[int]]):
+    """Indices of the examples of each step of an epoch."""
+
+    def __init__(self, indices: NDArray[np.int64], size: int, first_size: int, order: NDArray[np.int64]) -> None:
+        """Prepare the steps.
+
+        Args:
+            indices: indices of the examples, step by step.
+            size: examples of a step.
+            first_size: examples of the step that has the first indices; the other steps have `size` examples.
+            order: order of the steps.
+        """
+        self._indices, self._size, self._first_size, self._order = indices, size, first_size, order
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return len(self._order)
+
+    def element(self, index: int) -> list[int]:
+        """Return the indices of the examples of a step, shortest first."""
+        number = int(self._order[index])
+        start = self._first_size + (number - 1) * self._size if number else 0
+        end = self._first_size + number * self._size
+        chosen: list[int] = self._indices[start:end].tolist()
+        return chosen
+
+
+def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> EpochSteps:
     """Return the indices of the examples of each step of an epoch.
 
     A step has `size` examples of similar length, shortest first, so that little padding is needed. The shuffled
@@ -200,16 +235,15 @@ def epoch_steps(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> 
         seed: seed of the order.
         epoch: number of the epoch, from 0.
     """
+    import numpy as np
 
-    def by_length(indices: list[int]) -> list[int]:
-        return sorted(indices, key=lambda index: lengths[index])
-
-    order = epoch_order(len(lengths), seed=seed, epoch=epoch)
-    whole = len(order) - len(order) % size
-    window = size * max(1, min(_WINDOW_STEPS, len(order) // (_WINDOWS * size)))
-    steps = [by_length(order[whole:])] if whole < len(order) else []
-    for start in range(0, whole, window):
-        ordered = by_length(order[start : min(start + window, whole)])
-        steps += [ordered[first : first + size] for first in range(0, len(ordered), size)]
+    order, count = _epoch_order(len(lengths), seed, epoch), len(lengths)
+    short = count % size
+    window = size * max(1, min(_WINDOW_STEPS, count // (_WINDOWS * size)))
+    # The last examples of the shuffled order form the short step, which comes first here, as a window of its own.
+    order = np.roll(order, short)
+    windows = np.concatenate([np.full(short, -1), np.arange(count - short) // window])
+    indices = order[np.lexsort((np.asarray(lengths)[order], windows))]
     # A separate random stream: training uses epochs from 0 on, and epoch -1 chooses the validation examples.
-    return [steps[index] for index in epoch_order(len(steps), seed=seed, epoch=-2 - epoch)]
+    steps = _epoch_order(math.ceil(count / size), seed, -2 - epoch)
+    return EpochSteps(indices, size, short or size, steps)

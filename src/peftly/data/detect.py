@@ -213,7 +213,9 @@ def _has_labels(rows: Rows, target: str) -> bool:
         if not isinstance(value, str | int) or not str(value).strip():
             return False
         distinct.add(str(value).strip())
-    return len(distinct) <= min(_MAX_LABELS, _MAX_LABELS_PER_ROW * len(rows))
+        if len(distinct) > _MAX_LABELS:
+            return False
+    return len(distinct) <= _MAX_LABELS_PER_ROW * len(rows)
 
 
 def _template_note(template: str | None) -> str:

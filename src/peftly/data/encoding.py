@@ -5,7 +5,7 @@ starts from. Therefore prompt and completion are tokenized separately where a jo
 of the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ def encode_all(
     max_length: int,
     *,
     completion_room: int = 0,
-    locations: Sequence[str] | None = None,
+    location: Callable[[int], str] | None = None,
 ) -> list[EncodedExample | None]:
     """Encode several examples in one call of the tokenizer, which is faster than one call per example.
 
@@ -63,7 +63,7 @@ def encode_all(
         max_length: maximum number of tokens of an example.
         completion_room: minimum number of tokens left for the completion. With the length of the longest label, every
             label leaves the same part of a long prompt, so that the length of the prompt does not reveal the label.
-        locations: location of each example, for error messages.
+        location: function that returns the location of an example by its index, for error messages.
 
     Returns:
         One result per example, as of `encode`.
@@ -74,26 +74,35 @@ def encode_all(
     vocabulary = Vocabulary.of(tokenizer)
     if any(example.messages for example in examples):
         return [
-            encode_messages(example.messages, vocabulary, max_length, f"{locations[index]}: " if locations else "")
+            encode_messages(example.messages, vocabulary, max_length, f"{location(index)}: " if location else "")
             for index, example in enumerate(examples)
         ]
     pairs = [move_space(example.prompt, example.completion) for example in examples]
     prompts = vocabulary.bodies([prompt for prompt, _ in pairs])
-    joints = vocabulary.bodies([prompt + completion for prompt, completion in pairs])
+    joints = iter(
+        vocabulary.bodies(
+            [
+                prompt + completion
+                for example, (prompt, completion) in zip(examples, pairs, strict=True)
+                if completion.strip() and example.label is None  # the tokens of a label do not depend on the prompt
+            ]
+        )
+    )
     ids_of_label: dict[str, list[int]] = {}
     encoded = []
-    for example, (prompt, completion), prompt_body, joint in zip(examples, pairs, prompts, joints, strict=True):
+    for example, (prompt, completion), prompt_body in zip(examples, pairs, prompts, strict=True):
         if not completion.strip():
             answer = []  # a blank that moved over from the prompt is no completion
         elif example.label is not None:  # the same tokens in every row, so that labels can be compared
             if completion not in ids_of_label:
                 ids_of_label[completion] = vocabulary.continuation(completion)
             answer = ids_of_label[completion]
-        elif is_proper_prefix(prompt_body, joint):
+        elif is_proper_prefix(prompt_body, joint := next(joints)):
             answer = joint[len(prompt_body) :]
         else:
             answer = vocabulary.continuation(completion)
-        example = replace(example, prompt=prompt)
+        if prompt != example.prompt:
+            example = replace(example, prompt=prompt)
         encoded.append(_fit(vocabulary, example, prompt_body, answer, max_length, completion_room))
     return encoded
 

@@ -105,7 +105,45 @@ class RowFormat:
             DataError: a field is missing or has a wrong value, or a label is not among `labels` (if there are any).
         """
         location = location or (lambda index: f"row {index + 1}")
-        return [self._example(row, location(index)) for index, row in enumerate(rows)]
+        return [self.example(row, location(index)) for index, row in enumerate(rows)]
+
+    def example(self, row: Mapping[str, Any], location: str) -> Example:
+        """Return the example of one row.
+
+        Args:
+            row: fields and values.
+            location: location of the row, for error messages.
+
+        Raises:
+            DataError: as for `examples`.
+        """
+        if self.kind == "chat":
+            return Example(messages=messages_field(row, self.target, location))
+        if self.kind == "text":
+            return Example(completion=text_field(row, self.target, location))
+        if self.kind == "tags":
+            words, tags = words_and_tags(row, self.words_field, self.target, location)
+            for tag in tags:
+                self._check_label(tag, location)
+            return Example(" ".join(words), words=words, tags=tags)
+        label = pair = None
+        filled = self._fill(row, location)
+        prompt = _without_spaces_at_end(filled)
+        if self.kind == "label":
+            label = label_field(row, self.target, location)
+            self._check_label(label, location)
+            pair = None if self.pair is None else text_field(row, self.pair, location)
+            completion = self._completions.get(label) or self.completion(label)
+        else:
+            completion = move_space(filled.text, text_field(row, self.target, location))[1]
+        return Example(
+            prompt.text,
+            completion,
+            label,
+            spans=prompt.spans,
+            virtual_token_offsets=prompt.virtual_token_offsets,
+            pair=pair,
+        )
 
     def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
         """Return the prompt of a row at inference, formatted as in training. The target can be missing.
@@ -133,7 +171,7 @@ class RowFormat:
             raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
         if self.pair is not None and self.pair not in fields:
             raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
-        prompt = self._prompt(fields, "the text")
+        prompt = _without_spaces_at_end(self._fill(fields, "the text"))
         second = None if self.pair is None else text_field(fields, self.pair, "the text")
         return Example(prompt.text, spans=prompt.spans, virtual_token_offsets=prompt.virtual_token_offsets, pair=second)
 
@@ -150,58 +188,28 @@ class RowFormat:
     def _template(self) -> Template:
         return Template(self.template or "")
 
-    def _example(self, row: Mapping[str, Any], location: str) -> Example:
-        if self.kind == "chat":
-            return Example(messages=messages_field(row, self.target, location))
-        if self.kind == "text":
-            return Example(completion=text_field(row, self.target, location))
-        if self.kind == "tags":
-            words, tags = words_and_tags(row, self.words_field, self.target, location)
-            for tag in tags:
-                self._check_label(tag, location)
-            return Example(" ".join(words), words=words, tags=tags)
-        label = pair = None
-        prompt = self._prompt(row, location)
-        if self.kind == "label":
-            label = label_field(row, self.target, location)
-            self._check_label(label, location)
-            pair = None if self.pair is None else text_field(row, self.pair, location)
-            completion = self.completion(label)
-        else:
-            completion = move_space(self._fill(row, location).text, text_field(row, self.target, location))[1]
-        return Example(
-            prompt.text,
-            completion,
-            label,
-            spans=prompt.spans,
-            virtual_token_offsets=prompt.virtual_token_offsets,
-            pair=pair,
-        )
+    @cached_property
+    def _template_without_input(self) -> Template:
+        lines = self._template.text.splitlines(keepends=True)
+        return Template("".join(line for line in lines if "{input}" not in line))
+
+    @cached_property
+    def _completions(self) -> dict[str, str]:
+        return {label: self.completion(label) for label in self.labels}
 
     def _check_label(self, label: str, location: str) -> None:
-        if self.labels and label not in self.labels:
+        if self.labels and label not in self._completions:
             kind = "tag" if self.kind == "tags" else "label"
             raise DataError(
                 f"{location}: {kind} {label!r} is in none of the training rows; they have {quoted(self.labels)}"
             )
-
-    def _prompt(self, row: Mapping[str, Any], location: str) -> RenderedPrompt:
-        """Return the prompt of a row without the spaces at its end, which belong to the completion."""
-        text, spans, offsets = self._fill(row, location)
-        bare = text.rstrip(" ")
-        return RenderedPrompt(
-            bare,
-            tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
-            tuple(min(offset, len(bare)) for offset in offsets),
-        )
 
     def _fill(self, row: Mapping[str, Any], location: str) -> RenderedPrompt:
         if self.kind == "text":
             return RenderedPrompt(text_field(row, self.target, location), ())
         template = self._template
         if self.kind == "alpaca" and row.get("input") in (None, ""):
-            lines = template.text.splitlines(keepends=True)
-            template = Template("".join(line for line in lines if "{input}" not in line))
+            template = self._template_without_input
         values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
@@ -222,3 +230,16 @@ class RowFormat:
         if len(fields) != 1:
             raise DataError(f"one bare text cannot fill the fields {quoted(fields)}; give each of them by name")
         return {fields[0]: row}
+
+
+def _without_spaces_at_end(prompt: RenderedPrompt) -> RenderedPrompt:
+    """Return the prompt without spaces at its end: generation starts at the first one."""
+    text, spans, offsets = prompt
+    bare = text.rstrip(" ")
+    if len(bare) == len(text):
+        return prompt
+    return RenderedPrompt(
+        bare,
+        tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
+        tuple(min(offset, len(bare)) for offset in offsets),
+    )

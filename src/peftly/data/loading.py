@@ -62,7 +62,8 @@ def load_data(
     """Read, split and encode the data of a run.
 
     Rows are mappings of field to value. Their format is detected from the names of the fields, or given by `template`
-    and `target`.
+    and `target`. A row takes about 100 bytes of memory: large data are stored in temporary files in peftly's cache
+    folder, and a `Dataset` is read where it is. Only a list and a `.json` file with a list are in memory as a whole.
 
     Example::
 
@@ -72,8 +73,9 @@ def load_data(
     Args:
         source: training rows, as one of: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder
             written by the `datasets` library's `save_to_disk`, or the id of a data set on the Hub; a list of rows; a
-            `datasets.Dataset` or `DatasetDict`; a mapping of split name ("train", "validation", "test") to one of
-            these. A `DataConfig` can be given instead of a source and the keyword arguments below, except `task`.
+            `datasets.Dataset`, `DatasetDict` or stream (`IterableDataset`); a mapping of split name ("train",
+            "validation", "test") to one of these. A `DataConfig` can be given instead of a source and the keyword
+            arguments below, except `task`.
         tokenizer: tokenizer of the base.
         task: task of the model; None: "causal_lm", since the data do not know the base. For a loaded model, the task is
             `peftly.models.task_of(model)`.

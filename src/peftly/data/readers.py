@@ -7,11 +7,13 @@ JSON Lines, JSON and CSV are parsed here rather than by a data-frame library: a 
 import csv
 import json
 import re
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peftly.data.arrow import read_hub, read_parquet, read_saved_dataset
-from peftly.data.rows import Rows, check_characters, describe, first_line, rows_of_objects
+from peftly.data.rows import Rows, StoredRows, check_characters, describe, first_line, rows_of_objects
 from peftly.errors import DataError
 
 __all__ = ["read"]
@@ -88,26 +90,32 @@ def _has_surrogate_escape(text: str) -> bool:
 
 
 def _read_json_lines(name: str, path: Path) -> Rows:
-    rows, lines = [], []
-    # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON texts may contain.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        text = _decode(name, number, line).strip()
-        if not text:
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg}, column {error.colno}"
-            raise DataError(f"{name}: line {number} is not valid JSON ({reason})") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}: line {number} is not valid JSON ({first_line(error)})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{name}: line {number} is {describe(row)}; every line must be an object with named fields")
-        if _has_surrogate_escape(text):
-            check_characters(f"{name}: line {number}", row)
-        rows.append(row)
-        lines.append(number)
+    rows, lines = StoredRows(), array("q")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if row_and_text := _parse_line(name, number, line):
+                rows.append(*row_and_text)
+                lines.append(number)
     return Rows(name, rows, lines)
+
+
+def _parse_line(name: str, number: int, line: bytes) -> tuple[dict[str, Any], str] | None:
+    """Return the row in a line of JSON Lines and the row's JSON text, or None for a blank line."""
+    text = _decode(name, number, line).strip()
+    if not text:
+        return None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, column {error.colno}"
+        raise DataError(f"{name}: line {number} is not valid JSON ({reason})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: line {number} is not valid JSON ({first_line(error)})") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{name}: line {number} is {describe(row)}; every line must be an object with named fields")
+    if _has_surrogate_escape(text):
+        check_characters(f"{name}: line {number}", row)
+    return row, text
 
 
 def _read_json(name: str, path: Path) -> Rows:
@@ -137,7 +145,7 @@ def _separated_values_reader(delimiter: str) -> Callable[[str, Path], Rows]:
     """Return a reader of CSV files with a delimiter."""
 
     def reader(name: str, path: Path) -> Rows:
-        rows, lines = [], []
+        rows, lines = StoredRows(), array("q")
         limit = csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:

@@ -3,11 +3,52 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from peftly.data.storage import ByteStore, LazySequence
 from peftly.errors import DataError
 
-__all__ = ["Rows", "check_characters", "describe", "first_line", "quoted", "rows_of_objects"]
+__all__ = ["Rows", "StoredRows", "check_characters", "describe", "first_line", "quoted", "rows_of_objects"]
+
+
+class StoredRows(LazySequence[dict[str, Any]]):
+    """Rows that are stored as JSON texts and parsed on access.
+
+    Attributes:
+        fields: names of the fields that any row has, in order of appearance.
+    """
+
+    def __init__(self) -> None:
+        self._texts = ByteStore()
+        self.fields: list[str] = []
+        self._fields: set[str] = set()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._texts)
+
+    def append(self, row: Mapping[str, Any], text: str | None = None) -> None:
+        """Add a row at the end.
+
+        Args:
+            row: fields and values. A value that JSON does not have, such as a date, becomes null.
+            text: the row as JSON, if it is known.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        if not self._fields.issuperset(row):
+            self.fields += [field for field in row if field not in self._fields]
+            self._fields.update(row)
+        if text is None:
+            text = json.dumps(row, ensure_ascii=False, default=lambda _: None)
+        self._texts.append(text.encode())
+
+    def element(self, index: int) -> dict[str, Any]:
+        """Return the row with this index."""
+        row: dict[str, Any] = json.loads(str(self._texts.element(index), "utf-8"))
+        return row
 
 
 @dataclass(frozen=True)
@@ -21,8 +62,8 @@ class Rows:
     """
 
     name: str
-    rows: list[dict[str, Any]]
-    lines: list[int] | None = None
+    rows: Sequence[dict[str, Any]]
+    lines: Sequence[int] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -36,9 +77,12 @@ class Rows:
         """
         return f"{self.name}: " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
 
-    @property
+    @cached_property
     def fields(self) -> list[str]:
         """Names of the fields that any row has, in order of appearance."""
+        stored: list[str] | None = getattr(self.rows, "fields", None)
+        if stored is not None:
+            return stored
         return list(dict.fromkeys(field for row in self.rows for field in row))
 
 

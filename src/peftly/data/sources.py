@@ -20,7 +20,7 @@ __all__ = ["DataSource", "read_splits", "source_name"]
 
 DataSource: TypeAlias = (
     "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict "
-    "| Mapping[str, DataSource]"
+    "| datasets.IterableDataset | datasets.IterableDatasetDict | Mapping[str, DataSource]"
 )
 """Rows: a file, folder or Hub id, a list of rows, a `Dataset` or `DatasetDict`, or a mapping of split name to these."""
 
@@ -75,10 +75,10 @@ def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
     library = sys.modules.get("datasets")  # whoever has a Dataset has imported the library
-    if library is not None and isinstance(source, library.DatasetDict):
+    if library is not None and isinstance(source, library.DatasetDict | library.IterableDatasetDict):
         parts = {str(name): part for name, part in source.items()}
         return {name: _checked(rows_of_dataset(_name_in(split, name), part)) for name, part in parts.items()}
-    if library is not None and isinstance(source, library.Dataset):
+    if library is not None and isinstance(source, library.Dataset | library.IterableDataset):
         return {"": _checked(rows_of_dataset(split, source))}
     if isinstance(source, Mapping):
         return _read_mapping(cast("Mapping[str, DataSource]", source), split, read_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -10,36 +10,20 @@ from typing import TYPE_CHECKING, get_args
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.formats import RowFormat
-from peftly.data.overlaps import find_overlaps
-from peftly.data.report import DataReport, LossUnit, SplitReport, counted
+from peftly.data.formatted import FormattedExamples
+from peftly.data.overlaps import find_overlaps, prompt_key
+from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
-from peftly.data.task_encoding import encode_for
+from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
-from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.types import TaskName
 from peftly.data.validation import choose_validation
-from peftly.errors import ConfigError, DataError
+from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Data", "FormattedData", "RawData", "Split"]
-
-_UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples of one split with their token ids. Dropped rows are in neither list.
-
-    Attributes:
-        examples: the examples as text.
-        encoded: the examples as token ids, in the same order.
-        adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
-    """
-
-    examples: list[Example]
-    encoded: list[EncodedExample]
-    adapters: list[str | Sequence[str] | None] | None = None
+__all__ = ["Data", "FormattedData", "RawData"]
 
 
 @dataclass(frozen=True)
@@ -63,16 +47,25 @@ class Data:
 
 @dataclass(frozen=True)
 class _FormattedSplit:
-    """Examples of one split as text, with the location of each example."""
+    """Examples of one split as text.
 
-    source: str
-    examples: list[Example]
-    locations: list[str]
+    Attributes:
+        examples: the examples.
+        keys: `prompt_key` of each example.
+        labels: number of each example's label; -1 without one.
+        added_spaces: number of examples that got a space between prompt and completion.
+    """
+
+    examples: FormattedExamples
+    keys: Sequence[int]
+    labels: Sequence[int]
+    added_spaces: int = 0
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
-        return _FormattedSplit(
-            self.source, [self.examples[index] for index in indices], [self.locations[index] for index in indices]
+        keys, labels = (
+            array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
         )
+        return _FormattedSplit(self.examples.select(indices), keys, labels)
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,11 @@ class FormattedData:
     splits: dict[str, _FormattedSplit]
     notes: list[str]
 
+    @property
+    def num_examples(self) -> int:
+        """Number of examples of all splits."""
+        return sum(len(split.examples) for split in self.splits.values())
+
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Data:
         """Return the data as token ids.
 
@@ -106,8 +104,9 @@ class FormattedData:
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
             if name in self.splits:
-                encoded[name], reports[name] = _encode_split(self.splits[name], tokenizer, self)
-        overlaps = find_overlaps({name: (split.examples, split.locations) for name, split in self.splits.items()})
+                examples = self.splits[name].examples
+                encoded[name], reports[name] = encode_split(examples, self.task, tokenizer, self.max_length)
+        overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
         report = DataReport(reports, overlaps, self.notes)
         return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
 
@@ -149,7 +148,7 @@ class RawData:
             notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
             del rows["test"]
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
-        space_notes = _added_spaces(row_format, rows["train"], splits["train"]) if task == "causal_lm" else []
+        space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
         if "validation" not in splits:
             splits, note = _with_validation(splits, config)
             notes.append(note)
@@ -161,8 +160,19 @@ def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
-    locations = [rows.location(index) for index in range(len(rows))]
-    return _FormattedSplit(rows.name, row_format.examples(rows.rows, rows.location), locations)
+    """Return the examples of the rows, after a check of every row."""
+    keys, labels, added_spaces = array("Q"), array("q"), 0
+    number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
+    template = Template(row_format.template or "")
+    counts_spaces = row_format.kind == "completion" and template.is_one_field
+    for index, row in enumerate(rows.rows):
+        example = row_format.example(row, rows.location(index))
+        keys.append(prompt_key(example))
+        labels.append(number_of_label.get(example.label, -1))
+        if counts_spaces:
+            length = len(row[template.fields[0]]) + len(row[row_format.target])
+            added_spaces += len(example.prompt) + len(example.completion) > length
+    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
 
 
 def _with_validation(
@@ -172,56 +182,17 @@ def _with_validation(
     train = splits["train"]
     if not config.validation_fraction:
         return dict(splits), "no validation split: validation_fraction is 0"
-    chosen = choose_validation(train.examples, config.validation_fraction, config.seed)
+    chosen = choose_validation(train.keys, train.labels, config.validation_fraction, config.seed)
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
-    note = f"validation is {counted(len(chosen), 'row')} taken from {train.source} by seed {config.seed}"
+    note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
 
 
-def _encode_split(
-    split: _FormattedSplit, tokenizer: PreTrainedTokenizerBase, data: FormattedData
-) -> tuple[Split, SplitReport]:
-    """Return the encoded split without the dropped rows, and the counts."""
-    results = encode_for(
-        data.task, split.examples, tokenizer, data.row_format, data.max_length, locations=split.locations
-    )
-    pairs = [(example, result) for example, result in zip(split.examples, results, strict=True) if result is not None]
-    if not pairs:
-        raise DataError(
-            f"{split.source}: no trained token is left in any of {counted(len(results), 'row')} (first: "
-            f"{split.locations[0]}); completions are empty, or max_length={data.max_length} is too small"
-        )
-    examples, encoded = [example for example, _ in pairs], [tokens for _, tokens in pairs]
-    labels = Counter(label for example in examples for label in (*example.tags, *filter(None, [example.label])))
-    dropped = [location for location, result in zip(split.locations, results, strict=True) if result is None]
-    report = SplitReport(
-        source=split.source,
-        rows=len(results),
-        examples=len(examples),
-        truncated=sum(tokens.num_truncated > 0 for tokens in encoded),
-        tokens_cut=sum(tokens.num_truncated for tokens in encoded),
-        dropped=len(dropped),
-        first_dropped=dropped[0] if dropped else None,
-        tokens=sum(tokens.num_tokens for tokens in encoded),
-        trained_tokens=sum(tokens.num_targets for tokens in encoded),
-        labels=dict(sorted(labels.items())),
-        unit=_UNITS.get(data.task, "token"),
-    )
-    return Split(examples, encoded), report
-
-
-def _added_spaces(row_format: RowFormat, rows: Rows, split: _FormattedSplit) -> list[str]:
+def _space_notes(added_spaces: int) -> list[str]:
     """Return a note if a space was added between prompts and completions that are written without one."""
-    template = Template(row_format.template or "")
-    if row_format.kind != "completion" or not template.is_one_field:
+    if not added_spaces:
         return []
-    num_added = sum(
-        len(example.prompt) + len(example.completion) > len(row[template.fields[0]]) + len(row[row_format.target])
-        for row, example in zip(rows.rows, split.examples, strict=True)
-    )
-    if not num_added:
-        return []
-    return [f"{counted(num_added, 'completion')} got a space in front, since the prompt ends in none"]
+    return [f"{counted(added_spaces, 'completion')} got a space in front, since the prompt ends in none"]

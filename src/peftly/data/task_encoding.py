@@ -28,7 +28,7 @@ def encode_for(
     row_format: RowFormat,
     max_length: int,
     *,
-    locations: Sequence[str] | None = None,
+    location: Callable[[int], str] | None = None,
 ) -> list[EncodedExample | None]:
     """Encode examples with the target of a task.
 
@@ -38,7 +38,7 @@ def encode_for(
         tokenizer: tokenizer of the base.
         row_format: format of the rows; the index of a label in `row_format.labels` is its class index.
         max_length: maximum number of tokens of a text; also the maximum number of tokens of a decoder's answer.
-        locations: location of each example, for error messages.
+        location: function that returns the location of an example by its index, for error messages.
 
     Returns:
         One encoded example per example; None for an example without a target.
@@ -48,7 +48,7 @@ def encode_for(
     """
     if task == "causal_lm":
         room = max(map(len, label_ids(row_format, tokenizer).values()), default=0)
-        return encode_all(examples, tokenizer, max_length, completion_room=room, locations=locations)
+        return encode_all(examples, tokenizer, max_length, completion_room=room, location=location)
     return _ENCODERS[task](examples, tokenizer, row_format, max_length)
 
 
@@ -189,8 +189,9 @@ def label_answers(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -
 def _encode_classes(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", row_format: RowFormat, max_length: int
 ) -> list[EncodedExample | None]:
+    index_of_label = {label: index for index, label in enumerate(row_format.labels)}
     return [
-        replace(source, label=row_format.labels.index(example.label or "")) if source.input_ids else None
+        replace(source, label=index_of_label[example.label or ""]) if source.input_ids else None
         for example, source in zip(examples, encode_sources(examples, tokenizer, max_length), strict=True)
     ]
 

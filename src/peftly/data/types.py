@@ -1,6 +1,6 @@
 """An example of a data set, as text (`Example`) and as token ids (`EncodedExample`)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 __all__ = ["UNTRAINED", "EncodedExample", "Example", "TaskName"]
@@ -30,6 +30,8 @@ class EncodedExample:
         token_type_ids: index (0 or 1) of the text that each token belongs to, for models that read text pairs.
         prompt_positions: for each virtual token that the template marks, index of the token that follows the virtual
             token; see `use_prompt_positions`.
+        position: of an example of `EncodedExamples`: the `id` of this sequence, and the index in it. A changed copy has
+            no position.
     """
 
     input_ids: list[int]
@@ -40,6 +42,7 @@ class EncodedExample:
     answer: list[int] | None = None
     token_type_ids: list[int] | None = None
     prompt_positions: tuple[int, ...] = ()
+    position: tuple[int, int] | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def targets(self) -> list[int]:

@@ -1,11 +1,8 @@
 """Choice of validation examples from the training examples."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from peftly.data.collate import epoch_order
-from peftly.data.overlaps import prompt_key
-from peftly.data.types import Example
 
 __all__ = ["choose_validation"]
 
@@ -13,7 +10,7 @@ _EPOCH = -1
 """Epoch number of the random order that the choice uses. Training has no epoch with this number."""
 
 
-def choose_validation(examples: Sequence[Example], fraction: float, seed: int) -> list[int]:
+def choose_validation(keys: Sequence[int], labels: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Choose validation examples, stratified by label.
 
     The choice has the share of each label as nearly as whole numbers allow (largest remainder method), and leaves at
@@ -21,27 +18,30 @@ def choose_validation(examples: Sequence[Example], fraction: float, seed: int) -
     validation share no prompts if possible.
 
     Args:
-        examples: training examples.
+        keys: `prompt_key` of each training example.
+        labels: number of each training example's label.
         fraction: fraction of the examples to choose, from 0 to 1.
         seed: random seed.
 
     Returns:
         Indices of the chosen examples, sorted; empty if there are too few examples.
     """
-    keys = [prompt_key(example) for example in examples]
-    num_with_key = Counter(keys)
-    indices_of_label: dict[str | None, list[int]] = {}
-    for index in epoch_order(len(examples), seed=seed, epoch=_EPOCH):
-        indices_of_label.setdefault(examples[index].label, []).append(index)
-    total = max(1, round(fraction * len(examples)))
-    labels = sorted(indices_of_label, key=lambda label: label or "")
-    exact = {label: fraction * len(indices_of_label[label]) for label in labels}
-    quota = {label: int(exact[label]) for label in labels}
-    for label in sorted(labels, key=lambda label: quota[label] - exact[label]):
-        if sum(quota.values()) < total and quota[label] < len(indices_of_label[label]) - 1:
+    import numpy as np
+
+    order = np.array(epoch_order(len(keys), seed=seed, epoch=_EPOCH), dtype=np.int64)
+    _, key_numbers, counts = np.unique(np.array(keys, dtype=np.uint64), return_inverse=True, return_counts=True)
+    is_repeated = (counts > 1)[key_numbers]
+    label_of_index = np.array(labels, dtype=np.int64)
+    total = max(1, round(fraction * len(keys)))
+    known, sizes = (values.tolist() for values in np.unique(label_of_index, return_counts=True))
+    exact = {label: fraction * size for label, size in zip(known, sizes, strict=True)}
+    quota = {label: int(exact[label]) for label in known}
+    for label, size in sorted(zip(known, sizes, strict=True), key=lambda pair: quota[pair[0]] - exact[pair[0]]):
+        if sum(quota.values()) < total and quota[label] < size - 1:
             quota[label] += 1
-    return sorted(
-        index
-        for label in labels
-        for index in sorted(indices_of_label[label], key=lambda index: num_with_key[keys[index]] > 1)[: quota[label]]
-    )
+    chosen = []
+    for label in known:
+        of_label = order[label_of_index[order] == label]
+        by_uniqueness = of_label[np.argsort(is_repeated[of_label], kind="stable")]
+        chosen += by_uniqueness[: quota[label]].tolist()
+    return sorted(chosen)

@@ -44,7 +44,14 @@ class Vocabulary:
         """Return the token ids of each text, without the special tokens that the tokenizer adds."""
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoding = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoding["input_ids"]
         return ids
 
     def body(self, text: str) -> list[int]:

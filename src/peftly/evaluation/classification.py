@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftly.data import EncodedExample, Example, RowFormat, Split, collate
+from peftly.data import EncodedExample, Example, RowFormat, Split, collate, input_lengths
 from peftly.evaluation.entities import entity_f1, has_entities
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, macro_f1
 from peftly.inference import batches, class_logits, on_device, pad_id, tag_logits
@@ -32,7 +32,7 @@ def evaluate_classes(
     labels = row_format.labels
     true = [example.targets[0] for example in split.encoded]
     scores = torch.zeros(len(true), len(labels), dtype=torch.double)
-    for chosen in batches(model, split, [len(example.input_ids) for example in split.encoded], batch_size):
+    for chosen in batches(model, split, input_lengths(split.encoded), batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, _ = class_logits(model, on_device(batch, model))
         scores[chosen] = logits.double().log_softmax(-1).cpu()
@@ -63,7 +63,7 @@ def evaluate_tags(
     labels = row_format.labels
     loss = 0.0
     predicted: list[list[int]] = [[] for _ in split.encoded]
-    for chosen in batches(model, split, [len(example.input_ids) for example in split.encoded], batch_size):
+    for chosen in batches(model, split, input_lengths(split.encoded), batch_size):
         examples = [split.encoded[index] for index in chosen]
         logits, targets = tag_logits(model, on_device(collate(examples, pad_id=pad_id(tokenizer)), model))
         loss += token_cross_entropy(logits, targets).double().sum().item()

@@ -65,7 +65,9 @@ def evaluate_ensemble(
         raise ConfigError(f"an ensemble votes on labels, and these examples are of kind {row_format.kind!r}")
     count = len(split.examples)
     repeated = Split(
-        split.examples * len(members), split.encoded * len(members), [name for name in members for _ in range(count)]
+        [*split.examples] * len(members),
+        [*split.encoded] * len(members),
+        [name for name in members for _ in range(count)],
     )
     evaluation = evaluate(model, tokenizer, repeated, row_format, batch_size=batch_size)
     labels = evaluation.labels

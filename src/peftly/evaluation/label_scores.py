@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peftly.data import EncodedExample, RowFormat, Split, label_answers, label_ids
+from peftly.data import EncodedExample, RowFormat, Split, input_lengths, label_answers, label_ids
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, label_index
 from peftly.inference import batches, pad_id, score_answers, score_labels
 
@@ -56,7 +56,7 @@ def evaluate_answers(
     def score(chosen: list[int]) -> tuple[Tensor, Tensor]:
         return score_answers(model, [split.encoded[index] for index in chosen], texts, pad_id=pad_id(tokenizer))
 
-    return _evaluate(model, split, label_tokens, [len(source.input_ids) for source in split.encoded], batch_size, score)
+    return _evaluate(model, split, label_tokens, input_lengths(split.encoded), batch_size, score)
 
 
 def _evaluate(

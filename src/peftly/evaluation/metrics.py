@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.data import RowFormat, Split, collate
+from peftly.data import RowFormat, Split, collate, token_counts
 from peftly.errors import DataError
 from peftly.evaluation.entities import has_entities
 from peftly.inference import Logits, batches, on_device, pad_id
@@ -94,7 +94,7 @@ def evaluate_tokens(
         logits_of: function that returns logits and targets of a batch.
     """
     loss, hits, tokens = 0.0, 0, 0
-    for chosen in batches(model, split, [encoded.num_tokens for encoded in split.encoded], batch_size):
+    for chosen in batches(model, split, token_counts(split.encoded), batch_size):
         batch = collate([split.encoded[index] for index in chosen], pad_id=pad_id(tokenizer))
         logits, targets = logits_of(model, on_device(batch, model))
         loss += token_cross_entropy(logits, targets).double().sum().item()

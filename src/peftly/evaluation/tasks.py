@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.data import RowFormat, Split, TaskName
+from peftly.data import RowFormat, Split, TaskName, input_lengths
 from peftly.errors import DataError
 from peftly.evaluation.classification import evaluate_classes, evaluate_tags
 from peftly.evaluation.label_scores import evaluate_answers, evaluate_labels
@@ -92,7 +92,7 @@ def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
             f"the model has {len(labels_of(model))} labels and the examples have {len(row_format.labels)}; "
             "open its base with the labels of the examples"
         )
-    longest, limit = max(len(example.input_ids) for example in split.encoded), max_input_tokens(model)
+    longest, limit = max(input_lengths(split.encoded)), max_input_tokens(model)
     if limit is not None and longest > limit:
         raise DataError(
             f"an example has {longest} tokens and the model reads at most {limit}; set data.max_length to {limit}"

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapters import CONFIG, attached, check_mergeable, load, merge_adapters
+from peftly.adapters import CONFIG, attached, check_mergeable, load, merge_adapters, open_adapters
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.gguf_tokenizer import add_tokenizer
 from peftly.exporting.request import Request
 from peftly.injection import dequantize
-from peftly.models import WHEEL_BASES, load_base
+from peftly.models import WHEEL_BASES, check_links, load_base, resolve_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,10 +90,13 @@ def write_model(
 
 def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
     """Return the model in fp32 with its adapter merged, the tokenizer, and notes on the merge."""
-    if _is_base(source):
-        model, tokenizer = load_base(source, dtype="float32", device="cpu")
+    adapters = None if _is_base(source) else open_adapters(source)
+    base = resolve_base(source if adapters is None else adapters.requirements.base)
+    check_links(base.name, base.source)
+    if adapters is None:
+        model, tokenizer = load_base(base, dtype="float32", device="cpu")
         return dequantize(model), tokenizer, []
-    model, tokenizer = load(source, dtype="float32", device="cpu")
+    model, tokenizer = load(adapters, dtype="float32", device="cpu")
     dequantize(model)
     check_mergeable(model, attached(model))
     return model, tokenizer, merge_adapters(model, attached(model))

@@ -17,7 +17,8 @@ from peftly.errors import AdapterError
 from peftly.exporting.prompt_embeddings import embeddings_obstacle
 from peftly.exporting.request import Request
 from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter
-from peftly.methods import METHODS, by_pattern, lora_scaling
+from peftly.injection import by_pattern
+from peftly.methods import METHODS, lora_scaling
 
 __all__ = ["MAX_RANKS", "smallest_max_rank", "write_vllm"]
 

@@ -58,7 +58,7 @@ from peftly.injection.module_copies import (
     norm_layers,
 )
 from peftly.injection.packing import current_packing, packed_call
-from peftly.injection.patterns import first_matches
+from peftly.injection.patterns import by_pattern, first_matches
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
@@ -110,6 +110,7 @@ __all__ = [
     "bias_layers",
     "bias_of",
     "blocks_of",
+    "by_pattern",
     "cache_adapter_tensors",
     "checkpointed_blocks",
     "copied_modules",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import regex
 
 from peftly.errors import MethodError
 
-__all__ = ["first_matches"]
+__all__ = ["by_pattern", "first_matches"]
 
 _MAX_CHARACTERS = 100_000
 _MAX_REPEATS = 10_000
 _SECONDS = 2.0
+"""Of processor time, which the timeout of `regex` counts, too: a process may be stopped in between."""
 
 _CANNOT_REPEAT = re.compile(r"[\w.\\-]*")
 """Expressions without repetition and alternatives, as most names are: their time is linear in the length of a path."""
@@ -47,12 +49,30 @@ def first_matches(
         if _CANNOT_REPEAT.fullmatch(pattern):
             own = [path for path in remaining if re.fullmatch(expression, path)]
         else:
-            start = time.monotonic()
+            start = time.process_time()
             own = _matches_in_time(pattern, expression, remaining, setting, start + seconds)
-            seconds -= time.monotonic() - start
+            seconds -= time.process_time() - start
         matched |= dict.fromkeys(own, pattern)
         remaining = [path for path in remaining if path not in matched]
     return matched
+
+
+def by_pattern(pattern: Mapping[str, Any], paths: Collection[str], default: Any, setting: str) -> dict[str, Any]:
+    """Return, for each path, the value of the first key that matches its end, as PEFT reads its `rank_pattern`.
+
+    Args:
+        pattern: values by ends of paths, or by regular expressions for ends.
+        paths: paths of layers.
+        default: value where no key matches.
+        setting: name of the setting that holds the pattern, for messages.
+
+    The first key in alphabetical order holds, because files store the keys in this order.
+
+    Raises:
+        MethodError: a key is an invalid regular expression, or takes too long.
+    """
+    matched = first_matches(sorted(pattern), paths, setting, at_end=True)
+    return {path: pattern[matched[path]] if path in matched else default for path in paths}
 
 
 def _check(pattern: str, expression: str, setting: str) -> None:
@@ -74,7 +94,7 @@ def _check(pattern: str, expression: str, setting: str) -> None:
 def _matches_in_time(pattern: str, expression: str, paths: Iterable[str], setting: str, deadline: float) -> list[str]:
     try:
         compiled = regex.compile(expression)
-        return [path for path in paths if compiled.fullmatch(path, timeout=max(0.0, deadline - time.monotonic()))]
+        return [path for path in paths if compiled.fullmatch(path, timeout=max(0.0, deadline - time.process_time()))]
     except TimeoutError:
         raise MethodError(
             f"{setting}={_shown(pattern)} takes longer than {_SECONDS:g} s on the names of the layers, because it can "

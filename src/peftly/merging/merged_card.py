@@ -3,13 +3,14 @@
 import re
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from peftly.adapters import attached
-from peftly.models import WHEEL_BASES
+from peftly.models import WHEEL_BASES, is_inside
 
 if TYPE_CHECKING:
     from peftly.merging.parity import Parity
@@ -20,10 +21,12 @@ __all__ = ["CARD", "copy_licences", "merged_card", "settings_of"]
 CARD = "README.md"
 _TAG = "merged-adapter"
 _LICENCES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
+_MOST_BYTES = 1_000_000
+"""A larger file is no licence."""
 
 
 def copy_licences(base: "BaseSpec", folder: Path) -> str:
-    """Copy the licence files of a base to a folder.
+    """Copy the licence files of a base to a folder, without links to files that are not part of the base.
 
     Returns:
         A line on the licence for the user.
@@ -31,12 +34,19 @@ def copy_licences(base: "BaseSpec", folder: Path) -> str:
     source = _base_folder(base)
     if source is None:
         return f"licence: the files of {base.name} cannot be read; check its licence"
-    licences = sorted(file for pattern in _LICENCES for file in source.glob(pattern) if file.is_file())
+    found = sorted(file for pattern in _LICENCES for file in source.glob(pattern) if file.is_file())
+    refused = [file for file in found if not is_inside(file, source) or file.stat().st_size > _MOST_BYTES]
+    licences = [file for file in found if file not in refused]
     for file in licences:
         shutil.copyfile(file, folder / file.name)
-    if not licences:
-        return "licence: the base has no licence file"
-    return f"licence: {', '.join(file.name for file in licences)} of the base"
+    line = f"licence: {_names(licences)} of the base" if licences else "licence: the base has no licence file"
+    if refused:
+        line += f"; not copied: {_names(refused)}, a link out of the folder of the base or above 1 MB"
+    return line
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files)
 
 
 def settings_of(model: Any, weights: Sequence[float] | None) -> list[str]:
@@ -91,6 +101,7 @@ def _licence(base: "BaseSpec") -> str | None:
     return str(licence) if licence else None
 
 
+@lru_cache(maxsize=1)
 def _base_folder(base: "BaseSpec") -> Path | None:
     """Return a folder with the card and the licence files of a base; None if it cannot be read."""
     if isinstance(base.source, Path):

@@ -29,7 +29,7 @@ from peftly.merging.merged_card import CARD, copy_licences, merged_card, setting
 from peftly.merging.merged_folder import KIND, check_out, check_room, read_back, write
 from peftly.merging.parity import Outputs, Parity, compare, logits_of, outputs_of, perplexities, relative_difference
 from peftly.merging.parity_samples import Samples, samples_for
-from peftly.models import Base, BaseSpec, Quantization, resolve_base, stored_dtype, task_of
+from peftly.models import Base, BaseSpec, Quantization, check_links, resolve_base, stored_dtype, task_of
 from peftly.utils import resolve_dtype, write_folder
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def _plan(
             "that it was trained over: use into='trained'"
         )
     base = resolve_base(base_name)
+    check_links(base.name, base.source)
     resolved_dtype = resolve_dtype(stored_dtype(base) if dtype is None else dtype)
     return _MergePlan(adapters, base, quantization, into, weights, resolved_dtype, out)
 

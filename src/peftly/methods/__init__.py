@@ -9,7 +9,7 @@ from peftly.methods.bitfit import BitFit, BitFitAdapter
 from peftly.methods.dora import DoRA, DoRAAdapter
 from peftly.methods.ia3 import IA3, IA3Adapter
 from peftly.methods.lora import LoRA, LoRAAdapter, LoRALayer
-from peftly.methods.low_rank import by_pattern, lora_scaling
+from peftly.methods.low_rank import lora_scaling
 from peftly.methods.method import Adapter, Method, MethodConfig, Setup
 from peftly.methods.p_tuning import PTuning, PTuningAdapter
 from peftly.methods.prefix_tuning import PrefixTuning, PrefixTuningAdapter, PTuningV2, PTuningV2Adapter
@@ -36,7 +36,6 @@ __all__ = [
     "PromptTuning",
     "Selective",
     "Setup",
-    "by_pattern",
     "lora_scaling",
     "token_embeddings",
 ]

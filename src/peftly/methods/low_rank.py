@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -23,10 +23,10 @@ from peftly.injection import (
     add_layer_adapter,
     bias_layers,
     bias_of,
+    by_pattern,
     device_of,
     features,
     find_targets,
-    first_matches,
     is_within,
     short_names,
     task_modules,
@@ -40,7 +40,6 @@ __all__ = [
     "LowRankAdapter",
     "LowRankConfig",
     "LowRankLayer",
-    "by_pattern",
     "lora_delta",
     "lora_scaling",
 ]
@@ -306,21 +305,3 @@ _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])(?:\.w
 def _factor_name(layer: nn.Module, letter: str) -> str:
     """Return the name of a factor of this layer in the files of PEFT."""
     return f"lora_embedding_{letter}" if isinstance(layer, nn.Embedding) else f"lora_{letter}.weight"
-
-
-def by_pattern(pattern: Mapping[str, Any], paths: Collection[str], default: Any, setting: str) -> dict[str, Any]:
-    """Return, for each path, the value of the first key that matches its end, as PEFT reads its `rank_pattern`.
-
-    Args:
-        pattern: values by ends of paths, or by regular expressions for ends.
-        paths: paths of layers.
-        default: value where no key matches.
-        setting: name of the setting that holds the pattern, for messages.
-
-    The first key in alphabetical order holds, because files store the keys in this order.
-
-    Raises:
-        MethodError: a key is an invalid regular expression, or takes too long.
-    """
-    matched = first_matches(sorted(pattern), paths, setting, at_end=True)
-    return {path: pattern[matched[path]] if path in matched else default for path in paths}

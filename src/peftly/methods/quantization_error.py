@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.data import collate
+from peftly.data import collate, token_counts
 from peftly.errors import MethodError
 from peftly.injection import evaluation_mode
 from peftly.kernels import dequantized_weight, is_quantized
@@ -137,7 +137,7 @@ def typical_inputs(
 
 def _calls(model: Any, examples: Sequence[EncodedExample]) -> Iterator[dict[str, Tensor]]:
     """Yield the arguments of the calls: one example at a time, without padding, evenly spread over the examples."""
-    tokens = sum(example.num_tokens for example in examples)
+    tokens = sum(token_counts(examples))
     with evaluation_mode(model):
         for example in examples[:: max(1, tokens // CALIBRATION_TOKENS)]:
             inputs = {name: tensor.to(model.device) for name, tensor in collate([example], pad_id=0).items()}

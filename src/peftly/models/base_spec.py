@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from peftly.errors import BaseModelError
-from peftly.models.files import check_files, check_index, file_names, locate
+from peftly.errors import BaseModelError, PeftlyError
+from peftly.models.contents import check_config, check_index
+from peftly.models.files import check_files, file_names, locate
 from peftly.models.gguf import gguf_config, gguf_tokenizer
 from peftly.models.wheels import WHEEL_BASES
 from peftly.utils import is_disk_full, quiet, recover
@@ -57,11 +58,12 @@ class BaseSpec:
             allow_pickle: whether pickled weights may be opened.
 
         Raises:
-            BaseModelError: there are no weights or no config, the files belong to an adapter, or an index of shards
-                names a missing file or one outside the folder.
+            BaseModelError: there are no weights or no sound config, the files belong to an adapter, or an index of
+                shards names a missing file or one outside the folder.
         """
         if self.kind != "gguf":
             check_files(self.name, self.file_names, allow_pickle=allow_pickle)
+            check_config(self.name, self.source)
             check_index(self.name, self.file_names, self.source)
 
     @cached_property
@@ -88,7 +90,7 @@ class BaseSpec:
         """
         import transformers
 
-        with quiet(), one_line_errors(self):
+        with quiet(), one_line_errors(self, "the tokenizer of "):
             if self.kind == "gguf":
                 file = Path(self.source)
                 tokenizer = gguf_tokenizer(file, gguf_config(file))
@@ -185,27 +187,41 @@ def stored_dtype(spec: str | BaseSpec) -> str:
     return name if name in ("bfloat16", "float16") else "float32"
 
 
-_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, UserWarning, pickle.UnpicklingError)
+_SPEAKING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, UserWarning, pickle.UnpicklingError)
+"""Errors of transformers, torch and safetensors with a message for the user."""
 
 
 @contextmanager
-def one_line_errors(base: BaseSpec) -> Iterator[None]:
-    """Turn errors of transformers, safetensors and torch about a base into a `BaseModelError` of one line."""
-    from safetensors import SafetensorError
+def one_line_errors(base: BaseSpec, part: str = "") -> Iterator[None]:
+    """Turn errors of other libraries about a base into a `BaseModelError` of one line.
 
+    Files with values of wrong types make these libraries raise any error, and those in Rust panic.
+
+    Args:
+        base: the base.
+        part: text before the name of the base, for an error about a part of it.
+    """
     try:
         yield
-    except BaseModelError:
+    except PeftlyError:
         raise
-    except (*_ERRORS, SafetensorError) as error:
-        raise BaseModelError(_message(base, error)) from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BaseModelError(part + _message(base, error)) from error
 
 
-def _message(base: BaseSpec, error: Exception) -> str:
+def _message(base: BaseSpec, error: BaseException) -> str:
+    from safetensors import SafetensorError
+
     if is_disk_full(error):
         return f"the disk is full: {base.name} does not fit; make room, or move HF_HOME"
     text = " ".join(str(error).split())
     if not isinstance(error, UserWarning):
-        text = re.split(r"(?<=[.:]) ", text)[0]
+        text = re.split(r"(?<=[.:]) ", text)[0].removesuffix(":")
+    if "ignore_mismatched_sizes" in text:
+        text = "the shapes of its weights are not those that its config states"
+    elif isinstance(error, RecursionError) or not isinstance(error, (*_SPEAKING_ERRORS, SafetensorError)):
+        text = f"its files are damaged ({type(error).__name__}: {text})"
     advice = f"; delete {base.source} to fetch it again" if base.kind == "wheel" else ""
     return f"{base.name} cannot be opened: {text or type(error).__name__}{advice}"

@@ -1,19 +1,14 @@
 """Files of a base: found in a folder, a `.gguf` file, the cache of a short name or the Hub, and checked."""
 
 import difflib
-import json
 import re
 from collections.abc import Set
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from peftly.errors import BaseModelError
 from peftly.models.wheels import WHEEL_BASES, wheel_base
 
-__all__ = ["check_files", "check_index", "file_names", "is_inside", "locate", "weights_files"]
-
-_WEIGHTS = "model.safetensors"
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Files that name the shards of large weights, of safetensors and of pickles."""
+__all__ = ["check_files", "file_names", "locate"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _SHORT_NAMES = " or ".join(WHEEL_BASES)
@@ -120,91 +115,3 @@ def check_files(spec: str, names: Set[str], *, allow_pickle: bool) -> None:
             f"{spec} has only pickled weights ({pickled[0]}), which can run code when they are opened: "
             "allow_pickle=True opens them with torch's weights_only, which refuses code"
         )
-
-
-def weights_files(names: Set[str], source: Path | str) -> list[Path]:
-    """Return the safetensors files from which transformers opens a base; empty where there are none.
-
-    Args:
-        names: names of the files of the base.
-        source: result of `locate`; files of a Hub id are those in the Hub's cache.
-
-    Raises:
-        OSError, ValueError: a file is not here, or the index is damaged.
-    """
-    if _WEIGHTS in names:
-        return [_local(source, _WEIGHTS)]
-    if _INDICES[0] not in names:
-        return []
-    return [_local(source, name) for name in _shards(_local(source, _INDICES[0]))]
-
-
-def _local(source: Path | str, name: str) -> Path:
-    if isinstance(source, Path):
-        return source / name
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(source, name)
-    if not isinstance(path, str):
-        raise FileNotFoundError(f"{name} of {source} is not in the Hub's cache")
-    return Path(path)
-
-
-def check_index(spec: str, names: Set[str], source: Path | str) -> None:
-    """Do nothing if the indices of a base name shards in its own folder only; those of a local folder must exist.
-
-    Args:
-        spec: name of the base, for messages.
-        names: names of its files.
-        source: result of `locate`.
-
-    Raises:
-        BaseModelError: an index is damaged, or names a missing file or one outside the folder.
-    """
-    for index in sorted(names & set(_INDICES)):
-        try:
-            paths = [PurePosixPath(shard) for shard in _shards(_fetched(source, index))]
-        except (OSError, ValueError) as error:
-            raise BaseModelError(f"{spec} cannot be opened: its {index} is damaged: {error}") from error
-        for path in paths:
-            if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", str(path)):
-                raise BaseModelError(
-                    f"{spec} was refused: its {index} names {str(path)!r}, which is outside its folder"
-                )
-            if isinstance(source, Path) and not (source / path).is_file():
-                raise BaseModelError(f"{spec} is not complete: its {index} names {str(path)!r}, which is missing")
-
-
-def _shards(index: Path) -> list[str]:
-    """Return the names of the files in an index.
-
-    Raises:
-        OSError, ValueError: the index cannot be read or is damaged.
-    """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("too many brackets inside each other") from error
-    shards = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise ValueError("weight_map does not map names of tensors to names of files")
-    return sorted(set(shards.values()))
-
-
-def _fetched(source: Path | str, name: str) -> Path:
-    if isinstance(source, Path):
-        return source / name
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(source, name))
-
-
-def is_inside(file: Path, folder: Path) -> bool:
-    """Return whether a file lies in a folder, or is a link to a file in it.
-
-    The snapshots in the Hub's cache are folders of links to the blobs of their repository, which belong to them.
-    """
-    target, root = file.resolve(), folder.resolve()
-    repository = root.parent.parent
-    is_snapshot = root.parent.name == "snapshots" and repository.name.startswith("models--")
-    return target.is_relative_to(root) or (is_snapshot and target.parent == repository / "blobs")

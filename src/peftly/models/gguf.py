@@ -1,11 +1,10 @@
 """GGUF files opened as ordinary transformers models."""
 
-import mmap
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.errors import BaseModelError
+from peftly.models.gguf_header import read_gguf_header
 from peftly.utils import quiet
 
 if TYPE_CHECKING:
@@ -17,23 +16,24 @@ __all__ = ["convert_gguf", "gguf_config", "gguf_tokenizer", "open_gguf"]
 # llama.cpp's names of the tokenizers that split digits before GPT-2's expression is applied. Transformers reads their
 # vocabulary but not this rule: without the rule "123" would be merged in ways that the model has never seen.
 _SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
-_STRING = 8  # GGUF's number for the type of a string
 
 
 def open_gguf(file: Path, dtype: "torch.dtype") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return the model in a GGUF file, its weights dequantized to `dtype`, and its tokenizer.
 
     Raises:
-        BaseModelError: the file is not in GGUF's format.
+        BaseModelError: the file is not in GGUF's format, damaged, or not complete.
     """
     import transformers
 
-    _check_magic(file)
+    read_gguf_header(file)
     # Quantized weights, the default, would fetch compute kernels from the Hub, and could not be saved or trained.
     dequantized = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        **_location(file), dtype=dtype, quantization_config=dequantized
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        **_location(file), dtype=dtype, quantization_config=dequantized, output_loading_info=True
     )
+    if report["missing_keys"]:
+        raise BaseModelError(f"{file} is not complete: it has no weights for {min(report['missing_keys'])}")
     return model, gguf_tokenizer(file, model.config)
 
 
@@ -41,11 +41,11 @@ def gguf_config(file: Path) -> "PreTrainedConfig":
     """Return the config of the model in a GGUF file; no weights are read.
 
     Raises:
-        BaseModelError: the file is not in GGUF's format.
+        BaseModelError: the file is not in GGUF's format, or damaged.
     """
     import transformers
 
-    _check_magic(file)
+    read_gguf_header(file)
     return transformers.AutoConfig.from_pretrained(**_location(file))
 
 
@@ -55,6 +55,9 @@ def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokeniz
     Args:
         file: the GGUF file.
         config: config of its model, which has the ids of special tokens and the longest input.
+
+    Raises:
+        BaseModelError: the file is not in GGUF's format, or damaged.
     """
     import transformers
 
@@ -64,7 +67,7 @@ def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokeniz
         token_id = getattr(config, f"{name}_id", None)
         if isinstance(token_id, int):  # transformers 5.17 takes the first special token for all three
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
-    if _pre_tokenizer_name(file) in _SINGLE_DIGITS:
+    if read_gguf_header(file).metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
         _split_digits(tokenizer)
     return tokenizer
 
@@ -79,13 +82,6 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _check_magic(file: Path) -> None:
-    with file.open("rb") as opened:
-        magic = opened.read(4)
-    if magic != b"GGUF":
-        raise BaseModelError(f"{file} is not a GGUF file: it starts with {magic!r}")
-
-
 def _location(file: Path) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that name a GGUF file."""
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
@@ -97,16 +93,3 @@ def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-
-
-def _pre_tokenizer_name(file: Path) -> str | None:
-    """Return llama.cpp's name of the tokenizer's splitting rule; parsing the whole header for it would take seconds."""
-    key = b"tokenizer.ggml.pre"
-    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", _STRING)
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(entry, 0, 1 << 26)
-        if start < 0:
-            return None
-        start += len(entry)
-        (length,) = struct.unpack_from("<Q", content, start)
-        return content[start + 8 : start + 8 + length].decode("utf-8", errors="replace")

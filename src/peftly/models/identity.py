@@ -27,7 +27,7 @@ from transformers.core_model_loading import WeightConverter
 from peftly.injection import copied_modules, is_within, owner, task_modules
 from peftly.kernels import is_quantized
 from peftly.models.base_spec import BaseSpec
-from peftly.models.files import weights_files
+from peftly.models.contents import weights_files
 from peftly.models.tensor_hashes import (
     FileIdentity,
     file_identity,
@@ -196,6 +196,8 @@ def note_difference(model: Any, copied: Sequence[str], note: object) -> str | No
     if not isinstance(note, Mapping) or not isinstance(note.get("config"), Mapping):
         return None
     now = base_note(model, copied)
+    if not now:  # of a sharded base, for an adapter that came later
+        return None
     config = _config_difference(now["config"], note["config"], rel_tol=1e-6)
     if config is not None:
         return config

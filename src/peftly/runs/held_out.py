@@ -1,11 +1,23 @@
 """The held-out examples of a finished run, and new data in the row format of its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftly.adapters import AdapterSet
-from peftly.data import Data, DataConfig, EncodedExample, RowFormat, Split, counted, encode_for, load_data, read
-from peftly.errors import ConfigError, DataError
+from peftly.data import (
+    Data,
+    DataConfig,
+    EncodedExample,
+    FormattedExamples,
+    RowFormat,
+    Split,
+    counted,
+    encode_split,
+    load_data,
+    read,
+)
+from peftly.errors import ConfigError
 from peftly.models import task_of
 from peftly.runs.config import one_run
 from peftly.runs.folder import read_config
@@ -57,7 +69,7 @@ def held_out_split(opened: OpenRun, source: str | None) -> HeldOut:
     return HeldOut(name, split, data.row_format, [f"{counted(len(split.examples), f'{name} example')} of the run"])
 
 
-def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[list[EncodedExample], str]:
+def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[Sequence[EncodedExample], str]:
     """Return the held-out examples of an adapter's run.
 
     Args:
@@ -88,15 +100,11 @@ def _read_source(opened: OpenRun, source: str) -> HeldOut:
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
-    examples = opened.row_format.examples(table.rows, table.location)
-    task = task_of(opened.model) or "causal_lm"
-    encoded = encode_for(task, examples, opened.tokenizer, opened.row_format, max_length)
-    pairs = [(example, tokens) for example, tokens in zip(examples, encoded, strict=True) if tokens is not None]
-    if not pairs:
-        raise DataError(f"{source}: no row has a trained token within {max_length} tokens")
-    lines = [f"{len(pairs)} examples of {table.name}"]
-    truncated, dropped = sum(tokens.num_truncated > 0 for _, tokens in pairs), len(examples) - len(pairs)
-    if truncated or dropped:
-        lines.append(f"{truncated} truncated to {max_length} tokens, {dropped} dropped (no trained token left)")
-    split = Split([example for example, _ in pairs], [tokens for _, tokens in pairs])
+    examples = FormattedExamples(table, opened.row_format)
+    split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
+    lines = [f"{report.examples} examples of {table.name}"]
+    if report.truncated or report.dropped:
+        lines.append(
+            f"{report.truncated} truncated to {max_length} tokens, {report.dropped} dropped (no trained token left)"
+        )
     return HeldOut(table.name, split, opened.row_format, lines)

@@ -164,6 +164,7 @@ def keep_or_restore(out: Path) -> None:
     The run stays if it has an adapter or a checkpoint. Otherwise its files are deleted, and an earlier run that it was
     to replace is restored.
     """
+    recover_run(out)
     runs = (out, *part_folders(out))
     if any(adapter_folders(run) for run in runs):
         drop_earlier(out)

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["attach_method", "batches_line", "inputs_of", "keeping_progress", "open_base_and_data", "run"]
 
+_MANY_EXAMPLES = 100_000
+"""Number of examples whose tokenization takes some seconds, so that it is announced."""
+
 
 def run(
     config: RunConfig,
@@ -180,6 +183,8 @@ def open_base_and_data(
             seed=config.train.seed,
         )
     if data is None:
+        if formatted.num_examples >= _MANY_EXAMPLES:
+            log(f"tokenizing {counted(formatted.num_examples, 'row')}")
         data = formatted.encode(base.tokenizer)
         for line in data.report.lines():
             log(line)

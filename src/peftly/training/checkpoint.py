@@ -8,8 +8,7 @@ import hashlib
 import json
 import random
 import re
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from peftly.data import EncodedExample
+from peftly.data import EncodedExample, record_bytes
 from peftly.errors import ConfigError, TrainingError
 from peftly.utils import delete_file, replacing_file, write_tensors
 
@@ -195,18 +194,8 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 def digest(examples: Iterable[EncodedExample]) -> str:
     """Return a hash of encoded examples, which depends on their order."""
     sha256 = hashlib.sha256()
-    for example in examples:
-        parts: Sequence[Sequence[int] | None] = (
-            example.input_ids,
-            example.trained,
-            None if example.label is None else [example.label],
-            example.tags,
-            example.answer,
-            example.token_type_ids,
-            example.prompt_positions,
-        )
-        for part in parts:
-            sha256.update(b"-" if part is None else b"%d:" % len(part) + array("q", part).tobytes())
+    for data in record_bytes(examples):
+        sha256.update(data)
     return sha256.hexdigest()
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from peftly.adapters import num_virtual_tokens_of
+from peftly.data import EncodedExamples, input_lengths
 from peftly.injection import LAYER_ADAPTERS, blocks_of, current_packing
 
 if TYPE_CHECKING:
@@ -73,31 +74,50 @@ class FrozenLayers:
 
     Attributes:
         blocks: frozen blocks; empty: nothing is cached.
-        slices: slice of `states` for each example, by `id` of the example, since examples are not hashable.
-        num_tokens: tokens of all examples.
-        stored: ids of the examples whose states are stored.
         states: hidden states of all examples, (num_tokens, width); None before the first one.
         folder: folder of the file that holds `states`; None: they are in memory.
     """
 
-    def __init__(self, blocks: Sequence[Any], examples: Sequence[EncodedExample]) -> None:
+    def __init__(self, blocks: Sequence[Any], splits: Sequence[Sequence[EncodedExample]]) -> None:
         """Prepare an empty cache.
 
         Args:
             blocks: blocks below all training; see `frozen_layers`.
-            examples: all training examples.
+            splits: training examples of each job.
         """
         self.blocks = list(blocks)
-        ends = [0, *accumulate(len(example.input_ids) for example in examples)]
-        self.slices = {
-            id(example): slice(start, end) for example, (start, end) in zip(examples, pairwise(ends), strict=True)
-        }
-        self.num_tokens = ends[-1]
-        self.stored: set[int] = set()
         self.states: Tensor | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starts = array("q", [0])  # of each example in `states`
+        self._first_numbers: dict[int, int] = {}  # of the examples of a split, by the `id` of the split
+        self._numbers: dict[int, int] = {}  # of other examples, by the `id` of the example
+        for split in splits if blocks else ():
+            if isinstance(split, EncodedExamples):
+                self._first_numbers[id(split)] = len(self._starts) - 1
+            else:
+                self._numbers.update(
+                    (id(example), number) for number, example in enumerate(split, len(self._starts) - 1)
+                )
+            for length in input_lengths(split):
+                self._starts.append(self._starts[-1] + length)
+        self._is_stored = bytearray(len(self._starts) - 1)
         self._stops_after_storing = False
         self._other_outputs: tuple[None, ...] | None = None  # of a block; None: its output is no tuple
+
+    def _number(self, example: EncodedExample) -> int:
+        """Return the number of an example among those of all jobs."""
+        if example.position is None:
+            return self._numbers[id(example)]
+        split, index = example.position
+        return self._first_numbers[split] + index
+
+    def _slice(self, example: EncodedExample) -> slice:
+        """Return the slice of `states` for an example."""
+        number = self._number(example)
+        return slice(self._starts[number], self._starts[number + 1])
+
+    def _are_stored(self, examples: Sequence[EncodedExample]) -> bool:
+        return all(self._is_stored[self._number(example)] for example in examples)
 
     @contextmanager
     def use(self, examples: Sequence[EncodedExample]) -> Iterator[None]:
@@ -110,7 +130,7 @@ class FrozenLayers:
             yield
             return
         with ExitStack() as restore:
-            if self.stored.issuperset(map(id, examples)):
+            if self._are_stored(examples):
                 for block in self.blocks:
                     block.forward = self._skip
                     restore.callback(vars(block).pop, "forward")
@@ -127,7 +147,7 @@ class FrozenLayers:
             examples: examples of the batch.
             forward: forward pass of the model within `use(examples)`.
         """
-        if not self.blocks or self.stored.issuperset(map(id, examples)):
+        if not self.blocks or self._are_stored(examples):
             return
         self._stops_after_storing = True
         try:
@@ -139,7 +159,12 @@ class FrozenLayers:
 
     def discard(self, examples: Sequence[EncodedExample]) -> None:
         """Forget the states of these examples, which come again in other batches."""
-        self.stored.difference_update(map(id, examples))
+        for example in examples if self.blocks else ():
+            self._is_stored[self._number(example)] = False
+
+    def discard_all(self) -> None:
+        """Forget the states of all examples."""
+        self._is_stored = bytearray(len(self._is_stored))
 
     def _store(self, examples: Sequence[EncodedExample], output: Any) -> None:
         """Store the output of the last frozen block."""
@@ -152,8 +177,8 @@ class FrozenLayers:
             self.blocks = []
             return
         for example, indices in zip(examples, _token_indices(examples, states), strict=True):
-            self.states[self.slices[id(example)]] = states.detach().flatten(0, 1)[indices].cpu()
-            self.stored.add(id(example))
+            self.states[self._slice(example)] = states.detach().flatten(0, 1)[indices].cpu()
+            self._is_stored[self._number(example)] = True
         if self._stops_after_storing:
             raise _StatesStoredError
 
@@ -167,12 +192,12 @@ class FrozenLayers:
         states = torch.zeros_like(hidden_states)
         flat = states.view(-1, states.shape[-1])
         for example, indices in zip(examples, _token_indices(examples, states), strict=True):
-            flat[indices] = self.states[self.slices[id(example)]].to(states.device)
+            flat[indices] = self.states[self._slice(example)].to(states.device)
         return self._skip(states)
 
     def _allocate(self, like: Tensor) -> Tensor | None:
         """Return a tensor for the states of all examples, in memory or in a file; None if the disk is too full."""
-        shape = (self.num_tokens, like.shape[-1])
+        shape = (self._starts[-1], like.shape[-1])
         size = math.prod(shape) * like.element_size()
         if size <= MEMORY_BYTES:
             return torch.empty(shape, dtype=like.dtype)

@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from peftly.adapters import use_adapters
-from peftly.data import EncodedExample
+from peftly.data import EncodedExample, token_counts
 from peftly.injection import blocks_of, checkpointed_blocks, role_of
 from peftly.training.frozen_layers import FrozenLayers, frozen_layers
 from peftly.training.job import AdapterJob
@@ -72,7 +72,7 @@ class StepGradients:
         # All processes must run the blocks of a sharded base together, and may have cached different examples.
         reuses = not self.is_sharded and any(job.reuses_frozen_states() for job in jobs)
         blocks = frozen_layers(model) if reuses else []
-        self.frozen = FrozenLayers(blocks, [example for job in jobs for example in job.data.train.encoded])
+        self.frozen = FrozenLayers(blocks, [job.data.train.encoded for job in jobs])
         is_unset = all(job.config.gradient_checkpointing is None for job in jobs)
         self.may_checkpoint = is_unset and bool(blocks_of(model))
         self.modes = ExitStack()
@@ -127,7 +127,7 @@ class StepGradients:
         """Choose the limit of the splitter, unless a checkpoint has set it."""
         if not self.limits:
             self.limits[0] = self.splitter.limit = self.micro_batch_tokens()
-            self.frozen.stored.clear()  # the states of an example that was alone in a batch
+            self.frozen.discard_all()  # the states of an example that was alone in a batch
 
     def micro_batch_tokens(self) -> int:
         """Return how many tokens may go through the model at once: as configured, else as memory and speed allow."""
@@ -136,10 +136,9 @@ class StepGradients:
             return min(limits)
         if self.is_sharded:  # a forward pass would count the gathered parameters as saved activations
             return fast_tokens(self.model.device)
-        job, longest = max(
-            ((job, example) for job in self.jobs for example in job.data.train.encoded),
-            key=lambda pair: pair[1].num_tokens,
-        )
+        job = max(self.jobs, key=lambda job: max(token_counts(job.data.train.encoded)))
+        counts = token_counts(job.data.train.encoded)
+        longest = job.data.train.encoded[counts.index(max(counts))]
         fitting, tokens = self.fitting_tokens(job, longest), self.splitter.num_tokens([longest.num_tokens])
         if fitting < tokens and self.may_checkpoint:
             self.enable_gradient_checkpointing(f"an example of {tokens:,} tokens alone takes too much memory")

@@ -83,6 +83,7 @@ class TrainingLoop:
                     job.after_step()
             is_due, stop = largest([self.checkpoint_is_due(), max(self.stops, default=0)])
             if is_due and not stop:
+                self.capture_state()  # callbacks may have drawn random numbers
                 self.write_checkpoint()
             if stop:
                 self.stops_together = True
@@ -117,11 +118,15 @@ class TrainingLoop:
         with stops_held():
             self.is_consistent = False
             yield
-            self.state_before_step = {
-                "random": random_states(self.model.device),
-                "gradients": self.gradients.state_dict(),
-            }
+            self.capture_state()
             self.is_consistent = True
+
+    def capture_state(self) -> None:
+        """Save the state from which the next step starts."""
+        self.state_before_step = {
+            "random": random_states(self.model.device),
+            "gradients": self.gradients.state_dict(),
+        }
 
     def next_examples(
         self, streams: Sequence[tuple[AdapterJob, Iterator[list[EncodedExample]]]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftly.data import EncodedExample, epoch_steps
+from peftly.data import EncodedExample, epoch_steps, token_counts
 from peftly.training.micro_batches import MicroBatchSplitter
 from peftly.training.processes import join_processes, num_processes
 
@@ -56,7 +56,7 @@ def examples_of_steps(
         end: number of the step after the last.
         seed: seed of the order.
     """
-    lengths = [example.num_tokens for example in examples]
+    lengths = token_counts(examples)
     per_epoch = steps_per_epoch(examples, size)
     for step in range(first, end):
         epoch, index = divmod(step, per_epoch)

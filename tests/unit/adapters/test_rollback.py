@@ -33,7 +33,9 @@ class Interrupt:
         sys.settrace(None)
 
     def _enter_function(self, frame, event, _):
-        return self._next_line if frame.f_code.co_filename.startswith(SOURCE) else None
+        file = frame.f_code.co_filename
+        # No real Ctrl-C comes in the mode of torch that limits the allocation.
+        return self._next_line if file.startswith(SOURCE) and not file.endswith("/allocation.py") else None
 
     def _next_line(self, frame, event, _):
         if event == "line":
@@ -73,9 +75,10 @@ def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
     if others:
         attach(model, LoRA(rank=2, target_modules=".*(proj|c_attn).*"), name="other")
     before = full_state(model)
-    total = lines_of(lambda: load_adapter(model, folder))
-    detach(model, "default")
-    assert full_state(model) == before
+    for _ in range(2):  # the first load hashes the base, and later ones do not
+        total = lines_of(lambda: load_adapter(model, folder))
+        detach(model, "default")
+        assert full_state(model) == before
     for line in range(1, total - 5, total // 12):
         with pytest.raises(KeyboardInterrupt), Interrupt(line):
             load_adapter(model, folder)

@@ -1,9 +1,12 @@
 import copy
 
 import pytest
-from data_tokenizers import family
+from data_tokenizers import FAMILIES, family
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peftly.data import EncodedExample, Example, RowFormat, encode, prompt_ids
+from peftly.data.chat_tokens import ChatTokens
 from peftly.errors import DataError
 
 HEADER = "<|im_start|>{{ message['role'] }}\n"
@@ -181,3 +184,66 @@ def test_a_bad_conversation_is_named_with_its_row(row, message):
     with pytest.raises(DataError) as caught:
         RowFormat("chat", None, "messages").examples([row])
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("has_system", [True, False])
+@pytest.mark.parametrize("max_length", [20, 60, 61, 62, 100, 200, 330, 10_000])
+def test_a_long_conversation_loses_as_few_exchanges_as_needed(max_length, has_system):
+    exchanges = [CONVERSATION[1 + n % 2 * 2 :][:2] for n in range(12)]
+    system = CONVERSATION[:1] if has_system else ()
+    tokenizer = chatty(PLAIN)
+
+    def tokens_of(messages):
+        return tokenizer.apply_chat_template(list(messages), return_dict=True)["input_ids"]
+
+    candidates = [tokens_of(sum(exchanges[first:], system)) for first in range(len(exchanges))]
+    expected = next((ids for ids in candidates if len(ids) <= max_length), None)
+    encoded = encode(Example(messages=sum(exchanges, system)), tokenizer, max_length)
+    if expected is None:  # the messages of the last exchange are cut, too
+        assert encoded is None or len(encoded.input_ids) == max_length
+    else:
+        assert encoded.input_ids == expected
+        assert encoded.num_truncated == len(candidates[0]) - len(expected)
+
+
+def test_a_long_conversation_is_not_rendered_once_per_exchange(monkeypatch):
+    tokenizer, renderings = chatty(PLAIN), []
+    original = type(tokenizer).apply_chat_template
+
+    def counted(self, messages, **options):
+        renderings.append(len(messages))
+        return original(self, messages, **options)
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counted)
+    messages = CONVERSATION[1:] * 256
+    encoded = encode(Example(messages=messages), tokenizer, 60)
+    assert any(encoded.trained)
+    assert sum(renderings) < 4 * len(messages)
+
+
+PIECES = [
+    "a",
+    " ",
+    "\n",
+    "é",
+    "☃",
+    "the train",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_",
+    "user\n",
+]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.integers(0, 60), st.text(max_size=2))
+@settings(deadline=None, max_examples=60)
+def test_the_tokens_of_a_prefix_are_found_without_tokenizing_it(name, pieces, cut, addition):
+    tokenizer, text = family(name), "".join(pieces)
+    tokens = ChatTokens(text, [], tokenizer)
+    for prefix in (text[:cut], text[:cut] + addition):
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        assert tokens.prefix_length(prefix) == (len(ids) if tokens.ids[: len(ids)] == ids else None)

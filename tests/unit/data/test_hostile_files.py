@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from peftly.data import read
+from peftly.data.templates import Template
 from peftly.errors import DataError
 
 LONG = "x" * 1_000_000
@@ -151,3 +152,19 @@ def test_what_is_no_file(tmp_path, monkeypatch):
         with pytest.raises(DataError) as caught:
             read(source)
         assert str(caught.value).startswith(source)
+
+
+@pytest.mark.parametrize("name", ["text.__class__", "text[0]", "text!r", "text:>999999999999", "0", " text", "prompt"])
+def test_a_template_is_no_format_string(name):
+    """The text between two braces is the name of a field; nothing is evaluated."""
+    template = Template(f"a {{{name}}} b")
+    assert template.fields == [name]
+    with pytest.raises(DataError, match="names the field"):
+        template.check(["text"])
+    assert template.render({name: "{x} {0.__class__}"}).text == "a {x} {0.__class__} b"
+
+
+@pytest.mark.parametrize("mark", ["{prompt:}", "{prompt:99999}", "{prompt:-1}", "{prompt:٣}", "{", "}", "{}", "{a{b}}"])
+def test_a_template_that_is_none(mark):
+    with pytest.raises(DataError, match="template"):
+        Template(f"{{text}} {mark}")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftly.data import DataConfig, Example, encode, label_ids, load_data
+from peftly.data.overlaps import prompt_key
 from peftly.data.validation import choose_validation
 from peftly.errors import DataError
 
@@ -120,7 +121,8 @@ def test_a_tenth_becomes_validation_by_label_and_seed():
 @settings(deadline=None, max_examples=80)
 def test_every_label_keeps_a_row_and_its_share(rows, fraction, seed):
     examples = [Example(f"{text}", label, label) for text, label in rows]
-    chosen = choose_validation(examples, fraction, seed)
+    keys = [prompt_key(example) for example in examples]
+    chosen = choose_validation(keys, ["abc".index(label) for _, label in rows], fraction, seed)
     assert sorted(set(chosen)) == chosen
     labels = Counter(label for _, label in rows)
     taken = Counter(examples[index].label for index in chosen)

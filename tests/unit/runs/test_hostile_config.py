@@ -179,6 +179,10 @@ def test_the_largest_seed():
 
 
 def test_a_truth_value_is_no_number():
-    with pytest.raises(ConfigError, match=r"train.epochs: give a value, not yes or no; got True"):
-        load_config(None, ["train.epochs=yes"], {"base": "b", "data": "d", "method": "lora", "out": "o"})
+    flags = {"base": "b", "data": "d", "method": "lora", "out": "o"}
+    with pytest.raises(ConfigError, match=r"train.epochs: give a number, not a truth value; got True"):
+        load_config(None, ["train.epochs=yes"], flags)
+    with pytest.raises(ConfigError, match=r"data.target: give a text \(in YAML, yes and no need quotes\)"):
+        load_config(None, ["data.target=no"], flags)
+    assert load_config(None, ["data.target='no'", "train.epochs=1_000"], flags).train.epochs == 1000
     assert Quantization(kind="nf4", double=False).double is False

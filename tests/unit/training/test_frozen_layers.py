@@ -1,4 +1,5 @@
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -6,10 +7,11 @@ import pytest
 import torch
 from references import assert_close
 from tiny import tiny_model
-from training_jobs import data_of, run, weights
+from training_jobs import assert_equal, data_of, run, weights
 from upper_adapters import UPPER, calls_below, upper_lora
 
 from peftly import LoRA, PrefixTuning, PromptTuning, Selective, attach, trainable_parameters
+from peftly.data import EncodedExamples, Split
 from peftly.injection.modes import training_mode
 from peftly.training.frozen_layers import frozen_layers
 
@@ -59,6 +61,20 @@ def test_many_states_are_stored_in_a_file_if_there_is_room(monkeypatch, tmp_path
         assert_close(weights(model)[name], tensor, 1e-9)
     assert bool(files) == (free > 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_stored_examples_share_no_states_and_train_the_same_weights_as_a_list():
+    results = []
+    for stored in (False, True):
+        data = data_of(14)
+        encoded = [*data.train.encoded, *data.train.encoded[:5]]  # some twice
+        split = Split(data.train.examples, EncodedExamples(encoded) if stored else list(map(replace, encoded)))
+        model = upper_lora("llama")
+        calls = calls_below(model)
+        run(model, replace(data, train=split), epochs=3, micro_batch_tokens=30)
+        results.append((len(calls), weights(model)))
+    assert results[0][0] == results[1][0]
+    assert_equal(results[1][1], results[0][1])
 
 
 def test_one_epoch_stores_nothing(monkeypatch):

@@ -127,6 +127,26 @@ def test_optimizers_dropout_and_any_moment(optimizer, step, at_evaluation, tmp_p
     assert kinds[0] == kinds[1]
 
 
+class Draw(Callback):
+    """Draws a random number after every step and evaluation, as a callback that samples text does."""
+
+    def on_step(self, _record):
+        torch.rand(1)
+
+    on_evaluate = on_step
+
+
+def test_random_numbers_of_callbacks_are_part_of_the_state(tmp_path):
+    settings = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 4, "checkpoint_steps": 2}
+    expected = run(dropping_lora(), callbacks=[Draw()], **settings)
+    assert not torch.equal(*(next(iter(weights(model).values())) for model in (expected[0], run(dropping_lora())[0])))
+    with killed():
+        run(dropping_lora(), out=tmp_path, callbacks=[Draw(), Kill(5)], **settings)
+    model, config = dropping_lora(), TrainConfig(**settings)
+    result = train(*(model, data_of(), config), tokenizer=IdTokenizer(), out=tmp_path, resume=True, callbacks=[Draw()])
+    assert_same_run((model, result), expected)
+
+
 def test_a_run_may_be_killed_again_and_again(tmp_path):
     expected = run(dropping_lora(), epochs=3)
     for step in (2, 3, 5, 9, 11):

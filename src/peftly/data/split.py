@@ -1,0 +1,162 @@
+"""`Split`: examples of one split, as text and as token ids, and their encoding in batches."""
+
+from __future__ import annotations
+
+import gc
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peftly.data.encoded import EncodedExamples
+from peftly.data.formatted import FormattedExamples
+from peftly.data.report import LossUnit, SplitReport, counted
+from peftly.data.task_encoding import encode_for
+from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Split", "encode_split"]
+
+_BATCH_EXAMPLES = 1024
+_BATCH_CHARACTERS = 2**21
+"""Examples, and characters, that are tokenized at once."""
+
+_UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split with their token ids. Dropped rows are in neither sequence.
+
+    Attributes:
+        examples: the examples as text. Those of `load_data` are made from the stored rows on access.
+        encoded: the examples as token ids, in the same order. Those of `load_data` are read from memory or from a
+            temporary file on access.
+        adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
+    """
+
+    examples: Sequence[Example]
+    encoded: Sequence[EncodedExample]
+    adapters: Sequence[str | Sequence[str] | None] | None = None
+
+
+def encode_split(
+    examples: FormattedExamples, task: TaskName, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[Split, SplitReport]:
+    """Encode the examples of a split.
+
+    Args:
+        examples: the examples as text.
+        task: task of the model.
+        tokenizer: tokenizer of the base.
+        max_length: maximum number of tokens of an example.
+
+    Returns:
+        The split without the dropped rows, and the counts.
+
+    Raises:
+        DataError: no trained token is left in any row, or the tokenizer does not support the task.
+    """
+    encoded = EncodedExamples()
+    kept = array("q")
+    labels: Counter[str] = Counter()
+    truncated = tokens_cut = trained_tokens = 0
+
+    def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
+        def location(index: int) -> str:
+            return examples.location(start + index)
+
+        return encode_for(task, batch, tokenizer, examples.row_format, max_length, location=location)
+
+    with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
+        for start, batch, results in batches:
+            for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
+                if result is None:
+                    continue
+                kept.append(index)
+                encoded.append(result)
+                labels.update((*example.tags, *filter(None, [example.label])))
+                truncated += result.num_truncated > 0
+                tokens_cut += result.num_truncated
+                trained_tokens += result.num_targets
+    num_rows, num_dropped = len(examples), len(examples) - len(kept)
+    if not encoded:
+        raise DataError(
+            f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
+            f"{examples.location(0)}); completions are empty, or max_length={max_length} is too small"
+        )
+    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
+    report = SplitReport(
+        source=examples.rows.name,
+        rows=num_rows,
+        examples=len(encoded),
+        truncated=truncated,
+        tokens_cut=tokens_cut,
+        dropped=num_dropped,
+        first_dropped=examples.location(first_dropped) if num_dropped else None,
+        tokens=sum(encoded.num_tokens),
+        trained_tokens=trained_tokens,
+        labels=dict(sorted(labels.items())),
+        unit=_UNITS.get(task, "token"),
+    )
+    return Split(examples.select(kept) if num_dropped else examples, encoded), report
+
+
+def _encoded_batches(
+    examples: Sequence[Example],
+    encode: Callable[[int, list[Example]], list[EncodedExample | None]],
+    *,
+    in_thread: bool,
+) -> Generator[tuple[int, list[Example], list[EncodedExample | None]], None, None]:
+    """Yield the index of the first of some consecutive examples, these examples, and their encodings.
+
+    A thread encodes the next examples, on all cores, while the caller works with the last ones.
+
+    Args:
+        examples: the examples.
+        encode: function that returns the encodings, from the index of the first example and the examples.
+        in_thread: whether to use the thread. The time of a chat template can be limited in the main thread only.
+    """
+    if not in_thread:
+        for start, batch in _batches(examples):
+            yield start, batch, encode(start, batch)
+        return
+    waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
+    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+        for start, batch in _batches(examples):
+            waiting.append((start, batch, thread.submit(encode, start, batch)))
+            if len(waiting) > 1:
+                first, done, results = waiting.popleft()
+                yield first, done, results.result()
+        for first, done, results in waiting:
+            yield first, done, results.result()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Except all present objects from the search for unreachable objects, which the many lists of a batch start."""
+    is_frozen = gc.get_freeze_count() > 0
+    if not is_frozen:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if not is_frozen:
+            gc.unfreeze()
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[tuple[int, list[Example]]]:
+    """Yield consecutive examples, and the index of the first of them."""
+    start, batch, characters = 0, list[Example](), 0
+    for end, example in enumerate(examples, start=1):
+        batch.append(example)
+        characters += len(example.prompt) + len(example.completion)
+        if len(batch) == _BATCH_EXAMPLES or characters > _BATCH_CHARACTERS or end == len(examples):
+            yield start, batch
+            start, batch, characters = end, [], 0
