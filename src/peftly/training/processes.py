@@ -249,7 +249,8 @@ def resume_random_states(
     set_seed(int.from_bytes(source[:4], "big"))
     saved, present = (f"{count} process{'es' * (count > 1)}" for count in (len(states), now))
     return (
-        f"the checkpoint has the random generators of {saved}, and the run goes on in {present}: dropout draws other masks"
+        f"the checkpoint has the random generators of {saved}, and the run goes on in {present}: "
+        "dropout draws other masks"
     )
 
 
