@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -75,20 +74,17 @@ def test_torchrun_prints_once_and_gives_the_weights_of_one_process(options, alon
 
 def test_a_dead_process_ends_the_others_and_the_run_continues_in_one(options, alone, peftly, tmp_path):
     out = tmp_path / "run"
-    arguments = ("train", *options, "--batch-size", 4, "--out", out, "--set", "train.checkpoint_steps=1")
-    processes = launch(command(*arguments), **environment())
-    try:
-        while not (out / "checkpoint-2.safetensors").exists() and processes[1].poll() is None:
-            time.sleep(0.01)
-    finally:
-        processes[1].kill()
+    processes = launch(command("train", *options, "--batch-size", 4, "--out", out), **environment())
+    while processes[0].stdout.readline()[:5] != "step ":  # the end of the output if there is no step
+        assert processes[0].poll() is None
+    processes[1].kill()
     (code, _, error), _ = ended(processes)
     assert code == 2
     reason = "error: another process of this run ended, so the run stops"
     assert error == f"{reason}; continue with: {program()} train --resume {out}\n"
-    resumed = peftly("train", "--resume", out)
+    resumed = peftly("train", "--resume", out)  # from a checkpoint that the other process wrote
     assert resumed.code == 0, resumed.err
-    assert "the run goes on in 1 processes, and had 2" in resumed.out
+    assert "continuing after step" in resumed.out
     assert difference(weights(out), alone[1]) < 1e-7
 
 

@@ -86,7 +86,7 @@ def test_peft(case, base, tmp_path):
     model = base()
     adapted(model, {**LORAS, **OTHERS}[case], tmp_path / "adapter")
     written = export(tmp_path / "adapter", "peft", tmp_path / "out")
-    assert sorted(path.name for path in written.folder.iterdir()) == FILES
+    assert sorted(path.name for path in written.folder.iterdir()) == [".peftly.json", *FILES]
     logits = in_peft(opened(tmp_path / "base", "causal_lm"), tmp_path / "out")
     assert_close(model(IDS).logits, logits[:, -IDS.shape[1] :])
     assert_close(load_adapter(opened(tmp_path / "base", "causal_lm"), tmp_path / "out")(IDS).logits, model(IDS).logits)
@@ -149,7 +149,7 @@ def test_vllm(case, base, tmp_path):
     model = base()
     adapted(model, LORAS[case], tmp_path / "adapter")
     written = export(tmp_path / "adapter", "vllm", tmp_path / "out")
-    assert sorted(path.name for path in written.folder.iterdir()) == FILES
+    assert sorted(path.name for path in written.folder.iterdir()) == [".peftly.json", *FILES]
     (command,) = (note for note in written.notes if "vllm serve" in note)
     max_rank = int(re.search(r"--max-lora-rank (\d+)", command)[1])
     layers = {path.rpartition(".")[2] for path, _ in model.named_modules() if path.endswith(("_proj", "embed_tokens"))}

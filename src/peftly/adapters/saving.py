@@ -29,7 +29,7 @@ from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import copied_modules, copied_parameters, short_names
 from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
-from peftly.utils import make_folder, replacing_files, write_new_file, write_tensors
+from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +57,7 @@ def save_adapter(
     Args:
         model: a model with adapters.
         folder: folder to write, created if it is missing. The adapter in it, or adapters that were saved together in
-            it, are replaced; other files stay.
+            it, are replaced; other files stay, and so does a README.md in a folder without an adapter.
         name: name of the adapter. None: the only adapter, or all adapters, each in a folder of its name in `folder`.
         notes: JSON values to store with the adapter, by key; see `AdapterFolder.notes`.
         card: text of the model card; None: a short one.
@@ -83,7 +83,10 @@ def save_adapter(
             for saved in names:
                 base = note_of_base(tuple(copied_modules(model, saved)))
                 all_notes = {BASE: base, **(notes or {}), **together}
-                _write(adapters[saved], scratch / saved if together else scratch, all_notes, card)
+                inner = saved if together else "."
+                _write(adapters[saved], scratch / inner, all_notes, card)
+                if (folder / inner / CARD).exists() and not (folder / inner / CONFIG).exists():
+                    delete_file(scratch / inner / CARD)  # the file in the folder is not the card of an adapter
     except ConfigError as error:  # another process, or a symbolic link
         raise AdapterError(str(error)) from error
     except OSError as error:

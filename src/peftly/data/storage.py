@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO, Generic, TypeVar, overload
 
+from peftly.cache import cache_home
 from peftly.errors import DataError
 
 __all__ = ["ByteStore", "LazySequence"]
@@ -113,8 +114,6 @@ class ByteStore(LazySequence[bytes]):
         return data
 
     def _write_tail(self) -> None:
-        from peftly.utils import cache_home  # imports torch, which reading a small file does not need
-
         folder = cache_home()
         try:
             if self._file is None:

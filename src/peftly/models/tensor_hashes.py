@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from peftly.utils import cache_home
+from peftly.cache import cache_home
 
 __all__ = ["FileIdentity", "file_identity", "guard_of", "hashes_in_files", "hashes_in_memory", "kind_of"]
 

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from peftly.cache import cache_home
 from peftly.errors import BaseModelError
 from peftly.models.gguf import convert_gguf
-from peftly.utils import bytes_text, cache_home, is_disk_full, says_disk_full
+from peftly.utils import bytes_text, is_disk_full, says_disk_full
 
 __all__ = ["WHEEL_BASES", "WheelBase", "is_quantized_in_wheel", "wheel_base"]
 

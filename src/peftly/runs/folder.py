@@ -16,6 +16,7 @@ Runs that are trained side by side have one such folder each, inside a folder wi
 results.json (the scores of all runs) and report.html.
 """
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,10 +54,11 @@ _RUN_FILES = (
     "metrics.jsonl",
     "evaluation.json",
     _SUMMARY,
-    RESULTS,
     "report.html",
 )
 """All files of a run except its adapters and checkpoints. The first one marks the folder, and is deleted last."""
+
+_STEP = re.compile(r"step-\d+")
 
 
 def read_config(folder: Path) -> AnyConfig | None:
@@ -116,10 +118,12 @@ def run_files(out: Path) -> list[Path]:
     """Return the existing files of a run in an order for deletion: the mark is the last. Empty for a foreign folder."""
     if not is_run(out):
         return []
-    files = [file for part in part_folders(out) for file in run_files(part)]
+    parts = part_folders(out)
+    files = [file for part in parts for file in run_files(part)]
     files += checkpoint_files(out)
     files += [file for folder in _adapter_paths(out) for file in adapter_files(folder)]
-    return [*files, *(out / name for name in reversed(_RUN_FILES) if (out / name).is_file())]
+    names = [*_RUN_FILES, RESULTS] if parts else _RUN_FILES
+    return [*files, *(out / name for name in reversed(names) if (out / name).is_file())]
 
 
 def adapter_files(folder: Path) -> list[Path]:
@@ -130,4 +134,5 @@ def adapter_files(folder: Path) -> list[Path]:
 
 def _adapter_paths(out: Path) -> list[Path]:
     """Return the paths of adapters in a run folder, whether or not they exist."""
-    return [out / "adapter", out / INTERRUPTED, *out.glob("step-*")]
+    steps = [path for path in out.glob("step-*") if _STEP.fullmatch(path.name)]
+    return [out / "adapter", out / INTERRUPTED, *steps]

@@ -154,9 +154,15 @@ class TrainingLoop:
             return step > 0 and step % min(intervals) == 0
         return time.perf_counter() - self.checkpoint_time >= CHECKPOINT_SECONDS
 
-    def write_checkpoint(self) -> None:
-        """Write a checkpoint on the main process; a full disk gives a note, not an error."""
-        random = gather_object([self.state_before_step["random"]])
+    def write_checkpoint(self, *, together: bool = True) -> None:
+        """Write a checkpoint on the main process; a full disk gives a note, not an error.
+
+        Args:
+            together: whether all processes call this after the same step. Otherwise the checkpoint lacks the random
+                generators of the others, so that dropout draws other masks after it.
+        """
+        own = [self.state_before_step["random"]]
+        random = gather_object(own) if together else own
         self.checkpoint_time = time.perf_counter()
         if self.folder is None or not self.accelerator.is_main_process:
             return

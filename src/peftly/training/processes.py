@@ -247,7 +247,11 @@ def resume_random_states(
         return None
     source = hashlib.sha256(f"{seed} {step} {accelerator.process_index}".encode()).digest()
     set_seed(int.from_bytes(source[:4], "big"))
-    return f"the run goes on in {now} processes, and had {len(states)}: dropout draws other masks"
+    saved, present = (f"{count} process{'es' * (count > 1)}" for count in (len(states), now))
+    return (
+        f"the checkpoint has the random generators of {saved}, and the run goes on in {present}: "
+        "dropout draws other masks"
+    )
 
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:

@@ -17,7 +17,7 @@ from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
 from peftly.training.job import AdapterJob, weights_location
 from peftly.training.loop import TrainingLoop
-from peftly.training.processes import on_main_process, saved_examples_per_step
+from peftly.training.processes import num_processes, on_main_process, saved_examples_per_step
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
 from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
@@ -270,7 +270,7 @@ def _train_in(
             raise TrainingError("; ".join([str(error), *saved])) from error
         except BaseException:
             if any(job.step for job in adapter_jobs):
-                _write_checkpoint(loop, accelerator)
+                _write_checkpoint(loop)
             raise
         finally:
             accelerator.free_memory()
@@ -294,18 +294,19 @@ def _saved_state(out: Path | None, note: Callable[[str], None], *, resume: bool)
     return read_checkpoint(out, note) if resume else None
 
 
-def _write_checkpoint(loop: TrainingLoop, accelerator: "Accelerator") -> None:
+def _write_checkpoint(loop: TrainingLoop) -> None:
     """Write a checkpoint after an exception, unless it came while weights were changing."""
-    # With several processes, each may be at another point of a step, unless they have agreed to stop.
-    if loop.is_consistent and (accelerator.num_processes == 1 or loop.stops_together):
-        loop.write_checkpoint()
+    # With several processes, others may have died, or be at another point of the step, unless all have agreed to stop.
+    # The weights of the main process are those of a whole number of steps.
+    if loop.is_consistent:
+        loop.write_checkpoint(together=loop.stops_together or num_processes() == 1)
 
 
 def _interrupted(
     loop: TrainingLoop, jobs: Sequence[AdapterJob], accelerator: "Accelerator", stop: KeyboardInterrupt
 ) -> KeyboardInterrupt:
     """Save the jobs that have not finished, and return an error that says where their weights are."""
-    _write_checkpoint(loop, accelerator)
+    _write_checkpoint(loop)
     lines = [str(stop)] if isinstance(stop, Stopped) else []
     for job in jobs:
         if job in loop.results:

@@ -21,7 +21,7 @@ from peftly.utils.atomic import (
     write_json,
     write_text,
 )
-from peftly.utils.environment import automatic_dtype, cache_folders, cache_home, environment, is_main_process, program
+from peftly.utils.environment import automatic_dtype, cache_folders, environment, is_main_process, program
 from peftly.utils.file_changes import (
     append,
     delete_file,
@@ -63,7 +63,6 @@ __all__ = [
     "automatic_dtype",
     "bytes_text",
     "cache_folders",
-    "cache_home",
     "check_output_folder",
     "count_text",
     "delete_file",

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from platformdirs import user_cache_dir
 
+from peftly.cache import cache_home
 from peftly.utils.hardware import resolve_dtype
 
-__all__ = ["automatic_dtype", "cache_folders", "cache_home", "environment", "is_main_process", "program"]
+__all__ = ["automatic_dtype", "cache_folders", "environment", "is_main_process", "program"]
 
 _PACKAGES = (
     "peftly",
@@ -61,11 +61,6 @@ def cache_folders() -> dict[str, dict[str, Any]]:
         "datasets": Path(os.environ.get("HF_DATASETS_CACHE", f"{home}/datasets")),
     }
     return {name: {"path": str(path), "bytes": _cache_bytes(path)} for name, path in folders.items()}
-
-
-def cache_home() -> Path:
-    """Return the folder that caches downloaded bases: `$PEFTLY_HOME`, or a folder in the user's cache."""
-    return Path(os.environ.get("PEFTLY_HOME") or user_cache_dir("peftly")).expanduser()
 
 
 def program() -> str:

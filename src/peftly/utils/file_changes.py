@@ -136,7 +136,7 @@ def sync(path: Path) -> None:
     before_change("sync", path)
     is_folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
         if is_folder:
             return

@@ -37,6 +37,10 @@ def folder_lock(folder: Path, *, seconds: float = 0) -> Iterator[None]:
         lock.acquire(timeout=seconds)
     except Timeout:
         raise ConfigError(f"{folder} is in use by {_holder(file)}; wait until it has finished, or stop it") from None
+    except OSError as error:
+        if file.is_symlink() or file.is_dir():
+            raise ConfigError(f"{file} is a symbolic link or a folder, not a lock file of peftly; remove it") from error
+        raise
     is_outermost = lock.lock_counter == 1
     try:
         if is_outermost:

@@ -11,6 +11,7 @@ The replaced files may be kept in `.peftly-earlier` until the new ones have prov
 
 import json
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,9 @@ __all__ = [
 _COMMIT = ".peftly-commit"
 _EARLIER = ".peftly-earlier"
 _MANIFEST = ".peftly-manifest.json"
+_MAX_MANIFEST = 100_000_000
+"""Largest size of a manifest in bytes."""
+
 _WAIT = 10.0
 """Seconds to wait for a process that is moving files into a folder."""
 
@@ -134,11 +138,13 @@ def _is_unfinished(name: str) -> bool:
 
 def has_earlier(folder: Path) -> bool:
     """Return whether replaced files are kept in a folder."""
-    return (folder / _EARLIER).is_dir()
+    return (folder / _EARLIER).is_dir() and not (folder / _EARLIER).is_symlink()
 
 
 def earlier_files(folder: Path) -> list[Path]:
     """Return the replaced files that are kept in a folder."""
+    if not has_earlier(folder):
+        return []
     return sorted(path for path in (folder / _EARLIER).rglob("*") if path.is_symlink() or not path.is_dir())
 
 
@@ -206,15 +212,16 @@ def _complete(folder: Path) -> None:
     if manifest is not None:
         moves, deletes = manifest["moves"], manifest["deletes"]
         paths = [_inside(folder, name) for name in deletes]
+        new = {name: _inside(commit, name) for name in moves}
         for name, path in zip(deletes, paths, strict=True):
             # A file with a new version is deleted only as long as the new version is not in its stead.
-            if os.path.lexists(path) and (name not in moves or os.path.lexists(commit / name)):
-                _take_away(path, folder / _EARLIER / name if manifest["keep_earlier"] else None)
+            if os.path.lexists(path) and (name not in moves or os.path.lexists(new[name])):
+                _take_away(path, _inside(folder, f"{_EARLIER}/{name}") if manifest["keep_earlier"] else None)
         for name in moves:
             paths.append(_inside(folder, name))
-            if os.path.lexists(commit / name):
+            if os.path.lexists(new[name]):
                 file_changes.make_folder(paths[-1].parent)
-                file_changes.move(commit / name, paths[-1])
+                file_changes.move(new[name], paths[-1])
         for parent in {folder, *(path.parent for path in paths if path.parent.is_dir())}:
             file_changes.sync(parent)
         _remove_empty(folder, deletes)
@@ -239,9 +246,11 @@ def _read_manifest(commit: Path) -> dict[str, Any] | None:
     if commit.is_symlink() or not commit.is_dir() or not os.path.lexists(file):
         return None
     try:
+        if not stat.S_ISREG(file.lstat().st_mode) or file.lstat().st_size > _MAX_MANIFEST:
+            raise ValueError
         manifest = json.loads(file.read_text(encoding="utf-8"))
         names = [*manifest["moves"], *manifest["deletes"]]
-        if file.is_symlink() or not all(isinstance(name, str) for name in names):
+        if not all(isinstance(name, str) for name in names):
             raise ValueError
         return {key: manifest[key] for key in ("moves", "deletes", "keep_earlier")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -79,6 +79,19 @@ def test_a_new_adapter_replaces_an_old_one_and_nothing_else(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
+def test_the_readme_of_a_project_stays(tmp_path):
+    (tmp_path / "README.md").write_text("my project")
+    save_adapter(make(), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my project"
+    load_adapter(tiny_model("llama", torch.float32), tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "README.md").write_text("notes")
+    model = attach(make(), LoRA(rank=2), name="a")
+    save_adapter(model, tmp_path)
+    assert (tmp_path / "a" / "README.md").read_text() == "notes"
+    assert (tmp_path / "default" / "README.md").exists()
+
+
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

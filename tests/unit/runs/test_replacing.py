@@ -98,6 +98,17 @@ def test_an_input_of_the_new_run_is_never_replaced(name, run):
     check_run_folder(run, overwrite=True, inputs=[str(run.parent), str(run / "rows.jsonl"), "smollm2-135m"])
 
 
+def test_files_of_other_origin_in_a_run_folder_are_never_replaced(run):
+    """Folders whose names only begin like those of steps, and a file that only runs side by side write."""
+    others = ["step-by-step/README.md", "step-best/adapter_config.json", "results.json", "adapter/notes.txt"]
+    make_run(run, *others, finished=True)
+    assert not {run / name for name in others} & set(run_files(run))
+    begin(run)
+    make_run(run, "adapter/adapter_config.json")
+    keep_or_restore(run)
+    assert set(others) <= set(files_in(run))
+
+
 def begin(out):
     begin_run(out, lambda folder: make_run(folder, "data.json"))
 

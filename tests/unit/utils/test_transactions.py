@@ -148,6 +148,59 @@ def test_a_manifest_leads_nowhere_else(name, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"moves": ["sub/key"], "deletes": [], "keep_earlier": False},
+        {"moves": [], "deletes": ["key"], "keep_earlier": True},
+        {"moves": [], "deletes": ["sub/key"], "keep_earlier": True},
+    ],
+    ids=["a link to read from", "a link to keep in", "a link inside to keep in"],
+)
+def test_links_beside_a_manifest_lead_nowhere_else(manifest, tmp_path):
+    other = fill(tmp_path / "other", key="mine")
+    out = fill(tmp_path / "out", key="hostile", **{"sub/key": "hostile"})
+    fill(out / ".peftly-commit")
+    (out / ".peftly-commit" / "sub").symlink_to(other)
+    if manifest["deletes"] == ["key"]:
+        (out / ".peftly-earlier").symlink_to(other)
+        assert (has_earlier(out), earlier_files(out)) == (False, [])
+    else:
+        (out / ".peftly-earlier").mkdir()
+        (out / ".peftly-earlier" / "sub").symlink_to(other)
+    (out / ".peftly-commit" / ".peftly-manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="is a symbolic link, through which nothing is written"):
+        recover(out)
+    assert contents(other) == {"key": "mine"}
+
+
+def test_a_pipe_in_place_of_a_manifest_is_one_line(tmp_path):
+    out = fill(tmp_path / "out", **{".peftly-commit/x": "x"})
+    os.mkfifo(out / ".peftly-commit" / ".peftly-manifest.json")
+    with pytest.raises(ConfigError, match=r"manifest\.json is damaged"):
+        recover(out)
+
+
+def test_a_link_to_the_folder_itself_is_followed(tmp_path):
+    """As on clusters, where the folder of all runs is often a link to another disk."""
+    fill(tmp_path / "disk")
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    for out in (tmp_path / "runs", tmp_path / "runs" / "new"):
+        replace(out)
+        write_text(out / "text", "text")
+        assert contents(out)["config"] == "new"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_something_else_with_the_name_of_the_lock(kind, tmp_path):
+    if kind == "link":
+        (tmp_path / ".peftly.lock").symlink_to(fill(tmp_path / "other", key="mine") / "key")
+    else:
+        (tmp_path / ".peftly.lock").mkdir()
+    with pytest.raises(ConfigError, match=r"peftly\.lock is a symbolic link or a folder, .*remove it"):
+        replace(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"moves": [1]}', '{"moves": ["a"], "deletes": 3}', "[" * 100_000])
 def test_a_damaged_manifest_is_one_line(text, tmp_path):
     out = fill(tmp_path / "out", **{".peftly-commit/x": "x", "a": "a"})
