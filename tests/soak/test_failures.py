@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 from commands import Outcome
+from crash_cases import SLOW
 from crash_checks import content, ends, recorded, said, tidy
 from crash_disk import forked, forked_away
 from crash_faults import FAILURES, PLACES, can_mount, failed, full_from, needed_pages, on_small_disk
@@ -97,7 +98,7 @@ def test_some_full_disks(world, folder):
 @pytest.mark.parametrize("name", WITH_SPACE)
 def test_no_space_at_any_file_operation(world, folder, name):
     counts = Family("full disk", name)
-    for description, outcome in full_disks(world, name, folder, 1):
+    for description, outcome in full_disks(world, name, folder, 3 if name in SLOW else 1):
         counts.attempt(description, outcome)
     del counts.counts["not met"]
     counts.finish()
@@ -205,7 +206,7 @@ def one_winner(world, name, folder):
     lines = [line for line in map(said, outcomes) if line is not None]
     assert len(lines) <= 1, outcomes
     for line in lines:
-        assert any(words in line for words in ("in use by process", "holds a run", "is finished")), line
+        assert any(words in line for words in ("is in use by", "holds a run", "is finished")), line
     assert content(folder / "both" / "out") == expected.new
     tidy(folder / "both")
     return "one_line" if lines else "same_bytes"
@@ -241,7 +242,7 @@ def test_four_processes_that_save_into_one_folder(world, folder):
     def attempt():
         lines = [said(outcome) for outcome in at_once(folder / "all", *(case.command for case in cases))]
         assert None in lines, lines
-        assert all("is in use by" in line and "since" in line for line in lines if line), lines
+        assert all("is in use by" in line for line in lines if line), lines
         assert content(folder / "all" / "out") in contents
         tidy(folder / "all")
         return "one_line" if any(lines) else "same_bytes"
