@@ -94,12 +94,6 @@ class Killed:
         return True
 
 
-def test_a_run_that_is_killed_a_few_times_ends_with_the_same_bytes(tiny_llama_folder, rows, tmp_path):
-    killed = Killed("lora", tiny_llama_folder, rows, tmp_path)
-    while killed.kills < 3:
-        assert killed.one_run(killed.kills) == "same_bytes"
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("method", list(ARCHITECTURE_OF))
 def test_a_run_of_each_method_that_is_killed_often(tiny_llama_folder, task_base, rows, tmp_path, method):
