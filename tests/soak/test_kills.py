@@ -74,6 +74,7 @@ class Killed:
             child = os.fork()
             if child == 0:
                 os._exit(exit_code(lambda: self.go_on(folder)) if self.leads_a_group() else 1)
+            os.setpgid(child, child)  # here, too, since the child may not have begun
             time.sleep(self.seconds * 1.1 * self.draw.random())
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended == 0:
