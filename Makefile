@@ -43,6 +43,7 @@ test: install
 
 soak: install
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python tests/soak/crash_totals.py
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -43,6 +43,9 @@ NAMES = (
 )
 """Names of all cases."""
 
+SLOW = ("train an ensemble", "overwrite an ensemble", "quickstart", "quickstart again")
+"""Cases of which every third power cut is tried, and every third file operation without space."""
+
 
 @dataclass(frozen=True)
 class Case:

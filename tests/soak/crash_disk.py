@@ -59,8 +59,8 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     return value
 
 
-def exit_code(function: Callable[[], Any]) -> int:
-    """Call a function in a copy of this process, and return how that ended: 0, a code, or minus a signal."""
+def forked_away(function: Callable[[], Any]) -> int:
+    """Call a function in a copy of this process, and return the number of that process at once."""
     child = os.fork()
     if child == 0:
         try:
@@ -71,7 +71,12 @@ def exit_code(function: Callable[[], Any]) -> int:
             traceback.print_exc()
         finally:
             os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def exit_code(function: Callable[[], Any]) -> int:
+    """Call a function in a copy of this process, and return how that ended: 0, a code, or minus a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked_away(function), 0)[1])
 
 
 def changes_below(root: Path, event: str, arguments: tuple[Any, ...]) -> str | None:
@@ -146,6 +151,7 @@ class Record:
 
     def write(self, tree: Tree, root: Path) -> None:
         """Make a folder with the files of a state."""
+        root.mkdir(parents=True, exist_ok=True)
         for name, content in tree.items():
             path = root / name
             if content is None:

@@ -9,19 +9,19 @@ import shutil
 from functools import partial
 
 import pytest
-from crash_cases import NAMES
+from crash_cases import NAMES, SLOW
 from crash_checks import check, check_end, recorded
 from crash_disk import forked, kill_before
 from crash_totals import Family
 
 
-def checked(world, name, folder, models, limit=None):
-    """Yield the different states of a case with their names, evenly spaced, and a function that checks each."""
+def checked(world, name, folder, models, step=1, limit=None):
+    """Yield every `step`-th of the different states of a case, or `limit` of them, with a function that checks each."""
     case = world.case(name)
     states, expected = recorded(case, folder / "once")
     check_end(expected, states, folder / "end")
     found = list(states.states(*models).values())
-    for index, (moment, tree) in enumerate(found[:: max(1, len(found) // limit) if limit else 1]):
+    for index, (moment, tree) in enumerate(found[:: max(1, len(found) // limit) if limit else step]):
 
         def outcome(tree=tree, copies=folder / str(index)):
             result = forked(check, case, expected, partial(states.write, tree), copies)
@@ -33,13 +33,13 @@ def checked(world, name, folder, models, limit=None):
 
 @pytest.mark.parametrize(("name", "limit"), [("overwrite a finished run", 4), ("train with checkpoints", 4)])
 def test_some_moments_of_a_run(world, folder, name, limit):
-    for moment, outcome in checked(world, name, folder, ("kill", "names"), limit):
+    for moment, outcome in checked(world, name, folder, ("kill", "names"), limit=limit):
         assert outcome(), moment
 
 
 @pytest.mark.parametrize("name", ["save adapters together", "overwrite with merge", "overwrite with export --to peft"])
 def test_some_moments_of_a_command(world, folder, name):
-    for moment, outcome in checked(world, name, folder, ("kill", "contents", "names"), 5):
+    for moment, outcome in checked(world, name, folder, ("kill", "contents", "names"), limit=5):
         assert outcome(), moment
 
 
@@ -70,6 +70,7 @@ def test_a_killed_process_leaves_what_was_recorded(world, folder):
 def test_every_moment_of_every_command(world, folder, family, name):
     counts = Family(family, name)
     models = ("kill",) if family == "kill" else ("contents", "names")
-    for moment, outcome in checked(world, name, folder, models):
+    step = 3 if family == "power cut" and name in SLOW else 1
+    for moment, outcome in checked(world, name, folder, models, step):
         counts.attempt(moment, outcome)
     counts.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,10 +100,10 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies}
 
 
-def _replaced(folder: Path) -> list[str]:
-    """Return the files of the adapter in a folder, or of adapters that were saved together there."""
+def _replaced(folder: Path) -> Iterator[str]:
+    """Yield the files of the adapter in a folder, or of adapters that were saved together there."""
     names = ["", *(f"{name}/" for name in names_saved_together(folder))]
-    return [f"{name}{file}" for name in names if (folder / name / CONFIG).is_file() for file in ADAPTER_FILES]
+    yield from (f"{name}{file}" for name in names if (folder / name / CONFIG).is_file() for file in ADAPTER_FILES)
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:

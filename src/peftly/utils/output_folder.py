@@ -114,9 +114,7 @@ def write_folder(path: Path, *, kind: str, markers: Collection[str] = ()) -> Ite
         ConfigError: the disk is full, the folder cannot be written, or another process writes into it.
     """
     try:
-        mark = read_mark(path)
-        deletes = [MARK, *map(str, mark.get("files") or ())] if mark.get("kind") == kind else []
-        with replacing_files(path, deletes=deletes, markers=markers) as scratch:
+        with replacing_files(path, deletes=_marked_files(path, kind), markers=markers) as scratch:
             yield scratch
             names = [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()]
             write_new_file(scratch / MARK, mark_text(kind, names).encode("utf-8"))
@@ -126,6 +124,13 @@ def write_folder(path: Path, *, kind: str, markers: Collection[str] = ()) -> Ite
         if isinstance(error, OSError):
             raise ConfigError(f"out: {path} was not written: {error.strerror or error}") from error
         raise
+
+
+def _marked_files(path: Path, kind: str) -> Iterator[str]:
+    """Yield the files that the mark of a folder names, if it is of this kind."""
+    mark = read_mark(path)
+    if mark.get("kind") == kind:
+        yield from (MARK, *map(str, mark.get("files") or ()))
 
 
 def nearest_existing_parent(path: Path) -> Path:

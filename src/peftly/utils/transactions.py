@@ -51,7 +51,8 @@ def replacing_files(
 
     Args:
         folder: folder to change; it is created if it does not exist. Its other files stay.
-        deletes: files of the folder to delete, as relative POSIX paths. Missing ones are ignored.
+        deletes: files of the folder to delete, as relative POSIX paths. Missing ones are ignored. A generator runs at
+            the end of the block, while no other process can write into the folder.
         markers: file names that make a folder what it is. In the short time of the replacement, there is no file of
             these names, so that no other program reads a mixture of earlier and new files.
         keep_earlier: move the files of `deletes` to `.peftly-earlier`, unless earlier files are there already.

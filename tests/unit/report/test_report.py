@@ -253,3 +253,11 @@ def test_a_comparison_of_runs_of_several_tasks_shows_the_scores_that_each_has(tm
 def test_samples_with_different_predictions_come_first():
     samples = pick_samples(comparison_results(), 4)
     assert [sample["text"][:7] for sample in samples] == ["tweet 3", "tweet 4", "tweet 5", "tweet 0"]
+
+
+def test_lines_that_a_disk_has_damaged_are_left_out_of_the_charts(run_folder):
+    file = run_folder / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([b'{"kind": "step", "step": 1, "los', b"\xff", b"[]", *lines[1:]]))
+    source = write_report(run_folder).read_text()
+    assert "training: 1.5 at step 2" in source
