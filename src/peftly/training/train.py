@@ -1,6 +1,6 @@
 """Training of one adapter, or of several adapters in shared batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,18 @@ from peftly.training.loop import TrainingLoop
 from peftly.training.processes import num_processes, on_main_process, saved_examples_per_step
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
-from peftly.utils import delete_file, folder_lock, make_folder, stops_held, stops_noted, stops_raised
+from peftly.utils import (
+    MARK,
+    delete_file,
+    folder_lock,
+    make_folder,
+    mark_text,
+    read_mark,
+    stops_held,
+    stops_noted,
+    stops_raised,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +74,8 @@ def train(
 
     Raises:
         ConfigError: settings that the data or the model cannot serve, a checkpoint of another run, a checkpoint of an
-            unfinished training without `resume`, or another process that writes into `out`.
+            unfinished training without `resume`, another process that writes into `out`, or files in `out` that the
+            training would replace and that no training wrote.
         DataError: examples that are encoded for another task than the model's.
         TrainingError: a loss or a gradient that is not finite; the last copy of finite weights is in the model, and in
             `adapter` in `out`. The copy lacks at most a tenth of the steps, and at most 20 steps. Or memory that runs
@@ -226,7 +238,7 @@ def _train_in(
     if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
         shard_base(model, accelerator.device)
     damaged: list[str] = []
-    state = on_main_process(partial(_saved_state, out, damaged.append, resume=resume))
+    state = on_main_process(partial(_saved_state, out, tuple(folders.values()), damaged.append, resume=resume))
     adapter_jobs = [
         AdapterJob(
             model,
@@ -276,22 +288,44 @@ def _train_in(
             accelerator.free_memory()
 
 
-def _saved_state(out: Path | None, note: Callable[[str], None], *, resume: bool) -> dict[str, Any] | None:
+def _saved_state(
+    out: Path | None, folders: Iterable[Path | None], note: Callable[[str], None], *, resume: bool
+) -> dict[str, Any] | None:
     """Return the state to continue from; None: the training begins.
 
     Args:
         out: folder of the checkpoints.
+        folders: folder of each job.
         note: function that receives a line about each damaged checkpoint.
         resume: see `train`.
 
     Raises:
-        ConfigError: there is a checkpoint, and the training is not to continue from it.
+        ConfigError: there is a checkpoint, and the training is not to continue from it; or the folder holds files
+            that it must not replace.
     """
     if out is None:
         return None
+    _check_folder(out, folders)
     if not resume and (files := checkpoint_files(out)):
         raise ConfigError(f"{files[0]} is of an unfinished training; continue it with resume=True, or delete it")
     return read_checkpoint(out, note) if resume else None
+
+
+def _check_folder(out: Path, folders: Iterable[Path | None]) -> None:
+    """Refuse a folder with files that the training would replace and that no training wrote, and mark the others.
+
+    Raises:
+        ConfigError: the folder holds a finished run, or such files.
+    """
+    if read_mark(out).get("finished"):
+        raise ConfigError(f"{out} holds a finished run; train into another folder")
+    if read_mark(out):
+        return
+    for folder in filter(None, folders):
+        foreign = [name for name in ("metrics.jsonl", "adapter", "adapter-interrupted") if (folder / name).exists()]
+        if foreign:
+            raise ConfigError(f"{folder / foreign[0]} is not of a training; train into a new or empty folder")
+    write_text(out / MARK, mark_text("a training"))
 
 
 def _write_checkpoint(loop: TrainingLoop) -> None:
