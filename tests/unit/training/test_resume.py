@@ -45,7 +45,7 @@ class KilledError(Exception):
 def killed():
     """Expect a `KilledError`, after which no checkpoint is written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("peftly.training.train"), "_write_checkpoint", lambda *_: None)
+        patch.setattr(import_module("peftly.training.session"), "_write_checkpoint", lambda *_: None)
         with pytest.raises(KilledError):
             yield
 
