@@ -165,6 +165,6 @@ def test_other_examples_than_those_of_the_checkpoint_are_refused_and_nothing_is_
     before = {file: file.read_bytes() for file in killed.rglob("*") if file.is_file()}
     refused = peftly("train", "--resume", killed)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "the checkpoint is of a run on other examples" in refused.err
+    assert "the checkpoint is of a run on other" in refused.err
     after = {file: file.read_bytes() for file in killed.rglob("*") if file.is_file()}
     assert after == before

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import BASE, TENSORS, TRAINING, escaped
+from peftly.adapters.files import BASE, LABELS, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
@@ -21,7 +21,7 @@ from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, load_base, note_difference
+from peftly.models import Quantization, labels_of, load_base, note_difference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +64,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
 
 
 def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+    _check_labels(model, folder)
     tensors = _without_extras(folder.path, model, folder.tensors())
     adapter = install(model, folder.method, name, lambda: _attach(model, folder, name))
     _check_tensors(folder.path, adapter_tensors(adapter), tensors)
@@ -73,6 +74,21 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+
+
+def _check_labels(model: Any, folder: AdapterFolder) -> None:
+    """Refuse a classifier whose labels are those of the adapter in another order.
+
+    Raises:
+        AdapterError: the order differs, so that answers would have the wrong names.
+    """
+    noted = [str(label) for label in folder.notes.get(LABELS) or ()]
+    labels = labels_of(model) if noted and getattr(model, "config", None) is not None else noted
+    if labels != noted and sorted(labels) == sorted(noted):
+        raise AdapterError(
+            f"{folder.path} has the labels {', '.join(noted)}, and this base has them as {', '.join(labels)}; open the "
+            "base with the labels in the order of the adapter"
+        )
 
 
 def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> None:

@@ -2,6 +2,7 @@
 
 console  output, and errors as one line
 screen   console of the commands
+printable  text that cannot change a terminal
 options  options that several commands share
 opening  model of a run, an adapter or a base
 answers  answers of a classifier, printed

@@ -91,7 +91,7 @@ def recover_run(out: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run that this version of peftly wrote."""
-    return read_mark(folder).get("kind") == RUN and (folder / "config.yaml").is_file()
+    return read_mark(folder).get("kind") == RUN
 
 
 def is_finished(out: Path) -> bool:
@@ -100,13 +100,13 @@ def is_finished(out: Path) -> bool:
 
 
 def part_folders(out: Path) -> list[Path]:
-    """Return the folders of runs that are trained side by side in `out`; none if config.yaml is unreadable."""
-    if not (out / "config.yaml").is_file():
-        return []
-    try:
-        return [out / name for name in load_config(out / "config.yaml", stored=True).parts()]
-    except ConfigError:
-        return []
+    """Return the folders of runs that are trained side by side in `out`, by its config.yaml or else by its mark."""
+    if (out / "config.yaml").is_file():
+        with suppress(ConfigError):
+            return [out / name for name in load_config(out / "config.yaml", stored=True).parts()]
+    noted = read_mark(out).get("parts")
+    names = noted if isinstance(noted, list) else []
+    return [out / name for name in names if isinstance(name, str) and Path(name).name == name]
 
 
 def adapter_folders(out: Path) -> list[Path]:

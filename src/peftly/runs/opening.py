@@ -110,7 +110,9 @@ def _run_config(spec: str) -> RunConfig | None:
 def _adapters_of(spec: str) -> AdapterSet:
     folder = Path(spec)
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
-        raise AdapterError(f"{spec}: this run has no adapter folder; it was stopped before its first adapter was saved")
+        raise AdapterError(
+            f"{spec}: this run has saved no adapter yet: it is still in training, or was stopped before that"
+        )
     return open_adapters(spec)
 
 

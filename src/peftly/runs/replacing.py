@@ -64,7 +64,8 @@ def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str
             holds no run but other files.
     """
     recover_run(out)
-    hint = "" if is_finished(out) else f", or continue it: {resume_command(out)}"
+    is_resumable = (out / "config.yaml").is_file() and not is_finished(out)
+    hint = f", or continue it: {resume_command(out)}" if is_resumable else ""
     check_output_folder(out, kind=RUN, overwrite=overwrite, in_place=True, hint=hint)
     replaced = {file.resolve() for file in run_files(out)}
     for name in filter(None, inputs):
@@ -83,6 +84,8 @@ def check_resumable(out: Path) -> None:
     recover_run(out)
     if not is_run(out):
         raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml and a {MARK}")
+    if not (out / "config.yaml").is_file():
+        raise ConfigError(f"the run in {out} has lost its config.yaml; put the file back, or train with --overwrite")
     if out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
         raise ConfigError(f"{out} is one of several runs that continue together: {resume_command(out.parent)}")
     if is_finished(out):
@@ -150,20 +153,27 @@ def finish_run(out: Path, parts: Sequence[Path] = ()) -> None:
     unneeded = [file for run in (out, *parts) for file in (*checkpoint_files(run), *adapter_files(run / INTERRUPTED))]
     with replacing_files(out, deletes=_names(out, [*unneeded, *earlier_files(out)])) as scratch:
         for run in (out, *parts):
-            write_mark(scratch / run.relative_to(out), is_finished=True)
+            names = [part.name for part in parts] if run == out else []
+            write_mark(scratch / run.relative_to(out), is_finished=True, parts=names)
 
 
-def write_mark(folder: Path, *, is_finished: bool) -> None:
-    """Write the mark of a run into a folder that has none. It says whether the run is finished."""
+def write_mark(folder: Path, *, is_finished: bool, parts: Sequence[str] = ()) -> None:
+    """Write the mark of a run into a folder that has none.
+
+    Args:
+        folder: folder, which is created.
+        is_finished: whether the run is finished.
+        parts: names of the folders inside it of runs that are trained side by side.
+    """
     make_folder(folder)
-    write_new_file(folder / MARK, mark_text(RUN, finished=is_finished).encode("utf-8"))
+    write_new_file(folder / MARK, mark_text(RUN, finished=is_finished, parts=list(parts)).encode("utf-8"))
 
 
 def keep_or_restore(out: Path) -> None:
     """Clean up after a run that has failed or was stopped.
 
-    The run stays if it has an adapter or a checkpoint. Otherwise its files are deleted, and an earlier run that it was
-    to replace is restored.
+    The run stays if it has an adapter or a checkpoint. Otherwise an earlier run that it was to replace is restored, and
+    a run without a single step is deleted.
     """
     recover_run(out)
     runs = (out, *part_folders(out))
@@ -173,8 +183,13 @@ def keep_or_restore(out: Path) -> None:
         return
     elif has_earlier(out):
         restore_earlier(out, _names(out, run_files(out)), markers=_MARKERS)
-    else:
+    elif not any(_has_steps(run) for run in runs):
         clear_run(out)
+
+
+def _has_steps(run: Path) -> bool:
+    metrics = run / "metrics.jsonl"
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def clear_run(out: Path) -> None:

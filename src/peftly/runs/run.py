@@ -95,7 +95,7 @@ def run(
     if not is_main_process():
         log = _no_log
     check_processes(config, resume=resume)
-    with writing_into(out):
+    with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
         config, base, data = open_base_and_data(config, base, data, log)
@@ -243,8 +243,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
         TrainingError: any other error, with the same command.
     """
     try:
-        with stops_raised():
-            yield
+        yield
     except BaseException as error:
         if not is_main_process():
             raise
@@ -253,12 +252,13 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
                 if adapter_folders(folder):
                     _write_report_if_possible(folder)
             if not resume:
-                keep_or_restore(out)
+                with suppress(PeftlyError, OSError):  # the error that has ended the run is more important
+                    keep_or_restore(out)
         advice = f"continue with: {resume_command(out)}"
         if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
             raise
         if isinstance(error, KeyboardInterrupt):
-            raise type(error)(f"{error}; {advice}") from error
+            raise type(error)("; ".join(filter(None, [str(error), advice]))) from error
         reported = lost_process(error) or error
         name = "" if isinstance(reported, (PeftlyError, OSError)) else f"{type(error).__name__}: "
         reason = str(reported).strip().split("\n")[0]

@@ -34,7 +34,7 @@ from peftly.runs.replacing import (
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import attach_method, batches_line, inputs_of, keeping_progress, open_base_and_data
 from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
-from peftly.utils import environment, write_json, write_text
+from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
     from peftly.training import Callback
@@ -99,7 +99,7 @@ def run_together(
         raise ConfigError("runs side by side share one process; start them without the launcher, or run by run")
     out = Path(config.out)
     folders = [Path(part.out) for part in config.parts().values()]
-    with writing_into(out):
+    with stops_raised(), writing_into(out):
         if resume:
             check_resumable(out)
         else:
@@ -135,7 +135,7 @@ def run_together(
 
 def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> None:
     """Write the first files of all runs."""
-    write_mark(folder, is_finished=False)
+    write_mark(folder, is_finished=False, parts=tuple(parts))
     write_text(folder / "config.yaml", dump_config(_resolved(config, parts)))
     for name, part in parts.items():
         write_run_header(folder / name, part.config, part.data)

@@ -1,6 +1,7 @@
 """The training loop, for every method and task. May import: `evaluation` and what it may import.
 
 train          `train` and `train_together`
+session        one training, from its first step or a checkpoint to its end
 config         settings
 checks         checks of the settings against the data and the model
 loop           steps, evaluations and checkpoints, in order

@@ -93,7 +93,8 @@ def read_checkpoint(folder: Path, note: Callable[[str], None]) -> dict[str, Any]
             note(f"{problem}; continuing from {file.name}")
         return state
     if problems:
-        raise TrainingError(f"{problems[0]}; delete it to train from the beginning")
+        names = ", ".join(file.name for file in files)
+        raise TrainingError(f"{problems[0]}; to train from the beginning, delete {names}")
     return None
 
 
@@ -215,20 +216,36 @@ def check_same_run(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
                 f"the checkpoint is of a run with train.{key} {saved['config'].get(key)}, and now it is {value}; "
                 f"{_ADVICE}"
             )
-    for key, difference in (
-        ("examples", "on other examples"),
-        ("learning_rates", "with other learning rates"),
-        ("methods", "of other methods, or with other settings of them"),
+    for split, digest_now, digest_saved in zip(
+        ("training", "validation"), now["examples"], saved["examples"], strict=True
     ):
-        # Compared as JSON, where tuples are lists.
-        if json.loads(json.dumps(now[key])) != saved[key]:
-            raise ConfigError(f"the checkpoint is of a run {difference}; {_ADVICE}")
+        if digest_now != digest_saved:
+            raise ConfigError(f"the checkpoint is of a run on other {split} examples; {_ADVICE}")
+    if now["learning_rates"] != saved["learning_rates"]:
+        raise ConfigError(f"the checkpoint is of a run with other learning rates; {_ADVICE}")
+    _check_same_methods(json.loads(json.dumps(now["methods"])), saved["methods"])  # in JSON tuples are lists
     shapes, saved_shapes = (
         {name: value.shape for name, value in state["parameters"].items()} for state in (now, saved)
     )
     if shapes != saved_shapes:
         different = sorted(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
         raise ConfigError(f"the checkpoint is of a run that trained other weights ({different[0]}); {_ADVICE}")
+
+
+def _check_same_methods(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compare the settings of the methods of two runs, which are named in the error."""
+    names, saved_names = ([settings["name"] for settings in methods.values()] for methods in (now, saved))
+    if names != saved_names or list(now) != list(saved):
+        raise ConfigError(
+            f"the checkpoint is of a run of other methods: {', '.join(saved_names)}, not {', '.join(names)}; {_ADVICE}"
+        )
+    for adapter, settings in now.items():
+        for key, value in settings.items():
+            if value != saved[adapter].get(key):
+                setting, before = f"{settings['name']}.{key}", saved[adapter].get(key)
+                raise ConfigError(
+                    f"the checkpoint is of a run with {setting} {before}, and now it is {value}; {_ADVICE}"
+                )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -60,6 +60,28 @@ def test_folders_of_continued_runs(run, tmp_path):
             check_resumable(folder)
 
 
+def test_a_run_that_has_lost_its_configuration(run):
+    make_run(run, "checkpoint-3.safetensors")
+    (run / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"has lost its config\.yaml; put the file back, or train with --overwrite"):
+        check_resumable(run)
+    with pytest.raises(ConfigError, match=r"holds a run; .*replace it with --overwrite$"):
+        check_run_folder(run)
+    check_run_folder(run, overwrite=True)
+    begin(run)
+    finish_run(run)
+    assert files_in(run) == [MARK, "config.yaml", "data.json"]
+
+
+def test_a_failed_run_with_steps_keeps_its_metrics(tmp_path):
+    out = tmp_path / "new"
+    begin(out)
+    (out / "metrics.jsonl").write_text("a step")
+    keep_or_restore(out)
+    check_resumable(out)
+    assert (out / "metrics.jsonl").read_text() == "a step"
+
+
 def test_members_continue_together(tmp_path):
     out = make_run(tmp_path / "vote", config=f"{CONFIG}ensemble: 2\n")
     assert part_folders(out) == [out / "member_1", out / "member_2"]
@@ -67,6 +89,14 @@ def test_members_continue_together(tmp_path):
     check_resumable(out)
     with pytest.raises(ConfigError, match=r"one of several runs that continue together: .* --resume .*vote$"):
         check_resumable(out / "member_1")
+
+
+def test_members_are_known_without_a_configuration(tmp_path):
+    out = make_run(tmp_path / "vote", "results.json", config="[")
+    (out / MARK).write_text(mark_text("a run", finished=True, parts=["member_1", "../other", 3]))
+    make_run(out / "member_1")
+    assert part_folders(out) == [out / "member_1"]
+    assert {out / "results.json", out / "member_1" / "config.yaml"} <= set(run_files(out))
 
 
 def test_clearing_spares_files_of_other_origin(run):

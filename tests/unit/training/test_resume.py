@@ -45,7 +45,7 @@ class KilledError(Exception):
 def killed():
     """Expect a `KilledError`, after which no checkpoint is written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("peftly.training.train"), "_write_checkpoint", lambda *_: None)
+        patch.setattr(import_module("peftly.training.session"), "_write_checkpoint", lambda *_: None)
         with pytest.raises(KilledError):
             yield
 
@@ -340,7 +340,7 @@ def test_ten_minutes_between_checkpoints(monkeypatch, tmp_path):
     assert [file.name for file in checkpoint_files(tmp_path / "long")] == [
         f"checkpoint-{step}.safetensors" for step in (5, 4)
     ]
-    assert not [file for file in (tmp_path / "long").iterdir() if file.name.startswith(".")]
+    assert [file.name for file in (tmp_path / "long").iterdir() if file.name.startswith(".")] == [MARK]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch, tmp_path):
@@ -404,9 +404,9 @@ def other_eps(model):
 
 OTHER_RUNS = {
     "settings": ({"epochs": 3}, {}, "train.epochs 2, and now it is 3"),
-    "rows": ({}, {"data": data_of(17)}, "on other examples"),
-    "validation": ({}, {"data": data_of(16, 5)}, "on other examples"),
-    "an example in the other split": ({}, {"data": moved_example()}, "on other examples"),
+    "rows": ({}, {"data": data_of(17)}, "on other training examples"),
+    "validation": ({}, {"data": data_of(16, 5)}, "on other validation examples"),
+    "an example in the other split": ({}, {"data": moved_example()}, "on other training examples"),
     "rate": ({"learning_rate": None}, {"rate": 1e-3}, "train.learning_rate 0.01, and now it is None"),
     "dtype": ({}, {"model": lora_model(torch.bfloat16)}, "the dtype is torch.bfloat16 and was torch.float32"),
     "one element": ({}, other_base(other_element), "another base: model.layers.1.mlp.up_proj.weight has other values"),
@@ -414,8 +414,8 @@ OTHER_RUNS = {
     "eps": ({}, other_base(other_eps), "another base: rms_norm_eps is 1e-05 and was 1e-06"),
     "dropout": ({}, other_base(other_dropout), "another base: attention_dropout is 0.1 and was 0.0"),
     "buffer": ({}, other_base(other_buffer), "another base: it also has shift"),
-    "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), "with other settings"),
-    "method": ({}, other(IA3()), "of other methods"),
+    "settings of the method": ({}, other(LoRA(rank=2, alpha=5)), r"lora\.alpha 16.*, and now it is 5"),
+    "method": ({}, other(IA3()), "of other methods: lora, not ia3"),
 }
 
 
@@ -457,7 +457,7 @@ def test_a_refused_checkpoint_changes_none_of_several_adapters(tmp_path):
     train_together(make(), jobs, tokenizer=IdTokenizer(), out=tmp_path, delete_checkpoints=False)
     model, metrics = make(), (tmp_path / "a" / "metrics.jsonl").read_bytes()
     before_weights = weights(model)
-    with pytest.raises(ConfigError, match="on other examples"):
+    with pytest.raises(ConfigError, match="on other training examples"):
         train_together(
             model, {**jobs, "b": Job(data_of(17), config)}, tokenizer=IdTokenizer(), out=tmp_path, resume=True
         )
@@ -729,9 +729,9 @@ def test_a_damaged_checkpoint(damage, monkeypatch, tmp_path):
         monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 0)
         write_state(file, {})
         monkeypatch.setattr("peftly.training.checkpoint.FORMAT", 3)
-    message = r"(is damaged|has format 0).*delete it to train from the beginning"
+    message = r"(is damaged|has format 0).*to train from the beginning, delete checkpoint-3"
     if damage == "unreadable":
-        message = r"^cannot read .*: Permission denied; delete it"
+        message = r"^cannot read .*: Permission denied; to train from the beginning, delete"
     with pytest.raises(TrainingError, match=message):
         train(
             lora_model(), data_of(), TrainConfig(learning_rate=1e-2), tokenizer=IdTokenizer(), out=tmp_path, resume=True
@@ -745,6 +745,20 @@ def test_another_environment_gives_a_note(monkeypatch, tmp_path):
     config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=3)
     with pytest.warns(UserWarning, match=r"started in another environment \(threads \d+, now 99\)"):
         train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+
+
+def test_a_training_replaces_files_of_a_training_only(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is not of a training; train into a new or empty folder"):
+        run(out=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / MARK).write_text(mark_text("a run", finished=True))
+    with pytest.raises(ConfigError, match="holds a finished run; train into another folder"):
+        run(out=tmp_path / "finished")
+    for _ in range(2):  # a cell of a notebook may run twice
+        run(out=tmp_path / "own")
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [MARK, "adapter", "metrics.jsonl"]
 
 
 @pytest.mark.parametrize("resume", [False, True])

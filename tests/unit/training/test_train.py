@@ -220,7 +220,13 @@ def test_the_run_folder(tmp_path):
 
     _, result = run(out=tmp_path / "run", save_steps=3, callbacks=[Listener()])
     out = tmp_path / "run"
-    assert sorted(path.name for path in out.iterdir()) == ["adapter", "metrics.jsonl", "step-3", "step-6"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".peftly.json",
+        "adapter",
+        "metrics.jsonl",
+        "step-3",
+        "step-6",
+    ]
     assert saved == ["step-3", "step-6", "adapter"]
     for name in saved:
         load_adapter(tiny_model("llama", torch.float32), out / name)

@@ -89,7 +89,7 @@ def whole_and_resumed(out, **changes):
     settings |= changes
     whole, _ = run(make(), data, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("peftly.training.train"), "AdapterJob", Killed)
+        patch.setattr(import_module("peftly.training.session"), "AdapterJob", Killed)
         with pytest.raises(RuntimeError, match="killed"):
             run(make(), data, out, **settings)
     resumed = make()
