@@ -11,7 +11,7 @@ from typing import Any
 
 from commands import Outcome, peftly_here
 from crash_cases import Case, Expected, done
-from crash_disk import Record, forked, record
+from crash_disk import Record, Tree, forked, record
 
 from peftly import load_base
 from peftly.adapters.adapter_set import open_adapters
@@ -108,6 +108,15 @@ def check_end(expected: Expected, states: Record, folder: Path) -> None:
         states.write(tree, folder / model)
         found = content(folder / model / "out")
         assert found == expected.new, (model, difference(found, expected.new))
+
+
+def check_kept(expected: Expected, tree: Tree) -> None:
+    """The earlier adapters are somewhere in the folder until the new ones are there."""
+    earlier, new = (
+        {content for name, content in (version or {}).items() if name.endswith("adapter_model.safetensors")}
+        for version in (expected.earlier, expected.new)
+    )
+    assert earlier <= set(tree.values()) or new <= set(tree.values()), "the earlier result is gone"
 
 
 def check(case: Case, expected: Expected, fill: Callable[[Path], None], folder: Path) -> str:

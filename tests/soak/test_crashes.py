@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from crash_cases import NAMES, SLOW
-from crash_checks import check, check_end, recorded
+from crash_checks import check, check_end, check_kept, recorded
 from crash_disk import forked, kill_before
 from crash_totals import STEP, Family
 
@@ -21,6 +21,9 @@ def checked(world, name, folder, models, step=1, limit=None):
     states, expected = recorded(case, folder / "once")
     check_end(expected, states, folder / "end")
     found = list(states.states(*models).values())
+    for _, tree in found:
+        if case.kind != "quickstart":  # which deletes the earlier one first
+            check_kept(expected, tree)
     for index, (moment, tree) in enumerate(found[:: max(1, len(found) // limit) if limit else step]):
 
         def outcome(tree=tree, copies=folder / str(index)):

@@ -153,5 +153,6 @@ def test_the_page_of_the_crashes_has_the_counts_of_the_results():
     results = crash_totals.read()
     page = crash_totals.PAGE.read_text(encoding="utf-8")
     assert crash_totals.with_tables(page, results) == page
-    assert list(results) == list(crash_totals.FAMILIES)
+    assert results
+    assert results.keys() <= crash_totals.FAMILIES.keys()
     assert all(counts["lost"] == 0 for counts in results.values())
