@@ -9,12 +9,10 @@ import pytest
 from crash_cases import World
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tiny_llama_folder, tmp_path_factory):
     before = Path.cwd()
-    world = World(tiny_llama_folder, tmp_path_factory.mktemp("world"))
-    yield world
-    world.end()
+    yield World(tiny_llama_folder, tmp_path_factory.mktemp("world"))
     os.chdir(before)
 
 

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from peftly.report import run_page
+
 Tree = dict[str, str | None]
 """Files by relative path, each with the hash of its content; None: a folder."""
 
@@ -42,7 +44,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
         child = os.fork()
         if child == 0:
             try:
-                torch.set_num_threads(1)  # in the first thread: transformers starts several, which all would do it
+                _begin_copy()
                 try:
                     pickle.dump((True, function(*arguments)), answer)
                 except BaseException:  # noqa: BLE001
@@ -59,12 +61,17 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     return value
 
 
+def _begin_copy() -> None:
+    torch.set_num_threads(1)  # in the first thread: transformers starts several, which all would do it
+    run_page.line_chart = lambda *_, **__: ""  # a third of the time of a run
+
+
 def forked_away(function: Callable[[], Any]) -> int:
     """Call a function in a copy of this process, and return the number of that process at once."""
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)
+            _begin_copy()
             function()
             os._exit(0)
         except BaseException:  # noqa: BLE001

@@ -1,6 +1,7 @@
 """Counts of what was tried, and the page that quotes them."""
 
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,9 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "crashes.json"
 PAGE = ROOT / "docs" / "robustness.md"
+STEP = int(os.environ.get("SOAK_STEP", "1"))
+"""1: everything is tried; 5: about a fifth of it, for a machine with little time."""
+
 FAMILIES = {
     "kill": "A kill before each file operation",
     "power cut": "A power cut before each file operation, in two models of a disk",
@@ -59,6 +63,7 @@ def write(family: Family) -> None:
             "one_line": family.counts["one_line"],
             "undetected": dict(family.undetected),
             "lost": len(family.faults),
+            "step": STEP,
             "seconds": round(time.perf_counter() - family.started),
         }
         for key in ("cases", "same_bytes", "one_line", "lost", "seconds"):
@@ -78,7 +83,9 @@ def table(results: dict[str, Any]) -> str:
     lines.append("|---|---:|---:|---:|---:|")
     for name, counts in results.items():
         cells = [f"{counts[key]:,}" for key in ("cases", "same_bytes", "one_line", "lost")]
-        lines.append(f"| {FAMILIES[name]} | {' | '.join(cells)} |")
+        step = max(part.get("step", 1) for part in counts["parts"].values())
+        share = f" (1 of {step})" if step > 1 else ""
+        lines.append(f"| {FAMILIES[name]}{share} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import pytest
 from crash_cases import NAMES, SLOW
 from crash_checks import check, check_end, recorded
 from crash_disk import forked, kill_before
-from crash_totals import Family
+from crash_totals import STEP, Family
 
 
 def checked(world, name, folder, models, step=1, limit=None):
@@ -31,7 +31,7 @@ def checked(world, name, folder, models, step=1, limit=None):
         yield moment, outcome
 
 
-@pytest.mark.parametrize(("name", "limit"), [("overwrite a finished run", 4), ("train with checkpoints", 4)])
+@pytest.mark.parametrize(("name", "limit"), [("overwrite a finished run", 3), ("train with checkpoints", 2)])
 def test_some_moments_of_a_run(world, folder, name, limit):
     for moment, outcome in checked(world, name, folder, ("kill", "names"), limit=limit):
         assert outcome(), moment
@@ -39,7 +39,7 @@ def test_some_moments_of_a_run(world, folder, name, limit):
 
 @pytest.mark.parametrize("name", ["save adapters together", "overwrite with merge", "overwrite with export --to peft"])
 def test_some_moments_of_a_command(world, folder, name):
-    for moment, outcome in checked(world, name, folder, ("kill", "contents", "names"), limit=5):
+    for moment, outcome in checked(world, name, folder, ("kill", "contents", "names"), limit=4):
         assert outcome(), moment
 
 
@@ -70,7 +70,7 @@ def test_a_killed_process_leaves_what_was_recorded(world, folder):
 def test_every_moment_of_every_command(world, folder, family, name):
     counts = Family(family, name)
     models = ("kill",) if family == "kill" else ("contents", "names")
-    step = 3 if family == "power cut" and name in SLOW else 1
+    step = STEP * (3 if family == "power cut" and name in SLOW else 1)
     for moment, outcome in checked(world, name, folder, models, step):
         counts.attempt(moment, outcome)
     counts.finish()

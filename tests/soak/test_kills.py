@@ -74,6 +74,7 @@ class Killed:
             child = os.fork()
             if child == 0:
                 os._exit(exit_code(lambda: self.go_on(folder)) if self.leads_a_group() else 1)
+            os.setpgid(child, child)  # here, too, since the child may not have begun
             time.sleep(self.seconds * 1.1 * self.draw.random())
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended == 0:
@@ -92,12 +93,6 @@ class Killed:
     def leads_a_group():
         os.setpgid(0, 0)
         return True
-
-
-def test_a_run_that_is_killed_a_few_times_ends_with_the_same_bytes(tiny_llama_folder, rows, tmp_path):
-    killed = Killed("lora", tiny_llama_folder, rows, tmp_path)
-    while killed.kills < 3:
-        assert killed.one_run(killed.kills) == "same_bytes"
 
 
 @pytest.mark.soak

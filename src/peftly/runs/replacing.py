@@ -149,6 +149,7 @@ def finish_run(out: Path, parts: Sequence[Path] = ()) -> None:
         out: run folder. All results are on the disk.
         parts: folders of the runs inside it that were trained side by side.
     """
+    recover_run(out)  # a full disk may have interrupted the replacement of an adapter of a step
     unneeded = [file for run in (out, *parts) for file in (*checkpoint_files(run), *adapter_files(run / INTERRUPTED))]
     with replacing_files(out, deletes=_names(out, [*unneeded, *earlier_files(out)])) as scratch:
         for run in (out, *parts):
