@@ -86,6 +86,7 @@ def read_checkpoint(folder: Path, note: Callable[[str], None]) -> dict[str, Any]
     for file in files:
         try:
             state = read_state(file)
+            _check_jobs(file, state)
         except TrainingError as error:
             problems.append(error)
             continue
@@ -96,6 +97,16 @@ def read_checkpoint(folder: Path, note: Callable[[str], None]) -> dict[str, Any]
         names = ", ".join(file.name for file in files)
         raise TrainingError(f"{problems[0]}; to train from the beginning, delete {names}")
     return None
+
+
+def _check_jobs(file: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a state without jobs. The other parts of a state are checked when they are loaded."""
+    jobs = state.get("jobs")
+    if not isinstance(jobs, Mapping) or not all(
+        isinstance(job, Mapping) and type(job.get("examples_per_step")) is int and job["examples_per_step"] > 0
+        for job in jobs.values()
+    ):
+        raise TrainingError(f"{file} is damaged (it holds no state of a training)")
 
 
 def write_state(file: Path, state: Mapping[str, Any]) -> None:
@@ -131,10 +142,15 @@ def read_state(file: Path) -> dict[str, Any]:
         raise TrainingError(f"{file} is damaged ({error})") from error
     if _TREE not in tensors or _sha256(tensors) != expected:
         raise TrainingError(f"{file} is damaged (its contents do not match their hash)")
-    tree = json.loads(bytes(tensors[_TREE].numpy()))
-    if tree["format"] != FORMAT:
-        raise TrainingError(f"{file} has format {tree['format']}, and this version of peftly reads {FORMAT}")
-    state: dict[str, Any] = _from_json(tree["state"], tensors)
+    try:
+        tree = json.loads(bytes(tensors[_TREE].numpy()))
+        version, state = tree["format"], _from_json(tree["state"], tensors) if tree["format"] == FORMAT else {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TrainingError(f"{file} is damaged (it holds no state of a training)") from error
+    if version != FORMAT:
+        raise TrainingError(f"{file} has format {version!s:.20}, and this version of peftly reads {FORMAT}")
+    if not isinstance(state, dict):
+        raise TrainingError(f"{file} is damaged (it holds no state of a training)")
     return state
 
 

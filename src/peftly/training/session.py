@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import attached
 from peftly.data import Data
-from peftly.errors import AdapterError, ConfigError, Stopped, TrainingError
+from peftly.errors import AdapterError, ConfigError, PeftlyError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
 from peftly.kernels import supports_packing, use_packed_attention
 from peftly.training.callbacks import Callback, TrainResult
@@ -163,7 +163,7 @@ def _train_in(
     with mode, attention, lean_blocks(model), loop.gradients.modes:
         try:
             if state is not None:
-                loop.load_state_dict(state)
+                _load_state(loop, state)
             return loop.run()
         except KeyboardInterrupt as interrupt:
             with stops_held():
@@ -203,6 +203,21 @@ def _saved_state(
     if not resume and (files := checkpoint_files(out)):
         raise ConfigError(f"{files[0]} is of an unfinished training; continue it with resume=True, or delete it")
     return read_checkpoint(out, note) if resume else None
+
+
+def _load_state(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
+    """Continue from a checkpoint, as `TrainingLoop.load_state_dict` does.
+
+    Raises:
+        ConfigError: the checkpoint is of another run, or parts of it are missing or senseless.
+    """
+    try:
+        loop.load_state_dict(state)
+    except PeftlyError:
+        raise
+    except Exception as error:  # a checkpoint may hold anything, and its parts are loaded by torch and numpy
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise ConfigError(f"the checkpoint in {loop.folder} is damaged ({reason:.200}); delete it") from error
 
 
 def _check_folder(out: Path, folders: Iterable[Path | None]) -> None:

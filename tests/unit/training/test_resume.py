@@ -10,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from checkpoint_fuzz import CheckpointFuzzer
 from references import METHOD_CELLS, adapted
 from tiny import tiny_model
 from training_jobs import IdTokenizer, Scores, assert_equal, data_of, lora_model, run, weights
@@ -807,3 +808,12 @@ def test_generators(tmp_path):
     drawn = [(random.random(), np.random.rand(), torch.rand(3).tolist()) for _ in range(2)]
     set_random_states(read_state(tmp_path / "state"), device)
     assert [(random.random(), np.random.rand(), torch.rand(3).tolist()) for _ in range(2)] == drawn
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_changed_checkpoints_raise_only_our_errors(tmp_path):
+    """A sample of `tests/soak/test_fuzz_checkpoints.py`."""
+    fuzzer = CheckpointFuzzer(tmp_path)
+    for seed in range(40):
+        fuzzer.run(seed)
+    assert {"ConfigError", "TrainingError"} <= fuzzer.outcomes.keys() <= {"ok", "ConfigError", "TrainingError"}
