@@ -72,6 +72,7 @@ def test_torchrun_prints_once_and_gives_the_weights_of_one_process(options, alon
     assert difference(weights(tmp_path / "new" / "run"), expected) < 1e-7
 
 
+@pytest.mark.soak
 def test_a_dead_process_ends_the_others_and_the_run_continues_in_one(options, alone, peftly, tmp_path):
     out = tmp_path / "run"
     processes = launch(command("train", *options, "--batch-size", 4, "--out", out), **environment())

@@ -62,6 +62,8 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _begin_copy() -> None:
+    # The threads of the tokenizers' library are not in the copy, which would wait for them for ever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # in the first thread: transformers starts several, which all would do it
     run_page.line_chart = lambda *_, **__: ""  # a third of the time of a run
 

@@ -59,6 +59,7 @@ def failures(world, folder, draws, names=FAILING, kinds=FAILURES):
             yield f"{failure} in {place} {when} of {case.name}", outcome
 
 
+@pytest.mark.soak
 def test_some_failures(world, folder):
     for description, outcome in failures(world, folder, 1, FAILING[1:2], FAILURES[1::3]):
         assert outcome(), description
@@ -117,6 +118,7 @@ def small_disks(world, name, folder, sizes):
         )
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount a file system")
 def test_some_small_disks(world, folder):
     for description, outcome in small_disks(world, "overwrite a finished run", folder, 3):
