@@ -1,6 +1,7 @@
 """From rows in files or in memory to batches of token ids. May import: `utils`.
 
 storage        sequences whose elements are made on access, and byte strings on disk
+findings       defects of examples, counted by kind
 types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from peftly.data.findings import Finding
+
 __all__ = ["DataReport", "LossUnit", "Overlap", "SplitReport", "counted"]
 
 LossUnit = Literal["token", "tag", "row"]
@@ -25,6 +27,7 @@ class SplitReport:
         trained_tokens: number of loss terms: trained tokens, tags, or examples with a label.
         labels: number of examples of each label, or of words of each tag.
         unit: unit that the loss counts.
+        findings: defects of the examples, by kind.
     """
 
     source: str
@@ -38,6 +41,7 @@ class SplitReport:
     trained_tokens: int
     labels: dict[str, int] = field(default_factory=dict)
     unit: LossUnit = "token"
+    findings: list[Finding] = field(default_factory=list)
 
     def line(self, name: str) -> str:
         """Return the counts in one line.
@@ -107,6 +111,7 @@ class DataReport:
         """Return the report as lines of text."""
         return [
             *(split.line(name) for name, split in self.splits.items()),
+            *(f"{name}: {finding.line()}" for name, split in self.splits.items() for finding in split.findings),
             *(overlap.line() for overlap in self.overlaps),
             *self.notes,
         ]

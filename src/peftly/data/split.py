@@ -9,9 +9,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from peftly.data.encoded import EncodedExamples
+from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
 from peftly.data.report import LossUnit, SplitReport, counted
 from peftly.data.task_encoding import encode_for
@@ -67,6 +69,7 @@ def encode_split(
     kept = array("q")
     labels: Counter[str] = Counter()
     truncated = tokens_cut = trained_tokens = 0
+    counter = FindingCounter()
 
     def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
         def location(index: int) -> str:
@@ -85,6 +88,8 @@ def encode_split(
                 truncated += result.num_truncated > 0
                 tokens_cut += result.num_truncated
                 trained_tokens += result.num_targets
+                for kind, detail in (*example.findings, *result.findings):
+                    counter.add(kind, partial(examples.location, index), detail)
     num_rows, num_dropped = len(examples), len(examples) - len(kept)
     if not encoded:
         raise DataError(
@@ -104,6 +109,7 @@ def encode_split(
         trained_tokens=trained_tokens,
         labels=dict(sorted(labels.items())),
         unit=_UNITS.get(task, "token"),
+        findings=counter.findings(),
     )
     return Split(examples.select(kept) if num_dropped else examples, encoded), report
 

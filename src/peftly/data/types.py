@@ -30,6 +30,8 @@ class EncodedExample:
         token_type_ids: index (0 or 1) of the text that each token belongs to, for models that read text pairs.
         prompt_positions: for each virtual token that the template marks, index of the token that follows the virtual
             token; see `use_prompt_positions`.
+        findings: defects of the example that the encoding met: pairs of a key of `FINDING_KINDS` and a detail, such as
+            the unknown characters. `EncodedExamples` does not store them.
         position: of an example of `EncodedExamples`: the `id` of this sequence, and the index in it. A changed copy has
             no position.
     """
@@ -42,6 +44,7 @@ class EncodedExample:
     answer: list[int] | None = None
     token_type_ids: list[int] | None = None
     prompt_positions: tuple[int, ...] = ()
+    findings: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     position: tuple[int, int] | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
@@ -85,6 +88,7 @@ class Example:
         pair: second text that a classifier reads together with `prompt`.
         words: words of `prompt`, for data with tags.
         tags: tag of each word.
+        findings: defects that were met when the row was read, as of `EncodedExample`.
     """
 
     prompt: str = ""
@@ -96,6 +100,7 @@ class Example:
     pair: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    findings: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def truncate_fields(self, max_characters: int) -> "Example":
         """Return a copy with each field's text in the prompt cut to its first `max_characters` characters."""

@@ -1,0 +1,81 @@
+"""Findings: defects of the examples of a split, counted by kind, with the first examples of each kind."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["FINDING_KINDS", "Finding", "FindingCounter", "FindingKind"]
+
+_MAX_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class FindingKind:
+    """Kind of a defect.
+
+    Attributes:
+        text: sentence about the examples of this kind, without a subject: the count and the noun come first.
+        is_problem: whether the data should be mended before a training; `inspect --strict` fails then.
+    """
+
+    text: str
+    is_problem: bool
+
+
+FINDING_KINDS: dict[str, FindingKind] = {
+    "unknown_characters": FindingKind("with characters that the tokenizer does not know", is_problem=True),
+}
+"""Every kind of finding, by its name in JSON files. A check that finds a new kind of defect adds an entry here."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Examples of a split with the same kind of defect.
+
+    Attributes:
+        kind: key of `FINDING_KINDS`.
+        count: number of examples.
+        samples: location and detail of the first examples, such as "rows.jsonl: line 3: 😀".
+    """
+
+    kind: str
+    count: int
+    samples: tuple[str, ...]
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether the data should be mended before a training."""
+        return FINDING_KINDS[self.kind].is_problem
+
+    def line(self) -> str:
+        """Return the finding in one line."""
+        return f"{self.count:,} × {FINDING_KINDS[self.kind].text} (first: {self.samples[0]})"
+
+
+class FindingCounter:
+    """Counts the findings of the examples of a split."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._samples: dict[str, list[str]] = {}
+
+    def add(self, kind: str, location: Callable[[], str], detail: str = "") -> None:
+        """Count an example.
+
+        Args:
+            kind: key of `FINDING_KINDS`.
+            location: function that returns the location of the example; it is called for the first examples only.
+            detail: part of the example that has the defect; empty if the location says enough.
+        """
+        self._counts[kind] += 1
+        samples = self._samples.setdefault(kind, [])
+        if len(samples) < _MAX_SAMPLES:
+            samples.append(": ".join(filter(None, [location(), detail])))
+
+    def findings(self) -> list[Finding]:
+        """Return the findings in the order of `FINDING_KINDS`."""
+        return [
+            Finding(kind, self._counts[kind], tuple(self._samples[kind]))
+            for kind in FINDING_KINDS
+            if self._counts[kind]
+        ]
