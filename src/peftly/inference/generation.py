@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from peftly.adapters import AdapterChoice
@@ -63,8 +62,8 @@ def generate(
     """Return the completion of every prompt, in order. The settings have the names and meanings of transformers.
 
     A completion depends on its prompt and the settings only, not on the other prompts of the call. With a `seed` this
-    also holds for sampled completions: each prompt has its own random generator. A prompt that occurs twice gets two
-    different draws.
+    also holds for sampled completions: each prompt has its own random generator, and a prompt that occurs twice gets
+    two different draws. The global random generators of PyTorch are neither read nor changed.
 
     Args:
         model: causal language model or encoder-decoder. Its modes are restored afterwards.
@@ -80,7 +79,7 @@ def generate(
         num_beams: above 1, search for the most likely completion with this number of beams; not with sampling.
         repetition_penalty: above 1, makes tokens of the prompt and of the completion so far less likely.
         stop: one text or several. A completion ends when it contains a stop text, which is not part of the result.
-        seed: seed of the draws; None: different draws in every call.
+        seed: seed of the draws; None: different draws in every call, also after `torch.manual_seed`.
         stream: function that receives the completion of a single prompt in pieces.
         chat: whether a text is a user's message, to be formatted with the tokenizer's chat template.
         batch_size: number of prompts per forward pass.
@@ -116,7 +115,7 @@ def generate(
     prompt_tokens = [example.input_ids for example in encoded]
     generators = []
     if sampling is not None:
-        generators = prompt_generators(prompt_tokens, torch.seed() if seed is None else seed)
+        generators = prompt_generators(encoded, adapters, seed)
     completions = [""] * len(encoded)
     # transformers 5.17 applies the repetition penalty to padding in decoder prompts, so their batches have no padding.
     equal_lengths = repetition_penalty != 1 and not is_encoder_decoder
