@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,6 @@ from peftly.adapters import AdapterChoice
 from peftly.data import (
     EncodedExample,
     Example,
-    check_characters,
     collate,
     encode_example_prompt,
     encode_sources,
@@ -20,6 +19,7 @@ from peftly.data import (
 )
 from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
+from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
 from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["generate", "greedy_settings"]
 
 _MAX_BEAMS = 1000
-
-Conversation = Sequence[Mapping[str, str]]
-"""Messages with `role` and `content`, as chat templates read them."""
-
-Prompt = str | Example | Conversation
-"""A text, a text with marked positions for virtual tokens (from `RowFormat.format_prompt`), or a conversation."""
-
 
 def generate(
     model: "PreTrainedModel",
@@ -92,10 +85,10 @@ def generate(
     Raises:
         ConfigError: a setting is out of range or has no effect together with the others, or the model does not
             generate text.
-        DataError: a prompt has no tokens or half of a character, or the tokenizer has no chat template for a
-            conversation.
+        DataError: a prompt has no tokens, half of a character or another type, or the tokenizer has no chat template
+            for a conversation.
     """
-    listed = _listed(prompts)
+    listed = prompts_of(prompts)
     sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     _check(max_new_tokens, num_beams, repetition_penalty, sampling)
     if seed is not None:
@@ -194,20 +187,12 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         handle.remove()
 
 
-def _listed(prompts: Any) -> list[Prompt]:
-    """Return one prompt or several as a list."""
-    if isinstance(prompts, str | Example) or (prompts and isinstance(prompts[0], Mapping)):
-        return [prompts]
-    return list(prompts)
-
-
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
-    check_characters("the prompt", {"text": prompt.prompt if isinstance(prompt, Example) else list(prompt)})
     if not isinstance(prompt, Example):
         ids = prompt_ids(prompt, tokenizer)
         encoded = EncodedExample(ids, [False] * len(ids))
