@@ -105,6 +105,7 @@ def generate(
     stops = stop_texts(stop)
     settings = greedy_settings(model, tokenizer, ends=stop_token_ids(stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
+    ends = settings.eos_token_id or ()
     prompt_tokens = [example.input_ids for example in encoded]
     generators = []
     if sampling is not None:
@@ -118,8 +119,9 @@ def generate(
             batch = on_device(
                 collate(examples, pad_id=settings.pad_token_id, side="right" if is_encoder_decoder else "left"), model
             )
-            prompt_length = 0 if is_encoder_decoder else batch["input_ids"].shape[1]
-            stopping = StopTexts(tokenizer, stops, prompt_length)
+            # A decoder starts from one token, which is an end token in BART.
+            prompt_length = 1 if is_encoder_decoder else batch["input_ids"].shape[1]
+            stopping = StopTexts(tokenizer, stops, ends, prompt_length)
             processors = LogitsProcessorList()
             if sampling is not None:
                 processors = sampling_processors(sampling, [generators[index] for index in chosen])
@@ -130,7 +132,7 @@ def generate(
                     generation_config=settings,
                     logits_processor=processors,
                     stopping_criteria=StoppingCriteriaList([stopping] if stops else []),
-                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops),
+                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops, ends),
                 )
             for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
                 completions[index] = stopping.completion(ids)

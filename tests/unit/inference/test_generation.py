@@ -90,8 +90,11 @@ def test_a_text_ends_at_the_end_token(base):
         first = int(model(torch.tensor([encode_prompt("thanks", tokenizer)])).logits[0, -1].argmax())
     configured = model.generation_config.eos_token_id
     try:
-        model.generation_config.eos_token_id = first
-        assert generate(model, tokenizer, "thanks", max_new_tokens=8) == [tokenizer.decode([first])]
+        model.generation_config.eos_token_id = [first, 1]
+        pieces = []
+        assert generate(model, tokenizer, "thanks", max_new_tokens=8) == [""]
+        assert generate(model, tokenizer, "thanks", max_new_tokens=8, stream=pieces.append) == [""]
+        assert not pieces
     finally:
         model.generation_config.eos_token_id = configured
 
