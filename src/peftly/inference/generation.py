@@ -32,6 +32,7 @@ __all__ = ["generate", "greedy_settings"]
 
 _MAX_BEAMS = 1000
 
+
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -191,6 +192,8 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
 
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
+    if isinstance(prompt, EncodedExample):
+        return prompt
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):

@@ -1,9 +1,9 @@
 """Inputs of the functions of this package: the values that a caller may give for a text or a prompt."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from peftly.data import Example, check_characters
+from peftly.data import EncodedExample, Example, check_characters
 from peftly.errors import DataError
 from peftly.settings import shortened
 
@@ -12,8 +12,8 @@ __all__ = ["Conversation", "Prompt", "TextInput", "prompts_of", "texts_of", "wor
 Conversation = Sequence[Mapping[str, Any]]
 """Messages with `role` and `content`, as chat templates read them."""
 
-Prompt = str | Example | Conversation
-"""A text, an example of `RowFormat.format_prompt` (with the positions of virtual tokens), or a conversation."""
+Prompt = str | Example | EncodedExample | Conversation
+"""A text, an example of `RowFormat.format_prompt` (with the positions of virtual tokens), tokens, or a conversation."""
 
 TextInput = str | Example | Sequence[str] | Mapping[str, str]
 """A text, an example of `RowFormat.format_prompt`, or a pair of texts: a tuple, or a mapping with the keys `text` and
@@ -35,6 +35,8 @@ def prompts_of(prompts: Any) -> list[Prompt]:
         listed = [listed]
     for number, prompt in enumerate(listed, start=1):
         location = "the prompt" if len(listed) == 1 else f"prompt {number}"
+        if isinstance(prompt, EncodedExample):
+            continue
         if not isinstance(prompt, str | Example) and not _is_conversation(prompt):
             raise DataError(
                 f"{location} is {shortened(prompt)}; give a text, a list of messages with 'role' and 'content', or an "
@@ -93,11 +95,11 @@ def words_of(texts: Any) -> list[list[str]]:
 
 def _listed(given: Any, noun: str) -> list[Any]:
     """Return one input or several as a list."""
-    if isinstance(given, str | Example | Mapping):
+    if isinstance(given, str | Example | EncodedExample | Mapping):
         return [given]
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise DataError(f"{noun} is a text or a list; got {shortened(given)}")
-    return list(cast(Iterable[Any], given))
+    return list(given)
 
 
 def _is_conversation(prompt: object) -> bool:

@@ -441,7 +441,9 @@ def test_each_prompt_with_its_own_adapters(base):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-@pytest.mark.parametrize("method", [PromptTuning(num_virtual_tokens=3, init="random"), PrefixTuning(num_virtual_tokens=3)])
+@pytest.mark.parametrize(
+    "method", [PromptTuning(num_virtual_tokens=3, init="random"), PrefixTuning(num_virtual_tokens=3)]
+)
 def test_prompts_of_equal_length_with_their_own_adapters(base, method, num_beams):
     """`generate` of transformers passes no mask where no prompt has padding."""
     model, tokenizer = copy.deepcopy(base[0]), base[1]
