@@ -50,7 +50,7 @@ def test_a_run_on_instructions_is_asked_as_it_was_trained(talk, runs):
     assert (outcome.code, outcome.err) == (0, "")
     asked = [f"Instruction: {line}\nAnswer:" for line in ("late again", "thanks")]
     assert outcome.out.rstrip().endswith(answers(run, *asked).rstrip())
-    assert "a line is 'instruction'; it does not see earlier lines" in outcome.out
+    assert "a line is 'instruction'; it sees no earlier lines" in outcome.out
     with_input = talk(run, "--field", "input=the app", lines=["late again"])
     assert answers(run, "Instruction: late again\nInput: the app\nAnswer:").rstrip() in with_input.out
 
@@ -74,7 +74,7 @@ def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(ta
         ("text", [], "this run learned plain text, which it continues; use peftly generate"),
         ("fields", [], 'give the others: --field title="…"'),
         ("fields", ["--field", "title=x", "--field", "question=y"], 'give the others: --field title="…"'),
-        ("fields", ["--system", "x"], "--system is for conversations"),
+        ("fields", ["--system", "x"], "--system does not fit: this run learned the template"),
         ("instructions", ["--field", "inpt=x"], "--field inpt is no field"),
         ("chat", ["--field", "input=x"], "--field is for a run that learned a template"),
     ],
