@@ -16,7 +16,8 @@ losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
-optimizer      optimizers and learning rate schedules
+optimizer      optimizers and their parameter groups
+schedule       learning rate schedules
 checkpoint     files from which a stopped run continues
 callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl

@@ -44,13 +44,13 @@ class TrainConfig(Settings):
     """Weight decay, decoupled from the gradient; for sgd it is added to the gradient."""
 
     lr_scheduler_type: Schedule = "linear"
-    """Learning rate schedule after the warm-up, by its name in transformers."""
+    """Learning rate schedule after the warm-up, by its name in transformers. The last step has a learning rate above 0."""
 
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of the steps in which the learning rate rises from 0."""
+    """Fraction of the steps in which the learning rate rises to its peak: step k of w has k/w of it."""
 
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Number of steps in which the learning rate rises from 0, in place of `warmup_ratio`; None: by `warmup_ratio`."""
+    """Number of steps in which the learning rate rises to its peak; None: by `warmup_ratio`."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Norm to which larger gradients are clipped; None: no clipping."""

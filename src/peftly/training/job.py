@@ -21,9 +21,10 @@ from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, Tr
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
-from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
+from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
+from peftly.training.schedule import make_schedule, schedule_note
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
 from peftly.utils import is_disk_full
@@ -119,8 +120,9 @@ class AdapterJob:
         self.state = RunState()
         self.last_finite_weights, self.last_finite_step = _copies(self.parameters), 0
         self.log = RunLog(callbacks, out=out, is_main_process=accelerator.is_main_process, resume=resume)
-        if not resume and (note := optimizer_note(config, model.device)):
-            self.log.note(note)
+        if not resume:
+            for note in filter(None, (optimizer_note(config, model.device), schedule_note(config, self.steps))):
+                self.log.note(note)
         self.started = time.perf_counter()
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:

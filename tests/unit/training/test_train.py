@@ -128,16 +128,6 @@ def test_every_example_is_seen_once_an_epoch_and_in_another_order(packing, monke
     assert flat[:11] != flat[11:]
 
 
-def test_schedule_and_warmup():
-    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="linear")
-    rates = [step.learning_rate for step in steps(result)]
-    assert len(rates) == 20
-    assert rates[:5] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3, 1e-2])
-    assert rates[-1] == pytest.approx(1e-2 / 16)
-    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="constant")
-    assert [step.learning_rate for step in steps(result)] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 16)
-
-
 def test_the_default_learning_rate_is_that_of_the_method():
     assert run(learning_rate=None, max_steps=1)[1].learning_rate == 5e-4
     config = TrainConfig(max_steps=1)
@@ -399,14 +389,6 @@ def test_impossible_settings(settings):
 
 def test_every_setting_is_described():
     assert all(field.description for field in TrainConfig.model_fields.values())
-
-
-def test_warmup_steps_replace_the_ratio():
-    """The learning rate rises over exactly these steps, whatever `warmup_ratio` is."""
-    _, result = run(epochs=5, warmup_ratio=0.9, warmup_steps=2, lr_scheduler_type="constant")
-    rates = [record.learning_rate for record in result.history if isinstance(record, StepRecord)]
-    assert rates[:3] == pytest.approx([0.0, rates[2] / 2, rates[2]])
-    assert set(rates[2:]) == {rates[2]}
 
 
 def record_of(step: int, total: int) -> StepRecord:
