@@ -44,7 +44,7 @@ class TrainConfig(Settings):
     """Weight decay, decoupled from the gradient; for sgd it is added to the gradient."""
 
     lr_scheduler_type: Schedule = "linear"
-    """Learning rate schedule after the warm-up, by its name in transformers. The last step has a learning rate above 0."""
+    """Learning rate schedule after the warm-up, by its name in transformers. The last step has a rate above 0."""
 
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of the steps in which the learning rate rises to its peak: step k of w has k/w of it."""

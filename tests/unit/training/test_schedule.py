@@ -15,8 +15,8 @@ HALF, QUARTER = 0.5, (1 + math.cos(math.pi / 4)) / 2
 
 BY_HAND = {
     # 1 of 1 step, with and without a warm-up
-    (1, 0): dict.fromkeys(SCHEDULES, [1]),
-    (1, 1): dict.fromkeys(SCHEDULES, [1]),
+    (1, 0): dict.fromkeys(SCHEDULES, (1,)),
+    (1, 1): dict.fromkeys(SCHEDULES, (1,)),
     # 4 steps, 2 of them warm-up: the decay would reach 0 in step 5
     (4, 2): {
         "linear": [0.5, 1, 2 / 3, 1 / 3],
@@ -44,8 +44,8 @@ BY_HAND = {
         "inverse_sqrt": [1, math.sqrt(1 / 2)],
     },
     # a run that is as long as its warm-up, and one that is shorter
-    (3, 3): dict.fromkeys(SCHEDULES, [1 / 3, 2 / 3, 1]),
-    (2, 8): dict.fromkeys(SCHEDULES, [1 / 8, 2 / 8]),
+    (3, 3): dict.fromkeys(SCHEDULES, (1 / 3, 2 / 3, 1)),
+    (2, 8): dict.fromkeys(SCHEDULES, (1 / 8, 2 / 8)),
 }
 
 
