@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from peftly.cli.printable import printable
 from peftly.errors import PeftlyError, Stopped
+from peftly.setting_names import other_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,8 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        _print_error(error.format_message() + (f" (see {context.command_path} --help)" if context else ""))
+        message = _option_advice(error) or error.format_message()
+        _print_error(message + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         if is_main_process():  # a signal stops all processes
@@ -89,6 +91,15 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         if not is_launched():
             raise
         raise typer.Exit(_report_of_process(error)) from error
+
+
+def _option_advice(error: TyperException) -> str:
+    """Return a line on an option of another tool, such as `--lr`; an empty text for other errors."""
+    option = getattr(error, "option_name", None) or ""
+    other, context = other_name(option.lstrip("-")), getattr(error, "ctx", None)
+    if other is None or context is None or not context.command_path.endswith(" train"):
+        return ""
+    return f"No such option: {option}; {other.advice()}; a setting is given as --set KEY=VALUE"
 
 
 def is_launched() -> bool:

@@ -1,5 +1,7 @@
 """Settings of the data of a run."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from peftly.settings import Seed, Settings
@@ -23,6 +25,8 @@ class DataConfig(Settings):
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
     """
+
+    section: ClassVar[str] = "data"
 
     train: str
     validation: str | None = None

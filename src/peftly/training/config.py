@@ -1,6 +1,6 @@
 """The settings of a training run, checked without importing torch."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ class TrainConfig(Settings):
 
     A step is one update of the trained weights: `batch_size` x `gradient_accumulation_steps` examples on every process.
     """
+
+    section: ClassVar[str] = "train"
 
     epochs: int = Field(default=5, ge=1)
     """Passes over the training examples."""
