@@ -198,7 +198,7 @@ _NOT_NEEDED = (
     (
         "report_to run_name wandb_project wandb_entity wandb_name wandb_run_id use_wandb wandb mlflow_tracking_uri "
         "use_mlflow use_swanlab project trackio_space_id",
-        "report.html and metrics.jsonl in the run folder have the curves; in Python a Callback can pass them to a tracker",
+        "report.html and metrics.jsonl in the run folder have the curves; a Callback can pass them to a tracker",
     ),
     (
         "load_best_model_at_end",
