@@ -78,7 +78,7 @@ class TrainConfig(Settings):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 
-    metric_for_best_model: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
+    metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
     """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores."""
 
     gradient_checkpointing: bool | None = None

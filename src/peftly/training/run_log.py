@@ -70,9 +70,13 @@ class RunLog:
             callback.on_save(path)
 
     def note(self, text: str) -> None:
-        """Pass a note to the callbacks, and warn callers from Python."""
+        """Pass a note on a problem to the callbacks, and warn callers from Python."""
         if self._is_main_process:
             warnings.warn(text, stacklevel=2)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Pass a note to the callbacks."""
         for callback in self._callbacks:
             callback.on_note(text)
 
