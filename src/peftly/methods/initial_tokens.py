@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from peftly.errors import MethodError
 from peftly.methods.method import Size
+from peftly.utils import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def repeated(ids: list[int], count: int, source: str = "") -> Tensor:
         change = f"its last {len(ids) - count} are not used" if len(ids) > count else "its tokens are repeated"
         tokens = f"{len(ids)} token{'s' * (len(ids) > 1)}"
         advice = "; for all of them once, set num_virtual_tokens to text" if source == "init_text" else ""
-        warnings.warn(
+        warn(
             f"{source} has {tokens} and num_virtual_tokens is {count}: {change}{advice}",
             stacklevel=7,
         )

@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from peftly.utils import score_text, share_text
+from peftly.utils import is_main_process, score_text, share_text
 
 __all__ = [
     "Callback",
@@ -166,7 +166,7 @@ class ProgressBar(Callback):
         self._steps = 0
         self._printed: dict[str, int] = {}
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and is_main_process():
             self._bar = Progress(
                 TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}", markup=False),
                 BarColumn(),

@@ -1,11 +1,11 @@
 """The records of a run, and the callbacks that receive its events."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord
 from peftly.training.metrics import MetricsWriter
+from peftly.utils import warn
 
 __all__ = ["RunLog"]
 
@@ -29,7 +29,6 @@ class RunLog:
             resume: whether the run continues from a checkpoint.
         """
         self.history: list[StepRecord | EvaluationRecord] = []
-        self._is_main_process = is_main_process
         self._callbacks = list(callbacks) if is_main_process else []
         self._writer: MetricsWriter | None = None
         if out is not None and is_main_process:
@@ -71,8 +70,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Pass a note on a problem to the callbacks, and warn callers from Python."""
-        if self._is_main_process:
-            warnings.warn(text, stacklevel=2)
+        warn(text, stacklevel=2)
         self.say(text)
 
     def say(self, text: str) -> None:
