@@ -1,5 +1,6 @@
 """Output of the commands, and their errors as one line."""
 
+import gc
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ __all__ = [
     "CommandGroup",
     "console",
     "echo",
+    "import_libraries",
     "is_launched",
     "prepare_streams",
     "silence_libraries",
@@ -185,13 +187,32 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
+def import_libraries() -> None:
+    """Import the large libraries without garbage collections, which take a third of the time of imports and of the end.
+
+    The objects of modules live as long as the process; later collections and the end of the process leave them out.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import peftly.runs  # noqa: F401 -- imports torch, transformers and most packages
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def silence_libraries() -> None:
-    """Hide warnings and progress bars of other libraries, except downloads. peftly reports the relevant ones itself."""
+    """Import the large libraries, and hide their warnings and progress bars, except downloads.
+
+    peftly reports the relevant ones itself.
+    """
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", ".* was trained over another base")
     warnings.showwarning = _print_warning
     logging.getLogger().setLevel(logging.ERROR)
+    import_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()
