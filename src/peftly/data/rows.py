@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -59,11 +59,15 @@ class Rows:
         name: file or data set as the user wrote it; the name of the split for rows given in memory.
         rows: fields and values of each row.
         lines: number of the line on which each row starts, for file formats with lines.
+        notes: assumptions of the reader, one sentence each.
+        class_names: names of the classes in the order of their numbers, by field, where the file or data set has them.
     """
 
     name: str
     rows: Sequence[dict[str, Any]]
     lines: Sequence[int] | None = None
+    notes: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -83,7 +87,7 @@ class Rows:
         stored: list[str] | None = getattr(self.rows, "fields", None)
         if stored is not None:
             return stored
-        return list(dict.fromkeys(field for row in self.rows for field in row))
+        return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
 def rows_of_objects(name: str, objects: Sequence[object], *, can_have_surrogates: bool = True) -> Rows:
