@@ -1,7 +1,7 @@
 """Rows of CSV and TSV files.
 
-Quote signs: a comma-separated file is quoted, as RFC 4180 says. A tab-separated file is not (a quote sign is part of the
-text), unless the whole file is written as spreadsheets and pandas write it; see `_has_quoted_cells`.
+Quote signs: a comma-separated file is quoted, as RFC 4180 says. A tab-separated file is not (a quote sign is part of
+the text), unless the whole file is written as spreadsheets and pandas write it; see `_has_quoted_cells`.
 """
 
 import csv
@@ -87,7 +87,7 @@ def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
     repeated = array("q")
     skipped = dialect.lines_before_header
     try:
-        header = next((record for record in records if record), [])
+        header: list[str] = next((record for record in records if record), [])
         fields = _fields(name, header, notes)
         start = records.line_num + 1 + skipped
         for record in records:
@@ -177,8 +177,8 @@ _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 def _has_quoted_cells(lines: Iterable[str]) -> tuple[bool | None, bool]:
     """Return whether each cell with a quote sign is quoted as a spreadsheet quotes it; None: lines are not rows.
 
-    A spreadsheet or pandas quotes all cells, the header included, or the cells that need it: those with a doubled quote
-    sign inside, and in Excel's files those with a comma. A text that merely begins and ends with quote signs needs none.
+    A spreadsheet or pandas quotes all cells, the header included, or the cells that need it: those with a doubled
+    quote sign inside, and in Excel's files those with a comma. A text between two quote signs alone needs none.
 
     Returns:
         Whether the cells are quoted, and whether any cell starts with a quote sign.
@@ -192,6 +192,9 @@ def _has_quoted_cells(lines: Iterable[str]) -> tuple[bool | None, bool]:
         if not width:
             width, has_quoted_header = len(cells), all(map(_QUOTED_CELL.fullmatch, cells))
         fits = fits and len(cells) == width
+        if '"' not in line:
+            has_bare_comma = has_bare_comma or "," in line
+            continue
         for cell in cells:
             if '"' not in cell:
                 has_bare_comma = has_bare_comma or "," in cell
