@@ -170,7 +170,7 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
-            length = len(row[template.fields[0]]) + len(row[row_format.target])
+            length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
     return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
 
