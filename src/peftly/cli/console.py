@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from peftly.cli.printable import printable
-from peftly.errors import PeftlyError, Stopped
+from peftly.errors import ConfigError, PeftlyError, Stopped
 from peftly.setting_names import other_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "Command",
     "CommandGroup",
     "console",
     "echo",
@@ -67,6 +68,23 @@ class CommandGroup(TyperGroup):
         """
         with _one_line_errors(debug=ctx.params["debug"]):
             return super().invoke(ctx)
+
+
+class Command(TyperCommand):
+    """A command that refuses an option with one value which is given twice; the first value would have no effect."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options and arguments of the command.
+
+        Raises:
+            ConfigError: an option is given twice.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        options = [part for part in given if isinstance(part, TyperOption)]
+        for number, option in enumerate(options):
+            if option in options[:number] and not option.multiple and not option.is_flag:
+                raise ConfigError(f"{option.opts[0]} is given twice, and takes one value; give it once")
+        return super().parse_args(ctx, args)
 
 
 @contextmanager
