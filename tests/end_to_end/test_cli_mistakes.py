@@ -77,7 +77,9 @@ def test_a_template_field_that_no_row_has(train):
         (["--set", "method.target_modules=[nothing_here]"], ["nothing_here", "q_proj"]),
         (["--set", "train.lerning_rate=1"], ["train.lerning_rate", "train.learning_rate"]),
         (["--set", "train.num_train_epochs=1"], ["train.num_train_epochs", "use train.epochs"]),
-        (["--set", "bf16=true"], ["bf16", "use dtype=bfloat16"]),
+        (["--set", "bf16=true"], ["bf16", "set dtype to bfloat16"]),
+        (["--lr", "1e-4"], ["No such option: --lr", "use train.learning_rate", "--set KEY=VALUE"]),
+        (["--lora-r", "8"], ["No such option: --lora-r", "use method.rank", "--set KEY=VALUE"]),
         (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
         (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
         (

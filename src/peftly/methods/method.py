@@ -30,6 +30,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
 
+    section: ClassVar[str] = "method"
+
     name: str
     modules_to_save: tuple[str, ...] | None = None
     """Ends of the paths of modules of which trained copies are saved with the adapter. None: the classifier."""
