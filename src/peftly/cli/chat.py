@@ -37,7 +37,7 @@ def chat(
     from peftly.inference import generate as write
 
     opened = open_model(run, base)
-    _check_writes_answers(opened, str(run))
+    _check_writes_answers(opened, shlex.quote(run) if run is not None else f"--base {shlex.quote(str(base))}")
     template = opened.row_format if opened.row_format and opened.row_format.kind != "chat" else None
     fields = read_fields(field)
     _introduce(opened, template, fields, system)
@@ -65,11 +65,16 @@ def chat(
             history.append({"role": "assistant", "content": answer})
 
 
-def _check_writes_answers(opened: "OpenRun", run: str) -> None:
-    """Raise ConfigError for a model that gives labels, or that learned plain text."""
+def _check_writes_answers(opened: "OpenRun", source: str) -> None:
+    """Raise ConfigError for a model that gives labels, or that learned plain text.
+
+    Args:
+        opened: run, adapter or base.
+        source: arguments of `peftly generate` that open the same model.
+    """
     from peftly.models import task_of
 
-    command = f"peftly generate {shlex.quote(run)}"
+    command = f"peftly generate {source}"
     if task_of(opened.model) in ("sequence_classification", "token_classification"):
         raise ConfigError(f'this model gives labels and writes no text; use {command} --text "…"')
     if opened.row_format is not None and opened.row_format.kind == "text":
