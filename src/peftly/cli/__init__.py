@@ -5,6 +5,7 @@ screen   console of the commands
 printable  text that cannot change a terminal
 options  options that several commands share
 opening  model of a run, an adapter or a base
+prompts  prompts in the format of a run
 answers  answers of a classifier, printed
 tokens   tokens of an example, printed
 

@@ -14,6 +14,7 @@ __all__ = [
     "BatchSize",
     "ConfigFile",
     "DataFile",
+    "Field",
     "MaxLength",
     "MaxNewTokens",
     "MinP",
@@ -21,6 +22,7 @@ __all__ = [
     "Overrides",
     "Run",
     "Stop",
+    "System",
     "Target",
     "TaskOption",
     "Temperature",
@@ -58,6 +60,10 @@ DataFile = Annotated[
         help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id. Repeatable.",
     ),
 ]
+Field = Annotated[
+    list[str] | None,
+    typer.Option("--field", metavar="NAME=TEXT", help="A field of the template of the run. Repeatable."),
+]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")
 ]
@@ -74,6 +80,7 @@ Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the completion in front of this text. Repeatable."),
 ]
+System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
 TaskOption = Annotated[
     str | None,

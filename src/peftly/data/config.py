@@ -1,6 +1,6 @@
 """Settings of the data of a run."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -47,6 +47,8 @@ class DataConfig(Settings):
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
     """
+
+    section: ClassVar[str] = "data"
 
     train: Source
     validation: Source | None = None

@@ -83,6 +83,14 @@ class RowFormat:
         return len(self._template.marks)
 
     @property
+    def input_fields(self) -> tuple[str, ...]:
+        """Names of the fields of a prompt, in order; empty for conversations."""
+        if self.kind in ("chat", "text"):
+            return () if self.kind == "chat" else (self.target,)
+        pair = () if self.pair is None else (self.pair,)
+        return tuple(dict.fromkeys((*self._template.fields, *pair)))
+
+    @property
     def words_field(self) -> str:
         """Name of the field with the words, for a row format of kind "tags"."""
         return self._template.fields[0]
