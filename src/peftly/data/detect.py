@@ -230,11 +230,15 @@ def _advice(rows: Rows) -> str:
     names = {name.lower(): name for name in rows.fields}
     target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)
     inputs = input_fields(rows, target)
-    if target is None and len(inputs) > 1:
-        target, inputs = inputs[-1], inputs[:-1]
+    others = [name for name in rows.fields if name not in inputs and not is_identifier(name)]
+    if target is None and len(others) == 1:
+        target = others[0]
+    elif target is None and len(inputs) > 1:
+        target = inputs.pop()
     if target is None or not inputs:
         return ""
-    return f", such as {template_option(chr(10).join(f'{{{name}}}' for name in inputs) + chr(10) + 'Answer:', target)}"
+    template = "".join(f"{{{name}}}\n" for name in inputs) + "Answer:"
+    return f", such as {template_option(template, target)}"
 
 
 def _template_note(template: str | None) -> str:

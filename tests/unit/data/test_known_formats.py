@@ -172,6 +172,9 @@ def test_unknown_fields_are_refused_with_the_options_to_type():
     message = refusal(rows)
     assert message.endswith("give a template and a target, such as --template '{Tweet text}\\nAnswer:' --target Label")
     assert len(message) < 400
+    assert refusal(rows_of({"review": "a b", "sentiment": "up"})).endswith(
+        "--template '{review}\\nAnswer:' --target sentiment"
+    )
     assert refusal(Rows("t", [{"a": 1}]), "sequence_classification").count(";") == 4
 
 
