@@ -6,14 +6,20 @@ types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
 arrow          rows of Parquet files and of the `datasets` library
-readers        rows of JSON and CSV files, folders and the Hub
+text_files     lines of text files in UTF-8 or UTF-16
+tables         rows of CSV and TSV files
+readers        rows of JSON files, folders and the Hub
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
 templates      prompt templates, and the space between prompt and completion
 messages       conversations in rows
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
+known_formats  table of the row formats that are detected
+labels         labels in rows, and their order
+inputs         fields that look like texts to read, and templates as they are typed
 detect         detection of the row format
+usable         rows that cannot be used
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
 chat_template  the chat template of a tokenizer, within limits of time and memory
@@ -39,6 +45,7 @@ from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, to
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
+from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
@@ -87,6 +94,7 @@ __all__ = [
     "prompt_ids",
     "read",
     "read_data",
+    "read_escapes",
     "record_bytes",
     "token_counts",
 ]

@@ -19,7 +19,7 @@ from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
-from peftly.data.usable import has_no_targets, usable_rows
+from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -169,10 +169,7 @@ class RawData:
             if name == "test" or row_format.target in rows[name].fields:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
-        splits = {}
-        for name, split in rows.items():
-            usable, findings = usable_rows(split, row_format)
-            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
+        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
         if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
@@ -186,14 +183,18 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     template = Template(row_format.template or "")
     counts_spaces = row_format.kind == "completion" and template.is_one_field
+    unusable = UnusableRows(rows, row_format)
     for index, row in enumerate(rows.rows):
+        if unusable.has(index, row):
+            continue
         example = row_format.example(row, rows.location(index))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
+    examples = FormattedExamples(unusable.others(), row_format)
+    return _FormattedSplit(examples, keys, labels, added_spaces, unusable.findings())
 
 
 def _with_validation(
