@@ -30,7 +30,7 @@ def check_seed(seed: object) -> None:
 class Settings(BaseModel):
     """Base class of settings. Immutable; an unknown setting, or a number that is infinite or NaN, is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     section: ClassVar[str] = ""
     """Path of these settings in the configuration of a run."""

@@ -172,11 +172,7 @@ def test_text_and_prompt_at_once(peftly, tiny_llama_folder):
     failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a", "--prompt", "b"), "--text", "--prompt")
 
 
-def test_a_text_without_a_template(peftly, tiny_llama_folder):
-    failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a"), "--prompt")
-
-
-def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
+def test_a_model_without_a_template(peftly, tiny_llama_folder, tmp_path):
     mute = tmp_path / "mute"
     shutil.copytree(tiny_llama_folder, mute)
     for name in ("chat_template.jinja", "tokenizer_config.json"):
@@ -187,6 +183,7 @@ def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
             content = {key: value for key, value in json.loads(file.read_text()).items() if key != "chat_template"}
             file.write_text(json.dumps(content))
     failed(peftly("chat", "--base", mute), "chat template")
+    failed(peftly("generate", "--base", mute, "--text", "a"), '--prompt "…"')
 
 
 @pytest.mark.parametrize(

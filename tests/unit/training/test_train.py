@@ -424,10 +424,6 @@ def test_impossible_settings(settings):
         TrainConfig(**settings)
 
 
-def test_every_setting_is_described():
-    assert all(field.description for field in TrainConfig.model_fields.values())
-
-
 def record_of(step: int, total: int) -> StepRecord:
     return StepRecord(step, total, 1.0, 0.5, 1e-3, 1.0, 100, 10, 1234.0, 2.0 * step)
 
