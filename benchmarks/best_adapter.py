@@ -70,6 +70,11 @@ def within_one_error(points: Sequence[Point]) -> int:
     return min(near, key=lambda index: points[index].loss)
 
 
+def by_sum(points: Sequence[Point]) -> int:
+    """Return the index of the lowest sum of loss and error rate."""
+    return min(range(len(points)), key=lambda index: points[index].loss - points[index].accuracy)
+
+
 def last(points: Sequence[Point]) -> int:
     """Return the index of the last evaluation."""
     return len(points) - 1
@@ -79,6 +84,7 @@ RULES: dict[str, Callable[[Sequence[Point]], int]] = {
     "loss": by_loss,
     "accuracy, then loss": by_accuracy,
     "lowest loss within one standard error of the best accuracy": within_one_error,
+    "loss + error rate": by_sum,
     "last": last,
 }
 
