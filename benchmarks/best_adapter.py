@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "best_adapter.json"
 TABLES = (*(f"{base}/{data}" for base in BASES for data in DATA), "quickstart")
 METHODS = ("lora", "prompt_tuning", "ia3", "adapter")
-SIZES = (10, 20, 40)
+SIZES = (5, 10, 20, 40)
 """Numbers of validation examples, besides all of them."""
 PARTS = 200
 """Random parts of the validation examples for each size."""
