@@ -33,7 +33,7 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import attach_method, batches_line, inputs_of, keeping_progress, open_base_and_data
-from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
+from peftly.training import Job, TrainResult, best_line, check_trainable, num_processes, train_together
 from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def run_together(
             attach_method(base, name, method, part.config, part.data, log)
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
+        for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
+            log(line)
         with keeping_progress(out, folders, resume=resume):
             if not resume:
                 begin_run(out, partial(_write_headers, config=config, parts=parts))

@@ -26,6 +26,7 @@ callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl
 """
 
+from peftly.training.best import best_line
 from peftly.training.callbacks import Callback, ProgressBar, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
@@ -48,6 +49,7 @@ __all__ = [
     "ProgressBar",
     "TrainConfig",
     "TrainResult",
+    "best_line",
     "check_trainable",
     "checkpoint_files",
     "computed_with",
