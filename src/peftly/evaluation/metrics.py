@@ -65,7 +65,9 @@ class Evaluation:
         labels: labels in order.
         confusion: number of examples with true label i (outer index) and predicted label j (inner index).
         predictions: one prediction per example, in the order of the split.
-        entity_f1: F1 of entities, correct if type and boundaries are, for tags that begin with B- and I-.
+        entity_f1: F1 of entities, correct if type and boundaries are, for tags of entities in any scheme; see
+            `TagScheme`.
+        words_without_tag: number of words that the model gave no tag, as they have no token or were cut off.
     """
 
     rows: int
@@ -79,6 +81,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...] | None = None
     predictions: tuple[Prediction, ...] = ()
     entity_f1: float | None = None
+    words_without_tag: int = 0
 
 
 def evaluate_tokens(
