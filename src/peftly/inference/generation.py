@@ -36,8 +36,9 @@ _MAX_BEAMS = 1000
 Conversation = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`, as chat templates read them."""
 
-Prompt = str | Example | Conversation
-"""A text, a text with marked positions for virtual tokens (from `RowFormat.format_prompt`), or a conversation."""
+Prompt = str | Example | EncodedExample | Conversation
+"""A text, a text with marked positions for virtual tokens (from `RowFormat.format_prompt`), its tokens, or a
+conversation."""
 
 
 def generate(
@@ -197,13 +198,15 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
 
 def _listed(prompts: Any) -> list[Prompt]:
     """Return one prompt or several as a list."""
-    if isinstance(prompts, str | Example) or (prompts and isinstance(prompts[0], Mapping)):
+    if isinstance(prompts, str | Example | EncodedExample) or (prompts and isinstance(prompts[0], Mapping)):
         return [prompts]
     return list(prompts)
 
 
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
+    if isinstance(prompt, EncodedExample):
+        return prompt
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):

@@ -70,9 +70,9 @@ def test_neighbours_and_broken_rules(tags, found):
 
 def test_marks_without_a_type_are_entities_of_one_type():
     scheme = TagScheme.of(("B", "I", "O"))
-    assert entities("O B I O B".split(), scheme) == [("", 1, 3), ("", 4, 5)]
+    assert entities(["O", "B", "I", "O", "B"], scheme) == [("", 1, 3), ("", 4, 5)]
     words = TagScheme.of(("B", "M", "E", "S"))  # words in a text without spaces
-    assert entities("S B E B M E".split(), words) == [("", 0, 1), ("", 1, 3), ("", 3, 6)]
+    assert entities(["S", "B", "E", "B", "M", "E"], words) == [("", 0, 1), ("", 1, 3), ("", 3, 6)]
 
 
 @pytest.mark.parametrize(

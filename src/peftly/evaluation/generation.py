@@ -1,0 +1,98 @@
+"""Answers that a language model generates for held-out examples without labels, beside the expected answers."""
+
+from typing import TYPE_CHECKING
+
+from peftly.data import EncodedExample, Example, RowFormat, Split
+from peftly.errors import ConfigError
+from peftly.evaluation.metrics import Prediction
+from peftly.inference import generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["generate_answers", "has_answers"]
+
+_ANSWER_KINDS = ("completion", "alpaca", "chat")
+
+
+def has_answers(row_format: RowFormat) -> bool:
+    """Return whether examples of a format have an answer to generate: a text after a prompt, which is not a label."""
+    return row_format.kind in _ANSWER_KINDS
+
+
+def generate_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    split: Split,
+    row_format: RowFormat,
+    count: int,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+) -> list[Prediction]:
+    """Generate the answers of the first examples, greedily, from the tokens that training showed in front of them.
+
+    The answer of a conversation is the assistant's last turn.
+
+    Args:
+        model: causal language model or encoder-decoder.
+        tokenizer: tokenizer of the model.
+        split: encoded examples without labels.
+        row_format: format of the examples.
+        count: maximum number of examples.
+        batch_size: number of examples per forward pass.
+        max_new_tokens: maximum number of tokens of an answer; None: the longest expected answer and a quarter more.
+
+    Returns:
+        For each example the text in front of its answer, the expected and the generated answer.
+
+    Raises:
+        ConfigError: the examples have no answers.
+    """
+    if not has_answers(row_format):
+        raise ConfigError(
+            f"examples of kind {row_format.kind!r} have no answers to generate; only completions and conversations have"
+        )
+    examples, encoded = list(split.examples[:count]), list(split.encoded[:count])
+    spans = [_answer_span(example) for example in encoded]
+    longest = max(end - start for start, end in spans)
+    generated = generate(
+        model,
+        tokenizer,
+        [_prompt(example, start) for example, (start, _) in zip(encoded, spans, strict=True)],
+        max_new_tokens=longest + longest // 4 + 8 if max_new_tokens is None else max_new_tokens,
+        batch_size=batch_size,
+        adapters=None if split.adapters is None else split.adapters[:count],
+    )
+    return [
+        Prediction(*_texts(example), answer.strip(), {}) for example, answer in zip(examples, generated, strict=True)
+    ]
+
+
+def _answer_span(encoded: EncodedExample) -> tuple[int, int]:
+    """Return start and end of the last trained tokens; of an encoder-decoder, those of the decoder's answer."""
+    if encoded.answer is not None:
+        return 0, len(encoded.answer)
+    end = len(encoded.trained) - encoded.trained[::-1].index(True)
+    start = next((index for index in range(end - 1, -1, -1) if not encoded.trained[index]), -1) + 1
+    return start, end
+
+
+def _prompt(encoded: EncodedExample, start: int) -> EncodedExample:
+    """Return the tokens from which an answer is generated."""
+    if encoded.answer is not None:
+        start = len(encoded.input_ids)
+    return EncodedExample(encoded.input_ids[:start], [False] * start, prompt_positions=encoded.prompt_positions)
+
+
+def _texts(example: Example) -> tuple[str, str]:
+    """Return the text in front of an answer and the expected answer. For a conversation, both are messages."""
+    if not example.messages:
+        return example.prompt, example.completion.strip()
+    last = max(index for index, message in enumerate(example.messages) if message["role"] == "assistant")
+    question = example.messages[last - 1] if last else {}
+    return _content(question), _content(example.messages[last])
+
+
+def _content(message: dict[str, object]) -> str:
+    return str(message.get("content") or "").strip()
