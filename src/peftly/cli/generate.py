@@ -18,6 +18,10 @@ __all__ = ["generate"]
 def generate(
     run: OptionalRun = None,
     text: Annotated[str | None, typer.Option("--text", help="Text for the template of the run.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME=TEXT", help="Text for one field of the template. Repeatable."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Complete prompt, used without a template.")] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="Second text, for a classifier of text pairs.")] = None,
     base: BaseOption = None,
@@ -36,8 +40,12 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")] = None,
 ) -> None:
     """Generate text with a trained adapter, or with an untouched base (--base). A classifier prints its labels."""
-    if (text is None) == (prompt is None):
-        raise ConfigError("give either --text (a text for the template of the run) or --prompt (a complete prompt)")
+    if sum(given is not None for given in (text, field, prompt)) != 1:
+        raise ConfigError(
+            "give either --text (a text for the template of the run), --field for each field of the template, or "
+            "--prompt (a complete prompt)"
+        )
+    row = text if field is None else _fields(field)
     silence_libraries()
     from peftly.cli.answers import print_answer
     from peftly.inference import generate as write
@@ -45,7 +53,7 @@ def generate(
 
     opened = open_model(run, base)
     if task_of(opened.model) in ("sequence_classification", "token_classification"):
-        print_answer(opened, text if text is not None else str(prompt), pair)
+        print_answer(opened, str(prompt) if row is None else row, pair)
         return
     if pair is not None:
         raise ConfigError("--pair is for a classifier of two texts; for this model put both into --prompt")
@@ -53,7 +61,7 @@ def generate(
     completions = write(
         opened.model,
         opened.tokenizer,
-        _formatted(opened.row_format, text) if text is not None else str(prompt),
+        str(prompt) if row is None else _formatted(opened.row_format, row),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -68,7 +76,19 @@ def generate(
     echo("" if streams else completions[0])
 
 
-def _formatted(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":
+def _fields(options: list[str]) -> dict[str, str]:
+    """Return the fields and texts of `--field`."""
+    pairs = [option.partition("=") for option in options]
+    if wrong := next((option for option, (_, sign, _) in zip(options, pairs, strict=True) if not sign), None):
+        raise ConfigError(f"--field {wrong}: give a name and a text, as in --field 'question=Where is it?'")
+    return {name: text for name, _, text in pairs}
+
+
+def _formatted(row_format: "RowFormat | None", row: str | dict[str, str]) -> "Example | list[dict[str, str]]":
     if row_format is None:
         raise ConfigError("this model has no template for --text; give the complete prompt with --prompt")
-    return [{"role": "user", "content": text}] if row_format.kind == "chat" else row_format.format_prompt(text)
+    if row_format.kind != "chat":
+        return row_format.format_prompt(row)
+    if not isinstance(row, str):
+        raise ConfigError("--field is for a template, and this model was trained on conversations; use --text")
+    return [{"role": "user", "content": row}]

@@ -1,6 +1,5 @@
 """`peftly train`."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,7 +123,6 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
     from peftly.report import comparison_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
-    from peftly.utils import program
 
     screen = console(is_progress=True)
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
@@ -132,14 +130,21 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
         result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
     screen.print(comparison_table(result.rows))
-    folder = result.out if result.ensemble else next(iter(result.runs.values())).out
-    screen.print(f"report: {result.report}\n\nNext:\n  {program()} evaluate {shlex.quote(str(folder))}")
+    for name, part in result.runs.items():
+        if line := part.early_stop():
+            screen.print(f"{name}: {line}")
+    _print_next(screen, result.report, result.next_commands())
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly.utils import bytes_text, count_text, program, score_rows, seconds_text
+    from peftly.report import epoch_table
+    from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
+    if (table := epoch_table(result.out)) is not None:
+        screen.print(table)
+    if line := result.early_stop():
+        screen.print(line)
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
@@ -147,7 +152,10 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"
     )
-    folder = shlex.quote(str(result.out))
-    screen.print(f"report: {result.report}\n\nNext:")
-    for command in (f"evaluate {folder}", f'generate {folder} --text "…"', f"inspect {folder}"):
-        screen.print(f"  {program()} {command}")
+    _print_next(screen, result.report, result.next_commands())
+
+
+def _print_next(screen: "Console", report: Path, commands: list[str]) -> None:
+    screen.print(f"report: {report}\n\nNext:")
+    for command in commands:
+        screen.print(f"  {command}", soft_wrap=True)  # without line breaks, so that it can be copied

@@ -14,7 +14,7 @@ ensemble        evaluation of several adapters that vote
 
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
-from peftly.evaluation.generation import has_answers
+from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of
 from peftly.evaluation.tasks import scoring_for
@@ -24,6 +24,7 @@ __all__ = [
     "Evaluation",
     "Prediction",
     "Vote",
+    "check_answers",
     "evaluate",
     "evaluate_ensemble",
     "has_answers",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from peftly.data import RowFormat, Split
 from peftly.errors import DataError
-from peftly.evaluation.generation import generate_answers
+from peftly.evaluation.generation import check_answers, generate_answers
 from peftly.evaluation.metrics import Evaluation, Prediction
 from peftly.evaluation.tasks import scoring_for
 from peftly.evaluation.text_scores import text_scores
@@ -51,10 +51,12 @@ def evaluate(
     if not split.encoded:
         raise DataError("there is nothing to evaluate: the split has no examples")
     check_adapters(split.adapters, len(split.encoded), "example")
+    if generate:
+        check_answers(row_format)
     with evaluation_mode(model):
         scores = scoring_for(model, split, row_format).evaluate(model, tokenizer, split, row_format, batch_size)
     if not generate:
         return scores
-    answers = generate_answers(model, tokenizer, split, row_format, generate, batch_size=batch_size)
+    answers = generate_answers(model, tokenizer, split, generate, batch_size=batch_size)
     expected, generated = [answer.label for answer in answers], [answer.predicted for answer in answers]
     return replace(scores, predictions=tuple(answers), generated=len(answers), **text_scores(expected, generated))

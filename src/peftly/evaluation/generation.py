@@ -10,7 +10,7 @@ from peftly.inference import generate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["generate_answers", "has_answers"]
+__all__ = ["check_answers", "generate_answers", "has_answers"]
 
 _ANSWER_KINDS = ("completion", "alpaca", "chat")
 
@@ -20,11 +20,22 @@ def has_answers(row_format: RowFormat) -> bool:
     return row_format.kind in _ANSWER_KINDS
 
 
+def check_answers(row_format: RowFormat) -> None:
+    """Refuse to generate answers for examples that have none.
+
+    Raises:
+        ConfigError: the examples have labels or tags, or are texts without a prompt.
+    """
+    if not has_answers(row_format):
+        raise ConfigError(
+            f"examples of kind {row_format.kind!r} have no answers to generate; only completions and conversations have"
+        )
+
+
 def generate_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     split: Split,
-    row_format: RowFormat,
     count: int,
     *,
     batch_size: int = 16,
@@ -37,22 +48,14 @@ def generate_answers(
     Args:
         model: causal language model or encoder-decoder.
         tokenizer: tokenizer of the model.
-        split: encoded examples without labels.
-        row_format: format of the examples.
+        split: encoded examples with answers.
         count: maximum number of examples.
         batch_size: number of examples per forward pass.
         max_new_tokens: maximum number of tokens of an answer; None: the longest expected answer and a quarter more.
 
     Returns:
         For each example the text in front of its answer, the expected and the generated answer.
-
-    Raises:
-        ConfigError: the examples have no answers.
     """
-    if not has_answers(row_format):
-        raise ConfigError(
-            f"examples of kind {row_format.kind!r} have no answers to generate; only completions and conversations have"
-        )
     examples, encoded = list(split.examples[:count]), list(split.encoded[:count])
     spans = [_answer_span(example) for example in encoded]
     longest = max(end - start for start, end in spans)

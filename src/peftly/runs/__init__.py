@@ -13,6 +13,7 @@ run              one run
 results          its result, and the files written from it
 side_by_side     several runs trained side by side
 held_out         examples for the evaluation of a finished run
+next_commands    commands to try after a training
 quickstart       the quickstart
 version_0_1      settings of version 0.1.0
 """

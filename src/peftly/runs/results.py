@@ -6,15 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peftly.data import Data
+from peftly.data import Data, RowFormat, counted
 from peftly.evaluation import Evaluation, Prediction
 from peftly.report import comparison_row, write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.data_file import write_data_file
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.next_commands import next_commands
 from peftly.runs.replacing import write_mark
-from peftly.training import TrainResult, on_main_process
+from peftly.training import EvaluationRecord, StepRecord, TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
 __all__ = ["RunResult", "write_run_header", "write_run_results"]
@@ -34,6 +35,7 @@ class RunResult:
         parameters: number of trained parameters.
         size: size of the saved adapter in bytes.
         report: path of the HTML report.
+        row_format: format of the rows.
     """
 
     out: Path
@@ -43,6 +45,23 @@ class RunResult:
     parameters: int
     size: int
     report: Path
+    row_format: RowFormat
+
+    def early_stop(self) -> str | None:
+        """Return a sentence on the early stop of the training; None if it reached its last step."""
+        if not self.training.stopped_early:
+            return None
+        steps, planned, best = self.training.steps, planned_steps(self.training), self.training.best_step
+        history = self.training.history
+        later = sum(isinstance(record, EvaluationRecord) and record.step > best for record in history)
+        return (
+            f"stopped early after step {steps} of {planned}: {counted(later, 'evaluation')} without an improvement "
+            f"since step {best}, whose weights are the result"
+        )
+
+    def next_commands(self) -> list[str]:
+        """Return commands that use the adapter, as they can be typed in this shell."""
+        return next_commands(self.out, self.row_format, has_held_out=self.evaluation is not None)
 
     def comparison_row(self, name: str) -> dict[str, Any]:
         """Return the row of this run in a comparison of several runs, as JSON values.
@@ -99,10 +118,16 @@ def _write_results(
         write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
-    summary |= {"steps": training.steps, "best_step": training.best_step, "stopped_early": training.stopped_early}
+    summary |= {"steps": training.steps, "planned_steps": planned_steps(training), "best_step": training.best_step}
+    summary["stopped_early"] = training.stopped_early
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, parameters, size, report)
+    return RunResult(out, training, split_name, evaluation, parameters, size, report, data.row_format)
+
+
+def planned_steps(training: TrainResult) -> int:
+    """Return the number of steps that a training has unless it stops early."""
+    return max((record.steps for record in training.history if isinstance(record, StepRecord)), default=training.steps)
 
 
 def _samples(evaluation: Evaluation) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl
 """
 
-from peftly.training.callbacks import Callback, ProgressBar, TrainResult
+from peftly.training.callbacks import Callback, EvaluationRecord, ProgressBar, StepRecord, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
@@ -40,8 +40,10 @@ from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
     "Callback",
+    "EvaluationRecord",
     "Job",
     "ProgressBar",
+    "StepRecord",
     "TrainConfig",
     "TrainResult",
     "check_trainable",

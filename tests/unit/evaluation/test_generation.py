@@ -57,7 +57,7 @@ def test_expected_answers_and_the_tokens_in_front_of_them(kind, tiny_llama_folde
         return [f" answer {number}" for number in range(len(given))]
 
     monkeypatch.setattr(generation, "generate", answer)
-    found = generation.generate_answers(model, tokenizer, data.train, data.row_format, 5)
+    found = generation.generate_answers(model, tokenizer, data.train, 5)
     assert len(found) == len(prompts) == 3
     order = [example.prompt for example in found]
     last = order.index(LAST[kind][0])

@@ -33,7 +33,9 @@ def finished(request, tmp_path_factory, tiny_llama_folder):
     write(file, rows)
     data = DataConfig(train=str(file), validation_fraction=0.2)
     train = TrainConfig(max_steps=1, generation_examples=0)
-    config = RunConfig(base=str(tiny_llama_folder), data=data, method=LoRA(rank=2), train=train, out=str(folder / "run"))
+    config = RunConfig(
+        base=str(tiny_llama_folder), data=data, method=LoRA(rank=2), train=train, out=str(folder / "run")
+    )
     run(config)
     opened = open_run(str(folder / "run"))
     loaded = load_data(data, opened.tokenizer)
@@ -105,7 +107,9 @@ def test_rows_that_were_trained_on_are_counted(finished, tmp_path):
     opened, folder, file, rows, loaded = finished
     num_trained = len(loaded.train.examples)
     lines = held_out_split(opened, str(file), run=folder).lines
-    assert lines[1].startswith(f"{num_trained} of {len(rows)} rows have a prompt that the adapter was trained on (first: {file}:")
+    assert lines[1].startswith(
+        f"{num_trained} of {len(rows)} rows have a prompt that the adapter was trained on (first: {file}:"
+    )
     write(tmp_path / "new.jsonl", extra(rows, 5))
     assert held_out_split(opened, str(tmp_path / "new.jsonl"), run=folder).lines == [
         f"5 examples of {tmp_path / 'new.jsonl'}"
@@ -114,7 +118,7 @@ def test_rows_that_were_trained_on_are_counted(finished, tmp_path):
 
 def test_runs_without_digests(finished, changed, tmp_path):
     """Runs of version 0.1.0 record numbers of rows only."""
-    opened, folder, file, rows, loaded = finished
+    opened, folder, _, rows, loaded = finished
     old = tmp_path / "run"
     (old / "adapter").mkdir(parents=True)
     (old / "config.yaml").write_text((folder / "config.yaml").read_text())
@@ -125,7 +129,9 @@ def test_runs_without_digests(finished, changed, tmp_path):
     assert list(found.split.examples) == list(loaded.validation.examples)
     assert found.lines[1].startswith("the run records no digests of its rows")
     changed([*rows, *extra(rows, 10)])
-    with pytest.raises(DataError, match="was changed after the training: its train split has 32 rows, and the run had 24"):
+    with pytest.raises(
+        DataError, match="was changed after the training: its train split has 32 rows, and the run had 24"
+    ):
         held_out_split(opened, None, run=old)
 
 
