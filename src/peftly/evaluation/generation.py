@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_answers", "generate_answers", "has_answers"]
 
+_MIN_NEW_TOKENS = 64
+"""Tokens that every answer may have, so that an answer which does not end shows."""
+
 _ANSWER_KINDS = ("completion", "alpaca", "chat")
 
 
@@ -38,12 +41,12 @@ def generate_answers(
     split: Split,
     count: int,
     *,
-    batch_size: int = 16,
-    max_new_tokens: int | None = None,
+    batch_size: int,
 ) -> list[Prediction]:
     """Generate the answers of the first examples, greedily, from the tokens that training showed in front of them.
 
-    The answer of a conversation is the assistant's last turn.
+    The answer of a conversation is the assistant's last turn. A generated answer is cut at a quarter more tokens than
+    the longest expected answer has, but not below 64.
 
     Args:
         model: causal language model or encoder-decoder.
@@ -51,7 +54,6 @@ def generate_answers(
         split: encoded examples with answers.
         count: maximum number of examples.
         batch_size: number of examples per forward pass.
-        max_new_tokens: maximum number of tokens of an answer; None: the longest expected answer and a quarter more.
 
     Returns:
         For each example the text in front of its answer, the expected and the generated answer.
@@ -63,7 +65,7 @@ def generate_answers(
         model,
         tokenizer,
         [_prompt(example, start) for example, (start, _) in zip(encoded, spans, strict=True)],
-        max_new_tokens=longest + longest // 4 + 8 if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=max(_MIN_NEW_TOKENS, longest + longest // 4),
         batch_size=batch_size,
         adapters=None if split.adapters is None else split.adapters[:count],
     )
@@ -78,7 +80,7 @@ def _answer_span(encoded: EncodedExample) -> tuple[int, int]:
         return 0, len(encoded.answer)
     end = len(encoded.trained) - encoded.trained[::-1].index(True)
     start = next((index for index in range(end - 1, -1, -1) if not encoded.trained[index]), -1) + 1
-    return start, end
+    return max(start, 1), end  # a text without a prompt goes on from its first token
 
 
 def _prompt(encoded: EncodedExample, start: int) -> EncodedExample:

@@ -63,7 +63,7 @@ def _methods(method: dict[str, Any] | list[dict[str, Any]]) -> str:
 def _best_step(summary: dict[str, Any]) -> str:
     if not summary:
         return ""
-    early = f", stopped early of {summary['planned_steps']}" if summary.get("stopped_early") else ""
+    early = f", stopped early of {summary['planned_steps']} planned" if summary.get("stopped_early") else ""
     return f", best after step {summary['best_step']} of {summary['steps']}{early}"
 
 

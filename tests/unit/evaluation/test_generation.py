@@ -57,7 +57,7 @@ def test_expected_answers_and_the_tokens_in_front_of_them(kind, tiny_llama_folde
         return [f" answer {number}" for number in range(len(given))]
 
     monkeypatch.setattr(generation, "generate", answer)
-    found = generation.generate_answers(model, tokenizer, data.train, 5)
+    found = generation.generate_answers(model, tokenizer, data.train, 5, batch_size=2)
     assert len(found) == len(prompts) == 3
     order = [example.prompt for example in found]
     last = order.index(LAST[kind][0])
@@ -74,8 +74,7 @@ def test_answers_are_those_of_generate(tiny_llama_folder):
     data = load_data(ROWS["turns"], tokenizer, validation_fraction=0.0)
     found = evaluate(model, tokenizer, data.train, data.row_format, generate=2)
     conversations = [list(example.messages[:-1]) for example in data.train.examples[:2]]
-    longest = max(len(tokenizer(row.label)["input_ids"]) for row in found.predictions) + 1  # and the end token
-    expected = generate(model, tokenizer, conversations, max_new_tokens=longest + longest // 4 + 8)
+    expected = generate(model, tokenizer, conversations, max_new_tokens=64)
     assert [row.predicted for row in found.predictions] == [text.strip() for text in expected]
     assert (found.generated, found.exact_match) == (2, 0.0)
     assert found.rows == 3, "loss and perplexity are those of all examples"
@@ -87,12 +86,27 @@ def test_answers_of_an_encoder_decoder(task_base):
     data = load_data(answer_rows(1), tokenizer, task="seq2seq_lm", validation_fraction=0.0)
     found = evaluate(model, tokenizer, data.train, data.row_format, generate=3)
     texts = [example.prompt for example in data.train.examples[:3]]
-    longest = max(len(row.answer) for row in data.train.encoded[:3])
-    expected = generate(model, tokenizer, texts, max_new_tokens=longest + longest // 4 + 8)
+    expected = generate(model, tokenizer, texts, max_new_tokens=64)
     assert [(row.prompt, row.predicted) for row in found.predictions] == [
         (text, answer.strip()) for text, answer in zip(texts, expected, strict=True)
     ]
     assert [row.label for row in found.predictions] == [row.completion.strip() for row in data.train.examples[:3]]
+
+
+def test_the_longest_expected_answer_decides_where_answers_are_cut(tiny_llama_folder, monkeypatch):
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
+    rows = [{"prompt": "say", "completion": "word " * number} for number in (1, 100)]
+    data = load_data(rows, tokenizer, validation_fraction=0.0)
+    longest = max(row.num_targets for row in data.train.encoded)
+    limits = []
+
+    def answer(_model, _tokenizer, given, *, max_new_tokens, **_options):
+        limits.append(max_new_tokens)
+        return ["" for _ in given]
+
+    monkeypatch.setattr(generation, "generate", answer)
+    generation.generate_answers(model, tokenizer, data.train, 2, batch_size=2)
+    assert limits == [longest + longest // 4]
 
 
 def test_labels_are_not_generated(tiny_llama_folder):
