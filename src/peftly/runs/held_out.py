@@ -128,9 +128,10 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
             f"{examples.rows.name} was changed after the training: {missing:,} of the {counted(len(digests), 'row')} "
             f"held out for {name} are no longer in it; {_ADVICE}"
         )
-    task = task_of(opened.model) or "causal_lm"
-    split, _ = encode_split(examples.select(found), task, opened.tokenizer, config.data.max_length)
-    return HeldOut(name, split, row_format, [f"{counted(len(split.examples), f'{name} example')} of the run"])
+    task, held_out = task_of(opened.model) or "causal_lm", examples.select(found)
+    split, _ = encode_split(held_out, task, opened.tokenizer, config.data.max_length)
+    lines = [f"{counted(len(split.examples), f'{name} example')} of the run"]
+    return HeldOut(name, split, row_format, [*lines, *_trained_lines(held_out, stored)])
 
 
 def _digests(examples: FormattedExamples) -> Iterator[tuple[int, int]]:
@@ -173,7 +174,7 @@ def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
     examples = FormattedExamples(table, opened.row_format)
     split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
-    lines = [f"{report.examples} examples of {table.name}"]
+    lines = [f"{counted(report.examples, 'example')} of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
             f"{report.truncated} truncated to {max_length} tokens, {report.dropped} dropped (no trained token left)"

@@ -134,6 +134,21 @@ def test_class_scores_by_hand(monkeypatch, task_base, tmp_path):
     assert found.predictions[0].log_probabilities["a"] == pytest.approx(-right)
 
 
+def test_scores_are_in_the_order_of_the_labels(monkeypatch, task_base, tmp_path):
+    """The order of the row format, such as 2, 10, and not that of the texts."""
+    rows = [{"text": "late", "label": label} for label in ("2", "10", "2")]
+    model, tokenizer, data = prepared(
+        "sequence_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0
+    )
+    row_format = dataclasses.replace(data.row_format, labels=("2", "10"))
+    encoded = [dataclasses.replace(row, label=index) for row, index in zip(data.train.encoded, (0, 1, 0), strict=True)]
+    fixed(monkeypatch, "class_logits", [[2.0, 0], [2.0, 0], [2.0, 0]])
+    found = evaluate(model, tokenizer, Split(data.train.examples, encoded), row_format)
+    assert found.labels == ("2", "10")
+    assert found.confusion == ((2, 0), (1, 0))
+    assert list(found.predictions[0].log_probabilities) == ["2", "10"]
+
+
 @pytest.mark.parametrize("bio", [True, False])
 def test_tag_scores_by_hand(monkeypatch, task_base, tmp_path, bio):
     names = ("B-X", "I-X", "O") if bio else ("noun", "other", "verb")
