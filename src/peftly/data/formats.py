@@ -228,7 +228,10 @@ class RowFormat:
             return {self.words_field: row.split()}
         fields = list(dict.fromkeys(self._template.fields))
         if len(fields) != 1:
-            raise DataError(f"one bare text cannot fill the fields {quoted(fields)}; give each of them by name")
+            raise DataError(
+                f"one bare text cannot fill the fields {quoted(fields)}; give each of them by name (on the command "
+                "line: --field NAME=TEXT)"
+            )
         return {fields[0]: row}
 
 

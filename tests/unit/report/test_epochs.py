@@ -31,7 +31,13 @@ def test_losses_and_perplexities_of_epochs():
 
 
 def test_the_last_evaluation_of_an_epoch_counts():
-    records = [step(1, 1.0), evaluation(1, 3.0, best=True), step(2, 1.0), evaluation(2, 4.0, accuracy=0.5), step(3, 1.0)]
+    records = [
+        step(1, 1.0),
+        evaluation(1, 3.0, best=True),
+        step(2, 1.0),
+        evaluation(2, 4.0, accuracy=0.5),
+        step(3, 1.0),
+    ]
     found = epoch_rows(records, has_tokens=False)
     assert found.columns == ["epoch", "step", "training loss", "validation loss", "accuracy"]
     assert found.rows == [["1", "2", "1", "4", "50.0%"], ["1.5", "3", "1", "—", "—"]]

@@ -114,7 +114,9 @@ def test_run_page_shows_everything_and_needs_no_other_file(run_folder):
 
 
 def test_run_page_shows_epochs_and_generated_answers(run_folder):
-    records = [{"kind": "step", "step": step, "epoch": step / 2, "loss": 2.0, "trained_tokens": 5} for step in (1, 2, 3)]
+    records = [
+        {"kind": "step", "step": step, "epoch": step / 2, "loss": 2.0, "trained_tokens": 5} for step in (1, 2, 3)
+    ]
     records.append({"kind": "evaluation", "step": 2, "epoch": 1.0, "loss": 1.0, "best": True})
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run_folder / "data.json").write_text('{"lines": [], "splits": {"train": {"unit": "token"}}}')
