@@ -115,7 +115,10 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
     name = next((name for name in ("test", "validation") if name in stored.digests), None)
     if name is None:
         raise ConfigError("this run has neither test nor validation examples; give --data")
-    rows = read_data(config.data).rows
+    try:
+        rows = read_data(config.data).rows
+    except DataError as error:
+        raise DataError(f"{error}; {_ADVICE}") from None
     examples = FormattedExamples(rows.get(name, rows["train"]), row_format)
     indices_of: defaultdict[int, deque[int]] = defaultdict(deque)
     for index, digest in _digests(examples):

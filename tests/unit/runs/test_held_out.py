@@ -91,6 +91,13 @@ def test_held_out_rows_that_are_gone_are_refused(finished, changed):
         held_out_examples(adapters, opened.model, opened.tokenizer)
 
 
+def test_a_missing_file_is_named_with_the_way_out(finished, changed):
+    opened, folder, file, _, _ = finished
+    file.unlink()
+    with pytest.raises(DataError, match=rf"^{file}: no such file.*; give the rows to evaluate on with --data$"):
+        held_out_split(opened, None, run=folder)
+
+
 def test_a_changed_answer_is_another_row(finished, changed):
     opened, folder, _, rows, loaded = finished
     answer = str(loaded.validation.examples[0].messages[-1:] or loaded.validation.examples[0].prompt)
