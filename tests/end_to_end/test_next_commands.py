@@ -11,8 +11,8 @@ import yaml
 from commands import Peftly
 from tiny_tasks import answer_rows, labelled_rows, pair_rows, tagged_rows
 
+from peftly.cli.next_commands import next_commands
 from peftly.data import RowFormat
-from peftly.runs.next_commands import next_commands
 
 TWO_FIELDS = [{"a": f"what {number}", "b": "who", "answer": f"it is number {number}"} for number in range(12)]
 CHATS = [
@@ -132,4 +132,4 @@ def test_commands_fit_the_row_format(row_format, has_held_out):
     values = list(zip(options[::2], options[1::2], strict=True))
     pair = dict(values).get("--pair")
     fields = dict(value.split("=") for option, value in values if option == "--field")
-    assert "your text" in row_format.format_prompt(fields or dict(values)["--text"], pair).prompt
+    assert "…" in row_format.format_prompt(fields or dict(values)["--text"], pair).prompt

@@ -5,7 +5,9 @@ screen   console of the commands
 printable  text that cannot change a terminal
 options  options that several commands share
 opening  model of a run, an adapter or a base
+prompts  prompts in the format of a run
 answers  answers of a classifier, printed
+next_commands  commands to try after a training
 tokens   tokens of an example, printed
 
 The commands import torch and other large libraries inside their functions, so that `--help` stays fast.
@@ -18,7 +20,7 @@ import typer
 
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
-from peftly.cli.console import CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
+from peftly.cli.console import Command, CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -44,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (quickstart, train, evaluate, generate, chat, combine, merge, export, inspect, explain, methods, env):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def _print_version(wanted: bool) -> None:

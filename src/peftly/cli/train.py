@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli.console import console, silence_libraries
+from peftly.cli.console import console, import_libraries, silence_libraries
 from peftly.cli.options import (
     BaseOption,
     BatchSize,
@@ -64,9 +64,9 @@ def train(
         "base": base,
         "quantization": quantization,
         "task": task,
-        "data": data,
-        "validation": validation,
-        "test": test,
+        "data": data or None,
+        "validation": validation or None,
+        "test": test or None,
         "template": template,
         "target": target,
         "max_length": max_length,
@@ -78,6 +78,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
     }
+    import_libraries()
     from peftly.runs import check_resumable, check_run_folder, load_config, one_run
     from peftly.training import join_processes, leave_processes, on_main_process
 
@@ -120,6 +121,7 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
 
 def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
+    from peftly.cli.next_commands import next_commands
     from peftly.report import comparison_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
@@ -130,21 +132,17 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
         result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
     screen.print(comparison_table(result.rows))
-    for name, part in result.runs.items():
-        if line := part.early_stop():
-            screen.print(f"{name}: {line}")
-    _print_next(screen, result.report, result.next_commands())
+    first = next(iter(result.runs.values()))
+    vote: list[str] = []
+    if result.ensemble is not None:
+        vote = next_commands(result.out, first.row_format, has_held_out=True, is_ensemble=True)
+    _print_next(screen, result.report, [*vote, *_commands_of(first)])
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly.report import epoch_table
     from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
-    if (table := epoch_table(result.out)) is not None:
-        screen.print(table)
-    if line := result.early_stop():
-        screen.print(line)
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
@@ -152,7 +150,13 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"
     )
-    _print_next(screen, result.report, result.next_commands())
+    _print_next(screen, result.report, _commands_of(result))
+
+
+def _commands_of(result: "RunResult") -> list[str]:
+    from peftly.cli.next_commands import next_commands
+
+    return next_commands(result.out, result.row_format, has_held_out=result.evaluation is not None)
 
 
 def _print_next(screen: "Console", report: Path, commands: list[str]) -> None:

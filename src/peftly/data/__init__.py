@@ -52,6 +52,7 @@ from peftly.data.splits import Data
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.usable import usable_rows
 
 __all__ = [
     "Data",
@@ -96,4 +97,5 @@ __all__ = [
     "record_bytes",
     "token_counts",
     "unpack_digests",
+    "usable_rows",
 ]

@@ -16,7 +16,7 @@ from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
-from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of
+from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
 from peftly.evaluation.tasks import scoring_for
 from peftly.evaluation.text_scores import missing_scores
 
@@ -31,6 +31,7 @@ __all__ = [
     "label_loss",
     "metrics_of",
     "missing_scores",
+    "perplexity_of",
     "scoring_for",
     "target_losses",
 ]

@@ -8,14 +8,12 @@ page        templates, JSON files, and the description of a machine
 """
 
 from peftly.report.comparison import comparison_row, comparison_table, pick_samples, write_comparison
-from peftly.report.epochs import epoch_table
 from peftly.report.page import machine_lines
 from peftly.report.run_page import write_report
 
 __all__ = [
     "comparison_row",
     "comparison_table",
-    "epoch_table",
     "machine_lines",
     "pick_samples",
     "write_comparison",

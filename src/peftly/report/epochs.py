@@ -1,4 +1,4 @@
-"""Losses, perplexities and scores of each epoch, as a table for the page of a run and for the screen."""
+"""Losses, perplexities and scores of each epoch, as a table for the page of a run."""
 
 import json
 import math
@@ -7,18 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
+from peftly.evaluation import perplexity_of
 from peftly.utils import score_text, share_text
 
-__all__ = ["EpochRows", "counts_tokens", "epoch_rows", "epoch_table", "read_records"]
+__all__ = ["EpochRows", "counts_tokens", "epoch_rows", "read_records"]
 
 _SHARES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "entity_f1": "entity F1"}
-_MAX_ROWS = 12
-"""Largest number of rows on the screen, besides the best and the last epoch."""
-
-_TOO_LARGE = 700
-"""Loss whose exponential overflows a float."""
 
 
 class EpochRows(NamedTuple):
@@ -76,21 +70,6 @@ def epoch_rows(records: Sequence[dict[str, Any]], *, has_tokens: bool) -> EpochR
     return EpochRows(columns, rows, best_row)
 
 
-def epoch_table(run_folder: Path) -> Table | None:
-    """Return the table of a run for the screen, of a dozen epochs if there are more; None without a step."""
-    found = epoch_rows(read_records(run_folder / "metrics.jsonl"), has_tokens=counts_tokens(run_folder))
-    if not found.rows:
-        return None
-    table = Table(*found.columns, *([] if found.best is None else [""]))
-    for column in table.columns:
-        column.justify = "right"
-    distance = math.ceil(len(found.rows) / _MAX_ROWS)
-    for index, row in enumerate(found.rows):
-        if index % distance == 0 or index in (found.best, len(found.rows) - 1):
-            table.add_row(*row, *([] if found.best is None else ["best" if index == found.best else ""]))
-    return table
-
-
 def counts_tokens(run_folder: Path) -> bool:
     """Return whether the loss of a run is over tokens, by its data report."""
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -119,5 +98,4 @@ def _loss_columns(name: str, has_tokens: bool) -> list[str]:
 
 def _losses(loss: float | None, has_tokens: bool) -> list[str]:
     """Return a loss, and the perplexity if there is one, as text."""
-    perplexity = None if loss is None else math.inf if loss > _TOO_LARGE else math.exp(loss)
-    return [score_text(loss), score_text(perplexity)] if has_tokens else [score_text(loss)]
+    return [score_text(loss), score_text(perplexity_of(loss))] if has_tokens else [score_text(loss)]

@@ -13,7 +13,6 @@ run              one run
 results          its result, and the files written from it
 side_by_side     several runs trained side by side
 held_out         examples for the evaluation of a finished run
-next_commands    commands to try after a training
 quickstart       the quickstart
 version_0_1      settings of version 0.1.0
 """
@@ -26,7 +25,7 @@ from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
 from peftly.runs.run import run
-from peftly.runs.side_by_side import run_together
+from peftly.runs.side_by_side import TogetherResult, run_together
 
 __all__ = [
     "AnyConfig",
@@ -34,6 +33,7 @@ __all__ = [
     "OpenRun",
     "RunConfig",
     "RunResult",
+    "TogetherResult",
     "check_resumable",
     "check_run_folder",
     "held_out_examples",

@@ -25,6 +25,7 @@ from peftly.data import (
     prompt_key,
     read,
     read_data,
+    usable_rows,
 )
 from peftly.errors import ConfigError, DataError
 from peftly.models import task_of
@@ -117,9 +118,10 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
         raise ConfigError("this run has neither test nor validation examples; give --data")
     try:
         rows = read_data(config.data).rows
+        usable, _ = usable_rows(rows.get(name, rows["train"]), row_format)
     except DataError as error:
         raise DataError(f"{error}; {_ADVICE}") from None
-    examples = FormattedExamples(rows.get(name, rows["train"]), row_format)
+    examples = FormattedExamples(usable, row_format)
     indices_of: defaultdict[int, deque[int]] = defaultdict(deque)
     for index, digest in _digests(examples):
         indices_of[digest].append(index)
@@ -175,13 +177,15 @@ def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
-    examples = FormattedExamples(table, opened.row_format)
+    usable, findings = usable_rows(table, opened.row_format)
+    examples = FormattedExamples(usable, opened.row_format)
     split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
     lines = [f"{counted(report.examples, 'example')} of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
             f"{report.truncated} truncated to {max_length} tokens, {report.dropped} dropped (no trained token left)"
         )
+    lines += [finding.line() for finding in findings]
     return HeldOut(table.name, split, opened.row_format, [*lines, *_trained_lines(examples, stored)])
 
 

@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peftly.data import Data, RowFormat, counted
+from peftly.data import Data, RowFormat
 from peftly.evaluation import Evaluation, Prediction
 from peftly.report import comparison_row, write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.data_file import write_data_file
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.next_commands import next_commands
 from peftly.runs.replacing import write_mark
-from peftly.training import EvaluationRecord, StepRecord, TrainResult, on_main_process
+from peftly.training import StepRecord, TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
 __all__ = ["RunResult", "write_run_header", "write_run_results"]
@@ -46,22 +45,6 @@ class RunResult:
     size: int
     report: Path
     row_format: RowFormat
-
-    def early_stop(self) -> str | None:
-        """Return a sentence on the early stop of the training; None if it reached its last step."""
-        if not self.training.stopped_early:
-            return None
-        steps, planned, best = self.training.steps, planned_steps(self.training), self.training.best_step
-        history = self.training.history
-        later = sum(isinstance(record, EvaluationRecord) and record.step > best for record in history)
-        return (
-            f"stopped early after step {steps} of {planned}: {counted(later, 'evaluation')} without an improvement "
-            f"since step {best}, whose weights are the result"
-        )
-
-    def next_commands(self) -> list[str]:
-        """Return commands that use the adapter, as they can be typed in this shell."""
-        return next_commands(self.out, self.row_format, has_held_out=self.evaluation is not None)
 
     def comparison_row(self, name: str) -> dict[str, Any]:
         """Return the row of this run in a comparison of several runs, as JSON values.
@@ -117,15 +100,15 @@ def _write_results(
         samples = _samples(evaluation)
         write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
-    summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
-    summary |= {"steps": training.steps, "planned_steps": planned_steps(training), "best_step": training.best_step}
-    summary["stopped_early"] = training.stopped_early
+    summary: dict[str, Any] = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
+    summary |= {"steps": training.steps, "planned_steps": _planned_steps(training), "best_step": training.best_step}
+    summary |= {"stopped_early": training.stopped_early, "metric_for_best_model": training.metric_for_best_model}
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
     return RunResult(out, training, split_name, evaluation, parameters, size, report, data.row_format)
 
 
-def planned_steps(training: TrainResult) -> int:
+def _planned_steps(training: TrainResult) -> int:
     """Return the number of steps that a training has unless it stops early."""
     return max((record.steps for record in training.history if isinstance(record, StepRecord)), default=training.steps)
 

@@ -23,7 +23,6 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.next_commands import next_commands
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -67,14 +66,6 @@ class TogetherResult:
     ensemble: Evaluation | None
     rows: list[dict[str, Any]]
     report: Path
-
-    def next_commands(self) -> list[str]:
-        """Return commands that use the ensemble and a member, or a job, as they can be typed in this shell."""
-        first = next(iter(self.runs.values()))
-        if self.ensemble is None:
-            return first.next_commands()
-        vote = next_commands(self.out, first.row_format, has_held_out=True, is_ensemble=True)
-        return [*vote, *first.next_commands()]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,17 @@ losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
-optimizer      optimizers and learning rate schedules
+optimizer      optimizers and their parameter groups
+schedule       learning rate schedules
+best           the best evaluation, and records of evaluations
+saved          folders of saved adapters
+finite_weights copies of the weights, to go back to
 checkpoint     files from which a stopped run continues
 callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl
 """
 
-from peftly.training.callbacks import Callback, EvaluationRecord, ProgressBar, StepRecord, TrainResult
+from peftly.training.callbacks import Callback, ProgressBar, StepRecord, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
@@ -40,7 +44,6 @@ from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
     "Callback",
-    "EvaluationRecord",
     "Job",
     "ProgressBar",
     "StepRecord",

@@ -1,12 +1,8 @@
 """The table of epochs, with values by hand."""
 
-import io
-import json
 import math
 
-from rich.console import Console
-
-from peftly.report.epochs import epoch_rows, epoch_table
+from peftly.report.epochs import epoch_rows
 
 
 def step(number, loss, trained=1, per_epoch=2):
@@ -51,18 +47,3 @@ def test_runs_without_validation_or_with_numbers_that_overflow():
     assert epoch_rows([step(1, 800.0)], has_tokens=True).rows == [["0.5", "1", "800", "inf"]]
     assert epoch_rows([], has_tokens=True).rows == []
     assert epoch_rows([{**step(1, 1.0), "loss": None}], has_tokens=True).rows == [["0.5", "1", "—", "—"]]
-
-
-def test_the_screen_shows_a_dozen_epochs(tmp_path):
-    assert epoch_table(tmp_path) is None
-    records = [step(number, 1.0, per_epoch=1) for number in range(1, 101)]
-    records += [evaluation(number, 1.0, best=number == 50, per_epoch=1) for number in range(1, 101)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "data.json").write_text('{"splits": {"train": {"unit": "token"}}}')
-    screen = io.StringIO()
-    Console(width=120, file=screen).print(epoch_table(tmp_path))
-    lines = [line for line in screen.getvalue().splitlines() if line.startswith("│")]
-    numbers = [int(line.split("│")[1]) for line in lines]
-    assert len(numbers) <= 14
-    assert {1, 50, 100} <= set(numbers)
-    assert [number for number, line in zip(numbers, lines, strict=True) if "best" in line] == [50]
