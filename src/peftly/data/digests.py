@@ -5,6 +5,7 @@ import binascii
 import json
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from hashlib import blake2b
 
 from peftly.data.types import Example
@@ -18,8 +19,9 @@ def example_digest(example: Example) -> int:
 
     Spaces at both ends of an answer do not count, since settings can add one.
     """
-    parts = [example.prompt, example.pair, example.completion.strip(), example.label, example.tags, example.messages]
-    text = json.dumps(parts, sort_keys=True, default=str)
+    parts = {field.name: getattr(example, field.name) for field in fields(example) if field.compare}
+    parts["completion"] = example.completion.strip()
+    text = json.dumps({name: part for name, part in parts.items() if part}, sort_keys=True, default=str)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -69,8 +69,13 @@ def generate_answers(
         batch_size=batch_size,
         adapters=None if split.adapters is None else split.adapters[:count],
     )
+    expected = tokenizer.batch_decode(
+        [example.input_ids[start:end] for example, (start, end) in zip(encoded, spans, strict=True)],
+        skip_special_tokens=True,
+    )
     return [
-        Prediction(*_texts(example), answer.strip(), {}) for example, answer in zip(examples, generated, strict=True)
+        Prediction(*_texts(example, answer), text.strip(), {})
+        for example, answer, text in zip(examples, expected, generated, strict=True)
     ]
 
 
@@ -90,14 +95,17 @@ def _prompt(encoded: EncodedExample, start: int) -> EncodedExample:
     return EncodedExample(encoded.input_ids[:start], [False] * start, prompt_positions=encoded.prompt_positions)
 
 
-def _texts(example: Example) -> tuple[str, str]:
-    """Return the text in front of an answer and the expected answer. For a conversation, both are messages."""
+def _texts(example: Example, answer: str) -> tuple[str, str]:
+    """Return the text in front of an answer and the expected answer. For a conversation, both are messages.
+
+    Args:
+        example: example as text.
+        answer: text of the last trained tokens.
+    """
     if not example.messages:
         return example.prompt, example.completion.strip()
-    last = max(index for index, message in enumerate(example.messages) if message["role"] == "assistant")
-    question = example.messages[last - 1] if last else {}
-    return _content(question), _content(example.messages[last])
-
-
-def _content(message: dict[str, object]) -> str:
-    return str(message.get("content") or "").strip()
+    contents = [str(message.get("content") or "").strip() for message in example.messages]
+    turns = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
+    # The tokens can be of an earlier turn, where several examples are made of a conversation, or of calls of tools.
+    turn = next((index for index in reversed(turns) if contents[index] == answer.strip()), turns[-1])
+    return contents[turn - 1] if turn else "", answer.strip()

@@ -19,6 +19,7 @@ version_0_1      settings of version 0.1.0
 
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
+from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
 from peftly.runs.quickstart import quickstart
@@ -34,6 +35,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "TogetherResult",
+    "changed_rows_line",
     "check_resumable",
     "check_run_folder",
     "held_out_examples",

@@ -1,15 +1,17 @@
 """`data.json` in a run folder: the report on the data, the row format, and digests of the rows."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peftly.data import Data, pack_digests, unpack_digests
+from peftly.data import Data, counted, pack_digests, unpack_digests
 from peftly.errors import DataError
+from peftly.runs.folder import run_of
 from peftly.utils import write_json
 
-__all__ = ["DATA_FILE", "DataFile", "read_data_file", "write_data_file"]
+__all__ = ["DATA_FILE", "DataFile", "changed_rows_line", "read_data_file", "write_data_file"]
 
 DATA_FILE = "data.json"
 
@@ -61,3 +63,23 @@ def read_data_file(folder: Path | None) -> DataFile:
         return DataFile({name: unpack_digests(text) for name, text in packed.items()}, num_rows)
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         return DataFile(problem=f"{file} is damaged ({error})")
+
+
+def changed_rows_line(run: str | Path, data: Data) -> str | None:
+    """Return a line on training rows that were changed after a run; None if they are the same.
+
+    Args:
+        run: path that may be a run folder.
+        data: data of the configuration of the run, as they are now.
+    """
+    stored = read_data_file(run_of(Path(run)))
+    if "train" not in stored.digests or "train" not in data.digests:
+        return None
+    then, now = Counter(stored.digests["train"]), Counter(data.digests["train"])
+    if then == now:
+        return None
+    return (
+        f"the data were changed after the training: {(then - now).total():,} of the "
+        f"{counted(then.total(), 'training row')} of the run are not among the training rows now, and "
+        f"{(now - then).total():,} of these were not trained on"
+    )

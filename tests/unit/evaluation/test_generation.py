@@ -4,7 +4,7 @@ import pytest
 from tiny_tasks import answer_rows, labelled_rows, opened
 
 from peftly import evaluate, generate, load_base
-from peftly.data import load_data
+from peftly.data import EncodedExample, Split, load_data
 from peftly.errors import ConfigError
 from peftly.evaluation import generation
 
@@ -67,6 +67,19 @@ def test_expected_answers_and_the_tokens_in_front_of_them(kind, tiny_llama_folde
     rest = encoded.input_ids[len(prompts[last].input_ids) :]
     assert prompts[last].input_ids + rest == encoded.input_ids
     assert tokenizer.decode(rest, skip_special_tokens=True).strip() == LAST[kind][1]
+
+
+def test_tokens_of_an_earlier_turn(tiny_llama_folder, monkeypatch):
+    """Where a chat template rewrites history, every turn of a conversation has its own sequence of tokens."""
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
+    data = load_data(ROWS["turns"][:1], tokenizer, validation_fraction=0.0)
+    example, encoded = data.train.examples[0], data.train.encoded[0]
+    end = encoded.trained.index(True)
+    end = next(index for index in range(end, len(encoded.trained)) if not encoded.trained[index])
+    first = EncodedExample(encoded.input_ids[:end], encoded.trained[:end])
+    monkeypatch.setattr(generation, "generate", lambda _model, _tokenizer, given, **_options: ["" for _ in given])
+    found = generation.generate_answers(model, tokenizer, Split([example] * 2, [first, encoded]), 2, batch_size=2)
+    assert [(row.prompt, row.label) for row in found] == [("one", "two"), ("three 0", "four 0")]
 
 
 def test_answers_are_those_of_generate(tiny_llama_folder):

@@ -11,7 +11,7 @@ from peftly.adapters import open_adapters
 from peftly.data import DataConfig, load_data
 from peftly.errors import ConfigError, DataError
 from peftly.methods import LoRA
-from peftly.runs import RunConfig, held_out_examples, held_out_split, run
+from peftly.runs import RunConfig, changed_rows_line, held_out_examples, held_out_split, run
 from peftly.training import TrainConfig
 
 ROWS = [{"text": f"text number {number}", "label": ("late", "great")[number % 2]} for number in range(30)]
@@ -121,6 +121,20 @@ def test_rows_that_were_trained_on_are_counted(finished, tmp_path):
     assert held_out_split(opened, str(tmp_path / "new.jsonl"), run=folder).lines == [
         f"5 examples of {tmp_path / 'new.jsonl'}"
     ]
+
+
+def test_changed_training_rows_are_counted(finished, changed):
+    """As `inspect RUN` says it."""
+    opened, folder, file, rows, loaded = finished
+    assert changed_rows_line(folder, loaded) is None
+    assert changed_rows_line(file, loaded) is None
+    changed(extra(rows, 6))
+    now = load_data(DataConfig(train=str(file), validation_fraction=0.0), opened.tokenizer)
+    assert changed_rows_line(folder, now) == (
+        f"the data were changed after the training: {len(loaded.train.examples)} of the "
+        f"{len(loaded.train.examples)} training rows of the run are not among the training rows now, and 6 of these "
+        "were not trained on"
+    )
 
 
 def test_runs_without_digests(finished, changed, tmp_path):
