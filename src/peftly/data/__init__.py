@@ -28,6 +28,7 @@ chat           conversations to token ids; only turns of the assistant are train
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
+digests        digests of examples, by which a run finds them again
 overlaps       search for prompts that two splits share
 validation     choice of validation examples from the training examples
 report         counts of rows, tokens, truncated and dropped examples
@@ -41,12 +42,14 @@ from peftly.data.chat import prompt_ids
 from peftly.data.collate import collate, collate_packed, epoch_order, epoch_steps
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
+from peftly.data.digests import example_digest, pack_digests, unpack_digests
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
+from peftly.data.overlaps import prompt_key
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
@@ -56,6 +59,7 @@ from peftly.data.splits import Data
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.usable import usable_rows
 
 __all__ = [
     "Data",
@@ -87,14 +91,19 @@ __all__ = [
     "encode_words",
     "epoch_order",
     "epoch_steps",
+    "example_digest",
     "input_lengths",
     "label_answers",
     "label_ids",
     "load_data",
+    "pack_digests",
     "prompt_ids",
+    "prompt_key",
     "read",
     "read_data",
     "read_escapes",
     "record_bytes",
     "token_counts",
+    "unpack_digests",
+    "usable_rows",
 ]
