@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from peftly.data.fields import label_field, text_field, words_and_tags
-from peftly.data.messages import messages_field
+from peftly.data.messages import conversation_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space
 from peftly.data.types import Example
@@ -118,7 +118,8 @@ class RowFormat:
             DataError: as for `examples`.
         """
         if self.kind == "chat":
-            return Example(messages=messages_field(row, self.target, location))
+            messages, tools, untrained, findings = conversation_field(row, self.target, location)
+            return Example(messages=messages, tools=tools, untrained=untrained, findings=findings)
         if self.kind == "text":
             return Example(completion=text_field(row, self.target, location))
         if self.kind == "tags":
