@@ -1,7 +1,9 @@
 """The chat template of a tokenizer, which is code of a stranger: it runs in jinja's sandbox and within limits."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.data.chat_tokens import ChatTokens
@@ -12,17 +14,48 @@ from peftly.limits import limited
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["chat_text", "has_generation_marks", "render_chat", "template_for"]
+__all__ = ["chat_text", "has_generation_marks", "read_chat_template", "render_chat", "template_for"]
 
 _MAX_SECONDS = 10.0
 """Time of one rendering."""
 _MAX_BYTES = 2**30
 """Memory of one rendering."""
+_MAX_FILE_BYTES = 10**7
 _MAX_ADDED_CHARACTERS = 1000
 """Mean number of characters that a template may add to a message; a conversation counts as 1000 messages or more."""
 
 
 Tools = Sequence[Mapping[str, Any]]
+
+
+def read_chat_template(setting: str) -> str:
+    """Return the text of a chat template.
+
+    Args:
+        setting: the text itself, or the path of a file with it: jinja, or a `tokenizer_config.json`.
+
+    Raises:
+        ValueError: the setting is neither a text with `{{` or `{%` nor a file with such a text.
+    """
+    if _is_template(setting):
+        return setting
+    path = Path(setting)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES).decode("utf-8-sig")
+        content = json.loads(text)["chat_template"] if path.suffix == ".json" else text
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{setting!r} is neither the text of a chat template (no {{{{ and no {{%) nor a file with one "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from None
+    if not isinstance(content, str) or not _is_template(content):
+        raise ValueError(f"{setting!r} holds no chat template: there is no {{{{ and no {{% in it")
+    return content
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 def has_generation_marks(tokenizer: "PreTrainedTokenizerBase", tools: Tools = ()) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from peftly.data.fields import label_field, words_and_tags
 from peftly.data.formats import RowFormat
+from peftly.data.messages import CONVERSATION_FIELDS
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import ALPACA, Template
 from peftly.data.types import TaskName
@@ -124,6 +125,7 @@ def detect_format(
             "labels"
         )
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    used |= CONVERSATION_FIELDS if row_format.kind == "chat" else set()
     unused = [name for name in fields if name not in used]
     return row_format, [*notes, *([f"fields not used: {quoted(unused)}"] if unused else [])]
 

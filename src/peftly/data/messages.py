@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from peftly.data.rows import describe
-from peftly.data.tools import tool_calls, tools_field, without_nulls
+from peftly.data.tools import TOOL_FIELDS, tool_calls, tools_field, without_nulls
 from peftly.errors import DataError
 
-__all__ = ["ROLES", "Conversation", "conversation_field", "read_messages"]
+__all__ = ["CONVERSATION_FIELDS", "ROLES", "Conversation", "conversation_field", "read_messages"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages after reading. Another role is read only if the chat template names it."""
+
+CONVERSATION_FIELDS = {"system", *TOOL_FIELDS}
+"""Fields of a row, besides the messages, that belong to a conversation."""
 
 _SPELLINGS = {
     **{role: role for role in ROLES},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.config import DataConfig
@@ -95,11 +95,13 @@ class FormattedData:
         """Return the data as token ids.
 
         Args:
-            tokenizer: tokenizer of the base.
+            tokenizer: tokenizer of the base. It gets the chat template of the row format, if there is one.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
+        if self.row_format.chat_template is not None:
+            tokenizer.chat_template = self.row_format.chat_template
         encoded: dict[str, Split] = {}
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
@@ -144,6 +146,11 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
+        if config.chat_template is not None:
+            if row_format.kind == "chat":
+                row_format = replace(row_format, chat_template=config.chat_template)
+            else:
+                notes.append("chat_template is not used: the rows are no conversations")
         if "test" in rows and config.test is None and _is_unlabelled(rows["test"], row_format):
             notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
             del rows["test"]

@@ -7,9 +7,10 @@ from typing import Any
 from peftly.data.rows import describe
 from peftly.errors import DataError
 
-__all__ = ["tool_calls", "tool_names", "tools_field", "without_nulls"]
+__all__ = ["TOOL_FIELDS", "tool_calls", "tool_names", "tools_field", "without_nulls"]
 
 TOOL_FIELDS = ("tools", "functions")
+"""Fields of a row that can hold the tools of a conversation."""
 
 
 def tools_field(row: Mapping[str, Any], location: str) -> tuple[dict[str, Any], ...]:
