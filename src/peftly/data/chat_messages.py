@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peftly.data.chat_template import chat_text, template_for
 from peftly.data.messages import ROLES
 from peftly.data.rows import quoted
-from peftly.data.tools import tool_calls
+from peftly.data.tools import tool_calls, tool_names
 from peftly.data.turn_ends import TurnEnds
 from peftly.errors import DataError
 
@@ -81,6 +81,7 @@ class ChatMessages:
         self._tokenizer = tokenizer
         self.ends = TurnEnds(tokenizer)
         self._call_spellings: dict[str, _CallSpelling] = {}
+        self._shows_tools: dict[str, bool] = {}
 
     def render(
         self, messages: Messages, is_trained: Sequence[bool], tools: Messages, *, add_generation_prompt: bool = False
@@ -116,7 +117,18 @@ class ChatMessages:
             spelled, trained, counts = joined
             text, marks = chat_text(spelled, self._tokenizer, tools, add_generation_prompt=add_generation_prompt)
             findings.append(("joined_messages", ""))
+        if tools and template not in self._shows_tools:
+            self._shows_tools[template] = self._is_other_text(text, spelled)
+        if tools and not self._shows_tools[template]:
+            findings.append(("hidden_tools", tool_names(tools)[0]))
         return Rendered(spelled, trained, text, marks, counts, findings)
+
+    def _is_other_text(self, text: str, messages: Messages) -> bool:
+        """Return whether a text differs from that of the messages without tools."""
+        try:
+            return chat_text(messages, self._tokenizer)[0] != text
+        except DataError:
+            return True
 
     def _with_roles(self, messages: list[Message], template: str) -> list[Message]:
         """Return the messages with the template's own names of roles."""

@@ -4,28 +4,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftly.data.tools import tool_names
-
 __all__ = ["hidden_context", "hidden_parts", "is_shown"]
 
 Messages = Sequence[Mapping[str, Any]]
 
 
-def hidden_context(messages: Messages, tools: Messages, text: str) -> list[tuple[str, str]]:
-    """Return findings about tools, and about messages of other roles than the assistant, that a text does not show.
+def hidden_context(messages: Messages, text: str) -> list[tuple[str, str]]:
+    """Return a finding about the first message of another role than the assistant that a text does not show.
 
     Args:
         messages: the conversation.
-        tools: tools of the conversation.
         text: text of the conversation.
     """
-    findings = []
     hidden = (i for i, m in enumerate(messages) if m["role"] != "assistant" and not is_shown(m["content"], text))
-    if (index := next(hidden, None)) is not None:
-        findings.append(("hidden_messages", f"message {index + 1} ({messages[index]['role']})"))
-    if tools and not any(name in text for name in tool_names(tools)):
-        findings.append(("hidden_tools", tool_names(tools)[0]))
-    return findings
+    index = next(hidden, None)
+    return [] if index is None else [("hidden_messages", f"message {index + 1} ({messages[index]['role']})")]
 
 
 def hidden_parts(message: Mapping[str, Any], words: str) -> list[str]:

@@ -43,7 +43,8 @@ def chat_ends(tokenizer: "PreTrainedTokenizerBase") -> ChatEnds:
     if not tokenizer.chat_template:
         return ChatEnds((), ())
     ends = TurnEnds(tokenizer)
-    texts = [ends.text, *([ends.in_text(text)] if (text := _rendered([_QUESTION, _CALL], tokenizer)) else [])]
+    call = _rendered([_QUESTION, _CALL], tokenizer) or ""
+    texts = [ends.text, ends.in_text(call) if "look_up" in call else ""]
     known = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     return ChatEnds(
         tuple(dict.fromkeys(known[text] for text in texts if text in known)),
@@ -73,9 +74,9 @@ class TurnEnds:
         """End of a sample turn, and the blanks after a turn that has no end."""
         text = _rendered([_QUESTION, {"role": "assistant", "content": _ANSWER}], self._tokenizer) or ""
         suffix = text[text.rindex(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
-        end = self._first_of_run(suffix, self.special)
-        if end is not None:
-            return suffix[:end].strip(), ""
+        run = _run(suffix, self.special)
+        if run:
+            return run[-1].end, ""
         added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         written = suffix.strip()
         return next(
@@ -85,12 +86,17 @@ class TurnEnds:
     def offset(self, text: str) -> int | None:
         """Return the offset behind the end of the turn that a text ends with; None if the text does not end it.
 
-        Special tokens may follow the end, such as an end token of the whole text.
+        Special tokens can be in front of the end, where they close a call of a tool, and behind it, as an end token of
+        the whole text. Therefore the end of a turn with text counts, or the end token of the tokenizer.
 
         Args:
             text: text of a conversation that ends with the assistant's turn.
         """
-        return self._first_of_run(text, (*self.special, self.text) if self.text else self.special)
+        run = _run(text, (*self.special, self.text) if self.text else self.special)
+        for end in (self.text, self._tokenizer.eos_token):
+            if (first := next((one for one in reversed(run) if one.end == end), None)) is not None:
+                return first.offset
+        return run[0].offset if run else None
 
     def in_text(self, text: str) -> str:
         """Return the end of the turn that a text ends with, such as "<|im_end|>"; empty without an end."""
@@ -100,26 +106,31 @@ class TurnEnds:
 
     def without_end(self, text: str) -> str:
         """Return a text without the special tokens at its end, and without the blanks around them."""
-        text = text.rstrip()
-        while text.endswith(self.special):
-            text = self._without_last(text, self.special)
-        return text
+        run = _run(text, self.special)
+        return text[: run[-1].offset - len(run[-1].end)].rstrip() if run else text.rstrip()
 
     def without_blanks(self, text: str) -> str:
         """Return a text that ends with a turn without an end, without the blanks that the template adds to the turn."""
         blanks: str = self._sample[1]
         return text.removesuffix(blanks)
 
-    def _first_of_run(self, text: str, ends: Sequence[str]) -> int | None:
-        """Return the offset behind the first of the ends that a text ends with, with blanks between them."""
-        offset, rest, ends = None, text.rstrip(), tuple(ends)
-        while ends and rest.endswith(ends):
-            offset, rest = len(rest), self._without_last(rest, ends)
-        return offset
 
-    @staticmethod
-    def _without_last(text: str, ends: Sequence[str]) -> str:
-        return text[: -max(len(end) for end in ends if text.endswith(end))].rstrip()
+class _End(NamedTuple):
+    """A special token, and the offset behind it."""
+
+    end: str
+    offset: int
+
+
+def _run(text: str, ends: tuple[str, ...]) -> list[_End]:
+    """Return the special tokens at the end of a text, the last one first; there can be blanks around them."""
+    run = []
+    rest = text.rstrip()
+    while ends and rest.endswith(ends):
+        end = max((one for one in ends if rest.endswith(one)), key=len)
+        run.append(_End(end, len(rest)))
+        rest = rest[: -len(end)].rstrip()
+    return run
 
 
 def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> str | None:
