@@ -1,7 +1,7 @@
 """The result of a run, and the files of a run folder that are written before and after the training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,9 @@ def _samples(base: Base, row_format: RowFormat, split: Split, evaluation: Evalua
     examples = split.examples[:_GENERATED_SAMPLES]
     golds = [str(example.messages[-1]["content"]) if example.messages else example.completion for example in examples]
     texts = [example.messages[-2]["content"] if example.messages else example.prompt for example in examples]
-    prompts = [list(example.messages[:-1]) or example for example in examples]
+    prompts = [
+        replace(example, messages=example.messages[:-1]) if example.messages else example for example in examples
+    ]
     completions = generate(base.model, base.tokenizer, prompts, max_new_tokens=64)
     return [
         {"text": text, "gold": gold.strip(), "predicted": completion.strip()}
