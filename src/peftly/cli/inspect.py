@@ -50,9 +50,9 @@ def inspect(
     flags = {
         "base": base,
         "task": task,
-        "data": data,
-        "validation": validation,
-        "test": test,
+        "data": data or None,
+        "validation": validation or None,
+        "test": test or None,
         "template": template,
         "target": target,
         "chat_template": chat_template,
