@@ -84,6 +84,8 @@ class ChatEncoder:
         sequences = [sequence for sequence in sequences if any(sequence.trained)]
         if not sequences:
             return EncodedExample([], [], findings=tuple(findings)) if findings else None
+        if len(sequences) > 1:
+            findings.append(("several_sequences", f"{len(sequences)} sequences"))
         return replace(sequences[0], others=tuple(sequences[1:]), findings=tuple(findings))
 
     def _encode(self, example: Example, max_length: int) -> tuple[list[EncodedExample], Findings]:

@@ -97,6 +97,8 @@ class ChatTurns:
             turn, finding = self._turn(index)
             self._turns[index] = turn
             self.findings += [finding] if finding else []
+            if not (turn.has_end or turn.is_hidden):
+                self.findings.append(("unended_turns", f"message {self._numbers[index]}"))
         return self._turns[index]
 
     def _turn(self, index: int) -> tuple[Turn, tuple[str, str] | None]:

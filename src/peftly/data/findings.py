@@ -51,6 +51,13 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "marked_other_roles": FindingKind(
         "with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
     ),
+    "several_sequences": FindingKind(
+        "whose earlier turns the chat template renders in another way later; these are sequences of their own",
+        is_problem=False,
+    ),
+    "unended_turns": FindingKind(
+        "with turns that the chat template does not end; the end token of the tokenizer follows", is_problem=False
+    ),
     "messages_after_last_turn": FindingKind(
         "that go on after the assistant's last trained turn; the rest is left out", is_problem=False
     ),
