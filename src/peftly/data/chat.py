@@ -98,6 +98,8 @@ class ChatEncoder:
         turns = ChatTurns(rendered.messages, example.tools, self._tokenizer, self._messages.ends)
         turns.set_last(rendered.text, rendered.marks)
         waiting = [index for index, trained in enumerate(rendered.is_trained) if trained and index]
+        if rendered.is_trained[0]:
+            findings.append(("opening_turns", "message 1"))
         sequences = []
         while waiting:
             if turns.turn(waiting[-1]).is_hidden:

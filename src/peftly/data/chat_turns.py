@@ -25,7 +25,8 @@ class Turn(NamedTuple):
         text: text of the conversation up to the end of the turn. It begins with `prompt`.
         rest: text that the template writes after the end.
         has_end: whether the template ends the turn; otherwise the end token of the base follows.
-        is_hidden: whether the turn cannot be trained, since nothing of it or not its calls of tools are shown.
+        is_hidden: whether the turn cannot be trained, since nothing of it or not its calls of tools are shown, or
+            nothing in front of it.
     """
 
     prompt: str
@@ -118,6 +119,8 @@ class ChatTurns:
             end = None
         text = full[:end] if end is not None else self._ends.without_blanks(full)
         words = self._ends.without_end(text)[len(prompt) :]
+        if not prompt:
+            return Turn("", text, "", True, True), ("opening_turns", f"message {self._numbers[index]}")
         finding = _hidden(self.messages[index], words, f"message {self._numbers[index]}")
         is_hidden = finding is not None and finding[0] != "hidden_parts"
         return Turn(prompt, text, full[len(text) :], end is not None, is_hidden), finding

@@ -51,6 +51,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "marked_other_roles": FindingKind(
         "with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
     ),
+    "opening_turns": FindingKind(
+        "with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
+    ),
     "several_sequences": FindingKind(
         "whose earlier turns the chat template renders in another way later; these are sequences of their own",
         is_problem=False,

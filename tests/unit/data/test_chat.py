@@ -65,7 +65,20 @@ def test_what_follows_the_last_answer_is_left_out(end):
 def test_a_turn_that_opens_the_conversation_is_not_trained():
     tokenizer = chatty(PLAIN)
     greeting = ({"role": "assistant", "content": "hello"}, *CONVERSATION[1:3])
-    assert runs(encode(Example(messages=greeting), tokenizer, 1000), tokenizer) == ["yes<|im_end|>"]
+    encoded = encode(Example(messages=greeting), tokenizer, 1000)
+    assert runs(encoded, tokenizer) == ["yes<|im_end|>"]
+    assert encoded.findings == (("opening_turns", "message 1"),)
+
+
+def test_a_turn_behind_messages_that_the_template_does_not_show_is_not_trained():
+    tokenizer = chatty(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    messages = (CONVERSATION[0], CONVERSATION[2])
+    assert encode(Example(messages=messages), tokenizer, 1000) is None
+    encoded = encode(Example(messages=(*messages, *CONVERSATION[1:3])), tokenizer, 1000)
+    assert runs(encoded, tokenizer) == ["yes<|im_end|>"]
+    assert ("opening_turns", "message 2") in encoded.findings
 
 
 def test_without_an_answer_nothing_is_left_to_train():
