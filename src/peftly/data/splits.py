@@ -117,11 +117,13 @@ class FormattedData:
         """Return the data as token ids.
 
         Args:
-            tokenizer: tokenizer of the base.
+            tokenizer: tokenizer of the base. It gets the chat template of the row format, if there is one.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
+        if self.row_format.chat_template is not None:
+            tokenizer.chat_template = self.row_format.chat_template
         encoded: dict[str, Split] = {}
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
@@ -173,6 +175,11 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
+        if config.chat_template is not None:
+            if row_format.kind == "chat":
+                row_format = replace(row_format, chat_template=config.chat_template)
+            else:
+                notes.append("chat_template is not used: the rows are no conversations")
         for name, source in (("validation", config.validation), ("test", config.test)):
             if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
                 continue

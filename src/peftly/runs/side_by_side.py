@@ -189,6 +189,12 @@ def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
     """Refuse members that cannot vote, and jobs that cannot share the classification head of the first job."""
     if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
         raise ConfigError(f"an ensemble votes on labels, but these data are of kind {part.data.row_format.kind!r}")
+    template, others = part.data.row_format.chat_template, first.data.row_format.chat_template
+    if part.data.row_format.kind == first.data.row_format.kind == "chat" and template != others:
+        raise ConfigError(
+            f"jobs.{name} has another data.chat_template than the first job, and all jobs share one tokenizer; set the "
+            "same for all, or train them in separate runs"
+        )
     labels, shared = part.data.row_format.labels, first.data.row_format.labels
     if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
         raise ConfigError(
