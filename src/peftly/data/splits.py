@@ -62,6 +62,7 @@ class _FormattedSplit:
         labels: number of each example's label; -1 without one.
         added_spaces: number of examples that got a space between prompt and completion.
         dropped: rows of the split that cannot be used.
+        without_turns: indices of the conversations without a turn to train. The encoding drops and counts them.
     """
 
     examples: FormattedExamples
@@ -69,6 +70,7 @@ class _FormattedSplit:
     labels: Sequence[int]
     added_spaces: int = 0
     dropped: Sequence[Finding] = ()
+    without_turns: frozenset[int] = frozenset()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
@@ -200,18 +202,20 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     template = Template(row_format.template or "")
     counts_spaces = row_format.kind == "completion" and template.is_one_field
-    unusable = UnusableRows(rows, row_format)
+    unusable, without_turns = UnusableRows(rows, row_format), set[int]()
     for index, row in enumerate(rows.rows):
         if unusable.has(index, row):
             continue
         example = row_format.example(row, rows.location(index))
+        if example.messages and not example.has_trained_turn:
+            without_turns.add(len(keys))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
     examples = FormattedExamples(unusable.others(), row_format)
-    return _FormattedSplit(examples, keys, labels, added_spaces, unusable.findings())
+    return _FormattedSplit(examples, keys, labels, added_spaces, unusable.findings(), frozenset(without_turns))
 
 
 def _with_validation(
@@ -221,7 +225,12 @@ def _with_validation(
     train = splits["train"]
     if not config.validation_fraction:
         return dict(splits), "no validation split: validation_fraction is 0"
-    chosen = choose_validation(train.keys, train.labels, config.validation_fraction, config.seed)
+    candidates: Sequence[int] = range(len(train.keys))
+    if train.without_turns:
+        candidates = [index for index in candidates if index not in train.without_turns]
+    part = train.select(candidates) if train.without_turns else train
+    picked = choose_validation(part.keys, part.labels, config.validation_fraction, config.seed) if candidates else []
+    chosen = [candidates[index] for index in picked]
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
