@@ -58,9 +58,10 @@ def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> 
         tagged = _matches(rows, "token_classification")
         if tagged and isinstance(rows.rows[0].get(tagged[0].known.inputs[0]), list):
             return "tags"
-        matches = _matches(rows, "causal_lm") or [_Match(FORMATS["causal_lm"][-1], "text")]
-        if matches[0].known.kind == "text":
-            matches = _matches(rows, "sequence_classification") or matches
+        matches = _matches(rows, "causal_lm") or _matches(rows, "sequence_classification") or tagged
+        if not matches:
+            _check_no_preferences(rows)
+            raise _unknown_fields(rows, "none of the known row formats (docs/data.md has a table)")
         return "labels" if _kind(rows, matches[0]) == "label" else "texts"
     if target is None:
         return "labels" if has_labels(rows, _guess_target(rows, Template(template or ""))) else "texts"
@@ -123,10 +124,7 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
         near = [known for known in FORMATS[task] if not {*known.inputs, *known.targets}.isdisjoint(rows.fields)]
         formats = [known.fields() for known in near or FORMATS[task]]
         listed = "; ".join(formats[:_MAX_FORMATS]) + (", …" if len(formats) > _MAX_FORMATS else "")
-        raise DataError(
-            f"{rows.name}: the rows have {quoted(rows.fields)}, which is none of the row formats known for {task} "
-            f"({listed}); give a template and a target{_advice(rows)}"
-        )
+        raise _unknown_fields(rows, f"none of the row formats known for {task} ({listed})")
     match, others = matches[0], [other for other in matches[1:] if not matches[0].covers(other, rows.fields)]
     template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
@@ -135,6 +133,11 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
     if match.target == "chosen":
         notes.append("'rejected' is not used: the chosen answers are learned, and no preferences (DPO)")
     return RowFormat(_kind(rows, match), match.known.template, match.target, pair=match.known.pair), notes
+
+
+def _unknown_fields(rows: Rows, formats: str) -> DataError:
+    advice = f"give a template and a target{_advice(rows)}"
+    return DataError(f"{rows.name}: the rows have {quoted(rows.fields)}, which is {formats}; {advice}")
 
 
 def _check_no_preferences(rows: Rows) -> None:

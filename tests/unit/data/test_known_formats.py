@@ -170,6 +170,8 @@ def test_other_fields_come_without_options(extra):
 def test_unknown_fields_are_refused_with_the_options_to_type():
     rows = rows_of({"Tweet text": "a b", "ID": 3, "Label": "x"}, {"Tweet text": "a b", "ID": 4, "Label": "y"})
     message = refusal(rows)
+    with pytest.raises(DataError, match=r"--template '\{Tweet text\}\\nAnswer:' --target Label$"):
+        detect_target_kind(rows, None, None)
     assert message.endswith("give a template and a target, such as --template '{Tweet text}\\nAnswer:' --target Label")
     assert len(message) < 400
     assert refusal(rows_of({"review": "a b", "sentiment": "up"})).endswith(
@@ -237,6 +239,9 @@ def test_the_chosen_answers_are_learned():
 )
 def test_other_preferences_are_refused(row):
     assert "preference training (DPO) is not supported" in refusal(Rows("t", [row]))
+    if "conversations" not in row and "prompt" not in row:
+        with pytest.raises(DataError, match=r"preference training \(DPO\) is not supported"):
+            detect_target_kind(Rows("t", [row]), None, None)
 
 
 def test_messages_of_preference_data_are_read():
