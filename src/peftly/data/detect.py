@@ -50,10 +50,9 @@ def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> 
     Raises:
         DataError: the target cannot be guessed.
     """
-    if target is not None and (
-        values := next((v for row in rows.rows if isinstance(v := row.get(target), list)), None)
-    ):
-        return "texts" if template is not None or isinstance(values[0], Mapping) else "tags"
+    value = None if target is None else next((v for row in rows.rows if (v := row.get(target))), None)
+    if isinstance(value, list):
+        return "tags" if _reads_words(rows, template) and not isinstance(value[0], Mapping) else "texts"
     if template is None and target is None:
         tagged = _matches(rows, "token_classification")
         if tagged and isinstance(rows.rows[0].get(tagged[0].known.inputs[0]), list):
@@ -66,6 +65,12 @@ def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> 
     if target is None:
         return "labels" if has_labels(rows, _guess_target(rows, Template(template or ""))) else "texts"
     return "labels" if has_labels(rows, target) or can_be_labels(rows, target) else "texts"
+
+
+def _reads_words(rows: Rows, template: str | None) -> bool:
+    """Return whether prompts are lists of words: without a template, or with one that names a list."""
+    names = Template(template or "").fields
+    return template is None or any(isinstance(rows.rows[0].get(name), list) for name in names)
 
 
 def detect_format(

@@ -124,6 +124,15 @@ def test_squad(answers, expected):
     assert notes[1:] == ["fields not used: 'id', 'title'"]
 
 
+def test_lists_are_tags_or_answers():
+    tagged = Rows("t", [{"tokens": ["a"], "tags": ["x"]}, {"tokens": ["b"], "tags": ["y"]}])
+    assert [detect_target_kind(tagged, template, "tags") for template in (None, "{tokens}")] == ["tags", "tags"]
+    answers = Rows("t", [{"question": "a b", "answers": ["c d"]}] * 2)
+    assert detect_target_kind(answers, "{question}", "answers") == "texts"
+    talks = Rows("t", [{"talk": [{"role": "user", "content": "a"}]}])
+    assert detect_target_kind(talks, None, "talk") == "texts"
+
+
 def test_dolly_uses_its_context_where_there_is_one():
     row = {"instruction": "say it", "context": "", "response": "done now", "category": "qa"}
     rows = Rows("t", [row, {**row, "context": "a text"}])
