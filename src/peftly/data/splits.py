@@ -229,7 +229,8 @@ def _with_validation(
     if train.without_turns:
         candidates = [index for index in candidates if index not in train.without_turns]
     part = train.select(candidates) if train.without_turns else train
-    picked = choose_validation(part.keys, part.labels, config.validation_fraction, config.seed) if candidates else []
+    labels = _by_text(part.labels, train.examples.row_format.labels)
+    picked = choose_validation(part.keys, labels, config.validation_fraction, config.seed) if candidates else []
     chosen = [candidates[index] for index in picked]
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
@@ -238,6 +239,14 @@ def _with_validation(
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     rest = replace(train.select(others), dropped=train.dropped)
     return {**splits, "train": rest, "validation": train.select(chosen)}, note
+
+
+def _by_text(labels: Sequence[int], names: Sequence[str]) -> Sequence[int]:
+    """Return label numbers in the order of the labels' texts, so that the choice does not depend on their order."""
+    if list(names) == sorted(names):
+        return labels
+    rank = {names.index(name): number for number, name in enumerate(sorted(names))}
+    return array("q", (rank.get(label, label) for label in labels))
 
 
 def _space_notes(added_spaces: int) -> list[str]:
