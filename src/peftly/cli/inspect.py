@@ -65,6 +65,7 @@ def inspect(
     from peftly.cli.tokens import example_text
     from peftly.data import read_data
     from peftly.models import choose_task, load_tokenizer, resolve_base
+    from peftly.runs import changed_rows_line
 
     raw = read_data(config.data)
     base_spec = resolve_base(config.base)
@@ -84,6 +85,8 @@ def inspect(
     screen.print("⟦trained⟧, not trained" if brackets else legend, end="\n\n")
     for line in loaded.report.lines():
         screen.print(line)
+    if source is not None and (change := changed_rows_line(source, loaded)):
+        screen.print(change)
 
 
 def _read_config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":

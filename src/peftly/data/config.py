@@ -12,10 +12,10 @@ __all__ = ["DataConfig", "Source"]
 
 def _one_or_several(value: object) -> object:
     """Convert a list of one source into the source, and other lists into tuples, without a source twice."""
-    if not isinstance(value, list | tuple):
+    if isinstance(value, str):
         return value
-    if not value:
-        raise ValueError("the list is empty; name a file, a folder or a data set on the Hub")
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(source, str) for source in value):
+        raise ValueError("give a file, a folder or a data set on the Hub, or a list of these")
     for index, source in enumerate(value):
         if source in value[:index]:
             raise ValueError(f"{source} is named twice")
@@ -40,7 +40,9 @@ class DataConfig(Settings):
         test: test rows, as for `train`. None: the test split of the data set `train`, otherwise no test rows. "none":
             no test rows.
         template: template of the prompt, such as "Tweet text : {text} Label :". `{prompt:3}` marks the position of
-            three virtual tokens of a method with `position: template`. None: template of the detected row format.
+            three virtual tokens of a method with `position: template`. In YAML and on the command line, a backslash
+            with `n`, `t` or a backslash is a line break, a tab or a backslash. None: template of the detected row
+            format.
         target: name of the field to learn. None: guessed and reported.
         chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The text
             is stored with the adapter, and the tokenizer of the adapted model has it.

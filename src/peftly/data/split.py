@@ -7,7 +7,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -141,7 +141,9 @@ def _encoded_batches(
             yield start, batch, encode(start, batch)
         return
     waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
-    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+    # One batch is not worth the count of the frozen objects, which are a million on the command line.
+    collections = _no_garbage_collection() if len(examples) > _BATCH_EXAMPLES else nullcontext()
+    with ThreadPoolExecutor(1) as thread, collections:
         for start, batch in _batches(examples):
             waiting.append((start, batch, thread.submit(encode, start, batch)))
             if len(waiting) > 1:

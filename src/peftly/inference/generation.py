@@ -22,7 +22,7 @@ from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
 from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
-from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
+from peftly.inference.stopping import StopTexts, TextPieces, completion_text, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
 from peftly.settings import check_seed
 
@@ -105,10 +105,10 @@ def generate(
         raise ConfigError(f"a {type(model).__name__} does not generate text; use peftly.classify or peftly.tag_words")
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, for_encoder=is_encoder_decoder) for prompt in listed]
-    stops = stop_texts(stop)
-    if any(_is_conversation(prompt, chat=chat) for prompt in listed):
-        stops = (*stops, *chat_ends(tokenizer).texts)
-    settings = greedy_settings(model, tokenizer, ends=stop_token_ids(stops, tokenizer))
+    given_stops = stop_texts(stop)
+    turn_ends = chat_ends(tokenizer).texts
+    stops = [(*given_stops, *turn_ends) if _is_conversation(prompt, chat=chat) else given_stops for prompt in listed]
+    settings = greedy_settings(model, tokenizer, ends=stop_token_ids(given_stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
     ends = settings.eos_token_id or ()
     prompt_tokens = [example.input_ids for example in encoded]
@@ -126,7 +126,7 @@ def generate(
             )
             # A decoder starts from one token, which is an end token in BART.
             prompt_length = 1 if is_encoder_decoder else batch["input_ids"].shape[1]
-            stopping = StopTexts(tokenizer, stops, ends, prompt_length)
+            batch_stops = [stops[index] for index in chosen]
             processors = LogitsProcessorList()
             if sampling is not None:
                 processors = sampling_processors(sampling, [generators[index] for index in chosen])
@@ -136,11 +136,13 @@ def generate(
                     attention_mask=batch["attention_mask"],
                     generation_config=settings,
                     logits_processor=processors,
-                    stopping_criteria=StoppingCriteriaList([stopping] if stops else []),
-                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops, ends),
+                    stopping_criteria=StoppingCriteriaList(
+                        [StopTexts(tokenizer, batch_stops, prompt_length)] if any(batch_stops) else []
+                    ),
+                    streamer=None if stream is None else TextPieces(tokenizer, stream, batch_stops[0], ends),
                 )
             for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
-                completions[index] = stopping.completion(ids)
+                completions[index] = completion_text(tokenizer, ids, stops[index], ends)
     return completions
 
 
