@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
+from peftly.data.chat_template import read_chat_template
 from peftly.settings import Seed, Settings
 
 __all__ = ["DataConfig", "Source"]
@@ -43,6 +44,8 @@ class DataConfig(Settings):
             with `n`, `t` or a backslash is a line break, a tab or a backslash. None: template of the detected row
             format.
         target: name of the field to learn. None: guessed and reported.
+        chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The text
+            is stored with the adapter, and the tokenizer of the adapted model has it.
         max_length: maximum number of tokens of an example.
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
@@ -55,9 +58,15 @@ class DataConfig(Settings):
     test: Source | None = None
     template: str | None = None
     target: str | None = None
+    chat_template: str | None = None
     max_length: int = Field(default=512, ge=2)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_chat_template(cls, value: str | None) -> str | None:
+        return None if value is None else read_chat_template(value)
 
     @property
     def sources(self) -> list[str]:

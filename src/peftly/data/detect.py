@@ -8,6 +8,7 @@ from peftly.data.formats import RowFormat
 from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
+from peftly.data.messages import CONVERSATION_FIELDS
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
@@ -213,6 +214,7 @@ def _guess_target(rows: Rows, template: Template) -> str:
 def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     """Return a note on the fields that are not used, with a template for those that look like texts to read."""
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    used |= CONVERSATION_FIELDS if row_format.kind == "chat" else set()
     unused = [name for name in rows.fields if name not in used]
     if not unused:
         return []

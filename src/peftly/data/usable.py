@@ -12,7 +12,7 @@ from peftly.data.rows import Rows
 from peftly.data.templates import Template
 from peftly.errors import DataError
 
-__all__ = ["UnusableRows", "has_no_targets"]
+__all__ = ["UnusableRows", "has_no_targets", "usable_rows"]
 
 _MAX_SAMPLES = 3
 _MARKS = ("label", "kto_tag")
@@ -66,6 +66,22 @@ class UnusableRows:
             count = counted(len(self._rows), "row")
             raise DataError(f"{self._rows.name}: no trained token is left in any of {count}: {reasons}")
         return self._rows.select(self._kept) if self._dropped else self._rows
+
+
+def usable_rows(rows: Rows, row_format: RowFormat) -> tuple[Rows, list[Finding]]:
+    """Return the rows that can be used, and the others by the reason.
+
+    Args:
+        rows: rows of a split.
+        row_format: format of the rows.
+
+    Raises:
+        DataError: no row can be used.
+    """
+    unusable = UnusableRows(rows, row_format)
+    for index, row in enumerate(rows.rows):
+        unusable.has(index, row)
+    return unusable.others(), unusable.findings()
 
 
 def has_no_targets(rows: Rows, row_format: RowFormat) -> bool:

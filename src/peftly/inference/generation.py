@@ -12,6 +12,7 @@ from peftly.adapters import AdapterChoice
 from peftly.data import (
     EncodedExample,
     Example,
+    chat_ends,
     collate,
     encode_example_prompt,
     encode_sources,
@@ -63,7 +64,8 @@ def generate(
         model: causal language model or encoder-decoder. Its modes are restored afterwards.
         tokenizer: tokenizer of the model.
         prompts: one prompt or several: texts, tokenised as in training, or conversations that the model answers. An
-            adapter with `position: template` needs the result of `RowFormat.format_prompt`, which marks positions.
+            adapter with `position: template` needs the result of `RowFormat.format_prompt`, which marks positions. A
+            conversation with tools is `Example(messages=..., tools=...)`.
         max_new_tokens: maximum number of tokens of a completion.
         do_sample: whether to draw tokens; None: if `temperature` is above 0. True without a `temperature` means 1.0.
         temperature: divisor of the logits; 0 or None: take the most likely token.
@@ -104,7 +106,8 @@ def generate(
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, for_encoder=is_encoder_decoder) for prompt in listed]
     given_stops = stop_texts(stop)
-    stops = [given_stops for _ in listed]
+    turn_ends = chat_ends(tokenizer).texts
+    stops = [(*given_stops, *turn_ends) if _is_conversation(prompt, chat=chat) else given_stops for prompt in listed]
     settings = greedy_settings(model, tokenizer, ends=stop_token_ids(given_stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
     ends = settings.eos_token_id or ()
@@ -164,13 +167,14 @@ def greedy_settings(
     Args:
         model: model with a `generation_config`.
         tokenizer: tokenizer of the model.
-        ends: ids of tokens that end a text, besides the end tokens of the tokenizer and of the model.
+        ends: ids of tokens that end a text, besides those of the tokenizer, of its chat template and of the model.
     """
     settings = copy.deepcopy(model.generation_config)
     settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, typical_p=None, min_p=None)
     settings.update(num_return_sequences=1, return_dict_in_generate=False, max_length=None)
     configured = settings.eos_token_id
-    known = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured]), *ends]
+    known = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
+    known += [*chat_ends(tokenizer).ids, *ends]
     settings.eos_token_id = [end for end in dict.fromkeys(known) if end is not None] or None
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # Any id does: the attention mask follows from lengths.
@@ -193,6 +197,12 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         handle.remove()
 
 
+def _is_conversation(prompt: Prompt, *, chat: bool) -> bool:
+    if isinstance(prompt, Example | EncodedExample):
+        return isinstance(prompt, Example) and bool(prompt.messages)
+    return chat or not isinstance(prompt, str)
+
+
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
     if isinstance(prompt, EncodedExample):
@@ -201,8 +211,9 @@ def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool,
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
-    if not isinstance(prompt, Example):
-        ids = prompt_ids(prompt, tokenizer)
+    if not isinstance(prompt, Example) or prompt.messages:
+        messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Example) else (prompt, ())
+        ids = prompt_ids(messages, tokenizer, tools)
         encoded = EncodedExample(ids, [False] * len(ids))
     else:
         encoded = encode_sources([prompt], tokenizer)[0] if for_encoder else encode_example_prompt(prompt, tokenizer)

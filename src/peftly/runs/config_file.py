@@ -28,6 +28,7 @@ FLAGS = {
     "test": "data.test",
     "template": "data.template",
     "target": "data.target",
+    "chat_template": "data.chat_template",
     "max_length": "data.max_length",
     "method": "method",
     "ensemble": "ensemble",

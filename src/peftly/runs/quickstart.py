@@ -188,7 +188,7 @@ def _print(results: dict[str, Any], report: Path, out: Path, screen: Console) ->
     screen.print(samples)
     screen.print(f"report: {report}\n\nNext:", markup=False)
     for command in _next_commands(out, results["base"]):
-        screen.print(f"  {command}", markup=False)
+        screen.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _next_commands(out: Path, base: str) -> list[str]:

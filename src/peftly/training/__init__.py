@@ -27,7 +27,7 @@ metrics        metrics.jsonl
 """
 
 from peftly.training.best import best_line
-from peftly.training.callbacks import Callback, ProgressBar, TrainResult
+from peftly.training.callbacks import Callback, ProgressBar, StepRecord, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
@@ -47,6 +47,7 @@ __all__ = [
     "Callback",
     "Job",
     "ProgressBar",
+    "StepRecord",
     "TrainConfig",
     "TrainResult",
     "best_line",

@@ -66,6 +66,10 @@ class TrainConfig(Settings):
     evaluation_batch_size: int = Field(default=32, ge=1)
     """Examples that go through the model at once in an evaluation."""
 
+    generation_examples: int = Field(default=16, ge=0)
+    """Held-out examples without labels whose answers are generated after the training and compared with the expected
+    ones; 0: none."""
+
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between saved adapters, each in a folder `step-N`; None: only the best adapter is saved."""
 
