@@ -9,6 +9,7 @@ import typer
 from peftly.cli.console import console, silence_libraries
 from peftly.cli.options import (
     BaseOption,
+    ChatTemplate,
     DataFile,
     MaxLength,
     Overrides,
@@ -39,6 +40,7 @@ def inspect(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
     job: Annotated[str | None, typer.Option("--job", help="Name of the job, for a configuration with jobs.")] = None,
@@ -53,6 +55,7 @@ def inspect(
         "test": test or None,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
     }
     config = _read_config(source, overrides or [], flags, job)

@@ -9,6 +9,7 @@ from peftly.cli.console import console, import_libraries, silence_libraries
 from peftly.cli.options import (
     BaseOption,
     BatchSize,
+    ChatTemplate,
     ConfigFile,
     DataFile,
     MaxLength,
@@ -41,6 +42,7 @@ def train(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     method: Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")] = None,
     ensemble: Annotated[
@@ -69,6 +71,7 @@ def train(
         "test": test or None,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
         "method": method,
         "ensemble": ensemble,

@@ -20,7 +20,7 @@ from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
-from peftly.data.usable import has_no_targets, usable_rows
+from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -117,11 +117,13 @@ class FormattedData:
         """Return the data as token ids.
 
         Args:
-            tokenizer: tokenizer of the base.
+            tokenizer: tokenizer of the base. It gets the chat template of the row format, if there is one.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
+        if self.row_format.chat_template is not None:
+            tokenizer.chat_template = self.row_format.chat_template
         encoded: dict[str, Split] = {}
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
@@ -173,16 +175,18 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
+        if config.chat_template is not None:
+            if row_format.kind == "chat":
+                row_format = replace(row_format, chat_template=config.chat_template)
+            else:
+                notes.append("chat_template is not used: the rows are no conversations")
         for name, source in (("validation", config.validation), ("test", config.test)):
             if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
                 continue
             if name == "test" or row_format.target in rows[name].fields:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
-        splits = {}
-        for name, split in rows.items():
-            usable, findings = usable_rows(split, row_format)
-            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
+        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
         if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
@@ -196,14 +200,18 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     template = Template(row_format.template or "")
     counts_spaces = row_format.kind == "completion" and template.is_one_field
+    unusable = UnusableRows(rows, row_format)
     for index, row in enumerate(rows.rows):
+        if unusable.has(index, row):
+            continue
         example = row_format.example(row, rows.location(index))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
+    examples = FormattedExamples(unusable.others(), row_format)
+    return _FormattedSplit(examples, keys, labels, added_spaces, unusable.findings())
 
 
 def _with_validation(

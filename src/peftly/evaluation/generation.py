@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from peftly.data import EncodedExample, Example, RowFormat, Split
+from peftly.data import EncodedExample, Example, RowFormat, Split, chat_ends
 from peftly.errors import ConfigError
 from peftly.evaluation.metrics import Prediction
 from peftly.inference import generate
@@ -67,6 +67,7 @@ def generate_answers(
         [_prompt(example, start) for example, (start, _) in zip(encoded, spans, strict=True)],
         max_new_tokens=max(_MIN_NEW_TOKENS, longest + longest // 4),
         batch_size=batch_size,
+        stop=chat_ends(tokenizer).texts if examples[0].messages else (),
         adapters=None if split.adapters is None else split.adapters[:count],
     )
     expected = tokenizer.batch_decode(

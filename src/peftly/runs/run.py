@@ -30,6 +30,7 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import (
+    best_line,
     check_trainable,
     checkpoint_files,
     computed_with,
@@ -111,6 +112,7 @@ def run(
             attach_method(base, name, method, config, data, log)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
+        log(best_line(config.train, data))
         if line := processes_line(config):
             log(line)
         if config.train.frozen_layers_once and not config.train.fsdp and (frozen := len(frozen_layers(base.model))):

@@ -40,7 +40,7 @@ from peftly.runs.run import (
     keeping_progress,
     open_base_and_data,
 )
-from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
+from peftly.training import Job, TrainResult, best_line, check_trainable, num_processes, train_together
 from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def run_together(
             attach_method(base, name, method, part.config, part.data, log)
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
+        for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
+            log(line)
         with keeping_progress(out, folders, resume=resume):
             if not resume:
                 begin_run(out, partial(_write_headers, config=config, parts=parts))
@@ -187,6 +189,12 @@ def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
     """Refuse members that cannot vote, and jobs that cannot share the classification head of the first job."""
     if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
         raise ConfigError(f"an ensemble votes on labels, but these data are of kind {part.data.row_format.kind!r}")
+    template, others = part.data.row_format.chat_template, first.data.row_format.chat_template
+    if part.data.row_format.kind == first.data.row_format.kind == "chat" and template != others:
+        raise ConfigError(
+            f"jobs.{name} has another data.chat_template than the first job, and all jobs share one tokenizer; set the "
+            "same for all, or train them in separate runs"
+        )
     labels, shared = part.data.row_format.labels, first.data.row_format.labels
     if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
         raise ConfigError(

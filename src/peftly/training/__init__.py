@@ -26,6 +26,7 @@ callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl
 """
 
+from peftly.training.best import best_line
 from peftly.training.callbacks import Callback, ProgressBar, StepRecord, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
@@ -49,6 +50,7 @@ __all__ = [
     "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "best_line",
     "check_trainable",
     "checkpoint_files",
     "computed_with",

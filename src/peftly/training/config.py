@@ -83,7 +83,8 @@ class TrainConfig(Settings):
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 
     metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
-    """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores."""
+    """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores. `auto`:
+    accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
 
     gradient_checkpointing: bool | None = None
     """Compute every block again in the backward pass instead of storing its activations: about a third slower, for a
