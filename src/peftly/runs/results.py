@@ -1,7 +1,7 @@
 """The result of a run, and the files of a run folder that are written before and after the training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
