@@ -1,10 +1,18 @@
 """Settings of the data of a run."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from peftly.settings import Seed, Settings
 
-__all__ = ["DataConfig"]
+__all__ = ["AddSpace", "DataConfig", "LongTexts"]
+
+AddSpace = bool | Literal["auto"]
+"""Whether a space is added between a prompt and a completion that are written without one."""
+
+LongTexts = Literal["cut", "pieces"]
+"""Treatment of plain texts that are longer than the maximum length."""
 
 
 class DataConfig(Settings):
@@ -20,6 +28,12 @@ class DataConfig(Settings):
             three virtual tokens of a method with `position: template`. None: template of the detected row format.
         target: name of the field to learn. None: guessed and reported.
         max_length: maximum number of tokens of an example.
+        long_texts: plain texts that are longer are "cut" to `max_length`, or become several examples ("pieces") without
+            the loss of a token.
+        add_space: whether a space is added between a prompt and a completion that are written without one and would
+            merge into one word. "auto": after a cue such as "Label:", "Why?" or "x =", and after a template that ends
+            with a word; other completions follow their prompts as written, so that a completion can go on inside a
+            word, a path or a tag. See `needs_space`.
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
     """
@@ -30,5 +44,7 @@ class DataConfig(Settings):
     template: str | None = None
     target: str | None = None
     max_length: int = Field(default=512, ge=2)
+    long_texts: LongTexts = "cut"
+    add_space: AddSpace = "auto"
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from peftly.data.config import LongTexts
 from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
 from peftly.data.report import LossUnit, SplitReport, counted
 from peftly.data.task_encoding import encode_for
+from peftly.data.truncation import cut_into_pieces
 from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ _BATCH_EXAMPLES = 1024
 _BATCH_CHARACTERS = 2**21
 """Examples, and characters, that are tokenized at once."""
 
+_NO_MAXIMUM = 2**62
+"""Number of tokens that no text has."""
+
 _UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
 
 
@@ -37,7 +43,8 @@ class Split:
     """Examples of one split with their token ids. Dropped rows are in neither sequence.
 
     Attributes:
-        examples: the examples as text. Those of `load_data` are made from the stored rows on access.
+        examples: the examples as text. Those of `load_data` are made from the stored rows on access. A text that was
+            cut into pieces is here once for each piece.
         encoded: the examples as token ids, in the same order. Those of `load_data` are read from memory or from a
             temporary file on access.
         adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
@@ -49,7 +56,12 @@ class Split:
 
 
 def encode_split(
-    examples: FormattedExamples, task: TaskName, tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: FormattedExamples,
+    task: TaskName,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    long_texts: LongTexts = "cut",
 ) -> tuple[Split, SplitReport]:
     """Encode the examples of a split.
 
@@ -58,6 +70,7 @@ def encode_split(
         task: task of the model.
         tokenizer: tokenizer of the base.
         max_length: maximum number of tokens of an example.
+        long_texts: treatment of plain texts that are longer; see `DataConfig`.
 
     Returns:
         The split without the dropped rows, and the counts.
@@ -68,35 +81,35 @@ def encode_split(
     encoded = EncodedExamples()
     kept = array("q")
     labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = 0
+    truncated = tokens_cut = trained_tokens = num_dropped = texts_in_pieces = pieces = 0
+    first_dropped: int | None = None
     counter = FindingCounter()
-
-    def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
-        def location(index: int) -> str:
-            return examples.location(start + index)
-
-        return encode_for(task, batch, tokenizer, examples.row_format, max_length, location=location)
-
+    encode = _encoder(examples, task, tokenizer, max_length, long_texts)
     with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
-        for start, batch, results in batches:
-            for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
-                if result is None:
+        for start, batch, encodings in batches:
+            for index, (example, results) in enumerate(zip(batch, encodings, strict=True), start=start):
+                if not results:
+                    first_dropped = index if first_dropped is None else first_dropped
+                    num_dropped += 1
                     continue
-                kept.append(index)
-                encoded.append(result)
+                for result in results:
+                    kept.append(index)
+                    encoded.append(result)
+                    truncated += result.num_truncated > 0
+                    tokens_cut += result.num_truncated
+                    trained_tokens += result.num_targets
+                if len(results) > 1:
+                    texts_in_pieces += 1
+                    pieces += len(results)
                 labels.update((*example.tags, *filter(None, [example.label])))
-                truncated += result.num_truncated > 0
-                tokens_cut += result.num_truncated
-                trained_tokens += result.num_targets
-                for kind, detail in (*example.findings, *result.findings):
+                for kind, detail in (*example.findings, *results[0].findings):
                     counter.add(kind, partial(examples.location, index), detail)
-    num_rows, num_dropped = len(examples), len(examples) - len(kept)
+    num_rows = len(examples)
     if not encoded:
         raise DataError(
             f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
             f"{examples.location(0)}); completions are empty, or max_length={max_length} is too small"
         )
-    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
     report = SplitReport(
         source=examples.rows.name,
         rows=num_rows,
@@ -104,22 +117,51 @@ def encode_split(
         truncated=truncated,
         tokens_cut=tokens_cut,
         dropped=num_dropped,
-        first_dropped=examples.location(first_dropped) if num_dropped else None,
+        first_dropped=None if first_dropped is None else examples.location(first_dropped),
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
         labels=dict(sorted(labels.items())),
         unit=_UNITS.get(task, "token"),
         findings=counter.findings(),
+        texts_in_pieces=texts_in_pieces,
+        pieces=pieces,
     )
-    return Split(examples.select(kept) if num_dropped else examples, encoded), report
+    return Split(examples.select(kept) if num_dropped or pieces else examples, encoded), report
+
+
+def _encoder(
+    examples: FormattedExamples,
+    task: TaskName,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    long_texts: LongTexts,
+) -> Callable[[int, list[Example]], list[list[EncodedExample]]]:
+    """Return the function that encodes consecutive examples: no, one or several encodings for each example."""
+    in_pieces = long_texts == "pieces" and examples.row_format.kind == "text"
+    front = Vocabulary.of(tokenizer).front if in_pieces else []
+
+    def encode(start: int, batch: list[Example]) -> list[list[EncodedExample]]:
+        encodings = encode_for(
+            task,
+            batch,
+            tokenizer,
+            examples.row_format,
+            _NO_MAXIMUM if in_pieces else max_length,
+            location=lambda index: examples.location(start + index),
+        )
+        if in_pieces:
+            return [[] if whole is None else cut_into_pieces(whole, front, max_length) for whole in encodings]
+        return [[] if whole is None else [whole] for whole in encodings]
+
+    return encode
 
 
 def _encoded_batches(
     examples: Sequence[Example],
-    encode: Callable[[int, list[Example]], list[EncodedExample | None]],
+    encode: Callable[[int, list[Example]], list[list[EncodedExample]]],
     *,
     in_thread: bool,
-) -> Generator[tuple[int, list[Example], list[EncodedExample | None]], None, None]:
+) -> Generator[tuple[int, list[Example], list[list[EncodedExample]]], None, None]:
     """Yield the index of the first of some consecutive examples, these examples, and their encodings.
 
     A thread encodes the next examples, on all cores, while the caller works with the last ones.
@@ -133,7 +175,7 @@ def _encoded_batches(
         for start, batch in _batches(examples):
             yield start, batch, encode(start, batch)
         return
-    waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
+    waiting: deque[tuple[int, list[Example], Future[list[list[EncodedExample]]]]] = deque()
     with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
         for start, batch in _batches(examples):
             waiting.append((start, batch, thread.submit(encode, start, batch)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from peftly.data.config import DataConfig
+from peftly.data.config import DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -78,6 +78,7 @@ class FormattedData:
         max_length: maximum number of tokens of an example.
         splits: examples of each split.
         notes: assumptions about the data, one sentence each.
+        long_texts: treatment of plain texts that are longer; see `DataConfig`.
     """
 
     task: TaskName
@@ -85,6 +86,7 @@ class FormattedData:
     max_length: int
     splits: dict[str, _FormattedSplit]
     notes: list[str]
+    long_texts: LongTexts = "cut"
 
     @property
     def num_examples(self) -> int:
@@ -105,9 +107,12 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], reports[name] = encode_split(examples, self.task, tokenizer, self.max_length)
+                encoded[name], reports[name] = encode_split(
+                    examples, self.task, tokenizer, self.max_length, long_texts=self.long_texts
+                )
+        notes = [*self.notes, *_truncation_notes(self.row_format, self.long_texts, reports["train"].truncated)]
         overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        report = DataReport(reports, overlaps, self.notes)
+        report = DataReport(reports, overlaps, notes)
         return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
 
 
@@ -152,7 +157,9 @@ class RawData:
         if "validation" not in splits:
             splits, note = _with_validation(splits, config)
             notes.append(note)
-        return FormattedData(task, row_format, config.max_length, splits, [*notes, *space_notes])
+        return FormattedData(
+            task, row_format, config.max_length, splits, [*notes, *space_notes], long_texts=config.long_texts
+        )
 
 
 def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
@@ -196,3 +203,12 @@ def _space_notes(added_spaces: int) -> list[str]:
     if not added_spaces:
         return []
     return [f"{counted(added_spaces, 'completion')} got a space in front, since the prompt ends in none"]
+
+
+def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:
+    """Return a note on the setting for long plain texts where it would help, or where it has no effect."""
+    if row_format.kind == "text" and truncated:
+        return ["long texts lose their ends; --set data.long_texts=pieces trains on all of their tokens"]
+    if row_format.kind != "text" and long_texts == "pieces":
+        return [f"data.long_texts=pieces is for plain texts; a long example of kind {row_format.kind!r} is truncated"]
+    return []

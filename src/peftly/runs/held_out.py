@@ -99,9 +99,16 @@ def _read_source(opened: OpenRun, source: str) -> HeldOut:
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
-    max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
+    settings = opened.config.data if opened.config else DataConfig(train="unused")
+    max_length = settings.max_length
     examples = FormattedExamples(table, opened.row_format)
-    split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
+    split, report = encode_split(
+        examples,
+        task_of(opened.model) or "causal_lm",
+        opened.tokenizer,
+        max_length,
+        long_texts=settings.long_texts,
+    )
     lines = [f"{report.examples} examples of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
