@@ -1,14 +1,15 @@
 """Row formats: the rule that turns a row into an example, detected once and stored with the adapter."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from peftly.data.config import AddSpace
 from peftly.data.fields import label_field, text_field, words_and_tags
 from peftly.data.messages import messages_field
 from peftly.data.rows import quoted
-from peftly.data.templates import RenderedPrompt, Template, move_space
+from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
 from peftly.data.types import Example
 from peftly.errors import DataError
 
@@ -30,6 +31,8 @@ class RowFormat:
         target: name of the field with the completion, the label, the tags, the messages or the text.
         labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
+        add_space: whether a space is added between prompt and completion; see `needs_space`. Labels get the space
+            unless it is False.
 
     Raises:
         DataError: `kind` is unknown, or `template` does not fit `kind`.
@@ -40,6 +43,7 @@ class RowFormat:
     target: str
     labels: tuple[str, ...] = field(default=())
     pair: str | None = None
+    add_space: AddSpace = "auto"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -49,30 +53,24 @@ class RowFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row format as JSON values; `from_dict` is the inverse."""
-        return {
-            "kind": self.kind,
-            "template": self.template,
-            "target": self.target,
-            "labels": list(self.labels),
-            "pair": self.pair,
-        }
+        return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RowFormat":
         """Return the row format that `to_dict` wrote.
 
         Args:
-            content: JSON values. `pair` can be missing: version 0.1.0 did not always write this key.
+            content: JSON values. Version 0.1.0 did not always write `pair`, and always added spaces.
 
         Raises:
             DataError: a key is missing or unknown, as in a file of a later version.
         """
-        keys = {"kind", "template", "target", "labels", "pair"}
-        if set(content) | {"pair"} != keys:
-            raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(keys))}")
-        return cls(
-            content["kind"], content["template"], content["target"], tuple(content["labels"]), content.get("pair")
-        )
+        known = {key.name: key.default is MISSING for key in fields(cls)} | {"labels": True}
+        if not set(content) <= set(known) or any(
+            is_required and key not in content for key, is_required in known.items()
+        ):
+            raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(known))}")
+        return cls(**{"add_space": True, **content, "labels": tuple(content["labels"])})
 
     @property
     def num_marked_tokens(self) -> int:
@@ -129,13 +127,18 @@ class RowFormat:
         label = pair = None
         filled = self._fill(row, location)
         prompt = _without_spaces_at_end(filled)
+        has_added_space = False
         if self.kind == "label":
             label = label_field(row, self.target, location)
             self._check_label(label, location)
             pair = None if self.pair is None else text_field(row, self.pair, location)
             completion = self._completions.get(label) or self.completion(label)
         else:
-            completion = move_space(filled.text, text_field(row, self.target, location))[1]
+            written = text_field(row, self.target, location)
+            has_added_space = needs_space(
+                filled.text, written, self.add_space, ends_with_template=self._ends_with_template
+            )
+            completion = f" {written}" if has_added_space else move_space(filled.text, written)[1]
         return Example(
             prompt.text,
             completion,
@@ -143,6 +146,7 @@ class RowFormat:
             spans=prompt.spans,
             virtual_token_offsets=prompt.virtual_token_offsets,
             pair=pair,
+            has_added_space=has_added_space,
         )
 
     def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
@@ -182,11 +186,17 @@ class RowFormat:
         blanks at the end of the field's value.
         """
         tail = self._template.literals[-1]
-        return move_space(tail if tail.strip() else f"x{tail}", label)[1]
+        prompt = tail if tail.strip() else f"x{tail}"
+        space = " " if needs_space(prompt, label, self.add_space is not False) else ""
+        return space + move_space(prompt, label)[1]
 
     @cached_property
     def _template(self) -> Template:
         return Template(self.template or "")
+
+    @cached_property
+    def _ends_with_template(self) -> bool:
+        return self._template.literals[-1].strip() != ""
 
     @cached_property
     def _template_without_input(self) -> Template:

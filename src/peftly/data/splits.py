@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
-from peftly.data.config import DataConfig, LongTexts
+from peftly.data.config import AddSpace, DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -15,8 +15,8 @@ from peftly.data.overlaps import find_overlaps, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.split import Split, encode_split
-from peftly.data.templates import Template
-from peftly.data.types import TaskName
+from peftly.data.templates import merges_into_word
+from peftly.data.types import Example, TaskName
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -45,6 +45,51 @@ class Data:
     report: DataReport
 
 
+@dataclass
+class _Spaces:
+    """Examples between whose prompt and completion a space was added, or may be missing.
+
+    Attributes:
+        added: number of completions that got a space in front.
+        joined: number of completions that go on inside the last word of their prompts, as they are written.
+        first_added, first_joined: the end of the prompt and the start of the completion of the first of them.
+    """
+
+    added: int = 0
+    joined: int = 0
+    first_added: str = ""
+    first_joined: str = ""
+
+    def count(self, example: Example) -> None:
+        """Count an example."""
+        if example.has_added_space:
+            self.added += 1
+            self.first_added = self.first_added or _boundary(example)
+        elif example.prompt[-1:].isalnum() and merges_into_word(example.prompt, example.completion):
+            self.joined += 1
+            self.first_joined = self.first_joined or _boundary(example)
+
+    def notes(self, add_space: AddSpace) -> list[str]:
+        """Return a note for each kind of examples."""
+        notes = []
+        if self.added:
+            notes.append(
+                f"{counted(self.added, 'completion')} got a space in front, since the prompt ends in none (first: "
+                f"{self.first_added}); --set data.add_space=false leaves them as written"
+            )
+        if self.joined and add_space == "auto":
+            notes.append(
+                f"without a space after the last word of the prompt, as written: {counted(self.joined, 'completion')} "
+                f"(first: {self.first_joined}); --set data.add_space=true puts a space between"
+            )
+        return notes
+
+
+def _boundary(example: Example) -> str:
+    """Return the end of the prompt and the start of the completion, as in "'Label:' + ' complaint'"."""
+    return f"{example.prompt[-20:]!r} + {example.completion[:20]!r}"
+
+
 @dataclass(frozen=True)
 class _FormattedSplit:
     """Examples of one split as text.
@@ -53,13 +98,13 @@ class _FormattedSplit:
         examples: the examples.
         keys: `prompt_key` of each example.
         labels: number of each example's label; -1 without one.
-        added_spaces: number of examples that got a space between prompt and completion.
+        spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
     """
 
     examples: FormattedExamples
     keys: Sequence[int]
     labels: Sequence[int]
-    added_spaces: int = 0
+    spaces: _Spaces | None = None
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
@@ -148,12 +193,14 @@ class RawData:
             raise ConfigError(f"task {task!r} is not known; known are {quoted(get_args(TaskName))}")
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
+        row_format = replace(row_format, add_space=config.add_space)
         notes = [*self.notes, *format_notes]
         if "test" in rows and config.test is None and _is_unlabelled(rows["test"], row_format):
             notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
             del rows["test"]
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
-        space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
+        spaces = splits["train"].spaces
+        space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
         if "validation" not in splits:
             splits, note = _with_validation(splits, config)
             notes.append(note)
@@ -168,18 +215,16 @@ def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     """Return the examples of the rows, after a check of every row."""
-    keys, labels, added_spaces = array("Q"), array("q"), 0
+    keys, labels, spaces = array("Q"), array("q"), _Spaces()
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
-    template = Template(row_format.template or "")
-    counts_spaces = row_format.kind == "completion" and template.is_one_field
+    counts_spaces = row_format.kind in ("completion", "alpaca")
     for index, row in enumerate(rows.rows):
         example = row_format.example(row, rows.location(index))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
-            length = len(row[template.fields[0]]) + len(row[row_format.target])
-            added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
+            spaces.count(example)
+    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, spaces)
 
 
 def _with_validation(
@@ -196,13 +241,6 @@ def _with_validation(
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
-
-
-def _space_notes(added_spaces: int) -> list[str]:
-    """Return a note if a space was added between prompts and completions that are written without one."""
-    if not added_spaces:
-        return []
-    return [f"{counted(added_spaces, 'completion')} got a space in front, since the prompt ends in none"]
 
 
 def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:

@@ -53,7 +53,7 @@ def cut_into_pieces(whole: EncodedExample, front: Sequence[int], max_length: int
     body = whole.input_ids[len(front) :]
     number = -(-len(body) // room)
     ends = [len(body) * (index + 1) // number for index in range(number)]
-    pieces = []
+    pieces: list[EncodedExample] = []
     for start, end in zip([0, *ends], ends, strict=False):
         ids = [*front, *body[start:end]]
         trained = [False] * len(front) + [True] * (end - start)
