@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from peftly.data.fields import label_field, words_and_tags
 from peftly.data.formats import RowFormat
 from peftly.data.rows import Rows, quoted
-from peftly.data.templates import ALPACA, Template
+from peftly.data.templates import ALPACA, Template, alpaca_template
 from peftly.data.types import TaskName
 from peftly.errors import DataError
 
@@ -147,11 +147,23 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
             f"{rows.name}: the rows have {quoted(rows.fields)}, which is none of the row formats known for {task} "
             f"({'; '.join(' + '.join(known.fields) for known in formats)}); give a template and a target"
         )
+    if matches[0].kind == "alpaca":
+        matches[0] = matches[0]._replace(template=alpaca_template(_alpaca_fields(rows)))
     match, others = matches[0], [known for known in matches[1:] if not set(known.fields) <= set(matches[0].fields)]
     template_note = _template_note(match.template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.title} ({' + '.join(match.fields)}){template_note}"]
     notes += [f"could be read as {other.title}, too; give a template and a target for that" for other in others]
     return RowFormat(match.kind, match.template, match.target, pair=match.pair), notes
+
+
+def _alpaca_fields(rows: Rows) -> set[str]:
+    """Return the fields of the rows, without a "history" that is no list and a "system" that is no text."""
+    kinds = {"history": list, "system": str}
+    return {
+        name
+        for name in rows.fields
+        if name not in kinds or any(row.get(name) for row in rows.rows if isinstance(row.get(name), kinds[name]))
+    }
 
 
 def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from peftly.data.config import AddSpace
-from peftly.data.fields import label_field, text_field, words_and_tags
+from peftly.data.fields import history_field, label_field, text_field, words_and_tags
 from peftly.data.messages import messages_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
@@ -14,6 +14,9 @@ from peftly.data.types import Example
 from peftly.errors import DataError
 
 __all__ = ["KINDS", "RowFormat"]
+
+_OPTIONAL = ("system", "history", "input")
+"""Fields of instruction data whose line is left out of the template where a row has no value."""
 
 KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
 
@@ -25,7 +28,7 @@ class RowFormat:
     The rule is stored with the adapter, so that inference formats prompts as training did.
 
     Attributes:
-        kind: "completion", "alpaca", "label" or "tags" (a template and a target), "chat" or "text".
+        kind: "completion", "alpaca" (instructions, with optional fields), "label" or "tags" (a template and a target), "chat" or "text".
         template: template of the prompt. None for "chat" (the chat template of the tokenizer is used) and for "text"
             (there is no prompt). For "tags" the template names the field with the words.
         target: name of the field with the completion, the label, the tags, the messages or the text.
@@ -199,9 +202,16 @@ class RowFormat:
         return self._template.literals[-1].strip() != ""
 
     @cached_property
-    def _template_without_input(self) -> Template:
-        lines = self._template.text.splitlines(keepends=True)
-        return Template("".join(line for line in lines if "{input}" not in line))
+    def _templates_without(self) -> dict[tuple[str, ...], Template]:
+        return {}
+
+    def _without_lines(self, fields: tuple[str, ...]) -> Template:
+        """Return the template without the lines of these fields."""
+        if fields not in self._templates_without:
+            lines = self._template.text.splitlines(keepends=True)
+            text = "".join(line for line in lines if not any(f"{{{name}}}" in line for name in fields))
+            self._templates_without[fields] = Template(text)
+        return self._templates_without[fields]
 
     @cached_property
     def _completions(self) -> dict[str, str]:
@@ -218,13 +228,34 @@ class RowFormat:
         if self.kind == "text":
             return RenderedPrompt(text_field(row, self.target, location), ())
         template = self._template
-        if self.kind == "alpaca" and row.get("input") in (None, ""):
-            template = self._template_without_input
+        earlier_spans: list[tuple[int, int]] = []
+        if self.kind == "alpaca":
+            template = self._without_lines(tuple(name for name in _OPTIONAL if row.get(name) in (None, "", [])))
+            if "history" in template.fields:
+                earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
+                row = {**row, "history": earlier}
         values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
         rendered = template.render(values)
+        if earlier_spans:
+            index = template.fields.index("history")
+            offset = rendered.spans[index][0]
+            spans = [(offset + start, offset + end) for start, end in earlier_spans]
+            return rendered._replace(spans=(*rendered.spans[:index], *spans, *rendered.spans[index + 1 :]))
         return rendered._replace(spans=()) if template.is_one_field else rendered
+
+    def _earlier_turns(self, history: list[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return earlier instructions with their answers as text, and start and end of each of their texts."""
+        template, text, spans = self._without_lines(_OPTIONAL), "", []
+        for instruction, answer in history:
+            turn = template.render({"instruction": instruction})
+            start = len(text) + (1 if text else 0)
+            prompt = text + ("\n" if text else "") + turn.text
+            space = " " if needs_space(prompt, answer, self.add_space is not False) else ""
+            text = prompt + space + answer
+            spans += [(start + turn.spans[0][0], start + turn.spans[0][1]), (len(text) - len(answer), len(text))]
+        return text, spans
 
     def _fields_of(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
         """Return the fields of a row that may be given as one bare text."""

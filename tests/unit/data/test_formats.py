@@ -393,3 +393,44 @@ def test_rows_without_a_known_format(names, template, target, message):
 
 def test_examples_compare_by_value():
     assert ROW_FORMATS[3].examples([ROW]) == [Example("Why?", " yes")]
+
+
+def test_instructions_use_system_and_history():
+    row = {
+        "instruction": "and the capital?",
+        "input": "",
+        "output": "a city",
+        "system": "Answer like a pirate.",
+        "history": [["hello", "ahoy"], ["who?", " me"]],
+    }
+    bare = {"instruction": "Say it", "input": "now", "output": "yes", "system": None, "history": []}
+    table = [row, bare]
+    row_format, notes = detect_format(Rows("t.jsonl", table), None, None)
+    assert not any("not used" in note for note in notes)
+    restored = RowFormat.from_dict(json.loads(json.dumps(row_format.to_dict())))
+    prompt = (
+        "System: Answer like a pirate.\nInstruction: hello\nAnswer: ahoy\nInstruction: who?\nAnswer: me\n"
+        "Instruction: and the capital?\nAnswer:"
+    )
+    for example in (row_format.examples(table)[0], restored.format_prompt({**row, "output": None})):
+        assert example.prompt == prompt
+        texts = [prompt[start:end] for start, end in example.spans]
+        assert texts == ["Answer like a pirate.", "hello", "ahoy", "who?", " me", "and the capital?"]
+    assert row_format.examples(table)[1].prompt == "Instruction: Say it\nInput: now\nAnswer:"
+    assert restored.format_prompt("Say it").prompt == "Instruction: Say it\nAnswer:"
+    cut = row_format.examples(table)[0].truncate_fields(3).prompt
+    assert cut == "System: Ans\nInstruction: hel\nAnswer: aho\nInstruction: who\nAnswer: me\nInstruction: and\nAnswer:"
+
+
+def test_an_adapter_without_these_fields_leaves_them_out():
+    """Adapters of version 0.1.0 were trained without them."""
+    row_format = RowFormat("alpaca", ALPACA, "output")
+    row = {"instruction": "Say it", "output": "yes", "system": "Be brief.", "history": [["a", "b"]]}
+    assert row_format.format_prompt(row).prompt == "Instruction: Say it\nAnswer:"
+
+
+@pytest.mark.parametrize("history", [["hello"], [["hello"]], [["hello", None]], [["a", "b", "c"]]])
+def test_a_history_that_is_no_list_of_pairs_is_named(history):
+    row_format = RowFormat("alpaca", "{history}\n" + ALPACA, "output")
+    with pytest.raises(DataError, match=r"the text: field 'history' holds .* where a list of \[instruction, answer\]"):
+        row_format.format_prompt({"instruction": "a", "history": history})
