@@ -15,12 +15,14 @@ formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
 detect         detection of the row format
 vocabulary     special tokens and token positions of a tokenizer
-truncation     search for the longest text that fits
+truncation     length of a text that fits, and long texts in pieces
+text_findings  special, unknown and lost characters of texts
 chat_template  the chat template of a tokenizer, within limits of time and memory
 chat_tokens    the text of a conversation with its tokens
 chat           conversations to token ids; only turns of the assistant are trained
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
+encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
 overlaps       search for prompts that two splits share
 validation     choice of validation examples from the training examples
@@ -36,6 +38,7 @@ from peftly.data.collate import collate, collate_packed, epoch_order, epoch_step
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
+from peftly.data.encoder_inputs import encode_sources, encode_words
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -46,7 +49,7 @@ from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data
-from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
+from peftly.data.task_encoding import answer_ids, encode_for, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
 

@@ -24,6 +24,20 @@ class FindingKind:
 
 FINDING_KINDS: dict[str, FindingKind] = {
     "unknown_characters": FindingKind("with characters that the tokenizer does not know", is_problem=True),
+    "unknown_target": FindingKind(
+        "with an answer that has characters which the tokenizer does not know, so that unknown tokens are learned",
+        is_problem=True,
+    ),
+    "changed_target": FindingKind("with an answer of which the tokenizer loses or changes characters", is_problem=True),
+    "special_tokens": FindingKind("with special tokens inside the text, which the model obeys", is_problem=True),
+    "repeated_start": FindingKind(
+        "whose text begins with the start token that every text gets; the second one is left out", is_problem=False
+    ),
+    "repeated_end": FindingKind(
+        "whose text ends with the end token that every text gets; the second one is left out", is_problem=False
+    ),
+    "words_without_token": FindingKind("with words that have no token, whose tags are not learned", is_problem=True),
+    "empty_text": FindingKind("with an empty text beside the label", is_problem=True),
 }
 """Every kind of finding, by its name in JSON files. A check that finds a new kind of defect adds an entry here."""
 

@@ -28,7 +28,8 @@ class RowFormat:
     The rule is stored with the adapter, so that inference formats prompts as training did.
 
     Attributes:
-        kind: "completion", "alpaca" (instructions, with optional fields), "label" or "tags" (a template and a target), "chat" or "text".
+        kind: "completion", "alpaca" (instructions, with optional fields), "label" or "tags" (a template and a target),
+            "chat" or "text".
         template: template of the prompt. None for "chat" (the chat template of the tokenizer is used) and for "text"
             (there is no prompt). For "tags" the template names the field with the words.
         target: name of the field with the completion, the label, the tags, the messages or the text.

@@ -16,6 +16,7 @@ from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import merges_into_word
+from peftly.data.text_findings import is_rendered
 from peftly.data.types import Example, TaskName
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
@@ -98,6 +99,7 @@ class _FormattedSplit:
         examples: the examples.
         keys: `prompt_key` of each example.
         labels: number of each example's label; -1 without one.
+        rendered: number of plain texts that are rendered conversations.
         spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
     """
 
@@ -105,6 +107,7 @@ class _FormattedSplit:
     keys: Sequence[int]
     labels: Sequence[int]
     spaces: _Spaces | None = None
+    rendered: int = 0
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
@@ -201,6 +204,12 @@ class RawData:
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
+        if rendered := splits["train"].rendered:
+            notes.append(
+                f"{rendered:,} of {counted(len(rows['train']), 'text')} {'is a' if rendered == 1 else 'are'} rendered "
+                f"chat{'' if rendered == 1 else 's'}: questions are trained like answers; to train answers only, give "
+                "rows with messages, or with prompt and completion"
+            )
         if "validation" not in splits:
             splits, note = _with_validation(splits, config)
             notes.append(note)
@@ -215,7 +224,7 @@ def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     """Return the examples of the rows, after a check of every row."""
-    keys, labels, spaces = array("Q"), array("q"), _Spaces()
+    keys, labels, spaces, rendered = array("Q"), array("q"), _Spaces(), 0
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     counts_spaces = row_format.kind in ("completion", "alpaca")
     for index, row in enumerate(rows.rows):
@@ -224,7 +233,8 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             spaces.count(example)
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, spaces)
+        rendered += row_format.kind == "text" and is_rendered(example.completion)
+    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, spaces, rendered)
 
 
 def _with_validation(

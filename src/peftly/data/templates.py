@@ -21,7 +21,9 @@ def alpaca_template(fields: Iterable[str]) -> str:
     Args:
         fields: names of the rows' fields; "system" and "history" are the optional ones.
     """
-    return ("System: {system}\n" if "system" in fields else "") + ("{history}\n" if "history" in fields else "") + ALPACA
+    return (
+        ("System: {system}\n" if "system" in fields else "") + ("{history}\n" if "history" in fields else "") + ALPACA
+    )
 
 
 class RenderedPrompt(NamedTuple):
