@@ -37,7 +37,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "whose text ends with the end token that every text gets; the second one is left out", is_problem=False
     ),
     "words_without_token": FindingKind("with words that have no token, whose tags are not learned", is_problem=True),
-    "empty_text": FindingKind("with an empty text beside the label", is_problem=True),
+    "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
+    "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
+    "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
+    "bad_completion": FindingKind("row dropped: its completion is marked as bad", is_problem=False),
 }
 """Every kind of finding, by its name in JSON files. A check that finds a new kind of defect adds an entry here."""
 

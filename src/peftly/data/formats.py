@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from peftly.data.config import AddSpace
-from peftly.data.fields import history_field, label_field, text_field, words_and_tags
+from peftly.data.fields import completion_field, history_field, label_field, text_field, words_and_tags
 from peftly.data.messages import messages_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
@@ -15,8 +15,8 @@ from peftly.errors import DataError
 
 __all__ = ["KINDS", "RowFormat"]
 
-_OPTIONAL = ("system", "history", "input")
-"""Fields of instruction data whose line is left out of the template where a row has no value."""
+_OPTIONAL = ("system", "history", "input", "context")
+"""Fields of instructions that can be missing or empty; the line of such a field is then left out of the template."""
 
 KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
 
@@ -82,6 +82,14 @@ class RowFormat:
         return len(self._template.marks)
 
     @property
+    def input_fields(self) -> tuple[str, ...]:
+        """Names of the fields of a prompt, in order; empty for conversations."""
+        if self.kind in ("chat", "text"):
+            return () if self.kind == "chat" else (self.target,)
+        pair = () if self.pair is None else (self.pair,)
+        return tuple(dict.fromkeys((*self._template.fields, *pair)))
+
+    @property
     def words_field(self) -> str:
         """Name of the field with the words, for a row format of kind "tags"."""
         return self._template.fields[0]
@@ -138,7 +146,7 @@ class RowFormat:
             pair = None if self.pair is None else text_field(row, self.pair, location)
             completion = self._completions.get(label) or self.completion(label)
         else:
-            written = text_field(row, self.target, location)
+            written = completion_field(row, self.target, location)
             has_added_space = needs_space(
                 filled.text, written, self.add_space, ends_with_template=self._ends_with_template
             )
@@ -231,7 +239,7 @@ class RowFormat:
         template = self._template
         earlier_spans: list[tuple[int, int]] = []
         if self.kind == "alpaca":
-            template = self._without_lines(tuple(name for name in _OPTIONAL if row.get(name) in (None, "", [])))
+            template = self._without_lines(tuple(name for name in _OPTIONAL if not str(row.get(name) or "").strip()))
             if "history" in template.fields:
                 earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
                 row = {**row, "history": earlier}

@@ -120,7 +120,7 @@ def encode_split(
         first_dropped=None if first_dropped is None else examples.location(first_dropped),
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
-        labels=dict(sorted(labels.items())),
+        labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
         findings=counter.findings(),
         texts_in_pieces=texts_in_pieces,

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, get_args
 
 from peftly.data.config import AddSpace, DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
+from peftly.data.findings import Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.overlaps import find_overlaps, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
+from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import merges_into_word
 from peftly.data.text_findings import is_rendered
 from peftly.data.types import Example, TaskName
+from peftly.data.usable import has_no_targets, usable_rows
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -101,6 +104,7 @@ class _FormattedSplit:
         labels: number of each example's label; -1 without one.
         rendered: number of plain texts that are rendered conversations.
         spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
+        dropped: rows of the split that cannot be used.
     """
 
     examples: FormattedExamples
@@ -108,12 +112,26 @@ class _FormattedSplit:
     labels: Sequence[int]
     spaces: _Spaces | None = None
     rendered: int = 0
+    dropped: Sequence[Finding] = ()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
             array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
         )
         return _FormattedSplit(self.examples.select(indices), keys, labels)
+
+    def with_dropped(self, report: SplitReport) -> SplitReport:
+        """Return a report on the examples of the split with the dropped rows in its counts."""
+        if not self.dropped:
+            return report
+        count = sum(finding.count for finding in self.dropped)
+        return replace(
+            report,
+            rows=report.rows + count,
+            dropped=report.dropped + count,
+            first_dropped=self.dropped[0].samples[0],
+            findings=[*self.dropped, *report.findings],
+        )
 
 
 @dataclass(frozen=True)
@@ -155,13 +173,14 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], reports[name] = encode_split(
+                encoded[name], report = encode_split(
                     examples, self.task, tokenizer, self.max_length, long_texts=self.long_texts
                 )
+                reports[name] = self.splits[name].with_dropped(report)
         notes = [*self.notes, *_truncation_notes(self.row_format, self.long_texts, reports["train"].truncated)]
         overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        report = DataReport(reports, overlaps, notes)
-        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
+        data_report = DataReport(reports, overlaps, notes)
+        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, data_report)
 
 
 @dataclass(frozen=True)
@@ -198,10 +217,16 @@ class RawData:
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         row_format = replace(row_format, add_space=config.add_space)
         notes = [*self.notes, *format_notes]
-        if "test" in rows and config.test is None and _is_unlabelled(rows["test"], row_format):
-            notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
-            del rows["test"]
-        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
+        for name, source in (("validation", config.validation), ("test", config.test)):
+            if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
+                continue
+            if name == "test" or row_format.target in rows[name].fields:
+                notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
+                del rows[name]
+        splits = {}
+        for name, split in rows.items():
+            usable, findings = usable_rows(split, row_format)
+            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
         if rendered := splits["train"].rendered:
@@ -210,16 +235,12 @@ class RawData:
                 f"chat{'' if rendered == 1 else 's'}: questions are trained like answers; to train answers only, give "
                 "rows with messages, or with prompt and completion"
             )
-        if "validation" not in splits:
+        if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
             notes.append(note)
         return FormattedData(
             task, row_format, config.max_length, splits, [*notes, *space_notes], long_texts=config.long_texts
         )
-
-
-def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
-    return all(row.get(row_format.target) is None for row in rows.rows)
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
@@ -250,7 +271,8 @@ def _with_validation(
     is_chosen = set(chosen)
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
-    return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
+    rest = replace(train.select(others), dropped=train.dropped)
+    return {**splits, "train": rest, "validation": train.select(chosen)}, note
 
 
 def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:

@@ -9,21 +9,30 @@ from peftly.data.config import AddSpace
 from peftly.data.rows import quoted
 from peftly.errors import DataError
 
-__all__ = ["ALPACA", "RenderedPrompt", "Template", "alpaca_template", "merges_into_word", "move_space", "needs_space"]
+__all__ = [
+    "ALPACA",
+    "RenderedPrompt",
+    "Template",
+    "merges_into_word",
+    "move_space",
+    "needs_space",
+    "with_optional_lines",
+]
 
 ALPACA = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 """Template of instruction data. The line of an empty input is left out."""
 
 
-def alpaca_template(fields: Iterable[str]) -> str:
-    """Return the template of instruction data with a line for each optional field that the rows have.
+def with_optional_lines(template: str, fields: Iterable[str]) -> str:
+    """Return a template of instruction data with a line for each optional field that the rows have.
 
     Args:
+        template: template without these lines.
         fields: names of the rows' fields; "system" and "history" are the optional ones.
     """
-    return (
-        ("System: {system}\n" if "system" in fields else "") + ("{history}\n" if "history" in fields else "") + ALPACA
-    )
+    system = "System: {system}\n" if "system" in fields else ""
+    history = "{history}\n" if "history" in fields else ""
+    return system + history + template
 
 
 class RenderedPrompt(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from peftly.data.types import Example
 from peftly.data.vocabulary import Vocabulary
 
-__all__ = ["Findings", "TextChecks", "empty_text", "is_rendered", "without_end", "without_start"]
+__all__ = ["Findings", "TextChecks", "is_rendered", "without_end", "without_start"]
 
 Findings = tuple[tuple[str, str], ...]
 """Pairs of a key of `FINDING_KINDS` and a detail."""
@@ -66,16 +66,6 @@ def without_end(text: str, end_text: str) -> tuple[str, Findings]:
     return text, (("repeated_end", end_text),)
 
 
-def empty_text(example: Example) -> Findings:
-    """Return the finding of an empty text beside a label."""
-    if example.label is None or example.pair:
-        return ()
-    for start, end in example.spans:
-        if start < end:
-            return ()
-    return () if not example.spans and example.prompt.strip() else (("empty_text", ""),)
-
-
 class TextChecks:
     """Findings of the texts of a batch by their token ids."""
 
@@ -105,7 +95,7 @@ class TextChecks:
             findings += self.input_findings(example.prompt, prompt) + self.unknown_target(example.completion, answer)
         if self._may_lose and self._vocabulary.may_lose(example.completion):
             findings += self._lost_characters(example.completion, answer)
-        return findings if example.label is None else findings + empty_text(example)
+        return findings
 
     def source_findings(self, example: Example, ids: Sequence[int]) -> Findings:
         """Return the findings of the text that an encoder reads.
@@ -115,7 +105,7 @@ class TextChecks:
             ids: token ids of the text.
         """
         texts = (example.prompt,) if example.pair is None else (example.prompt, example.pair)
-        return self.special_tokens(*texts) + self.input_findings("\n".join(texts), ids) + empty_text(example)
+        return self.special_tokens(*texts) + self.input_findings("\n".join(texts), ids)
 
     def special_inside(self, texts: Sequence[str]) -> Findings:
         """Return the finding of special tokens inside texts."""

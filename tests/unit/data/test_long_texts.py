@@ -49,7 +49,7 @@ def test_a_cut_text_is_said_with_the_setting_that_keeps_it():
     rows = [{"text": text} for text in DOCUMENTS]
     data = load_data(rows, family("byte_level"), max_length=16)
     assert "long texts lose their ends; --set data.long_texts=pieces trains on all of their tokens" in data.report.notes
-    rows = [{"prompt": text, "completion": "yes"} for text in DOCUMENTS]
+    rows = [{"prompt": text, "completion": "so it is"} for text in DOCUMENTS]
     notes = load_data(rows, family("byte_level"), max_length=16, long_texts="pieces").report.notes
     assert "data.long_texts=pieces is for plain texts; a long example of kind 'completion' is truncated" in notes
 

@@ -153,17 +153,6 @@ def test_words_without_a_token_are_counted_apart_from_words_that_are_cut():
     assert encode_words([[], ["late"]], tokenizer)[0][0].input_ids == [1, 2]
 
 
-def test_an_empty_text_beside_a_label_is_found():
-    tokenizer = tiny_tokenizer("bert")
-    for template, task in (("{text}", "sequence_classification"), ("See {text} now", "sequence_classification")):
-        row_format = RowFormat("label", template, "label", ("a", "b"))
-        examples = row_format.examples([{"text": text, "label": "a"} for text in ("", "late")])
-        assert [kinds(row) for row in encode_for(task, examples, tokenizer, row_format, 20)] == [["empty_text"], []]
-    row_format = RowFormat("label", "{text}\nLabel:", "label", ("a", "b"))
-    examples = row_format.examples([{"text": text, "label": "a"} for text in ("", "late")])
-    assert [kinds(row) for row in encode_for("causal_lm", examples, LLAMA, row_format, 20)] == [["empty_text"], []]
-
-
 @pytest.mark.parametrize(
     "text", ["<s>[INST] hello [/INST] ahoy </s>", "### Human: hi ### Assistant: ho", "<|im_start|>user\nhi"]
 )
