@@ -14,11 +14,12 @@ from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, metrics_of, perplexity_of
-from peftly.evaluation.tasks import scoring_for
+from peftly.evaluation.tasks import check_lengths, scoring_for
 
 __all__ = [
     "Evaluation",
     "Vote",
+    "check_lengths",
     "evaluate",
     "evaluate_ensemble",
     "label_loss",

@@ -18,7 +18,7 @@ from peftly.data import (
     read,
 )
 from peftly.errors import ConfigError
-from peftly.models import task_of
+from peftly.models import max_tokens, task_of
 from peftly.runs.config import one_run
 from peftly.runs.folder import read_config
 from peftly.runs.opening import OpenRun
@@ -100,7 +100,7 @@ def _read_source(opened: OpenRun, source: str) -> HeldOut:
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
     settings = opened.config.data if opened.config else DataConfig(train="unused")
-    max_length = settings.max_length
+    max_length = min(settings.max_length, max_tokens(opened.model) or settings.max_length)
     examples = FormattedExamples(table, opened.row_format)
     split, report = encode_split(
         examples,
