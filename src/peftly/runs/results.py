@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ def _samples(base: Base, row_format: RowFormat, split: Split, evaluation: Evalua
         ]
     if row_format.kind == "text":
         return []
-    examples = split.examples[:_GENERATED_SAMPLES]
+    # The prompt of a truncated example has more tokens than training showed, and maybe than the base has positions.
+    whole = (index for index, encoded in enumerate(split.encoded) if not encoded.num_truncated)
+    examples = [split.examples[index] for index in islice(whole, _GENERATED_SAMPLES)]
     golds = [str(example.messages[-1]["content"]) if example.messages else example.completion for example in examples]
     texts = [example.messages[-2]["content"] if example.messages else example.prompt for example in examples]
     prompts = [list(example.messages[:-1]) or example for example in examples]
