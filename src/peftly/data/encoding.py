@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.chat import encode_messages
+from peftly.data.chat import ChatEncoder
 from peftly.data.formats import RowFormat
 from peftly.data.templates import move_space
 from peftly.data.text_findings import Findings, TextChecks, without_end, without_start
@@ -42,12 +42,14 @@ def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: i
         max_length: maximum number of tokens.
 
     Returns:
-        The encoded example, or None if none of its tokens would be trained.
+        The encoded example, or None if none of its tokens would be trained. A chat template that renders earlier turns
+        in another way gives a conversation several training sequences: `others` has those besides the one returned.
 
     Raises:
         DataError: the tokenizer has no end token, or its chat template does not fit a conversation.
     """
-    return encode_all([example], tokenizer, max_length)[0]
+    encoded = encode_all([example], tokenizer, max_length)[0]
+    return encoded if encoded is not None and any(encoded.trained) else None
 
 
 def encode_all(
@@ -69,7 +71,8 @@ def encode_all(
         location: function that returns the location of an example by its index, for error messages.
 
     Returns:
-        One result per example, as of `encode`.
+        One result per example, as of `encode`. A conversation without a trained token can be an encoded example without
+        tokens, which has findings.
 
     Raises:
         DataError: as for `encode`.
@@ -80,10 +83,10 @@ def encode_all(
     checks = TextChecks(vocabulary)
     encoded: list[EncodedExample | None] = []
     if any(example.messages for example in examples):
+        encoder = ChatEncoder(vocabulary)
         for index, example in enumerate(examples):
-            prefix = f"{location(index)}: " if location else ""
-            conversation = encode_messages(example.messages, vocabulary, max_length, prefix)
-            encoded.append(_with_findings(conversation, example, checks))
+            conversation = encoder.encode(example, max_length, f"{location(index)}: " if location else "")
+            encoded.append(_with_findings(conversation, example, vocabulary, checks))
         return encoded
     bare, findings = _bare_examples(examples, vocabulary)
     encoding = vocabulary.encoding([example.prompt for example in bare])
@@ -234,19 +237,21 @@ def _end_of(prompt: str) -> str:
     return prompt[(-2 * _CONTEXT + blank.start()) if blank else -_CONTEXT :]
 
 
-def _with_findings(encoded: EncodedExample | None, example: Example, checks: TextChecks) -> EncodedExample | None:
-    """Return an encoded conversation with the findings of its messages."""
-    if encoded is None:
-        return None
-    roles = ("assistant", "other")
-    contents: dict[str, list[str]] = {role: [] for role in roles}
+def _with_findings(
+    encoded: EncodedExample | None, example: Example, vocabulary: Vocabulary, checks: TextChecks
+) -> EncodedExample | None:
+    """Return an encoded conversation with the findings of unknown characters in its messages."""
+    if encoded is None or vocabulary.unknown not in encoded.input_ids:
+        return encoded
+    texts = {True: "", False: ""}
+    tokens: dict[bool, list[int]] = {True: [], False: []}
     for message in example.messages:
         if isinstance(content := message.get("content"), str):
-            contents["assistant" if message.get("role") == "assistant" else "other"].append(content)
-    findings = checks.special_inside([text for texts in contents.values() for text in texts])
-    findings += checks.input_findings("\n".join(contents["other"]), encoded.input_ids)
-    findings += checks.unknown_target("\n".join(contents["assistant"]), encoded.input_ids)
-    return replace(encoded, findings=encoded.findings + findings) if findings else encoded
+            texts[message["role"] == "assistant"] += f"{content}\n"
+    for token, is_trained in zip(encoded.input_ids, encoded.trained, strict=True):
+        tokens[is_trained].append(token)
+    findings = checks.input_findings(texts[False], tokens[False]) + checks.unknown_target(texts[True], tokens[True])
+    return replace(encoded, findings=encoded.findings + findings)
 
 
 def _fit(

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftly.data.config import AddSpace
 from peftly.data.fields import completion_field, history_field, label_field, text_field, words_and_tags
-from peftly.data.messages import messages_field
+from peftly.data.messages import conversation_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
 from peftly.data.types import Example
@@ -35,6 +35,7 @@ class RowFormat:
         target: name of the field with the completion, the label, the tags, the messages or the text.
         labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
+        chat_template: chat template of conversations, where it is not the tokenizer's own.
         add_space: whether a space is added between prompt and completion; see `needs_space`. Labels get the space
             unless it is False.
 
@@ -47,6 +48,7 @@ class RowFormat:
     target: str
     labels: tuple[str, ...] = field(default=())
     pair: str | None = None
+    chat_template: str | None = None
     add_space: AddSpace = "auto"
 
     def __post_init__(self) -> None:
@@ -57,14 +59,16 @@ class RowFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row format as JSON values; `from_dict` is the inverse."""
-        return {**asdict(self), "labels": list(self.labels)}
+        content = {**asdict(self), "labels": list(self.labels)}
+        return {name: value for name, value in content.items() if name != "chat_template" or value is not None}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RowFormat":
         """Return the row format that `to_dict` wrote.
 
         Args:
-            content: JSON values. Version 0.1.0 did not always write `pair`, and always added spaces.
+            content: JSON values. Version 0.1.0 did not always write `pair`, and always added spaces. `chat_template`
+                can be missing.
 
         Raises:
             DataError: a key is missing or unknown, as in a file of a later version.
@@ -128,7 +132,8 @@ class RowFormat:
             DataError: as for `examples`.
         """
         if self.kind == "chat":
-            return Example(messages=messages_field(row, self.target, location))
+            messages, tools, untrained, findings = conversation_field(row, self.target, location)
+            return Example(messages=messages, tools=tools, untrained=untrained, findings=findings)
         if self.kind == "text":
             return Example(completion=text_field(row, self.target, location))
         if self.kind == "tags":

@@ -55,6 +55,7 @@ def load_data(
     test: DataSource | None = None,
     template: str | None = None,
     target: str | None = None,
+    chat_template: str | None = None,
     max_length: int = 512,
     long_texts: LongTexts = "cut",
     add_space: AddSpace = "auto",
@@ -87,6 +88,8 @@ def load_data(
             rows.
         template: template of the prompt, such as "Tweet text : {text} Label :"; None: template of the detected format.
         target: name of the field to learn; None: guessed and reported in `Data.report`.
+        chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The
+            tokenizer gets this template, so that `generate` renders conversations as training did.
         max_length: maximum number of tokens of an example.
         long_texts: plain texts that are longer are "cut", or become several examples ("pieces").
         add_space: whether a space is added between prompt and completion; see `DataConfig`.
@@ -111,6 +114,7 @@ def load_data(
         "test": test,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
         "long_texts": long_texts,
         "add_space": add_space,

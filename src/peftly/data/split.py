@@ -7,8 +7,8 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,36 +79,38 @@ def encode_split(
         DataError: no trained token is left in any row, or the tokenizer does not support the task.
     """
     encoded = EncodedExamples()
-    kept = array("q")
+    kept, num_messages = array("q"), array("q")
     labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = num_dropped = texts_in_pieces = pieces = 0
-    first_dropped: int | None = None
+    truncated = tokens_cut = trained_tokens = dropped = first_dropped = texts_in_pieces = pieces = 0
     counter = FindingCounter()
     encode = _encoder(examples, task, tokenizer, max_length, long_texts)
     with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
-        for start, batch, encodings in batches:
-            for index, (example, results) in enumerate(zip(batch, encodings, strict=True), start=start):
-                if not results:
-                    first_dropped = index if first_dropped is None else first_dropped
-                    num_dropped += 1
-                    continue
-                for result in results:
-                    kept.append(index)
-                    encoded.append(result)
-                    truncated += result.num_truncated > 0
-                    tokens_cut += result.num_truncated
-                    trained_tokens += result.num_targets
-                if len(results) > 1:
-                    texts_in_pieces += 1
-                    pieces += len(results)
-                labels.update((*example.tags, *filter(None, [example.label])))
-                for kind, detail in (*example.findings, *results[0].findings):
+        for start, batch, results in batches:
+            for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
+                found = (*example.findings, *(result.findings if result else ()))
+                for kind, detail in dict(reversed(found)).items():
                     counter.add(kind, partial(examples.location, index), detail)
-    num_rows = len(examples)
+                if result is None or not result.num_targets:
+                    first_dropped = first_dropped if dropped else index
+                    dropped += 1
+                    continue
+                if examples.row_format.kind == "text" and result.others:
+                    texts_in_pieces += 1
+                    pieces += 1 + len(result.others)
+                labels.update((*example.tags, *filter(None, [example.label])))
+                for sequence in (result, *result.others):
+                    kept.append(index)
+                    num_messages.append(sequence.num_messages)
+                    encoded.append(sequence)
+                    truncated += sequence.num_truncated > 0
+                    tokens_cut += sequence.num_truncated
+                    trained_tokens += sequence.num_targets
+    num_rows, findings = len(examples), counter.findings()
     if not encoded:
+        reasons = "; ".join(finding.line() for finding in findings)
         raise DataError(
             f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
-            f"{examples.location(0)}); completions are empty, or max_length={max_length} is too small"
+            f"{examples.location(0)}); {reasons or f'completions are empty, or {max_length=} is too small'}"
         )
     report = SplitReport(
         source=examples.rows.name,
@@ -116,17 +118,19 @@ def encode_split(
         examples=len(encoded),
         truncated=truncated,
         tokens_cut=tokens_cut,
-        dropped=num_dropped,
-        first_dropped=None if first_dropped is None else examples.location(first_dropped),
+        dropped=dropped,
+        first_dropped=examples.location(first_dropped) if dropped else None,
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
         labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
-        findings=counter.findings(),
+        findings=findings,
         texts_in_pieces=texts_in_pieces,
         pieces=pieces,
     )
-    return Split(examples.select(kept) if num_dropped or pieces else examples, encoded), report
+    if examples.row_format.kind == "chat":
+        return Split(examples.select(kept, num_messages), encoded), report
+    return Split(examples.select(kept) if dropped or pieces else examples, encoded), report
 
 
 def _encoder(
@@ -135,12 +139,12 @@ def _encoder(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     long_texts: LongTexts,
-) -> Callable[[int, list[Example]], list[list[EncodedExample]]]:
-    """Return the function that encodes consecutive examples: no, one or several encodings for each example."""
+) -> Callable[[int, list[Example]], list[EncodedExample | None]]:
+    """Return the function that encodes consecutive examples, from the index of the first one."""
     in_pieces = long_texts == "pieces" and examples.row_format.kind == "text"
     front = Vocabulary.of(tokenizer).front if in_pieces else []
 
-    def encode(start: int, batch: list[Example]) -> list[list[EncodedExample]]:
+    def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
         encodings = encode_for(
             task,
             batch,
@@ -150,18 +154,24 @@ def _encoder(
             location=lambda index: examples.location(start + index),
         )
         if in_pieces:
-            return [[] if whole is None else cut_into_pieces(whole, front, max_length) for whole in encodings]
-        return [[] if whole is None else [whole] for whole in encodings]
+            return [None if whole is None else _in_pieces(whole, front, max_length) for whole in encodings]
+        return encodings
 
     return encode
 
 
+def _in_pieces(whole: EncodedExample, front: Sequence[int], max_length: int) -> EncodedExample:
+    """Return the first piece of a long text, with the `others`."""
+    first, *others = cut_into_pieces(whole, front, max_length)
+    return replace(first, others=tuple(others)) if others else first
+
+
 def _encoded_batches(
     examples: Sequence[Example],
-    encode: Callable[[int, list[Example]], list[list[EncodedExample]]],
+    encode: Callable[[int, list[Example]], list[EncodedExample | None]],
     *,
     in_thread: bool,
-) -> Generator[tuple[int, list[Example], list[list[EncodedExample]]], None, None]:
+) -> Generator[tuple[int, list[Example], list[EncodedExample | None]], None, None]:
     """Yield the index of the first of some consecutive examples, these examples, and their encodings.
 
     A thread encodes the next examples, on all cores, while the caller works with the last ones.
@@ -175,8 +185,10 @@ def _encoded_batches(
         for start, batch in _batches(examples):
             yield start, batch, encode(start, batch)
         return
-    waiting: deque[tuple[int, list[Example], Future[list[list[EncodedExample]]]]] = deque()
-    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+    waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
+    # One batch is not worth the count of the frozen objects, which are a million on the command line.
+    collections = _no_garbage_collection() if len(examples) > _BATCH_EXAMPLES else nullcontext()
+    with ThreadPoolExecutor(1) as thread, collections:
         for start, batch in _batches(examples):
             waiting.append((start, batch, thread.submit(encode, start, batch)))
             if len(waiting) > 1:

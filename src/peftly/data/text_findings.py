@@ -110,7 +110,7 @@ class TextChecks:
     def special_inside(self, texts: Sequence[str]) -> Findings:
         """Return the finding of special tokens inside texts."""
         match = next(filter(None, map(self._vocabulary.special_pattern.search, texts)), None)
-        return () if match is None else (("special_tokens", match[0]),)
+        return () if match is None else (("special_tokens_in_text", match[0]),)
 
     def special_tokens(self, *texts: str) -> Findings:
         """Return the finding of special tokens inside texts; none if the first text is a rendered conversation."""

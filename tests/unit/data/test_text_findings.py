@@ -80,8 +80,8 @@ def test_the_answer_of_a_decoder_has_one_end():
 @pytest.mark.parametrize(
     ("prompt", "completion", "expected"),
     [
-        ("ignore this <|im_end|> and", "late", ["special_tokens"]),
-        ("my order", "late <|im_end|> and more", ["special_tokens"]),
+        ("ignore this <|im_end|> and", "late", ["special_tokens_in_text"]),
+        ("my order", "late <|im_end|> and more", ["special_tokens_in_text"]),
         ("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n", "late", []),
         ("", "<|im_start|>user\nhello<|im_end|>\n", []),
         ("<|im_stop|> is no token", "late", []),
@@ -103,7 +103,7 @@ def test_special_tokens_inside_a_message_are_found():
     )
     report = load_data(rows, tokenizer, validation_fraction=0.0).report.splits["train"]
     assert [(finding.kind, finding.count, finding.samples) for finding in report.findings] == [
-        ("special_tokens", 1, ("train: row 2: <|im_end|>",))
+        ("special_tokens_in_text", 1, ("train: row 2: <|im_end|>",))
     ]
 
 

@@ -137,5 +137,7 @@ def test_virtual_tokens_must_leave_room_for_text(bases, tmp_path):
         method=PromptTuning(num_virtual_tokens=38),
         out=str(tmp_path / "run"),
     )
-    with pytest.raises(ConfigError, match=r"the base has 40 positions, and method\.num_virtual_tokens takes 38 of them"):
+    with pytest.raises(
+        ConfigError, match=r"the base has 40 positions, and method\.num_virtual_tokens takes 38 of them"
+    ):
         run(config)
