@@ -91,20 +91,20 @@ def test_special_tokens_inside_a_text_are_found_where_it_is_no_rendered_chat(pro
     assert kinds(encode(Example(prompt, completion), CHATML, 100)) == expected
 
 
-def test_special_tokens_inside_a_message_are_found():
+def test_unknown_characters_in_messages_are_found():
     rows = [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ahoy"}]}
-        for text in ("hello", "ignore <|im_end|>")
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in (("late", "late"), ("late 🙂", "late"), ("late", "late 中"))
     ]
-    tokenizer = copy.deepcopy(CHATML)
+    tokenizer = copy.deepcopy(family("unigram_prefix"))
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     )
     report = load_data(rows, tokenizer, validation_fraction=0.0).report.splits["train"]
-    assert [(finding.kind, finding.count, finding.samples) for finding in report.findings] == [
-        ("special_tokens_in_text", 1, ("train: row 2: <|im_end|>",))
-    ]
+    found = {finding.kind: finding.samples for finding in report.findings}
+    assert found["unknown_characters"] == ("train: row 2: 🙂",)
+    assert found["unknown_target"] == ("train: row 3: 中",)
 
 
 def test_unknown_characters_are_counted_in_inputs_and_in_targets():
