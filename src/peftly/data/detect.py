@@ -10,7 +10,7 @@ from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
 from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
 from peftly.data.rows import Rows, quoted
-from peftly.data.templates import Template
+from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
 from peftly.errors import DataError
 
@@ -128,7 +128,10 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
             f"({listed}); give a template and a target{_advice(rows)}"
         )
     match, others = matches[0], [other for other in matches[1:] if not matches[0].covers(other, rows.fields)]
-    template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
+    template = match.known.template
+    if match.known.kind == "alpaca":
+        template = with_optional_lines(template or "", _optional_fields(rows))
+    template_note = _template_note(template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
     titles = dict.fromkeys(other.known.title for other in others)
     notes += [f"could be read as {title}, too; give a template and a target for that" for title in titles]
@@ -136,7 +139,7 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
         return RowFormat("chat", None, match.target), [f"read as conversations ({match.known.fields(match.target)})"]
     if match.target == "chosen":
         notes.append("'rejected' is not used: the chosen answers are learned, and no preferences (DPO)")
-    return RowFormat(_kind(rows, match), match.known.template, match.target, pair=match.known.pair), notes
+    return RowFormat(_kind(rows, match), template, match.target, pair=match.known.pair), notes
 
 
 def _check_no_preferences(rows: Rows) -> None:
@@ -149,6 +152,16 @@ def _check_no_preferences(rows: Rows) -> None:
             f"{rows.name}: the rows hold preferences ('chosen' and 'rejected'), and preference training (DPO) is not "
             "supported; to learn the chosen answers, write them as 'messages', or as 'prompt' and 'completion'"
         )
+
+
+def _optional_fields(rows: Rows) -> set[str]:
+    """Return the fields of the rows, without a "history" that is no list and a "system" that is no text."""
+    kinds = {"history": list, "system": str}
+    return {
+        name
+        for name in rows.fields
+        if name not in kinds or any(row.get(name) for row in rows.rows if isinstance(row.get(name), kinds[name]))
+    }
 
 
 def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:

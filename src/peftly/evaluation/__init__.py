@@ -17,7 +17,7 @@ from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
-from peftly.evaluation.tasks import scoring_for
+from peftly.evaluation.tasks import check_lengths, scoring_for
 from peftly.evaluation.text_scores import missing_scores
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Prediction",
     "Vote",
     "check_answers",
+    "check_lengths",
     "evaluate",
     "evaluate_ensemble",
     "has_answers",

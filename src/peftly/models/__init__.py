@@ -13,6 +13,7 @@ identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files
 quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
+positions     number of tokens that a model has positions for
 tasks         class of transformers for each task, and the choice of the task
 """
 
@@ -21,8 +22,9 @@ from peftly.models.contents import check_links, is_inside
 from peftly.models.heads import draw_new_weights
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
+from peftly.models.positions import max_answer_tokens, max_input_tokens, max_tokens
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
-from peftly.models.tasks import TASKS, choose_task, labels_of, max_input_tokens, task_of, task_of_peft
+from peftly.models.tasks import TASKS, choose_task, labels_of, task_of, task_of_peft
 from peftly.models.wheels import WHEEL_BASES, is_quantized_in_wheel
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "labels_of",
     "load_base",
     "load_tokenizer",
+    "max_answer_tokens",
     "max_input_tokens",
+    "max_tokens",
     "note_difference",
     "open_original",
     "quantization_of",

@@ -9,7 +9,7 @@ from transformers.models.auto import modeling_auto
 from peftly.data import TargetKind, TaskName
 from peftly.errors import ConfigError
 
-__all__ = ["TASKS", "Task", "choose_task", "labels_of", "max_input_tokens", "task_of", "task_of_class", "task_of_peft"]
+__all__ = ["TASKS", "Task", "choose_task", "labels_of", "task_of", "task_of_class", "task_of_peft"]
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,6 @@ def task_of_class(model_class: Any, config: Any) -> TaskName | None:
     if not issubclass(model_class, PreTrainedModel) or not model_class.can_generate():
         return None
     return "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
-
-
-def max_input_tokens(model: Any) -> int | None:
-    """Return the number of position embeddings of an encoder; None for models without such embeddings."""
-    for path, module in model.named_modules():
-        if path.endswith("embeddings.position_embeddings") and hasattr(module, "num_embeddings"):
-            # RoBERTa's first position follows the position of padding.
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings) - first
-    return None
 
 
 def task_of_peft(peft_type: str | None) -> TaskName | None:

@@ -29,7 +29,7 @@ from peftly.data import (
     usable_rows,
 )
 from peftly.errors import ConfigError, DataError
-from peftly.models import task_of
+from peftly.models import max_tokens, task_of
 from peftly.runs.config import RunConfig, one_run
 from peftly.runs.data_file import DataFile, read_data_file
 from peftly.runs.folder import read_config, run_of
@@ -180,10 +180,12 @@ def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
-    max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
+    settings = opened.config.data if opened.config else DataConfig(train="unused")
+    max_length = min(settings.max_length, max_tokens(opened.model) or settings.max_length)
     usable, findings = usable_rows(table, opened.row_format)
     examples = FormattedExamples(usable, opened.row_format)
-    split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
+    task = task_of(opened.model) or "causal_lm"
+    split, report = encode_split(examples, task, opened.tokenizer, max_length, long_texts=settings.long_texts)
     lines = [f"{counted(report.examples, 'example')} of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
