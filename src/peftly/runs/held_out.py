@@ -166,11 +166,18 @@ def _read_again(opened: OpenRun, config: RunConfig, stored: DataFile) -> HeldOut
                 f"and the run had {stored.num_rows[part]:,}, so rows that were trained on could be among them; "
                 f"{_ADVICE}"
             )
+    row_format = opened.row_format or data.row_format
+    if row_format != data.row_format and isinstance(split.examples, FormattedExamples):
+        # Version 0.1.0 ordered labels by their texts. The class numbers of the model are those of its row format.
+        examples = split.examples.with_format(row_format)
+        split, _ = encode_split(
+            examples, task_of(opened.model) or "causal_lm", opened.tokenizer, config.data.max_length
+        )
     lines = [
         f"{counted(len(split.examples), f'{name} example')} of the run",
         "the run records no digests of its rows, so a change of the data after the training would not be noticed",
     ]
-    return HeldOut(name, split, data.row_format, lines)
+    return HeldOut(name, split, row_format, lines)
 
 
 def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
