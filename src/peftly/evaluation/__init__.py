@@ -8,19 +8,29 @@ classification  evaluation of classifiers
 entities        entities in tags and their F1
 evaluate        evaluation on one split
 ensemble        evaluation of several adapters that vote
+states          states of a frozen base that the heads of classifiers read
+logistic        logistic regression, with its strength by cross-validation
+probe           linear probes: logistic regression on these states
 """
 
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, metrics_of
+from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation.states import HeadName
 from peftly.evaluation.tasks import scoring_for
 
 __all__ = [
     "Evaluation",
+    "HeadName",
+    "Probe",
     "Vote",
+    "choose_probe",
     "evaluate",
     "evaluate_ensemble",
+    "evaluate_probe",
+    "fit_probes",
     "label_loss",
     "metrics_of",
     "scoring_for",

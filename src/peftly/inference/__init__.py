@@ -10,7 +10,7 @@ batches         batches for passes without gradients
 explanation     vocabulary tokens near the embeddings of a prompt
 """
 
-from peftly.inference.batches import batches, check_adapters, on_device, pad_id
+from peftly.inference.batches import batches, by_length, check_adapters, on_device, pad_id
 from peftly.inference.classification import classify, tag_words
 from peftly.inference.explanation import explain
 from peftly.inference.generation import generate, greedy_settings
@@ -29,6 +29,7 @@ __all__ = [
     "IGNORED",
     "Logits",
     "batches",
+    "by_length",
     "check_adapters",
     "class_logits",
     "classify",

@@ -43,6 +43,7 @@ def write_report(run_folder: str | Path) -> Path:
         charts=_charts(folder / "metrics.jsonl"),
         split=evaluation.get("split", ""),
         scores=score_rows(evaluation),
+        probe=_probe(evaluation),
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
         samples=evaluation.get("samples", []),
@@ -77,6 +78,12 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
             ("training", seconds_text(summary["seconds"])),
         ]
     return tiles
+
+
+def _probe(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return name and scores of the linear probe of the untouched base; None where the run has none."""
+    probe = evaluation.get("probe")
+    return {"name": probe["name"], "scores": dict(score_rows(probe))} if probe else None
 
 
 def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, float]]]]:

@@ -18,7 +18,10 @@ from peftly.runs.replacing import write_mark
 from peftly.training import TrainResult, computed_with, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
-__all__ = ["RunResult", "write_run_header", "write_run_results"]
+__all__ = ["PROBE", "RunResult", "write_run_header", "write_run_results"]
+
+PROBE = "linear probe of the untouched base"
+"""Name of the scores of a probe in reports."""
 
 _SAMPLES = 12
 _GENERATED_SAMPLES = 4  # data without labels need generation, which takes seconds
@@ -33,6 +36,7 @@ class RunResult:
         training: result of the training loop: duration, best evaluation.
         split: name of the split of `evaluation`: `test` or `validation`.
         evaluation: scores on that split; None if the data have no such split.
+        probe: scores of a linear probe of the untouched base on that split; None if there is none.
         parameters: number of trained parameters.
         size: size of the saved adapter in bytes.
         report: path of the HTML report.
@@ -42,6 +46,7 @@ class RunResult:
     training: TrainResult
     split: str
     evaluation: Evaluation | None
+    probe: Evaluation | None
     parameters: int
     size: int
     report: Path
@@ -83,7 +88,12 @@ def _write_data_report(folder: Path, data: Data) -> None:
 
 
 def write_run_results(
-    out: Path, base: Base, data: Data, training: TrainResult, evaluation: Evaluation | None
+    out: Path,
+    base: Base,
+    data: Data,
+    training: TrainResult,
+    evaluation: Evaluation | None,
+    probe: Evaluation | None = None,
 ) -> RunResult:
     """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
@@ -93,12 +103,13 @@ def write_run_results(
         data: data of the run.
         training: result of the training.
         evaluation: scores on the held-out examples; None if there are none.
+        probe: scores of a linear probe of the untouched base on the same examples; None if there is none.
     """
     split_name, split = evaluation_split(data)
     samples = []
     if split is not None and evaluation is not None:
         samples = computed_with(base.model, partial(_samples, base, data.row_format, split, evaluation))
-    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, samples))
+    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, samples, probe))
 
 
 def _write_results(
@@ -108,16 +119,26 @@ def _write_results(
     training: TrainResult,
     evaluation: Evaluation | None,
     samples: list[dict[str, str]],
+    probe: Evaluation | None,
 ) -> RunResult:
     _write_data_report(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
-        write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
+        scores = {"split": split_name, **asdict(evaluation), "samples": samples}
+        if probe is not None:
+            scores["probe"] = {"name": PROBE, **_scores_of(probe)}
+        write_json(out / "evaluation.json", scores)
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
     summary |= {"steps": training.steps, "best_step": training.best_step}
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, parameters, size, report)
+    return RunResult(out, training, split_name, evaluation, probe, parameters, size, report)
+
+
+def _scores_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the numbers of an evaluation, without labels and predictions."""
+    names = ("rows", "tokens", "loss", "token_accuracy", "accuracy", "macro_f1", "entity_f1")
+    return {name: getattr(evaluation, name) for name in names}
 
 
 def _samples(base: Base, row_format: RowFormat, split: Split, evaluation: Evaluation) -> list[dict[str, str]]:

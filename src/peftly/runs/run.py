@@ -13,12 +13,13 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, load_base, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.launch import check_processes, loading_settings, processes_line
+from peftly.runs.launch import check_processes, processes_line
+from peftly.runs.probing import choose_head, open_with_head, probe_scores, starting_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -98,9 +99,13 @@ def run(
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
+        is_given = base is not None
         config, base, data = open_base_and_data(config, base, data, log)
-        for name, method in config.adapters.items():
-            attach_method(base, name, method, config, data, log)
+        base, head, (probe,) = choose_head(base, [(config, data)], log, is_given=is_given)
+        config = config.model_copy(update={"head": head})
+        for index, (name, method) in enumerate(config.adapters.items()):
+            with starting_from(base, None if index else probe):  # others add to the head of the first
+                attach_method(base, name, method, config, data, log)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
         if line := processes_line(config):
@@ -123,7 +128,8 @@ def run(
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(_evaluation, base, data, config, log))
-            result = write_run_results(out, base, data, training, evaluation)
+            scores = partial(probe_scores, base, probe, evaluation_split(data)[1], data, config)
+            result = write_run_results(out, base, data, training, evaluation, computed_with(base.model, scores))
         on_main_process(partial(finish_run, out))
     return result
 
@@ -173,15 +179,8 @@ def open_base_and_data(
         task, reason = choose_task(config.task, spec.config, raw.target_kind(), config.base)
         log(f"task: {task} ({reason})")
         formatted = raw.format(task)
-        base = load_base(
-            spec,
-            **loading_settings(config),
-            device_map=config.device_map,
-            quantization=config.quantization,
-            task=task,
-            labels=formatted.row_format.labels if TASKS[task].is_classification else (),
-            seed=config.train.seed,
-        )
+        labels = formatted.row_format.labels if TASKS[task].is_classification else ()
+        base = open_with_head(config, task, labels, config.head)
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
@@ -211,7 +210,7 @@ def attach_method(
     for warning in caught:
         log(str(warning.message))
     if (new := new_modules(base.model)) and is_first:
-        log(f"new layers, randomly initialised and saved with the adapter: {', '.join(new)}")
+        log(f"new layers, saved with the adapter: {', '.join(new)}")
     prefix = "" if name == "default" else f"{name}: "
     log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
 
