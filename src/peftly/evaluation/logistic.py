@@ -34,7 +34,7 @@ class Regression(NamedTuple):
     hits: Tensor
 
 
-def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool = True, seed: int = 0) -> Regression:
+def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool = True) -> Regression:
     """Return the regression whose strength of regularisation has the lowest cross-validated loss.
 
     Args:
@@ -42,12 +42,11 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
         classes: class of each example, (count,).
         num_classes: number of classes; some may have no example.
         intercept: whether the regression has a bias.
-        seed: seed of the folds.
     """
     mean = features.mean(0) if intercept else torch.zeros_like(features[0])
     spread = features.std(0, unbiased=False).clamp_min(1e-6)
     scaled = (features - mean) / spread
-    held_out = _folds(classes, seed)
+    held_out = _folds(classes)
     best: tuple[float, Tensor, Tensor] | None = None
     strength, weights = STRENGTHS[0], None
     for candidate in STRENGTHS:
@@ -75,9 +74,9 @@ def losses_and_hits(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(-1) == classes
 
 
-def _folds(classes: Tensor, seed: int) -> Tensor:
+def _folds(classes: Tensor) -> Tensor:
     """Return for each fold whether each example is held out, (folds, count). Each class is spread over the folds."""
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     order = order[classes[order].argsort(stable=True)]
     fold = torch.empty_like(classes)
     fold[order] = torch.arange(len(classes)) % FOLDS

@@ -4,8 +4,8 @@ A probe tells how much of a task the base already knows, so it is the least that
 starts from a probe (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054).
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "choose_probe", "evaluate_probe", "fit_probes"]
 
 MOST_EXAMPLES = 1000
-"""A probe is fitted on at most this number of examples, evenly spaced in the training data."""
+"""A probe is fitted on at most this number of training examples."""
 
 MOST_TARGETS = 5000
-"""Largest number of tagged words that a probe is fitted on."""
+"""A probe is fitted on examples with at most about this number of tagged words."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,15 @@ def fit_probes(
     *,
     batch_size: int,
     pooled: bool = False,
-    seed: int = 0,
 ) -> dict[HeadName, Probe]:
     """Return the probes of a classifier's base, by the states that they read.
 
     Args:
-        model: sequence classifier or token classifier without active adapters.
+        model: sequence classifier or token classifier. Its adapters are not active meanwhile.
         tokenizer: tokenizer of the model.
         encoded: training examples.
         batch_size: number of examples per forward pass.
         pooled: whether probes on the pooled states of an encoder are wanted, too.
-        seed: seed of the folds of the cross-validation.
 
     Returns:
         The probes; empty where the head of the model does not end in a linear layer.
@@ -76,24 +74,32 @@ def fit_probes(
     layer = classifier_layer(model)
     if layer is None:
         return {}
-    step = -(-len(encoded) // MOST_EXAMPLES)
-    examples = [encoded[index] for index in range(0, len(encoded), step)]
+    examples = [*_some(encoded)]
     states: dict[HeadName, list[Tensor]] = {}
     classes: list[int] = []
-    for of_batch, labels in head_states(model, tokenizer, examples, batch_size=batch_size, pooled=pooled):
-        classes += labels
-        for head, values in of_batch.items():
-            states.setdefault(head, []).append(values)
-        if len(classes) >= MOST_TARGETS:
-            break
+    with _without_adapters(model):
+        for of_batch, labels in head_states(model, tokenizer, examples, batch_size=batch_size, pooled=pooled):
+            classes += labels
+            for head, values in of_batch.items():
+                states.setdefault(head, []).append(values)
     intercept = layer[1].bias is not None
     probes: dict[HeadName, Probe] = {}
     for head, parts in states.items():
-        features, targets = torch.cat(parts)[:MOST_TARGETS], torch.tensor(classes[:MOST_TARGETS])
-        found = fit(features, targets, model.config.num_labels, intercept=intercept or head != "own", seed=seed)
+        features, targets = torch.cat(parts), torch.tensor(classes)
+        found = fit(features, targets, model.config.num_labels, intercept=intercept or head != "own")
         bias = found.bias if intercept or head != "own" else None
         probes[head] = Probe(head, found.weight, bias, found.losses, float(found.hits.double().mean()))
     return probes
+
+
+def _some(encoded: Sequence[EncodedExample]) -> Iterator[EncodedExample]:
+    """Yield the examples that a probe is fitted on: all, or a random choice if they are many."""
+    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).tolist()
+    targets = 0
+    for index in order[:MOST_EXAMPLES]:
+        if targets < MOST_TARGETS:
+            yield encoded[index]
+        targets += encoded[index].num_targets
 
 
 def choose_probe(probes: Mapping[HeadName, Probe], expected: HeadName = "own") -> Probe:
@@ -133,6 +139,9 @@ def evaluate_probe(
         row_format: format of the examples.
         batch_size: number of examples per forward pass.
     """
-    without_adapters = use_adapters(model) if attached(model) else nullcontext()
-    with without_adapters, starting_weights(model, probe.weight, probe.bias):
+    with _without_adapters(model), starting_weights(model, probe.weight, probe.bias):
         return evaluate(model, tokenizer, split, row_format, batch_size=batch_size)
+
+
+def _without_adapters(model: "PreTrainedModel") -> AbstractContextManager[None]:
+    return use_adapters(model) if attached(model) else nullcontext()

@@ -37,7 +37,7 @@ def head_states(
         tokenizer: tokenizer of the model.
         encoded: encoded examples with labels or tags.
         batch_size: number of examples per forward pass.
-        pooled: whether the pooled states of an encoder are wanted, besides those of the model's own head.
+        pooled: whether the pooled states of an encoder that classifies texts are wanted, besides those of its own head.
 
     Returns:
         For each batch the states by the name of the head, (targets, width), in fp64 on the CPU, and the classes of the
@@ -45,7 +45,8 @@ def head_states(
     """
     found = classifier_layer(model)
     assert found is not None
-    has_poolings = pooled and pooling_of(model) is None and role_of(model) == "encoder"
+    is_plain = task_of(model) == "sequence_classification" and pooling_of(model) is None
+    has_poolings = pooled and is_plain and role_of(model) == "encoder"
     with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
         for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
             batch = on_device(collate([encoded[index] for index in chosen], pad_id=pad_id(tokenizer)), model)

@@ -9,10 +9,12 @@ from peftly.adapters import attached
 from peftly.data import Data, Split
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, HeadName, Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.injection import new_modules
 from peftly.models import (
     TASKS,
     Base,
     Pooling,
+    classifier_layer,
     has_new_classifier,
     load_base,
     pooling_of,
@@ -25,7 +27,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.launch import loading_settings
 from peftly.training import num_processes, on_main_process
 
-__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_scores", "starting_from"]
+__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_of_next", "probe_scores", "starting_from"]
 
 _NAMES: dict[HeadName, str] = {
     "own": "the class of transformers",
@@ -39,13 +41,13 @@ class ChosenHead(NamedTuple):
 
     Attributes:
         base: the base, opened again where the chosen head is not that of transformers' class.
-        head: value of `RunConfig.head` for this head.
-        probes: a probe on the states that the head reads, for the data of each run; None: there is none.
+        name: value of `RunConfig.head` for this head.
+        probe: probe on the states that the head reads; None: there is none.
     """
 
     base: Base
-    head: str
-    probes: tuple[Probe | None, ...]
+    name: str
+    probe: Probe | None
 
 
 def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: str) -> Base:
@@ -75,45 +77,60 @@ def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: st
     )
 
 
-def choose_head(
-    base: Base, runs: Sequence[tuple[RunConfig, Data]], log: Callable[[str], None], *, is_given: bool
-) -> ChosenHead:
+def choose_head(base: Base, config: RunConfig, data: Data, log: Callable[[str], None], *, is_given: bool) -> ChosenHead:
     """Choose the head of a classifier by linear probes, and open its base with this head.
 
     Args:
-        base: base of the runs, without adapters.
-        runs: configuration and data of each run that trains an adapter on the base.
+        base: base of the run, without adapters.
+        config: configuration of the run.
+        data: data of the run.
         log: function that receives lines on the choice.
         is_given: whether the caller has opened the base, so that its class stays.
 
     Raises:
-        ConfigError: the runs, or a run and the given base, have different heads.
+        ConfigError: the base is given or has a head of its own, which is not the head in the configuration.
     """
-    wanted = runs[0][0].head  # of all runs
-    present = pooling_of(base.model) or "transformers"
+    present: str = pooling_of(base.model) or "transformers"
     task = task_of(base.model)
-    if wanted not in ("auto", present):
-        if is_given or wanted == "transformers":
-            raise ConfigError(f"head is {wanted}, but the base has the head {present}; set head: {present}")
-        config, data = runs[0]
-        base, present = open_with_head(config, task, data.row_format.labels, wanted), wanted
+    if config.head not in ("auto", present):
+        raise ConfigError(f"head is {config.head}, but the base has the head {present}; set head: {present}")
     if task is None or not TASKS[task].is_classification or attached(base.model):
-        return ChosenHead(base, wanted, (None,) * len(runs))
-    if runs[0][0].train.fsdp and num_processes() > 1:
+        return ChosenHead(base, config.head, None)
+    if config.train.fsdp and num_processes() > 1:
         log("head: starts from random weights, since a base that will be sharded is not probed")
-        return ChosenHead(base, present, (None,) * len(runs))
-    is_open = wanted == "auto" and not is_given and has_new_classifier(base.model)
-    fitted = _fitted(base, runs, pooled=is_open)
-    expected = _expected(runs[0][0]) if is_open and task == "sequence_classification" else "own"
-    chosen = [choose_probe(probes, expected) if probes else None for probes in fitted]
-    if chosen[0] is not None and has_new_classifier(base.model):
-        log(_line(fitted[0], chosen[0], present))
-    if not is_open or chosen[0] is None or chosen[0].head == "own":
-        return ChosenHead(base, present, tuple(probes.get("own") for probes in fitted))
-    config, data = runs[0]
-    head: HeadName = chosen[0].head
-    opened = open_with_head(config, task, data.row_format.labels, head)
-    return ChosenHead(opened, head, tuple(probes[head] for probes in fitted))
+        return ChosenHead(base, present, None)
+    is_new = has_new_classifier(base.model)
+    is_open = config.head == "auto" and not is_given and is_new
+    probes = _fit(base, config, data, pooled=is_open)
+    if not probes:
+        return ChosenHead(base, present, None)
+    probe = choose_probe(probes, _expected(config) if len(probes) > 1 else "own")
+    if is_new:
+        log(_line(probes, probe, present))
+    if probe.head == "own":
+        return ChosenHead(base, present, probe)
+    return ChosenHead(open_with_head(config, task, data.row_format.labels, probe.head), probe.head, probe)
+
+
+def probe_of_next(
+    base: Base, config: RunConfig, data: Data, chosen: Probe | None, *, is_same_data: bool
+) -> Probe | None:
+    """Return the probe for another run on a base whose head has been chosen.
+
+    Args:
+        base: the base, with the new weights of this run.
+        config: configuration of the run.
+        data: data of the run.
+        chosen: probe of the first run.
+        is_same_data: whether both runs have the same data.
+    """
+    layer = classifier_layer(base.model)
+    if chosen is None or layer is None:
+        return None
+    reads_new_layers = pooling_of(base.model) is None and set(new_modules(base.model)) - {layer[0]}
+    if is_same_data and not reads_new_layers:
+        return chosen
+    return _fit(base, config, data, pooled=False)["own"]
 
 
 def _expected(config: RunConfig) -> HeadName:
@@ -121,16 +138,11 @@ def _expected(config: RunConfig) -> HeadName:
     return trained_pooling(resolve_base(config.base)) or "own"
 
 
-def _fitted(base: Base, runs: Sequence[tuple[RunConfig, Data]], *, pooled: bool) -> list[dict[HeadName, Probe]]:
-    """Return the probes of a base on the training examples of each run, the same on every process."""
-    train = runs[0][0].train
-    settings = {"batch_size": train.evaluation_batch_size, "pooled": pooled, "seed": train.seed}
-    by_data: dict[int, dict[HeadName, Probe]] = {}  # the members of an ensemble share their data
-    for _, data in runs:
-        if id(data) not in by_data:
-            fit = partial(fit_probes, base.model, base.tokenizer, data.train.encoded, **settings)
-            by_data[id(data)] = on_main_process(fit)
-    return [by_data[id(data)] for _, data in runs]
+def _fit(base: Base, config: RunConfig, data: Data, *, pooled: bool) -> dict[HeadName, Probe]:
+    """Return the probes of a base on the training examples of a run, the same on every process."""
+    size = config.train.evaluation_batch_size
+    encoded = data.train.encoded
+    return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=size, pooled=pooled))
 
 
 def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:

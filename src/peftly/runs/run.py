@@ -101,7 +101,7 @@ def run(
         on_main_process(partial(check_resumable, out) if resume else check)
         is_given = base is not None
         config, base, data = open_base_and_data(config, base, data, log)
-        base, head, (probe,) = choose_head(base, [(config, data)], log, is_given=is_given)
+        base, head, probe = choose_head(base, config, data, log, is_given=is_given)
         config = config.model_copy(update={"head": head})
         for index, (name, method) in enumerate(config.adapters.items()):
             with starting_from(base, None if index else probe):  # others add to the head of the first

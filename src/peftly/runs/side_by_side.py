@@ -23,7 +23,7 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.probing import choose_head, probe_scores, starting_from
+from peftly.runs.probing import choose_head, probe_of_next, probe_scores, starting_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -107,13 +107,16 @@ def run_together(
             for folder in (out, *folders):
                 check_run_folder(folder, overwrite=overwrite, inputs=inputs)
         is_given = base is not None
-        base, parts, probes = _open_parts(config, base, log)
-        model = base.model
-        for (name, part), probe in zip(parts.items(), probes, strict=True):
+        base, parts, chosen = _open_parts(config, base, log)
+        model, first = base.model, next(iter(parts.values()))
+        probes: list[Probe | None] = []
+        for name, part in parts.items():
             if not is_given:  # each run gets the new head that its own seed gives
                 draw_new_weights(model, part.config.train.seed)
+            same_data = part.data is first.data
+            probes.append(probe_of_next(base, part.config, part.data, chosen, is_same_data=same_data))
             (method,) = part.config.adapters.values()
-            with starting_from(base, probe):
+            with starting_from(base, probes[-1]):
                 attach_method(base, name, method, part.config, part.data, log)
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
@@ -167,10 +170,13 @@ def _write_results(
 
 def _open_parts(
     config: AnyConfig, base: Base | None, log: Callable[[str], None]
-) -> tuple[Base, dict[str, _Part], tuple[Probe | None, ...]]:
-    """Open the base once, with the head of all runs, and the data of every run, and probe the base for each run.
+) -> tuple[Base, dict[str, _Part], Probe | None]:
+    """Open the base once, with the head of all runs, which the first one chooses, and the data of every run.
 
     The members of an ensemble share their data.
+
+    Returns:
+        The base, the runs by name, and the probe of the first run.
     """
     is_given = base is not None
     parts: dict[str, _Part] = {}
@@ -185,9 +191,10 @@ def _open_parts(
         raise ConfigError("there is nothing to train side by side: the configuration has neither ensemble nor jobs")
     for name, part in parts.items():
         _check(config, part, name, next(iter(parts.values())))
-    base, head, probes = choose_head(base, [*parts.values()], log, is_given=is_given)
+    first = next(iter(parts.values()))
+    base, head, probe = choose_head(base, first.config, first.data, log, is_given=is_given)
     update = {"head": head}
-    return base, {name: _Part(part.config.model_copy(update=update), part.data) for name, part in parts.items()}, probes
+    return base, {name: _Part(part.config.model_copy(update=update), part.data) for name, part in parts.items()}, probe
 
 
 def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:

@@ -11,12 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from peftly.adapters import attached, trainable_parameters
 from peftly.errors import ConfigError
-from peftly.injection import owner
+from peftly.injection import is_within, owner, task_modules
 from peftly.kernels import has_bitsandbytes, import_bitsandbytes, without_kernels
 from peftly.methods import METHODS, Adapter
 from peftly.training.config import TrainConfig
 
 __all__ = ["make_optimizer", "make_schedule", "optimizer_note", "parameter_groups"]
+
+HEAD_RATE = 1.0
+"""Highest default learning rate for the head of a classifier, which starts from a linear probe."""
 
 _AT_BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -43,7 +46,7 @@ def parameter_groups(
     Raises:
         ConfigError: no learning rate is known, or the methods' defaults are not for the optimizer.
     """
-    adapters = attached(model)
+    adapters, heads = attached(model), task_modules(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for path, parameter in trainable_parameters(model).items():
         if among is not None and path not in among:
@@ -52,6 +55,7 @@ def parameter_groups(
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:
             rate = _default_rate(adapter, config)
+            rate = min(rate, HEAD_RATE) if is_within(path, heads) else rate
         factor = 1.0 if adapter is None else adapter.learning_rate_factor(path)
         groups.setdefault(rate * factor, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
