@@ -53,7 +53,7 @@ class _Pooled:
         for path in output_heads(model):
             delattr(model, path)
         if getattr(model.base_model, "pooler", None) is not None:
-            model.base_model.pooler = None
+            model.base_model.pooler = nn.Identity()  # some classes call it in any case
         dropout = getattr(config, "classifier_dropout", None)
         self.pooled_dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
         self.pooled_head = nn.Linear(config.hidden_size, config.num_labels)

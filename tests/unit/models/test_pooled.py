@@ -13,7 +13,8 @@ from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting import export
 from peftly.injection.targets import new_modules
 from peftly.merging import save_merged
-from peftly.models import pooling_of, resolve_base, task_of, trained_pooling
+from peftly.models import classifier_layer, pooling_of, resolve_base, task_of, trained_pooling
+from peftly.models.pooled import pooled_class
 
 LABELS = ("bad", "good", "so-so")
 IDS = torch.tensor([[1, 20, 30, 40, 2], [1, 25, 35, 2, 0]])
@@ -57,6 +58,20 @@ def test_the_head_is_one_layer_on_the_pooled_states(architecture, pooling, task_
         ["pooled_head"],
     )
     assert not [name for name, _ in model.named_parameters() if "pooler" in name or "classifier" in name]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["albert", "deberta-v2", "electra", "layoutlm", "modernbert", "mpnet", "opt", "squeezebert"]
+)
+def test_other_classes_have_such_a_head_too(architecture):
+    sizes = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 48, "vocab_size": 100}
+    blocks = {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
+    config = tf.AutoConfig.for_model(architecture, **sizes, **blocks, num_labels=3)
+    plain = tf.AutoModelForSequenceClassification._model_mapping[type(config)]
+    assert classifier_layer(plain(config)) is not None
+    model = pooled_class(plain, "mean")(config).eval()
+    assert classifier_layer(model)[0] == "pooled_head"
+    torch.testing.assert_close(logits(model)[1:], model(IDS[1:, :4]).logits)
 
 
 def test_padding_on_the_left_changes_nothing(task_base):
@@ -146,3 +161,10 @@ def test_the_class_of_transformers_stays_without_a_pooling(task_base):
     model = opened(task_base("bert"), None)
     assert type(model) is tf.BertForSequenceClassification
     assert pooling_of(model) is None
+
+
+def test_the_head_of_a_quantized_base_is_not_quantized(task_base, tmp_path):
+    model = opened(task_base("bert"), quantization="nf4")
+    assert type(model.pooled_head) is torch.nn.Linear
+    save_adapter(perturbed(attach(model, LoRA(rank=2))), tmp_path / "adapter")
+    torch.testing.assert_close(logits(load(tmp_path / "adapter", dtype="float32").model), logits(model))
