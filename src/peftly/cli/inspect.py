@@ -48,9 +48,9 @@ def inspect(
     flags = {
         "base": base,
         "task": task,
-        "data": data,
-        "validation": validation,
-        "test": test,
+        "data": data or None,
+        "validation": validation or None,
+        "test": test or None,
         "template": template,
         "target": target,
         "max_length": max_length,

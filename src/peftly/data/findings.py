@@ -24,6 +24,10 @@ class FindingKind:
 
 FINDING_KINDS: dict[str, FindingKind] = {
     "unknown_characters": FindingKind("with characters that the tokenizer does not know", is_problem=True),
+    "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
+    "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
+    "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
+    "bad_completion": FindingKind("row dropped: its completion is marked as bad", is_problem=False),
 }
 """Every kind of finding, by its name in JSON files. A check that finds a new kind of defect adds an entry here."""
 

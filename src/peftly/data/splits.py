@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
+from peftly.data.findings import Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.overlaps import find_overlaps, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
+from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
+from peftly.data.usable import has_no_targets, usable_rows
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -54,18 +57,33 @@ class _FormattedSplit:
         keys: `prompt_key` of each example.
         labels: number of each example's label; -1 without one.
         added_spaces: number of examples that got a space between prompt and completion.
+        dropped: rows of the split that cannot be used.
     """
 
     examples: FormattedExamples
     keys: Sequence[int]
     labels: Sequence[int]
     added_spaces: int = 0
+    dropped: Sequence[Finding] = ()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
             array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
         )
         return _FormattedSplit(self.examples.select(indices), keys, labels)
+
+    def with_dropped(self, report: SplitReport) -> SplitReport:
+        """Return a report on the examples of the split with the dropped rows in its counts."""
+        if not self.dropped:
+            return report
+        count = sum(finding.count for finding in self.dropped)
+        return replace(
+            report,
+            rows=report.rows + count,
+            dropped=report.dropped + count,
+            first_dropped=self.dropped[0].samples[0],
+            findings=[*self.dropped, *report.findings],
+        )
 
 
 @dataclass(frozen=True)
@@ -105,10 +123,11 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], reports[name] = encode_split(examples, self.task, tokenizer, self.max_length)
+                encoded[name], report = encode_split(examples, self.task, tokenizer, self.max_length)
+                reports[name] = self.splits[name].with_dropped(report)
         overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        report = DataReport(reports, overlaps, self.notes)
-        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
+        data_report = DataReport(reports, overlaps, self.notes)
+        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, data_report)
 
 
 @dataclass(frozen=True)
@@ -144,19 +163,21 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
-        if "test" in rows and config.test is None and _is_unlabelled(rows["test"], row_format):
-            notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
-            del rows["test"]
-        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
+        for name, source in (("validation", config.validation), ("test", config.test)):
+            if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
+                continue
+            if name == "test" or row_format.target in rows[name].fields:
+                notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
+                del rows[name]
+        splits = {}
+        for name, split in rows.items():
+            usable, findings = usable_rows(split, row_format)
+            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
         space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
-        if "validation" not in splits:
+        if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
             notes.append(note)
         return FormattedData(task, row_format, config.max_length, splits, [*notes, *space_notes])
-
-
-def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
-    return all(row.get(row_format.target) is None for row in rows.rows)
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
@@ -170,7 +191,7 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
-            length = len(row[template.fields[0]]) + len(row[row_format.target])
+            length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
     return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
 
@@ -188,7 +209,8 @@ def _with_validation(
     is_chosen = set(chosen)
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
-    return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
+    rest = replace(train.select(others), dropped=train.dropped)
+    return {**splits, "train": rest, "validation": train.select(chosen)}, note
 
 
 def _space_notes(added_spaces: int) -> list[str]:

@@ -16,7 +16,7 @@ probe           linear probes: logistic regression on these states
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.losses import target_losses
-from peftly.evaluation.metrics import Evaluation, metrics_of
+from peftly.evaluation.metrics import Evaluation, metrics_of, perplexity_of
 from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
 from peftly.evaluation.states import HeadName
 from peftly.evaluation.tasks import scoring_for
@@ -33,6 +33,7 @@ __all__ = [
     "fit_probes",
     "label_loss",
     "metrics_of",
+    "perplexity_of",
     "scoring_for",
     "target_losses",
 ]
