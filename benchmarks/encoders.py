@@ -1,14 +1,15 @@
-"""Train methods on small sets of labelled texts with an encoder, and compare them with the linear probe they start from.
+"""Train methods on small sets of labelled texts with an encoder, and compare them with the linear probe of their start.
 
     python benchmarks/encoders.py --methods lora prompt_tuning
 
-writes benchmarks/results/encoders.json. A result that is already in it is not measured again. Each result has the scores
-after every epoch, on the validation and on the test rows, so that rules for epochs and stopping can be compared without
-training again. `--set` gives training settings other than the defaults; they are part of the name of a result.
+writes benchmarks/results/encoders.json. A result that is already in it is not measured again. Each result has the
+scores after every epoch, on the validation and on the test rows, so that rules for epochs and stopping can be compared
+without training again. `--set` gives training settings other than the defaults, which are part of the key of a result:
+those of `train`, `rate` (a factor of the method's default learning rate) and `head_rate` (`HEAD_RATE`).
 
-The sentiment sets are in the source archive of vaderSentiment 3.3.2 on the package index (`additional_resources`), rated
-by twenty people; the label is the sign of the mean rating, without ratings from -0.5 to 0.5. The archive is fetched to
-the cache of peftly; this repository has no copy.
+The sentiment sets are in the source archive of vaderSentiment 3.3.2 on the package index (`additional_resources`),
+rated by twenty people; the label is the sign of the mean rating, without ratings from -0.5 to 0.5. The archive is
+fetched to the cache of peftly; this repository has no copy.
 """
 
 import argparse

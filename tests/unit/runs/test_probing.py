@@ -10,10 +10,10 @@ from peft import PeftModel
 from tiny_tasks import labelled_rows, tagged_rows, tiny_base, write_rows
 from transformers import BertForSequenceClassification
 
-from peftly import Callback, load, load_base
+from peftly import Callback, evaluate, load, load_base, open_run
 from peftly.errors import ConfigError, TrainingError
 from peftly.models import pooling_of
-from peftly.runs import RunConfig, run
+from peftly.runs import RunConfig, held_out_split, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")
 
@@ -67,9 +67,11 @@ def test_the_head_of_transformers_starts_from_a_probe_and_peft_loads_it(mean_bas
 @pytest.mark.parametrize("method", ["prompt_tuning", "full"])
 def test_a_pooled_head_is_trained_by_other_methods(method, mean_base, tmp_path):
     result = run(settings_for(mean_base, tmp_path, method=method, head="mean", train={"epochs": 2}))
-    again = load(tmp_path / "run", dtype="float32").model
-    assert pooling_of(again) == "mean"
-    assert result.evaluation.accuracy > 0.5
+    opened = open_run(str(tmp_path / "run"))
+    held_out = held_out_split(opened, None)
+    assert pooling_of(opened.model) == "mean"
+    again = evaluate(opened.model, opened.tokenizer, held_out.split, held_out.row_format)
+    assert again.loss == pytest.approx(result.evaluation.loss, rel=1e-5)
 
 
 def test_a_choice_for_the_class_of_transformers_is_stored(task_base, tmp_path, monkeypatch):
