@@ -135,7 +135,7 @@ def measure(
     from peftly.evaluation import evaluate, evaluate_probe
     from peftly.models import pooling_of
     from peftly.runs import RunConfig
-    from peftly.runs.probing import choose_head, starting_from
+    from peftly.runs.probing import choose_head, start_from
     from peftly.runs.run import attach_method, open_base_and_data
     from peftly.training import Callback, optimizer, train
 
@@ -161,13 +161,14 @@ def measure(
         )
         config, opened, loaded = open_base_and_data(config, None, None, lambda _: None)
         opened, _, probe = choose_head(opened, config, loaded, print, is_given=False)
-        with starting_from(opened, probe):
-            attach_method(opened, "default", config.adapters["default"], config, loaded, lambda _: None)
+        attach_method(opened, "default", config.adapters["default"], config, loaded, lambda _: None)
+        start_from(opened, ["default"], config, loaded, probe)
         assert probe is not None
         assert loaded.validation is not None
         assert loaded.test is not None
         score = partial(evaluate_probe, opened.model, opened.tokenizer, probe, batch_size=32)
         of_probe = [score(split=split, row_format=loaded.row_format) for split in (loaded.validation, loaded.test)]
+        start = evaluate(opened.model, opened.tokenizer, loaded.test, loaded.row_format).accuracy
         epochs: list[dict[str, Any]] = []
 
         class TestScores(Callback):
@@ -186,6 +187,7 @@ def measure(
         "head": pooling_of(opened.model) or "transformers",
         "accuracy": final.accuracy,
         "probe_accuracy": of_probe[1].accuracy,
+        "start_accuracy": start,
         "epochs": [_epoch(0, *of_probe), *epochs],
         "seconds": round(result.seconds, 1),
     }

@@ -18,7 +18,7 @@ from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.logistic import fit
 from peftly.evaluation.metrics import Evaluation
 from peftly.evaluation.states import HeadName, head_states
-from peftly.models import classifier_layer, starting_weights
+from peftly.models import classifier_layer, classifier_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,15 +58,17 @@ def fit_probes(
     *,
     batch_size: int,
     pooled: bool = False,
+    adapted: bool = False,
 ) -> dict[HeadName, Probe]:
     """Return the probes of a classifier's base, by the states that they read.
 
     Args:
-        model: sequence classifier or token classifier. Its adapters are not active meanwhile.
+        model: sequence classifier or token classifier.
         tokenizer: tokenizer of the model.
         encoded: training examples.
         batch_size: number of examples per forward pass.
         pooled: whether probes on the pooled states of an encoder are wanted, too.
+        adapted: whether the states are those of the model with its active adapters, not those of its base.
 
     Returns:
         The probes; empty where the head of the model does not end in a linear layer.
@@ -77,7 +79,7 @@ def fit_probes(
     examples = [*_some(encoded)]
     states: dict[HeadName, list[Tensor]] = {}
     classes: list[int] = []
-    with _without_adapters(model):
+    with nullcontext() if adapted else _without_adapters(model):
         for of_batch, labels in head_states(model, tokenizer, examples, batch_size=batch_size, pooled=pooled):
             classes += labels
             for head, values in of_batch.items():
@@ -139,7 +141,7 @@ def evaluate_probe(
         row_format: format of the examples.
         batch_size: number of examples per forward pass.
     """
-    with _without_adapters(model), starting_weights(model, probe.weight, probe.bias):
+    with _without_adapters(model), classifier_weights(model, probe.weight, probe.bias):
         return evaluate(model, tokenizer, split, row_format, batch_size=batch_size)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peftly.data import EncodedExample, collate
-from peftly.inference import IGNORED, by_length, model_inputs, on_device, pad_id
+from peftly.inference import IGNORED, by_length, model_inputs, on_device, pad_id, use_batch
 from peftly.injection import evaluation_mode, role_of
 from peftly.models import POOLINGS, classifier_layer, pool, pooling_of, task_of
 
@@ -49,10 +49,12 @@ def head_states(
     has_poolings = pooled and is_plain and role_of(model) == "encoder"
     with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
         for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
-            batch = on_device(collate([encoded[index] for index in chosen], pad_id=pad_id(tokenizer)), model)
+            examples = [encoded[index] for index in chosen]
+            batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
             inputs.clear()
             outputs.clear()
-            model(**model_inputs(model, batch))
+            with use_batch(model, examples, None):
+                model(**model_inputs(model, batch))
             states: dict[HeadName, Tensor] = {"own": _of_targets(model, inputs["input"], batch)}
             for pooling in POOLINGS if has_poolings else ():
                 states[pooling] = pool(outputs["output"], batch["attention_mask"], pooling)

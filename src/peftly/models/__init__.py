@@ -20,7 +20,7 @@ tasks         class of transformers for each task, and the choice of the task
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.contents import check_links, is_inside
-from peftly.models.heads import classifier_layer, draw_new_weights, has_new_classifier, starting_weights
+from peftly.models.heads import classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
@@ -51,6 +51,7 @@ __all__ = [
     "check_links",
     "choose_task",
     "classifier_layer",
+    "classifier_weights",
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
@@ -71,7 +72,6 @@ __all__ = [
     "read_quantization",
     "remember_whole",
     "resolve_base",
-    "starting_weights",
     "stored_dtype",
     "task_of",
     "task_of_peft",

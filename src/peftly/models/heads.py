@@ -1,7 +1,4 @@
-"""The head that a base gets for a task: its own, or a new one that is drawn from a seed and marked as new.
-
-The last layer of a new head may start an adapter with other weights than the drawn ones; see `starting_weights`.
-"""
+"""The head that a base gets for a task: its own, or a new one that is drawn from a seed and marked as new."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     from peftly.data import TaskName
     from peftly.models.pooled import Pooling
 
-__all__ = ["Head", "classifier_layer", "draw_new_weights", "has_new_classifier", "seeded", "starting_weights"]
+__all__ = ["Head", "classifier_layer", "classifier_weights", "draw_new_weights", "has_new_classifier", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +107,8 @@ def has_new_classifier(model: Any) -> bool:
 
 
 @contextmanager
-def starting_weights(model: Any, weight: "Tensor", bias: "Tensor | None") -> Iterator[None]:
+def classifier_weights(model: Any, weight: "Tensor", bias: "Tensor | None") -> Iterator[None]:
     """Give the layer that computes the logits of a classifier other weights inside the block.
-
-    An adapter that is attached inside the block starts from these weights, since it trains a copy of the head.
 
     Args:
         model: classifier with a `classifier_layer`.

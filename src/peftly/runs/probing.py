@@ -1,15 +1,17 @@
 """The head of a classifier in a run: which states it reads, and the linear probe that it starts from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from peftly.adapters import attached
+from torch import Tensor
+
+from peftly.adapters import attached, use_adapters
 from peftly.data import Data, Split
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, HeadName, Probe, choose_probe, evaluate_probe, fit_probes
-from peftly.injection import new_modules
+from peftly.injection import copied_parameters, new_modules
+from peftly.methods import METHODS
 from peftly.models import (
     TASKS,
     Base,
@@ -19,7 +21,6 @@ from peftly.models import (
     load_base,
     pooling_of,
     resolve_base,
-    starting_weights,
     task_of,
     trained_pooling,
 )
@@ -27,7 +28,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.launch import loading_settings
 from peftly.training import num_processes, on_main_process
 
-__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_of_next", "probe_scores", "starting_from"]
+__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_of_next", "probe_scores", "start_from"]
 
 _NAMES: dict[HeadName, str] = {
     "own": "the class of transformers",
@@ -130,7 +131,7 @@ def probe_of_next(
     reads_new_layers = pooling_of(base.model) is None and set(new_modules(base.model)) - {layer[0]}
     if is_same_data and not reads_new_layers:
         return chosen
-    return _fit(base, config, data, pooled=False)["own"]
+    return _fit(base, config, data)["own"]
 
 
 def _expected(config: RunConfig) -> HeadName:
@@ -138,11 +139,11 @@ def _expected(config: RunConfig) -> HeadName:
     return trained_pooling(resolve_base(config.base)) or "own"
 
 
-def _fit(base: Base, config: RunConfig, data: Data, *, pooled: bool) -> dict[HeadName, Probe]:
-    """Return the probes of a base on the training examples of a run, the same on every process."""
+def _fit(base: Base, config: RunConfig, data: Data, **options: bool) -> dict[HeadName, Probe]:
+    """Return the probes of a base on the training examples of a run, the same on every process; see `fit_probes`."""
     size = config.train.evaluation_batch_size
     encoded = data.train.encoded
-    return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=size, pooled=pooled))
+    return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=size, **options))
 
 
 def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:
@@ -157,14 +158,36 @@ def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:
     )
 
 
-@contextmanager
-def starting_from(base: Base, probe: Probe | None) -> Iterator[None]:
-    """Let an adapter that is attached inside the block start from a probe, if the head of the base is new."""
-    if probe is None or not has_new_classifier(base.model):
-        yield
+def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, probe: Probe | None) -> None:
+    """Let the head that new adapters train start from a probe, if the files of the base do not contain the head.
+
+    Adapters that change the base before they are trained (virtual tokens, prefixes) change the states that the head
+    reads, so another probe is fitted on these.
+
+    Args:
+        base: base with the new adapters.
+        names: adapters that work together. The first one gets the weights, since others add to the head of the first.
+        config: configuration of the run.
+        data: data of the run.
+        probe: probe of the base; None: the head starts from the weights that were drawn.
+    """
+    layer = classifier_layer(base.model)
+    if probe is None or layer is None or not has_new_classifier(base.model):
         return
-    with starting_weights(base.model, probe.weight, probe.bias):
-        yield
+    copies = copied_parameters(base.model, names[0])
+    methods = [METHODS[attached(base.model)[name].config.name] for name in names]
+    if not all(method.identity_at_init for method in methods):
+        _set(copies, layer[0], probe)
+        with use_adapters(base.model, *names):
+            probe = _fit(base, config, data, adapted=True)["own"]
+    _set(copies, layer[0], probe)
+
+
+def _set(copies: Mapping[str, Tensor], path: str, probe: Probe) -> None:
+    """Write a probe into the trained copy of a layer; an adapter that trains no copy of it has none."""
+    for name, value in (("weight", probe.weight), ("bias", probe.bias)):
+        if value is not None and f"{path}.{name}" in copies:
+            copies[f"{path}.{name}"].data.copy_(value)
 
 
 def probe_scores(

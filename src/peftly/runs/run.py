@@ -19,7 +19,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
-from peftly.runs.probing import choose_head, open_with_head, probe_scores, starting_from
+from peftly.runs.probing import choose_head, open_with_head, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -103,9 +103,9 @@ def run(
         config, base, data = open_base_and_data(config, base, data, log)
         base, head, probe = choose_head(base, config, data, log, is_given=is_given)
         config = config.model_copy(update={"head": head})
-        for index, (name, method) in enumerate(config.adapters.items()):
-            with starting_from(base, None if index else probe):  # others add to the head of the first
-                attach_method(base, name, method, config, data, log)
+        for name, method in config.adapters.items():
+            attach_method(base, name, method, config, data, log)
+        start_from(base, list(config.adapters), config, data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
         if line := processes_line(config):

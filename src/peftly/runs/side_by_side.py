@@ -23,7 +23,7 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.probing import choose_head, probe_of_next, probe_scores, starting_from
+from peftly.runs.probing import choose_head, probe_of_next, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -116,8 +116,8 @@ def run_together(
             same_data = part.data is first.data
             probes.append(probe_of_next(base, part.config, part.data, chosen, is_same_data=same_data))
             (method,) = part.config.adapters.values()
-            with starting_from(base, probes[-1]):
-                attach_method(base, name, method, part.config, part.data, log)
+            attach_method(base, name, method, part.config, part.data, log)
+            start_from(base, [name], part.config, part.data, probes[-1])
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
         with keeping_progress(out, folders, resume=resume):

@@ -7,13 +7,16 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from tiny_tasks import labelled_rows, tagged_rows, tiny_base, write_rows
+from tiny_tasks import labelled_rows, prepared, tagged_rows, tiny_base, write_rows
 from transformers import BertForSequenceClassification
 
-from peftly import Callback, evaluate, load, load_base, open_run
+from peftly import METHODS, Callback, detach, evaluate, load, load_base, open_run
 from peftly.errors import ConfigError, TrainingError
-from peftly.models import pooling_of
+from peftly.evaluation import evaluate_probe, fit_probes
+from peftly.models import Base, pooling_of
 from peftly.runs import RunConfig, held_out_split, run
+from peftly.runs.probing import start_from
+from peftly.runs.run import attach_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")
 
@@ -133,3 +136,21 @@ def test_a_probe_without_bias_is_a_start_too(task_base, tmp_path):
     result = run(config)
     assert isinstance(result.probe.loss, float)
     assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_starts_from_a_probe_of_the_states_that_its_head_reads(method, task_base, tmp_path):
+    model, tokenizer, data = prepared("sequence_classification", task_base("bert"), tmp_path)
+    base, config = Base(model, tokenizer), settings_for("given", tmp_path, method=method)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    probe = fit_probes(model, tokenizer, data.train.encoded, batch_size=8)["own"]
+    attach_method(base, "default", config.method, config, data, print)
+    drawn = evaluate(model, tokenizer, data.train, data.row_format).loss
+    start_from(base, ["default"], config, data, probe)
+    start = evaluate(model, tokenizer, data.train, data.row_format).loss
+    assert start < 0.8 * drawn
+    if METHODS[method].identity_at_init:
+        of_probe = evaluate_probe(model, tokenizer, probe, data.train, data.row_format, batch_size=8)
+        assert start == pytest.approx(of_probe.loss, rel=1e-5)
+    detach(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
