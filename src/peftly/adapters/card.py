@@ -37,5 +37,6 @@ def _loading(pooling: Pooling | None) -> str:
     states = "mean of the token states" if pooling == "mean" else "state of the first token"
     return (
         f"Load it with `peftly.load(folder)`. Its head is one linear layer on the {states}, which the class of\n"
-        "transformers does not have, so PEFT cannot load it; `head: transformers` trains an adapter that PEFT loads."
+        "transformers does not have. `peftly export --to peft` writes an adapter for PEFT with the head beside it;\n"
+        "`head: transformers` trains an adapter that PEFT loads as it is."
     )

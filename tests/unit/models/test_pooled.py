@@ -114,9 +114,9 @@ def test_tools_that_lack_the_head_refuse_its_adapter(task_base, tmp_path):
     save_adapter(attach(opened(task_base("bert")), LoRA(rank=2)), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"Invalid task type: 'PEFTLY_MEAN_SEQ_CLS'"):
         PeftConfig.from_pretrained(tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"pooled token states .* train it with head: transformers"):
-        export(tmp_path / "adapter", "peft", tmp_path / "exported")
-    assert "PEFT cannot load it" in (tmp_path / "adapter" / "README.md").read_text()
+    with pytest.raises(AdapterError, match=r"modules_to_save: pooled_head"):
+        export(tmp_path / "adapter", "vllm", tmp_path / "exported")
+    assert "peftly export --to peft" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_a_merged_pooled_classifier_opens_in_peftly(task_base, tmp_path):
