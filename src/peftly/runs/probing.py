@@ -175,7 +175,10 @@ def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, 
     if probe is None or layer is None or not has_new_classifier(base.model):
         return
     copies = copied_parameters(base.model, names[0])
-    methods = [METHODS[attached(base.model)[name].config.name] for name in names]
+    adapters = [attached(base.model)[name] for name in names]
+    for adapter in adapters:
+        adapter.has_probed_head = True
+    methods = [METHODS[adapter.config.name] for adapter in adapters]
     if not all(method.identity_at_init for method in methods):
         _set(copies, layer[0], probe)
         with use_adapters(base.model, *names):

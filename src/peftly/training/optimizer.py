@@ -16,8 +16,9 @@ from peftly.training.config import TrainConfig
 
 __all__ = ["make_optimizer", "optimizer_note", "parameter_groups"]
 
-HEAD_RATE = 1.0
-"""Highest default learning rate for the head of a classifier, which starts from a linear probe."""
+HEAD_RATE = 5e-4
+"""Highest default learning rate of a head that starts from a linear probe: twenty times as much, as for virtual tokens,
+destroys the start."""
 
 _AT_BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -53,7 +54,8 @@ def parameter_groups(
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:
             rate = _default_rate(adapter, config)
-            rate = min(rate, HEAD_RATE) if is_within(path, heads) else rate
+            if adapter is not None and adapter.has_probed_head and is_within(path, heads):
+                rate = min(rate, HEAD_RATE)
         factor = 1.0 if adapter is None else adapter.learning_rate_factor(path)
         groups.setdefault(rate * factor, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
