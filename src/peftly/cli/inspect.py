@@ -9,6 +9,7 @@ import typer
 from peftly.cli.console import console, silence_libraries
 from peftly.cli.options import (
     BaseOption,
+    ChatTemplate,
     DataFile,
     MaxLength,
     Overrides,
@@ -39,6 +40,7 @@ def inspect(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
     job: Annotated[str | None, typer.Option("--job", help="Name of the job, for a configuration with jobs.")] = None,
@@ -53,6 +55,7 @@ def inspect(
         "test": test or None,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
     }
     config = _read_config(source, overrides or [], flags, job)
@@ -62,6 +65,7 @@ def inspect(
     from peftly.cli.tokens import example_text
     from peftly.data import read_data
     from peftly.models import choose_task, load_tokenizer, resolve_base
+    from peftly.runs import changed_rows_line
 
     raw = read_data(config.data)
     base_spec = resolve_base(config.base)
@@ -81,6 +85,8 @@ def inspect(
     screen.print("⟦trained⟧, not trained" if brackets else legend, end="\n\n")
     for line in loaded.report.lines():
         screen.print(line)
+    if source is not None and (change := changed_rows_line(source, loaded)):
+        screen.print(change)
 
 
 def _read_config(source: str | None, overrides: list[str], flags: Mapping[str, object], job: str | None) -> "RunConfig":

@@ -28,6 +28,42 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
     "bad_completion": FindingKind("row dropped: its completion is marked as bad", is_problem=False),
+    "empty_turns": FindingKind("with an empty turn of the assistant, which is not trained", is_problem=True),
+    "hidden_turns": FindingKind(
+        "with a turn of the assistant of which the chat template shows nothing; it is not trained", is_problem=True
+    ),
+    "hidden_calls": FindingKind(
+        "with tool calls that the chat template does not show; these turns are not trained", is_problem=True
+    ),
+    "hidden_parts": FindingKind(
+        "with a turn of which the chat template leaves out a part; the rest is trained", is_problem=True
+    ),
+    "hidden_messages": FindingKind("with a message that the chat template does not show", is_problem=True),
+    "hidden_tools": FindingKind("with tools that the chat template does not show", is_problem=True),
+    "text_arguments": FindingKind("with arguments of a tool call that are no JSON object", is_problem=True),
+    "special_tokens_in_text": FindingKind("with special tokens inside the text of a message", is_problem=True),
+    "special_tokens_removed": FindingKind(
+        "with start or end tokens around the text of a message, which are removed", is_problem=False
+    ),
+    "joined_messages": FindingKind(
+        "with consecutive messages of one role, joined since the chat template refuses them", is_problem=False
+    ),
+    "marked_other_roles": FindingKind(
+        "with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
+    ),
+    "opening_turns": FindingKind(
+        "with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
+    ),
+    "several_sequences": FindingKind(
+        "whose earlier turns the chat template renders in another way later; these are sequences of their own",
+        is_problem=False,
+    ),
+    "unended_turns": FindingKind(
+        "with turns that the chat template does not end; the end token of the tokenizer follows", is_problem=False
+    ),
+    "messages_after_last_turn": FindingKind(
+        "that go on after the assistant's last trained turn; the rest is left out", is_problem=False
+    ),
 }
 """Every kind of finding, by its name in JSON files. A check that finds a new kind of defect adds an entry here."""
 

@@ -7,7 +7,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -66,9 +66,9 @@ def encode_split(
         DataError: no trained token is left in any row, or the tokenizer does not support the task.
     """
     encoded = EncodedExamples()
-    kept = array("q")
+    kept, num_messages = array("q"), array("q")
     labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = 0
+    truncated = tokens_cut = trained_tokens = dropped = first_dropped = 0
     counter = FindingCounter()
 
     def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
@@ -80,38 +80,45 @@ def encode_split(
     with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
-                if result is None:
-                    continue
-                kept.append(index)
-                encoded.append(result)
-                labels.update((*example.tags, *filter(None, [example.label])))
-                truncated += result.num_truncated > 0
-                tokens_cut += result.num_truncated
-                trained_tokens += result.num_targets
-                for kind, detail in (*example.findings, *result.findings):
+                found = (*example.findings, *(result.findings if result else ()))
+                for kind, detail in dict(reversed(found)).items():
                     counter.add(kind, partial(examples.location, index), detail)
-    num_rows, num_dropped = len(examples), len(examples) - len(kept)
+                if result is None or not result.num_targets:
+                    first_dropped = first_dropped if dropped else index
+                    dropped += 1
+                    continue
+                labels.update((*example.tags, *filter(None, [example.label])))
+                for sequence in (result, *result.others):
+                    kept.append(index)
+                    num_messages.append(sequence.num_messages)
+                    encoded.append(sequence)
+                    truncated += sequence.num_truncated > 0
+                    tokens_cut += sequence.num_truncated
+                    trained_tokens += sequence.num_targets
+    num_rows, findings = len(examples), counter.findings()
     if not encoded:
+        reasons = "; ".join(finding.line() for finding in findings)
         raise DataError(
             f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
-            f"{examples.location(0)}); completions are empty, or max_length={max_length} is too small"
+            f"{examples.location(0)}); {reasons or f'completions are empty, or {max_length=} is too small'}"
         )
-    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
     report = SplitReport(
         source=examples.rows.name,
         rows=num_rows,
         examples=len(encoded),
         truncated=truncated,
         tokens_cut=tokens_cut,
-        dropped=num_dropped,
-        first_dropped=examples.location(first_dropped) if num_dropped else None,
+        dropped=dropped,
+        first_dropped=examples.location(first_dropped) if dropped else None,
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
         labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
-        findings=counter.findings(),
+        findings=findings,
     )
-    return Split(examples.select(kept) if num_dropped else examples, encoded), report
+    if examples.row_format.kind == "chat":
+        return Split(examples.select(kept, num_messages), encoded), report
+    return Split(examples.select(kept) if dropped else examples, encoded), report
 
 
 def _encoded_batches(
@@ -134,7 +141,9 @@ def _encoded_batches(
             yield start, batch, encode(start, batch)
         return
     waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
-    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+    # One batch is not worth the count of the frozen objects, which are a million on the command line.
+    collections = _no_garbage_collection() if len(examples) > _BATCH_EXAMPLES else nullcontext()
+    with ThreadPoolExecutor(1) as thread, collections:
         for start, batch in _batches(examples):
             waiting.append((start, batch, thread.submit(encode, start, batch)))
             if len(waiting) > 1:

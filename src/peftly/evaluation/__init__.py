@@ -6,6 +6,8 @@ tasks           loss and evaluation of each task
 label_scores    evaluation of models that generate labels
 classification  evaluation of classifiers
 entities        entities in tags and their F1
+generation      answers that a model generates
+text_scores     scores of generated answers
 evaluate        evaluation on one split
 ensemble        evaluation of several adapters that vote
 states          states of a frozen base that the heads of classifiers read
@@ -15,24 +17,30 @@ probe           linear probes: logistic regression on these states
 
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
+from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
-from peftly.evaluation.metrics import Evaluation, metrics_of, perplexity_of
+from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
 from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
 from peftly.evaluation.states import HeadName
 from peftly.evaluation.tasks import scoring_for
+from peftly.evaluation.text_scores import missing_scores
 
 __all__ = [
     "Evaluation",
     "HeadName",
+    "Prediction",
     "Probe",
     "Vote",
+    "check_answers",
     "choose_probe",
     "evaluate",
     "evaluate_ensemble",
     "evaluate_probe",
     "fit_probes",
+    "has_answers",
     "label_loss",
     "metrics_of",
+    "missing_scores",
     "perplexity_of",
     "scoring_for",
     "target_losses",

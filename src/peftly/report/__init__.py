@@ -2,6 +2,7 @@
 
 run_page    page of one run
 comparison  page, and table for the screen, of several runs
+epochs      table of the epochs of a run
 charts      charts as SVG, drawn with matplotlib
 page        templates, JSON files, and the description of a machine
 """
@@ -10,4 +11,11 @@ from peftly.report.comparison import comparison_row, comparison_table, pick_samp
 from peftly.report.page import machine_lines
 from peftly.report.run_page import write_report
 
-__all__ = ["comparison_row", "comparison_table", "machine_lines", "pick_samples", "write_comparison", "write_report"]
+__all__ = [
+    "comparison_row",
+    "comparison_table",
+    "machine_lines",
+    "pick_samples",
+    "write_comparison",
+    "write_report",
+]
