@@ -8,9 +8,9 @@ from peftly.data.formats import RowFormat
 from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
-from peftly.data.messages import CONVERSATION_FIELDS
+from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
 from peftly.data.rows import Rows, quoted
-from peftly.data.templates import Template
+from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
 from peftly.errors import DataError
 
@@ -131,13 +131,18 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
         listed = "; ".join(formats[:_MAX_FORMATS]) + (", …" if len(formats) > _MAX_FORMATS else "")
         raise _unknown_fields(rows, f"none of the row formats known for {task} ({listed})")
     match, others = matches[0], [other for other in matches[1:] if not matches[0].covers(other, rows.fields)]
-    template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
+    template = match.known.template
+    if match.known.kind == "alpaca":
+        template = with_optional_lines(template or "", _optional_fields(rows))
+    template_note = _template_note(template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
     titles = dict.fromkeys(other.known.title for other in others)
     notes += [f"could be read as {title}, too; give a template and a target for that" for title in titles]
+    if match.known.kind == "completion" and are_messages(rows.rows[0].get(match.target)):
+        return RowFormat("chat", None, match.target), [f"read as conversations ({match.known.fields(match.target)})"]
     if match.target == "chosen":
         notes.append("'rejected' is not used: the chosen answers are learned, and no preferences (DPO)")
-    return RowFormat(_kind(rows, match), match.known.template, match.target, pair=match.known.pair), notes
+    return RowFormat(_kind(rows, match), template, match.target, pair=match.known.pair), notes
 
 
 def _unknown_fields(rows: Rows, formats: str) -> DataError:
@@ -157,6 +162,16 @@ def _check_no_preferences(rows: Rows) -> None:
         )
 
 
+def _optional_fields(rows: Rows) -> set[str]:
+    """Return the fields of the rows, without a "history" that is no list and a "system" that is no text."""
+    kinds = {"history": list, "system": str}
+    return {
+        name
+        for name in rows.fields
+        if name not in kinds or any(row.get(name) for row in rows.rows if isinstance(row.get(name), kinds[name]))
+    }
+
+
 def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:
     """Return the format of rows with lists of words and tags, which allow no template."""
     if template is not None:
@@ -172,6 +187,8 @@ def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tup
 def _custom_format(rows: Rows, template: str | None, target: str | None, task: TaskName) -> tuple[RowFormat, list[str]]:
     """Return the format of rows for which the user gave a template, a target or both."""
     notes, pair = [], None
+    if template is None and task == "causal_lm" and are_messages(rows.rows[0].get(str(target))):
+        return RowFormat("chat", None, str(target)), [f"read as chat messages ({target})"]
     if template is None:
         template, pair = _usual_template(rows, str(target), task)
         notes.append(f"no template given{_template_note(template)}" + (f" with the pair {pair!r}" if pair else ""))
@@ -222,7 +239,8 @@ def _guess_target(rows: Rows, template: Template) -> str:
 def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     """Return a note on the fields that are not used, with a template for those that look like texts to read."""
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
-    used |= CONVERSATION_FIELDS if row_format.kind == "chat" else set()
+    if row_format.kind == "chat":
+        used |= {*CONVERSATION_FIELDS, *(["prompt"] if has_opening(rows.rows[0], row_format.target) else [])}
     unused = [name for name in rows.fields if name not in used]
     if not unused:
         return []

@@ -88,7 +88,8 @@ def test_the_report_counts_rows_and_tokens():
         "train: 1 × row dropped: its answer is empty (first: a.jsonl: line 3)",
         "1 row of validation is in train, too (first: b.jsonl: line 1 is a.jsonl: line 1)",
         "read as prompt and completion (prompt + completion), the prompt as '{prompt}'",
-        "1 completion got a space in front, since the prompt ends in none",
+        "1 completion got a space in front, since the prompt ends in none (first: 'Why?' + ' no'); --set "
+        "data.add_space=false leaves them as written",
     ]
     assert json.loads(json.dumps(data.report.to_dict()))["splits"]["train"]["truncated"] == 1
 
