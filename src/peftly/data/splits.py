@@ -109,6 +109,7 @@ class _FormattedSplit:
         rendered: number of plain texts that are rendered conversations.
         spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
         dropped: rows of the split that cannot be used.
+        without_turns: indices of the conversations without a turn to train. The encoding drops and counts them.
     """
 
     examples: FormattedExamples
@@ -117,6 +118,7 @@ class _FormattedSplit:
     spaces: _Spaces | None = None
     rendered: int = 0
     dropped: Sequence[Finding] = ()
+    without_turns: frozenset[int] = frozenset()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
@@ -264,18 +266,20 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     keys, labels, spaces, rendered = array("Q"), array("q"), _Spaces(), 0
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     counts_spaces = row_format.kind in ("completion", "alpaca")
-    unusable = UnusableRows(rows, row_format)
+    unusable, without_turns = UnusableRows(rows, row_format), set[int]()
     for index, row in enumerate(rows.rows):
         if unusable.has(index, row):
             continue
         example = row_format.example(row, rows.location(index))
+        if example.messages and not example.has_trained_turn:
+            without_turns.add(len(keys))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             spaces.count(example)
         rendered += row_format.kind == "text" and is_rendered(example.completion)
     examples = FormattedExamples(unusable.others(), row_format)
-    return _FormattedSplit(examples, keys, labels, spaces, rendered, unusable.findings())
+    return _FormattedSplit(examples, keys, labels, spaces, rendered, unusable.findings(), frozenset(without_turns))
 
 
 def _with_validation(
@@ -285,7 +289,13 @@ def _with_validation(
     train = splits["train"]
     if not config.validation_fraction:
         return dict(splits), "no validation split: validation_fraction is 0"
-    chosen = choose_validation(train.keys, train.labels, config.validation_fraction, config.seed)
+    candidates: Sequence[int] = range(len(train.keys))
+    if train.without_turns:
+        candidates = [index for index in candidates if index not in train.without_turns]
+    part = train.select(candidates) if train.without_turns else train
+    labels = _by_text(part.labels, train.examples.row_format.labels)
+    picked = choose_validation(part.keys, labels, config.validation_fraction, config.seed) if candidates else []
+    chosen = [candidates[index] for index in picked]
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
@@ -312,3 +322,11 @@ def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: i
     if row_format.kind != "text" and long_texts == "pieces":
         return [f"data.long_texts=pieces is for plain texts; a long example of kind {row_format.kind!r} is truncated"]
     return []
+
+
+def _by_text(labels: Sequence[int], names: Sequence[str]) -> Sequence[int]:
+    """Return label numbers in the order of the labels' texts, so that the choice does not depend on their order."""
+    if list(names) == sorted(names):
+        return labels
+    rank = {names.index(name): number for number, name in enumerate(sorted(names))}
+    return array("q", (rank.get(label, label) for label in labels))

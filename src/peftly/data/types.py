@@ -113,6 +113,11 @@ class Example:
     has_added_space: bool = field(default=False, compare=False)
     findings: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
+    @property
+    def has_trained_turn(self) -> bool:
+        """Whether a turn of the assistant in the conversation is trained."""
+        return any(m["role"] == "assistant" and i not in self.untrained for i, m in enumerate(self.messages))
+
     def truncate_fields(self, max_characters: int) -> "Example":
         """Return a copy with each field's text in the prompt cut to its first `max_characters` characters."""
         text, copied_until, offsets = "", 0, list(self.virtual_token_offsets)

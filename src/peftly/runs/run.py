@@ -14,12 +14,13 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, load_base, max_tokens, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.launch import check_processes, loading_settings, processes_line
+from peftly.runs.launch import check_processes, processes_line
+from peftly.runs.probing import choose_head, open_with_head, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -111,9 +112,13 @@ def run(
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
+        is_given = base is not None
         config, base, data = open_base_and_data(config, base, data, log)
+        base, head, probe = choose_head(base, config, data, log, is_given=is_given)
+        config = config.model_copy(update={"head": head})
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
+        start_from(base, list(config.adapters), config, data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
         log(best_line(config.train, data))
@@ -137,7 +142,8 @@ def run(
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
-            result = write_run_results(out, data, training, evaluation)
+            scores = partial(probe_scores, base, probe, evaluation_split(data)[1], data, config)
+            result = write_run_results(out, data, training, evaluation, computed_with(base.model, scores))
         on_main_process(partial(finish_run, out))
     return result
 
@@ -200,15 +206,8 @@ def open_base_and_data(
         task, reason = choose_task(config.task, spec.config, raw.target_kind(), config.base)
         log(f"task: {task} ({reason})")
         formatted = raw.format(task)
-        base = load_base(
-            spec,
-            **loading_settings(config),
-            device_map=config.device_map,
-            quantization=config.quantization,
-            task=task,
-            labels=formatted.row_format.labels if TASKS[task].is_classification else (),
-            seed=config.train.seed,
-        )
+        labels = formatted.row_format.labels if TASKS[task].is_classification else ()
+        base = open_with_head(config, task, labels, config.head)
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
@@ -265,7 +264,7 @@ def attach_method(
     for warning in caught:
         log(str(warning.message))
     if (new := new_modules(base.model)) and is_first:
-        log(f"new layers, randomly initialised and saved with the adapter: {', '.join(new)}")
+        log(f"new layers, saved with the adapter: {', '.join(new)}")
     prefix = "" if name == "default" else f"{name}: "
     log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
 
