@@ -22,9 +22,10 @@ chat           conversations to token ids; only turns of the assistant are train
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
-overlaps       search for prompts that two splits share
+overlaps       search for examples that repeat or contradict others, in one split or two
+checks         checks of encoded examples, of labels, and of dropped rows
 validation     choice of validation examples from the training examples
-report         counts of rows, tokens, truncated and dropped examples
+report         counts of rows, tokens, lengths and defects
 split          `Split`: examples of one split, and their encoding in batches
 splits         `Data`: training, validation and test examples
 loading        `load_data`: from any source to `Data`
@@ -37,6 +38,7 @@ from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
+from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.loading import load_data, read_data
@@ -51,6 +53,7 @@ from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
 
 __all__ = [
+    "FINDING_KINDS",
     "Data",
     "DataConfig",
     "DataReport",
@@ -58,6 +61,7 @@ __all__ = [
     "EncodedExample",
     "EncodedExamples",
     "Example",
+    "Finding",
     "FormattedExamples",
     "RowFormat",
     "Rows",

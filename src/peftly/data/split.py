@@ -9,13 +9,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
+from peftly.data.checks import EncodingChecks, count_outliers, drop_reason
 from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
-from peftly.data.report import LossUnit, SplitReport, counted
+from peftly.data.report import LengthReport, LossUnit, SplitReport, counted
 from peftly.data.task_encoding import encode_for
 from peftly.data.types import EncodedExample, Example, TaskName
 from peftly.errors import DataError
@@ -49,7 +49,11 @@ class Split:
 
 
 def encode_split(
-    examples: FormattedExamples, task: TaskName, tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: FormattedExamples,
+    task: TaskName,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    counter: FindingCounter | None = None,
 ) -> tuple[Split, SplitReport]:
     """Encode the examples of a split.
 
@@ -58,6 +62,7 @@ def encode_split(
         task: task of the model.
         tokenizer: tokenizer of the base.
         max_length: maximum number of tokens of an example.
+        counter: findings of the split so far, to which those of the encoding are added; None: there are none.
 
     Returns:
         The split without the dropped rows, and the counts.
@@ -66,10 +71,12 @@ def encode_split(
         DataError: no trained token is left in any row, or the tokenizer does not support the task.
     """
     encoded = EncodedExamples()
-    kept = array("q")
+    kept, lengths = array("q"), array("i")
     labels: Counter[str] = Counter()
     truncated = tokens_cut = trained_tokens = 0
-    counter = FindingCounter()
+    counter = FindingCounter() if counter is None else counter
+    kind = examples.row_format.kind
+    defects = EncodingChecks(task, tokenizer, max_length, is_chat=kind == "chat", is_text=kind == "text")
 
     def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
         def location(index: int) -> str:
@@ -77,10 +84,13 @@ def encode_split(
 
         return encode_for(task, batch, tokenizer, examples.row_format, max_length, location=location)
 
-    with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
+    with closing(_encoded_batches(examples, encode, in_thread=kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
+                for defect in example.findings:
+                    counter.add(defect[0], index, defect[1])
                 if result is None:
+                    counter.add(drop_reason(example, task), index)
                     continue
                 kept.append(index)
                 encoded.append(result)
@@ -88,14 +98,17 @@ def encode_split(
                 truncated += result.num_truncated > 0
                 tokens_cut += result.num_truncated
                 trained_tokens += result.num_targets
-                for kind, detail in (*example.findings, *result.findings):
-                    counter.add(kind, partial(examples.location, index), detail)
+                lengths.append(result.num_tokens + result.num_truncated)
+                for defect in (*result.findings, *defects(result)):
+                    counter.add(defect[0], index, defect[1])
     num_rows, num_dropped = len(examples), len(examples) - len(kept)
     if not encoded:
+        reasons = "; ".join(finding.line() for finding in counter.findings(examples.location))
         raise DataError(
-            f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
-            f"{examples.location(0)}); completions are empty, or max_length={max_length} is too small"
+            f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} at "
+            f"max_length={max_length}: {reasons}"
         )
+    count_outliers(lengths, kept, max_length, counter)
     first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
     report = SplitReport(
         source=examples.rows.name,
@@ -109,7 +122,8 @@ def encode_split(
         trained_tokens=trained_tokens,
         labels=dict(sorted(labels.items())),
         unit=_UNITS.get(task, "token"),
-        findings=counter.findings(),
+        findings=counter.findings(examples.location),
+        lengths=LengthReport.of(lengths, None if task == "seq2seq_lm" else max_length),
     )
     return Split(examples.select(kept) if num_dropped else examples, encoded), report
 

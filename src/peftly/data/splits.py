@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from peftly.data.checks import check_answers, check_labels
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
+from peftly.data.findings import FindingCounter
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
-from peftly.data.overlaps import find_overlaps, prompt_key
+from peftly.data.overlaps import answer_key, find_overlaps, find_repeats, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.split import Split, encode_split
@@ -52,20 +54,33 @@ class _FormattedSplit:
     Attributes:
         examples: the examples.
         keys: `prompt_key` of each example.
+        answers: `answer_key` of each example; empty for examples with labels.
         labels: number of each example's label; -1 without one.
         added_spaces: number of examples that got a space between prompt and completion.
     """
 
     examples: FormattedExamples
     keys: Sequence[int]
+    answers: Sequence[int]
     labels: Sequence[int]
     added_spaces: int = 0
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
-        keys, labels = (
-            array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
+        codes = (("Q", self.keys), ("Q", self.answers), ("q", self.labels))
+        keys, answers, labels = (
+            array(code, map(values.__getitem__, indices if values else ())) for code, values in codes
         )
-        return _FormattedSplit(self.examples.select(indices), keys, labels)
+        return _FormattedSplit(self.examples.select(indices), keys, answers, labels)
+
+    def check(self, counter: FindingCounter, *, is_train: bool) -> None:
+        """Count the defects that show without token ids."""
+        row_format, location = self.examples.row_format, self.examples.location
+        names = row_format.labels if row_format.kind == "label" else ()
+        answers = self.labels if names else self.answers
+        find_repeats(self.keys, answers, counter, location, names, has_tags=row_format.kind == "tags")
+        check_answers(self.keys, answers, counter, has_prompts=row_format.kind != "text")
+        if is_train and row_format.labels:
+            check_labels(row_format.labels, self.labels, row_format.target, counter)
 
 
 @dataclass(frozen=True)
@@ -91,23 +106,29 @@ class FormattedData:
         """Number of examples of all splits."""
         return sum(len(split.examples) for split in self.splits.values())
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> Data:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, *, max_samples: int = 3) -> Data:
         """Return the data as token ids.
 
         Args:
             tokenizer: tokenizer of the base.
+            max_samples: number of samples of each finding in the report.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
+        counters = {name: FindingCounter(max_samples) for name in self.splits}
+        for name, split in self.splits.items():
+            split.check(counters[name], is_train=name == "train")
+        find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()}, counters)
         encoded: dict[str, Split] = {}
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], reports[name] = encode_split(examples, self.task, tokenizer, self.max_length)
-        overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        report = DataReport(reports, overlaps, self.notes)
+                encoded[name], reports[name] = encode_split(
+                    examples, self.task, tokenizer, self.max_length, counters[name]
+                )
+        report = DataReport(reports, self.notes)
         return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
 
 
@@ -161,18 +182,20 @@ def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     """Return the examples of the rows, after a check of every row."""
-    keys, labels, added_spaces = array("Q"), array("q"), 0
+    keys, answers, labels, added_spaces = array("Q"), array("Q"), array("q"), 0
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     template = Template(row_format.template or "")
     counts_spaces = row_format.kind == "completion" and template.is_one_field
     for index, row in enumerate(rows.rows):
         example = row_format.example(row, rows.location(index))
         keys.append(prompt_key(example))
+        if row_format.kind != "label":
+            answers.append(answer_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(row[row_format.target])
             added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, labels, added_spaces)
+    return _FormattedSplit(FormattedExamples(rows, row_format), keys, answers, labels, added_spaces)
 
 
 def _with_validation(
