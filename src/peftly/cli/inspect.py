@@ -152,8 +152,7 @@ def _print_report(screen: "Console", report: "DataReport") -> None:
     for name, split in report.splits.items():
         if split.lengths is None:
             continue
-        limit = f"; max_length {split.lengths.limit:,}" if split.lengths.limit else ""
-        screen.print(f"\n{name}: {split.lengths.line()}{limit}")
+        screen.print(f"\n{name}: {split.lengths.line()}")
         for bin_name, count, share, is_cut in length_rows(split.lengths) if name == "train" else ():
             bar = "█" * round(_BAR * share) or ("▏" if count else "")
             screen.print(f"  {bin_name:>15} {bar}{' ' if bar else ''}{count:,}{' truncated' if is_cut else ''}")

@@ -47,7 +47,7 @@ from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.split import Split, encode_split
-from peftly.data.splits import Data
+from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -62,6 +62,7 @@ __all__ = [
     "EncodedExamples",
     "Example",
     "Finding",
+    "FormattedData",
     "FormattedExamples",
     "RowFormat",
     "Rows",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
     from peftly.data.findings import FindingCounter
 
-__all__ = ["EncodingChecks", "check_answers", "check_labels", "count_outliers", "drop_reason"]
+__all__ = ["DROP_KINDS", "EncodingChecks", "check_answers", "check_labels", "count_outliers", "drop_reason"]
+
+DROP_KINDS = ("no_room", "empty_answer", "empty_text", "no_assistant_turn", "untrained_turns")
+"""Kinds of findings that `drop_reason` returns."""
 
 _FEW = 10
 """Number of examples below which a split is too small to judge its labels and answers as a whole."""
@@ -29,52 +33,63 @@ _LONG = 20
 class EncodingChecks:
     """Checks of the token ids that a model is trained on."""
 
-    def __init__(
-        self, task: TaskName, tokenizer: PreTrainedTokenizerBase, max_length: int, *, is_chat: bool, is_text: bool
-    ) -> None:
+    def __init__(self, task: TaskName, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
         """Find the special tokens of the tokenizer.
 
         Args:
             task: task of the model.
             tokenizer: tokenizer of the base.
-            max_length: maximum number of tokens of an example.
-            is_chat: whether the examples are conversations.
-            is_text: whether the examples are plain texts, which may go on after their last token.
+            kind: kind of the row format.
         """
         vocabulary = Vocabulary.of(tokenizer)
         self._special = vocabulary.special - {tokenizer.unk_token_id}
         self._ends = self._special | set(tokenizer.added_tokens_decoder)
-        self._tokenizer, self._max_length = tokenizer, max_length
-        self._is_causal, self._is_chat, self._is_text = task == "causal_lm", is_chat, is_text
-        self._has_tags = task == "token_classification"
+        self._name = tokenizer.convert_ids_to_tokens
+        self._has_answers = task in ("causal_lm", "seq2seq_lm") and kind != "text"
+        self._cut_kind = "cut_text" if kind == "text" else "cut_tags" if kind == "tags" else "cut_prompt"
+        self._kind = kind
 
-    def __call__(self, encoded: EncodedExample) -> Iterator[tuple[str, str]]:
-        """Yield kind and detail of each defect of an example."""
-        answer = encoded.answer
-        ids = encoded.input_ids if answer is None else answer
-        for first, second in ((0, 1), (-1, -2)):
-            if len(ids) > 2 and ids[first] == ids[second] and ids[first] in self._special:
-                yield "doubled_special_token", str(self._tokenizer.convert_ids_to_tokens(ids[first]))
-        removed = f"{encoded.num_truncated} removed" if encoded.num_truncated else ""
-        if self._is_text or not (self._is_causal or answer is not None):
-            if removed:
-                yield "cut_text" if self._is_text else "cut_tags" if self._has_tags else "cut_prompt", removed
-            return
-        has_end = self._ends_all_turns(encoded) if self._is_chat else ids[-1] in self._ends
-        if has_end and removed:
-            yield "cut_prompt", removed
-        elif removed and ids[-1] not in self._ends and (answer is not None or encoded.trained[-1]):
-            yield "cut_answer", removed
-        elif not has_end:
-            yield "no_end_token", ""
+    def __call__(self, encoded: EncodedExample) -> list[tuple[str, str]]:
+        """Return kind and detail of each defect of an example."""
+        found = []
+        ids = encoded.input_ids if encoded.answer is None else encoded.answer
+        if len(ids) > 2:
+            if ids[0] == ids[1] and ids[0] in self._special:
+                found.append(("doubled_special_token", str(self._name(ids[0]))))
+            elif ids[-1] == ids[-2] and ids[-1] in self._special:
+                found.append(("doubled_special_token", str(self._name(ids[-1]))))
+        has_end = True
+        if self._has_answers:
+            has_end = ids[-1] in self._ends if self._kind != "chat" else not self._turns_without_end(encoded)
+            if self._kind != "label" and self._has_end_inside(encoded):
+                found.append(("end_inside", ""))
+        if encoded.num_truncated:
+            is_cut = not has_end and ids[-1] not in self._ends and encoded.targets[-1] != UNTRAINED
+            found.append(("cut_answer" if is_cut else self._cut_kind, f"{encoded.num_truncated} removed"))
+            has_end = has_end or is_cut
+        if not has_end:
+            found.append(("no_end_token", ""))
+        return found
 
-    def _ends_all_turns(self, encoded: EncodedExample) -> bool:
-        following = [*encoded.trained[1:], False]
-        return all(
-            token in self._ends
-            for token, is_trained, goes_on in zip(encoded.input_ids, encoded.trained, following, strict=True)
-            if is_trained and not goes_on
-        )
+    def _turns_without_end(self, encoded: EncodedExample) -> int:
+        return sum(turn[-1] not in self._ends for turn in _turns(encoded))
+
+    def _has_end_inside(self, encoded: EncodedExample) -> bool:
+        turns = _turns(encoded) if encoded.answer is None else [encoded.answer]
+        return any(turn[-1] in self._ends and turn.count(turn[-1]) > 1 for turn in turns)
+
+
+def _turns(encoded: EncodedExample) -> Iterator[list[int]]:
+    """Yield the token ids of each sequence of trained tokens."""
+    ids, trained, end = encoded.input_ids, encoded.trained, 0
+    with suppress(ValueError):  # no token is trained from `end` on
+        while True:
+            start = trained.index(True, end)
+            try:
+                end = trained.index(False, start)
+            except ValueError:
+                end = len(ids)
+            yield ids[start:end]
 
 
 def drop_reason(example: Example, task: TaskName) -> str:
@@ -103,20 +118,17 @@ def _has_content(turn: dict[str, object]) -> bool:
     return bool(content.strip() if isinstance(content, str) else content) or bool(turn.get("tool_calls"))
 
 
-def check_answers(
-    prompts: Sequence[int], answers: Sequence[int], counter: FindingCounter, *, has_prompts: bool
-) -> None:
+def check_answers(prompts: Sequence[int], answers: Sequence[int], counter: FindingCounter) -> None:
     """Look for a split whose examples all have the same answer, or all the same prompt.
 
     Args:
         prompts: `prompt_key` of each example.
-        answers: number of each example's label, or `answer_key`.
+        answers: `answer_key` of each example; empty for examples with labels.
         counter: counter of the split.
-        has_prompts: whether the examples have prompts; otherwise nothing is looked for.
     """
-    if not has_prompts or len(prompts) < _FEW:
+    if len(prompts) < _FEW:
         return
-    if all(answer == answers[0] for answer in answers):
+    if answers and all(answer == answers[0] for answer in answers):
         counter.add_all("same_answer", len(answers), [(0, "")])
     if all(prompt == prompts[0] for prompt in prompts):
         counter.add_all("same_prompt", len(prompts), [(0, "")])
@@ -172,11 +184,17 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
         "header_label", sum(map(count_of.__getitem__, headers)), [(row(label), repr(label)) for label in headers]
     )
     most = max(counts)
+    if most == len(of_label) >= _FEW:
+        counter.add_all("one_label", most, [(0, repr(labels[counts.index(most)]))])
     common = labels[counts.index(most)]
     if len(labels) > _FEW and len(of_label) < 2 * len(labels):
         counter.add_all("many_labels", len(labels), [(row(label), repr(label)) for label in labels[:3]])
         return
     if most > _MOST * len(of_label) and len(labels) > 1 and len(of_label) > 4 * _FEW:
         counter.add_all("unbalanced_labels", most, [(row(common), repr(common))])
-    rare = [label for label in labels if count_of[label] == 1] if len(of_label) > 4 * len(labels) else []
+    rare = (
+        [label for label in labels if count_of[label] == 1 and label not in headers]
+        if len(of_label) > 4 * len(labels)
+        else []
+    )
     counter.add_all("rare_label", len(rare), [(row(label), repr(label)) for label in rare[:3]])

@@ -19,19 +19,24 @@ __all__ = ["answer_key", "find_overlaps", "find_repeats", "prompt_key"]
 _ODD = 0x9E3779B97F4A7C15
 """Odd factor that spreads an answer's number over 64 bits."""
 
-_MANY = 0.1
+_MANY = 0.4
 """Share of copies in a split from which they are hardly intended."""
 
 
 def prompt_key(example: Example) -> int:
     """Return a number of 64 bits that is equal for two examples with the same prompt, or text if there is no prompt."""
-    return _key(_prompt(example))
+    if example.messages:
+        return _messages_key(example.messages[: _start_of_last_turn(example)] or example.messages)
+    return _key("\n".join(filter(None, [example.prompt, example.pair])) or example.completion)
 
 
 def answer_key(example: Example) -> int:
-    """Return a number of 64 bits that is equal for two examples with the same answer; 0 without a prompt."""
+    """Return a number of 64 bits that is equal for two examples with the same answer; 0 for a text without a prompt.
+
+    The answer of a conversation is all that the assistant says in it.
+    """
     if example.messages:
-        return _key(json.dumps(example.messages[_end_of_prompt(example) :], sort_keys=True, default=str))
+        return _messages_key([message for message in example.messages if message["role"] == "assistant"])
     if example.tags:
         return _key("\n".join(example.tags))
     return _key(example.completion) if example.prompt or example.pair else 0
@@ -41,19 +46,15 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _prompt(example: Example) -> str:
-    if not example.messages:
-        prompt = "\n".join(filter(None, [example.prompt, example.pair]))
-        return prompt or example.completion
-    return json.dumps(example.messages[: _end_of_prompt(example)] or example.messages, sort_keys=True, default=str)
+def _messages_key(messages: Sequence[Mapping[str, object]]) -> int:
+    return _key(json.dumps(messages, sort_keys=True, default=str))
 
 
-def _end_of_prompt(example: Example) -> int:
-    """Return the number of messages before the assistant's last turn."""
-    end = len(example.messages)
-    while end and example.messages[end - 1]["role"] == "assistant":
-        end -= 1
-    return end
+def _start_of_last_turn(example: Example) -> int:
+    """Return the index of the first of the assistant's last messages; the number of messages without such a message."""
+    is_assistant = [message["role"] == "assistant" for message in example.messages]
+    last = next((index for index in reversed(range(len(is_assistant))) if is_assistant[index]), len(is_assistant))
+    return next((index + 1 for index in reversed(range(last)) if not is_assistant[index]), 0) if last else 0
 
 
 def find_overlaps(

@@ -66,7 +66,11 @@ class LengthReport:
 
     def line(self) -> str:
         """Return the lengths in one line."""
-        return f"length: median {self.median:,}, 95% up to {self.percentile_95:,}, longest {self.longest:,} tokens"
+        line = f"length: median {self.median:,}, 95% up to {self.percentile_95:,}, longest {self.longest:,} tokens"
+        if self.limit is None:
+            return line
+        num_longer = sum(count for end, count in self.bins if end > self.limit)
+        return f"{line}; max_length {self.limit:,} cuts {counted(num_longer, 'example')}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peftly.data.checks import EncodingChecks, count_outliers, drop_reason
+from peftly.data.checks import DROP_KINDS, EncodingChecks, count_outliers, drop_reason
 from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
@@ -76,7 +76,7 @@ def encode_split(
     truncated = tokens_cut = trained_tokens = 0
     counter = FindingCounter() if counter is None else counter
     kind = examples.row_format.kind
-    defects = EncodingChecks(task, tokenizer, max_length, is_chat=kind == "chat", is_text=kind == "text")
+    defects_of = EncodingChecks(task, tokenizer, kind)
 
     def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
         def location(index: int) -> str:
@@ -99,11 +99,12 @@ def encode_split(
                 tokens_cut += result.num_truncated
                 trained_tokens += result.num_targets
                 lengths.append(result.num_tokens + result.num_truncated)
-                for defect in (*result.findings, *defects(result)):
+                for defect in (*result.findings, *defects_of(result)):
                     counter.add(defect[0], index, defect[1])
     num_rows, num_dropped = len(examples), len(examples) - len(kept)
     if not encoded:
-        reasons = "; ".join(finding.line() for finding in counter.findings(examples.location))
+        findings = counter.findings(examples.location)
+        reasons = "; ".join(finding.line() for finding in findings if finding.kind in DROP_KINDS)
         raise DataError(
             f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} at "
             f"max_length={max_length}: {reasons}"

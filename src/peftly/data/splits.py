@@ -78,7 +78,8 @@ class _FormattedSplit:
         names = row_format.labels if row_format.kind == "label" else ()
         answers = self.labels if names else self.answers
         find_repeats(self.keys, answers, counter, location, names, has_tags=row_format.kind == "tags")
-        check_answers(self.keys, answers, counter, has_prompts=row_format.kind != "text")
+        if row_format.kind != "text":
+            check_answers(self.keys, self.answers, counter)
         if is_train and row_format.labels:
             check_labels(row_format.labels, self.labels, row_format.target, counter)
 

@@ -1,4 +1,6 @@
-"""Self-contained HTML pages made from data reports and the files of a run. May import: `utils`, `data` and `evaluation`.
+"""Self-contained HTML pages made from data reports and the files of a run.
+
+May import: `utils`, `data`, and `evaluation` for its types.
 
 run_page     page of one run
 comparison   page, and table for the screen, of several runs

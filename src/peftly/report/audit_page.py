@@ -71,7 +71,10 @@ def write_audit(
         subtitle=subtitle,
         tiles=tiles,
         findings=rows,
-        lengths=[(name, length.line(), length.limit, length_rows(length)) for name, length in lengths.items()],
+        lengths=[
+            (name, length.line(), length.limit, length_rows(length) if name == "train" else [])
+            for name, length in lengths.items()
+        ],
         examples=examples,
         data_lines=[*report.counts(), *report.notes],
         visible=visible,
@@ -79,7 +82,9 @@ def write_audit(
 
 
 def _learned(split: Any) -> str:
-    return f"{split.trained_tokens / max(1, split.tokens):.0%}" if split.unit == "token" else f"{split.trained_tokens:,}"
+    return (
+        f"{split.trained_tokens / max(1, split.tokens):.0%}" if split.unit == "token" else f"{split.trained_tokens:,}"
+    )
 
 
 def finding_rows(splits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from peftly.errors import ConfigError
+from peftly.report.audit_page import finding_rows
 from peftly.report.charts import line_chart
 from peftly.report.page import machine_lines, read_json, write_page
 from peftly.utils import bytes_text, count_text, score_rows, seconds_text
@@ -34,6 +35,7 @@ def write_report(run_folder: str | Path) -> Path:
     config_text = (folder / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
     summary, evaluation = read_json(folder / "summary.json"), read_json(folder / "evaluation.json")
+    data = read_json(folder / "data.json")
     return write_page(
         folder / "report.html",
         "report.html.jinja",
@@ -46,7 +48,8 @@ def write_report(run_folder: str | Path) -> Path:
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
         samples=evaluation.get("samples", []),
-        data_lines=read_json(folder / "data.json").get("lines", []),
+        data_lines=data.get("lines", []),
+        findings=finding_rows(data.get("splits", {})),
         config_text=config_text,
         environment=machine_lines(summary.get("environment", {})),
     )

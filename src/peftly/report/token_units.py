@@ -120,7 +120,7 @@ def visible(text: str) -> str:
     A single space between words stays a space. Other spaces, tabs and line breaks get a mark, and a character without
     a picture, such as a mark of the writing direction, becomes its number: ⟨200B⟩.
     """
-    return regex.sub(_INVISIBLE, _mark, text)
+    return str(regex.sub(_INVISIBLE, _mark, text))
 
 
 def _mark(match: "regex.Match[str]") -> str:
@@ -166,9 +166,7 @@ def _groups(
         yield *group, False
 
 
-def _complete(
-    ids: Sequence[int], before: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[int, str]:
+def _complete(ids: Sequence[int], before: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, str]:
     """Return the smallest number of tokens that are complete characters, and their text."""
     for size in range(1, len(ids) + 1):
         text = _text_after(before, ids[:size], tokenizer)

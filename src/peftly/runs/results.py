@@ -78,7 +78,11 @@ def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
 def _write_data_report(folder: Path, data: Data) -> None:
     write_json(
         folder / "data.json",
-        {**data.report.to_dict(), "lines": data.report.lines(), "row_format": data.row_format.to_dict()},
+        {
+            **data.report.to_dict(),
+            "lines": [*data.report.counts(), *data.report.notes],
+            "row_format": data.row_format.to_dict(),
+        },
     )
 
 

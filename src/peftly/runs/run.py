@@ -1,5 +1,6 @@
 """A run from its configuration to its report: open base and data, attach, train, evaluate, write the results."""
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ from peftly.training import (
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, stops_held, stops_raised
+from peftly.utils import is_main_process, program, stops_held, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,6 +189,8 @@ def open_base_and_data(
         data = formatted.encode(base.tokenizer)
         for line in data.report.lines():
             log(line)
+        if data.report.findings:
+            log(f"examples of the findings: {program()} inspect {shlex.quote(config.out)}")
     return config.model_copy(update={"task": task}), base, data
 
 
