@@ -67,8 +67,8 @@ def write_audit(
     return write_page(
         file,
         "audit.html.jinja",
-        title=title,
-        subtitle=subtitle,
+        title=visible(title),
+        subtitle=visible(subtitle),
         tiles=tiles,
         findings=rows,
         lengths=[
@@ -76,7 +76,7 @@ def write_audit(
             for name, length in lengths.items()
         ],
         examples=examples,
-        data_lines=[*report.counts(), *report.notes],
+        data_lines=[visible(line) for line in (*report.counts(), *report.notes)],
         visible=visible,
     )
 

@@ -181,7 +181,7 @@ def _text_after(before: Sequence[int], ids: Sequence[int], tokenizer: "PreTraine
         head, whole = (
             str(tokenizer.decode(part, clean_up_tokenization_spaces=False)) for part in ([*before], [*before, *ids])
         )
-        if whole.startswith(head):
+        if whole.startswith(head) and _REPLACEMENT not in head:
             return whole[len(head) :]
     return str(tokenizer.decode([*ids], clean_up_tokenization_spaces=False))
 
