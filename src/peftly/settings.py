@@ -1,11 +1,12 @@
 """Base class of settings, seeds, and values in messages."""
 
 from numbers import Integral
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from peftly.errors import ConfigError
+from peftly.setting_names import other_name
 
 __all__ = ["Seed", "Settings", "check_seed", "shortened"]
 
@@ -29,7 +30,34 @@ def check_seed(seed: object) -> None:
 class Settings(BaseModel):
     """Base class of settings. Immutable; an unknown setting, or a number that is infinite or NaN, is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    section: ClassVar[str] = ""
+    """Path of these settings in the configuration of a run."""
+
+    def __new__(cls, *_: object, **settings: object) -> Self:
+        """Refuse keyword arguments with names of other tools; pydantic checks everything else.
+
+        Raises:
+            ConfigError: another tool has such a setting; the message names the setting of peftly.
+        """
+        for name, value in settings.items():
+            if name not in cls.model_fields and (advice := cls._advice(name, value)):
+                raise ConfigError(f"{cls.__name__} has no setting {name}; {advice}")
+        return super().__new__(cls)
+
+    @classmethod
+    def _advice(cls, name: str, value: object) -> str:
+        """Return advice for the setting `name` of another tool; an empty text if these settings lack it."""
+        other = other_name(name)
+        if other is None:
+            return ""
+        of_class = f"{cls.section}."
+        names = [path.removeprefix(of_class) for path in other.settings]
+        known = tuple(
+            name for name, path in zip(names, other.settings, strict=True) if name in cls.model_fields or name == path
+        )
+        return other._replace(settings=known).advice(value) if known or not names else ""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -45,7 +45,9 @@ def test_a_data_file_is_inspected_with_a_base(peftly: Peftly, folder, tiny_llama
 def test_the_examples_of_one_finding(peftly: Peftly, folder, tiny_llama_folder):
     options = ["bad.jsonl", "--base", tiny_llama_folder, "--max-length", "40", "--set", "data.validation_fraction=0"]
     shown = peftly("inspect", *options, "--only", "empty_answer").out
-    assert "bad.jsonl: line 2\nx" in shown
+    assert "\n\nbad.jsonl: line 2\n\n⟦trained⟧" in shown
+    assert "bad.jsonl: line 3: " in (shown_cut := peftly("inspect", *options, "--only", "cut_answer").out)
+    assert "⟦" in shown_cut.split("\n\n")[1]
     assert "example 1" not in shown
     assert "no example has this kind of finding" in peftly("inspect", *options, "--only", "duplicate").out
 

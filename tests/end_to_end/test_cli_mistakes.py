@@ -77,7 +77,9 @@ def test_a_template_field_that_no_row_has(train):
         (["--set", "method.target_modules=[nothing_here]"], ["nothing_here", "q_proj"]),
         (["--set", "train.lerning_rate=1"], ["train.lerning_rate", "train.learning_rate"]),
         (["--set", "train.num_train_epochs=1"], ["train.num_train_epochs", "use train.epochs"]),
-        (["--set", "bf16=true"], ["bf16", "use dtype=bfloat16"]),
+        (["--set", "bf16=true"], ["bf16", "set dtype to bfloat16"]),
+        (["--lr", "1e-4"], ["No such option: --lr", "use train.learning_rate", "--set KEY=VALUE"]),
+        (["--lora-r", "8"], ["No such option: --lora-r", "use method.rank", "--set KEY=VALUE"]),
         (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
         (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
         (
@@ -170,11 +172,7 @@ def test_text_and_prompt_at_once(peftly, tiny_llama_folder):
     failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a", "--prompt", "b"), "--text", "--prompt")
 
 
-def test_a_text_without_a_template(peftly, tiny_llama_folder):
-    failed(peftly("generate", "--base", tiny_llama_folder, "--text", "a"), "--prompt")
-
-
-def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
+def test_a_model_without_a_template(peftly, tiny_llama_folder, tmp_path):
     mute = tmp_path / "mute"
     shutil.copytree(tiny_llama_folder, mute)
     for name in ("chat_template.jinja", "tokenizer_config.json"):
@@ -185,6 +183,7 @@ def test_a_chat_with_a_model_that_cannot(peftly, tiny_llama_folder, tmp_path):
             content = {key: value for key, value in json.loads(file.read_text()).items() if key != "chat_template"}
             file.write_text(json.dumps(content))
     failed(peftly("chat", "--base", mute), "chat template")
+    failed(peftly("generate", "--base", mute, "--text", "a"), '--prompt "…"')
 
 
 @pytest.mark.parametrize(

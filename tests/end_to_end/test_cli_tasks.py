@@ -86,7 +86,7 @@ def test_two_texts(done, peftly, task_base, files, tmp_path):
     assert said[0] != said[1]
     alone = peftly("generate", run, "--text", "late")
     assert (alone.code, len(alone.err.splitlines())) == (2, 1)
-    assert "give the second, 'hypothesis', too (--pair)" in alone.err
+    assert """and the second text 'hypothesis'; give --text "…" --pair "…\"""" in alone.err
 
 
 def test_token_classification(done, peftly, task_base, files, tmp_path):

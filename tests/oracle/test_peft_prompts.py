@@ -8,6 +8,7 @@ import json
 import peft
 import pytest
 import torch
+from data_tokenizers import family
 from references import assert_close
 from safetensors.torch import load_file
 from tiny import TASKS, perturb, random_token_ids, tiny_model
@@ -172,3 +173,28 @@ def test_a_prompt_after_the_first_token_equals_embeddings_inserted_there(archite
     embeds = torch.cat([words[:, :1], rows[None], words[:, 1:]], 1)
     expected = base(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long)).logits
     assert_close(logits_of(model, "sequence_classification"), expected)
+
+
+def test_a_prompt_from_a_text_starts_from_the_rows_that_peft_takes(tmp_path):
+    """PEFT repeats and cuts the tokens alike. A tokenizer that adds special tokens adds them to PEFT's prompt only."""
+    text, tokenizer = "the train was late again", family("byte_level")
+    tokenizer.save_pretrained(tmp_path)
+    length = len(tokenizer(text)["input_ids"])
+    for count in (length, length - 2, 2 * length + 3):
+        bases = [tiny_model("llama"), tiny_model("llama")]
+        for base in bases:
+            base.resize_token_embeddings(len(tokenizer))
+        theirs = peft.get_peft_model(
+            bases[0],
+            peft.PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=count,
+                prompt_tuning_init="TEXT",
+                prompt_tuning_init_text=text,
+                tokenizer_name_or_path=str(tmp_path),
+            ),
+        )
+        bases[1].load_state_dict(theirs.base_model.state_dict())
+        ours = attach(bases[1], PromptTuning(num_virtual_tokens=count, init_text=text), tokenizer=tokenizer)
+        rows = attached(ours)["default"].virtual_tokens.values()
+        assert torch.equal(rows, theirs.prompt_encoder["default"].embedding.weight.float())

@@ -28,3 +28,7 @@ def test_every_public_name_has_an_entry_that_says_something():
     assert set(entries) == set(peftly.__all__) - {"__version__"}
     for name, text in entries.items():
         assert len(text.split()) > 8, name
+
+
+def test_every_setting_is_described():
+    assert script().meanings_of(peftly.TrainConfig).keys() == peftly.TrainConfig.model_fields.keys()

@@ -22,6 +22,7 @@ from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
 from peftly.models import Quantization, labels_of, load_base, note_difference
+from peftly.utils import warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +102,7 @@ def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> No
         compared.append(noted)
         difference = note_difference(model, *noted)
         if difference is not None:
-            warnings.warn(
+            warn(
                 f"{folder.path} was trained over another base than this one: {difference}; its answers are not those "
                 "of its training",
                 stacklevel=3,
@@ -205,7 +206,7 @@ def _load_with_base(
     if quantization is None:
         quantization = adapters.quantization
     elif quantization == "none" and correcting_adapter([adapters]):
-        warnings.warn(
+        warn(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from peftly.errors import MethodError
 from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
 from peftly.kernels import is_quantized
 from peftly.methods import METHODS
+from peftly.utils import warn
 
 __all__ = ["check_mergeable", "check_weightable", "merge", "merge_adapters", "weight_adapters"]
 
@@ -50,7 +50,7 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
     if weights is not None:
         weight_adapters(model, weights)
     for line in merge_adapters(model, names):
-        warnings.warn(line, stacklevel=2)
+        warn(line, stacklevel=2)
     return model
 
 

@@ -5,6 +5,7 @@ screen   console of the commands
 printable  text that cannot change a terminal
 options  options that several commands share
 opening  model of a run, an adapter or a base
+prompts  prompts in the format of a run
 answers  answers of a classifier, printed
 tokens   tokens of an example, printed
 
@@ -18,7 +19,7 @@ import typer
 
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
-from peftly.cli.console import CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
+from peftly.cli.console import Command, CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -44,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (quickstart, train, evaluate, generate, chat, combine, merge, export, inspect, explain, methods, env):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def _print_version(wanted: bool) -> None:

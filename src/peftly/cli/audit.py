@@ -1,6 +1,7 @@
 """The examples of an audit: the first ones, and those of each finding."""
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from peftly.data import Data, encode_for, read_data
@@ -67,13 +68,14 @@ class Audit:
         return {
             (name, finding.kind): [
                 self._shown_row(name, row, sample)
-                for row, sample in zip(finding.rows, finding.samples, strict=True)
-                if row >= 0
+                for row, sample in zip(chain(finding.rows, repeat(-1)), finding.samples, strict=False)
             ]
             for name, finding in self.data.report.findings
         }
 
     def _shown_row(self, split: str, row: int, sample: str) -> ShownExample:
+        if row < 0:
+            return ShownExample(sample, ())
         examples = self.formatted.splits[split].examples
         example, row_format = examples[row], self.formatted.row_format
         location = examples.location(row)

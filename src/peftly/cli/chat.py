@@ -1,13 +1,20 @@
 """`peftly chat`."""
 
+import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftly.cli.console import echo, silence_libraries
 from peftly.cli.opening import open_model
-from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
+from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
+from peftly.cli.prompts import description, field_options, messages, open_fields, read_fields, text_prompt
+from peftly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peftly.data import RowFormat
+    from peftly.runs import OpenRun
 
 __all__ = ["chat"]
 
@@ -15,23 +22,25 @@ __all__ = ["chat"]
 def chat(
     run: OptionalRun = None,
     base: BaseOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
+    system: System = None,
+    field: Field = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     min_p: MinP = None,
     stop: Stop = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")] = None,
 ) -> None:
     """Chat with a trained adapter or a base. /reset starts a new conversation, /exit or Ctrl-D ends the program."""
     silence_libraries()
-    from peftly.data import prompt_ids
     from peftly.inference import generate as write
 
     opened = open_model(run, base)
-    opening = [{"role": "system", "content": system}] if system else []
-    # A model without a chat template fails here, before the first question.
-    prompt_ids([*opening, {"role": "user", "content": "?"}], opened.tokenizer)
-    echo("/reset starts a new conversation, /exit or Ctrl-D ends the program")
+    _check_writes_answers(opened, str(run))
+    template = opened.row_format if opened.row_format and opened.row_format.kind != "chat" else None
+    fields = read_fields(field)
+    _introduce(opened, template, fields, system)
+    opening = messages("", system)[:-1]
     history = list(opening)
     while (question := _ask()) is not None:
         if question == "/reset":
@@ -42,16 +51,61 @@ def chat(
             answer = write(
                 opened.model,
                 opened.tokenizer,
-                history,
+                history if template is None else text_prompt(template, question, fields),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
                 min_p=min_p,
                 stop=stop or (),
+                seed=seed,
                 stream=lambda piece: echo(piece, nl=False),
             )[0]
             echo()
             history.append({"role": "assistant", "content": answer})
+
+
+def _check_writes_answers(opened: "OpenRun", run: str) -> None:
+    """Raise ConfigError for a model that gives labels, or that learned plain text."""
+    from peftly.models import task_of
+
+    command = f"peftly generate {shlex.quote(run)}"
+    if task_of(opened.model) in ("sequence_classification", "token_classification"):
+        raise ConfigError(f'this model gives labels and writes no text; use {command} --text "…"')
+    if opened.row_format is not None and opened.row_format.kind == "text":
+        raise ConfigError(f'this run learned plain text, which it continues; use {command} --prompt "…"')
+
+
+def _introduce(opened: "OpenRun", template: "RowFormat | None", fields: dict[str, str], system: str | None) -> None:
+    """Print how a line becomes a prompt. A model that cannot chat fails here, before the first question.
+
+    Args:
+        opened: run, adapter or base.
+        template: row format of a run that was trained with a template.
+        fields: values of fields by name.
+        system: system message.
+
+    Raises:
+        ConfigError: the options do not fit the run.
+        DataError: the tokenizer has no chat template.
+    """
+    from peftly.data import prompt_ids
+
+    if template is None:
+        if fields:
+            raise ConfigError("--field is for a run that learned a template; this model answers conversations")
+        prompt_ids(messages("?", system), opened.tokenizer)
+    else:
+        if system is not None:
+            raise ConfigError(f"--system is for conversations; this run learned {description(template)}")
+        missing = open_fields(template, fields)
+        if len(missing) != 1:
+            others = field_options(open_fields(template, ())[:-1])
+            raise ConfigError(
+                f"this run learned {description(template)}, and a line fills one field; give the others: {others}"
+            )
+        text_prompt(template, "?", fields)
+        echo(f"this run learned {description(template)}: a line is {missing[0]!r}; it does not see earlier lines")
+    echo("/reset starts a new conversation, /exit or Ctrl-D ends the program")
 
 
 def _ask() -> str | None:

@@ -1,5 +1,6 @@
 """Output of the commands, and their errors as one line."""
 
+import gc
 import logging
 import os
 import sys
@@ -12,19 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from peftly.cli.printable import printable
-from peftly.errors import PeftlyError, Stopped
+from peftly.errors import ConfigError, PeftlyError, Stopped
+from peftly.setting_names import other_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "Command",
     "CommandGroup",
     "console",
     "echo",
+    "import_libraries",
     "is_launched",
     "prepare_streams",
     "silence_libraries",
@@ -66,6 +70,23 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
 
 
+class Command(TyperCommand):
+    """A command that refuses an option with one value which is given twice; the first value would have no effect."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options and arguments of the command.
+
+        Raises:
+            ConfigError: an option is given twice.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        options = [part for part in given if isinstance(part, TyperOption)]
+        for number, option in enumerate(options):
+            if option in options[:number] and not option.multiple and not option.is_flag:
+                raise ConfigError(f"{option.opts[0]} is given twice, and takes one value; give it once")
+        return super().parse_args(ctx, args)
+
+
 @contextmanager
 def _one_line_errors(*, debug: bool) -> Iterator[None]:
     try:
@@ -79,7 +100,8 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        _print_error(error.format_message() + (f" (see {context.command_path} --help)" if context else ""))
+        message = _option_advice(error) or error.format_message()
+        _print_error(message + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         if is_main_process():  # a signal stops all processes
@@ -89,6 +111,15 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         if not is_launched():
             raise
         raise typer.Exit(_report_of_process(error)) from error
+
+
+def _option_advice(error: TyperException) -> str:
+    """Return a line on an option of another tool, such as `--lr`; an empty text for other errors."""
+    option = getattr(error, "option_name", None) or ""
+    other, context = other_name(option.lstrip("-")), getattr(error, "ctx", None)
+    if other is None or context is None or not context.command_path.endswith(" train"):
+        return ""
+    return f"No such option: {option}; {other.advice()}; a setting is given as --set KEY=VALUE"
 
 
 def is_launched() -> bool:
@@ -174,13 +205,32 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
+def import_libraries() -> None:
+    """Import the large libraries without garbage collections, which take a third of the time of imports and of the end.
+
+    The objects of modules live as long as the process; later collections and the end of the process leave them out.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import peftly.runs  # noqa: F401 -- imports torch, transformers and most packages
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def silence_libraries() -> None:
-    """Hide warnings and progress bars of other libraries, except downloads. peftly reports the relevant ones itself."""
+    """Import the large libraries, and hide their warnings and progress bars, except downloads.
+
+    peftly reports the relevant ones itself.
+    """
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", ".* was trained over another base")
     warnings.showwarning = _print_warning
     logging.getLogger().setLevel(logging.ERROR)
+    import_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()

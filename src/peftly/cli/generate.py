@@ -1,25 +1,27 @@
 """`peftly generate`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from peftly.cli.console import echo, silence_libraries
 from peftly.cli.opening import open_model
-from peftly.cli.options import BaseOption, MaxNewTokens, MinP, OptionalRun, Stop, Temperature, TopK
+from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
+from peftly.cli.prompts import Inputs, prompt_of, read_fields
 from peftly.errors import ConfigError
-
-if TYPE_CHECKING:
-    from peftly.data import Example, RowFormat
 
 __all__ = ["generate"]
 
 
 def generate(
     run: OptionalRun = None,
-    text: Annotated[str | None, typer.Option("--text", help="Text for the template of the run.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Text for the template of the run, or a user's message.")
+    ] = None,
+    field: Field = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Complete prompt, used without a template.")] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="Second text, for a classifier of text pairs.")] = None,
+    system: System = None,
     base: BaseOption = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
@@ -36,24 +38,28 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")] = None,
 ) -> None:
     """Generate text with a trained adapter, or with an untouched base (--base). A classifier prints its labels."""
-    if (text is None) == (prompt is None):
-        raise ConfigError("give either --text (a text for the template of the run) or --prompt (a complete prompt)")
+    inputs = Inputs(text, prompt, read_fields(field), pair, system)
+    if (prompt is None) == (text is None and not inputs.field):
+        raise ConfigError(
+            'give either --text "…" (a text for the template of the run), --field NAME="…" for each field of the '
+            'template, or --prompt "…" (a complete prompt)'
+        )
     silence_libraries()
     from peftly.cli.answers import print_answer
+    from peftly.data import Example
     from peftly.inference import generate as write
     from peftly.models import task_of
 
     opened = open_model(run, base)
-    if task_of(opened.model) in ("sequence_classification", "token_classification"):
-        print_answer(opened, text if text is not None else str(prompt), pair)
+    example = prompt_of(opened, inputs, is_base=run is None)
+    if isinstance(example, Example) and task_of(opened.model) in ("sequence_classification", "token_classification"):
+        print_answer(opened, example)
         return
-    if pair is not None:
-        raise ConfigError("--pair is for a classifier of two texts; for this model put both into --prompt")
     streams = num_beams == 1
     completions = write(
         opened.model,
         opened.tokenizer,
-        _formatted(opened.row_format, text) if text is not None else str(prompt),
+        example,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -66,9 +72,3 @@ def generate(
         stream=(lambda piece: echo(piece, nl=False)) if streams else None,
     )
     echo("" if streams else completions[0])
-
-
-def _formatted(row_format: "RowFormat | None", text: str) -> "Example | list[dict[str, str]]":
-    if row_format is None:
-        raise ConfigError("this model has no template for --text; give the complete prompt with --prompt")
-    return [{"role": "user", "content": text}] if row_format.kind == "chat" else row_format.format_prompt(text)

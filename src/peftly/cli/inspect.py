@@ -67,13 +67,13 @@ def inspect(
     """Show the tokens of some examples and which of them are trained, check the data, and report on them."""
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--page {page}: the name of the page must end in .html")
-    source, data = _as_data(source, data)
+    source, data = _as_data(source, data or [])
     flags = {
         "base": base,
         "task": task,
-        "data": data,
-        "validation": validation,
-        "test": test,
+        "data": data or None,
+        "validation": validation or None,
+        "test": test or None,
         "template": template,
         "target": target,
         "max_length": max_length,
@@ -97,7 +97,7 @@ def inspect(
             audit.data.report,
             audit.first(examples or _PAGE_EXAMPLES),
             found,
-            title=Path(config.data.train).name,
+            title=", ".join(Path(name).name for name in _names(config.data.train)),
             subtitle=f"{audit.formatted.task} on {config.base}, max_length {audit.formatted.max_length}",
         )
         screen.print(f"page: {page}")
@@ -105,7 +105,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _as_data(source: str | None, data: str | None) -> tuple[str | None, str | None]:
+def _as_data(source: str | None, data: list[str]) -> tuple[str | None, list[str]]:
     """Return the configuration or run to read, and the data; SOURCE can be either."""
     if source is None or Path(source).suffix.lower() in (".yaml", ".yml"):
         return source, data
@@ -113,9 +113,13 @@ def _as_data(source: str | None, data: str | None) -> tuple[str | None, str | No
     is_data_folder = any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
     if folder.is_dir() and not is_data_folder:
         return source, data
-    if data is not None:
-        raise ConfigError(f"data are given twice: {source}, and --data {data}; give one of them")
-    return None, source
+    if data:
+        raise ConfigError(f"data are given twice: {source}, and --data {data[0]}; give one of them")
+    return None, [source]
+
+
+def _names(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (source,) if isinstance(source, str) else source
 
 
 def _of_kind(kind: str, found: "Mapping[tuple[str, str], list[ShownExample]]") -> "list[ShownExample]":
@@ -134,7 +138,9 @@ def _print_examples(screen: "Console", shown: "list[ShownExample]", report: "Dat
     brackets = screen.color_system is None or screen.no_color
     for example in shown:
         screen.print(example.title, style="bold")
-        screen.print(units_text(example.units, example.answer, brackets=brackets), end="\n\n")
+        if example.units:
+            screen.print(units_text(example.units, example.answer, brackets=brackets))
+        screen.print()
     if not shown:
         screen.print("no example has this kind of finding", end="\n\n")
         return

@@ -14,6 +14,7 @@ __all__ = [
     "BatchSize",
     "ConfigFile",
     "DataFile",
+    "Field",
     "MaxLength",
     "MaxNewTokens",
     "MinP",
@@ -21,6 +22,7 @@ __all__ = [
     "Overrides",
     "Run",
     "Stop",
+    "System",
     "Target",
     "TaskOption",
     "Temperature",
@@ -51,8 +53,16 @@ BatchSize = Annotated[
     typer.Option("--batch-size", help="Examples per batch; a step has train.gradient_accumulation_steps batches."),
 ]
 DataFile = Annotated[
-    str | None,
-    typer.Option("--data", help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id."),
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id. Repeatable.",
+    ),
+]
+Field = Annotated[
+    list[str] | None,
+    typer.Option("--field", metavar="NAME=TEXT", help="A field of the template of the run. Repeatable."),
 ]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")
@@ -70,6 +80,7 @@ Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the completion in front of this text. Repeatable."),
 ]
+System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
 TaskOption = Annotated[
     str | None,
@@ -83,13 +94,25 @@ Temperature = Annotated[
     float, typer.Option("--temperature", help="Sampling temperature. 0: the most likely token at each step.")
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", help='Template of the prompt: "Tweet text : {text} Label :".')
+    str | None,
+    typer.Option("--template", help="Template of the prompt: '{text}\\nLabel:'. \\n is a line break, \\t a tab."),
 ]
-TestFile = Annotated[str | None, typer.Option("--test", help="Test data, for the final scores.")]
+TestFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--test",
+        metavar="FILE",
+        help="Test data, for the final scores; none: no test split of the data set. Repeatable.",
+    ),
+]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this number of most likely tokens.")]
 ValidationFile = Annotated[
-    str | None,
-    typer.Option("--validation", help="Validation data. Default: a tenth of the training data."),
+    list[str] | None,
+    typer.Option(
+        "--validation",
+        metavar="FILE",
+        help="Validation data; none: no validation. Default: a tenth of the training data. Repeatable.",
+    ),
 ]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Weight of each adapter: 0.7,0.3. Only for LoRA. Default: 1 for each.")

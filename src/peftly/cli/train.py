@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli.console import console, silence_libraries
+from peftly.cli.console import console, import_libraries, silence_libraries
 from peftly.cli.options import (
     BaseOption,
     BatchSize,
@@ -65,9 +65,9 @@ def train(
         "base": base,
         "quantization": quantization,
         "task": task,
-        "data": data,
-        "validation": validation,
-        "test": test,
+        "data": data or None,
+        "validation": validation or None,
+        "test": test or None,
         "template": template,
         "target": target,
         "max_length": max_length,
@@ -79,6 +79,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
     }
+    import_libraries()
     from peftly.runs import check_resumable, check_run_folder, load_config, one_run
     from peftly.training import join_processes, leave_processes, on_main_process
 

@@ -97,15 +97,16 @@ def read_parquet(name: str, path: Path) -> Rows:
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})") from None
     count = ends[-1] if ends else 0
+    class_names = _noted_class_names(parquet.schema_arrow)
     rows = ArrowRows(
         name,
         parquet.schema_arrow.names,
         count,
         ends,
         lambda number: pyarrow.ipc.open_stream(tables[number]).read_all(),
-        _noted_class_names(parquet.schema_arrow),
+        class_names,
     )
-    return Rows(name, rows)
+    return Rows(name, rows, class_names=class_names)
 
 
 def _values(name: str, table: Any) -> list[dict[str, Any]]:
@@ -193,7 +194,7 @@ def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDat
         field: feature.names for field, feature in elements.items() if isinstance(feature, library.ClassLabel)
     }
     if isinstance(content, library.IterableDataset):
-        return Rows(name, _stored(name, content, class_names))
+        return Rows(name, _stored(name, content, class_names), class_names=class_names)
     arrow, ends = content.with_format("arrow"), range(_TABLE_ROWS, len(content) + _TABLE_ROWS, _TABLE_ROWS)
     rows = ArrowRows(
         name,
@@ -203,7 +204,7 @@ def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDat
         lambda number: arrow[ends[number] - _TABLE_ROWS : ends[number]],
         class_names,
     )
-    return Rows(name, rows)
+    return Rows(name, rows, class_names=class_names)
 
 
 def _stored(name: str, stream: "datasets.IterableDataset", class_names: Mapping[str, list[str]]) -> StoredRows:

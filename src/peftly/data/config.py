@@ -1,10 +1,30 @@
 """Settings of the data of a run."""
 
-from pydantic import Field
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
 
 from peftly.settings import Seed, Settings
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "Source"]
+
+
+def _one_or_several(value: object) -> object:
+    """Convert a list of one source into the source, and other lists into tuples, without a source twice."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise ValueError("the list is empty; name a file, a folder or a data set on the Hub")
+    for index, source in enumerate(value):
+        if source in value[:index]:
+            raise ValueError(f"{source} is named twice")
+    if len(value) > 1 and "none" in value:
+        raise ValueError("none stands alone")
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+Source = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+"""A file, a folder or the id of a data set on the Hub, or several of them."""
 
 
 class DataConfig(Settings):
@@ -12,10 +32,12 @@ class DataConfig(Settings):
 
     Attributes:
         train: training rows: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`), a folder written by
-            the `datasets` library's `save_to_disk`, or the id of a data set on the Hub.
+            the `datasets` library's `save_to_disk`, the id of a data set on the Hub, or a list of these, which are
+            joined.
         validation: validation rows, as for `train`. None: the validation split of the data set `train`, otherwise a
-            part of `train`.
-        test: test rows, as for `train`. None: the test split of the data set `train`, otherwise no test rows.
+            part of `train`. "none": no validation rows.
+        test: test rows, as for `train`. None: the test split of the data set `train`, otherwise no test rows. "none":
+            no test rows.
         template: template of the prompt, such as "Tweet text : {text} Label :". `{prompt:3}` marks the position of
             three virtual tokens of a method with `position: template`. None: template of the detected row format.
         target: name of the field to learn. None: guessed and reported.
@@ -24,11 +46,20 @@ class DataConfig(Settings):
         seed: random seed of the choice of these validation rows.
     """
 
-    train: str
-    validation: str | None = None
-    test: str | None = None
+    section: ClassVar[str] = "data"
+
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
     template: str | None = None
     target: str | None = None
     max_length: int = Field(default=512, ge=2)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0
+
+    @property
+    def sources(self) -> list[str]:
+        """Files, folders and Hub ids of all splits."""
+        given = [self.train, *filter(None, [self.validation, self.test])]
+        names = [name for source in given for name in ([source] if isinstance(source, str) else source)]
+        return [name for name in names if name != "none"]

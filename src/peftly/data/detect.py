@@ -1,12 +1,15 @@
 """Detection of the row format from the fields of the rows, or from the user's template and target."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from peftly.data.fields import label_field, words_and_tags
 from peftly.data.formats import RowFormat
+from peftly.data.inputs import input_fields, is_identifier, template_option
+from peftly.data.known_formats import FORMATS, KnownFormat
+from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
 from peftly.data.rows import Rows, quoted
-from peftly.data.templates import ALPACA, Template
+from peftly.data.templates import Template
 from peftly.data.types import TaskName
 from peftly.errors import DataError
 
@@ -16,56 +19,18 @@ TargetKind = Literal["tags", "labels", "texts"]
 """Kind of the training targets: a tag for each word, a label for each text, or free text."""
 
 
-class _KnownFormat(NamedTuple):
-    """A row format that is detected by the names of the fields.
+class _Match(NamedTuple):
+    """A known format that rows have, and the name of the field to learn."""
 
-    Attributes:
-        title: name of the format, for messages.
-        fields: names of the fields; the last one is the target.
-        kind, template, pair: as of `RowFormat`.
-    """
-
-    title: str
-    fields: tuple[str, ...]
-    kind: str
-    template: str | None
-    pair: str | None = None
+    known: KnownFormat
+    target: str
 
     @property
-    def target(self) -> str:
-        return self.fields[-1]
+    def fields(self) -> set[str]:
+        return {*self.known.inputs, *Template(self.known.template or "").fields, self.target}
 
-
-# In each list, the first format whose fields the rows have is used.
-_GENERATION_FORMATS = (
-    _KnownFormat("chat messages", ("messages",), "chat", None),
-    _KnownFormat("ShareGPT conversations", ("conversations",), "chat", None),
-    _KnownFormat("instructions", ("instruction", "output"), "alpaca", ALPACA),
-    _KnownFormat("prompt and completion", ("prompt", "completion"), "completion", "{prompt}"),
-    _KnownFormat("question and answer", ("question", "answer"), "completion", "Question: {question}\nAnswer:"),
-    _KnownFormat("text and label", ("text", "label"), "label", "{text}\nLabel:"),
-    _KnownFormat("plain text", ("text",), "text", None),
-)
-_CLASSIFICATION_FORMATS = (  # a classifier generates no answer, so the templates have no cue for one
-    _KnownFormat("two texts and a label", ("premise", "hypothesis", "label"), "label", "{premise}", "hypothesis"),
-    _KnownFormat("two texts and a label", ("sentence1", "sentence2", "label"), "label", "{sentence1}", "sentence2"),
-    _KnownFormat("text and label", ("text", "label"), "label", "{text}"),
-    _KnownFormat("text and label", ("sentence", "label"), "label", "{sentence}"),
-)
-_TAGGING_FORMATS = (
-    _KnownFormat("words and tags", ("tokens", "tags"), "tags", "{tokens}"),
-    _KnownFormat("words and tags", ("tokens", "ner_tags"), "tags", "{tokens}"),
-)
-_FORMATS: dict[TaskName, tuple[_KnownFormat, ...]] = {
-    "causal_lm": _GENERATION_FORMATS,
-    "seq2seq_lm": tuple(known for known in _GENERATION_FORMATS if known.template is not None),
-    "sequence_classification": _CLASSIFICATION_FORMATS,
-    "token_classification": _TAGGING_FORMATS,
-}
 
 _TARGET_NAMES = ("label", "labels", "target", "completion", "output", "answer", "response")
-_MAX_LABELS = 20
-_MAX_LABELS_PER_ROW = 0.1
 
 
 def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> TargetKind:
@@ -77,18 +42,21 @@ def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> 
     Raises:
         DataError: the target cannot be guessed.
     """
-    fields = set(rows.fields)
-    if target is not None and any(isinstance(row.get(target), list) for row in rows.rows):
-        return "tags" if target not in ("messages", "conversations") else "texts"
+    if target is not None and (
+        values := next((v for row in rows.rows if isinstance(v := row.get(target), list)), None)
+    ):
+        return "texts" if template is not None or isinstance(values[0], Mapping) else "tags"
     if template is None and target is None:
-        if any(fields.issuperset(known.fields) for known in _TAGGING_FORMATS):
+        tagged = _matches(rows, "token_classification")
+        if tagged and isinstance(rows.rows[0].get(tagged[0].known.inputs[0]), list):
             return "tags"
-        candidates = (*_GENERATION_FORMATS[:-1], *_CLASSIFICATION_FORMATS)
-        match = next((known for known in candidates if fields.issuperset(known.fields)), None)
-        return "labels" if match is not None and match.kind == "label" else "texts"
+        matches = _matches(rows, "causal_lm") or [_Match(FORMATS["causal_lm"][-1], "text")]
+        if matches[0].known.kind == "text":
+            matches = _matches(rows, "sequence_classification") or matches
+        return "labels" if _kind(rows, matches[0]) == "label" else "texts"
     if target is None:
-        target = _guess_target(rows, Template(template or ""))
-    return "labels" if _has_labels(rows, target) else "texts"
+        return "labels" if has_labels(rows, _guess_target(rows, Template(template or ""))) else "texts"
+    return "labels" if has_labels(rows, target) or can_be_labels(rows, target) else "texts"
 
 
 def detect_format(
@@ -106,52 +74,69 @@ def detect_format(
         The row format, and one note for each assumption.
 
     Raises:
-        DataError: no known format has the fields of the rows, or template and target do not fit the fields.
+        DataError: no known format has the fields of the rows, template and target do not fit the fields, or a label
+            cannot be used.
     """
-    fields = rows.fields
-    if target is not None and target not in fields:
-        raise DataError(f"{rows.name}: target {target!r} is no field of the rows; they have {quoted(fields)}")
+    if target is not None and target not in rows.fields:
+        raise DataError(f"{rows.name}: target {target!r} is no field of the rows; they have {quoted(rows.fields)}")
     if task == "token_classification":
         row_format, notes = _tagging_format(rows, template, target)
     elif template is None and target is None:
         row_format, notes = _known_format(rows, task)
     else:
         row_format, notes = _custom_format(rows, template, target, task)
-    row_format = replace(row_format, labels=_labels(rows, row_format))
-    if task in ("sequence_classification", "token_classification") and len(row_format.labels) < 2:
-        raise DataError(
-            f"{rows.name}: {row_format.target!r} is {quoted(row_format.labels)} in every row; a classifier needs two "
-            "labels"
-        )
-    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
-    unused = [name for name in fields if name not in used]
-    return row_format, [*notes, *([f"fields not used: {quoted(unused)}"] if unused else [])]
+    labels, label_notes = labels_in(rows, row_format, needs_two=task.endswith("classification"))
+    return replace(row_format, labels=labels), [*notes, *label_notes, *_notes_on_unused(rows, row_format)]
 
 
-def _labels(rows: Rows, row_format: RowFormat) -> tuple[str, ...]:
-    """Return the labels or tags of the rows, sorted."""
-    labels: set[str] = set()
-    for index, row in enumerate(rows.rows):
-        if row_format.kind == "label":
-            labels.add(label_field(row, row_format.target, rows.location(index)))
-        elif row_format.kind == "tags":
-            labels.update(words_and_tags(row, row_format.words_field, row_format.target, rows.location(index))[1])
-    return tuple(sorted(labels))
+def _matches(rows: Rows, task: TaskName, target: str | None = None) -> list[_Match]:
+    """Return the known formats that rows have, with their targets, or with a given target in place of theirs."""
+    fields = set(rows.fields)
+    if target is not None:
+        return [
+            _Match(known, target)
+            for known in FORMATS[task]
+            if known.inputs and fields.issuperset(known.inputs) and target not in known.inputs
+        ]
+    return [_Match(known, found) for known in FORMATS[task] if (found := known.target_in(fields))]
+
+
+def _kind(rows: Rows, match: _Match) -> str:
+    """Return the kind of the row format of a match. Answers that are all yes or no, as in BoolQ, are labels."""
+    if match.known.kind == "completion" and are_truth_values(rows, match.target):
+        return "label"
+    return match.known.kind
 
 
 def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
-    fields, formats = set(rows.fields), _FORMATS[task]
-    matches = [known for known in formats if fields.issuperset(known.fields)]
+    _check_no_preferences(rows)
+    matches = _matches(rows, task)
     if not matches:
+        formats = "; ".join(dict.fromkeys(known.fields() for known in FORMATS[task]))
         raise DataError(
             f"{rows.name}: the rows have {quoted(rows.fields)}, which is none of the row formats known for {task} "
-            f"({'; '.join(' + '.join(known.fields) for known in formats)}); give a template and a target"
+            f"({formats}); give a template and a target{_advice(rows)}"
         )
-    match, others = matches[0], [known for known in matches[1:] if not set(known.fields) <= set(matches[0].fields)]
-    template_note = _template_note(match.template) if task in ("causal_lm", "seq2seq_lm") else ""
-    notes = [f"read as {match.title} ({' + '.join(match.fields)}){template_note}"]
-    notes += [f"could be read as {other.title}, too; give a template and a target for that" for other in others]
-    return RowFormat(match.kind, match.template, match.target, pair=match.pair), notes
+    match, others = matches[0], [other for other in matches[1:] if not other.fields <= matches[0].fields]
+    template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
+    notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
+    titles = dict.fromkeys(other.known.title for other in others)
+    notes += [f"could be read as {title}, too; give a template and a target for that" for title in titles]
+    if match.target == "chosen":
+        notes.append("'rejected' is not used: the chosen answers are learned, and no preferences (DPO)")
+    return RowFormat(_kind(rows, match), match.known.template, match.target, pair=match.known.pair), notes
+
+
+def _check_no_preferences(rows: Rows) -> None:
+    """Refuse pairs of a better and a worse answer whose prompt is not a text of its own."""
+    if not {"chosen", "rejected"} <= set(rows.fields) or "messages" in rows.fields:
+        return
+    has_prompt = any(name in rows.fields for name in ("prompt", "instruction", "question"))
+    if not has_prompt or not isinstance(rows.rows[0].get("chosen"), str):
+        raise DataError(
+            f"{rows.name}: the rows hold preferences ('chosen' and 'rejected'), and preference training (DPO) is not "
+            "supported; to learn the chosen answers, write them as 'messages', or as 'prompt' and 'completion'"
+        )
 
 
 def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:
@@ -160,22 +145,18 @@ def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tup
         raise DataError(f"template {template!r}: token classification reads the words as they are; leave it out")
     if target is None:
         return _known_format(rows, "token_classification")
-    if "tokens" not in rows.fields or target == "tokens":
+    words = next((match.known.inputs[0] for match in _matches(rows, "token_classification", target)), None)
+    if words is None:
         raise DataError(f"{rows.name}: the words to tag must be in 'tokens'; the rows have {quoted(rows.fields)}")
-    return RowFormat("tags", "{tokens}", target), [f"read as words and tags (tokens + {target})"]
+    return RowFormat("tags", f"{{{words}}}", target), [f"read as words and tags ({words} + {target})"]
 
 
 def _custom_format(rows: Rows, template: str | None, target: str | None, task: TaskName) -> tuple[RowFormat, list[str]]:
     """Return the format of rows for which the user gave a template, a target or both."""
-    notes = []
+    notes, pair = [], None
     if template is None:
-        if target == "text" or "text" not in rows.fields:
-            raise DataError(
-                f"{rows.name}: target {target!r} needs a template for the prompt, such as "
-                f"'{{{next((name for name in rows.fields if name != target), 'text')}}}\\nAnswer:'"
-            )
-        template = next(known.template for known in _FORMATS[task] if known.target == "label" and not known.pair) or ""
-        notes.append(f"no template given{_template_note(template)}")
+        template, pair = _usual_template(rows, str(target), task)
+        notes.append(f"no template given{_template_note(template)}" + (f" with the pair {pair!r}" if pair else ""))
     parsed = Template(template)
     parsed.check(rows.fields)
     if target is None:
@@ -183,18 +164,35 @@ def _custom_format(rows: Rows, template: str | None, target: str | None, task: T
         notes.append(f"no target given: {target!r} is learned")
     if target in parsed.fields:
         raise DataError(f"template {template!r} shows the field {target!r}, which is the target to learn; take it out")
-    kind = "label" if task == "sequence_classification" or _has_labels(rows, target) else "completion"
+    kind = "label" if task == "sequence_classification" or has_labels(rows, target) else "completion"
     use = "its values are compared as labels" if kind == "label" else "its values are free text"
-    return RowFormat(kind, template, target), [*notes, f"target {target!r}: {use}"]
+    return RowFormat(kind, template, target, pair=pair), [*notes, f"target {target!r}: {use}"]
+
+
+def _usual_template(rows: Rows, target: str, task: TaskName) -> tuple[str, str | None]:
+    """Return the template, and the field of a second text, for a target that the user has named.
+
+    They are those of the known format with a label whose inputs the rows have, or those of the only text field.
+    """
+    matches = [match.known for match in _matches(rows, task, target) if match.known.kind == "label"]
+    if matches:
+        return matches[0].template or "", matches[0].pair
+    inputs = input_fields(rows, target)
+    if len(inputs) == 1:
+        return f"{{{inputs[0]}}}" + ("" if task == "sequence_classification" else "\nLabel:"), None
+    others = inputs or [name for name in rows.fields if name != target] or ["text"]
+    option = template_option("\n".join(f"{{{name}}}" for name in (inputs or others[:1])) + "\nAnswer:")
+    raise DataError(f"{rows.name}: target {target!r} needs a template for the prompt, such as {option}")
 
 
 def _guess_target(rows: Rows, template: Template) -> str:
     """Return the field to learn: the only field that the template does not use, or one with a usual name."""
-    candidates = [name for name in rows.fields if name not in template.fields]
-    by_lowercase = {name.lower(): name for name in reversed(candidates)}
+    others = [name for name in rows.fields if name not in template.fields]
+    by_lowercase = {name.lower(): name for name in reversed(others)}
     named = next((by_lowercase[name] for name in _TARGET_NAMES if name in by_lowercase), None)
     if named is not None:
         return named
+    candidates = [name for name in others if not is_identifier(name)]
     if len(candidates) == 1:
         return candidates[0]
     raise DataError(
@@ -203,19 +201,31 @@ def _guess_target(rows: Rows, template: Template) -> str:
     )
 
 
-def _has_labels(rows: Rows, target: str) -> bool:
-    """Return whether the values of a field are labels: the field is named so, or has few distinct values."""
-    if target.lower() in ("label", "labels"):
-        return True
-    distinct = set()
-    for row in rows.rows:
-        value = row.get(target)
-        if not isinstance(value, str | int) or not str(value).strip():
-            return False
-        distinct.add(str(value).strip())
-        if len(distinct) > _MAX_LABELS:
-            return False
-    return len(distinct) <= _MAX_LABELS_PER_ROW * len(rows)
+def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
+    """Return a note on the fields that are not used, with a template for those that look like texts to read."""
+    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    unused = [name for name in rows.fields if name not in used]
+    if not unused:
+        return []
+    note = f"fields not used: {quoted(unused)}"
+    inputs = [name for name in input_fields(rows, row_format.target) if name in unused]
+    if inputs and row_format.kind in ("completion", "label", "alpaca"):
+        second = f"\n{{{row_format.pair}}}" if row_format.pair else ""
+        template = "".join(f"{{{name}}}\n" for name in inputs) + str(row_format.template) + second
+        note += f"; to read {'it' if len(inputs) == 1 else 'them'}: {template_option(template, row_format.target)}"
+    return [note]
+
+
+def _advice(rows: Rows) -> str:
+    """Return a template and a target as they must be typed, if the rows have texts to read and a target."""
+    names = {name.lower(): name for name in rows.fields}
+    target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)
+    inputs = input_fields(rows, target)
+    if target is None and len(inputs) > 1:
+        target, inputs = inputs[-1], inputs[:-1]
+    if target is None or not inputs:
+        return ""
+    return f", such as {template_option(chr(10).join(f'{{{name}}}' for name in inputs) + chr(10) + 'Answer:', target)}"
 
 
 def _template_note(template: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from peftly.data.rows import describe, quoted
 from peftly.errors import DataError
 
-__all__ = ["label_field", "text_field", "words_and_tags"]
+__all__ = ["completion_field", "label_field", "score_error", "text_field", "words_and_tags"]
 
 
 def text_field(row: Mapping[str, Any], field: str, location: str) -> str:
@@ -24,6 +24,25 @@ def text_field(row: Mapping[str, Any], field: str, location: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{location}: field {field!r} holds {describe(value)} where a text is needed")
     return value
+
+
+def completion_field(row: Mapping[str, Any], field: str, location: str) -> str:
+    """Return the text to learn in a field: a text, a number, or the first of several answers, as in SQuAD.
+
+    Args:
+        row, field, location: as for `text_field`.
+
+    Raises:
+        DataError: the field is missing, or its value is not text.
+    """
+    value = row.get(field)
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
+    if isinstance(value, list) and all(isinstance(answer, str) for answer in value):
+        value = value[0] if value else ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return value if isinstance(value, str) else text_field(row, field, location)
 
 
 def label_field(row: Mapping[str, Any], field: str, location: str) -> str:
@@ -69,6 +88,20 @@ def words_and_tags(
     return tuple(words), tags
 
 
+def score_error(location: str, field: str, value: object) -> DataError:
+    """Return the error about a number with a fraction in place of a label.
+
+    Args:
+        location: location of the row, or name of the rows.
+        field: name of the field.
+        value: the number.
+    """
+    return DataError(
+        f"{location}: field {field!r} holds the score {value}, and regression is not supported; write a few labels, "
+        "such as the score rounded to a whole number"
+    )
+
+
 def _list(row: Mapping[str, Any], field: str, location: str) -> list[Any]:
     value = _value(row, field, location)
     if not isinstance(value, list):
@@ -81,6 +114,8 @@ def _list(row: Mapping[str, Any], field: str, location: str) -> list[Any]:
 def _label(value: object, field: str, location: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of whole numbers with a missing value is read as floats
+    if isinstance(value, float):
+        raise score_error(location, field, value)
     if not isinstance(value, str | int):
         raise DataError(
             f"{location}: field {field!r} holds {describe(value)} where a label (a text or a whole number) is needed"

@@ -25,10 +25,12 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "no_end_token": FindingKind("example with an answer that has no end token, so it never stops", is_problem=True),
     "cut_answer": FindingKind("example with an answer that is cut at its end to fit max_length", is_problem=True),
     "no_room": FindingKind("row dropped: max_length leaves no room for its answer", is_problem=True),
+    "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
     "no_assistant_turn": FindingKind("row dropped: no turn of the assistant follows a prompt", is_problem=True),
     "untrained_turns": FindingKind("row dropped: all turns of the assistant are marked as untrained", is_problem=False),
+    "bad_completion": FindingKind("row dropped: its completion is marked as bad", is_problem=False),
     "contradiction": FindingKind("example with the text of another example and another label", is_problem=True),
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
     "end_inside": FindingKind("example with its end token in the middle of an answer, too", is_problem=True),
@@ -62,7 +64,8 @@ class Finding:
         kind: key of `FINDING_KINDS`.
         count: number of examples, or of labels for a defect of the labels.
         samples: location and detail of the first examples, such as "rows.jsonl: line 3: 😀".
-        rows: index in the split of the row of each sample; -1 for a sample without a row.
+        rows: index in the split of the row of each sample, -1 for a sample without a row; empty for rows that were
+            dropped when they were read.
     """
 
     kind: str

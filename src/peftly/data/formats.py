@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from peftly.data.fields import label_field, text_field, words_and_tags
+from peftly.data.fields import completion_field, label_field, text_field, words_and_tags
 from peftly.data.messages import messages_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space
@@ -15,6 +15,9 @@ from peftly.errors import DataError
 __all__ = ["KINDS", "RowFormat"]
 
 KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
+
+_OPTIONAL = ("input", "context")
+"""Fields of instructions that can be missing or empty; a template names one of them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ class RowFormat:
         return len(self._template.marks)
 
     @property
+    def input_fields(self) -> tuple[str, ...]:
+        """Names of the fields of a prompt, in order; empty for conversations."""
+        if self.kind in ("chat", "text"):
+            return () if self.kind == "chat" else (self.target,)
+        pair = () if self.pair is None else (self.pair,)
+        return tuple(dict.fromkeys((*self._template.fields, *pair)))
+
+    @property
     def words_field(self) -> str:
         """Name of the field with the words, for a row format of kind "tags"."""
         return self._template.fields[0]
@@ -135,7 +146,7 @@ class RowFormat:
             pair = None if self.pair is None else text_field(row, self.pair, location)
             completion = self._completions.get(label) or self.completion(label)
         else:
-            completion = move_space(filled.text, text_field(row, self.target, location))[1]
+            completion = move_space(filled.text, completion_field(row, self.target, location))[1]
         return Example(
             prompt.text,
             completion,
@@ -189,9 +200,9 @@ class RowFormat:
         return Template(self.template or "")
 
     @cached_property
-    def _template_without_input(self) -> Template:
+    def _template_without_optional(self) -> Template:
         lines = self._template.text.splitlines(keepends=True)
-        return Template("".join(line for line in lines if "{input}" not in line))
+        return Template("".join(line for line in lines if not any(f"{{{name}}}" in line for name in _OPTIONAL)))
 
     @cached_property
     def _completions(self) -> dict[str, str]:
@@ -208,8 +219,10 @@ class RowFormat:
         if self.kind == "text":
             return RenderedPrompt(text_field(row, self.target, location), ())
         template = self._template
-        if self.kind == "alpaca" and row.get("input") in (None, ""):
-            template = self._template_without_input
+        if self.kind == "alpaca":
+            optional = [name for name in _OPTIONAL if name in template.fields]
+            if not any(str(row.get(name) or "").strip() for name in optional):
+                template = self._template_without_optional
         values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()

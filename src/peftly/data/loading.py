@@ -72,16 +72,17 @@ def load_data(
 
     Args:
         source: training rows, as one of: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`), a folder
-            written by the `datasets` library's `save_to_disk`, or the id of a data set on the Hub; a list of rows; a
-            `datasets.Dataset`, `DatasetDict` or stream (`IterableDataset`); a mapping of split name ("train",
-            "validation", "test") to one of these. A `DataConfig` can be given instead of a source and the keyword
-            arguments below, except `task`.
+            written by the `datasets` library's `save_to_disk`, or the id of a data set on the Hub; a list of these,
+            whose rows are joined; a list of rows; a `datasets.Dataset`, `DatasetDict` or stream (`IterableDataset`); a
+            mapping of split name ("train", "validation", "test") to one of these. A `DataConfig` can be given instead
+            of a source and the keyword arguments below, except `task`.
         tokenizer: tokenizer of the base.
         task: task of the model; None: "causal_lm", since the data do not know the base. For a loaded model, the task is
             `peftly.models.task_of(model)`.
         validation: validation rows, as for `source`. None: the validation split of `source`, otherwise a part of the
-            training rows.
-        test: test rows, as for `source`. None: the test split of `source`, otherwise no test rows.
+            training rows. "none": no validation rows.
+        test: test rows, as for `source`. None: the test split of `source`, otherwise no test rows. "none": no test
+            rows.
         template: template of the prompt, such as "Tweet text : {text} Label :"; None: template of the detected format.
         target: name of the field to learn; None: guessed and reported in `Data.report`.
         max_length: maximum number of tokens of an example.

@@ -4,7 +4,6 @@ JSON Lines, JSON and CSV are parsed here rather than by a data-frame library: a 
 `tweets.jsonl: line 7 is not valid JSON`, and no text is converted to a number or a missing value.
 """
 
-import csv
 import json
 import re
 from array import array
@@ -14,6 +13,8 @@ from typing import Any
 
 from peftly.data.arrow import read_hub, read_parquet, read_saved_dataset
 from peftly.data.rows import Rows, StoredRows, check_characters, describe, first_line, rows_of_objects
+from peftly.data.tables import read_csv, read_tsv
+from peftly.data.text_files import text_lines
 from peftly.errors import DataError
 
 __all__ = ["read"]
@@ -75,15 +76,6 @@ def _read_file(name: str, path: Path) -> Rows:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
 
 
-def _decode(name: str, line_number: int, line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig" if line_number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: line {line_number} is not UTF-8 text ({error.reason}); save the file as UTF-8"
-        ) from None
-
-
 def _has_surrogate_escape(text: str) -> bool:
     """Return whether a JSON text escapes a surrogate, which can be half of a character."""
     return "\\ud" in text or "\\uD" in text
@@ -91,17 +83,15 @@ def _has_surrogate_escape(text: str) -> bool:
 
 def _read_json_lines(name: str, path: Path) -> Rows:
     rows, lines = StoredRows(), array("q")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if row_and_text := _parse_line(name, number, line):
-                rows.append(*row_and_text)
-                lines.append(number)
+    for number, line in text_lines(name, path):
+        if row_and_text := _parse_line(name, number, line.strip()):
+            rows.append(*row_and_text)
+            lines.append(number)
     return Rows(name, rows, lines)
 
 
-def _parse_line(name: str, number: int, line: bytes) -> tuple[dict[str, Any], str] | None:
+def _parse_line(name: str, number: int, text: str) -> tuple[dict[str, Any], str] | None:
     """Return the row in a line of JSON Lines and the row's JSON text, or None for a blank line."""
-    text = _decode(name, number, line).strip()
     if not text:
         return None
     try:
@@ -119,8 +109,7 @@ def _parse_line(name: str, number: int, line: bytes) -> tuple[dict[str, Any], st
 
 
 def _read_json(name: str, path: Path) -> Rows:
-    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-    text = "\n".join(_decode(name, number, line) for number, line in lines)
+    text = "".join(line for _, line in text_lines(name, path))
     if not text.strip():
         return Rows(name, [])
     try:
@@ -141,48 +130,11 @@ def _read_json(name: str, path: Path) -> Rows:
     return rows_of_objects(name, content, can_have_surrogates=_has_surrogate_escape(text))
 
 
-def _separated_values_reader(delimiter: str) -> Callable[[str, Path], Rows]:
-    """Return a reader of CSV files with a delimiter."""
-
-    def reader(name: str, path: Path) -> Rows:
-        rows, lines = StoredRows(), array("q")
-        limit = csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                records = csv.reader(file, delimiter=delimiter, strict=True)
-                header = next((record for record in records if record), [])
-                if len(set(header)) < len(header):
-                    raise DataError(f"{name}: the header names a field twice ({', '.join(header)})")
-                start = records.line_num + 1
-                for record in records:
-                    if record:
-                        _check_width(f"{name}: line {start}", record, header)
-                        rows.append(dict(zip(header, record, strict=True)))
-                        lines.append(start)
-                    start = records.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{name}: line {records.line_num} is not valid CSV ({error})") from None
-        except UnicodeDecodeError as error:
-            for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-                _decode(name, number, line)  # raises the error with the number of the line
-            raise DataError(f"{name}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-        finally:
-            csv.field_size_limit(limit)
-        return Rows(name, rows, lines)
-
-    return reader
-
-
-def _check_width(location: str, record: list[str], header: list[str]) -> None:
-    if len(record) != len(header):
-        raise DataError(f"{location} has {len(record)} fields where the header has {len(header)} ({', '.join(header)})")
-
-
 _READERS: dict[str, Callable[[str, Path], Rows]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,
-    ".csv": _separated_values_reader(","),
-    ".tsv": _separated_values_reader("\t"),
+    ".csv": read_csv,
+    ".tsv": read_tsv,
     ".parquet": read_parquet,
 }

@@ -1,15 +1,26 @@
 """Rows of a file or data set, with the location of each row for error messages."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from peftly.data.storage import ByteStore, LazySequence
 from peftly.errors import DataError
 
-__all__ = ["Rows", "StoredRows", "check_characters", "describe", "first_line", "quoted", "rows_of_objects"]
+__all__ = [
+    "Rows",
+    "StoredRows",
+    "check_characters",
+    "describe",
+    "first_line",
+    "join_rows",
+    "quoted",
+    "rows_of_objects",
+]
 
 
 class StoredRows(LazySequence[dict[str, Any]]):
@@ -51,6 +62,41 @@ class StoredRows(LazySequence[dict[str, Any]]):
         return row
 
 
+class _PickedRows(LazySequence[dict[str, Any]]):
+    """Rows of other sequences.
+
+    Attributes:
+        fields: names of the fields.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[dict[str, Any]]],
+        ends: Sequence[int],
+        find: Callable[[int], tuple[int, int]],
+        fields: list[str],
+    ) -> None:
+        """Prepare the rows.
+
+        Args:
+            parts: the other sequences.
+            ends: number of rows up to the end of each of them.
+            find: function that returns the number of the sequence, and the index in it, by the index of a row.
+            fields: names of the fields.
+        """
+        self.fields = fields
+        self._parts, self._ends, self._find = parts, ends, find
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._ends[-1]
+
+    def element(self, index: int) -> dict[str, Any]:
+        """Return the row with this index."""
+        number, row = self._find(index)
+        return self._parts[number][row]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of one file or of one split of a data set.
@@ -59,11 +105,17 @@ class Rows:
         name: file or data set as the user wrote it; the name of the split for rows given in memory.
         rows: fields and values of each row.
         lines: number of the line on which each row starts, for file formats with lines.
+        notes: assumptions of the reader, one sentence each.
+        class_names: names of the classes in the order of their numbers, by field, where the file or data set has them.
+        locate: function that returns the location of a row by its index, for rows of several files or some of the rows.
     """
 
     name: str
     rows: Sequence[dict[str, Any]]
     lines: Sequence[int] | None = None
+    notes: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    locate: Callable[[int], str] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -75,6 +127,8 @@ class Rows:
         Args:
             index: index of the row, counted from 0.
         """
+        if self.locate is not None:
+            return self.locate(index)
         return f"{self.name}: " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
 
     @cached_property
@@ -83,7 +137,48 @@ class Rows:
         stored: list[str] | None = getattr(self.rows, "fields", None)
         if stored is not None:
             return stored
-        return list(dict.fromkeys(field for row in self.rows for field in row))
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def select(self, indices: Sequence[int]) -> "Rows":
+        """Return some of the rows, which keep their locations.
+
+        Args:
+            indices: indices of these rows.
+        """
+        rows = _PickedRows([self.rows], [len(indices)], lambda index: (0, indices[index]), self.fields)
+        return replace(self, rows=rows, lines=None, locate=lambda index: self.location(indices[index]))
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several files as one, with the location of each row in its file.
+
+    Args:
+        parts: rows of each file, at least one.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    ends = list(accumulate(map(len, parts)))
+
+    def find(index: int) -> tuple[int, int]:
+        number = bisect_right(ends, index)
+        return number, index - (ends[number - 1] if number else 0)
+
+    def locate(index: int) -> str:
+        number, row = find(index)
+        return parts[number].location(row)
+
+    class_names: dict[str, list[str]] = {}
+    for part in parts:
+        for name, classes in part.class_names.items():
+            class_names[name] = list(dict.fromkeys([*class_names.get(name, ()), *classes]))
+    fields = list(dict.fromkeys(name for part in parts for name in part.fields))
+    return Rows(
+        " + ".join(part.name for part in parts),
+        _PickedRows([part.rows for part in parts], ends, find, fields),
+        notes=tuple(note for part in parts for note in part.notes),
+        class_names=class_names,
+        locate=locate,
+    )
 
 
 def rows_of_objects(name: str, objects: Sequence[object], *, can_have_surrogates: bool = True) -> Rows:

@@ -10,32 +10,50 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from peftly.data.arrow import rows_of_dataset
 from peftly.data.readers import read
-from peftly.data.rows import Rows, describe, quoted, rows_of_objects
+from peftly.data.rows import Rows, describe, join_rows, quoted, rows_of_objects
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["DataSource", "read_splits", "source_name"]
+__all__ = ["NONE", "DataSource", "read_splits", "source_name"]
+
+NONE = "none"
+"""Source of a split that is left out."""
 
 DataSource: TypeAlias = (
-    "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict "
+    "str | os.PathLike[str] | Sequence[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict "
     "| datasets.IterableDataset | datasets.IterableDatasetDict | Mapping[str, DataSource]"
 )
-"""Rows: a file, folder or Hub id, a list of rows, a `Dataset` or `DatasetDict`, or a mapping of split name to these."""
+"""Rows: a file, folder or Hub id, a list of these, a list of rows, a `Dataset`, a `DatasetDict`, or a mapping of split
+name to any of these."""
 
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 """Names of each split in a data set, the preferred name first."""
 
 
-def source_name(source: DataSource, split: str) -> str:
-    """Return the name of a source for messages: its path or Hub id, or the name of the split for rows in memory.
+def source_name(source: DataSource, split: str) -> str | tuple[str, ...]:
+    """Return the name of a source for settings: its paths or Hub ids, or the name of the split for rows in memory.
 
     Args:
         source: source of the rows.
         split: split that the rows are used for.
     """
+    if _is_list_of_paths(source):
+        return tuple(map(os.fspath, cast("Sequence[str]", source)))
     return os.fspath(source) if isinstance(source, str | os.PathLike) else split
+
+
+def _is_list_of_paths(source: object) -> bool:
+    """Return whether a source is a tuple of names, as in a `DataConfig`, or a list with the path of a file."""
+    if not isinstance(source, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in source):
+        return False
+    return any(map(os.path.exists, source)) if isinstance(source, list) else bool(source)
+
+
+def _described(source: DataSource, split: str) -> str:
+    name = source_name(source, split)
+    return name if isinstance(name, str) else " + ".join(name)
 
 
 def read_splits(
@@ -45,35 +63,39 @@ def read_splits(
 
     Args:
         train: source of the training rows. Its other splits are used where `validation` or `test` is None.
-        validation: source of the validation rows, or None.
-        test: source of the test rows, or None.
+        validation: source of the validation rows, None, or "none" for no such rows.
+        test: source of the test rows, as for `validation`.
 
     Returns:
-        Rows by the name of the split ("train", "validation", "test"), and one note for each split of the data set
-        `train` that is used.
+        Rows by the name of the split ("train", "validation", "test"), and notes: assumptions of the readers, and each
+        split of the data set `train` that is used or left out.
 
     Raises:
         DataError: a source has the wrong kind, cannot be read, has no rows, or has no split of the wanted name.
     """
     read_once = cache(read)
     train_splits = _read_source(train, "train", read_once)
-    rows, notes = {"train": _select(train_splits, "train", source_name(train, "train"))}, []
+    rows, notes = {"train": _select(train_splits, "train", _described(train, "train"))}, []
     for split, source in (("validation", validation), ("test", test)):
-        if source is not None:
-            rows[split] = _select(_read_source(source, split, read_once), split, source_name(source, split))
-            continue
-        name = next((name for name in _SPLIT_NAMES[split] if name in train_splits), None)
-        if name is not None and train_splits[name] is not rows["train"]:
-            rows[split] = train_splits[name]
-            owner = f" of {os.fspath(train)}" if isinstance(train, str | os.PathLike) else ""
-            notes.append(f"{split} is the split {name!r}{owner}")
-    return rows, notes
+        own = next((name for name in _SPLIT_NAMES[split] if name in train_splits), None)
+        has_own = own is not None and train_splits[own] is not rows["train"]
+        if isinstance(source, str) and source == NONE:
+            notes += [f"no {split} rows, as asked: the split {own!r} is left out"] if has_own else []
+        elif source is not None:
+            rows[split] = _select(_read_source(source, split, read_once), split, _described(source, split))
+        elif has_own and own is not None:
+            rows[split] = train_splits[own]
+            owner = f" of {_described(train, '')}" if _described(train, "") else ""
+            notes.append(f"{split} is the split {own!r}{owner}")
+    return rows, [*dict.fromkeys(note for part in rows.values() for note in part.notes), *notes]
 
 
 def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict[str, Rows]]) -> dict[str, Rows]:
     """Return the rows of a source by the name of the split in the source."""
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
+    if _is_list_of_paths(source):
+        return _read_several([os.fspath(path) for path in cast("Sequence[str]", source)], split, read_file)
     library = sys.modules.get("datasets")  # whoever has a Dataset has imported the library
     if library is not None and isinstance(source, library.DatasetDict | library.IterableDatasetDict):
         parts = {str(name): part for name, part in source.items()}
@@ -88,6 +110,15 @@ def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict
         f"the source of the {split} rows is {describe(source)}; expected a file, a folder or a Hub id, a list "
         "of rows (dicts), a datasets.Dataset or DatasetDict, or a mapping of split names to these"
     )
+
+
+def _read_several(paths: list[str], split: str, read_file: Callable[[str], dict[str, Rows]]) -> dict[str, Rows]:
+    """Return the joined rows of several sources, and of the other splits that any of them has."""
+    parts = {path: read_file(path) for path in paths}
+    known = [name for names in _SPLIT_NAMES.values() for name in names if any(name in part for part in parts.values())]
+    joined = {name: join_rows([part[name] for part in parts.values() if name in part]) for name in known}
+    own = split if split in _SPLIT_NAMES else "train"
+    return {**joined, own: join_rows([_select(part, own, path) for path, part in parts.items()])}
 
 
 def _read_mapping(
@@ -105,9 +136,7 @@ def _read_mapping(
     rows = {}
     for name, part in source.items():
         part_name = _name_in(split, name)
-        rows[name] = _select(
-            _read_source(part, part_name, read_file), split_of_name[name], source_name(part, part_name)
-        )
+        rows[name] = _select(_read_source(part, part_name, read_file), split_of_name[name], _described(part, part_name))
     return rows
 
 

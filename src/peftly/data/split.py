@@ -121,7 +121,7 @@ def encode_split(
         first_dropped=examples.location(first_dropped) if num_dropped else None,
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
-        labels=dict(sorted(labels.items())),
+        labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
         findings=counter.findings(examples.location),
         lengths=LengthReport.of(lengths, None if task == "seq2seq_lm" else max_length),

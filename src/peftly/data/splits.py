@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.checks import check_answers, check_labels
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
-from peftly.data.findings import FindingCounter
+from peftly.data.findings import Finding, FindingCounter
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.overlaps import answer_key, find_overlaps, find_repeats, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
+from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
+from peftly.data.usable import has_no_targets, usable_rows
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -57,6 +59,7 @@ class _FormattedSplit:
         answers: `answer_key` of each example; empty for examples with labels.
         labels: number of each example's label; -1 without one.
         added_spaces: number of examples that got a space between prompt and completion.
+        dropped: rows of the split that cannot be used.
     """
 
     examples: FormattedExamples
@@ -64,6 +67,7 @@ class _FormattedSplit:
     answers: Sequence[int]
     labels: Sequence[int]
     added_spaces: int = 0
+    dropped: Sequence[Finding] = ()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         codes = (("Q", self.keys), ("Q", self.answers), ("q", self.labels))
@@ -82,6 +86,19 @@ class _FormattedSplit:
             check_answers(self.keys, self.answers, counter)
         if is_train and row_format.labels:
             check_labels(row_format.labels, self.labels, row_format.target, counter)
+
+    def with_dropped(self, report: SplitReport) -> SplitReport:
+        """Return a report on the examples of the split with the dropped rows in its counts."""
+        if not self.dropped:
+            return report
+        count = sum(finding.count for finding in self.dropped)
+        return replace(
+            report,
+            rows=report.rows + count,
+            dropped=report.dropped + count,
+            first_dropped=self.dropped[0].samples[0],
+            findings=[*self.dropped, *report.findings],
+        )
 
 
 @dataclass(frozen=True)
@@ -126,11 +143,10 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], reports[name] = encode_split(
-                    examples, self.task, tokenizer, self.max_length, counters[name]
-                )
-        report = DataReport(reports, self.notes)
-        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, report)
+                encoded[name], report = encode_split(examples, self.task, tokenizer, self.max_length, counters[name])
+                reports[name] = self.splits[name].with_dropped(report)
+        data_report = DataReport(reports, self.notes)
+        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, data_report)
 
 
 @dataclass(frozen=True)
@@ -166,19 +182,21 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
-        if "test" in rows and config.test is None and _is_unlabelled(rows["test"], row_format):
-            notes.append(f"{rows['test'].name} has no value in {row_format.target!r}, so there is no test split")
-            del rows["test"]
-        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
+        for name, source in (("validation", config.validation), ("test", config.test)):
+            if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
+                continue
+            if name == "test" or row_format.target in rows[name].fields:
+                notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
+                del rows[name]
+        splits = {}
+        for name, split in rows.items():
+            usable, findings = usable_rows(split, row_format)
+            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
         space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
-        if "validation" not in splits:
+        if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
             notes.append(note)
         return FormattedData(task, row_format, config.max_length, splits, [*notes, *space_notes])
-
-
-def _is_unlabelled(rows: Rows, row_format: RowFormat) -> bool:
-    return all(row.get(row_format.target) is None for row in rows.rows)
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
@@ -194,7 +212,7 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
             answers.append(answer_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
-            length = len(row[template.fields[0]]) + len(row[row_format.target])
+            length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
     return _FormattedSplit(FormattedExamples(rows, row_format), keys, answers, labels, added_spaces)
 
@@ -212,7 +230,8 @@ def _with_validation(
     is_chosen = set(chosen)
     others = [index for index in range(len(train.examples)) if index not in is_chosen]
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
-    return {**splits, "train": train.select(others), "validation": train.select(chosen)}, note
+    rest = replace(train.select(others), dropped=train.dropped)
+    return {**splits, "train": rest, "validation": train.select(chosen)}, note
 
 
 def _space_notes(added_spaces: int) -> list[str]:

@@ -13,7 +13,7 @@ ensemble        evaluation of several adapters that vote
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.losses import target_losses
-from peftly.evaluation.metrics import Evaluation, metrics_of
+from peftly.evaluation.metrics import Evaluation, metrics_of, perplexity_of
 from peftly.evaluation.tasks import scoring_for
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate_ensemble",
     "label_loss",
     "metrics_of",
+    "perplexity_of",
     "scoring_for",
     "target_losses",
 ]

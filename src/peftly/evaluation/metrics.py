@@ -24,6 +24,7 @@ __all__ = [
     "label_index",
     "macro_f1",
     "metrics_of",
+    "perplexity_of",
 ]
 
 
@@ -128,6 +129,11 @@ def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str
     )
 
 
+def perplexity_of(loss: float | None) -> float | None:
+    """Return exp(loss), infinity where it overflows a float; None and NaN stay as they are."""
+    return None if loss is None else math.inf if loss > 700 else math.exp(loss)
+
+
 def metrics_of(row_format: RowFormat) -> tuple[str, ...]:
     """Return the metrics that rank evaluations on examples of a format; the default metric is the first."""
     if row_format.kind == "tags":
@@ -177,6 +183,4 @@ def confusion_matrix(true: Sequence[int], predicted: Sequence[int], count: int) 
 def _token_metrics(loss: float, hits: int, tokens: int) -> dict[str, Any]:
     """Return loss, perplexity and token accuracy from sums over tokens."""
     mean = loss / tokens
-    # Above 700 the exponential overflows a float. NaN stays NaN.
-    perplexity = math.inf if mean > 700 else math.exp(mean)
-    return {"loss": mean, "perplexity": perplexity, "token_accuracy": hits / tokens}
+    return {"loss": mean, "perplexity": perplexity_of(mean), "token_accuracy": hits / tokens}

@@ -1,5 +1,6 @@
 """Output of a model for new inputs. May import: `adapters` and below.
 
+inputs          values that a caller may give for a text or a prompt
 generation      completions of prompts
 sampling        settings of sampling, and draws by seed
 stopping        stop texts, and streams of text

@@ -6,23 +6,32 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from peftly.adapters import AdapterChoice
-from peftly.data import EncodedExample, Example, check_characters, collate, encode_sources, encode_words
-from peftly.errors import DataError
+from peftly.data import EncodedExample, Example, TaskName, collate, encode_sources, encode_words
+from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, pad_id, use_batch
+from peftly.inference.inputs import TextInput, texts_of, words_of
 from peftly.inference.logits import model_inputs
 from peftly.injection import evaluation_mode
-from peftly.models import labels_of
+from peftly.models import labels_of, max_input_tokens, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["classify", "tag_words"]
 
+_FUNCTIONS = {
+    "sequence_classification": "classify",
+    "token_classification": "tag_words",
+    "causal_lm": "generate",
+    "seq2seq_lm": "generate",
+}
+"""Function of this package for a model of each task."""
+
 
 def classify(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    examples: Sequence[Example],
+    texts: TextInput | Sequence[TextInput],
     *,
     max_length: int | None = None,
     batch_size: int = 32,
@@ -33,7 +42,8 @@ def classify(
     Args:
         model: sequence classifier. Its modes are restored afterwards.
         tokenizer: tokenizer of the model.
-        examples: texts, as `RowFormat.format_prompt` makes them.
+        texts: one text or several. A pair of texts is a tuple inside of the list, or a mapping with the keys `text`
+            and `text_pair`. A model that was trained with a template needs the result of `RowFormat.format_prompt`.
         max_length: maximum number of tokens, to which longer texts are cut; None: no maximum.
         batch_size: number of texts per forward pass.
         adapters: active adapters of each text: a name, several names, or None for no adapter; None instead of a list:
@@ -43,16 +53,17 @@ def classify(
         For each text a probability per label.
 
     Raises:
-        DataError: a text has no tokens, or half of a character.
-        ConfigError: `adapters` does not have one entry per text.
+        DataError: a text has no tokens, more tokens than the model has positions, half of a character, or another type.
+        ConfigError: `adapters` does not have one entry per text, or the model does not classify texts.
     """
+    examples = texts_of(texts)
     check_adapters(adapters, len(examples), "text")
-    for number, example in enumerate(examples, start=1):
-        check_characters(f"text {number}", {"text": example.prompt, "pair": example.pair})
+    _check_task(model, "sequence_classification")
     labels, encoded = labels_of(model), encode_sources(examples, tokenizer, max_length)
     empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:
         raise DataError(f"the text {examples[empty].prompt!r} has no tokens; give at least one word")
+    _check_lengths(model, encoded)
     probabilities: list[dict[str, float]] = [{} for _ in encoded]
     with evaluation_mode(model):
         for chosen, logits in _logits(model, tokenizer, encoded, batch_size, adapters):
@@ -64,7 +75,7 @@ def classify(
 def tag_words(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str] | Example],
     *,
     max_length: int | None = None,
     batch_size: int = 32,
@@ -75,7 +86,7 @@ def tag_words(
     Args:
         model: token classifier. Its modes are restored afterwards.
         tokenizer: tokenizer of the model.
-        texts: words of each text.
+        texts: words of each text: a list, or an example of `RowFormat.format_prompt`.
         max_length: maximum number of tokens, to which longer texts are cut; None: no maximum.
         batch_size: number of texts per forward pass.
         adapters: active adapters of each text: a name, several names, or None for no adapter; None instead of a list:
@@ -85,21 +96,20 @@ def tag_words(
         For each text its words with their tags; None is the tag of a word past `max_length` or without a token.
 
     Raises:
-        DataError: a text is a string instead of a list of words, or has half of a character.
-        ConfigError: `adapters` does not have one entry per text.
+        DataError: a text is a string instead of a list of words, has more tokens than the model has positions, or has
+            half of a character.
+        ConfigError: `adapters` does not have one entry per text, or the model does not tag words.
     """
-    text = next((text for text in texts if isinstance(text, str)), None)
-    if text is not None:
-        raise DataError(f"texts is a list of texts, each a list of words; got the string {text!r}")
-    check_adapters(adapters, len(texts), "text")
-    for number, words in enumerate(texts, start=1):
-        check_characters(f"text {number}", {"words": list(words)})
+    listed = words_of(texts)
+    check_adapters(adapters, len(listed), "text")
+    _check_task(model, "token_classification")
     labels = labels_of(model)
-    encodings = encode_words(texts, tokenizer, max_length)
+    encodings = encode_words(listed, tokenizer, max_length)
     with_words = [index for index, (example, _) in enumerate(encodings) if any(example.trained)]
-    tags: list[list[str | None]] = [[None] * len(text) for text in texts]
+    tags: list[list[str | None]] = [[None] * len(text) for text in listed]
     chosen_adapters = None if adapters is None else [adapters[index] for index in with_words]
     encoded = [encodings[index][0] for index in with_words]
+    _check_lengths(model, encoded)
     with evaluation_mode(model):
         for chosen, logits in _logits(model, tokenizer, encoded, batch_size, chosen_adapters):
             for number, guesses in zip(chosen, logits.argmax(-1).tolist(), strict=True):
@@ -108,7 +118,22 @@ def tag_words(
                 for word, guess in zip(encodings[index][1], guesses, strict=False):
                     if word is not None:
                         tags[index][word] = labels[guess]
-    return [list(zip(text, guesses, strict=True)) for text, guesses in zip(texts, tags, strict=True)]
+    return [list(zip(text, guesses, strict=True)) for text, guesses in zip(listed, tags, strict=True)]
+
+
+def _check_task(model: "PreTrainedModel", task: TaskName) -> None:
+    """Raise ConfigError for a model of another task."""
+    if (found := task_of(model)) != task:
+        function = _FUNCTIONS.get(found or "")
+        advice = f"; use peftly.{function}" if function else ""
+        raise ConfigError(f"a {type(model).__name__} is not for {task}{advice}")
+
+
+def _check_lengths(model: "PreTrainedModel", encoded: Sequence[EncodedExample]) -> None:
+    """Raise DataError for a text with more tokens than the model has positions."""
+    limit, longest = max_input_tokens(model), max((len(example.input_ids) for example in encoded), default=0)
+    if limit is not None and longest > limit:
+        raise DataError(f"a text has {longest} tokens, and the model has positions for {limit}; set max_length={limit}")
 
 
 def _logits(

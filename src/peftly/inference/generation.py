@@ -2,18 +2,16 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from peftly.adapters import AdapterChoice
 from peftly.data import (
     EncodedExample,
     Example,
-    check_characters,
     collate,
     encode_example_prompt,
     encode_sources,
@@ -21,6 +19,7 @@ from peftly.data import (
 )
 from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
+from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
 from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["generate", "greedy_settings"]
 
 _MAX_BEAMS = 1000
-
-Conversation = Sequence[Mapping[str, str]]
-"""Messages with `role` and `content`, as chat templates read them."""
-
-Prompt = str | Example | Conversation
-"""A text, a text with marked positions for virtual tokens (from `RowFormat.format_prompt`), or a conversation."""
 
 
 def generate(
@@ -63,8 +56,8 @@ def generate(
     """Return the completion of every prompt, in order. The settings have the names and meanings of transformers.
 
     A completion depends on its prompt and the settings only, not on the other prompts of the call. With a `seed` this
-    also holds for sampled completions: each prompt has its own random generator. A prompt that occurs twice gets two
-    different draws.
+    also holds for sampled completions: each prompt has its own random generator, and a prompt that occurs twice gets
+    two different draws. The global random generators of PyTorch are neither read nor changed.
 
     Args:
         model: causal language model or encoder-decoder. Its modes are restored afterwards.
@@ -80,7 +73,7 @@ def generate(
         num_beams: above 1, search for the most likely completion with this number of beams; not with sampling.
         repetition_penalty: above 1, makes tokens of the prompt and of the completion so far less likely.
         stop: one text or several. A completion ends when it contains a stop text, which is not part of the result.
-        seed: seed of the draws; None: different draws in every call.
+        seed: seed of the draws; None: different draws in every call, also after `torch.manual_seed`.
         stream: function that receives the completion of a single prompt in pieces.
         chat: whether a text is a user's message, to be formatted with the tokenizer's chat template.
         batch_size: number of prompts per forward pass.
@@ -93,10 +86,10 @@ def generate(
     Raises:
         ConfigError: a setting is out of range or has no effect together with the others, or the model does not
             generate text.
-        DataError: a prompt has no tokens or half of a character, or the tokenizer has no chat template for a
-            conversation.
+        DataError: a prompt has no tokens, half of a character or another type, or the tokenizer has no chat template
+            for a conversation.
     """
-    listed = _listed(prompts)
+    listed = prompts_of(prompts)
     sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     _check(max_new_tokens, num_beams, repetition_penalty, sampling)
     if seed is not None:
@@ -113,10 +106,11 @@ def generate(
     stops = stop_texts(stop)
     settings = greedy_settings(model, tokenizer, ends=stop_token_ids(stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
+    ends = settings.eos_token_id or ()
     prompt_tokens = [example.input_ids for example in encoded]
     generators = []
     if sampling is not None:
-        generators = prompt_generators(prompt_tokens, torch.seed() if seed is None else seed)
+        generators = prompt_generators(encoded, adapters, seed)
     completions = [""] * len(encoded)
     # transformers 5.17 applies the repetition penalty to padding in decoder prompts, so their batches have no padding.
     equal_lengths = repetition_penalty != 1 and not is_encoder_decoder
@@ -126,8 +120,9 @@ def generate(
             batch = on_device(
                 collate(examples, pad_id=settings.pad_token_id, side="right" if is_encoder_decoder else "left"), model
             )
-            prompt_length = 0 if is_encoder_decoder else batch["input_ids"].shape[1]
-            stopping = StopTexts(tokenizer, stops, prompt_length)
+            # A decoder starts from one token, which is an end token in BART.
+            prompt_length = 1 if is_encoder_decoder else batch["input_ids"].shape[1]
+            stopping = StopTexts(tokenizer, stops, ends, prompt_length)
             processors = LogitsProcessorList()
             if sampling is not None:
                 processors = sampling_processors(sampling, [generators[index] for index in chosen])
@@ -138,7 +133,7 @@ def generate(
                     generation_config=settings,
                     logits_processor=processors,
                     stopping_criteria=StoppingCriteriaList([stopping] if stops else []),
-                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops),
+                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops, ends),
                 )
             for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
                 completions[index] = stopping.completion(ids)
@@ -195,20 +190,14 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         handle.remove()
 
 
-def _listed(prompts: Any) -> list[Prompt]:
-    """Return one prompt or several as a list."""
-    if isinstance(prompts, str | Example) or (prompts and isinstance(prompts[0], Mapping)):
-        return [prompts]
-    return list(prompts)
-
-
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
+    if isinstance(prompt, EncodedExample):
+        return prompt
     if isinstance(prompt, str) and chat:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
-    check_characters("the prompt", {"text": prompt.prompt if isinstance(prompt, Example) else list(prompt)})
     if not isinstance(prompt, Example):
         ids = prompt_ids(prompt, tokenizer)
         encoded = EncodedExample(ids, [False] * len(ids))

@@ -1,8 +1,9 @@
 """Sampling of tokens: settings, logits processors, and draws that depend on a prompt and a seed only."""
 
+import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from peftly.adapters import AdapterChoice
+from peftly.data import EncodedExample
 from peftly.errors import ConfigError
 
 __all__ = ["Sampling", "prompt_generators", "sampling_processors", "sampling_settings"]
@@ -104,16 +107,28 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return scores.float() - noise.log().to(scores.device)
 
 
-def prompt_generators(prompts: Sequence[Sequence[int]], seed: int) -> list[torch.Generator]:
-    """Return a random generator for each prompt, which depends on the seed and on earlier copies of the prompt only.
+def prompt_generators(
+    prompts: Sequence[EncodedExample], adapters: Sequence[AdapterChoice] | None, seed: int | None
+) -> list[torch.Generator]:
+    """Return a random generator for each prompt.
+
+    Its draws depend on the tokens of the prompt, the seed, and the number of earlier copies of the prompt only. Copies
+    with other adapters do not count, so that a prompt draws the same as in a call for its adapters alone.
 
     Args:
-        prompts: token ids of each prompt.
-        seed: seed of all draws.
+        prompts: encoded prompts.
+        adapters: active adapters of each prompt; None: the same adapters for all prompts.
+        seed: seed of all draws; None: a new one from the operating system, whatever seed PyTorch has.
     """
-    copies: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    if seed is None:
+        seed = torch.Generator().seed()  # torch.seed() would change the generator of the whole process
+    copies: defaultdict[Hashable, int] = defaultdict(int)
     generators = []
-    for prompt in prompts:
-        generators.append(torch.Generator().manual_seed((seed * 1_000_003 + copies[tuple(prompt)]) % 2**63))
-        copies[tuple(prompt)] += 1
+    for index, prompt in enumerate(prompts):
+        tokens = (tuple(prompt.input_ids), prompt.prompt_positions)
+        choice = None if adapters is None else adapters[index]
+        key = tokens, choice if choice is None or isinstance(choice, str) else tuple(choice)
+        digest = hashlib.sha256(repr((seed, tokens, copies[key])).encode()).digest()
+        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
+        copies[key] += 1
     return generators

@@ -1,6 +1,6 @@
 """Stop texts: a completion ends in front of the first of them. Streams of text that respect stop texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -46,12 +46,16 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
     Args:
         tokenizer: tokenizer of the model.
         stop: stop texts.
+        ends: ids of the tokens that end a completion, which the text leaves out.
         prompt_length: number of tokens in front of each completion.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], prompt_length: int) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], ends: Collection[int], prompt_length: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
+        self._ends = ends
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Any, **_options: Any) -> Tensor:
@@ -61,7 +65,7 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(has_stopped, device=input_ids.device)
 
     def completion(self, ids: Sequence[int]) -> str:
-        """Return the text of a completion in front of its stop text.
+        """Return the text of a completion in front of its end token and its stop text.
 
         The search repeats the one during generation token by token. The text therefore does not depend on the tokens
         that a batch element gets while other elements go on.
@@ -69,6 +73,7 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
         Args:
             ids: token ids of the completion, prompt excluded.
         """
+        ids = ids[: next((index for index, token in enumerate(ids) if token in self._ends), None)]
         for count in range(1, len(ids) + 1) if self._stop else ():
             text = self._decode(ids[:count])
             if (start := _stop_start(text, self._stop)) is not None:
@@ -88,16 +93,27 @@ class TextPieces(TextStreamer):  # type: ignore[misc]
         tokenizer: tokenizer of the model.
         stream: function that receives the pieces.
         stop: stop texts.
+        ends: ids of the tokens that end a completion, which the text leaves out.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", stream: Callable[[str], None], stop: Sequence[str]
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        stream: Callable[[str], None],
+        stop: Sequence[str],
+        ends: Collection[int] = (),
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._ends = ends
         self._stream = stream
         self._stop = stop
         self._pending = ""
         self._has_stopped = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the tokens of the prompt, and then each token of the completion."""
+        if self.next_tokens_are_prompt or int(value.flatten()[-1]) not in self._ends:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Pass on the text that is certain to be part of the completion."""

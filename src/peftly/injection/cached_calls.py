@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from peftly.errors import MethodError
@@ -44,9 +45,9 @@ def continue_after(plan: InsertionPlan, call: StackCall) -> None:
     """Let the mask and positions of a call count the inserted columns of its cache."""
     mask, positions = call.arguments.get("attention_mask"), call.arguments.get("position_ids")
     if mask is None and len(plan.owners) > 1:
-        raise MethodError(
-            "a call with different adapters for its batch elements needs an attention_mask to continue from a cache"
-        )
+        # `generate` passes no mask where no text has padding; but elements with fewer columns have unused ones.
+        cached = int(call.arguments["past_key_values"].get_seq_length()) - plan.count
+        mask = call.inputs.new_ones(call.inputs.shape[0], cached + call.inputs.shape[1], dtype=torch.long)
     plan = plan.repeat_to(call.inputs.shape[0])
     if mask is not None:
         call.arguments["attention_mask"] = insert_columns(mask, plan, plan.used)

@@ -63,10 +63,6 @@ def insert_prefixes(hooks: StackHooks, call: StackCall) -> None:
     if plan is None:
         _start_text(hooks, call, None if is_checkpointed else cache, stores=not is_checkpointed)
         return
-    if arguments.get("attention_mask") is None and hooks.role == "target" and len(plan.owners) > 1:
-        # `generate` passes no mask for answers, which have no padding; but shorter prefixes have unused columns.
-        text = int(cache.get_seq_length()) - plan.count + call.inputs.shape[1]
-        arguments["attention_mask"] = call.inputs.new_ones(call.inputs.shape[0], text, dtype=torch.long)
     continue_after(plan, call)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -32,6 +31,7 @@ from peftly.injection import (
     task_modules,
 )
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size, module_names
+from peftly.utils import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,7 +156,7 @@ class LowRankAdapter(Adapter):
         if config.bias == "lora_only":
             with_bias = {path: layer for path, layer in with_bias.items() if path in targets}
         if config.bias != "none" and not with_bias:
-            warnings.warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
+            warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         ranks = by_pattern(config.rank_pattern, targets, config.rank, "rank_pattern")
         alphas = by_pattern(config.alpha_pattern, targets, config.alpha, "alpha_pattern")
         for path, layer in targets.items():

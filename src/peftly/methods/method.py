@@ -1,4 +1,4 @@
-"""Interface of a method: its settings, its adapter on a model, and its entry in the registry."""
+"""Interface of a method: its settings, and its adapter on a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from peftly.data import EncodedExample
 
-__all__ = ["Adapter", "Method", "MethodConfig", "OwnFormat", "Setup", "Size", "module_names"]
+__all__ = ["Adapter", "MethodConfig", "OwnFormat", "Setup", "Size", "module_names"]
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 """Rank, number of virtual tokens or hidden dimension: a dimension of the tensors of an adapter."""
@@ -29,6 +29,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 class MethodConfig(Settings):
     """Settings of one method. Immutable; an unknown setting is an error."""
+
+    section: ClassVar[str] = "method"
 
     name: str
     modules_to_save: tuple[str, ...] | None = None
@@ -254,29 +256,3 @@ def module_names(peft: Mapping[str, Any], key: str) -> Any:
     """
     names = peft.get(key)
     return sorted(names, key=str) if isinstance(names, list) else [] if names is None else names
-
-
-@dataclass(frozen=True)
-class Method:
-    """Entry of the registry: facts that tests, the documentation and the command line read.
-
-    Attributes:
-        adapter: class of the adapters.
-        config: class of the settings.
-        summary: trained parameters, in a few words.
-        paper: source of the method.
-        learning_rate: default learning rate, for AdamW.
-        mergeable: whether an adapter can be merged into the weights of the base.
-        identity_at_init: whether a new adapter leaves the outputs of the base unchanged.
-        packs: whether the method supports batches in which a caller has packed several examples into one sequence, with
-            positions that restart. Training packs by itself, with `peftly.kernels.packed_attention`, for every method.
-    """
-
-    adapter: type[Adapter]
-    config: type[MethodConfig]
-    summary: str
-    paper: str
-    learning_rate: float
-    mergeable: bool
-    identity_at_init: bool
-    packs: bool = True

@@ -14,9 +14,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.errors import MethodError
 from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
+from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import prompt_shape_error
 
@@ -30,14 +29,14 @@ class PrefixTuning(MethodConfig):
     """Settings of prefix tuning."""
 
     name: Literal["prefix_tuning", "p_tuning_v2"] = "prefix_tuning"
-    num_virtual_tokens: Size = 20
-    """Number of keys and values in each layer."""
+    num_virtual_tokens: Length = 20
+    """Number of keys and values in each layer; `text`: as many as `init_text` has tokens."""
     init: Literal["text", "vocabulary", "random", "zero"] | None = None
     """Initial keys and values: keys and values of the tokens of `init_text`, of common tokens of the vocabulary, random
     ones with the standard deviation of the latter, or zero. None: `text` with `init_text`, else `vocabulary`; with
     `projection`, `random`."""
     init_text: str | None = None
-    """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`."""
+    """Text for `init: text`, whose tokens are repeated or cut to `num_virtual_tokens`; a warning says so."""
     projection: bool = False
     """Train a network that computes the prefix (the reparameterisation of the paper)."""
     projection_dim: Size | None = None
@@ -45,10 +44,7 @@ class PrefixTuning(MethodConfig):
 
     @model_validator(mode="after")
     def _init_fits(self) -> Self:
-        if self.init == "text" and not (self.init_text or "").strip():
-            raise ValueError("init: text needs init_text, the text to start from")
-        if self.init_text is not None and self.init not in (None, "text"):
-            raise ValueError(f"init_text is not used by init: {self.init}; leave one of them out")
+        check_init_text(self.init, self.init_text, self.num_virtual_tokens)
         if self.projection and (self.init in ("text", "vocabulary") or self.init_text is not None):
             raise ValueError("a projection cannot start at given keys and values; use init: random or zero")
         if self.projection_dim is not None and not self.projection:
@@ -118,16 +114,17 @@ class PrefixTuningAdapter(Adapter):
     def attach(cls, model: PreTrainedModel, config: PrefixTuning, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
         layers, heads, head_dim = _shape(model)
+        config = with_length(config, setup.tokenizer)
         if not config.projection:
             return cls(model, config, name, _initial_values(model, config, setup))
-        encoder_inputs = torch.randn(config.num_virtual_tokens, heads * head_dim, generator=setup.generator)
+        encoder_inputs = torch.randn(int(config.num_virtual_tokens), heads * head_dim, generator=setup.generator)
         return cls(model, config, name, encoder_inputs, _projection(config, (layers, heads, head_dim), setup))
 
     @classmethod
     def attach_for_loading(cls, model: PreTrainedModel, config: PrefixTuning, name: str) -> Self:
         """See `Adapter.attach_for_loading`."""
         layers, heads, head_dim = _shape(model)
-        return cls(model, config, name, torch.zeros(config.num_virtual_tokens, 2 * layers * heads * head_dim))
+        return cls(model, config, name, torch.zeros(int(config.num_virtual_tokens), 2 * layers * heads * head_dim))
 
     @classmethod
     def unsupported_reason(cls, model: nn.Module) -> str | None:
@@ -268,14 +265,12 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
         MethodError: the initialisation needs a tokenizer, or a text that has tokens.
     """
     layers, heads, head_dim = _shape(model)
-    count = config.num_virtual_tokens
+    count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
     if init == "zero":
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":
-        if setup.tokenizer is None:
-            raise MethodError("init: text starts from tokens: pass the tokenizer of the base")
-        ids = repeated(token_ids(setup.tokenizer, config.init_text or ""), count)
+        ids = repeated(text_ids(setup.tokenizer, config.init_text or ""), count, "init_text")
     else:
         common = common_tokens(setup.tokenizer, model.get_input_embeddings().weight.shape[0])
         ids = repeated(common[torch.randperm(len(common), generator=setup.generator)[:count]].tolist(), count)

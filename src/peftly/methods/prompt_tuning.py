@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
 from peftly.injection import Position
-from peftly.methods.initial_tokens import common_tokens, repeated, token_ids
+from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import PromptAdapter, token_embeddings
 
@@ -22,15 +22,15 @@ class PromptTuning(MethodConfig):
     """Settings of prompt tuning."""
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
-    num_virtual_tokens: Size = 20
-    """Number of virtual tokens."""
+    num_virtual_tokens: Length = 20
+    """Number of virtual tokens; `text`: as many as `init_text` has tokens."""
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
     """Initial embeddings: embeddings of the tokens of `init_text`, of common tokens of the vocabulary, random ones with
     the standard deviation of the latter, or embeddings of the answers of a labelled task ("Label: complaint", an answer
     per line). None: `text` with `init_text`; else `labels` if the model generates the answers of a labelled task; else
     `vocabulary`."""
     init_text: str | None = None
-    """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`."""
+    """Text for `init: text`, whose tokens are repeated or cut to `num_virtual_tokens`; a warning says so."""
     residual_dim: Size | None = None
     """Hidden dimension of a residual network through which the embeddings are trained. None: no such network."""
     position: Position | None = None
@@ -40,14 +40,12 @@ class PromptTuning(MethodConfig):
     @property
     def num_marked_tokens(self) -> int:
         """See `MethodConfig.num_marked_tokens`."""
-        return self.num_virtual_tokens if self.position == "template" else 0
+        count = self.num_virtual_tokens
+        return count if self.position == "template" and count != "text" else 0
 
     @model_validator(mode="after")
     def _text_goes_with_init(self) -> Self:
-        if self.init == "text" and not (self.init_text or "").strip():
-            raise ValueError("init: text needs init_text, the text to start from")
-        if self.init_text is not None and self.init not in (None, "text"):
-            raise ValueError(f"init_text is not used by init: {self.init}; leave one of them out")
+        check_init_text(self.init, self.init_text, self.num_virtual_tokens)
         return self
 
 
@@ -87,6 +85,7 @@ class PromptTuningAdapter(PromptAdapter):
     @classmethod
     def attach(cls, model: PreTrainedModel, config: PromptTuning, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
+        config = with_length(config, setup.tokenizer)
         embeddings = initial_embeddings(model, config, setup)
         return cls(model, config, name, embeddings, cls.encoder(config, embeddings.shape[1], setup))
 
@@ -123,18 +122,20 @@ def initial_embeddings(model: PreTrainedModel, config: PromptTuning, setup: Setu
     # A classifier does not generate the answers.
     generates = model.get_output_embeddings() is not None
     init = config.init or ("text" if config.init_text else "labels" if setup.answers and generates else "vocabulary")
-    count = config.num_virtual_tokens
+    count = int(config.num_virtual_tokens)
     if init != "random" and setup.tokenizer is None:
         raise MethodError(f"init: {init} starts from tokens: pass the tokenizer of the base, or use init: random")
     if init == "text":
-        return token_embeddings(embedding, repeated(token_ids(setup.tokenizer, config.init_text or ""), count))
+        ids = text_ids(setup.tokenizer, config.init_text or "")
+        return token_embeddings(embedding, repeated(ids, count, "init_text"))
     if init == "labels":
         if not setup.answers:
             raise MethodError("init: labels needs a labelled task; use init: text or init: vocabulary")
         # The seed decides the order, so that the members of an ensemble differ and no label is always the last.
         order = torch.randperm(len(setup.answers), generator=setup.generator).tolist()
-        lines = "\n".join(setup.answers[index] for index in order)
-        return token_embeddings(embedding, repeated(token_ids(setup.tokenizer, lines), count))
+        # The space is that in front of an answer inside a text.
+        ids = text_ids(setup.tokenizer, " " + "\n".join(setup.answers[index] for index in order).strip())
+        return token_embeddings(embedding, repeated(ids, count, "the text of init: labels" if len(ids) > count else ""))
     common = common_tokens(setup.tokenizer, embedding.weight.shape[0])
     drawn = common[torch.randperm(len(common), generator=setup.generator)[:count]]
     if init == "vocabulary":

@@ -15,7 +15,7 @@ from peftly.models.checks import check_quantization
 from peftly.models.heads import Head, seeded
 from peftly.models.quantization import Quantization, finish_quantization
 from peftly.models.tasks import TASKS, task_of_class
-from peftly.utils import resolve_dtype
+from peftly.utils import resolve_dtype, warn
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def open_model(base: BaseSpec, options: LoadOptions) -> "PreTrainedModel":
     _finish_layers(base.name, model, options)
     missing = options.head.finish(model, report, has_own_labels=has_own_labels)
     if missing:
-        warnings.warn(f"{base.name} has no weights for {_shortened(missing)}: they are random", stacklevel=3)
+        warn(f"{base.name} has no weights for {_shortened(missing)}: they are random", stacklevel=3)
     return model
 
 

@@ -1,7 +1,7 @@
 """Quantization of a base's linear layers, as a setting and as a property of a model."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import model_validator
@@ -19,6 +19,8 @@ Kind = Literal["nf4", "fp4", "int8"]
 
 class Quantization(Settings):
     """Quantization of the weights of linear layers; embeddings, norms and heads are not quantized."""
+
+    section: ClassVar[str] = "quantization"
 
     kind: Kind
     """4-bit codes for normally distributed weights (arXiv:2305.14314), 4-bit floats, or 8-bit integers with a scale for

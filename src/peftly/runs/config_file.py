@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from peftly.errors import ConfigError
 from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
-from peftly.runs.config_mistakes import first_line, joined, suggestion
+from peftly.runs.config_mistakes import first_line, joined, suggestion, unknown_key_advice
 from peftly.runs.version_0_1 import with_current_settings
 from peftly.runs.yaml_text import parse_yaml, read_yaml
 from peftly.settings import shortened
@@ -124,8 +124,10 @@ def _read_job(name: str, shared: Mapping[str, Any], settings: object) -> RunConf
         raise ConfigError(f"jobs.{name} must be a mapping with {joined(_JOB_SETTINGS)}, not {shortened(settings)}")
     unknown = [str(key) for key in settings if key not in _JOB_SETTINGS]
     if unknown:
-        hint = suggestion(unknown[0], _JOB_SETTINGS)
-        raise ConfigError(f"jobs.{name}.{unknown[0]} is not a setting{hint}; a job has {joined(_JOB_SETTINGS)}")
+        path = f"jobs.{name}.{unknown[0]}"
+        advice = unknown_key_advice(path, settings[unknown[0]])
+        hint = f"; {advice}" if advice else suggestion(unknown[0], _JOB_SETTINGS)
+        raise ConfigError(f"{path} is not a setting{hint}; a job has {joined(_JOB_SETTINGS)}")
     run = {**shared, **{key: _override(key, shared.get(key), value) for key, value in settings.items()}}
     if isinstance(run.get("out"), str) and run["out"]:
         run["out"] = str(Path(run["out"]) / name)

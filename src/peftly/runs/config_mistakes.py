@@ -2,38 +2,21 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from peftly.errors import ConfigError
+from peftly.methods import METHODS
 from peftly.runs.version_0_1 import RENAMED_SETTINGS
+from peftly.setting_names import OtherName, other_name
 from peftly.settings import shortened
 
-__all__ = ["TRANSFORMERS_NAMES", "first_line", "joined", "suggestion"]
+__all__ = ["first_line", "joined", "suggestion", "unknown_key_advice"]
 
-TRANSFORMERS_NAMES = {
-    "num_train_epochs": "train.epochs",
-    "per_device_train_batch_size": "train.batch_size",
-    "per_device_eval_batch_size": "train.evaluation_batch_size",
-    "optim": "train.optimizer",
-    "save_strategy": "train.save_steps",
-    "eval_strategy": "train.eval_steps",
-    "evaluation_strategy": "train.eval_steps",
-    "bf16": "dtype=bfloat16",
-    "fp16": "dtype=float16",
-    "output_dir": "out",
-    "model_name_or_path": "base",
-    "max_seq_length": "data.max_length",
-    "load_in_4bit": "quantization=nf4",
-    "load_in_8bit": "quantization=int8",
-    "r": "method.rank",
-    "lora_alpha": "method.alpha",
-    "lora_dropout": "method.dropout",
-}
-"""Names of settings in transformers, TRL and PEFT, and the settings of peftly with the same purpose."""
+_SETTINGS_OF_JOB = ("data", "method", "train")
 
 
 def first_line(
@@ -60,7 +43,7 @@ def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags:
     keys = [str(part) for part in problem["loc"]]
     path = ".".join([prefix] * bool(prefix) + keys)
     if problem["type"] == "extra_forbidden":
-        return _unknown_key(path, model, prefix)
+        return _unknown_key(path, problem["input"], model, prefix)
     if problem["type"] == "invalid_key":
         return f"{path} is not a setting: the names of settings are texts"
     if problem["type"] == "missing":
@@ -75,30 +58,51 @@ def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags:
     return f"{path} must be {message}; got {got}"
 
 
-def _unknown_key(path: str, model: type[BaseModel], prefix: str) -> str:
+def _unknown_key(path: str, given: object, model: type[BaseModel], prefix: str) -> str:
     """Return a line with the valid name of a setting: a known other name, or the closest name in the configuration."""
     parent, _, leaf = path.rpartition(".")
     keys = [".".join(filter(None, [prefix, key])) for key in _keys(model)]
-    other_name = _other_name(path, keys, prefix)
-    if other_name is not None:
-        return f"{path} is not a setting; use {other_name}"
+    if advice := unknown_key_advice(path, given, keys, prefix):
+        return f"{path} is not a setting; {advice}"
     neighbours = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
-    anywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    anywhere = {key.rpartition(".")[2]: key for key in reversed([*_method_settings(), *keys])}
+    if leaf in anywhere and prefix != "method":
+        return f"{path} is not a setting; did you mean {anywhere[leaf]}?"
     for leaves in (neighbours, anywhere):
         if close := difflib.get_close_matches(leaf, leaves, n=1):
             return f"{path} is not a setting; did you mean {leaves[close[0]]}?"
     return f"{path} is not a setting; {parent or 'the top level'} has {joined(neighbours)}"
 
 
-def _other_name(path: str, keys: list[str], prefix: str) -> str | None:
-    """Return the setting of peftly for a setting of version 0.1.0 or of transformers; None if there is none."""
-    job = f"{prefix}." if prefix.startswith("jobs.") else ""
-    setting = path.removeprefix(job)
-    current = RENAMED_SETTINGS.get(setting) or TRANSFORMERS_NAMES.get(setting.rpartition(".")[2])
-    if current is None or (prefix == "method" and current not in keys):
-        return None  # the method has no such setting
-    # Jobs have their own data, method and training; they share all other settings.
-    return f"{job}{current}" if "." in current else current
+def unknown_key_advice(path: str, given: object, keys: Container[str] = (), prefix: str = "") -> str:
+    """Return advice for a setting of version 0.1.0 or of another tool, such as "use train.epochs"; else an empty text.
+
+    Args:
+        path: path of the unknown setting in the configuration.
+        given: value of the setting.
+        keys: paths of the settings that exist at this level, if `prefix` is "method".
+        prefix: path of the validated settings in the configuration.
+    """
+    job = re.match(r"jobs\.[^.]+\.", path)
+    setting = path[job.end() :] if job else path
+    renamed = RENAMED_SETTINGS.get(setting)
+    other = OtherName((renamed,)) if renamed else other_name(setting.rpartition(".")[2])
+    if other is None:
+        return ""
+    if prefix == "method":  # the method may lack such a setting
+        existing = tuple(name for name in other.settings if not name.startswith("method.") or name in keys)
+        if other.settings and not existing:
+            return ""
+        other = other._replace(settings=existing)
+    if job:  # jobs have their own data, method and training; they share all other settings
+        own = tuple(f"{job[0]}{name}" if name.startswith(_SETTINGS_OF_JOB) else name for name in other.settings)
+        other = other._replace(settings=own)
+    return other.advice(given)
+
+
+def _method_settings() -> Iterator[str]:
+    """Yield the settings of all methods."""
+    yield from (f"method.{name}" for method in METHODS.values() for name in method.config.model_fields)
 
 
 def _keys(model: type[BaseModel]) -> Iterable[str]:

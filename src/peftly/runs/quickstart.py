@@ -46,7 +46,7 @@ _SHOWN_SAMPLES = 6
 
 # Eight tokens in the form of the answers: the base predicts one of the labels from the start, and training only has to
 # learn which. Prompts that start as a question spend their first epoch on the form (docs/log.md).
-_INIT_TEXT = "Label: complaint\nLabel: no complaint"
+_INIT_TEXT = " Label: complaint\nLabel: no complaint"
 _METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
     "prompt_tuning": (
         "prompt tuning",

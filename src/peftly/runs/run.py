@@ -133,9 +133,9 @@ def _no_log(_line: str) -> None:
     """Take a line of a process that is not the main one."""
 
 
-def inputs_of(config: RunConfig) -> list[str | None]:
+def inputs_of(config: RunConfig) -> list[str]:
     """Return the paths and Hub ids of the data and the base of a run."""
-    return [config.base, config.data.train, config.data.validation, config.data.test]
+    return [config.base, *config.data.sources]
 
 
 def _evaluation(base: Base, data: Data, config: RunConfig, log: Callable[[str], None]) -> Evaluation | None:

@@ -16,7 +16,11 @@ losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
-optimizer      optimizers and learning rate schedules
+optimizer      optimizers and their parameter groups
+schedule       learning rate schedules
+best           the best evaluation, and records of evaluations
+saved          folders of saved adapters
+finite_weights copies of the weights, to go back to
 checkpoint     files from which a stopped run continues
 callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl

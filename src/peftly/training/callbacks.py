@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from peftly.utils import score_text, share_text
+from peftly.utils import is_main_process, score_text, share_text
 
 __all__ = [
     "Callback",
@@ -68,6 +68,9 @@ class EvaluationRecord:
         best: whether this is the best evaluation so far.
         seconds: seconds since the start of the run.
         entity_f1: F1 of entities; None for examples without tags of entities.
+        train_loss: mean loss over the targets of the steps since the last evaluation, each before its update; with
+            dropout, its noise counts.
+        train_perplexity: exp(train_loss); None if the targets are tags or classes.
     """
 
     step: int
@@ -80,6 +83,8 @@ class EvaluationRecord:
     best: bool
     seconds: float
     entity_f1: float | None = None
+    train_loss: float | None = None
+    train_perplexity: float | None = None
 
 
 def to_dict(record: StepRecord | EvaluationRecord) -> dict[str, object]:
@@ -105,6 +110,7 @@ class TrainResult:
         history: all records, in order.
         seconds: duration of the run, with evaluations.
         stopped_early: whether `early_stopping_patience` ran out.
+        metric_for_best_model: metric by which the best evaluation was chosen; None without validation examples.
         learning_rate: highest learning rate of the schedule.
         trained_parameters: number of trained parameters.
     """
@@ -115,6 +121,7 @@ class TrainResult:
     history: tuple[StepRecord | EvaluationRecord, ...]
     seconds: float
     stopped_early: bool
+    metric_for_best_model: str | None
     learning_rate: float
     trained_parameters: int
 
@@ -156,10 +163,10 @@ class ProgressBar(Callback):
         self._lines = lines
         self._name = f"{name}: " if name else ""
         self._speed = 0.0
-        self._validation = ""
-        self._printed = 0
+        self._steps = 0
+        self._printed: dict[str, int] = {}
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and is_main_process():
             self._bar = Progress(
                 TextColumn("{task.fields[name]}step {task.completed:.0f}/{task.total:.0f}", markup=False),
                 BarColumn(),
@@ -196,21 +203,34 @@ class ProgressBar(Callback):
         self._speed = decay * self._speed + (1 - decay) * record.tokens_per_second
         # The estimate uses the whole time so far, since evaluations take time too.
         left = record.seconds / record.step * (record.steps - record.step)
-        facts = f"loss {record.loss:.4f}  {self._speed:,.0f} tokens/s  {_duration(left)} left{self._validation}"
+        facts = f"loss {record.loss:.4f}  {self._speed:,.0f} tokens/s  {_duration(left)} left"
+        self._steps = record.steps
         if self._bar is not None:
             self._bar.update(self._task, completed=record.step, total=record.steps, description=facts, visible=True)
-        elif record.step * self._lines // record.steps > self._printed:
-            self._printed = record.step * self._lines // record.steps
-            self._console.print(
-                f"{self._name}step {record.step}/{record.steps}  {facts}", markup=False, highlight=False, soft_wrap=True
-            )
+        elif self._is_due("step", record.step):
+            self.on_note(f"step {record.step}/{record.steps}  {facts}")
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Show the validation scores together with the next steps."""
-        scores = {"accuracy": record.accuracy, "entity F1": record.entity_f1}
-        shown = "".join(f" {name} {share_text(score)}" for name, score in scores.items() if score is not None)
-        loss = f"{record.loss:.4f}" if math.isfinite(record.loss) else score_text(record.loss)
-        self._validation = f"  validation loss {loss}{shown}{' (best)' if record.best else ''}"
+        """Print the losses, perplexities and scores; at most `lines` times, and always after the last step."""
+        if not self._is_due("evaluation", record.step):
+            return
+        losses = {"training": (record.train_loss, record.train_perplexity)}
+        losses["validation"] = (record.loss, record.perplexity)
+        facts = [
+            f"{name} loss {_loss(loss)}" + ("" if perplexity is None else f" (perplexity {score_text(perplexity)})")
+            for name, (loss, perplexity) in losses.items()
+            if loss is not None
+        ]
+        scores = {"accuracy": record.accuracy, "macro-F1": record.macro_f1, "entity F1": record.entity_f1}
+        shown = [f"{name} {share_text(score)}" for name, score in scores.items() if score is not None]
+        self.on_note(f"epoch {record.epoch:.3g}  " + "  ".join([*facts, *shown[:1], *["(best)"] * record.best]))
+
+    def _is_due(self, kind: str, step: int) -> bool:
+        """Return whether the next of `lines` parts of the run is done for the first time, for events of one kind."""
+        part = step * self._lines // max(self._steps, step, 1)
+        is_due = part > self._printed.get(kind, 0)
+        self._printed[kind] = max(part, self._printed.get(kind, 0))
+        return is_due
 
     def on_resume(self, step: int, steps: int) -> None:
         """Print the step at which the run continues."""
@@ -219,6 +239,10 @@ class ProgressBar(Callback):
     def on_note(self, text: str) -> None:
         """Print the text above the bar."""
         self._console.print(f"{self._name}{text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if math.isfinite(loss) else score_text(loss)
 
 
 def _duration(seconds: float) -> str:

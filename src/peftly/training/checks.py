@@ -46,18 +46,19 @@ def check_trainable(
 def _check(config: TrainConfig, data: Data) -> None:
     if not data.train.encoded:
         raise ConfigError("there is nothing to train on: data.train has no examples left")
+    metric = config.metric_for_best_model
     if data.validation is None:
         settings = [name for name in ("eval_steps", "early_stopping_patience") if getattr(config, name) is not None]
-        settings += ["metric_for_best_model"] * (config.metric_for_best_model != "loss")
+        settings += ["metric_for_best_model"] * (metric not in ("auto", "loss"))
         if settings:
             raise ConfigError(
                 f"train.{settings[0]} needs validation examples; set data.validation, or data.validation_fraction "
                 "above 0"
             )
     metrics = metrics_of(data.row_format)
-    if config.metric_for_best_model not in metrics:
+    if metric not in ("auto", *metrics):
         raise ConfigError(
-            f"train.metric_for_best_model {config.metric_for_best_model} is no score of examples of kind "
+            f"train.metric_for_best_model {metric} is no score of examples of kind "
             f"{data.row_format.kind!r}; they have {', '.join(metrics)}"
         )
 

@@ -1,6 +1,6 @@
 """The settings of a training run, checked without importing torch."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ class TrainConfig(Settings):
 
     A step is one update of the trained weights: `batch_size` x `gradient_accumulation_steps` examples on every process.
     """
+
+    section: ClassVar[str] = "train"
 
     epochs: int = Field(default=5, ge=1)
     """Passes over the training examples."""
@@ -44,13 +46,13 @@ class TrainConfig(Settings):
     """Weight decay, decoupled from the gradient; for sgd it is added to the gradient."""
 
     lr_scheduler_type: Schedule = "linear"
-    """Learning rate schedule after the warm-up, by its name in transformers."""
+    """Learning rate schedule after the warm-up, by its name in transformers. The last step has a rate above 0."""
 
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of the steps in which the learning rate rises from 0."""
+    """Fraction of the steps in which the learning rate rises to its peak: step k of w has k/w of it."""
 
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Number of steps in which the learning rate rises from 0, in place of `warmup_ratio`; None: by `warmup_ratio`."""
+    """Number of steps in which the learning rate rises to its peak; None: by `warmup_ratio`."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Norm to which larger gradients are clipped; None: no clipping."""
@@ -76,7 +78,7 @@ class TrainConfig(Settings):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 
-    metric_for_best_model: Literal["loss", "accuracy", "macro_f1", "entity_f1"] = "loss"
+    metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
     """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores."""
 
     gradient_checkpointing: bool | None = None

@@ -9,45 +9,39 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from peftly.adapters import attached, num_virtual_tokens_of, save_adapter, trainable_parameters, use_adapters
+from peftly.adapters import attached, num_virtual_tokens_of, trainable_parameters, use_adapters
 from peftly.data import Data, EncodedExample, Split
-from peftly.errors import AdapterError, ConfigError, TrainingError
+from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import invalidate_cached_tensors, owner
-from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord, TrainResult
+from peftly.training.best import evaluation_record, metric_of_best, sort_key, stop_text
+from peftly.training.callbacks import Callback, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
-from peftly.training.optimizer import make_optimizer, make_schedule, optimizer_note, parameter_groups
+from peftly.training.finite_weights import LastFiniteWeights, assign, copies
+from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
+from peftly.training.saved import SavedAdapters, weights_location
+from peftly.training.schedule import make_schedule, schedule_note
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
-from peftly.utils import is_disk_full
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AdapterJob", "weights_location"]
-
-LAST_FINITE_STEPS = 20
-"""Largest number of steps between two copies of the last finite weights."""
-
-LAST_FINITE_SHARE = 10
-"""The number of steps between two copies is at most the number of steps so far, divided by this."""
+__all__ = ["AdapterJob"]
 
 
 class AdapterJob:
     """The training of one adapter, or of all trainable parameters of a model, on one data set.
 
     A step whose loss or gradient norm is not finite ends the training. Its weights may be the cause, so the model goes
-    back to `last_finite_weights`: a copy of weights that gave a finite loss and a finite gradient norm. After a few
-    steps the copy is no longer taken at every step: a failure loses at most a tenth of the steps so far, at most
-    `LAST_FINITE_STEPS` steps, and at most the steps since the last evaluation.
+    back to the `last_finite_weights`.
 
     Attributes:
         parameters: trained parameters, by name.
@@ -56,10 +50,11 @@ class AdapterJob:
         steps_per_epoch: steps in which every example is seen once.
         steps: steps of the whole run, unless it stops early.
         eval_steps: steps between evaluations.
+        metric: metric by which the best evaluation is chosen.
         state: progress so far.
         log: records of steps and evaluations, and the callbacks.
-        last_finite_weights: copy of `parameters` that is known to give finite numbers, by name.
-        last_finite_step: number of updates that `last_finite_weights` have had.
+        saved: folders of the saved adapters.
+        last_finite_weights: copy of `parameters` that is known to give finite numbers.
     """
 
     def __init__(
@@ -114,13 +109,19 @@ class AdapterJob:
         self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.eval_steps = config.eval_steps or self.steps_per_epoch
+        self.metric = metric_of_best(config, data)
         self.optimizer = make_optimizer(groups, config)
         self.schedule = make_schedule(self.optimizer, config, self.steps)
         self.state = RunState()
-        self.last_finite_weights, self.last_finite_step = _copies(self.parameters), 0
+        eval_steps = None if data.validation is None else self.eval_steps
+        self.last_finite_weights = LastFiniteWeights(self.parameters, eval_steps=eval_steps)
         self.log = RunLog(callbacks, out=out, is_main_process=accelerator.is_main_process, resume=resume)
-        if not resume and (note := optimizer_note(config, model.device)):
-            self.log.note(note)
+        if not resume:
+            for note in filter(None, (optimizer_note(config, model.device), schedule_note(config, self.steps))):
+                self.log.note(note)
+        self.saved = SavedAdapters(
+            model, adapter, out if accelerator.is_main_process else None, data.row_format, self.log
+        )
         self.started = time.perf_counter()
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:
@@ -157,14 +158,18 @@ class AdapterJob:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             numbers = f"loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}"
             self.fail(f"step {self.step + 1}: {numbers}")
-        if self.step % self._last_finite_steps == 0:
-            _assign(self.last_finite_weights, self.parameters)
-            self.last_finite_step = self.step
+        self.last_finite_weights.update(self.step)
         self.optimizer.step()
         invalidate_cached_tensors()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.update_state(step=self.step + 1, after_step_due=True)
+        targets = sum(example.num_targets for example in examples)
+        self.update_state(
+            step=self.step + 1,
+            after_step_due=True,
+            train_loss_sum=self.state.train_loss_sum + loss * targets,
+            train_targets=self.state.train_targets + targets,
+        )
         tokens = sum(example.num_tokens for example in examples)
         record = StepRecord(
             step=self.step,
@@ -174,7 +179,7 @@ class AdapterJob:
             learning_rate=rate,
             grad_norm=norm,
             tokens=tokens,
-            trained_tokens=sum(example.num_targets for example in examples),
+            trained_tokens=targets,
             tokens_per_second=tokens / seconds,
             seconds=self.seconds,
         )
@@ -186,13 +191,15 @@ class AdapterJob:
         """Save and evaluate if the configuration asks for it at this step; the last step is always evaluated."""
         is_last = self.step == self.steps
         if self.config.save_steps and self.step % self.config.save_steps == 0:
-            self.save_if_possible(f"step-{self.step}")
+            self.saved.save_if_possible(f"step-{self.step}")
         changes: dict[str, Any] = {}
         if self.data.validation is not None and (is_last or self.step % self.eval_steps == 0):
             changes = self.evaluate(self.data.validation)
         patience = self.config.early_stopping_patience
         evaluations = changes.get("evaluations_since_best", 0)
         stopped_early = not is_last and patience is not None and evaluations >= patience
+        if stopped_early:
+            self.log.say(stop_text(self.metric, self.step, self.steps, evaluations, self.state.best))
         self.update_state(after_step_due=False, stopped_early=stopped_early, **changes)
 
     def update_state(self, **changes: Any) -> None:
@@ -211,8 +218,8 @@ class AdapterJob:
             if not self.has_finite_weights():
                 self.fail(f"step {self.step} left weights that are not finite")
         else:
-            _assign(self.parameters, self.state.best_weights)
-        self.save("adapter")
+            assign(self.parameters, self.state.best_weights)
+        self.saved.save("adapter")
         self.log.sync()
         self.update_state(seconds=self.seconds)
         return self.result()
@@ -226,6 +233,7 @@ class AdapterJob:
             history=tuple(self.log.history),
             seconds=self.state.seconds or self.seconds,
             stopped_early=self.state.stopped_early,
+            metric_for_best_model=None if self.state.best is None else self.metric,
             learning_rate=self.learning_rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
         )
@@ -239,8 +247,8 @@ class AdapterJob:
             "examples_per_step": self.examples_per_step,
             "methods": {name: adapter.config.model_dump(mode="json") for name, adapter in attached(self.model).items()},
             "parameters": dict(self.parameters),
-            "last_finite_weights": self.last_finite_weights,
-            "last_finite_step": self.last_finite_step,
+            "last_finite_weights": self.last_finite_weights.weights,
+            "last_finite_step": self.last_finite_weights.step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "run_state": self.state.to_dict(),
@@ -249,12 +257,11 @@ class AdapterJob:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state_dict` of a job of the same run (see `check_same_run`)."""
-        _assign(self.parameters, state["parameters"])
-        _assign(self.last_finite_weights, state["last_finite_weights"])
-        self.last_finite_step = state["last_finite_step"]
+        assign(self.parameters, state["parameters"])
+        self.last_finite_weights.load(state["last_finite_weights"], state["last_finite_step"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.state = RunState.from_dict(state["run_state"], self.last_finite_weights)
+        self.state = RunState.from_dict(state["run_state"], self.parameters)
         self.started = time.perf_counter() - state["seconds"]
         self.log.resume(self.state.metrics_bytes, self.state.metrics_sha256, step=self.step, steps=self.steps)
 
@@ -277,33 +284,27 @@ class AdapterJob:
         with self.active():
             scores = computed_with(self.model, partial(self._scores, split))
         best = self.state.best
-        is_best = math.isfinite(scores.loss) and (best is None or self.sort_key(scores) < self.sort_key(best))
-        record = EvaluationRecord(
+        is_best = math.isfinite(scores.loss) and (
+            best is None or sort_key(self.metric, scores) < sort_key(self.metric, best)
+        )
+        record = evaluation_record(
+            scores,
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
-            loss=scores.loss,
-            perplexity=scores.perplexity,
-            token_accuracy=scores.token_accuracy,
-            accuracy=scores.accuracy,
-            macro_f1=scores.macro_f1,
-            entity_f1=scores.entity_f1,
-            best=is_best,
+            is_best=is_best,
             seconds=self.seconds,
+            train_loss=self.state.train_loss,
         )
         self.log.write(record)
         self.log.report(record)
+        begin_again = {"train_loss_sum": 0.0, "train_targets": 0}
         if not is_best:
-            return {"evaluations_since_best": self.state.evaluations_since_best + 1}
-        return {"evaluations_since_best": 0, "best": record, "best_weights": _copies(self.parameters)}
+            return {**begin_again, "evaluations_since_best": self.state.evaluations_since_best + 1}
+        return {**begin_again, "evaluations_since_best": 0, "best": record, "best_weights": copies(self.parameters)}
 
     def _scores(self, split: Split) -> Evaluation:
         size = self.config.evaluation_batch_size
         return evaluate(self.model, self.tokenizer, split, self.data.row_format, batch_size=size)
-
-    def sort_key(self, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
-        """Return a key that is smaller for the better of two evaluations."""
-        metric = self.config.metric_for_best_model
-        return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
 
     def has_finite_weights(self) -> bool:
         """Return whether all trained parameters are finite."""
@@ -318,8 +319,9 @@ class AdapterJob:
         Raises:
             TrainingError: always.
         """
-        _assign(self.parameters, self.last_finite_weights)
-        saved = weights_location(self.save("adapter"), f"the last finite weights (after step {self.last_finite_step})")
+        self.last_finite_weights.restore()
+        weights = f"the last finite weights (after step {self.last_finite_weights.step})"
+        saved = weights_location(self.saved.save("adapter"), weights)
         raise TrainingError(f"{reason}; {saved}; {self._advice()}")
 
     def fail_out_of_memory(self, tokens: int) -> NoReturn:
@@ -333,9 +335,9 @@ class AdapterJob:
         """
         step = self.step
         if not self.has_finite_weights():
-            _assign(self.parameters, self.last_finite_weights)
-            step = self.last_finite_step
-        saved = weights_location(self.save("adapter"), f"the weights (after step {step})")
+            self.last_finite_weights.restore()
+            step = self.last_finite_weights.step
+        saved = weights_location(self.saved.save("adapter"), f"the weights (after step {step})")
         raise TrainingError(
             f"step {self.step + 1}: memory ran out with {tokens:,} tokens at once; {saved}; "
             "lower train.micro_batch_tokens or data.max_length, or set train.gradient_checkpointing"
@@ -349,24 +351,6 @@ class AdapterJob:
                 "train.batch_size"
             )
         return "nothing was trained yet, so look at the data, or load the base with dtype float32"
-
-    def save(self, name: str) -> Path | None:
-        """Save the adapter in the folder `name` of `out`, on the main process; return the folder, if there is one."""
-        if self.out is None or not self.accelerator.is_main_process:
-            return None
-        notes = {"row_format": self.data.row_format.to_dict()}
-        path = save_adapter(self.model, self.out / name, name=self.adapter, notes=notes)
-        self.log.save(path)
-        return path
-
-    def save_if_possible(self, name: str) -> None:
-        """Save the adapter as `save` does; a full disk gives a note, not an error."""
-        try:
-            self.save(name)
-        except AdapterError as error:
-            if not is_disk_full(error):
-                raise
-            self.log.note(str(error))
 
     @cached_property
     def digests(self) -> list[str | None]:
@@ -383,26 +367,3 @@ class AdapterJob:
     def seconds(self) -> float:
         """Seconds since training began, interruptions not counted."""
         return time.perf_counter() - self.started
-
-    @property
-    def _last_finite_steps(self) -> int:
-        """Steps between two copies of the last finite weights."""
-        limit = LAST_FINITE_STEPS if self.data.validation is None else min(LAST_FINITE_STEPS, self.eval_steps)
-        return max(1, min(limit, self.step // LAST_FINITE_SHARE))
-
-
-def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-def _assign(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy values into tensors of the same names, in place."""
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(values[name])
-    invalidate_cached_tensors()
-
-
-def weights_location(folder: Path | None, weights: str = "the weights so far") -> str:
-    """Return a sentence that says where weights are: in a folder, or only in the model."""
-    return f"{weights} are in {folder or 'the model'}"

@@ -1,13 +1,11 @@
-"""Optimizers, their parameter groups, and learning rate schedules."""
+"""Optimizers and their parameter groups."""
 
 import importlib
-import math
 from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from peftly.adapters import attached, trainable_parameters
 from peftly.errors import ConfigError
@@ -16,7 +14,7 @@ from peftly.kernels import has_bitsandbytes, import_bitsandbytes, without_kernel
 from peftly.methods import METHODS, Adapter
 from peftly.training.config import TrainConfig
 
-__all__ = ["make_optimizer", "make_schedule", "optimizer_note", "parameter_groups"]
+__all__ = ["make_optimizer", "optimizer_note", "parameter_groups"]
 
 _AT_BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -101,17 +99,6 @@ def optimizer_note(config: TrainConfig, device: torch.device) -> str | None:
     if "paged" in name and device.type == "cpu":
         return f"train.optimizer {name}: nothing is paged, since there is no GPU"
     return None
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    """Return the learning rate schedule of the configuration over `steps` updates."""
-    # The schedule "constant" of transformers has no warm-up.
-    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
-    warmup = math.ceil(config.warmup_ratio * steps) if config.warmup_steps is None else config.warmup_steps
-    schedule: LRScheduler = _optimization().get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
-    return schedule
 
 
 def _optimization() -> Any:

@@ -1,11 +1,11 @@
 """The records of a run, and the callbacks that receive its events."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from peftly.training.callbacks import Callback, EvaluationRecord, StepRecord
 from peftly.training.metrics import MetricsWriter
+from peftly.utils import warn
 
 __all__ = ["RunLog"]
 
@@ -29,7 +29,6 @@ class RunLog:
             resume: whether the run continues from a checkpoint.
         """
         self.history: list[StepRecord | EvaluationRecord] = []
-        self._is_main_process = is_main_process
         self._callbacks = list(callbacks) if is_main_process else []
         self._writer: MetricsWriter | None = None
         if out is not None and is_main_process:
@@ -70,9 +69,12 @@ class RunLog:
             callback.on_save(path)
 
     def note(self, text: str) -> None:
-        """Pass a note to the callbacks, and warn callers from Python."""
-        if self._is_main_process:
-            warnings.warn(text, stacklevel=2)
+        """Pass a note on a problem to the callbacks, and warn callers from Python."""
+        warn(text, stacklevel=2)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Pass a note to the callbacks."""
         for callback in self._callbacks:
             callback.on_note(text)
 

@@ -24,6 +24,8 @@ class RunState:
         best_weights: trained weights at the best evaluation, by parameter name; None before the first evaluation.
         evaluations_since_best: number of evaluations after the best one.
         stopped_early: whether `early_stopping_patience` ran out.
+        train_loss_sum: sum of the training losses of all targets since the last evaluation.
+        train_targets: number of these targets.
         metrics_bytes: size of `metrics.jsonl` in bytes.
         metrics_sha256: hash of these bytes.
         seconds: duration of the whole run; None until the run has finished.
@@ -35,9 +37,16 @@ class RunState:
     best_weights: dict[str, Tensor] | None = None
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    train_loss_sum: float = 0.0
+    train_targets: int = 0
     metrics_bytes: int = 0
     metrics_sha256: str = ""
     seconds: float | None = None
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean training loss over the targets since the last evaluation; None if there was none."""
+        return self.train_loss_sum / self.train_targets if self.train_targets else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain values and tensors, for a checkpoint."""

@@ -15,9 +15,10 @@ from peftly.kernels import supports_packing, use_packed_attention
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.checkpoint import checkpoint_files, read_checkpoint
 from peftly.training.config import TrainConfig
-from peftly.training.job import AdapterJob, weights_location
+from peftly.training.job import AdapterJob
 from peftly.training.loop import TrainingLoop
 from peftly.training.processes import num_processes, on_main_process, saved_examples_per_step
+from peftly.training.saved import weights_location
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
 from peftly.utils import (
@@ -171,7 +172,8 @@ def _train_in(
         except TrainingError as error:
             others = [job for job in adapter_jobs if job not in loop.results and job is not loop.current_job]
             saved = [
-                weights_location(job.save("adapter-interrupted"), f"the weights of {job.adapter}") for job in others
+                weights_location(job.saved.save("adapter-interrupted"), f"the weights of {job.adapter}")
+                for job in others
             ]
             raise TrainingError("; ".join([str(error), *saved])) from error
         except BaseException:
@@ -255,7 +257,7 @@ def _interrupted(
         if job in loop.results:
             continue
         try:
-            saved = weights_location(job.save("adapter-interrupted"))
+            saved = weights_location(job.saved.save("adapter-interrupted"))
         except AdapterError as error:
             saved = str(error)
         lines.append(f"stopped at step {job.step} of {job.steps}; {saved}")

@@ -9,6 +9,7 @@ output_folder  check of a folder before a command writes into it, its mark, and 
 signals        stop signals, delayed while weights change
 hardware       devices and dtypes
 environment    versions, caches and the name of the program
+warning        warnings of the main process
 quiet          log lines and progress bars of other libraries
 """
 
@@ -55,6 +56,7 @@ from peftly.utils.transactions import (
     replacing_files,
     restore_earlier,
 )
+from peftly.utils.warning import warn
 
 __all__ = [
     "LOCK",
@@ -100,6 +102,7 @@ __all__ = [
     "stops_raised",
     "sync",
     "truncate",
+    "warn",
     "write_folder",
     "write_json",
     "write_new_file",

@@ -66,7 +66,6 @@ def test_the_sample_data_have_no_findings():
 def test_each_reason_to_drop_a_row_is_counted_by_itself():
     rows = [*texts(2), {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": ""}]
     assert found(rows) == {"empty_answer": (2, ("train: row 3", "train: row 4"))}
-    assert found([*texts(2), {"text": "x", "prompt": "", "completion": ""}])["empty_text"] == (1, ("train: row 3",))
     talks = [
         talk("a", "b"),
         {"messages": [{"role": "user", "content": "nobody answers"}]},

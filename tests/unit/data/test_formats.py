@@ -184,7 +184,8 @@ def test_values_that_are_labels(value, label):
         ({"text": "a", "label": " "}, "row 2: field 'label' is empty where a label is needed"),
         (
             {"text": "a", "label": 0.5},
-            "row 2: field 'label' holds a number where a label (a text or a whole number) is needed",
+            "row 2: field 'label' holds the score 0.5, and regression is not supported; write a few labels, such as "
+            "the score rounded to a whole number",
         ),
         (
             {"text": "a", "label": "maybe"},
@@ -262,7 +263,9 @@ def test_few_values_are_labels(fields, count, kind):
     row_format, notes = detect_format(rows("tweet", count=count, **fields), "{tweet} is", next(iter(fields)))
     assert row_format.kind == kind
     assert row_format.labels == (
-        tuple(sorted({str(value) for value in next(iter(fields.values()))})) if kind == "label" else ()
+        tuple(sorted({str(value) for value in next(iter(fields.values()))}, key=lambda v: (v.isdigit() and int(v), v)))
+        if kind == "label"
+        else ()
     )
     assert any("labels" in note or "free text" in note for note in notes)
 
@@ -291,7 +294,12 @@ def test_a_target_alone_takes_the_usual_template():
     ("names", "template", "target", "message"),
     [
         (("a", "b"), None, None, "t.jsonl: the rows have 'a', 'b', which is none of the row formats known"),
-        (("a", "b"), None, "b", "t.jsonl: target 'b' needs a template for the prompt, such as '{a}\\nAnswer:'"),
+        (
+            ("a", "b"),
+            None,
+            "b",
+            "t.jsonl: target 'b' needs a template for the prompt, such as --template '{a}\\nAnswer:'",
+        ),
         (("a", "b"), "{a}", "c", "t.jsonl: target 'c' is no field of the rows; they have 'a', 'b'"),
         (("a", "b"), "{c}", "b", "template '{c}' names the field 'c'; the rows have 'a', 'b'"),
         (

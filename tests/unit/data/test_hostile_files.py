@@ -54,7 +54,7 @@ def test_the_right_rows(tmp_path, name, content, expected):
         ("a.jsonl", ROW + '{"text": ' + "9" * 100_000 + "}", "line 2 is not valid JSON"),
         ("a.jsonl", ROW + "\0", "line 2 is not valid JSON"),
         ("a.jsonl", ROW + '{"text": "a\tb"}', "line 2 is not valid JSON"),
-        ("a.jsonl", ROW.encode("utf-16"), "line 1 is not UTF-8 text"),
+        ("a.jsonl", ROW.encode("utf-16") + b"x", "not UTF-16 text"),
         ("a.jsonl", ROW + '{"text": "\\udc00"}', "line 2 holds half of a character"),
         ("a.json", "[" * 100_000, "not valid JSON"),
         ("a.json", "[1, 2]", "row 1 is a number"),

@@ -143,8 +143,8 @@ def test_a_test_split_without_labels_is_left_out_unless_it_was_asked_for():
     unlabelled = [{"text": "a", "label": None}]
     data = peftly.load_data({"train": ROWS, "test": unlabelled}, TOKENIZER)
     assert data.test is None
-    assert "test has no value in 'label', so there is no test split" in data.report.notes
-    assert refusal(ROWS, test=unlabelled) == "test: row 1: field 'label' has no value (null)"
+    assert "test has no value in 'label', so it is no test split" in data.report.notes
+    assert refusal(ROWS, test=unlabelled).startswith("test: no trained token is left in any of 1 row: 1 × row dropped")
 
 
 def test_the_only_split_of_a_data_set_is_not_used_twice():

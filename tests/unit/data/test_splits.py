@@ -216,8 +216,11 @@ def test_a_test_split_without_labels_is_left_out_unless_it_was_asked_for():
     datasets.DatasetDict(train=part([0, 1, 0]), test=part([-1, -1])).save_to_disk("set")
     data = load(train="set")
     assert data.test is None
-    assert "set [test] has no value in 'label', so there is no test split" in data.report.notes
-    assert refusal(train="set", test="set") == "set [test]: row 1: field 'label' has no value (null)"
+    assert "set [test] has no value in 'label', so it is no test split" in data.report.notes
+    assert refusal(train="set", test="set") == (
+        "set [test]: no trained token is left in any of 2 rows: 2 × row dropped: its label is empty (first: set [test]: "
+        "row 1)"
+    )
 
 
 def test_a_label_never_seen_in_training():
@@ -231,8 +234,8 @@ def test_a_label_never_seen_in_training():
 def test_no_trained_token_left_in_any_row():
     write("a.jsonl", [{"prompt": "x", "completion": ""}, {"prompt": "y", "completion": " "}])
     assert refusal(train="a.jsonl", validation_fraction=0) == (
-        "a.jsonl: no trained token is left in any of 2 rows at max_length=512: 2 × row dropped: its answer is empty "
-        "(first: a.jsonl: line 1)"
+        "a.jsonl: no trained token is left in any of 2 rows: 2 × row dropped: its answer is empty (first: a.jsonl: "
+        "line 1)"
     )
     write("b.jsonl", [{"prompt": "x", "completion": "z"}])
     assert refusal(train="b.jsonl", validation="a.jsonl").startswith("a.jsonl: no trained token is left")

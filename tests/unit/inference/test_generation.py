@@ -1,4 +1,5 @@
 import copy
+import random
 from collections import Counter
 from importlib import import_module
 
@@ -7,7 +8,7 @@ import torch
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from peftly import LoRA, PromptTuning, attach, trainable_parameters, use_adapters
+from peftly import LoRA, PrefixTuning, PromptTuning, attach, trainable_parameters, use_adapters
 from peftly.data import EncodedExample, Example, encode_prompt
 from peftly.data.chat import prompt_ids
 from peftly.errors import ConfigError, DataError
@@ -89,8 +90,11 @@ def test_a_text_ends_at_the_end_token(base):
         first = int(model(torch.tensor([encode_prompt("thanks", tokenizer)])).logits[0, -1].argmax())
     configured = model.generation_config.eos_token_id
     try:
-        model.generation_config.eos_token_id = first
-        assert generate(model, tokenizer, "thanks", max_new_tokens=8) == [tokenizer.decode([first])]
+        model.generation_config.eos_token_id = [first, 1]
+        pieces = []
+        assert generate(model, tokenizer, "thanks", max_new_tokens=8) == [""]
+        assert generate(model, tokenizer, "thanks", max_new_tokens=8, stream=pieces.append) == [""]
+        assert not pieces
     finally:
         model.generation_config.eos_token_id = configured
 
@@ -105,6 +109,31 @@ def test_sampling_follows_seed_and_prompt_not_the_batch(base):
     assert together != generate(*base, PROMPTS, seed=4, **settings)
     assert torch.equal(state, torch.get_rng_state())
     assert generate(*base, PROMPTS, **settings) != generate(*base, PROMPTS, **settings)
+
+
+def test_prompts_draw_independently_of_each_other(base):
+    """Where the temperature hides the model, prompts that shared their noise would get the same text."""
+    prompts = list(dict.fromkeys(PROMPTS))
+    settings = {"max_new_tokens": 8, "temperature": 1e6, "seed": 0}
+    together = generate(*base, prompts, **settings)
+    assert len(set(together)) == len(prompts)
+    firsts = Counter(text[:1] for text in generate(*base, [f"{n} trains" for n in range(64)], **settings))
+    assert max(firsts.values()) < 32
+    assert generate(*base, prompts[::-1], **settings) == together[::-1]
+    assert generate(*base, [*prompts, "other", *prompts], batch_size=2, **settings)[: len(prompts)] == together
+
+
+def test_draws_neither_read_nor_change_the_global_generators(base):
+    settings = {"max_new_tokens": 8, "temperature": 1e6}
+    torch.manual_seed(0)
+    state, python_state = torch.get_rng_state(), random.getstate()
+    first = generate(*base, PROMPTS, **settings)
+    assert torch.equal(state, torch.get_rng_state())
+    assert random.getstate() == python_state
+    assert generate(*base, PROMPTS, **settings) != first
+    seeded = generate(*base, PROMPTS, seed=1, **settings)
+    torch.manual_seed(1)
+    assert generate(*base, PROMPTS, seed=1, **settings) == seeded
 
 
 def test_draws_follow_the_models_probabilities(base):
@@ -403,8 +432,30 @@ def test_each_prompt_with_its_own_adapters(base):
             assert text == generate(model, tokenizer, prompt, max_new_tokens=12)[0]
     assert texts[1] == generate(*base, PROMPTS[1], max_new_tokens=12)[0]
     assert len(set(texts)) == 4
+    settings = {"max_new_tokens": 12, "temperature": 20.0, "seed": 0}
+    draws = generate(model, tokenizer, ["thanks"] * 4, adapters=["a", "b", "a", None], **settings)
+    assert draws[:2] == [generate(model, tokenizer, "thanks", adapters=[name], **settings)[0] for name in "ab"]
+    assert draws[0] != draws[2]
     with pytest.raises(ConfigError, match="got 2 for 4 prompts"):
         generate(model, tokenizer, PROMPTS, adapters=["a", "b"])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    "method", [PromptTuning(num_virtual_tokens=3, init="random"), PrefixTuning(num_virtual_tokens=3)]
+)
+def test_prompts_of_equal_length_with_their_own_adapters(base, method, num_beams):
+    """`generate` of transformers passes no mask where no prompt has padding."""
+    model, tokenizer = copy.deepcopy(base[0]), base[1]
+    attach(model, method, name="a")
+    attach(model, LoRA(rank=2), name="b")
+    for parameter in trainable_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    settings = {"max_new_tokens": 6, "num_beams": num_beams}
+    choices = ["a", "b", None, ("a", "b")]
+    alone = [generate(model, tokenizer, "thanks", adapters=[choice], **settings)[0] for choice in choices]
+    assert len(set(alone)) == 4
+    assert generate(model, tokenizer, ["thanks"] * 4, adapters=choices, **settings) == alone
 
 
 @pytest.mark.parametrize("prompt", ["a\ud800", [{"role": "user", "content": "a\ud800"}], Example("\udcff")])

@@ -256,7 +256,7 @@ def test_settings():
 
 IMPORTS = (
     "peftly.kernels.bitsandbytes.import_bitsandbytes()",
-    "peftly.training.optimizer.make_schedule(adam, TrainConfig(), 3)",
+    "peftly.training.optimizer.make_optimizer([{'params': [weight], 'lr': 1.0}], TrainConfig(optimizer='adafactor'))",
 )
 
 
@@ -266,7 +266,7 @@ def test_no_package_downloads_binaries(tmp_path):
     code = f"""
 import os, sys, torch, peftly.training.optimizer
 from peftly.training.config import TrainConfig
-adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2, 2))])
+weight = torch.nn.Parameter(torch.ones(2, 2))
 for call in {IMPORTS}:
     if os.fork() == 0:  # a process imports bitsandbytes once
         eval(call)

@@ -24,7 +24,7 @@ from peftly.training.metrics import MetricsWriter
 from peftly.training.train import train
 
 LOSSES = import_module("peftly.training.losses")
-JOB = import_module("peftly.training.job")
+FINITE_WEIGHTS = import_module("peftly.training.finite_weights")
 
 
 def evaluations(result) -> list[EvaluationRecord]:
@@ -128,16 +128,6 @@ def test_every_example_is_seen_once_an_epoch_and_in_another_order(packing, monke
     assert flat[:11] != flat[11:]
 
 
-def test_schedule_and_warmup():
-    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="linear")
-    rates = [step.learning_rate for step in steps(result)]
-    assert len(rates) == 20
-    assert rates[:5] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3, 1e-2])
-    assert rates[-1] == pytest.approx(1e-2 / 16)
-    _, result = run(epochs=5, warmup_ratio=0.2, lr_scheduler_type="constant")
-    assert [step.learning_rate for step in steps(result)] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 16)
-
-
 def test_the_default_learning_rate_is_that_of_the_method():
     assert run(learning_rate=None, max_steps=1)[1].learning_rate == 5e-4
     config = TrainConfig(max_steps=1)
@@ -167,6 +157,43 @@ def test_patience(monkeypatch):
     monkeypatch.setattr("peftly.training.job.evaluate", Scores(3.0, 2.0, 2.5, 2.0, 1.0))
     _, result = run(epochs=9, eval_steps=2, early_stopping_patience=2)
     assert (result.steps, result.best_step, result.stopped_early) == (8, 4, True)
+
+
+def test_an_early_stop_is_said(monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(2.0, 2.5, 3.0, 2.5, 1.0))
+    text = io.StringIO()
+    bar = ProgressBar(Console(file=text, width=200))
+    _, result = run(epochs=9, eval_steps=2, early_stopping_patience=3, out=tmp_path, callbacks=[bar])
+    assert (result.stopped_early, result.metric_for_best_model) == (True, "loss")
+    line = "stopped early, after step 8 of 36: no better loss in 3 evaluations; the best is that of step 2"
+    assert text.getvalue().splitlines()[-1] == line
+    notes = [json.loads(entry) for entry in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"kind": "note", "text": line} in notes
+    assert not recwarn  # what was asked for is no warning
+
+
+def test_a_run_to_its_last_step_does_not_say_that_it_stopped(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 2.0))
+    text = io.StringIO()
+    _, result = run(epochs=2, early_stopping_patience=1, callbacks=[ProgressBar(Console(file=text, width=200))])
+    assert (result.steps, result.stopped_early, "stopped" in text.getvalue()) == (8, False, False)
+
+
+@pytest.mark.parametrize("count", [16, 19])
+def test_an_evaluation_has_the_mean_training_loss_since_the_last_one(count):
+    """A mean over targets, not over steps; the steps and their numbers of targets differ."""
+    _, result = run(data=data_of(count), epochs=3, eval_steps=3)
+    since = []
+    for record in result.history:
+        if isinstance(record, StepRecord):
+            since.append(record)
+            continue
+        targets = sum(step.trained_tokens for step in since)
+        expected = sum(step.loss * step.trained_tokens for step in since) / targets
+        assert record.train_loss == pytest.approx(expected, rel=1e-12)
+        assert record.train_perplexity == pytest.approx(math.exp(expected), rel=1e-12)
+        since = []
+    assert not since
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -282,10 +309,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_finite_weights(mon
 @pytest.mark.parametrize(("validation", "expected"), [(6, 4), (0, 3)], ids=["evaluations", "no validation"])
 def test_the_last_finite_weights_are_copied_every_few_steps(validation, expected, monkeypatch):
     """At the first update after an evaluation, every 4 steps here, or every `LAST_FINITE_STEPS`; not at every step."""
-    monkeypatch.setattr(JOB, "LAST_FINITE_SHARE", 1e-9)  # as in a long run
-    monkeypatch.setattr(JOB, "LAST_FINITE_STEPS", 3 if not validation else 20)
-    copies, original = [], JOB._assign
-    monkeypatch.setattr(JOB, "_assign", lambda *given: copies.append(None) or original(*given))
+    monkeypatch.setattr(FINITE_WEIGHTS, "LAST_FINITE_SHARE", 1e-9)  # as in a long run
+    monkeypatch.setattr(FINITE_WEIGHTS, "LAST_FINITE_STEPS", 3 if not validation else 20)
+    copies, original = [], FINITE_WEIGHTS.assign
+    monkeypatch.setattr(FINITE_WEIGHTS, "assign", lambda *given: copies.append(None) or original(*given))
     after_steps = []
 
     class Copy(Callback):
@@ -397,18 +424,6 @@ def test_impossible_settings(settings):
         TrainConfig(**settings)
 
 
-def test_every_setting_is_described():
-    assert all(field.description for field in TrainConfig.model_fields.values())
-
-
-def test_warmup_steps_replace_the_ratio():
-    """The learning rate rises over exactly these steps, whatever `warmup_ratio` is."""
-    _, result = run(epochs=5, warmup_ratio=0.9, warmup_steps=2, lr_scheduler_type="constant")
-    rates = [record.learning_rate for record in result.history if isinstance(record, StepRecord)]
-    assert rates[:3] == pytest.approx([0.0, rates[2] / 2, rates[2]])
-    assert set(rates[2:]) == {rates[2]}
-
-
 def record_of(step: int, total: int) -> StepRecord:
     return StepRecord(step, total, 1.0, 0.5, 1e-3, 1.0, 100, 10, 1234.0, 2.0 * step)
 
@@ -419,15 +434,24 @@ def test_progress_without_a_terminal_is_a_few_lines(total, lines):
     with ProgressBar(Console(file=text, width=200)) as bar:
         for step in range(1, total + 1):
             bar.on_step(record_of(step, total))
-            bar.on_evaluate(EvaluationRecord(step, 1.0, 0.25, 1.3, 0.5, 0.875, 0.8, True, 1.0))
+            bar.on_evaluate(EvaluationRecord(step, step / 4, 0.25, 1.3, 0.5, 0.875, 0.8, True, 1.0, None, 0.5, 1.6487))
     printed = text.getvalue().splitlines()
-    assert len(printed) == lines
+    assert len(printed) == 2 * lines
+    assert printed[-2] == f"step {total}/{total}  loss 0.5000  1,234 tokens/s  0s left"
     assert printed[-1] == (
-        f"step {total}/{total}  loss 0.5000  1,234 tokens/s  0s left  validation loss 0.2500 accuracy 87.5% (best)"
+        f"epoch {total / 4:.3g}  training loss 0.5000 (perplexity 1.649)  validation loss 0.2500 (perplexity 1.3)  "
+        "accuracy 87.5%  (best)"
     )
     if total == 1000:
-        assert "step 500/1000" in printed[9]
-        assert "16m40s left" in printed[9]
+        assert "step 500/1000" in printed[18]
+        assert "16m40s left" in printed[18]
+
+
+def test_an_evaluation_of_classes_shows_no_perplexity():
+    text = io.StringIO()
+    with ProgressBar(Console(file=text, width=200)) as bar:
+        bar.on_evaluate(EvaluationRecord(9, 1.0, math.nan, None, 0.5, None, None, False, 1.0, 0.625, 0.5))
+    assert text.getvalue() == "epoch 1  training loss 0.5000  validation loss not a number  entity F1 62.5%\n"
 
 
 def test_progress_on_a_terminal_is_one_bar():

@@ -1,0 +1,148 @@
+"""Prompts in the format that a run was trained with, from the options of a command."""
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from peftly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peftly.data import Example, RowFormat
+    from peftly.runs import OpenRun
+
+__all__ = [
+    "Inputs",
+    "description",
+    "field_options",
+    "input_options",
+    "messages",
+    "open_fields",
+    "prompt_of",
+    "read_fields",
+    "text_prompt",
+]
+
+
+class Inputs(NamedTuple):
+    """Values of the options with the inputs of a model; see the help of `peftly generate`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    field: Mapping[str, str] = {}
+    pair: str | None = None
+    system: str | None = None
+
+    def check(self, allowed: Collection[str], reason: str) -> None:
+        """Raise ConfigError if --field, --pair or --system is given and not in `allowed`."""
+        for name in ("field", "pair", "system"):
+            if getattr(self, name) and name not in allowed:
+                raise ConfigError(f"--{name} does not fit: {reason}")
+
+
+def read_fields(options: Sequence[str] | None) -> dict[str, str]:
+    """Return the names and values of `--field` options.
+
+    Raises:
+        ConfigError: an option is not of the form NAME=VALUE, or a name occurs twice.
+    """
+    fields: dict[str, str] = {}
+    for option in options or ():
+        name, sign, value = option.partition("=")
+        if not sign or name in fields:
+            reason = "this field is given twice" if name in fields else "this is not of the form NAME=VALUE"
+            raise ConfigError(f'--field {option}: {reason}; give each field once, as in --field question="Who?"')
+        fields[name] = value
+    return fields
+
+
+def messages(text: str, system: str | None = None) -> list[dict[str, str]]:
+    """Return a conversation of a user's message, after a system message if there is one."""
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    return [*opening, {"role": "user", "content": text}]
+
+
+def prompt_of(opened: "OpenRun", inputs: Inputs, *, is_base: bool) -> "Example | list[dict[str, str]]":
+    """Return the prompt of a command: an example, or a conversation.
+
+    Args:
+        opened: run, adapter or base.
+        inputs: values of the options.
+        is_base: whether the model is an untouched base, whose chat template takes a text as a user's message.
+
+    Raises:
+        ConfigError: the options do not fit the model.
+    """
+    from peftly.data import Example
+    from peftly.models import task_of
+
+    row_format = opened.row_format
+    is_classifier = task_of(opened.model) in ("sequence_classification", "token_classification")
+    if inputs.prompt is not None:
+        inputs.check({"pair"} if is_classifier else (), "--prompt is a complete prompt")
+        return Example(inputs.prompt, pair=inputs.pair)
+    if row_format is None and is_classifier and inputs.text is not None:
+        inputs.check({"pair"}, "this model records no template")
+        return Example(inputs.text, pair=inputs.pair)
+    if row_format.kind == "chat" if row_format else is_base and opened.tokenizer.chat_template:
+        inputs.check({"system"}, 'this model answers conversations: give --text "…"')
+        return messages(str(inputs.text), inputs.system)
+    if row_format is None:
+        raise ConfigError('this model records no template for --text; give the complete prompt: --prompt "…"')
+    inputs.check({"field", "pair"}, f"this run learned {description(row_format)}")
+    return text_prompt(row_format, inputs.text, inputs.field, pair=inputs.pair)
+
+
+def text_prompt(
+    row_format: "RowFormat", text: str | None, fields: Mapping[str, str], *, pair: str | None = None
+) -> "Example":
+    """Return the prompt of a run that was trained with a template, formatted as in training.
+
+    Args:
+        row_format: row format of the run, of any kind but "chat".
+        text: value of the only field that is not in `fields`; None: `fields` has all of them.
+        fields: values of fields by name.
+        pair: second text, for a classifier of text pairs.
+
+    Raises:
+        ConfigError: a field is missing or unknown, or a text has no field.
+    """
+    if pair is not None and row_format.pair is None:
+        raise ConfigError(f"--pair does not fit: this run learned {description(row_format)}")
+    given = dict(fields) if pair is None else {**fields, str(row_format.pair): pair}
+    for name in given:
+        if name not in row_format.input_fields:
+            raise ConfigError(f"--field {name} is no field of this run, which learned {description(row_format)}")
+    missing = open_fields(row_format, given)
+    if len(missing) != (0 if text is None else 1):
+        raise ConfigError(f"this run learned {description(row_format)}; give {input_options(row_format)}")
+    if text is not None:
+        given[missing[0]] = text
+    return row_format.format_prompt(given[missing[0]] if row_format.kind == "tags" and missing else given)
+
+
+def open_fields(row_format: "RowFormat", given: Collection[str]) -> list[str]:
+    """Return the fields of a prompt that need a value and are not among `given`."""
+    optional = {"input"} if row_format.kind == "alpaca" else set()
+    return [name for name in row_format.input_fields if name not in given and name not in optional]
+
+
+def description(row_format: "RowFormat") -> str:
+    """Return what a run learned to answer, for messages: "the template '{question}'"."""
+    if row_format.kind in ("chat", "text"):
+        return "conversations" if row_format.kind == "chat" else "plain text"
+    pair = "" if row_format.pair is None else f" and the second text {row_format.pair!r}"
+    return f"the template {row_format.template!r}{pair}"
+
+
+def input_options(row_format: "RowFormat") -> str:
+    """Return the options of `peftly generate` with the inputs of a run, as they are typed."""
+    fields = open_fields(row_format, () if row_format.pair is None else (row_format.pair,))
+    pair = "" if row_format.pair is None else ' --pair "…"'
+    if len(fields) == 1 or row_format.kind == "chat":
+        return f'--text "…"{pair}'
+    return field_options(fields) + pair
+
+
+def field_options(fields: Sequence[str]) -> str:
+    """Return `--field` options for some fields, as they are typed."""
+    return " ".join(f'--field {shlex.quote(name)}="…"' for name in fields)

@@ -1,0 +1,101 @@
+"""Rows that cannot be used: without a label, a text or an answer, or with an answer that is marked as bad."""
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from peftly.data.findings import Finding
+from peftly.data.formats import RowFormat
+from peftly.data.labels import is_missing
+from peftly.data.report import counted
+from peftly.data.rows import Rows
+from peftly.data.templates import Template
+from peftly.errors import DataError
+
+__all__ = ["has_no_targets", "usable_rows"]
+
+_MAX_SAMPLES = 3
+_MARKS = ("label", "kto_tag")
+"""Fields that mark a completion as good or bad, in the format of KTO (Kahneman-Tversky optimization)."""
+
+_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+_UNLABELLED = ("-1", "-1.0", "unlabeled", "unlabelled", "?")
+
+
+def usable_rows(rows: Rows, row_format: RowFormat) -> tuple[Rows, list[Finding]]:
+    """Return the rows that can be used, and the other rows as findings.
+
+    Args:
+        rows: rows of a split.
+        row_format: format of the rows.
+
+    Raises:
+        DataError: no row can be used.
+    """
+    defect_of = _defects(rows, row_format)
+    kept = array("q")
+    dropped: dict[str, array[int]] = {}
+    for index, row in enumerate(rows.rows):
+        defect = defect_of(row)
+        if defect is None:
+            kept.append(index)
+        else:
+            dropped.setdefault(defect, array("q")).append(index)
+    findings = [
+        Finding(defect, len(indices), tuple(map(rows.location, indices[:_MAX_SAMPLES])))
+        for defect, indices in dropped.items()
+    ]
+    if not kept:
+        reasons = "; ".join(finding.line() for finding in findings)
+        raise DataError(f"{rows.name}: no trained token is left in any of {counted(len(rows), 'row')}: {reasons}")
+    return (rows.select(kept), findings) if findings else (rows, [])
+
+
+def has_no_targets(rows: Rows, row_format: RowFormat) -> bool:
+    """Return whether no row has a value to learn, as in the test split of a benchmark: null, blank, -1 or "Unlabeled".
+
+    Args:
+        rows: rows of a split.
+        row_format: format of the training rows.
+    """
+    if row_format.kind in ("chat", "text"):
+        return False
+
+    def is_known(value: object) -> bool:
+        text = str(value).strip()
+        is_placeholder = row_format.kind == "label" and text not in row_format.labels and text.lower() in _UNLABELLED
+        return not is_missing(value) and not is_placeholder
+
+    return not any(is_known(row.get(row_format.target)) for row in rows.rows)
+
+
+def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return a function that returns why a row cannot be used, as a key of `FINDING_KINDS`; None for usable rows."""
+    kind, target = row_format.kind, row_format.target
+    inputs = dict.fromkeys([*Template(row_format.template or "").fields, *filter(None, [row_format.pair])])
+    mark = _mark(rows, row_format, inputs)
+
+    def has_no_text(row: Mapping[str, Any]) -> bool:
+        values = [row[name] for name in inputs if name in row]
+        return bool(values) and all(map(is_missing, values))
+
+    # Prompts that are all empty are meant so: the model learns to write such texts without a prompt.
+    needs_text = kind != "tags" and not (kind == "completion" and all(map(has_no_text, rows.rows)))
+
+    def defect_of(row: Mapping[str, Any]) -> str | None:
+        if mark is not None and str(row.get(mark)).strip().lower() in _FALSE:
+            return "bad_completion"
+        if target in row and is_missing(row[target]):
+            return {"label": "no_label", "tags": "no_label", "text": "empty_text"}.get(kind, "empty_answer")
+        return "empty_text" if needs_text and has_no_text(row) else None
+
+    return defect_of
+
+
+def _mark(rows: Rows, row_format: RowFormat, inputs: Mapping[str, None]) -> str | None:
+    """Return the field that marks completions as good or bad; None without such a field."""
+    if row_format.kind not in ("completion", "alpaca", "chat"):
+        return None
+    marks = [name for name in _MARKS if name in rows.fields and name not in (*inputs, row_format.target)]
+    known = (*_TRUE, *_FALSE)
+    return next((name for name in marks if all(str(row.get(name)).strip().lower() in known for row in rows.rows)), None)

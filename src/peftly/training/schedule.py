@@ -1,0 +1,63 @@
+"""Learning rate schedules: a warm-up, in which the rate rises to its peak, and a decay to the last step."""
+
+import math
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from peftly.training.config import Schedule, TrainConfig
+
+__all__ = ["learning_rate_factor", "make_schedule", "schedule_note", "warmup_steps_of"]
+
+INVERSE_SQRT_STEPS = 10_000
+"""Time scale of `inverse_sqrt` without a warm-up, as in transformers."""
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
+    """Return the learning rate of a step as a fraction of its peak.
+
+    Step `k` of `w` warm-up steps has `k / w`, so step `w` has the peak; without a warm-up step 1 has it. Every step has
+    a rate above 0, the last one too: a decay from the peak at step `p` would reach 0 one step after the last, with the
+    progress `t = (k - p) / (steps + 1 - p)`. The decay is `1 - t` for `linear`, `(1 + cos(pi t)) / 2` for `cosine` and
+    `sqrt(w / k)` for `inverse_sqrt`.
+
+    Args:
+        schedule: name of the schedule.
+        step: number of the step, from 1.
+        steps: number of steps of the run.
+        warmup: number of warm-up steps.
+    """
+    if step < warmup:
+        return step / warmup
+    peak = max(warmup, 1)
+    progress = min((step - peak) / max(steps + 1 - peak, 1), 1.0)
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule in ("cosine", "cosine_with_restarts"):  # the number of cycles is 1, as by default in transformers
+        return (1.0 + math.cos(math.pi * progress)) / 2.0
+    if schedule == "inverse_sqrt":
+        scale = warmup or INVERSE_SQRT_STEPS
+        return math.sqrt(scale / (step - peak + scale))
+    return 1.0
+
+
+def warmup_steps_of(config: TrainConfig, steps: int) -> int:
+    """Return the number of warm-up steps of a run of `steps` steps."""
+    return math.ceil(config.warmup_ratio * steps) if config.warmup_steps is None else config.warmup_steps
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LambdaLR:
+    """Return the learning rate schedule of the configuration over `steps` updates."""
+    name, warmup = config.lr_scheduler_type, warmup_steps_of(config, steps)
+    return LambdaLR(optimizer, lambda updates: learning_rate_factor(name, updates + 1, steps, warmup))
+
+
+def schedule_note(config: TrainConfig, steps: int) -> str | None:
+    """Return a note to the user if the run ends before its warm-up does, else None."""
+    warmup = warmup_steps_of(config, steps)
+    if warmup <= steps:
+        return None
+    return (
+        f"train.warmup_steps is {warmup} and the run has {steps} step{'s' * (steps > 1)}: the learning rate only rises "
+        f"to {steps}/{warmup} of its peak"
+    )

@@ -1,0 +1,188 @@
+"""Settings of other tools: the error names the setting of peftly, in YAML, in `--set` and in Python."""
+
+import dataclasses
+from types import UnionType
+from typing import get_args
+
+import pytest
+import transformers
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from pydantic import TypeAdapter, ValidationError
+
+from peftly import IA3, DoRA, LoRA, PrefixTuning, PromptTuning, PTuning, TrainConfig
+from peftly.data import DataConfig
+from peftly.errors import ConfigError
+from peftly.methods import METHODS
+from peftly.models import Quantization
+from peftly.runs.config import RunConfig
+from peftly.runs.config_file import load_config
+from peftly.setting_names import OTHER_NAMES, other_name
+
+RUN = "base: b\nout: o\ndata: {train: d}\nmethod: lora\n"
+SECTIONS = {"train": (TrainConfig,), "data": (DataConfig,), "quantization": (Quantization,)}
+SECTIONS["method"] = tuple(method.config for method in METHODS.values())
+
+
+def problem(*overrides, path=None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides, None if path else {"base": "b", "out": "o", "data": "d", "method": "lora"})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def field(setting):
+    """The field of a setting, given its path."""
+    section, _, name = setting.rpartition(".")
+    classes = SECTIONS[section] if section else (RunConfig,)
+    return next(found for config in classes if (found := config.model_fields.get(name)) is not None)
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_every_advised_setting_exists_and_takes_its_value(name):
+    other = OTHER_NAMES[name]
+    for setting in other.settings:
+        annotation = field(setting).annotation
+        if other.value is not None and setting not in ("quantization", "method"):
+            allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+            assert TypeAdapter(allowed[0]).validate_python(other.value) == other.value
+    assert other.settings or other.note
+    assert other.value not in ("nf4", "int8") or Quantization(kind=other.value)
+    assert other.value != "dora" or DoRA()
+
+
+@pytest.mark.parametrize("name", [*OTHER_NAMES])
+def test_no_entry_hides_a_setting_of_its_own_section(name):
+    """A name that is also a setting of peftly is advised only where the setting does not exist."""
+    for setting in OTHER_NAMES[name].settings:
+        section, _, own = setting.rpartition(".")
+        assert (section, own) != ("", name)
+        assert own != name or section
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=1", "train.lr is not a setting; use train.learning_rate"),
+        ("lr=1", "lr is not a setting; use train.learning_rate"),
+        ("train.num_train_epochs=3", "train.num_train_epochs is not a setting; use train.epochs (a whole number; for "),
+        ("train.logging_steps=10", "train.logging_steps is not a setting; leave it out: metrics.jsonl in the run "),
+        ("train.report_to=none", "train.report_to is not a setting; leave it out: report.html"),
+        ("load_in_4bit=true", "load_in_4bit is not a setting; set quantization to nf4"),
+        ("train.load_in_4bit=true", "train.load_in_4bit is not a setting; set quantization to nf4"),
+        ("train.load_in_4bit=false", "train.load_in_4bit is not a setting; leave it out: false is the default"),
+        (
+            "quantization={kind: nf4, bnb_4bit_quant_type: fp4}",
+            "quantization.bnb_4bit_quant_type is not a setting; use q",
+        ),
+        ("train.num_warmup_steps=5", "train.num_warmup_steps is not a setting; use train.warmup_steps"),
+        ("train.bf16=true", "train.bf16 is not a setting; set dtype to bfloat16"),
+        ("train.per_device_eval_batch_size=8", "train.per_device_eval_batch_size is not a setting; use train.evalua"),
+        (
+            "train.eval_strategy=epoch",
+            "train.eval_strategy is not a setting; use train.eval_steps (a number of steps; ",
+        ),
+        ("method.r=8", "method.r is not a setting; use method.rank"),
+        ("method.lora_alpha=8", "method.lora_alpha is not a setting; use method.alpha"),
+        ("lora_dropout=0.1", "lora_dropout is not a setting; use method.dropout"),
+        ("method.use_dora=true", "method.use_dora is not a setting; set method to dora"),
+        (
+            "adapter=lora",
+            "adapter is not a setting; use method (see peftly methods; qlora is lora with quantization nf4)",
+        ),
+        ("micro_batch_size=2", "micro_batch_size is not a setting; use train.batch_size (examples of a batch on each "),
+        ("sequence_len=2048", "sequence_len is not a setting; use data.max_length"),
+        ("data.cutoff_len=2048", "data.cutoff_len is not a setting; use data.max_length"),
+        ("finetuning_type=lora", "finetuning_type is not a setting; use method"),
+        ("template=qwen", "template is not a setting; use data.template (the prompt with its fields"),
+        ("val_size=0.1", "val_size is not a setting; use data.validation_fraction (a fraction of the training rows"),
+        ("data.val_set_size=0.1", "data.val_set_size is not a setting; use data.validation_fraction"),
+        ("train.packng=true", "train.packng is not a setting; did you mean train.packing?"),
+        ("rank=8", "rank is not a setting; did you mean method.rank?"),
+        (
+            "train.num_virtual_tokens=8",
+            "train.num_virtual_tokens is not a setting; did you mean method.num_virtual_tok",
+        ),
+        ("train.Learning-Rate=8", "train.Learning-Rate is not a setting; did you mean train.learning_rate?"),
+        ("train.LoRA-R=8", "train.LoRA-R is not a setting; use method.rank"),
+        ("task_type=CAUSAL_LM", "task_type is not a setting; use task (CAUSAL_LM is causal_lm"),
+    ],
+)
+def test_the_message_in_a_configuration(override, message, tmp_path):
+    assert problem(override).startswith(message)
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN)
+    assert problem(override, path=file) == problem(override)
+
+
+def test_a_setting_that_the_method_lacks_is_not_advised():
+    line = problem("method={name: prompt_tuning, r: 8}")
+    assert "rank" not in line
+    assert line.startswith("method.r is not a setting; ")
+    for method, dim in (("p_tuning", "encoder_dim"), ("prefix_tuning", "projection_dim")):
+        line = problem(f"method={{name: {method}, encoder_hidden_size: 8}}")
+        assert line == f"method.encoder_hidden_size is not a setting; use method.{dim}"
+
+
+def test_other_names_in_jobs(tmp_path):
+    file = tmp_path / "jobs.yaml"
+    for job, message in (
+        ("train: {lr: 3}", "jobs.a.train.lr is not a setting; use jobs.a.train.learning_rate"),
+        ("lora_r: 3", "jobs.a.lora_r is not a setting; use jobs.a.method.rank; a job has data, method, train"),
+        ("data: {load_in_4bit: true}", "jobs.a.data.load_in_4bit is not a setting; set quantization to nf4"),
+    ):
+        file.write_text(f"{RUN}jobs: {{a: {{{job}}}}}\n")
+        assert problem(path=file) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(lr=1e-4), "TrainConfig has no setting lr; use learning_rate"),
+        (lambda: TrainConfig(load_in_4bit=True), "TrainConfig has no setting load_in_4bit; set quantization to nf4"),
+        (lambda: TrainConfig(max_seq_length=64), "TrainConfig has no setting max_seq_length; use data.max_length (tok"),
+        (lambda: LoRA(lora_alpha=16), "LoRA has no setting lora_alpha; use alpha"),
+        (lambda: DataConfig(train="d", cutoff_len=9), "DataConfig has no setting cutoff_len; use max_length"),
+        (
+            lambda: Quantization(kind="nf4", bnb_4bit_quant_type="fp4"),
+            "Quantization has no setting bnb_4bit_quant_type; use k",
+        ),
+    ],
+)
+def test_the_message_in_python(make, message):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
+def test_a_method_class_does_not_advise_a_setting_of_another_method():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        PromptTuning(r=8)
+
+
+SETTINGS_OF_TOOLS = {
+    transformers.TrainingArguments: (TrainConfig, RunConfig, DataConfig),
+    LoraConfig: (LoRA,),
+    IA3Config: (IA3,),
+    PromptTuningConfig: (PromptTuning,),
+    PromptEncoderConfig: (PTuning,),
+    PrefixTuningConfig: (PrefixTuning,),
+}
+RARE = {  # without an answer: settings that few people type
+    *("torch_empty_cache_steps", "log_level_replica", "log_on_each_node", "logging_nan_inf_filter", "eval_delay"),
+    *("prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "debug"),
+    *("include_for_metrics", "batch_eval_metrics", "enable_jit_checkpoint", "hub_always_push", "hub_revision"),
+    *("ignore_data_skip", "restore_callback_states_from_checkpoint", "accelerator_config", "parallelism_config"),
+    *("dataloader_multiprocessing_context", "dataloader_in_order", "ddp_broadcast_buffers", "ddp_static_graph"),
+    *("skip_memory_metrics", "trackio_bucket_id", "trackio_static_space_id", "activation_checkpointing_kwargs"),
+    *("liger_kernel_config", "optim_target_modules", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config", "alora_invocation_tokens", "qalora_group_size"),
+    *("monteclora_config", "runtime_config", "lora_bias", "target_parameters", "use_bdlora", "arrow_config"),
+    *("kasa_config", "ensure_weight_tying", "tokenizer_kwargs", "init_weights", "init_ia3_weights"),
+}
+
+
+@pytest.mark.parametrize("tool", SETTINGS_OF_TOOLS)
+def test_every_common_setting_of_transformers_and_peft_has_an_answer(tool):
+    own = {name for config in SETTINGS_OF_TOOLS[tool] for name in config.model_fields}
+    names = {field.name for field in dataclasses.fields(tool)}
+    assert not [name for name in sorted(names - own - RARE) if other_name(name) is None]
