@@ -85,23 +85,24 @@ def inspect(
 
     num_samples = examples or _EXAMPLES
     audit = Audit.of(config, max_samples=num_samples)
-    screen = console()
-    screen.print(f"task: {audit.formatted.task} ({audit.reason})", end="\n\n")
-    found = audit.found()
+    report, found = audit.data.report, audit.found()
     shown = audit.first(num_samples) if only is None else _of_kind(only, found)
-    _print_examples(screen, shown, audit.data.report)
-    _print_report(screen, audit.data.report)
-    if page is not None:
+    if page is not None:  # before the output, which may be closed early, as by `head`
         write_audit(
             page,
-            audit.data.report,
+            report,
             audit.first(examples or _PAGE_EXAMPLES),
             found,
             title=", ".join(Path(name).name for name in _names(config.data.train)),
             subtitle=f"{audit.formatted.task} on {config.base}, max_length {audit.formatted.max_length}",
         )
+    screen = console()
+    screen.print(f"task: {audit.formatted.task} ({audit.reason})", end="\n\n")
+    _print_examples(screen, shown)
+    _print_report(screen, report)
+    if page is not None:
         screen.print(f"page: {page}")
-    if strict and audit.data.report.has_problems:
+    if strict and report.has_problems:
         raise typer.Exit(1)
 
 
@@ -130,7 +131,7 @@ def _of_kind(kind: str, found: "Mapping[tuple[str, str], list[ShownExample]]") -
     return [example for (_, its_kind), examples in found.items() if its_kind == kind for example in examples]
 
 
-def _print_examples(screen: "Console", shown: "list[ShownExample]", report: "DataReport") -> None:
+def _print_examples(screen: "Console", shown: "list[ShownExample]") -> None:
     from rich.text import Text
 
     from peftly.cli.tokens import units_text

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ShownExample", "finding_rows", "length_rows", "write_audit"]
 
+_LEARNED = {"token": "of the tokens are trained", "tag": "tags are learned", "row": "labels are learned"}
+
 
 @dataclass(frozen=True)
 class ShownExample:
@@ -60,7 +62,7 @@ def write_audit(
     tiles = [
         ("examples to train on", f"{train.examples:,}"),
         ("tokens", f"{train.tokens:,}"),
-        ("of the tokens are trained" if train.unit == "token" else f"{train.unit}s are learned", _learned(train)),
+        (_LEARNED[train.unit], _learned(train)),
         ("problems" if num_problems != 1 else "problem", str(num_problems)),
     ]
     lengths = {name: split.lengths for name, split in report.splits.items() if split.lengths}
