@@ -198,7 +198,7 @@ def meanings_of(model: type[BaseModel]) -> dict[str, str]:
             is_described = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_described:
                 found[field.target.id] = str(text.value.value)
-    return found
+    return {name: text for name, text in found.items() if name in model.model_fields}
 
 
 if __name__ == "__main__":

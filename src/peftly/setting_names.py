@@ -94,7 +94,12 @@ _SAME_PURPOSE = (
     ("save_total_limit", "train.keep_checkpoints", None, "checkpoints of an unfinished run"),
     ("patience early_stopping early_stopping_rounds", "train.early_stopping_patience", None, "a number of evaluations"),
     ("activation_checkpointing use_gradient_checkpointing", "train.gradient_checkpointing", None, ""),
-    ("sample_packing neat_packing eval_packing padding_free", "train.packing", None, "on by default"),
+    (
+        "sample_packing neat_packing eval_packing eval_sample_packing padding_free",
+        "train.packing",
+        None,
+        "on by default",
+    ),
     ("deepspeed fsdp_config", "train.fsdp", None, "true shards the base over the processes of torchrun"),
     ("bf16 bfloat16 pure_bf16", "dtype", "bfloat16", ""),
     ("fp16 half pure_fp16 float16", "dtype", "float16", ""),
@@ -171,6 +176,8 @@ _SAME_PURPOSE = (
     ("use_rslora lora_use_rslora", "method.rslora", None, ""),
     ("use_dora peft_use_dora lora_use_dora", "method", "dora", ""),
     ("init_lora_weights lora_init peft_init_lora_weights", "method.init", None, ""),
+    ("pissa_init", "method.init", "pissa", ""),
+    ("freeze_trainable_layers unfrozen_parameters freeze_trainable_modules", "method", "selective", ""),
     ("loraplus_lr_ratio loraplus_ratio lorap_lr_ratio", "method.lora_plus_ratio", None, ""),
     ("additional_target lora_modules_to_save additional_trainable", "method.modules_to_save", None, ""),
     (
@@ -196,8 +203,8 @@ _NOT_NEEDED = (
         "metrics.jsonl in the run folder has every step and every evaluation",
     ),
     (
-        "report_to run_name wandb_project wandb_entity wandb_name wandb_run_id use_wandb wandb mlflow_tracking_uri "
-        "use_mlflow use_swanlab project trackio_space_id",
+        "report_to run_name wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model use_wandb "
+        "wandb mlflow_tracking_uri mlflow_experiment_name use_mlflow use_swanlab project trackio_space_id",
         "report.html and metrics.jsonl in the run folder have the curves; a Callback can pass them to a tracker",
     ),
     (
@@ -215,7 +222,7 @@ _NOT_NEEDED = (
     ),
     (
         "train_on_inputs completion_only_loss assistant_only_loss train_on_prompt train_on_responses_only mask_history "
-        "response_template only_train_on_completions",
+        "response_template only_train_on_completions roles_to_train train_on_eos",
         "the loss is that of completions and assistant turns only",
     ),
     (
@@ -223,8 +230,8 @@ _NOT_NEEDED = (
         "packed batches have no padding, and padded ones have examples of similar length",
     ),
     (
-        "remove_unused_columns label_names dataset_num_proc preprocessing_num_workers overwrite_cache "
-        "dataset_prepared_path dataset_kwargs cache_dir",
+        "remove_unused_columns label_names dataset_num_proc preprocessing_num_workers overwrite_cache tokenized_path "
+        "dataset_prepared_path dataset_kwargs dataset_processes cache_dir streaming dataset_streaming buffer_size",
         "only the fields of the template and the target are read, on all cores",
     ),
     (
@@ -240,8 +247,8 @@ _NOT_NEEDED = (
     ),
     (
         "flash_attention flash_attn attn_implementation sdp_attention xformers_attention use_flash_attention "
-        "use_flash_attention_2 use_liger_kernel use_unsloth enable_liger_kernel torch_compile torch_compile_backend "
-        "torch_compile_mode unsloth use_reentrant tf32",
+        "use_flash_attention_2 s2_attention shift_attn use_liger_kernel use_unsloth enable_liger_kernel torch_compile "
+        "torch_compile_backend torch_compile_mode unsloth use_reentrant tf32 packing_strategy activation_offloading",
         "peftly chooses its own attention and kernels",
     ),
     ("gradient_checkpointing_kwargs use_cache bf16_full_eval fp16_full_eval eval_accumulation_steps", "peftly sets it"),
@@ -257,11 +264,21 @@ _NOT_NEEDED = (
     ),
     ("adam_beta1 adam_beta2 adam_epsilon optim_args betas eps", "the optimizers have the defaults of torch"),
     (
+        "eval_table_size eval_max_new_tokens loss_watchdog_threshold rope_scaling mix_strategy loss_type use_galore "
         "label_smoothing_factor label_smoothing neftune_noise_alpha noisy_embedding_alpha exclude_modules "
         "layers_to_transform layers_pattern layer_replication use_qalora lr_scheduler_kwargs llm_int8_threshold "
         "bnb_4bit_quant_storage",
         "peftly has no such setting",
     ),
+    (
+        "max_samples max_train_samples max_eval_samples max_steps_per_epoch",
+        "the rows of the files are used; name a smaller file, or set train.max_steps",
+    ),
+    (
+        "lora_model_dir adapter_name_or_path checkpoint_dir adapter_path",
+        "a training starts from a new adapter; peftly train --resume continues an unfinished run",
+    ),
+    ("use_peft strict plugins stage_type", "every method but full trains an adapter"),
     ("save_safetensors save_only_model save_on_each_node", "adapters are small safetensors files"),
     ("full_determinism", "the same seed gives the same bytes"),
     ("special_tokens add_special_tokens resize_vocab trainable_token_indices", "the vocabulary of the base stays"),

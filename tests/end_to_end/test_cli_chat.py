@@ -1,7 +1,10 @@
 """`peftly chat` and `peftly generate` use the format that a run was trained with."""
 
 import io
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from tiny import perturb
@@ -9,17 +12,18 @@ from tiny import perturb
 from peftly import LoRA, attach, generate, load_base, open_run, save_adapter, trainable_parameters
 from peftly.data import RowFormat
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "generating.md"
 FORMATS = {
     "instructions": RowFormat("alpaca", "Instruction: {instruction}\nInput: {input}\nAnswer:", "output"),
-    "chat": RowFormat("chat", None, "messages"),
+    "conversations": RowFormat("chat", None, "messages"),
     "text": RowFormat("text", None, "text"),
-    "fields": RowFormat("completion", "{title}: {question}", "answer"),
+    "questions": RowFormat("completion", "{title}: {question}", "answer"),
 }
 
 
 @pytest.fixture(scope="module", name="runs")
 def _runs(tiny_llama_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("formats")
+    folder = tmp_path_factory.mktemp("formats") / "runs"
     base = load_base(str(tiny_llama_folder), dtype="float32")
     attach(base.model, LoRA(rank=2))
     perturb(trainable_parameters(base.model).values())
@@ -50,13 +54,13 @@ def test_a_run_on_instructions_is_asked_as_it_was_trained(talk, runs):
     assert (outcome.code, outcome.err) == (0, "")
     asked = [f"Instruction: {line}\nAnswer:" for line in ("late again", "thanks")]
     assert outcome.out.rstrip().endswith(answers(run, *asked).rstrip())
-    assert "a line is 'instruction'; it does not see earlier lines" in outcome.out
+    assert "a line is 'instruction'; it sees no earlier lines" in outcome.out
     with_input = talk(run, "--field", "input=the app", lines=["late again"])
     assert answers(run, "Instruction: late again\nInput: the app\nAnswer:").rstrip() in with_input.out
 
 
 def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(talk, runs, peftly):
-    run, system = runs / "chat", {"role": "system", "content": "Be brief"}
+    run, system = runs / "conversations", {"role": "system", "content": "Be brief"}
     outcome = talk(run, "--system", "Be brief")
     assert (outcome.code, outcome.err) == (0, "")
     turns = [system, {"role": "user", "content": "late again"}]
@@ -72,11 +76,11 @@ def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(ta
     ("name", "options", "words"),
     [
         ("text", [], "this run learned plain text, which it continues; use peftly generate"),
-        ("fields", [], 'give the others: --field title="…"'),
-        ("fields", ["--field", "title=x", "--field", "question=y"], 'give the others: --field title="…"'),
-        ("fields", ["--system", "x"], "--system is for conversations"),
+        ("questions", [], 'give the others: --field title="…"'),
+        ("questions", ["--field", "title=x", "--field", "question=y"], 'give the others: --field title="…"'),
+        ("questions", ["--system", "x"], "--system does not fit: this run learned the template"),
         ("instructions", ["--field", "inpt=x"], "--field inpt is no field"),
-        ("chat", ["--field", "input=x"], "--field is for a run that learned a template"),
+        ("conversations", ["--field", "input=x"], "--field is for a run that learned a template"),
     ],
 )
 def test_what_cannot_be_a_conversation_is_one_line(talk, runs, name, options, words):
@@ -88,7 +92,7 @@ def test_what_cannot_be_a_conversation_is_one_line(talk, runs, name, options, wo
 
 
 def test_a_field_given_once_leaves_the_other_to_the_lines(talk, runs):
-    run = runs / "fields"
+    run = runs / "questions"
     outcome = talk(run, "--field", "title=App", lines=["late again"])
     assert outcome.out.rstrip().endswith(answers(run, "App: late again").rstrip())
 
@@ -108,3 +112,17 @@ def test_a_prompt_for_a_classifier_is_used_without_its_template(peftly, task_bas
         refused.code,
         f'gives labels and writes no text; use peftly generate {tmp_path} --text "…"' in refused.err,
     ) == (2, True)
+
+
+def test_the_page_about_it(peftly, runs, monkeypatch):
+    page = PAGE.read_text(encoding="utf-8")
+    monkeypatch.chdir(runs.parent)
+    commands = re.findall(r"^    peftly (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for line in commands:
+        outcome = peftly(*shlex.split(line), "--max-new-tokens", 2)
+        assert (outcome.code, outcome.err) == (0, ""), line
+    names: dict = {}
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "generating.md", "exec"), names)
+    assert len(set(names["texts"])) == 2

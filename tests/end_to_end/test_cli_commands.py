@@ -70,6 +70,39 @@ def test_evaluate_prints_tables(peftly: Peftly, trained):
         assert word in outcome.out
 
 
+def test_evaluate_says_which_rows_were_trained_on(peftly: Peftly, trained, tweets, tmp_path):
+    """The test file of this run is its training file."""
+    outcome = peftly("evaluate", trained, "--data", tweets, "--json")
+    assert outcome.code == 0
+    assert "have a prompt that the adapter was trained on" in json.loads(outcome.out)["notes"][1]
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"text": "a new text", "label": "complaint"}\n')
+    assert json.loads(peftly("evaluate", trained, "--data", new, "--json").out)["notes"] == [f"1 example of {new}"]
+    (of_run, repeated) = json.loads(peftly("evaluate", trained, "--json").out)["notes"]
+    assert of_run == "40 test examples of the run"
+    assert repeated.startswith("36 of 40 rows have a prompt")
+
+
+def test_evaluate_generates_answers(peftly: Peftly, tiny_llama_folder, trained, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {number}", "completion": "thanks"} for number in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    flags = ["--base", tiny_llama_folder, "--data", file, "--method", "lora", "--out", out]
+    outcome = peftly("train", *flags, "--set", "train.max_steps=1", "--set", "train.generation_examples=1")
+    assert "generating 1 answer of the validation split" in outcome.out
+    assert json.loads((out / "evaluation.json").read_text())["generated"] == 1
+    outcome = peftly("evaluate", out, "--generate", "8")
+    assert (outcome.code, outcome.err) == (0, "")
+    for name in ("generated answers", "exact match", "ROUGE-L", "chrF", "BLEU"):
+        assert name in outcome.out
+    scores = json.loads(peftly("evaluate", out, "--generate", "8", "--json").out)
+    assert (scores["generated"], len(scores["predictions"])) == (2, 2)
+    refused = peftly("evaluate", trained, "--generate", "8")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "have no answers to generate" in refused.err
+
+
 def test_evaluate_needs_known_labels(peftly: Peftly, trained, tmp_path):
     file = tmp_path / "other.jsonl"
     file.write_text('{"text": "a", "label": "complaint"}\n{"text": "a", "label": "praise"}\n')

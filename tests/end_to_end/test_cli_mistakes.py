@@ -22,12 +22,13 @@ def failed(outcome, *words: str) -> str:
 
 @pytest.fixture
 def train(peftly: Peftly, tiny_llama_folder: Path, tweets: Path, tmp_path: Path):
-    """A command with valid options; an option that is repeated overrides them."""
+    """A command with valid options, except those that the test gives."""
 
     def run(*options: str, data: Path = tweets):
         out = tmp_path / "out"
-        arguments = ["train", "--base", tiny_llama_folder, "--data", data, "--method", "lora", "--out", out, *options]
-        outcome = peftly(*arguments)
+        valid = {"--base": tiny_llama_folder, "--data": data, "--method": "lora", "--out": out}
+        arguments = [part for option in valid.items() if option[0] not in options for part in option]
+        outcome = peftly("train", *arguments, *options)
         assert not out.exists(), f"left {sorted(out.rglob('*'))}"
         return outcome
 

@@ -156,3 +156,25 @@ def test_the_page_of_the_crashes_has_the_counts_of_the_results():
     assert results
     assert results.keys() <= crash_totals.FAMILIES.keys()
     assert all(counts["lost"] == 0 for counts in results.values())
+
+
+def test_the_rules_for_the_best_adapter_on_a_curve_by_hand():
+    module = script("best_adapter")
+    scores = [
+        ("1100", [0.5, 0.5, 0.9, 0.9], 0.6),
+        ("1110", [0.1, 0.1, 0.6, 2.4], 0.7),
+        ("1110", [0.2, 0.2, 0.9, 2.0], 0.8),
+    ]
+    curve = [
+        {"step": step, "correct": correct, "losses": losses, "test": {"accuracy": test}}
+        for step, (correct, losses, test) in enumerate(scores, start=1)
+    ]
+    found = {rule: module.kept(curve, rule, None) for rule in module.RULES}
+    assert found == {
+        "loss": 0.6,
+        "accuracy, then loss": 0.7,
+        "lowest loss within one standard error of the best accuracy": 0.7,
+        "loss + error rate": 0.7,
+        "last": 0.8,
+    }
+    assert module.kept(curve, "last", 2) == pytest.approx(0.8)

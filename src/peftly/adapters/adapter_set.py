@@ -98,10 +98,17 @@ class AdapterSet:
         if not noted:
             return None
         labels = noted.get("labels", [])
-        texts = [noted.get(key) or "" for key in ("kind", "template", "target", "pair")]
+        texts = [noted.get(key) or "" for key in ("kind", "template", "target", "pair", "chat_template")]
         if not isinstance(labels, list) or not all(isinstance(text, str) for text in (*texts, *labels)):
             raise AdapterError(f"{self.path / NOTES} is damaged: {ROW_FORMAT} is {escaped(noted)}")
         return RowFormat.from_dict(noted)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Chat template that the training set; None: the base's own."""
+        noted = self.notes.get(ROW_FORMAT)
+        template = noted.get("chat_template") if isinstance(noted, Mapping) else None
+        return template if isinstance(template, str) else None
 
 
 AdapterSource = str | Path | AdapterSet

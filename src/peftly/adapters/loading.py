@@ -160,7 +160,7 @@ def load(
         quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
     Returns:
-        The adapted model and its tokenizer.
+        The adapted model and its tokenizer, which has the chat template that the training set.
 
     Raises:
         AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases, or
@@ -222,6 +222,8 @@ def _load_with_base(
             task=task,
             labels=labels,
         )
+    if adapters.chat_template is not None:
+        loaded.tokenizer.chat_template = adapters.chat_template
     load_adapter(loaded.model, adapters, name=name)
     missing = parts_without_copy(loaded.model)
     if missing:

@@ -114,8 +114,10 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
     _write_json(folder / CONFIG, _peft_config(adapter, base))
-    _write_json(folder / NOTES, with_checksums(folder, {**_own_notes(adapter), **notes}))
-    write_new_file(folder / CARD, (card or adapter_card(base, adapter.config)).encode("utf-8"))
+    all_notes = {**_own_notes(adapter), **notes}
+    _write_json(folder / NOTES, with_checksums(folder, all_notes))
+    card = card or adapter_card(base, adapter.config, labels=all_notes.get(LABELS, ()))
+    write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
 
 

@@ -7,6 +7,7 @@ options  options that several commands share
 opening  model of a run, an adapter or a base
 prompts  prompts in the format of a run
 answers  answers of a classifier, printed
+next_commands  commands to try after a training
 tokens   tokens of an example, printed
 
 The commands import torch and other large libraries inside their functions, so that `--help` stays fast.

@@ -1,6 +1,9 @@
 """The answers of a classifier, printed."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import typer
 
 from peftly.cli.console import echo
 
@@ -18,16 +21,29 @@ def print_answer(opened: "OpenRun", example: "Example") -> None:
         opened: classifier.
         example: text to classify, or text whose words are tagged.
     """
-    from peftly.data import DataConfig
-    from peftly.inference import classify, tag_words
-    from peftly.models import task_of
+    from peftly.data import DataConfig, encode_sources
+    from peftly.inference import classify
+    from peftly.models import max_input_tokens, task_of
 
     max_length = (opened.config.data if opened.config else DataConfig(train="unused")).max_length
+    max_length = min(max_length, max_input_tokens(opened.model) or max_length)
     if task_of(opened.model) == "token_classification":
-        words = example.words or tuple(example.prompt.split())
-        for word, tag in tag_words(opened.model, opened.tokenizer, [words], max_length=max_length)[0]:
-            echo(f"{word}\t{tag or f'(past {max_length} tokens)'}")
+        _print_tags(opened, example.words or tuple(example.prompt.split()), max_length)
         return
+    length = len(encode_sources([example], opened.tokenizer)[0].input_ids)
+    if length > max_length:
+        typer.echo(f"warning: the text has {length} tokens and is cut to {max_length}, as in training", err=True)
     probabilities = classify(opened.model, opened.tokenizer, [example], max_length=max_length)[0]
     for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
         echo(f"{label}\t{probability:.1%}")
+
+
+def _print_tags(opened: "OpenRun", words: Sequence[str], max_length: int) -> None:
+    """Print each word with its tag, or with the reason why it has none."""
+    from peftly.data import encode_words
+    from peftly.inference import tag_words
+
+    with_token = set(encode_words([words], opened.tokenizer)[0][1])
+    for index, (word, tag) in enumerate(tag_words(opened.model, opened.tokenizer, [words], max_length=max_length)[0]):
+        reason = f"(past {max_length} tokens)" if index in with_token else "(the tokenizer has no token for it)"
+        echo(f"{word}\t{tag or reason}")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,11 +10,11 @@ import typer
 from peftly.cli.console import echo, silence_libraries
 from peftly.cli.opening import open_model
 from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
-from peftly.cli.prompts import description, field_options, messages, open_fields, read_fields, text_prompt
+from peftly.cli.prompts import description, field_options, messages, open_fields, read_fields, text_prompt, with_system
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peftly.data import RowFormat
+    from peftly.data import Example, RowFormat
     from peftly.runs import OpenRun
 
 __all__ = ["chat"]
@@ -36,11 +37,11 @@ def chat(
     from peftly.inference import generate as write
 
     opened = open_model(run, base)
-    _check_writes_answers(opened, str(run))
+    _check_writes_answers(opened, shlex.quote(run) if run is not None else f"--base {shlex.quote(str(base))}")
     template = opened.row_format if opened.row_format and opened.row_format.kind != "chat" else None
     fields = read_fields(field)
     _introduce(opened, template, fields, system)
-    opening = messages("", system)[:-1]
+    opening = messages("", system)[:-1] if template is None else []
     history = list(opening)
     while (question := _ask()) is not None:
         if question == "/reset":
@@ -51,7 +52,7 @@ def chat(
             answer = write(
                 opened.model,
                 opened.tokenizer,
-                history if template is None else text_prompt(template, question, fields),
+                history if template is None else _formatted(template, history, with_system(template, fields, system)),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -64,11 +65,16 @@ def chat(
             history.append({"role": "assistant", "content": answer})
 
 
-def _check_writes_answers(opened: "OpenRun", run: str) -> None:
-    """Raise ConfigError for a model that gives labels, or that learned plain text."""
+def _check_writes_answers(opened: "OpenRun", source: str) -> None:
+    """Raise ConfigError for a model that gives labels, or that learned plain text.
+
+    Args:
+        opened: run, adapter or base.
+        source: arguments of `peftly generate` that open the same model.
+    """
     from peftly.models import task_of
 
-    command = f"peftly generate {shlex.quote(run)}"
+    command = f"peftly generate {source}"
     if task_of(opened.model) in ("sequence_classification", "token_classification"):
         raise ConfigError(f'this model gives labels and writes no text; use {command} --text "…"')
     if opened.row_format is not None and opened.row_format.kind == "text":
@@ -95,8 +101,7 @@ def _introduce(opened: "OpenRun", template: "RowFormat | None", fields: dict[str
             raise ConfigError("--field is for a run that learned a template; this model answers conversations")
         prompt_ids(messages("?", system), opened.tokenizer)
     else:
-        if system is not None:
-            raise ConfigError(f"--system is for conversations; this run learned {description(template)}")
+        fields = with_system(template, fields, system)
         missing = open_fields(template, fields)
         if len(missing) != 1:
             others = field_options(open_fields(template, ())[:-1])
@@ -104,8 +109,17 @@ def _introduce(opened: "OpenRun", template: "RowFormat | None", fields: dict[str
                 f"this run learned {description(template)}, and a line fills one field; give the others: {others}"
             )
         text_prompt(template, "?", fields)
-        echo(f"this run learned {description(template)}: a line is {missing[0]!r}; it does not see earlier lines")
+        seen = "earlier lines are its 'history'" if "history" in template.input_fields else "it sees no earlier lines"
+        echo(f"this run learned {description(template)}: a line is {missing[0]!r}; {seen}")
     echo("/reset starts a new conversation, /exit or Ctrl-D ends the program")
+
+
+def _formatted(template: "RowFormat", history: Sequence[Mapping[str, str]], fields: Mapping[str, str]) -> "Example":
+    """Return the prompt of the last message of a conversation, for a run that was trained with a template."""
+    texts = [message["content"] for message in history]
+    earlier = [list(turn) for turn in zip(texts[:-1:2], texts[1::2], strict=True)]
+    given = {**fields, "history": earlier} if "history" in template.input_fields else fields
+    return text_prompt(template, texts[-1], given)
 
 
 def _ask() -> str | None:

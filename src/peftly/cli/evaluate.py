@@ -1,6 +1,7 @@
 """`peftly evaluate`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,20 +24,33 @@ def evaluate(
         typer.Option("--data", help="Data to score. Default: the test (or validation) data of the run."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 32,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            metavar="N",
+            min=0,
+            help="Generate the answers of the first N examples, too, and compare them with the expected answers.",
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ) -> None:
     """Score a trained adapter on held-out examples."""
     silence_libraries()
+    from peftly.evaluation import check_answers, evaluate_ensemble, missing_scores
     from peftly.evaluation import evaluate as score
-    from peftly.evaluation import evaluate_ensemble
     from peftly.runs import held_out_split, open_ensemble, open_run
 
     ensemble = open_ensemble(run)
     opened = open_run(run) if ensemble is None else ensemble.opened
-    name, split, row_format, lines = held_out_split(opened, data)
+    folder = run if ensemble is None else Path(run) / ensemble.members[0]
+    name, split, row_format, lines = held_out_split(opened, data, run=folder)
+    if generate:
+        check_answers(row_format)
+        lines += filter(None, [missing_scores()])
     members: Mapping[str, Evaluation] = {}
     if ensemble is None:
-        evaluation = score(opened.model, opened.tokenizer, split, row_format, batch_size=batch_size)
+        evaluation = score(opened.model, opened.tokenizer, split, row_format, batch_size=batch_size, generate=generate)
     else:
         scores = evaluate_ensemble(
             opened.model,
@@ -49,7 +63,7 @@ def evaluate(
         )
         evaluation, members = scores.together, scores.members
     if as_json:
-        _print_json(name, evaluation, members)
+        _print_json(name, lines, evaluation, members)
         return
     screen = console()
     for line in lines:
@@ -59,13 +73,13 @@ def evaluate(
         _print_confusion(screen, evaluation)
 
 
-def _print_json(name: str, evaluation: "Evaluation", members: Mapping[str, "Evaluation"]) -> None:
+def _print_json(name: str, notes: list[str], evaluation: "Evaluation", members: Mapping[str, "Evaluation"]) -> None:
     import json
     from dataclasses import asdict
 
     from peftly.utils import json_values
 
-    scores = {"rows_from": name, **asdict(evaluation)}
+    scores = {"rows_from": name, "notes": notes, **asdict(evaluation)}
     if members:
         scores["members"] = {member: asdict(member_scores) for member, member_scores in members.items()}
     echo(json.dumps(json_values(scores), ensure_ascii=False, allow_nan=False))

@@ -9,6 +9,7 @@ import typer
 from peftly.cli.console import console, silence_libraries
 from peftly.cli.options import (
     BaseOption,
+    ChatTemplate,
     DataFile,
     MaxLength,
     Overrides,
@@ -49,6 +50,7 @@ def inspect(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
     job: Annotated[str | None, typer.Option("--job", help="Name of the job, for a configuration with jobs.")] = None,
@@ -76,12 +78,14 @@ def inspect(
         "test": test or None,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
     }
     config = _read_config(source, overrides or [], flags, job)
     silence_libraries()
     from peftly.cli.audit import Audit
     from peftly.report import write_audit
+    from peftly.runs import changed_rows_line
 
     num_samples = examples or _EXAMPLES
     audit = Audit.of(config, max_samples=num_samples)
@@ -100,6 +104,8 @@ def inspect(
     screen.print(f"task: {audit.formatted.task} ({audit.reason})", end="\n\n")
     _print_examples(screen, shown)
     _print_report(screen, report)
+    if source is not None and (change := changed_rows_line(source, audit.data)):
+        screen.print(change)
     if page is not None:
         screen.print(f"page: {page}")
     if strict and report.has_problems:

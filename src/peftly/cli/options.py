@@ -12,6 +12,7 @@ __all__ = [
     "Adapters",
     "BaseOption",
     "BatchSize",
+    "ChatTemplate",
     "ConfigFile",
     "DataFile",
     "Field",
@@ -79,6 +80,12 @@ Overrides = Annotated[
 Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the completion in front of this text. Repeatable."),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", metavar="FILE", help="Chat template for conversations: a file. Default: the base's own."
+    ),
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]

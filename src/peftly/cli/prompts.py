@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.errors import ConfigError
 
@@ -20,6 +20,7 @@ __all__ = [
     "prompt_of",
     "read_fields",
     "text_prompt",
+    "with_system",
 ]
 
 
@@ -88,12 +89,25 @@ def prompt_of(opened: "OpenRun", inputs: Inputs, *, is_base: bool) -> "Example |
         return messages(str(inputs.text), inputs.system)
     if row_format is None:
         raise ConfigError('this model records no template for --text; give the complete prompt: --prompt "…"')
-    inputs.check({"field", "pair"}, f"this run learned {description(row_format)}")
-    return text_prompt(row_format, inputs.text, inputs.field, pair=inputs.pair)
+    fields = with_system(row_format, inputs.field, inputs.system)
+    return text_prompt(row_format, inputs.text, fields, pair=inputs.pair)
+
+
+def with_system(row_format: "RowFormat", fields: Mapping[str, Any], system: str | None) -> dict[str, Any]:
+    """Return the fields with the system message, for a run that was trained with a template.
+
+    Raises:
+        ConfigError: the template has no field "system".
+    """
+    if system is None:
+        return dict(fields)
+    if "system" not in row_format.input_fields:
+        raise ConfigError(f"--system does not fit: this run learned {description(row_format)}")
+    return {**fields, "system": system}
 
 
 def text_prompt(
-    row_format: "RowFormat", text: str | None, fields: Mapping[str, str], *, pair: str | None = None
+    row_format: "RowFormat", text: str | None, fields: Mapping[str, Any], *, pair: str | None = None
 ) -> "Example":
     """Return the prompt of a run that was trained with a template, formatted as in training.
 
@@ -122,7 +136,7 @@ def text_prompt(
 
 def open_fields(row_format: "RowFormat", given: Collection[str]) -> list[str]:
     """Return the fields of a prompt that need a value and are not among `given`."""
-    optional = {"input"} if row_format.kind == "alpaca" else set()
+    optional = {"input", "system", "history"} if row_format.kind == "alpaca" else set()
     return [name for name in row_format.input_fields if name not in given and name not in optional]
 
 

@@ -1,6 +1,5 @@
 """`peftly train`."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ from peftly.cli.console import console, import_libraries, silence_libraries
 from peftly.cli.options import (
     BaseOption,
     BatchSize,
+    ChatTemplate,
     ConfigFile,
     DataFile,
     MaxLength,
@@ -42,6 +42,7 @@ def train(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     method: Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")] = None,
     ensemble: Annotated[
@@ -70,6 +71,7 @@ def train(
         "test": test or None,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
         "method": method,
         "ensemble": ensemble,
@@ -122,10 +124,10 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
 
 def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
+    from peftly.cli.next_commands import next_commands
     from peftly.report import comparison_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
-    from peftly.utils import program
 
     screen = console(is_progress=True)
     with ProgressBar(screen, lines=max(4, 20 // len(config.parts()))) as bar:
@@ -133,12 +135,15 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
         result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
     screen.print(comparison_table(result.rows))
-    folder = result.out if result.ensemble else next(iter(result.runs.values())).out
-    screen.print(f"report: {result.report}\n\nNext:\n  {program()} evaluate {shlex.quote(str(folder))}")
+    first = next(iter(result.runs.values()))
+    vote: list[str] = []
+    if result.ensemble is not None:
+        vote = next_commands(result.out, first.row_format, has_held_out=True, is_ensemble=True)
+    _print_next(screen, result.report, [*vote, *_commands_of(first)])
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly.utils import bytes_text, count_text, program, score_rows, seconds_text
+    from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
     if result.evaluation is not None:
@@ -148,7 +153,16 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"
     )
-    folder = shlex.quote(str(result.out))
-    screen.print(f"report: {result.report}\n\nNext:")
-    for command in (f"evaluate {folder}", f'generate {folder} --text "…"', f"inspect {folder}"):
-        screen.print(f"  {program()} {command}")
+    _print_next(screen, result.report, _commands_of(result))
+
+
+def _commands_of(result: "RunResult") -> list[str]:
+    from peftly.cli.next_commands import next_commands
+
+    return next_commands(result.out, result.row_format, has_held_out=result.evaluation is not None)
+
+
+def _print_next(screen: "Console", report: Path, commands: list[str]) -> None:
+    screen.print(f"report: {report}\n\nNext:")
+    for command in commands:
+        screen.print(f"  {command}", soft_wrap=True)  # without line breaks, so that it can be copied

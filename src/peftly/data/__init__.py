@@ -6,22 +6,36 @@ types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
 arrow          rows of Parquet files and of the `datasets` library
-readers        rows of JSON and CSV files, folders and the Hub
+text_files     lines of text files in UTF-8 or UTF-16
+tables         rows of CSV and TSV files
+readers        rows of JSON files, folders and the Hub
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
 templates      prompt templates, and the space between prompt and completion
+tools          tools of conversations, and their calls
 messages       conversations in rows
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
+known_formats  table of the row formats that are detected
+labels         labels in rows, and their order
+inputs         fields that look like texts to read, and templates as they are typed
 detect         detection of the row format
+usable         rows that cannot be used
 vocabulary     special tokens and token positions of a tokenizer
 truncation     search for the longest text that fits
 chat_template  the chat template of a tokenizer, within limits of time and memory
 chat_tokens    the text of a conversation with its tokens
+turn_ends      the end of a turn in the text of a chat template
+chat_messages  messages in the spelling that a chat template reads
+chat_shown     parts of a conversation that a chat template does not show
+chat_turns     turns of the assistant in the text of a conversation
+chat_sequence  a training sequence with turns of the assistant
+chat_truncation  conversations that fit a number of tokens
 chat           conversations to token ids; only turns of the assistant are trained
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 task_encoding  examples to token ids, for the other tasks
+digests        digests of examples, by which a run finds them again
 overlaps       search for examples that repeat or contradict others, in one split or two
 checks         checks of encoded examples, of labels, and of dropped rows
 validation     choice of validation examples from the training examples
@@ -36,12 +50,15 @@ from peftly.data.chat import prompt_ids
 from peftly.data.collate import collate, collate_packed, epoch_order, epoch_steps
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
+from peftly.data.digests import example_digest, pack_digests, unpack_digests
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
+from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
+from peftly.data.overlaps import prompt_key
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
@@ -50,7 +67,9 @@ from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
 from peftly.data.templates import Template
+from peftly.data.turn_ends import chat_ends
 from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.usable import usable_rows
 
 __all__ = [
     "FINDING_KINDS",
@@ -72,6 +91,7 @@ __all__ = [
     "TaskName",
     "Template",
     "answer_ids",
+    "chat_ends",
     "check_characters",
     "collate",
     "collate_packed",
@@ -85,13 +105,19 @@ __all__ = [
     "encode_words",
     "epoch_order",
     "epoch_steps",
+    "example_digest",
     "input_lengths",
     "label_answers",
     "label_ids",
     "load_data",
+    "pack_digests",
     "prompt_ids",
+    "prompt_key",
     "read",
     "read_data",
+    "read_escapes",
     "record_bytes",
     "token_counts",
+    "unpack_digests",
+    "usable_rows",
 ]

@@ -130,7 +130,8 @@ def _noted_class_names(schema: Any) -> dict[str, list[str]]:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
-    elements = {field: f.get("feature", f) for field, f in features if isinstance(f, Mapping)}
+    single = {field: f[0] if isinstance(f, list) and len(f) == 1 else f for field, f in features}
+    elements = {field: f.get("feature", f) for field, f in single.items() if isinstance(f, Mapping)}
     names = {field: f.get("names") for field, f in elements.items() if isinstance(f, Mapping)}
     return {field: n for field, n in names.items() if isinstance(n, list) and all(isinstance(c, str) for c in n)}
 

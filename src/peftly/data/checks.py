@@ -61,8 +61,6 @@ class EncodingChecks:
         has_end = True
         if self._has_answers:
             has_end = ids[-1] in self._ends if self._kind != "chat" else not self._turns_without_end(encoded)
-            if self._kind != "label" and self._has_end_inside(encoded):
-                found.append(("end_inside", ""))
         if encoded.num_truncated:
             is_cut = not has_end and ids[-1] not in self._ends and encoded.targets[-1] != UNTRAINED
             found.append(("cut_answer" if is_cut else self._cut_kind, f"{encoded.num_truncated} removed"))
@@ -73,10 +71,6 @@ class EncodingChecks:
 
     def _turns_without_end(self, encoded: EncodedExample) -> int:
         return sum(turn[-1] not in self._ends for turn in _turns(encoded))
-
-    def _has_end_inside(self, encoded: EncodedExample) -> bool:
-        turns = _turns(encoded) if encoded.answer is None else [encoded.answer]
-        return any(turn[-1] in self._ends and turn.count(turn[-1]) > 1 for turn in turns)
 
 
 def _turns(encoded: EncodedExample) -> Iterator[list[int]]:
@@ -95,16 +89,14 @@ def _turns(encoded: EncodedExample) -> Iterator[list[int]]:
 def drop_reason(example: Example, task: TaskName) -> str:
     """Return the kind of finding that says why an example has no target."""
     if example.messages:
-        turns = [
-            message
-            for number, message in enumerate(example.messages)
-            if message["role"] == "assistant"
-            and any(other["role"] != "assistant" for other in example.messages[:number])
-        ]
+        roles = [message["role"] for message in example.messages]
+        turns = [n for n, role in enumerate(roles) if role == "assistant" and set(roles[:n]) - {"assistant"}]
         if not turns:
             return "no_assistant_turn"
-        if not any(_has_content(turn) for turn in turns):
+        if not any(_has_content(example.messages[turn]) for turn in turns):
             return "empty_answer"
+        if set(turns) <= set(example.untrained):
+            return "untrained_turns"
         return "no_room"
     if task in ("sequence_classification", "token_classification"):
         return "empty_text" if not example.prompt.strip() else "no_room"

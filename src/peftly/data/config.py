@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
+from peftly.data.chat_template import read_chat_template
 from peftly.settings import Seed, Settings
 
 __all__ = ["DataConfig", "Source"]
@@ -11,10 +12,10 @@ __all__ = ["DataConfig", "Source"]
 
 def _one_or_several(value: object) -> object:
     """Convert a list of one source into the source, and other lists into tuples, without a source twice."""
-    if not isinstance(value, list | tuple):
+    if isinstance(value, str):
         return value
-    if not value:
-        raise ValueError("the list is empty; name a file, a folder or a data set on the Hub")
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(source, str) for source in value):
+        raise ValueError("give a file, a folder or a data set on the Hub, or a list of these")
     for index, source in enumerate(value):
         if source in value[:index]:
             raise ValueError(f"{source} is named twice")
@@ -39,8 +40,12 @@ class DataConfig(Settings):
         test: test rows, as for `train`. None: the test split of the data set `train`, otherwise no test rows. "none":
             no test rows.
         template: template of the prompt, such as "Tweet text : {text} Label :". `{prompt:3}` marks the position of
-            three virtual tokens of a method with `position: template`. None: template of the detected row format.
+            three virtual tokens of a method with `position: template`. In YAML and on the command line, a backslash
+            with `n`, `t` or a backslash is a line break, a tab or a backslash. None: template of the detected row
+            format.
         target: name of the field to learn. None: guessed and reported.
+        chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The text
+            is stored with the adapter, and the tokenizer of the adapted model has it.
         max_length: maximum number of tokens of an example.
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
@@ -53,9 +58,15 @@ class DataConfig(Settings):
     test: Source | None = None
     template: str | None = None
     target: str | None = None
+    chat_template: str | None = None
     max_length: int = Field(default=512, ge=2)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_chat_template(cls, value: str | None) -> str | None:
+        return None if value is None else read_chat_template(value)
 
     @property
     def sources(self) -> list[str]:

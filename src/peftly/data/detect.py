@@ -8,6 +8,7 @@ from peftly.data.formats import RowFormat
 from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
+from peftly.data.messages import CONVERSATION_FIELDS
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
@@ -29,6 +30,13 @@ class _Match(NamedTuple):
     def fields(self) -> set[str]:
         return {*self.known.inputs, *Template(self.known.template or "").fields, self.target}
 
+    def covers(self, other: "_Match", fields: list[str]) -> bool:
+        """Return whether the format uses all fields that another one uses, of those that the rows have."""
+        return other.fields & set(fields) <= self.fields
+
+
+_MAX_FORMATS = 4
+"""Number of formats that a message lists."""
 
 _TARGET_NAMES = ("label", "labels", "target", "completion", "output", "answer", "response")
 
@@ -112,12 +120,14 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
     _check_no_preferences(rows)
     matches = _matches(rows, task)
     if not matches:
-        formats = "; ".join(dict.fromkeys(known.fields() for known in FORMATS[task]))
+        near = [known for known in FORMATS[task] if not {*known.inputs, *known.targets}.isdisjoint(rows.fields)]
+        formats = [known.fields() for known in near or FORMATS[task]]
+        listed = "; ".join(formats[:_MAX_FORMATS]) + (", …" if len(formats) > _MAX_FORMATS else "")
         raise DataError(
             f"{rows.name}: the rows have {quoted(rows.fields)}, which is none of the row formats known for {task} "
-            f"({formats}); give a template and a target{_advice(rows)}"
+            f"({listed}); give a template and a target{_advice(rows)}"
         )
-    match, others = matches[0], [other for other in matches[1:] if not other.fields <= matches[0].fields]
+    match, others = matches[0], [other for other in matches[1:] if not matches[0].covers(other, rows.fields)]
     template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
     titles = dict.fromkeys(other.known.title for other in others)
@@ -204,6 +214,7 @@ def _guess_target(rows: Rows, template: Template) -> str:
 def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     """Return a note on the fields that are not used, with a template for those that look like texts to read."""
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    used |= CONVERSATION_FIELDS if row_format.kind == "chat" else set()
     unused = [name for name in rows.fields if name not in used]
     if not unused:
         return []
@@ -221,11 +232,15 @@ def _advice(rows: Rows) -> str:
     names = {name.lower(): name for name in rows.fields}
     target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)
     inputs = input_fields(rows, target)
-    if target is None and len(inputs) > 1:
-        target, inputs = inputs[-1], inputs[:-1]
+    others = [name for name in rows.fields if name not in inputs and not is_identifier(name)]
+    if target is None and len(others) == 1:
+        target = others[0]
+    elif target is None and len(inputs) > 1:
+        target = inputs.pop()
     if target is None or not inputs:
         return ""
-    return f", such as {template_option(chr(10).join(f'{{{name}}}' for name in inputs) + chr(10) + 'Answer:', target)}"
+    template = "".join(f"{{{name}}}\n" for name in inputs) + "Answer:"
+    return f", such as {template_option(template, target)}"
 
 
 def _template_note(template: str | None) -> str:

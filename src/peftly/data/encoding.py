@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from peftly.data.chat import encode_messages
+from peftly.data.chat import ChatEncoder
 from peftly.data.formats import RowFormat
 from peftly.data.templates import move_space
 from peftly.data.truncation import largest_fit
@@ -39,12 +39,14 @@ def encode(example: Example, tokenizer: "PreTrainedTokenizerBase", max_length: i
         max_length: maximum number of tokens.
 
     Returns:
-        The encoded example, or None if none of its tokens would be trained.
+        The encoded example, or None if none of its tokens would be trained. A chat template that renders earlier turns
+        in another way gives a conversation several training sequences: `others` has those besides the one returned.
 
     Raises:
         DataError: the tokenizer has no end token, or its chat template does not fit a conversation.
     """
-    return encode_all([example], tokenizer, max_length)[0]
+    encoded = encode_all([example], tokenizer, max_length)[0]
+    return encoded if encoded is not None and any(encoded.trained) else None
 
 
 def encode_all(
@@ -66,15 +68,17 @@ def encode_all(
         location: function that returns the location of an example by its index, for error messages.
 
     Returns:
-        One result per example, as of `encode`.
+        One result per example, as of `encode`. A conversation without a trained token can be an encoded example without
+        tokens, which has findings.
 
     Raises:
         DataError: as for `encode`.
     """
     vocabulary = Vocabulary.of(tokenizer)
     if any(example.messages for example in examples):
+        encoder = ChatEncoder(vocabulary)
         return [
-            encode_messages(example.messages, vocabulary, max_length, f"{location(index)}: " if location else "")
+            encoder.encode(example, max_length, f"{location(index)}: " if location else "")
             for index, example in enumerate(examples)
         ]
     pairs = [move_space(example.prompt, example.completion) for example in examples]

@@ -31,9 +31,47 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "no_assistant_turn": FindingKind("row dropped: no turn of the assistant follows a prompt", is_problem=True),
     "untrained_turns": FindingKind("row dropped: all turns of the assistant are marked as untrained", is_problem=False),
     "bad_completion": FindingKind("row dropped: its completion is marked as bad", is_problem=False),
+    "empty_turns": FindingKind("example with an empty turn of the assistant, which is not trained", is_problem=True),
+    "hidden_turns": FindingKind(
+        "example with a turn of the assistant of which the chat template shows nothing; it is not trained",
+        is_problem=True,
+    ),
+    "hidden_calls": FindingKind(
+        "example with tool calls that the chat template does not show; these turns are not trained", is_problem=True
+    ),
+    "hidden_parts": FindingKind(
+        "example with a turn of which the chat template leaves out a part; the rest is trained", is_problem=True
+    ),
+    "hidden_messages": FindingKind("example with a message that the chat template does not show", is_problem=True),
+    "hidden_tools": FindingKind("example with tools that the chat template does not show", is_problem=True),
+    "text_arguments": FindingKind("example with arguments of a tool call that are no JSON object", is_problem=True),
+    "special_tokens_in_text": FindingKind("example with special tokens inside the text of a message", is_problem=True),
+    "special_tokens_removed": FindingKind(
+        "example with start or end tokens around the text of a message, which are removed", is_problem=False
+    ),
+    "joined_messages": FindingKind(
+        "example with consecutive messages of one role, joined since the chat template refuses them", is_problem=False
+    ),
+    "marked_other_roles": FindingKind(
+        "example with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
+    ),
+    "opening_turns": FindingKind(
+        "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
+    ),
+    "several_sequences": FindingKind(
+        "conversation whose earlier turns the chat template rewrites later; they are sequences of their own",
+        is_problem=False,
+    ),
+    "unended_turns": FindingKind(
+        "example with turns that the chat template does not end; the end token of the tokenizer follows",
+        is_problem=False,
+    ),
+    "messages_after_last_turn": FindingKind(
+        "conversation with messages that go on after the assistant's last trained turn; the rest is left out",
+        is_problem=False,
+    ),
     "contradiction": FindingKind("example with the text of another example and another label", is_problem=True),
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
-    "end_inside": FindingKind("example with its end token in the middle of an answer, too", is_problem=True),
     "one_label": FindingKind("example, all of them with the same label", is_problem=True),
     "similar_labels": FindingKind("label that differs from another label in case or spaces only", is_problem=True),
     "header_label": FindingKind(
@@ -132,11 +170,12 @@ class FindingCounter:
             tally.count += count
             tally.samples += list(samples)[: self.max_samples - len(tally.samples)]
 
-    def findings(self, location: Callable[[int], str]) -> list[Finding]:
+    def findings(self, location: Callable[[int], str], kinds: Iterable[str] = FINDING_KINDS) -> list[Finding]:
         """Return the findings in the order of `FINDING_KINDS`.
 
         Args:
             location: function that returns the location of a row of the split.
+            kinds: kinds to return.
         """
 
         def sample(row: int, detail: str) -> str:
@@ -149,6 +188,6 @@ class FindingCounter:
                 tuple(sample(row, detail) for row, detail in tally.samples),
                 tuple(row for row, _ in tally.samples),
             )
-            for kind in FINDING_KINDS
+            for kind in kinds
             if (tally := self._tallies.get(kind))
         ]

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from peftly.data.fields import completion_field, label_field, text_field, words_and_tags
-from peftly.data.messages import messages_field
+from peftly.data.messages import conversation_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space
 from peftly.data.types import Example
@@ -33,6 +33,7 @@ class RowFormat:
         target: name of the field with the completion, the label, the tags, the messages or the text.
         labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
+        chat_template: chat template of conversations, where it is not the tokenizer's own.
 
     Raises:
         DataError: `kind` is unknown, or `template` does not fit `kind`.
@@ -43,6 +44,7 @@ class RowFormat:
     target: str
     labels: tuple[str, ...] = field(default=())
     pair: str | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -58,6 +60,7 @@ class RowFormat:
             "target": self.target,
             "labels": list(self.labels),
             "pair": self.pair,
+            **({} if self.chat_template is None else {"chat_template": self.chat_template}),
         }
 
     @classmethod
@@ -65,16 +68,22 @@ class RowFormat:
         """Return the row format that `to_dict` wrote.
 
         Args:
-            content: JSON values. `pair` can be missing: version 0.1.0 did not always write this key.
+            content: JSON values. `pair` can be missing, since version 0.1.0 did not always write it, and
+                `chat_template`.
 
         Raises:
             DataError: a key is missing or unknown, as in a file of a later version.
         """
         keys = {"kind", "template", "target", "labels", "pair"}
-        if set(content) | {"pair"} != keys:
+        if (set(content) | {"pair"}) - {"chat_template"} != keys:
             raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(keys))}")
         return cls(
-            content["kind"], content["template"], content["target"], tuple(content["labels"]), content.get("pair")
+            content["kind"],
+            content["template"],
+            content["target"],
+            tuple(content["labels"]),
+            content.get("pair"),
+            content.get("chat_template"),
         )
 
     @property
@@ -129,7 +138,8 @@ class RowFormat:
             DataError: as for `examples`.
         """
         if self.kind == "chat":
-            return Example(messages=messages_field(row, self.target, location))
+            messages, tools, untrained, findings = conversation_field(row, self.target, location)
+            return Example(messages=messages, tools=tools, untrained=untrained, findings=findings)
         if self.kind == "text":
             return Example(completion=text_field(row, self.target, location))
         if self.kind == "tags":

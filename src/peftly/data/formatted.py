@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from peftly.data.formats import RowFormat
 from peftly.data.rows import Rows
@@ -19,16 +20,24 @@ class FormattedExamples(LazySequence[Example]):
         row_format: rule that turns a row into an example.
     """
 
-    def __init__(self, rows: Rows, row_format: RowFormat, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        row_format: RowFormat,
+        indices: Sequence[int] | None = None,
+        num_messages: Sequence[int] | None = None,
+    ) -> None:
         """Prepare the examples.
 
         Args:
             rows: the rows.
             row_format: rule that turns a row into an example.
             indices: index of each example's row; None: one example for every row.
+            num_messages: number of messages of each example, where a conversation gives several examples; None: all.
         """
         self.rows, self.row_format = rows, row_format
         self._indices = range(len(rows)) if indices is None else indices
+        self._num_messages = num_messages
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -41,17 +50,21 @@ class FormattedExamples(LazySequence[Example]):
             DataError: its row does not fit the row format.
         """
         row_index = self._indices[index]
-        return self.row_format.example(self.rows.rows[row_index], self.rows.location(row_index))
+        example = self.row_format.example(self.rows.rows[row_index], self.rows.location(row_index))
+        if self._num_messages is None or self._num_messages[index] == len(example.messages):
+            return example
+        return replace(example, messages=example.messages[: self._num_messages[index]])
 
     def location(self, index: int) -> str:
         """Return the location of an example's row for messages."""
         return self.rows.location(self._indices[index])
 
-    def select(self, indices: Sequence[int]) -> "FormattedExamples":
+    def select(self, indices: Sequence[int], num_messages: Sequence[int] | None = None) -> "FormattedExamples":
         """Return some of the examples.
 
         Args:
             indices: indices of these examples.
+            num_messages: number of messages of each of them; None: all.
         """
         chosen = array("q", map(self._indices.__getitem__, indices))
-        return FormattedExamples(self.rows, self.row_format, chosen)
+        return FormattedExamples(self.rows, self.row_format, chosen, num_messages)

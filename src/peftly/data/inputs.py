@@ -1,14 +1,16 @@
 """Fields of rows that look like texts for the model to read, and the options that name them on the command line."""
 
+import re
 import shlex
 from itertools import islice
 
 from peftly.data.rows import Rows
 
-__all__ = ["input_fields", "is_identifier", "template_option"]
+__all__ = ["input_fields", "is_identifier", "read_escapes", "template_option"]
 
 _IDENTIFIERS = ("id", "idx", "index", "uid", "uuid", "guid", "row_id", "__index_level_0__", "unnamed: 0")
 _SAMPLE_ROWS = 50
+_ESCAPES = {"\n": r"\n", "\t": r"\t", "\\": r"\\"}
 
 
 def is_identifier(field: str) -> bool:
@@ -43,5 +45,11 @@ def input_fields(rows: Rows, target: str | None = None) -> list[str]:
 
 def template_option(template: str, target: str | None = None) -> str:
     """Return options of the command line as they must be typed: with two characters for a line break."""
-    escaped = template.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    escaped = re.sub(r"[\\\n\t]", lambda match: _ESCAPES[match[0]], template)
     return f"--template {shlex.quote(escaped)}" + (f" --target {shlex.quote(target)}" if target else "")
+
+
+def read_escapes(template: str) -> str:
+    """Return a template as typed in a shell or in YAML, with its escapes replaced: line break, tab and backslash."""
+    characters = {escape: character for character, escape in _ESCAPES.items()}
+    return re.sub(r"\\[nt\\]", lambda match: characters[match[0]], template)

@@ -63,8 +63,8 @@ def _titled(*fields: str) -> str:
 
 def _title(field: str) -> str:
     """Return a field's name as a word in front of its text: "Sentence 1" for "sentence1"."""
-    name = field.replace("_", " ")
-    return (f"{name[:-1]} {name[-1]}" if name[-1].isdigit() else name).capitalize()
+    name = field[:1].upper() + field[1:].replace("_", " ")
+    return f"{name[:-1]} {name[-1]}" if name[-1].isdigit() else name
 
 
 # In each list, the first format whose fields the rows have is used.

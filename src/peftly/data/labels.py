@@ -89,7 +89,12 @@ def has_labels(rows: Rows, target: str) -> bool:
 
 
 def can_be_labels(rows: Rows, target: str) -> bool:
-    """Return whether the values of a field that the user has named can be labels: two rows share one on average."""
+    """Return whether the values of a field that the user has named can be labels: two rows share one on average.
+
+    Numbers count as labels, so that scores get their own message; see `labels_in`.
+    """
+    if all(_NUMBER.fullmatch(str(row.get(target)).strip()) for row in rows.rows):
+        return True
     most = max(_MAX_LABELS, int(_MAX_LABELS_PER_ROW_IF_ASKED * len(rows)))
     return target.lower() in ("label", "labels") or _distinct(rows, target, most) is not None
 

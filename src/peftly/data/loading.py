@@ -55,6 +55,7 @@ def load_data(
     test: DataSource | None = None,
     template: str | None = None,
     target: str | None = None,
+    chat_template: str | None = None,
     max_length: int = 512,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -85,6 +86,8 @@ def load_data(
             rows.
         template: template of the prompt, such as "Tweet text : {text} Label :"; None: template of the detected format.
         target: name of the field to learn; None: guessed and reported in `Data.report`.
+        chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The
+            tokenizer gets this template, so that `generate` renders conversations as training did.
         max_length: maximum number of tokens of an example.
         validation_fraction: fraction of the training rows that become validation rows if there are no others; 0 for
             none.
@@ -107,6 +110,7 @@ def load_data(
         "test": test,
         "template": template,
         "target": target,
+        "chat_template": chat_template,
         "max_length": max_length,
         "validation_fraction": validation_fraction,
         "seed": seed,

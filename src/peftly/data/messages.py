@@ -1,54 +1,208 @@
-"""Conversations in the rows of a file, in the spellings of chat messages and of ShareGPT."""
+"""Conversations in rows, in the spellings of OpenAI, Hugging Face, ShareGPT, LLaMA-Factory, axolotl and ms-swift.
 
-from collections.abc import Mapping
-from typing import Any
+Every conversation becomes a list of messages as chat templates read them: `role`, `content` as text, and `tool_calls`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from peftly.data.rows import describe
+from peftly.data.tools import TOOL_FIELDS, tool_calls, tools_field, without_nulls
 from peftly.errors import DataError
 
-__all__ = ["messages_field"]
+__all__ = ["CONVERSATION_FIELDS", "ROLES", "Conversation", "conversation_field", "read_messages"]
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of messages after reading. Another role is read only if the chat template names it."""
+
+CONVERSATION_FIELDS = {"system", *TOOL_FIELDS}
+"""Fields of a row, besides the messages, that belong to a conversation."""
+
+_SPELLINGS = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(
+        ("function", "observation", "ipython", "tool_response", "tool_result", "function_response"), "tool"
+    ),
 }
+_CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+_TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_scale")
+_DETAIL_KEYS = ("train_detail", "training_detail")
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def messages_field(row: Mapping[str, Any], field: str, location: str) -> tuple[dict[str, Any], ...]:
-    """Return the conversation in a field as messages with `role` and `content`.
+class Conversation(NamedTuple):
+    """A conversation of a row.
 
-    Two spellings are read: `role` and `content` (other keys are passed to the chat template), and `from` and `value`.
+    Attributes:
+        messages: messages up to the assistant's last turn that is trained; all messages if there is none.
+        tools: tools in OpenAI's spelling.
+        untrained: indices of the assistant's turns that are not trained.
+        findings: defects, as of `Example`.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...]
+    untrained: tuple[int, ...]
+    findings: tuple[tuple[str, str], ...]
+
+
+def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Conversation:
+    """Return the conversation in a field of a row, with the tools and the system message in other fields of the row.
 
     Args:
-        row: fields and values.
-        field: name of the field.
+        row: fields and values. `tools` or `functions` holds tools, and `system` a system message.
+        field: name of the field with the messages: a list, or JSON text of a list.
         location: location of the row, for error messages.
 
     Raises:
-        DataError: the field is missing or empty, or a message lacks a role or a content.
+        DataError: the field is missing or empty, or a message or a tool cannot be read.
     """
-    messages = row.get(field)
+    value = row.get(field)
+    messages = _list_in(value) if isinstance(value, str) else value
     if not isinstance(messages, list) or not messages:
-        value = "no messages" if messages == [] else describe(messages) if field in row else "nothing"
-        raise DataError(f"{location}: field {field!r} holds {value} where a list of messages is needed")
-    return tuple(_message(message, f"{location}: message {number}") for number, message in enumerate(messages, start=1))
+        held = "no messages" if messages == [] else describe(value) if field in row else "nothing"
+        raise DataError(f"{location}: field {field!r} holds {held} where a list of messages is needed")
+    read, untrained, findings = read_messages(messages, location)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and read[0]["role"] != "system":
+        read = [{"role": "system", "content": system}, *read]
+        untrained = [index + 1 for index in untrained]
+    for index, message in enumerate(read):
+        if message["role"] == "assistant" and index not in untrained and _is_empty(message):
+            untrained.append(index)
+            findings.append(("empty_turns", f"message {index + 1}"))
+    not_trained = set(untrained)
+    turns = [index for index, message in enumerate(read) if message["role"] == "assistant"]
+    end = max((index + 1 for index in turns if index not in not_trained), default=len(read))
+    if any(message["role"] != "assistant" for message in read[end:]):
+        findings.append(("messages_after_last_turn", f"message {end + 1}"))
+    return Conversation(
+        tuple(read[:end]),
+        tools_field(row, location),
+        tuple(index for index in untrained if index < end),
+        tuple(findings),
+    )
 
 
-def _message(message: object, location: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise DataError(f"{location} is {describe(message)}; expected an object with 'role' and 'content'")
-    is_sharegpt = "from" in message and "role" not in message
-    role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
-    role, content = message.get(role_key), message.get(content_key)
-    if not isinstance(role, str) or not isinstance(content, str):
-        key, value = (role_key, role) if not isinstance(role, str) else (content_key, content)
-        raise DataError(f"{location}: {key!r} is {describe(value)} where a text is needed")
-    if is_sharegpt:
-        if role not in _SHAREGPT_ROLES:
-            raise DataError(f"{location} is from {role!r}; known are {', '.join(map(repr, _SHAREGPT_ROLES))}")
-        return {"role": _SHAREGPT_ROLES[role], "content": content}
-    return {key: value for key, value in message.items() if value is not None}
+def read_messages(
+    messages: Sequence[Any], location: str
+) -> tuple[list[dict[str, Any]], list[int], list[tuple[str, str]]]:
+    """Return messages as chat templates read them.
+
+    Args:
+        messages: messages with `role` and `content`, or with `from` and `value`.
+        location: location of the conversation, for error messages.
+
+    Returns:
+        The messages; the indices of the assistant's turns that are marked as not trained; and findings.
+
+    Raises:
+        DataError: a message has no role, content of another kind than text, or a mark that is neither true nor false.
+    """
+    read: list[dict[str, Any]] = []
+    untrained: list[int] = []
+    findings: list[tuple[str, str]] = []
+    for number, message in enumerate(messages, start=1):
+        here = f"{location}: message {number}" if location else f"message {number}"
+        if not isinstance(message, Mapping):
+            raise DataError(f"{here} is {describe(message)}; expected an object with 'role' and 'content'")
+        if len(message) == 2 and message.get("role") in ROLES and isinstance(message.get("content"), str):
+            read.append({"role": message["role"], "content": message["content"]})
+            continue
+        mark, new = _mark(message, here), _message(message, here)
+        if _is_call(message) and read and read[-1]["role"] == "assistant":  # a part of the same turn
+            read[-1] = {**read[-1], "tool_calls": [*read[-1].get("tool_calls", ()), *new["tool_calls"]]}
+        else:
+            read.append(new)
+        if new["role"] != "assistant":
+            if mark:
+                findings.append(("marked_other_roles", f"message {number} ({new['role']})"))
+        elif mark is False and untrained[-1:] != [len(read) - 1]:
+            untrained.append(len(read) - 1)
+    return read, untrained, findings
+
+
+def _list_in(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _keys(message: Mapping[str, Any]) -> tuple[str, str]:
+    return ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+
+
+def _is_call(message: Mapping[str, Any]) -> bool:
+    """Return whether a message is nothing but calls of tools, as LLaMA-Factory and ms-swift write them."""
+    return str(message.get(_keys(message)[0])).strip().lower() in _CALL_ROLES
+
+
+def _message(message: Mapping[str, Any], location: str) -> dict[str, Any]:
+    role_key, content_key = _keys(message)
+    spelled = message.get(role_key)
+    if not isinstance(spelled, str):
+        raise DataError(f"{location}: {role_key!r} is {describe(spelled)} where a text is needed")
+    used = {role_key, content_key, "function_call", "tool_calls", "refusal", *_TRAIN_KEYS, *_DETAIL_KEYS}
+    others = {key: without_nulls(value) for key, value in message.items() if value is not None and key not in used}
+    content = message.get(content_key)
+    if _is_call(message):
+        calls = tool_calls(content if content else message.get("tool_calls"), location)
+        return {"role": "assistant", "content": "", "tool_calls": calls, **others}
+    role = _SPELLINGS.get(spelled.strip().lower(), spelled)
+    new = {"role": role, "content": _text(content, role, content_key, location), **others}
+    if role == "assistant":
+        new["content"] = new["content"] or str(message.get("refusal") or "")
+        calls = [*tool_calls(message.get("tool_calls") or [], location)]
+        if message.get("function_call"):
+            calls += tool_calls(message["function_call"], location)
+        if calls:
+            new["tool_calls"] = calls
+        reasoning = next((new[key] for key in _REASONING_KEYS if isinstance(new.get(key), str)), None)
+        if reasoning is not None:  # templates read either name
+            new |= {"reasoning_content": reasoning, "thinking": reasoning}
+    return new
+
+
+def _text(content: object, role: str, key: str, location: str) -> str:
+    """Return the text of a message's content: a text, or a list of parts with text."""
+    if isinstance(content, str):
+        return content
+    if content is None and role in ("assistant", "tool"):
+        return ""
+    if isinstance(content, list):
+        return "".join(_text_of_part(part, location) for part in content)
+    if isinstance(content, Mapping) and role == "tool":
+        return json.dumps(content, ensure_ascii=False)
+    raise DataError(f"{location}: {key!r} is {describe(content)} where a text is needed")
+
+
+def _text_of_part(part: object, location: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else describe(part)
+    if isinstance(part, Mapping) and kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise DataError(f"{location} has a part of type {kind!r}; peftly trains on text alone, so leave such messages out")
+
+
+def _mark(message: Mapping[str, Any], location: str) -> bool | None:
+    """Return whether a message is marked to be trained; None without a mark."""
+    for key in _DETAIL_KEYS:
+        if message.get(key):
+            raise DataError(f"{location} has {key!r}; a turn is trained as a whole or not: mark it 'train': false")
+    marks = {key: message[key] for key in _TRAIN_KEYS if message.get(key) is not None}
+    for key, value in marks.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise DataError(f"{location}: {key!r} is {value!r}; write 1 or true for a trained turn, else 0 or false")
+    return all(marks.values()) if marks else None
+
+
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    return not (
+        message["content"].strip() or message.get("tool_calls") or str(message.get("reasoning_content") or "").strip()
+    )

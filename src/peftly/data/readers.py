@@ -97,6 +97,10 @@ def _parse_line(name: str, number: int, text: str) -> tuple[dict[str, Any], str]
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise DataError(
+                f"{name}: line {number} holds a second value at column {error.colno}; start a new line for each row"
+            ) from None
         reason = f"{error.msg}, column {error.colno}"
         raise DataError(f"{name}: line {number} is not valid JSON ({reason})") from None
     except (ValueError, RecursionError) as error:
@@ -117,6 +121,11 @@ def _read_json(name: str, path: Path) -> Rows:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.pos and text[: error.pos].lstrip().startswith("{"):
             return _read_json_lines(name, path)  # files named .json often hold one object per line
+        if error.msg == "Extra data":
+            raise DataError(
+                f"{name}: line {error.lineno} begins a second list; give joined files one by one (--data a.json --data "
+                "b.json)"
+            ) from None
         raise DataError(f"{name}: line {error.lineno} is not valid JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not valid JSON ({first_line(error)})") from None

@@ -79,7 +79,7 @@ class SplitReport:
 
     Attributes:
         source: file or data set of the split; the name of the split for rows given in memory.
-        rows: number of rows read; `rows == examples + dropped`.
+        rows: number of rows read; `rows == examples + dropped`, unless a conversation gives several examples.
         examples: number of examples to train or evaluate on.
         truncated: number of examples that were cut to the maximum length.
         tokens_cut: number of tokens removed from the truncated examples.

@@ -80,7 +80,7 @@ def read_splits(
         own = next((name for name in _SPLIT_NAMES[split] if name in train_splits), None)
         has_own = own is not None and train_splits[own] is not rows["train"]
         if isinstance(source, str) and source == NONE:
-            notes += [f"no {split} rows, as asked: the split {own!r} is left out"] if has_own else []
+            notes.append(f"no {split} rows, as asked" + (f": the split {own!r} is left out" if has_own else ""))
         elif source is not None:
             rows[split] = _select(_read_source(source, split, read_once), split, _described(source, split))
         elif has_own and own is not None:

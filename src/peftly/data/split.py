@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,9 +71,9 @@ def encode_split(
         DataError: no trained token is left in any row, or the tokenizer does not support the task.
     """
     encoded = EncodedExamples()
-    kept, lengths = array("q"), array("i")
+    kept, num_messages, lengths = array("q"), array("q"), array("i")
     labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = 0
+    truncated = tokens_cut = trained_tokens = dropped = first_dropped = 0
     counter = FindingCounter() if counter is None else counter
     kind = examples.row_format.kind
     defects_of = EncodingChecks(task, tokenizer, kind)
@@ -87,38 +87,39 @@ def encode_split(
     with closing(_encoded_batches(examples, encode, in_thread=kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
-                for defect in example.findings:
-                    counter.add(defect[0], index, defect[1])
-                if result is None:
-                    counter.add(drop_reason(example, task), index)
+                is_dropped = result is None or not result.num_targets
+                for finding, detail in _findings(example, result, task, None if is_dropped else defects_of):
+                    counter.add(finding, index, detail)
+                if result is None or is_dropped:
+                    first_dropped = first_dropped if dropped else index
+                    dropped += 1
                     continue
-                kept.append(index)
-                encoded.append(result)
                 labels.update((*example.tags, *filter(None, [example.label])))
-                truncated += result.num_truncated > 0
-                tokens_cut += result.num_truncated
-                trained_tokens += result.num_targets
-                lengths.append(result.num_tokens + result.num_truncated)
-                for defect in (*result.findings, *defects_of(result)):
-                    counter.add(defect[0], index, defect[1])
-    num_rows, num_dropped = len(examples), len(examples) - len(kept)
+                for sequence in (result, *result.others):
+                    kept.append(index)
+                    num_messages.append(sequence.num_messages)
+                    encoded.append(sequence)
+                    lengths.append(sequence.num_tokens + sequence.num_truncated)
+                    truncated += sequence.num_truncated > 0
+                    tokens_cut += sequence.num_truncated
+                    trained_tokens += sequence.num_targets
+    num_rows = len(examples)
     if not encoded:
-        findings = counter.findings(examples.location)
-        reasons = "; ".join(finding.line() for finding in findings if finding.kind in DROP_KINDS)
+        findings = counter.findings(examples.location, DROP_KINDS) or counter.findings(examples.location)
+        reasons = "; ".join(finding.line() for finding in findings)
         raise DataError(
             f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} at "
             f"max_length={max_length}: {reasons}"
         )
     count_outliers(lengths, kept, max_length, counter)
-    first_dropped = next((index for index, number in enumerate(kept) if index != number), len(kept))
     report = SplitReport(
         source=examples.rows.name,
         rows=num_rows,
         examples=len(encoded),
         truncated=truncated,
         tokens_cut=tokens_cut,
-        dropped=num_dropped,
-        first_dropped=examples.location(first_dropped) if num_dropped else None,
+        dropped=dropped,
+        first_dropped=examples.location(first_dropped) if dropped else None,
         tokens=sum(encoded.num_tokens),
         trained_tokens=trained_tokens,
         labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
@@ -126,7 +127,27 @@ def encode_split(
         findings=counter.findings(examples.location),
         lengths=LengthReport.of(lengths, None if task == "seq2seq_lm" else max_length),
     )
-    return Split(examples.select(kept) if num_dropped else examples, encoded), report
+    if examples.row_format.kind == "chat":
+        return Split(examples.select(kept, num_messages), encoded), report
+    return Split(examples.select(kept) if dropped else examples, encoded), report
+
+
+def _findings(
+    example: Example, result: EncodedExample | None, task: TaskName, defects_of: EncodingChecks | None
+) -> Iterable[tuple[str, str]]:
+    """Return kind and detail of the findings of an example, each kind once; `defects_of` is None for a dropped row."""
+    found = [*example.findings]
+    if result is not None:
+        found += result.findings
+        if defects_of is not None:
+            found += defects_of(result)
+            for other in result.others:
+                found += defects_of(other)
+    if defects_of is None:
+        reason = drop_reason(example, task)
+        if reason != "no_room" or not found:
+            found.append((reason, ""))
+    return dict(reversed(found)).items() if found else ()
 
 
 def _encoded_batches(
@@ -149,7 +170,9 @@ def _encoded_batches(
             yield start, batch, encode(start, batch)
         return
     waiting: deque[tuple[int, list[Example], Future[list[EncodedExample | None]]]] = deque()
-    with ThreadPoolExecutor(1) as thread, _no_garbage_collection():
+    # One batch is not worth the count of the frozen objects, which are a million on the command line.
+    collections = _no_garbage_collection() if len(examples) > _BATCH_EXAMPLES else nullcontext()
+    with ThreadPoolExecutor(1) as thread, collections:
         for start, batch in _batches(examples):
             waiting.append((start, batch, thread.submit(encode, start, batch)))
             if len(waiting) > 1:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
 from peftly.data.checks import check_answers, check_labels
 from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
+from peftly.data.digests import example_digest
 from peftly.data.findings import Finding, FindingCounter
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -20,7 +21,7 @@ from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
 from peftly.data.templates import Template
 from peftly.data.types import TaskName
-from peftly.data.usable import has_no_targets, usable_rows
+from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
 
@@ -40,6 +41,8 @@ class Data:
         test: test examples, or None.
         row_format: format of the rows, which is saved with the adapter.
         report: counts of rows, tokens, truncated and dropped examples.
+        digests: `prompt_key` of each row of "train", and `example_digest` of each row of "validation" and "test";
+            empty for data that `load_data` has not made.
     """
 
     train: Split
@@ -47,6 +50,7 @@ class Data:
     test: Split | None
     row_format: RowFormat
     report: DataReport
+    digests: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,14 @@ class FormattedData:
         """Return the data as token ids.
 
         Args:
-            tokenizer: tokenizer of the base.
+            tokenizer: tokenizer of the base. It gets the chat template of the row format, if there is one.
             max_samples: number of samples of each finding in the report.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
+        if self.row_format.chat_template is not None:
+            tokenizer.chat_template = self.row_format.chat_template
         counters = {name: FindingCounter(max_samples) for name in self.splits}
         for name, split in self.splits.items():
             split.check(counters[name], is_train=name == "train")
@@ -146,7 +152,13 @@ class FormattedData:
                 encoded[name], report = encode_split(examples, self.task, tokenizer, self.max_length, counters[name])
                 reports[name] = self.splits[name].with_dropped(report)
         data_report = DataReport(reports, self.notes)
-        return Data(encoded["train"], encoded.get("validation"), encoded.get("test"), self.row_format, data_report)
+        held_out = (encoded.get("validation"), encoded.get("test"))
+        return Data(encoded["train"], *held_out, self.row_format, data_report, self._digests())
+
+    def _digests(self) -> dict[str, Sequence[int]]:
+        held_out = {name: split.examples for name, split in self.splits.items() if name != "train"}
+        digests = {name: array("Q", map(example_digest, examples)) for name, examples in held_out.items()}
+        return {"train": self.splits["train"].keys, **digests}
 
 
 @dataclass(frozen=True)
@@ -182,16 +194,18 @@ class RawData:
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         notes = [*self.notes, *format_notes]
+        if config.chat_template is not None:
+            if row_format.kind == "chat":
+                row_format = replace(row_format, chat_template=config.chat_template)
+            else:
+                notes.append("chat_template is not used: the rows are no conversations")
         for name, source in (("validation", config.validation), ("test", config.test)):
             if name not in rows or source is not None or not has_no_targets(rows[name], row_format):
                 continue
             if name == "test" or row_format.target in rows[name].fields:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
-        splits = {}
-        for name, split in rows.items():
-            usable, findings = usable_rows(split, row_format)
-            splits[name] = replace(_format_rows(usable, row_format), dropped=findings)
+        splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
         if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
@@ -205,7 +219,10 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     template = Template(row_format.template or "")
     counts_spaces = row_format.kind == "completion" and template.is_one_field
+    unusable = UnusableRows(rows, row_format)
     for index, row in enumerate(rows.rows):
+        if unusable.has(index, row):
+            continue
         example = row_format.example(row, rows.location(index))
         keys.append(prompt_key(example))
         if row_format.kind != "label":
@@ -214,7 +231,8 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         if counts_spaces:
             length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
             added_spaces += len(example.prompt) + len(example.completion) > length
-    return _FormattedSplit(FormattedExamples(rows, row_format), keys, answers, labels, added_spaces)
+    examples = FormattedExamples(unusable.others(), row_format)
+    return _FormattedSplit(examples, keys, answers, labels, added_spaces, unusable.findings())
 
 
 def _with_validation(

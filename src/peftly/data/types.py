@@ -32,6 +32,9 @@ class EncodedExample:
             token; see `use_prompt_positions`.
         findings: defects of the example that the encoding met: pairs of a key of `FINDING_KINDS` and a detail, such as
             the unknown characters. `EncodedExamples` does not store them.
+        others: further sequences of the same conversation, with turns that its chat template rewrites when others
+            follow. `EncodedExamples` does not store them, and `encode_split` puts them behind this one.
+        num_messages: of a conversation, the number of messages up to the last turn in this sequence. Not stored.
         position: of an example of `EncodedExamples`: the `id` of this sequence, and the index in it. A changed copy has
             no position.
     """
@@ -45,6 +48,8 @@ class EncodedExample:
     token_type_ids: list[int] | None = None
     prompt_positions: tuple[int, ...] = ()
     findings: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    others: tuple["EncodedExample", ...] = field(default=(), compare=False)
+    num_messages: int = field(default=0, compare=False)
     position: tuple[int, int] | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
@@ -82,6 +87,8 @@ class Example:
         completion: text that the model learns to generate after the prompt, including the space between the two.
         label: label of the text without the words of the template, for data with labels.
         messages: conversation with `role` and `content`, instead of prompt and completion.
+        tools: tools of the conversation, in OpenAI's spelling.
+        untrained: indices of the assistant's messages that are not trained.
         spans: start and end of each field's text in `prompt`, in characters. A prompt that is too long is shortened
             inside these spans.
         virtual_token_offsets: for each virtual token that the template marks, the character offset in `prompt`.
@@ -95,6 +102,8 @@ class Example:
     completion: str = ""
     label: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    untrained: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     virtual_token_offsets: tuple[int, ...] = ()
     pair: str | None = None

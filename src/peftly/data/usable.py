@@ -12,7 +12,7 @@ from peftly.data.rows import Rows
 from peftly.data.templates import Template
 from peftly.errors import DataError
 
-__all__ = ["has_no_targets", "usable_rows"]
+__all__ = ["UnusableRows", "has_no_targets", "usable_rows"]
 
 _MAX_SAMPLES = 3
 _MARKS = ("label", "kto_tag")
@@ -22,8 +22,54 @@ _TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 _UNLABELLED = ("-1", "-1.0", "unlabeled", "unlabelled", "?")
 
 
+class UnusableRows:
+    """Finds the rows of a split that cannot be used, in one pass over the rows."""
+
+    def __init__(self, rows: Rows, row_format: RowFormat) -> None:
+        """Prepare the search.
+
+        Args:
+            rows: rows of a split.
+            row_format: format of the rows.
+        """
+        self._rows = rows
+        self._defect_of = _defects(rows, row_format)
+        self._kept = array("q")
+        self._dropped: dict[str, array[int]] = {}
+
+    def has(self, index: int, row: Mapping[str, Any]) -> bool:
+        """Return whether a row cannot be used. The rows must be asked for in order.
+
+        Args:
+            index: index of the row.
+            row: fields and values.
+        """
+        defect = self._defect_of(row)
+        (self._kept if defect is None else self._dropped.setdefault(defect, array("q"))).append(index)
+        return defect is not None
+
+    def findings(self) -> list[Finding]:
+        """Return the rows that cannot be used, by the reason."""
+        return [
+            Finding(defect, len(indices), tuple(map(self._rows.location, indices[:_MAX_SAMPLES])))
+            for defect, indices in self._dropped.items()
+        ]
+
+    def others(self) -> Rows:
+        """Return the rows that can be used.
+
+        Raises:
+            DataError: no row can be used.
+        """
+        if not self._kept:
+            reasons = "; ".join(finding.line() for finding in self.findings())
+            count = counted(len(self._rows), "row")
+            raise DataError(f"{self._rows.name}: no trained token is left in any of {count}: {reasons}")
+        return self._rows.select(self._kept) if self._dropped else self._rows
+
+
 def usable_rows(rows: Rows, row_format: RowFormat) -> tuple[Rows, list[Finding]]:
-    """Return the rows that can be used, and the other rows as findings.
+    """Return the rows that can be used, and the others by the reason.
 
     Args:
         rows: rows of a split.
@@ -32,23 +78,10 @@ def usable_rows(rows: Rows, row_format: RowFormat) -> tuple[Rows, list[Finding]]
     Raises:
         DataError: no row can be used.
     """
-    defect_of = _defects(rows, row_format)
-    kept = array("q")
-    dropped: dict[str, array[int]] = {}
+    unusable = UnusableRows(rows, row_format)
     for index, row in enumerate(rows.rows):
-        defect = defect_of(row)
-        if defect is None:
-            kept.append(index)
-        else:
-            dropped.setdefault(defect, array("q")).append(index)
-    findings = [
-        Finding(defect, len(indices), tuple(map(rows.location, indices[:_MAX_SAMPLES])))
-        for defect, indices in dropped.items()
-    ]
-    if not kept:
-        reasons = "; ".join(finding.line() for finding in findings)
-        raise DataError(f"{rows.name}: no trained token is left in any of {counted(len(rows), 'row')}: {reasons}")
-    return (rows.select(kept), findings) if findings else (rows, [])
+        unusable.has(index, row)
+    return unusable.others(), unusable.findings()
 
 
 def has_no_targets(rows: Rows, row_format: RowFormat) -> bool:

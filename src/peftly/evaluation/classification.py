@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftly.data import EncodedExample, Example, RowFormat, Split, collate, input_lengths
-from peftly.evaluation.entities import entity_f1, has_entities
+from peftly.data import EncodedExample, Example, RowFormat, Split, collate, encode_words, input_lengths
+from peftly.evaluation.entities import TagScheme, entity_f1
 from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, macro_f1
 from peftly.inference import batches, class_logits, on_device, pad_id, tag_logits
 from peftly.kernels import token_cross_entropy
@@ -51,7 +51,8 @@ def evaluate_tags(
 ) -> Evaluation:
     """Evaluate a token classifier: loss, accuracy of tags, and F1 of entities or of tags.
 
-    Words past the maximum length of an example do not count.
+    A word without a token, and a word past the maximum length of an example, get no tag. They do not count in loss,
+    accuracy and F1 of tags. The F1 of entities is that of the whole texts, in which they are outside of all entities.
 
     Args:
         model: token classifier, in evaluation mode.
@@ -70,27 +71,53 @@ def evaluate_tags(
         guesses = iter(logits.argmax(-1).tolist())
         for index, example in zip(chosen, examples, strict=True):
             predicted[index] = list(islice(guesses, example.num_targets))
-    true_tags = [[labels[tag] for tag in _tags_of(example)] for example in split.encoded]
-    predicted_tags = [[labels[tag] for tag in tags] for tags in predicted]
-    true_words, predicted_words = list(chain(*true_tags)), list(chain(*predicted_tags))
-    is_bio = has_entities(labels)
+    true = list(chain(*(_tags_of(encoded) for encoded in split.encoded)))
+    guessed = list(chain(*predicted))
+    scheme = TagScheme.of(labels)
+    true_tags = [example.tags for example in split.examples]
+    no_tag = "—" if scheme is None else "O"
+    predicted_tags = [
+        _tags_of_words(example, encoded, [labels[tag] for tag in tags], tokenizer, no_tag)
+        for example, encoded, tags in zip(split.examples, split.encoded, predicted, strict=True)
+    ]
     return Evaluation(
         rows=len(true_tags),
-        tokens=len(true_words),
-        loss=loss / len(true_words),
-        token_accuracy=sum(a == b for a, b in zip(true_words, predicted_words, strict=True)) / len(true_words),
-        entity_f1=entity_f1(true_tags, predicted_tags) if is_bio else None,
-        macro_f1=None if is_bio else macro_f1(true_words, predicted_words),
+        tokens=len(true),
+        loss=loss / len(true),
+        token_accuracy=sum(a == b for a, b in zip(true, guessed, strict=True)) / len(true),
+        entity_f1=None if scheme is None else entity_f1(true_tags, predicted_tags, scheme),
+        macro_f1=macro_f1(true, guessed) if scheme is None else None,
+        words_without_tag=sum(map(len, true_tags)) - len(true),
         predictions=tuple(
-            Prediction(example.prompt, " ".join(true), " ".join(guess), {})
-            for example, true, guess in zip(split.examples, true_tags, predicted_tags, strict=True)
+            Prediction(example.prompt, " ".join(example.tags), " ".join(tags), {})
+            for example, tags in zip(split.examples, predicted_tags, strict=True)
         ),
     )
 
 
 def _tags_of(example: EncodedExample) -> list[int]:
-    """Return the tag indices of an example's words."""
+    """Return the tag indices of an example's words that have a token."""
     return [tag for tag, counts in zip(example.targets, example.trained, strict=True) if counts]
+
+
+def _tags_of_words(
+    example: Example, encoded: EncodedExample, tags: list[str], tokenizer: "PreTrainedTokenizerBase", no_tag: str
+) -> list[str]:
+    """Return one tag for every word of a text.
+
+    Args:
+        example: the text as words.
+        encoded: the text as tokens.
+        tags: tags of the words that have a token in `encoded`.
+        tokenizer: tokenizer of the model.
+        no_tag: tag for words that the model does not tag.
+    """
+    if len(tags) == len(example.words):
+        return tags
+    _, first_tokens = encode_words([example.words], tokenizer)[0]
+    with_tokens = [word for word in first_tokens if word is not None]
+    tag_of_word = dict(zip(with_tokens, tags, strict=False))  # not strict: the last words can be cut off
+    return [tag_of_word.get(index, no_tag) for index in range(len(example.words))]
 
 
 def _text(example: Example) -> str:

@@ -30,13 +30,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for one labelled example.
+    """Prediction for one example: its label, its tags, or the answer that the model generates.
 
     Attributes:
-        prompt: text in front of the label; for tags the words, separated by spaces.
-        label: true label; for tags the true tags, separated by spaces.
-        predicted: most likely label, or most likely tags.
-        log_probabilities: log-probability of every label, by label; empty for tags.
+        prompt: text in front of the label or of the answer; for tags the words, separated by spaces.
+        label: true label, or expected answer; for tags the true tags, separated by spaces.
+        predicted: most likely label, most likely tags, or generated answer.
+        log_probabilities: log-probability of every label, by label; empty for tags and answers.
         tokens: number of tokens of the true label, for a model that generates labels; None for other models.
         hits: number of these tokens that are the most likely token at their position.
     """
@@ -65,8 +65,16 @@ class Evaluation:
         macro_f1: mean F1 over the labels (or tags without entities) that occur as true or predicted labels.
         labels: labels in order.
         confusion: number of examples with true label i (outer index) and predicted label j (inner index).
-        predictions: one prediction per example, in the order of the split.
-        entity_f1: F1 of entities, correct if type and boundaries are, for tags that begin with B- and I-.
+        predictions: one prediction per example, in the order of the split; for answers, of the first examples.
+        entity_f1: F1 of entities, correct if type and boundaries are, for tags of entities in any scheme; see
+            `TagScheme`.
+        words_without_tag: number of words that the model gave no tag, as they have no token or were cut off.
+        generated: number of examples whose answers were generated, for the scores that follow.
+        exact_match: fraction of generated answers that are the expected ones, without spaces at both ends.
+        rouge_1, rouge_2, rouge_l: ROUGE-1, ROUGE-2 and ROUGE-L: mean F1 of common words, pairs of words and longest
+            common sequences of words.
+        chrf, bleu: chrF and BLEU of sacrebleu over all answers, from 0 to 100.
+        bleu_tokenizer: tokenizer of BLEU in sacrebleu.
     """
 
     rows: int
@@ -80,6 +88,15 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...] | None = None
     predictions: tuple[Prediction, ...] = ()
     entity_f1: float | None = None
+    words_without_tag: int = 0
+    generated: int = 0
+    exact_match: float | None = None
+    rouge_1: float | None = None
+    rouge_2: float | None = None
+    rouge_l: float | None = None
+    chrf: float | None = None
+    bleu: float | None = None
+    bleu_tokenizer: str | None = None
 
 
 def evaluate_tokens(

@@ -3,6 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from peftly.data import chat_ends
 from peftly.errors import BaseModelError
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ def _add_special_ids(writer: Any, tokenizer: "PreTrainedTokenizerBase", bos: int
     for name, number in ids.items():
         if number is not None:
             getattr(writer, f"add_{name}_token_id")(number)
+    for end in chat_ends(tokenizer).ids[:1]:  # the end of a turn, where it is not the end token of the tokenizer
+        if end != ids["eos"]:
+            writer.add_eot_token_id(end)
     encoded = tokenizer("a").input_ids
     writer.add_add_bos_token(len(encoded) > 1 and encoded[0] == ids["bos"])
     writer.add_add_eos_token(len(encoded) > 1 and encoded[-1] == ids["eos"])

@@ -4,7 +4,7 @@ import json
 
 from peftly.errors import AdapterError
 from peftly.exporting.request import Request
-from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter
+from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter, write_chat_template
 
 __all__ = ["write_peft"]
 
@@ -26,7 +26,8 @@ def write_peft(request: Request) -> list[str]:
         raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.peft_limitation}")
     peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
     write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
-    return [*base_notes(saved), f"load it with PeftModel.from_pretrained(base, {str(request.out)!r})"]
+    notes = [*base_notes(saved), *write_chat_template(request.folder, saved)]
+    return [*notes, f"load it with PeftModel.from_pretrained(base, {str(request.out)!r})"]
 
 
 def _card(saved: SavedAdapter) -> str:

@@ -82,6 +82,10 @@ def _training_text(saved: SavedAdapter) -> str:
     row_format = saved.files.notes.get(ROW_FORMAT) or {}
     if row_format.get("template"):
         return f"In training every text was made with this template:\n\n    {json.dumps(row_format['template'])}"
+    if row_format.get("chat_template"):
+        return (
+            f"In training every text was made with this chat template:\n\n    {json.dumps(row_format['chat_template'])}"
+        )
     if row_format.get("kind") == "chat":
         return "The text must be formatted as in training, with the tokenizer's chat template."
     return "The text must be formatted as in training, template included."

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftly.adapters import CARD, CONFIG, TENSORS, AdapterFolder, AdapterSource, open_adapters
-from peftly.errors import AdapterError
+from peftly.adapters import CARD, CONFIG, ROW_FORMAT, TENSORS, AdapterFolder, AdapterSource, open_adapters
+from peftly.errors import AdapterError, BaseModelError
 from peftly.methods import METHODS, Adapter, MethodConfig
-from peftly.models import TASKS, WHEEL_BASES, is_quantized_in_wheel
+from peftly.models import TASKS, WHEEL_BASES, is_quantized_in_wheel, resolve_base
 
-__all__ = ["SavedAdapter", "base_notes", "open_saved", "write_adapter"]
+__all__ = ["CHAT_TEMPLATE", "SavedAdapter", "base_notes", "open_saved", "write_adapter", "write_chat_template"]
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File that transformers and vLLM read a chat template from."""
 
 
 class SavedAdapter(NamedTuple):
@@ -69,6 +72,12 @@ class SavedAdapter(NamedTuple):
         return TASKS[self.files.task].auto_class if self.files.task else "AutoModel"
 
     @property
+    def chat_template(self) -> str | None:
+        """Chat template that the training set; None: the base's own."""
+        template = (self.files.notes.get(ROW_FORMAT) or {}).get("chat_template")
+        return template if isinstance(template, str) else None
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier; empty for other tasks."""
         return self.files.labels
@@ -109,3 +118,25 @@ def write_adapter(folder: Path, peft: Mapping[str, Any], tensors: Mapping[str, T
     text = json.dumps(dict(peft), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def write_chat_template(folder: Path, saved: SavedAdapter) -> list[str]:
+    """Write the tokenizer of the base with the chat template of the training, if the training set one.
+
+    Args:
+        folder: output folder.
+        saved: the adapter.
+
+    Returns:
+        Notes for the user.
+    """
+    if saved.chat_template is None:
+        return []
+    (folder / CHAT_TEMPLATE).write_text(saved.chat_template, encoding="utf-8")
+    try:
+        tokenizer = resolve_base(saved.files.base_name or "").tokenizer
+    except BaseModelError:
+        return [f"{CHAT_TEMPLATE} is the chat template of the training: set it as the chat_template of the tokenizer"]
+    tokenizer.chat_template = saved.chat_template
+    tokenizer.save_pretrained(folder)
+    return ["the folder holds the tokenizer with the chat template of the training, which is not the base's own"]

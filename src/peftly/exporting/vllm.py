@@ -8,6 +8,7 @@ one alpha where that is possible, and refuses it otherwise.
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from torch import Tensor
 from peftly.errors import AdapterError
 from peftly.exporting.prompt_embeddings import embeddings_obstacle
 from peftly.exporting.request import Request
-from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter
+from peftly.exporting.saved_adapter import (
+    CHAT_TEMPLATE,
+    SavedAdapter,
+    base_notes,
+    open_saved,
+    write_adapter,
+    write_chat_template,
+)
 from peftly.injection import by_pattern
 from peftly.methods import METHODS, lora_scaling
 
@@ -70,9 +78,16 @@ def write_vllm(request: Request) -> list[str]:
         )
     name = request.out.name
     command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
-    serve, here = (shlex.join([*command, "--lora-modules", f"{name}={path}"]) for path in (request.out, "."))
+    serve, here = (shlex.join(_with_paths(command, name, Path(path), saved)) for path in (request.out, "."))
+    notes += write_chat_template(request.folder, saved)
     write_adapter(request.folder, peft_config, tensors, _card(saved, name, here))
     return [*notes, f"serve it: {serve}", f"model {name!r} has the adapter, and {saved.base_name!r} is the base alone"]
+
+
+def _with_paths(command: list[str], name: str, folder: Path, saved: SavedAdapter) -> list[str]:
+    """Return the command that serves the adapter, with its path and the path of its chat template."""
+    template = ["--chat-template", str(folder / CHAT_TEMPLATE)] if saved.chat_template is not None else []
+    return [*command, "--lora-modules", f"{name}={folder}", *template]
 
 
 def smallest_max_rank(rank: int) -> int | None:

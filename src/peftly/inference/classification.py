@@ -59,7 +59,9 @@ def classify(
     examples = texts_of(texts)
     check_adapters(adapters, len(examples), "text")
     _check_task(model, "sequence_classification")
-    labels, encoded = labels_of(model), encode_sources(examples, tokenizer, max_length)
+    if len(labels := labels_of(model)) == 1:
+        raise ConfigError("the model has one output, so it predicts a number and no label; call the model itself")
+    encoded = encode_sources(examples, tokenizer, max_length)
     empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:
         raise DataError(f"the text {examples[empty].prompt!r} has no tokens; give at least one word")

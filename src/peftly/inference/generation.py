@@ -12,6 +12,7 @@ from peftly.adapters import AdapterChoice
 from peftly.data import (
     EncodedExample,
     Example,
+    chat_ends,
     collate,
     encode_example_prompt,
     encode_sources,
@@ -21,7 +22,7 @@ from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, use_batch
 from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
-from peftly.inference.stopping import StopTexts, TextPieces, stop_texts, stop_token_ids
+from peftly.inference.stopping import StopTexts, TextPieces, completion_text, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
 from peftly.settings import check_seed
 
@@ -63,7 +64,8 @@ def generate(
         model: causal language model or encoder-decoder. Its modes are restored afterwards.
         tokenizer: tokenizer of the model.
         prompts: one prompt or several: texts, tokenised as in training, or conversations that the model answers. An
-            adapter with `position: template` needs the result of `RowFormat.format_prompt`, which marks positions.
+            adapter with `position: template` needs the result of `RowFormat.format_prompt`, which marks positions. A
+            conversation with tools is `Example(messages=..., tools=...)`.
         max_new_tokens: maximum number of tokens of a completion.
         do_sample: whether to draw tokens; None: if `temperature` is above 0. True without a `temperature` means 1.0.
         temperature: divisor of the logits; 0 or None: take the most likely token.
@@ -103,8 +105,10 @@ def generate(
         raise ConfigError(f"a {type(model).__name__} does not generate text; use peftly.classify or peftly.tag_words")
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, for_encoder=is_encoder_decoder) for prompt in listed]
-    stops = stop_texts(stop)
-    settings = greedy_settings(model, tokenizer, ends=stop_token_ids(stops, tokenizer))
+    given_stops = stop_texts(stop)
+    turn_ends = chat_ends(tokenizer).texts
+    stops = [(*given_stops, *turn_ends) if _is_conversation(prompt, chat=chat) else given_stops for prompt in listed]
+    settings = greedy_settings(model, tokenizer, ends=stop_token_ids(given_stops, tokenizer))
     settings.update(max_new_tokens=max_new_tokens, num_beams=num_beams, repetition_penalty=repetition_penalty)
     ends = settings.eos_token_id or ()
     prompt_tokens = [example.input_ids for example in encoded]
@@ -122,7 +126,7 @@ def generate(
             )
             # A decoder starts from one token, which is an end token in BART.
             prompt_length = 1 if is_encoder_decoder else batch["input_ids"].shape[1]
-            stopping = StopTexts(tokenizer, stops, ends, prompt_length)
+            batch_stops = [stops[index] for index in chosen]
             processors = LogitsProcessorList()
             if sampling is not None:
                 processors = sampling_processors(sampling, [generators[index] for index in chosen])
@@ -132,11 +136,13 @@ def generate(
                     attention_mask=batch["attention_mask"],
                     generation_config=settings,
                     logits_processor=processors,
-                    stopping_criteria=StoppingCriteriaList([stopping] if stops else []),
-                    streamer=None if stream is None else TextPieces(tokenizer, stream, stops, ends),
+                    stopping_criteria=StoppingCriteriaList(
+                        [StopTexts(tokenizer, batch_stops, prompt_length)] if any(batch_stops) else []
+                    ),
+                    streamer=None if stream is None else TextPieces(tokenizer, stream, batch_stops[0], ends),
                 )
             for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
-                completions[index] = stopping.completion(ids)
+                completions[index] = completion_text(tokenizer, ids, stops[index], ends)
     return completions
 
 
@@ -161,13 +167,14 @@ def greedy_settings(
     Args:
         model: model with a `generation_config`.
         tokenizer: tokenizer of the model.
-        ends: ids of tokens that end a text, besides the end tokens of the tokenizer and of the model.
+        ends: ids of tokens that end a text, besides those of the tokenizer, of its chat template and of the model.
     """
     settings = copy.deepcopy(model.generation_config)
     settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, typical_p=None, min_p=None)
     settings.update(num_return_sequences=1, return_dict_in_generate=False, max_length=None)
     configured = settings.eos_token_id
-    known = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured]), *ends]
+    known = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
+    known += [*chat_ends(tokenizer).ids, *ends]
     settings.eos_token_id = [end for end in dict.fromkeys(known) if end is not None] or None
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # Any id does: the attention mask follows from lengths.
@@ -190,6 +197,12 @@ def _contiguous_head_input(model: "PreTrainedModel") -> Iterator[None]:
         handle.remove()
 
 
+def _is_conversation(prompt: Prompt, *, chat: bool) -> bool:
+    if isinstance(prompt, Example | EncodedExample):
+        return isinstance(prompt, Example) and bool(prompt.messages)
+    return chat or not isinstance(prompt, str)
+
+
 def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, for_encoder: bool) -> EncodedExample:
     """Return the tokens of a prompt, with the positions that a template marks."""
     if isinstance(prompt, EncodedExample):
@@ -198,8 +211,9 @@ def _encode(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", *, chat: bool,
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         prompt = Example(prompt)
-    if not isinstance(prompt, Example):
-        ids = prompt_ids(prompt, tokenizer)
+    if not isinstance(prompt, Example) or prompt.messages:
+        messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Example) else (prompt, ())
+        ids = prompt_ids(messages, tokenizer, tools)
         encoded = EncodedExample(ids, [False] * len(ids))
     else:
         encoded = encode_sources([prompt], tokenizer)[0] if for_encoder else encode_example_prompt(prompt, tokenizer)

@@ -12,7 +12,7 @@ from peftly.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["StopTexts", "TextPieces", "stop_texts", "stop_token_ids"]
+__all__ = ["StopTexts", "TextPieces", "completion_text", "stop_texts", "stop_token_ids"]
 
 
 def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -41,47 +41,56 @@ def _stop_start(text: str, stop: Sequence[str]) -> int | None:
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends the generation of a batch element when its completion contains a stop text.
+    """Ends the generation of a batch element when its completion contains one of its stop texts.
 
     Args:
         tokenizer: tokenizer of the model.
-        stop: stop texts.
-        ends: ids of the tokens that end a completion, which the text leaves out.
+        stops: stop texts of each batch element; beam search repeats the elements.
         prompt_length: number of tokens in front of each completion.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], ends: Collection[int], prompt_length: int
+        self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[Sequence[str]], prompt_length: int
     ) -> None:
         self._tokenizer = tokenizer
-        self._stop = stop
-        self._ends = ends
+        self._stops = stops
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Any, **_options: Any) -> Tensor:
         """Return for each batch element whether its completion contains a stop text, (batch,)."""
         completions = input_ids[:, self._prompt_length :].tolist()
-        has_stopped = [_stop_start(self._decode(ids), self._stop) is not None for ids in completions]
+        repeats = len(completions) // len(self._stops)
+        has_stopped = [
+            _stop_start(_decoded(self._tokenizer, ids), self._stops[index // repeats]) is not None
+            for index, ids in enumerate(completions)
+        ]
         return torch.tensor(has_stopped, device=input_ids.device)
 
-    def completion(self, ids: Sequence[int]) -> str:
-        """Return the text of a completion in front of its end token and its stop text.
 
-        The search repeats the one during generation token by token. The text therefore does not depend on the tokens
-        that a batch element gets while other elements go on.
+def completion_text(
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], stop: Sequence[str], ends: Collection[int]
+) -> str:
+    """Return the text of a completion in front of its end token and its stop text.
 
-        Args:
-            ids: token ids of the completion, prompt excluded.
-        """
-        ids = ids[: next((index for index, token in enumerate(ids) if token in self._ends), None)]
-        for count in range(1, len(ids) + 1) if self._stop else ():
-            text = self._decode(ids[:count])
-            if (start := _stop_start(text, self._stop)) is not None:
-                return text[:start]
-        return self._decode(ids)
+    The search repeats the one during generation token by token. The text therefore does not depend on the tokens that a
+    batch element gets while other elements go on.
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))
+    Args:
+        tokenizer: tokenizer of the model.
+        ids: token ids of the completion, prompt excluded.
+        stop: stop texts.
+        ends: ids of the tokens that end a completion.
+    """
+    ids = ids[: next((index for index, token in enumerate(ids) if token in ends), None)]
+    for count in range(1, len(ids) + 1) if stop else ():
+        text = _decoded(tokenizer, ids[:count])
+        if (start := _stop_start(text, stop)) is not None:
+            return text[:start]
+    return _decoded(tokenizer, ids)
+
+
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    return cast(str, tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class TextPieces(TextStreamer):  # type: ignore[misc]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftly.data import chat_ends
 from peftly.errors import ConfigError
 from peftly.models import TASKS, Base
 from peftly.utils import bytes_text, check_output_folder, nearest_existing_parent, quiet
@@ -77,10 +78,20 @@ def write(
         folder: output folder.
         max_shard_size: maximum size of a weights file.
     """
+    if model.can_generate():
+        _stop_at_turns(model, tokenizer)
     with quiet():
         model.to(dtype)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
+
+
+def _stop_at_turns(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let the generation of transformers and vLLM stop where the chat template ends a turn."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known] if known is not None else []
+    if new := [end for end in chat_ends(tokenizer).ids if end not in known]:
+        model.generation_config.eos_token_id = [*known, *new]
 
 
 def read_back(folder: Path, task: "TaskName | None") -> Base:

@@ -66,7 +66,7 @@ _TASKS_OF_TARGETS: dict[TargetKind, tuple[TaskName, ...]] = {
 _NEEDS: dict[TaskName, str] = {
     "causal_lm": "texts or labels",
     "seq2seq_lm": "prompts with completions or labels",
-    "sequence_classification": "labels (text + label)",
+    "sequence_classification": "labels (text + label) or a --target with labels",
     "token_classification": "tags (tokens + tags)",
 }
 """Targets that each task learns, for messages."""

@@ -6,6 +6,7 @@ run_page     page of one run
 comparison   page, and table for the screen, of several runs
 audit_page   page of a data audit
 token_units  token ids of an example as readable units
+epochs       table of the epochs of a run
 charts       charts as SVG, drawn with matplotlib
 page         templates, JSON files, and the description of a machine
 """

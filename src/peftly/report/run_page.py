@@ -1,7 +1,6 @@
 """The report of one run."""
 
-import json
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ import yaml
 from markupsafe import Markup
 
 from peftly.errors import ConfigError
+from peftly.evaluation import missing_scores
 from peftly.report.audit_page import finding_rows
 from peftly.report.charts import line_chart
+from peftly.report.epochs import counts_tokens, epoch_rows, read_records
 from peftly.report.page import machine_lines, read_json, write_page
 from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
@@ -36,17 +37,20 @@ def write_report(run_folder: str | Path) -> Path:
     config = yaml.safe_load(config_text)
     summary, evaluation = read_json(folder / "summary.json"), read_json(folder / "evaluation.json")
     data = read_json(folder / "data.json")
+    records = read_records(folder / "metrics.jsonl")
     return write_page(
         folder / "report.html",
         "report.html.jinja",
         title=folder.resolve().name,
         subtitle=f"{_methods(config['method'])} on {config['base']}{_best_step(summary)}",
         tiles=_tiles(summary, evaluation),
-        charts=_charts(folder / "metrics.jsonl"),
+        charts=_charts(records),
+        epochs=epoch_rows(records, has_tokens=counts_tokens(folder)),
         split=evaluation.get("split", ""),
         scores=score_rows(evaluation),
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
+        notes=_generation_notes(evaluation),
         samples=evaluation.get("samples", []),
         data_lines=data.get("lines", []),
         findings=finding_rows(data.get("splits", {})),
@@ -60,7 +64,10 @@ def _methods(method: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 
 def _best_step(summary: dict[str, Any]) -> str:
-    return f", best after step {summary['best_step']} of {summary['steps']}" if summary else ""
+    if not summary:
+        return ""
+    early = f", stopped early of {summary['planned_steps']} planned" if summary.get("stopped_early") else ""
+    return f", best after step {summary['best_step']} of {summary['steps']}{early}"
 
 
 def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -72,7 +79,7 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
             tiles += [(name, scores[name]) for name in names]
             break
     else:
-        tiles += [(name, scores[name]) for name in ("loss", "perplexity") if name in scores]
+        tiles += [(name, scores[name]) for name in ("loss", "perplexity", "ROUGE-L", "chrF") if name in scores]
     if summary:
         tiles += [
             ("trained parameters", count_text(summary["parameters"])),
@@ -80,6 +87,19 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
             ("training", seconds_text(summary["seconds"])),
         ]
     return tiles
+
+
+def _generation_notes(evaluation: dict[str, Any]) -> list[str]:
+    """Return sentences on the scores of generated answers."""
+    if not evaluation.get("generated"):
+        return []
+    if evaluation.get("bleu") is None:
+        return [missing_scores() or "ROUGE, chrF and BLEU were not computed: their libraries were missing"]
+    return [
+        f"The scores from exact match on compare {count_text(evaluation['generated'])} generated answers with the "
+        "expected ones; the others are over all examples. BLEU is computed by sacrebleu with its tokenizer "
+        f"{evaluation['bleu_tokenizer']}."
+    ]
 
 
 def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, float]]]]:
@@ -90,9 +110,8 @@ def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, flo
     ]
 
 
-def _charts(metrics: Path) -> list[Markup]:
+def _charts(records: Sequence[dict[str, Any]]) -> list[Markup]:
     """Return charts of the losses and of the validation scores, without empty ones."""
-    records = _records(metrics)
     steps = [record for record in records if record["kind"] == "step"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     losses = line_chart(
@@ -115,14 +134,3 @@ def _charts(metrics: Path) -> list[Markup]:
     )
     # Without matplotlib both are the same line of text, which is shown once.
     return list(dict.fromkeys(chart for chart in (losses, scores) if chart))
-
-
-def _records(metrics: Path) -> list[dict[str, Any]]:
-    """Return the steps and evaluations in a file of metrics. Lines that a disk has damaged are left out."""
-    records = []
-    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError, RecursionError):
-            record = json.loads(line)
-            if record["kind"] in ("step", "evaluation") and isinstance(record["step"], int):
-                records.append({**record, "loss": record["loss"]})
-    return records

@@ -5,6 +5,7 @@ config_file      YAML and flags
 yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
 folder           names of the files of a run folder
+data_file        data.json: report on the data, and digests of the rows
 replacing        check, replace and clean a run folder
 launch           settings and the processes of a launch
 opening          model of a finished run
@@ -18,13 +19,14 @@ version_0_1      settings of version 0.1.0
 
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
+from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
 from peftly.runs.run import run
-from peftly.runs.side_by_side import run_together
+from peftly.runs.side_by_side import TogetherResult, run_together
 
 __all__ = [
     "AnyConfig",
@@ -32,6 +34,8 @@ __all__ = [
     "OpenRun",
     "RunConfig",
     "RunResult",
+    "TogetherResult",
+    "changed_rows_line",
     "check_resumable",
     "check_run_folder",
     "held_out_examples",

@@ -1,13 +1,14 @@
 """Read and write the configuration of a run: YAML, flags, or both. Flags override the file; `--set` overrides both."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from peftly.data import read_escapes
 from peftly.errors import ConfigError
 from peftly.models import read_quantization
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
@@ -27,6 +28,7 @@ FLAGS = {
     "test": "data.test",
     "template": "data.template",
     "target": "data.target",
+    "chat_template": "data.chat_template",
     "max_length": "data.max_length",
     "method": "method",
     "ensemble": "ensemble",
@@ -63,10 +65,12 @@ def load_config(
         ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
     """
     written = {} if path is None else read_yaml(Path(path))
+    written = _with_templates(written, read_escapes)
     settings = {**(defaults or {}), **(with_current_settings(written) if stored else written)}
     for flag, value in (flags or {}).items():
         if value is not None:
             _put(settings, FLAGS[flag], value)
+    _check_keys(overrides)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
@@ -84,6 +88,30 @@ def load_config(
         raise ConfigError(first_line(error, RunConfig, flags=FLAGS)) from error
 
 
+def _check_keys(overrides: Sequence[str]) -> None:
+    """Refuse a setting that `--set` sets twice."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            raise ConfigError(f"--set {key} is given twice, and a setting has one value; give it once")
+
+
+def _with_templates(settings: Mapping[str, Any], convert: Callable[[str], str]) -> dict[str, Any]:
+    """Return settings with the templates of the run or of its jobs converted.
+
+    A template in single quotes, or without quotes, keeps the two characters of a typed line break in YAML.
+    """
+    result = dict(settings)
+    data, jobs = result.get("data"), result.get("jobs")
+    if isinstance(data, Mapping) and isinstance(data.get("template"), str):
+        result["data"] = {**data, "template": convert(data["template"])}
+    if isinstance(jobs, Mapping):
+        result["jobs"] = {
+            n: _with_templates(job, convert) if isinstance(job, Mapping) else job for n, job in jobs.items()
+        }
+    return result
+
+
 def dump_config(config: AnyConfig) -> str:
     """Return the configuration with all defaults as YAML that `load_config` reads."""
     settings = config.model_dump(mode="json")
@@ -95,6 +123,7 @@ def dump_config(config: AnyConfig) -> str:
             "jobs": {name: {key: job[key] for key in _JOB_SETTINGS} for name, job in jobs.items()},
             "out": config.out,
         }
+    settings = _with_templates(settings, lambda template: template.replace("\\", "\\\\"))
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
@@ -161,6 +190,8 @@ def _put(settings: dict[str, Any], key: str, value: object) -> None:
             )
         target = inner
     current, value = target.get(last), _as_mapping(last, value)
+    if key.endswith("data.template") and isinstance(value, str):
+        value = read_escapes(value)
     if last == "method" and isinstance(current, dict) and value == {"name": current.get("name")}:
         return
     if last == "quantization" and isinstance(current, dict) and value == {"kind": current.get("kind")}:

@@ -2,7 +2,7 @@
 
 .peftly.json           mark of a run folder; it says whether the run is finished
 config.yaml            resolved configuration
-data.json              report on the data, and the row format
+data.json              report on the data, the row format, and digests of the rows
 metrics.jsonl          one line per step, evaluation and saved adapter
 checkpoint-N.safetensors  state of an unfinished run after N steps
 adapter/               best adapter
@@ -39,6 +39,7 @@ __all__ = [
     "read_config",
     "recover_run",
     "run_files",
+    "run_of",
 ]
 
 RUN = "a run"
@@ -68,9 +69,15 @@ def read_config(folder: Path) -> AnyConfig | None:
         The configuration; None if `folder` belongs to no run.
     """
     recover(folder)
+    run = run_of(folder)
+    return None if run is None else load_config(run / "config.yaml", stored=True)
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the run folder that a folder is, or that an adapter's folder is in; None if there is none."""
     for candidate in (folder, folder.parent):
         if (candidate / "config.yaml").is_file() and (candidate == folder or folder in _adapter_paths(candidate)):
-            return load_config(candidate / "config.yaml", stored=True)
+            return candidate
     return None
 
 

@@ -1,6 +1,12 @@
-"""The held-out examples of a finished run, and new data in the row format of its training."""
+"""The held-out examples of a finished run, and new data in the row format of its training.
 
-from collections.abc import Sequence
+A run folder holds digests of the rows. The held-out examples are found by them, wherever they stand in the data now:
+after a change of the data, a new split by `data.seed` could choose rows that the adapter was trained on.
+"""
+
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +20,23 @@ from peftly.data import (
     Split,
     counted,
     encode_split,
+    example_digest,
     load_data,
+    prompt_key,
     read,
+    read_data,
+    usable_rows,
 )
-from peftly.errors import ConfigError
+from peftly.errors import ConfigError, DataError
 from peftly.models import task_of
-from peftly.runs.config import one_run
-from peftly.runs.folder import read_config
+from peftly.runs.config import RunConfig, one_run
+from peftly.runs.data_file import DataFile, read_data_file
+from peftly.runs.folder import read_config, run_of
 from peftly.runs.opening import OpenRun
 
 __all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split"]
+
+_ADVICE = "give the rows to evaluate on with --data"
 
 
 class HeldOut(NamedTuple):
@@ -47,26 +60,31 @@ def evaluation_split(data: Data) -> tuple[str, Split | None]:
     return ("test", data.test) if data.test is not None else ("validation", data.validation)
 
 
-def held_out_split(opened: OpenRun, source: str | None) -> HeldOut:
+def held_out_split(opened: OpenRun, source: str | None, *, run: str | Path | None = None) -> HeldOut:
     """Return the examples on which a model is evaluated.
 
     Args:
         opened: model, with the configuration of its run if it has one.
         source: file, folder or Hub id with rows like those of the training; None: the held-out split of the run.
+        run: path that the model was opened from; None: the output folder in the configuration of the run.
 
     Raises:
         ConfigError: neither `source` nor a run determines the examples, or the adapter records no row format.
-        DataError: the data cannot be read, or do not have the row format.
+        DataError: the data cannot be read, do not have the row format, or lack held-out rows of the run.
     """
+    folder = None
+    if opened.config is not None:
+        folder = run_of(Path(opened.config.out if run is None else run))
+    stored = read_data_file(folder)
     if source is not None:
-        return _read_source(opened, source)
+        return _read_source(opened, source, stored)
     if opened.config is None:
         raise ConfigError("this adapter is not in a run folder, so it has no held-out examples; give --data")
-    data = load_data(opened.config.data, opened.tokenizer, task=task_of(opened.model))
-    name, split = evaluation_split(data)
-    if split is None:
-        raise ConfigError("this run has neither test nor validation examples; give --data")
-    return HeldOut(name, split, data.row_format, [f"{counted(len(split.examples), f'{name} example')} of the run"])
+    if stored.problem is not None:
+        raise DataError(f"{stored.problem}, so the held-out rows of the run are not known; {_ADVICE}")
+    if opened.row_format is None or not stored.digests:
+        return _read_again(opened, opened.config, stored)
+    return _find(opened, opened.config, opened.row_format, stored)
 
 
 def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple[Sequence[EncodedExample], str]:
@@ -82,17 +100,76 @@ def held_out_examples(adapters: AdapterSet, model: Any, tokenizer: Any) -> tuple
 
     Raises:
         ConfigError: the adapter is not in a run folder, or the run has no held-out examples.
-        DataError: the data of the run cannot be read.
+        DataError: the data of the run cannot be read, or lack held-out rows of the run.
     """
     config = read_config(Path(adapters.source))
     if config is None:
         raise ConfigError("the adapter is not in a run folder")
     run_config = one_run(config, adapters.source)
-    held_out = held_out_split(OpenRun(model, tokenizer, adapters.row_format, run_config), None)
+    opened = OpenRun(model, tokenizer, adapters.row_format, run_config)
+    held_out = held_out_split(opened, None, run=adapters.source)
     return held_out.split.encoded, f"{held_out.name} examples of the run"
 
 
-def _read_source(opened: OpenRun, source: str) -> HeldOut:
+def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: DataFile) -> HeldOut:
+    """Return the held-out examples of a run, found by their digests in the data of the run."""
+    name = next((name for name in ("test", "validation") if name in stored.digests), None)
+    if name is None:
+        raise ConfigError("this run has neither test nor validation examples; give --data")
+    try:
+        rows = read_data(config.data).rows
+        usable, _ = usable_rows(rows.get(name, rows["train"]), row_format)
+    except DataError as error:
+        raise DataError(f"{error}; {_ADVICE}") from None
+    examples = FormattedExamples(usable, row_format)
+    indices_of: defaultdict[int, deque[int]] = defaultdict(deque)
+    for index, digest in _digests(examples):
+        indices_of[digest].append(index)
+    digests = stored.digests[name]
+    found = array("q", [indices_of[digest].popleft() for digest in digests if indices_of[digest]])
+    if len(found) < len(digests):
+        missing = len(digests) - len(found)
+        raise DataError(
+            f"{examples.rows.name} was changed after the training: {missing:,} of the {counted(len(digests), 'row')} "
+            f"held out for {name} are no longer in it; {_ADVICE}"
+        )
+    task, held_out = task_of(opened.model) or "causal_lm", examples.select(found)
+    split, _ = encode_split(held_out, task, opened.tokenizer, config.data.max_length)
+    lines = [f"{counted(len(split.examples), f'{name} example')} of the run"]
+    return HeldOut(name, split, row_format, [*lines, *_trained_lines(held_out, stored)])
+
+
+def _digests(examples: FormattedExamples) -> Iterator[tuple[int, int]]:
+    """Yield index and digest of every row that still has the row format."""
+    for index in range(len(examples)):
+        try:
+            example = examples[index]
+        except DataError:
+            continue
+        yield index, example_digest(example)
+
+
+def _read_again(opened: OpenRun, config: RunConfig, stored: DataFile) -> HeldOut:
+    """Return the held-out examples of a run that records no digests, split as its training split them."""
+    data = load_data(config.data, opened.tokenizer, task=task_of(opened.model))
+    name, split = evaluation_split(data)
+    if split is None:
+        raise ConfigError("this run has neither test nor validation examples; give --data")
+    for part, report in data.report.splits.items():
+        if stored.num_rows.get(part, report.rows) != report.rows:
+            raise DataError(
+                f"{report.source} was changed after the training: its {part} split has {counted(report.rows, 'row')}, "
+                f"and the run had {stored.num_rows[part]:,}, so rows that were trained on could be among them; "
+                f"{_ADVICE}"
+            )
+    lines = [
+        f"{counted(len(split.examples), f'{name} example')} of the run",
+        "the run records no digests of its rows, so a change of the data after the training would not be noticed",
+    ]
+    return HeldOut(name, split, data.row_format, lines)
+
+
+def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     """Read new data in the row format of the adapter."""
     if opened.row_format is None:
         raise ConfigError("this adapter records no row format, so its data cannot be read; evaluate it from Python")
@@ -100,11 +177,29 @@ def _read_source(opened: OpenRun, source: str) -> HeldOut:
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
     max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
-    examples = FormattedExamples(table, opened.row_format)
+    usable, findings = usable_rows(table, opened.row_format)
+    examples = FormattedExamples(usable, opened.row_format)
     split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
-    lines = [f"{report.examples} examples of {table.name}"]
+    lines = [f"{counted(report.examples, 'example')} of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
             f"{report.truncated} truncated to {max_length} tokens, {report.dropped} dropped (no trained token left)"
         )
-    return HeldOut(table.name, split, opened.row_format, lines)
+    lines += [finding.line() for finding in findings]
+    return HeldOut(table.name, split, opened.row_format, [*lines, *_trained_lines(examples, stored)])
+
+
+def _trained_lines(examples: FormattedExamples, stored: DataFile) -> list[str]:
+    """Return a line on the examples whose prompt is among the training rows of the run."""
+    if stored.problem is not None:
+        return [f"{stored.problem}, so rows that were trained on are not counted"]
+    if "train" not in stored.digests:
+        return []
+    trained = set(stored.digests["train"])
+    indices = [index for index, example in enumerate(examples) if prompt_key(example) in trained]
+    if not indices:
+        return []
+    return [
+        f"{len(indices):,} of {counted(len(examples), 'row')} have a prompt that the adapter was trained on "
+        f"(first: {examples.location(indices[0])}), so these scores say little about new rows"
+    ]

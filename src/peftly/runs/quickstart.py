@@ -47,7 +47,7 @@ _SHOWN_SAMPLES = 6
 # Eight tokens in the form of the answers: the base predicts one of the labels from the start, and training only has to
 # learn which. Prompts that start as a question spend their first epoch on the form (docs/log.md).
 _INIT_TEXT = " Label: complaint\nLabel: no complaint"
-_METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
+METHODS: dict[str, tuple[str, MethodConfig, dict[str, Any]]] = {
     "prompt_tuning": (
         "prompt tuning",
         PromptTuning(num_virtual_tokens=8, init="text", init_text=_INIT_TEXT),
@@ -98,7 +98,7 @@ def quickstart(
     screen.print(f"evaluating on the test split: {len(test.examples)} examples")
     untouched = evaluate(base.model, base.tokenizer, test, data.row_format)
     rows = [comparison_row("untouched base", untouched)]
-    for folder, (name, method, training) in _METHODS.items():
+    for folder, (name, method, training) in METHODS.items():
         screen.print(f"\n{name}", style="bold")
         train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
         settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
@@ -126,7 +126,7 @@ def _clear_folder(out: Path, screen: Console) -> None:
     recover(out / "data")
     if read_mark(out).get("kind") == _KIND:
         screen.print(f"replacing the earlier quickstart in {out}", markup=False)
-        for folder in _METHODS:
+        for folder in METHODS:
             clear_run(out / folder)
     files = [f"data/{split}.jsonl" for split in _SPLITS] + ["report.html", _RESULTS]
     # With the mark an interrupted quickstart can be repeated in the same folder.
@@ -188,7 +188,7 @@ def _print(results: dict[str, Any], report: Path, out: Path, screen: Console) ->
     screen.print(samples)
     screen.print(f"report: {report}\n\nNext:", markup=False)
     for command in _next_commands(out, results["base"]):
-        screen.print(f"  {command}", markup=False)
+        screen.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _next_commands(out: Path, base: str) -> list[str]:

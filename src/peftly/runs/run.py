@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peftly.adapters import attach, attached, trainable_parameters
 from peftly.data import Data, counted, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
-from peftly.evaluation import Evaluation, evaluate
+from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
 from peftly.models import TASKS, Base, choose_task, load_base, resolve_base, task_of
@@ -31,6 +31,7 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import (
+    best_line,
     check_trainable,
     checkpoint_files,
     computed_with,
@@ -48,7 +49,15 @@ if TYPE_CHECKING:
 
     from peftly.training import Callback, TrainConfig
 
-__all__ = ["attach_method", "batches_line", "inputs_of", "keeping_progress", "open_base_and_data", "run"]
+__all__ = [
+    "attach_method",
+    "batches_line",
+    "evaluate_held_out",
+    "inputs_of",
+    "keeping_progress",
+    "open_base_and_data",
+    "run",
+]
 
 _MANY_EXAMPLES = 100_000
 """Number of examples whose tokenization takes some seconds, so that it is announced."""
@@ -104,6 +113,7 @@ def run(
             attach_method(base, name, method, config, data, log)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
+        log(best_line(config.train, data))
         if line := processes_line(config):
             log(line)
         if config.train.frozen_layers_once and not config.train.fsdp and (frozen := len(frozen_layers(base.model))):
@@ -123,8 +133,8 @@ def run(
                 resume=resume,
                 delete_checkpoints=False,
             )
-            evaluation = computed_with(base.model, partial(_evaluation, base, data, config, log))
-            result = write_run_results(out, base, data, training, evaluation)
+            evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
+            result = write_run_results(out, data, training, evaluation)
         on_main_process(partial(finish_run, out))
     return result
 
@@ -138,14 +148,26 @@ def inputs_of(config: RunConfig) -> list[str]:
     return [config.base, *config.data.sources]
 
 
-def _evaluation(base: Base, data: Data, config: RunConfig, log: Callable[[str], None]) -> Evaluation | None:
-    """Return the scores on the test split, or on the validation split; None if the data have neither."""
+def evaluate_held_out(base: Base, data: Data, config: RunConfig, log: Callable[[str], None]) -> Evaluation | None:
+    """Return the scores on the test split, or on the validation split; None if the data have neither.
+
+    Args:
+        base: base with the trained adapters, which are active.
+        data: data of the run.
+        config: settings of the run.
+        log: function that receives each line of progress.
+    """
     split_name, split = evaluation_split(data)
     if split is None:
         return None
     log(f"evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
+    count = min(config.train.generation_examples, len(split.examples)) if has_answers(data.row_format) else 0
+    if count:
+        log(f"generating {counted(count, 'answer')} of the {split_name} split")
+        if line := missing_scores():
+            log(line)
     batch_size = config.train.evaluation_batch_size
-    return evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size)
+    return evaluate(base.model, base.tokenizer, split, data.row_format, batch_size=batch_size, generate=count)
 
 
 def open_base_and_data(

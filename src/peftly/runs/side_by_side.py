@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peftly.adapters import use_adapters
 from peftly.data import Data, counted
 from peftly.errors import ConfigError
-from peftly.evaluation import Evaluation, Vote, evaluate, evaluate_ensemble
+from peftly.evaluation import Evaluation, Vote, evaluate_ensemble
 from peftly.models import TASKS, Base, draw_new_weights
 from peftly.report import comparison_row, write_comparison
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
@@ -32,8 +32,15 @@ from peftly.runs.replacing import (
     writing_into,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
-from peftly.runs.run import attach_method, batches_line, inputs_of, keeping_progress, open_base_and_data
-from peftly.training import Job, TrainResult, check_trainable, num_processes, train_together
+from peftly.runs.run import (
+    attach_method,
+    batches_line,
+    evaluate_held_out,
+    inputs_of,
+    keeping_progress,
+    open_base_and_data,
+)
+from peftly.training import Job, TrainResult, best_line, check_trainable, num_processes, train_together
 from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
@@ -116,6 +123,8 @@ def run_together(
             attach_method(base, name, method, part.config, part.data, log)
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
+        for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
+            log(line)
         with keeping_progress(out, folders, resume=resume):
             if not resume:
                 begin_run(out, partial(_write_headers, config=config, parts=parts))
@@ -153,9 +162,7 @@ def _write_results(
     vote, evaluations = _evaluate(config, base, parts, log)
     runs = {}
     for name, part in parts.items():
-        with use_adapters(base.model, name):
-            folder, evaluation = Path(part.config.out), evaluations.get(name)
-            runs[name] = write_run_results(folder, base, part.data, trained[name], evaluation)
+        runs[name] = write_run_results(Path(part.config.out), part.data, trained[name], evaluations.get(name))
     results = _comparison(config, parts, runs, vote)
     write_json(out / RESULTS, results)
     return TogetherResult(out, runs, vote, results["rows"], write_comparison(out, RESULTS))
@@ -182,6 +189,12 @@ def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
     """Refuse members that cannot vote, and jobs that cannot share the classification head of the first job."""
     if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
         raise ConfigError(f"an ensemble votes on labels, but these data are of kind {part.data.row_format.kind!r}")
+    template, others = part.data.row_format.chat_template, first.data.row_format.chat_template
+    if part.data.row_format.kind == first.data.row_format.kind == "chat" and template != others:
+        raise ConfigError(
+            f"jobs.{name} has another data.chat_template than the first job, and all jobs share one tokenizer; set the "
+            "same for all, or train them in separate runs"
+        )
     labels, shared = part.data.row_format.labels, first.data.row_format.labels
     if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
         raise ConfigError(
@@ -205,14 +218,16 @@ def _evaluate(
         return _evaluate_vote(config.ensemble.vote, base, parts, log)
     evaluations = {}
     for name, part in parts.items():
-        split_name, split = evaluation_split(part.data)
-        if split is None:
-            continue
-        log(f"{name}: evaluating on the {split_name} split: {counted(len(split.examples), 'example')}")
-        batch_size = part.config.train.evaluation_batch_size
         with use_adapters(base.model, name):
-            evaluations[name] = evaluate(base.model, base.tokenizer, split, part.data.row_format, batch_size=batch_size)
+            scores = evaluate_held_out(base, part.data, part.config, partial(_log_of, name, log))
+        if scores is not None:
+            evaluations[name] = scores
     return None, evaluations
+
+
+def _log_of(name: str, log: Callable[[str], None], line: str) -> None:
+    """Log a line about one of the runs."""
+    log(f"{name}: {line}")
 
 
 def _evaluate_vote(

@@ -26,7 +26,8 @@ callbacks      records of a run, and the progress bar
 metrics        metrics.jsonl
 """
 
-from peftly.training.callbacks import Callback, ProgressBar, TrainResult
+from peftly.training.best import best_line
+from peftly.training.callbacks import Callback, ProgressBar, StepRecord, TrainResult
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
@@ -46,8 +47,10 @@ __all__ = [
     "Callback",
     "Job",
     "ProgressBar",
+    "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "best_line",
     "check_trainable",
     "checkpoint_files",
     "computed_with",

@@ -1,15 +1,18 @@
 """The best evaluation of a run, and its record."""
 
 from peftly.data import Data
-from peftly.evaluation import Evaluation, perplexity_of
+from peftly.evaluation import Evaluation, metrics_of, perplexity_of
 from peftly.training.callbacks import EvaluationRecord
 from peftly.training.config import TrainConfig
 
-__all__ = ["evaluation_record", "metric_of_best", "sort_key", "stop_text"]
+__all__ = ["best_line", "evaluation_record", "metric_of_best", "sort_key", "stop_text"]
 
 
 def metric_of_best(config: TrainConfig, data: Data) -> str:
-    """Return the metric by which the best evaluation is chosen: the configured one, or the best one for the data.
+    """Return the metric by which the best evaluation is chosen: the configured one, or that of the task.
+
+    The loss of a classifier rises again while its accuracy still does: it becomes surer of its mistakes. So the score
+    of the task decides, and the loss between equal scores (benchmarks/best_adapter.py).
 
     Args:
         config: training settings.
@@ -17,7 +20,18 @@ def metric_of_best(config: TrainConfig, data: Data) -> str:
     """
     if config.metric_for_best_model != "auto":
         return config.metric_for_best_model
-    return "loss"
+    loss, *scores = metrics_of(data.row_format)
+    return scores[0] if scores else loss
+
+
+def best_line(config: TrainConfig, data: Data) -> str:
+    """Return a line on the adapter that the training keeps."""
+    if data.validation is None:
+        return "result: the last adapter, since there are no validation examples"
+    metric = metric_of_best(config, data)
+    ties = "" if metric == "loss" else ", then the lowest loss"
+    name = "the lowest validation loss" if metric == "loss" else f"the highest validation {_name(metric)}"
+    return f"result: the adapter with {name}{ties}"
 
 
 def sort_key(metric: str, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
@@ -54,7 +68,10 @@ def stop_text(metric: str, step: int, steps: int, evaluations: int, best: Evalua
         evaluations: number of evaluations after the best one.
         best: best evaluation.
     """
-    name = {"macro_f1": "macro-F1", "entity_f1": "entity F1"}.get(metric, metric)
     plural = "s" * (evaluations > 1)
-    text = f"stopped early, after step {step} of {steps}: no better {name} in {evaluations} evaluation{plural}"
+    text = f"stopped early, after step {step} of {steps}: no better {_name(metric)} in {evaluations} evaluation{plural}"
     return text if best is None else f"{text}; the best is that of step {best.step}"
+
+
+def _name(metric: str) -> str:
+    return {"macro_f1": "macro-F1", "entity_f1": "entity F1"}.get(metric, metric)

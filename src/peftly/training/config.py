@@ -66,6 +66,10 @@ class TrainConfig(Settings):
     evaluation_batch_size: int = Field(default=32, ge=1)
     """Examples that go through the model at once in an evaluation."""
 
+    generation_examples: int = Field(default=16, ge=0)
+    """Held-out examples without labels whose answers are generated after the training and compared with the expected
+    ones; 0: none."""
+
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between saved adapters, each in a folder `step-N`; None: only the best adapter is saved."""
 
@@ -79,7 +83,8 @@ class TrainConfig(Settings):
     """Evaluations without an improvement after which training stops; None: it does not stop early."""
 
     metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
-    """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores."""
+    """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores. `auto`:
+    accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
 
     gradient_checkpointing: bool | None = None
     """Compute every block again in the backward pass instead of storing its activations: about a third slower, for a

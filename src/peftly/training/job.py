@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterJob"]
 
+_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples"}
+"""Settings that a continued run may change: no step depends on them."""
+
 
 class AdapterJob:
     """The training of one adapter, or of all trainable parameters of a model, on one data set.
@@ -241,7 +244,7 @@ class AdapterJob:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; see `load_state_dict`. It must not be called during an update."""
         return {
-            "config": self.config.model_dump(mode="json", exclude={"checkpoint_steps", "keep_checkpoints"}),
+            "config": self.config.model_dump(mode="json", exclude=_NOT_COMPARED),
             "examples": self.digests,
             "learning_rates": [group["initial_lr"] for group in self.optimizer.param_groups],
             "examples_per_step": self.examples_per_step,

@@ -1,7 +1,7 @@
 """Numbers as text, the same on the screen and in reports."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["bytes_text", "count_text", "score_rows", "score_text", "seconds_text", "share_text"]
@@ -42,13 +42,26 @@ def score_text(value: float | None) -> str:
 
 _NAN = "not a number"
 
-_SCORES = {
+
+def _count_or_nothing(count: int) -> str:
+    return count_text(count) if count else ""
+
+
+_SCORES: dict[str, tuple[str, Callable[..., str]]] = {
     "loss": ("loss", score_text),
     "perplexity": ("perplexity", score_text),
     "token_accuracy": ("token accuracy", share_text),
     "accuracy": ("accuracy", share_text),
     "macro_f1": ("macro-F1", share_text),
     "entity_f1": ("entity F1", share_text),
+    "words_without_tag": ("words without a tag", _count_or_nothing),
+    "generated": ("generated answers", _count_or_nothing),
+    "exact_match": ("exact match", share_text),
+    "rouge_1": ("ROUGE-1", share_text),
+    "rouge_2": ("ROUGE-2", share_text),
+    "rouge_l": ("ROUGE-L", share_text),
+    "chrf": ("chrF", score_text),
+    "bleu": ("BLEU", score_text),
 }
 
 
@@ -59,4 +72,5 @@ def score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
         scores: fields of an evaluation, or its JSON, where a loss that is NaN or infinite has become None.
     """
     rows = [(name, text(scores[key])) for key, (name, text) in _SCORES.items() if scores.get(key) is not None]
+    rows = [(name, text) for name, text in rows if text]
     return [("loss", _NAN), *rows] if "loss" in scores and scores["loss"] is None else rows

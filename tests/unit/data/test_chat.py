@@ -1,46 +1,12 @@
-import copy
-
 import pytest
+from chatml import CONVERSATION, MARKED, PLAIN, chatty, runs
 from data_tokenizers import FAMILIES, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftly.data import EncodedExample, Example, RowFormat, encode, prompt_ids
+from peftly.data import Example, RowFormat, chat_template, encode, prompt_ids
 from peftly.data.chat_tokens import ChatTokens
 from peftly.errors import DataError
-
-HEADER = "<|im_start|>{{ message['role'] }}\n"
-CUE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-PLAIN = "{% for message in messages %}" + HEADER + "{{ message['content'] }}<|im_end|>\n{% endfor %}" + CUE
-TURN = (
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}INSIDE{% endgeneration %}OUTSIDE"
-    "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}"
-)
-MARKED = "{% for message in messages %}" + HEADER + TURN + "{% endfor %}" + CUE
-CONVERSATION = (
-    {"role": "system", "content": "say it in one word"},
-    {"role": "user", "content": "hello"},
-    {"role": "assistant", "content": "yes"},
-    {"role": "user", "content": "the train was late"},
-    {"role": "assistant", "content": "no, never"},
-)
-
-
-def chatty(template, end="<|im_end|>"):
-    tokenizer = copy.deepcopy(family("byte_level"))
-    tokenizer.eos_token = end
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def runs(encoded: EncodedExample, tokenizer) -> list[str]:
-    """Text of each run of trained tokens."""
-    found, before = [], False
-    for token, trained in zip(encoded.input_ids, encoded.trained, strict=True):
-        if trained:
-            found[len(found) if not before else -1 :] = [[*(found[-1] if before else []), token]]
-        before = trained
-    return [tokenizer.decode(run) for run in found]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +65,20 @@ def test_what_follows_the_last_answer_is_left_out(end):
 def test_a_turn_that_opens_the_conversation_is_not_trained():
     tokenizer = chatty(PLAIN)
     greeting = ({"role": "assistant", "content": "hello"}, *CONVERSATION[1:3])
-    assert runs(encode(Example(messages=greeting), tokenizer, 1000), tokenizer) == ["yes<|im_end|>"]
+    encoded = encode(Example(messages=greeting), tokenizer, 1000)
+    assert runs(encoded, tokenizer) == ["yes<|im_end|>"]
+    assert encoded.findings == (("opening_turns", "message 1"),)
+
+
+def test_a_turn_behind_messages_that_the_template_does_not_show_is_not_trained():
+    tokenizer = chatty(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    messages = (CONVERSATION[0], CONVERSATION[2])
+    assert encode(Example(messages=messages), tokenizer, 1000) is None
+    encoded = encode(Example(messages=(*messages, *CONVERSATION[1:3])), tokenizer, 1000)
+    assert runs(encoded, tokenizer) == ["yes<|im_end|>"]
+    assert ("opening_turns", "message 2") in encoded.findings
 
 
 def test_without_an_answer_nothing_is_left_to_train():
@@ -141,15 +120,29 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
 
 def test_a_template_whose_prompt_is_no_prefix_is_refused():
     tokenizer = chatty(PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif"))
-    with pytest.raises(DataError, match="message 3 is not how the whole conversation begins"):
+    with pytest.raises(DataError, match="message 5 is not how the whole conversation begins"):
         encode(Example(messages=CONVERSATION), tokenizer, 1000)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    rewriting = PLAIN.replace("{{ message['content'] }}", "{{ message['content'] if loop.last else 'x' }}")
-    tokenizer = chatty(rewriting.replace("'x'", "'x' if message['role'] == 'assistant' else message['content']"))
-    with pytest.raises(DataError, match="the turn cannot be found"):
-        encode(Example(messages=CONVERSATION[1:]), tokenizer, 1000)
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_template_that_rewrites_earlier_turns_gives_each_turn_its_own_sequence(marked):
+    template = MARKED.replace("INSIDE", "<|im_end|>").replace("OUTSIDE", "\n") if marked else PLAIN
+    cut = "{{ message['content'] if loop.last or message['role'] == 'user' else message['content'][:2] }}"
+    tokenizer = chatty(template.replace("{{ message['content'] }}", cut))
+    messages = (*CONVERSATION[1:], *CONVERSATION[1:3])
+    whole = encode(Example(messages=messages), tokenizer, 1000)
+    sequences = [whole, *whole.others]
+    assert [runs(one, tokenizer) for one in sequences] == [
+        ["yes<|im_end|>"],
+        ["no, never<|im_end|>"],
+        ["yes<|im_end|>"],
+    ]
+    assert [one.num_messages for one in sequences] == [6, 4, 2]
+    for one in sequences:
+        prompt = tokenizer.apply_chat_template(
+            list(messages[: one.num_messages - 1]), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        assert one.input_ids[: one.trained.index(True)] == prompt
 
 
 def test_marks_that_begin_elsewhere_than_the_prompt_ends_are_refused():
@@ -174,10 +167,6 @@ def test_a_template_that_refuses_the_messages_says_why():
         ({"messages": ["hi"]}, "row 1: message 1 is a text; expected an object with 'role' and 'content'"),
         ({"messages": [{"role": "user"}]}, "row 1: message 1: 'content' is null where a text is needed"),
         ({"messages": [{"content": "x"}]}, "row 1: message 1: 'role' is null where a text is needed"),
-        (
-            {"messages": [{"from": "narrator", "value": "x"}]},
-            "row 1: message 1 is from 'narrator'; known are 'human', 'user', 'gpt', 'chatgpt', 'assistant', 'system'",
-        ),
     ],
 )
 def test_a_bad_conversation_is_named_with_its_row(row, message):
@@ -207,18 +196,19 @@ def test_a_long_conversation_loses_as_few_exchanges_as_needed(max_length, has_sy
 
 
 def test_a_long_conversation_is_not_rendered_once_per_exchange(monkeypatch):
-    tokenizer, renderings = chatty(PLAIN), []
-    original = type(tokenizer).apply_chat_template
+    renderings = []
+    original = chat_template._render
 
-    def counted(self, messages, **options):
+    def counted(messages, *args, **options):
         renderings.append(len(messages))
-        return original(self, messages, **options)
+        return original(messages, *args, **options)
 
-    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counted)
+    monkeypatch.setattr(chat_template, "_render", counted)
     messages = CONVERSATION[1:] * 256
-    encoded = encode(Example(messages=messages), tokenizer, 60)
+    encoded = encode(Example(messages=messages), chatty(PLAIN), 60)
     assert any(encoded.trained)
-    assert sum(renderings) < 4 * len(messages)
+    assert not encoded.others
+    assert len(messages) < sum(renderings) < 7 * len(messages)
 
 
 PIECES = [

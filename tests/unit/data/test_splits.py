@@ -218,8 +218,8 @@ def test_a_test_split_without_labels_is_left_out_unless_it_was_asked_for():
     assert data.test is None
     assert "set [test] has no value in 'label', so it is no test split" in data.report.notes
     assert refusal(train="set", test="set") == (
-        "set [test]: no trained token is left in any of 2 rows: 2 × row dropped: its label is empty (first: set [test]: "
-        "row 1)"
+        "set [test]: no trained token is left in any of 2 rows: 2 × row dropped: its label is empty (first: set "
+        "[test]: row 1)"
     )
 
 

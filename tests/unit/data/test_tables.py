@@ -145,6 +145,24 @@ def test_joined_json_lines_have_a_byte_order_mark_inside(tmp_path):
     assert list(rows.rows) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"a": 1}{"a": 2}\n', "line 1 holds a second value at column 9; start a new line for each row"),
+        ("a.jsonl", '{"a": 1}\n[{"a": 2}]\n', "line 2 is a list; every line must be an object with named fields"),
+        (
+            "a.json",
+            '[{"a": 1}]\n[{"a": 2}]\n',
+            "line 2 begins a second list; give joined files one by one (--data a.json --data b.json)",
+        ),
+    ],
+)
+def test_joined_json_files_that_cannot_be_read(tmp_path, name, content, message):
+    with pytest.raises(DataError) as caught:
+        read_file(tmp_path, name, content)
+    assert str(caught.value).endswith(message)
+
+
 # --- headers
 
 

@@ -134,6 +134,21 @@ def test_class_scores_by_hand(monkeypatch, task_base, tmp_path):
     assert found.predictions[0].log_probabilities["a"] == pytest.approx(-right)
 
 
+def test_scores_are_in_the_order_of_the_labels(monkeypatch, task_base, tmp_path):
+    """The order of the row format, such as 2, 10, and not that of the texts."""
+    rows = [{"text": "late", "label": label} for label in ("2", "10", "2")]
+    model, tokenizer, data = prepared(
+        "sequence_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0
+    )
+    row_format = dataclasses.replace(data.row_format, labels=("2", "10"))
+    encoded = [dataclasses.replace(row, label=index) for row, index in zip(data.train.encoded, (0, 1, 0), strict=True)]
+    fixed(monkeypatch, "class_logits", [[2.0, 0], [2.0, 0], [2.0, 0]])
+    found = evaluate(model, tokenizer, Split(data.train.examples, encoded), row_format)
+    assert found.labels == ("2", "10")
+    assert found.confusion == ((2, 0), (1, 0))
+    assert list(found.predictions[0].log_probabilities) == ["2", "10"]
+
+
 @pytest.mark.parametrize("bio", [True, False])
 def test_tag_scores_by_hand(monkeypatch, task_base, tmp_path, bio):
     names = ("B-X", "I-X", "O") if bio else ("noun", "other", "verb")
@@ -167,7 +182,30 @@ def test_words_past_the_length_are_not_scored(task_base, tmp_path):
     model, tokenizer, data = prepared("token_classification", task_base("bert"), tmp_path, rows, max_length=12)
     found = evaluate(model, tokenizer, data.train, data.row_format)
     assert found.tokens == 10 * found.rows
-    assert len(found.predictions[0].label.split()) == 10
+    assert found.words_without_tag == 20 * found.rows
+    label, predicted = (text.split() for text in (found.predictions[0].label, found.predictions[0].predicted))
+    assert len(label) == len(predicted) == 30
+    assert set(predicted[:10]) <= {"x", "y"}
+    assert predicted[10:] == ["—"] * 20
+
+
+def test_words_without_a_tag_are_outside_of_entities(monkeypatch, task_base, tmp_path):
+    """BERT's tokenizer removes a zero-width space, and the last words are cut."""
+    words = ["Ada", "\u200b", "Lovelace", "was", "in", *["late"] * 6, "London"]
+    tags = ["B-PER", "I-PER", "I-PER", *["O"] * 8, "B-LOC"]
+    rows = [{"tokens": words, "tags": tags}, {"tokens": ["London"], "tags": ["B-LOC"]}]
+    model, tokenizer, data = prepared(
+        "token_classification", task_base("bert"), tmp_path, rows, validation_fraction=0.0, max_length=16
+    )
+    (first, second), names = data.train.encoded, data.row_format.labels
+    assert (first.num_targets, second.num_targets) == (10, 1)
+    right = [tags[index] for index in (0, *range(2, 11))] + ["B-LOC"]
+    fixed(monkeypatch, "tag_logits", [[3.0 * (name == tag) for name in names] for tag in right])
+    found = evaluate(model, tokenizer, data.train, data.row_format)
+    assert (found.tokens, found.words_without_tag, found.token_accuracy) == (11, 2, 1.0)
+    assert found.predictions[0].predicted.split() == ["B-PER", "O", "I-PER", *["O"] * 9]
+    # True: PER, LOC, LOC. Predicted: two wrong pieces of PER, and the LOC of the second text.
+    assert found.entity_f1 == pytest.approx(2 * 1 / (3 + 3))
 
 
 @pytest.mark.parametrize("architecture", ENCODER_DECODERS)

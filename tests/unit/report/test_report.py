@@ -113,6 +113,27 @@ def test_run_page_shows_everything_and_needs_no_other_file(run_folder):
     assert "url(http" not in source
 
 
+def test_run_page_shows_epochs_and_generated_answers(run_folder):
+    records = [
+        {"kind": "step", "step": step, "epoch": step / 2, "loss": 2.0, "trained_tokens": 5} for step in (1, 2, 3)
+    ]
+    records.append({"kind": "evaluation", "step": 2, "epoch": 1.0, "loss": 1.0, "best": True})
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run_folder / "data.json").write_text('{"lines": [], "splits": {"train": {"unit": "token"}}}')
+    scores = {"split": "validation", "loss": 1.0, "perplexity": 2.718, "generated": 16, "exact_match": 0.25}
+    scores |= {"rouge_1": 0.5, "rouge_l": 0.456, "chrf": 61.23456, "bleu": 12.0, "bleu_tokenizer": "zh"}
+    (run_folder / "evaluation.json").write_text(json.dumps(scores))
+    summary = {"parameters": 1, "bytes": 1, "seconds": 1.0, "steps": 3, "planned_steps": 10, "best_step": 2}
+    (run_folder / "summary.json").write_text(json.dumps({**summary, "stopped_early": True, "environment": ENVIRONMENT}))
+    text = " ".join(" ".join(Page(write_report(run_folder).read_text()).texts).split())
+    assert "best after step 2 of 3, stopped early of 10 planned" in text
+    assert "epoch step training loss training perplexity validation loss validation perplexity" in text
+    assert "1 2 2 7.389 1 2.718 best 1.5 3 2 7.389 — —" in text
+    assert "generated answers 16 exact match 25.0% ROUGE-1 50.0% ROUGE-L 45.6% chrF 61.23 BLEU 12" in text
+    assert "compare 16 generated answers with the expected ones" in text
+    assert "sacrebleu with its tokenizer zh" in text
+
+
 def test_pages_without_matplotlib_name_the_package_once(run_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     (run_folder / "quickstart.json").write_text(json.dumps(comparison_results()))

@@ -2,7 +2,7 @@ import copy
 import io
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 
 import pytest
@@ -18,6 +18,7 @@ from peftly.adapters.adapter_set import open_adapters
 from peftly.data import Data, RowFormat, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation.evaluate import evaluate
+from peftly.training.best import best_line, metric_of_best
 from peftly.training.callbacks import Callback, EvaluationRecord, ProgressBar, StepRecord
 from peftly.training.config import TrainConfig
 from peftly.training.metrics import MetricsWriter
@@ -151,6 +152,42 @@ def test_a_tie_in_accuracy_is_told_apart_by_the_loss(monkeypatch):
     data = data_of()
     data = Data(data.train, data.validation, None, RowFormat("label", "{text}:", "label", ("a", "b")), None)
     assert run(data=data, epochs=4, metric_for_best_model="accuracy")[1].best_step == 12
+
+
+LABELLED = RowFormat("label", "{text}:", "label", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("row_format", "setting", "expected"),
+    [
+        (LABELLED, "auto", "accuracy"),
+        (LABELLED, "loss", "loss"),
+        (LABELLED, "macro_f1", "macro_f1"),
+        (SHAPE, "auto", "loss"),
+        (RowFormat("tags", "{tokens}", "tags", ("O", "B-PER", "I-PER")), "auto", "entity_f1"),
+        (RowFormat("tags", "{tokens}", "tags", ("NOUN", "VERB")), "auto", "macro_f1"),
+    ],
+)
+def test_the_score_of_the_task_chooses_the_best_evaluation(row_format, setting, expected):
+    data, config = data_of(), TrainConfig(metric_for_best_model=setting)
+    assert metric_of_best(config, replace(data, row_format=row_format)) == expected
+
+
+def test_by_default_the_accuracy_of_a_labelled_run_decides_and_the_loss_between_equal_ones(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
+    _, result = run(data=replace(data_of(), row_format=LABELLED), epochs=4)
+    assert (result.best_step, result.metric_for_best_model) == (12, "accuracy")
+
+
+def test_the_line_on_the_result_names_the_rule():
+    data, config = data_of(), TrainConfig()
+    assert best_line(config, data) == "result: the adapter with the lowest validation loss"
+    assert best_line(config, replace(data, row_format=LABELLED)) == (
+        "result: the adapter with the highest validation accuracy, then the lowest loss"
+    )
+    assert best_line(config, replace(data, validation=None)) == (
+        "result: the last adapter, since there are no validation examples"
+    )
 
 
 def test_patience(monkeypatch):

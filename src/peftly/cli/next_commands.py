@@ -1,0 +1,35 @@
+"""Commands to try after a training, as they can be typed in this shell."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftly.cli.prompts import input_options
+
+if TYPE_CHECKING:
+    from peftly.data import RowFormat
+
+__all__ = ["next_commands"]
+
+
+def next_commands(folder: Path, row_format: "RowFormat", *, has_held_out: bool, is_ensemble: bool = False) -> list[str]:
+    """Return commands that use the adapter of a run. Each of them works as it is.
+
+    Args:
+        folder: run folder, or folder of an ensemble.
+        row_format: format of the rows.
+        has_held_out: whether the run has test or validation examples.
+        is_ensemble: whether the folder holds the members of an ensemble, which only vote on labels.
+    """
+    from peftly.evaluation import has_answers
+    from peftly.utils import program
+
+    run = shlex.quote(str(folder))
+    commands = []
+    if has_held_out:
+        commands.append(f"evaluate {run}" + (" --generate 32" if has_answers(row_format) else ""))
+    if row_format.kind == "chat":
+        commands.append(f"chat {run}")
+    if not is_ensemble:
+        commands += [f"generate {run} {input_options(row_format)}", f"inspect {run}"]
+    return [f"{program()} {command}" for command in commands]

@@ -1,0 +1,43 @@
+"""Digests of examples, by which a finished run finds its training and held-out examples again."""
+
+import base64
+import binascii
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from hashlib import blake2b
+
+from peftly.data.types import Example
+from peftly.errors import DataError
+
+__all__ = ["example_digest", "pack_digests", "unpack_digests"]
+
+
+def example_digest(example: Example) -> int:
+    """Return a number of 64 bits that is equal for two examples with the same prompt and answer.
+
+    Spaces at both ends of an answer do not count, since settings can add one.
+    """
+    parts = {field.name: getattr(example, field.name) for field in fields(example) if field.compare}
+    parts["completion"] = example.completion.strip()
+    text = json.dumps({name: part for name, part in parts.items() if part}, sort_keys=True, default=str)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def pack_digests(digests: Iterable[int]) -> str:
+    """Return digests as text for a JSON file; `unpack_digests` is the inverse."""
+    return base64.b64encode(b"".join(digest.to_bytes(8, "little") for digest in digests)).decode()
+
+
+def unpack_digests(text: str) -> Sequence[int]:
+    """Return the digests that `pack_digests` wrote.
+
+    Raises:
+        DataError: the text is damaged.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        return array("Q", [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)])
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise DataError(f"the digests of the examples are damaged ({error})") from None
