@@ -46,7 +46,7 @@ class EncodingChecks:
         self._ends = self._special | set(tokenizer.added_tokens_decoder)
         self._name = tokenizer.convert_ids_to_tokens
         self._has_answers = task in ("causal_lm", "seq2seq_lm") and kind != "text"
-        self._cut_kind = "cut_text" if kind == "text" else "cut_tags" if kind == "tags" else "cut_prompt"
+        self._cut_kind = {"text": "cut_text", "tags": "cut_tags", "chat": "cut_turns"}.get(kind, "cut_prompt")
         self._kind = kind
 
     def __call__(self, encoded: EncodedExample) -> list[tuple[str, str]]:

@@ -87,6 +87,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "rare_label": FindingKind("label of a single example", is_problem=False),
     "unbalanced_labels": FindingKind("example with the same label, more than 95% of the split", is_problem=False),
     "cut_prompt": FindingKind("example with a prompt that is shortened to fit max_length", is_problem=False),
+    "cut_turns": FindingKind(
+        "conversation that loses its oldest turns, or the ends of its prompts, to fit max_length", is_problem=False
+    ),
     "cut_text": FindingKind("text cut at its end to fit max_length", is_problem=False),
     "cut_tags": FindingKind("example that loses its last words to fit max_length", is_problem=False),
     "long_outlier": FindingKind("example far longer than the others", is_problem=False),

@@ -87,10 +87,10 @@ def encode_split(
     with closing(_encoded_batches(examples, encode, in_thread=kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
-                is_dropped = result is None or not result.num_targets
-                for finding, detail in _findings(example, result, task, None if is_dropped else defects_of):
+                num_targets = 0 if result is None else result.num_targets
+                for finding, detail in _findings(example, result, task, defects_of if num_targets else None):
                     counter.add(finding, index, detail)
-                if result is None or is_dropped:
+                if result is None or not num_targets:
                     first_dropped = first_dropped if dropped else index
                     dropped += 1
                     continue
@@ -102,7 +102,7 @@ def encode_split(
                     lengths.append(sequence.num_tokens + sequence.num_truncated)
                     truncated += sequence.num_truncated > 0
                     tokens_cut += sequence.num_truncated
-                    trained_tokens += sequence.num_targets
+                trained_tokens += num_targets + sum(sequence.num_targets for sequence in result.others)
     num_rows = len(examples)
     if not encoded:
         findings = counter.findings(examples.location, DROP_KINDS) or counter.findings(examples.location)
@@ -136,6 +136,8 @@ def _findings(
     example: Example, result: EncodedExample | None, task: TaskName, defects_of: EncodingChecks | None
 ) -> Iterable[tuple[str, str]]:
     """Return kind and detail of the findings of an example, each kind once; `defects_of` is None for a dropped row."""
+    if result is not None and defects_of is not None and not (example.findings or result.findings or result.others):
+        return defects_of(result)
     found = [*example.findings]
     if result is not None:
         found += result.findings

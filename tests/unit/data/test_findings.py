@@ -87,6 +87,9 @@ def test_a_cut_answer_is_a_problem_and_a_shortened_prompt_is_not():
     kinds = {finding.kind: (finding.is_problem, finding.rows) for _, finding in report.findings}
     assert kinds == {"cut_answer": (True, (1,)), "cut_prompt": (False, (0,))}
     assert found([{"text": "long " * 50}, {"text": "a b"}], max_length=20)["cut_text"][0] == 1
+    talks = [talk("long " * 30, "short"), talk("short", "long " * 30), talk("a", "b")]
+    cut = found(talks, chat_tokenizer(), max_length=60)
+    assert (cut["cut_turns"][1][0][:12], cut["cut_answer"][1][0][:12]) == ("train: row 1", "train: row 2")
 
 
 def test_an_answer_without_an_end_token():
