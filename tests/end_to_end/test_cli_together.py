@@ -76,17 +76,31 @@ def test_a_member_equals_the_same_run_trained_alone(ensemble, peftly: Peftly, tm
         assert_close(second, alone, 0.2)
 
 
-def test_the_head_of_a_member_is_drawn_with_its_seed(peftly: Peftly, task_base, tweets, tmp_path):
-    flags = ["--base", task_base("bert"), "--data", tweets, "--test", tweets, "--method", "lora", "--epochs", "1"]
+@pytest.mark.parametrize(("head", "name"), [("transformers", "classifier"), ("mean", "pooled_head")])
+def test_the_head_of_a_member_is_that_of_its_seed(head, name, peftly: Peftly, task_base, tweets, tmp_path):
+    flags = [
+        "--base",
+        task_base("bert"),
+        "--head",
+        head,
+        "--data",
+        tweets,
+        "--test",
+        tweets,
+        "--method",
+        "lora",
+        "--epochs",
+        "1",
+    ]
     flags += ["--set", "dtype=float32"]
     assert peftly("train", *flags, "--ensemble", "2", "--out", tmp_path / "vote").code == 0
     assert peftly("train", *flags, "--seed", "1", "--out", tmp_path / "alone").code == 0
     first, second, alone = (adapter(tmp_path / name) for name in ("vote/member_1", "vote/member_2", "alone"))
-    heads = [name for name in alone if "classifier" in name]
+    heads = [tensor for tensor in alone if name in tensor]
     assert heads
-    for name in alone:
-        assert_close(second[name], alone[name], 1e-5)
-    assert all((first[name] - second[name]).abs().max() > 1e-3 for name in heads if name.endswith("weight"))
+    for tensor in alone:
+        assert_close(second[tensor], alone[tensor], 1e-5)
+    assert all((first[tensor] - second[tensor]).abs().max() > 1e-3 for tensor in heads if tensor.endswith("weight"))
     assert peftly("evaluate", tmp_path / "vote").code == 0
 
 

@@ -33,7 +33,7 @@ from peftly.injection import (
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
-from peftly.models import open_original, task_of
+from peftly.models import open_original, pooling_of, task_of
 from peftly.settings import check_seed
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def _prepare(model: nn.Module) -> None:
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
-        state.hooks = ModelHooks(model, is_sequence_classifier=task_of(model) == "sequence_classification")
+        reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
+        state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
         override_method(model, "save_pretrained", _SaveAdapters(model))
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):

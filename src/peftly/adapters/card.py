@@ -4,12 +4,17 @@ import json
 from collections.abc import Sequence
 
 from peftly.methods import MethodConfig
+from peftly.models import Pooling
 
 __all__ = ["adapter_card"]
 
 
 def adapter_card(
-    base: str | None, config: MethodConfig, made_of: Sequence[str] = (), labels: Sequence[str] = ()
+    base: str | None,
+    config: MethodConfig,
+    made_of: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    pooling: Pooling | None = None,
 ) -> str:
     """Return the text of an adapter's model card.
 
@@ -18,6 +23,7 @@ def adapter_card(
         config: settings of the method.
         made_of: lines about the adapters that a combined adapter was made of.
         labels: labels of a classifier, in the order of its outputs.
+        pooling: pooling in front of the head of a sequence classifier; None: the class of transformers has its own.
     """
     settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
     parts = "".join(f"\n- {line}" for line in made_of)
@@ -28,5 +34,16 @@ def adapter_card(
         f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
         f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
         f"{f'Labels, by the number of the output (`id2label`):{chr(10)}{outputs}{chr(10)}{chr(10)}' if labels else ''}"
-        "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`.\n"
+        f"{_loading(pooling)}\n"
+    )
+
+
+def _loading(pooling: Pooling | None) -> str:
+    if pooling is None:
+        return "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`."
+    states = "mean of the token states" if pooling == "mean" else "state of the first token"
+    return (
+        f"Load it with `peftly.load(folder)`. Its head is one linear layer on the {states}, which the class of\n"
+        "transformers does not have. `peftly export --to peft` writes an adapter for PEFT with the head beside it;\n"
+        "`head: transformers` trains an adapter that PEFT loads as it is."
     )

@@ -21,6 +21,7 @@ __all__ = [
     "CARD",
     "CHECKSUMS",
     "CONFIG",
+    "HEAD_SEED",
     "LABELS",
     "METHOD",
     "NOTES",
@@ -68,6 +69,9 @@ BASE = "base"
 
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""
+
+HEAD_SEED = "head_seed"
+"""Key of `NOTES`: seed of the weights of a new head in the base. Several adapters add up their changes of them."""
 
 TOGETHER = "together"
 """Key of `NOTES`: names of all adapters that were saved by the same call, in the order in which they were attached.

@@ -18,6 +18,7 @@ from peftly.adapters.files import (
     ADAPTER_FILES,
     CHECKSUMS,
     CONFIG,
+    HEAD_SEED,
     LABELS,
     NOTES,
     QUANTIZATION,
@@ -34,7 +35,7 @@ from peftly.adapters.method_settings import read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
-from peftly.models import TASKS, Quantization, task_of_peft
+from peftly.models import TASKS, Pooling, Quantization, pooling_of_peft, task_of_peft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,15 +52,18 @@ class BaseRequirements(NamedTuple):
         base: name of the base.
         task: task of the adapter; None where the file names none.
         labels: labels of a classifier, in the order of its outputs; empty for other tasks.
+        pooling: pooling in front of the head, as `load_base` takes it.
     """
 
     base: str
     task: TaskName | None
     labels: tuple[str, ...]
+    pooling: Pooling | None = None
 
     def __str__(self) -> str:
         labels = f" of {', '.join(self.labels)}" if self.labels else ""
-        return escaped(f"{self.base}{f' ({self.task}{labels})' if self.task else ''}")
+        head = f", pooling {self.pooling}" if self.pooling else ""
+        return escaped(f"{self.base}{f' ({self.task}{labels}{head})' if self.task else ''}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,11 @@ class AdapterFolder:
         """Task of the adapter; None where the file names none, or one that is none of peftly's."""
         return task_of_peft(self.peft_config.get("task_type"))
 
+    @property
+    def pooling(self) -> Pooling | None:
+        """Pooling in front of the head of a sequence classifier; None: the class of transformers has its own."""
+        return pooling_of_peft(self.peft_config.get("task_type"))
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier, in the order of its outputs; empty for other tasks.
@@ -148,7 +157,7 @@ class AdapterFolder:
         """
         if self.base_name is None:
             raise AdapterError(f"{self.path / CONFIG} names no base; open one with load_base and use load_adapter")
-        return BaseRequirements(self.base_name, self.task, self.labels)
+        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -259,7 +268,8 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
-    for key, is_sound in ((LABELS, _are_labels), (ROW_FORMAT, lambda value: isinstance(value, Mapping))):
+    checks = {LABELS: _are_labels, ROW_FORMAT: lambda value: isinstance(value, Mapping), HEAD_SEED: _is_seed}
+    for key, is_sound in checks.items():
         if notes.get(key) is not None and not is_sound(notes[key]):
             raise AdapterError(f"{folder / NOTES} is damaged: {key} is {escaped(repr(notes[key]))}")
 
@@ -270,3 +280,7 @@ def _are_names(value: object) -> bool:
 
 def _are_labels(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(label, str | int) for label in value)
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**32

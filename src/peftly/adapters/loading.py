@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import BASE, LABELS, TENSORS, TRAINING, escaped
+from peftly.adapters.files import BASE, HEAD_SEED, LABELS, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
@@ -21,7 +21,7 @@ from peftly.adapters.state import parts_without_copy
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, labels_of, load_base, note_difference
+from peftly.models import Quantization, labels_of, load_base, note_difference, pooling_of, task_of
 from peftly.utils import warn
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
 
 def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
     _check_labels(model, folder)
+    _check_pooling(model, folder)
     tensors = _without_extras(folder.path, model, folder.tensors())
     adapter = install(model, folder.method, name, lambda: _attach(model, folder, name))
     _check_tensors(folder.path, adapter_tensors(adapter), tensors)
@@ -89,6 +90,20 @@ def _check_labels(model: Any, folder: AdapterFolder) -> None:
         raise AdapterError(
             f"{folder.path} has the labels {', '.join(noted)}, and this base has them as {', '.join(labels)}; open the "
             "base with the labels in the order of the adapter"
+        )
+
+
+def _check_pooling(model: Any, folder: AdapterFolder) -> None:
+    """Refuse a classifier whose head reads other states than the head of the adapter.
+
+    Raises:
+        AdapterError: the poolings differ.
+    """
+    if task_of(model) == folder.task == "sequence_classification" and pooling_of(model) != folder.pooling:
+        raise AdapterError(
+            f"{folder.path} has a head for pooling={folder.pooling!r}, and this base has one for pooling="
+            f"{pooling_of(model)!r}; open the adapter with peftly.load, or the base with load_base(..., pooling="
+            f"{folder.pooling!r})"
         )
 
 
@@ -210,7 +225,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels = adapters.requirements
+    base_name, task, labels, pooling = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -221,6 +236,8 @@ def _load_with_base(
             quantization=quantization,
             task=task,
             labels=labels,
+            pooling=pooling,
+            seed=adapters.notes.get(HEAD_SEED, 0),
         )
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template

@@ -16,6 +16,7 @@ from peftly.adapters.files import (
     BASE,
     CARD,
     CONFIG,
+    HEAD_SEED,
     LABELS,
     METHOD,
     NOTES,
@@ -27,8 +28,8 @@ from peftly.adapters.files import (
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
-from peftly.injection import copied_modules, copied_parameters, short_names
-from peftly.models import TASKS, base_note, labels_of, quantization_of, task_of
+from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
+from peftly.models import TASKS, base_note, labels_of, peft_task_type, pooling_of, quantization_of, task_of
 from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     _write_json(folder / CONFIG, _peft_config(adapter, base))
     all_notes = {**_own_notes(adapter), **notes}
     _write_json(folder / NOTES, with_checksums(folder, all_notes))
-    card = card or adapter_card(base, adapter.config, labels=all_notes.get(LABELS, ()))
+    card = card or adapter_card(
+        base, adapter.config, labels=all_notes.get(LABELS, ()), pooling=pooling_of(adapter.model)
+    )
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
 
@@ -127,7 +130,6 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
-    task = task_of(adapter.model)
     copied = copied_modules(adapter.model, adapter.name)
     return {
         "auto_mapping": None,
@@ -136,7 +138,7 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": TASKS[task].peft_type if task else None,
+        "task_type": peft_task_type(adapter.model),
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **adapter.peft_config(),
     }
@@ -147,6 +149,8 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
     notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
+    if new_modules(adapter.model):
+        notes[HEAD_SEED] = getattr(adapter.model, NEW_PARAMETERS_SEED)
     if quantization is not None:
         notes[QUANTIZATION] = quantization.model_dump(mode="json")
     return notes

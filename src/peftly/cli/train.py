@@ -37,6 +37,10 @@ def train(
         str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
     ] = None,
     task: TaskOption = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
+    ] = None,
     data: DataFile = None,
     validation: ValidationFile = None,
     test: TestFile = None,
@@ -66,6 +70,7 @@ def train(
         "base": base,
         "quantization": quantization,
         "task": task,
+        "head": head,
         "data": data or None,
         "validation": validation or None,
         "test": test or None,
@@ -143,12 +148,15 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
+    from peftly.runs import PROBE
     from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
+    if result.probe is not None:
+        screen.print(f"{PROBE}: {', '.join(f'{name} {text}' for name, text in score_rows(vars(result.probe)))}")
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"

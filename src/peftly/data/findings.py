@@ -25,6 +25,23 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "no_end_token": FindingKind("example with an answer that has no end token, so it never stops", is_problem=True),
     "cut_answer": FindingKind("example with an answer that is cut at its end to fit max_length", is_problem=True),
     "no_room": FindingKind("row dropped: max_length leaves no room for its answer", is_problem=True),
+    "unknown_target": FindingKind(
+        "example with an answer of characters that the tokenizer does not know; unknown tokens are learned",
+        is_problem=True,
+    ),
+    "changed_target": FindingKind(
+        "example with an answer of which the tokenizer loses or changes characters", is_problem=True
+    ),
+    "repeated_start": FindingKind(
+        "example whose text begins with the start token that every text gets; the second one is left out",
+        is_problem=False,
+    ),
+    "repeated_end": FindingKind(
+        "example whose text ends with the end token that every text gets; the second one is left out", is_problem=False
+    ),
+    "words_without_token": FindingKind(
+        "example with words that have no token, whose tags are not learned", is_problem=True
+    ),
     "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
@@ -45,7 +62,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "hidden_messages": FindingKind("example with a message that the chat template does not show", is_problem=True),
     "hidden_tools": FindingKind("example with tools that the chat template does not show", is_problem=True),
     "text_arguments": FindingKind("example with arguments of a tool call that are no JSON object", is_problem=True),
-    "special_tokens_in_text": FindingKind("example with special tokens inside the text of a message", is_problem=True),
+    "special_tokens_in_text": FindingKind("example with special tokens inside a text or a message", is_problem=True),
     "special_tokens_removed": FindingKind(
         "example with start or end tokens around the text of a message, which are removed", is_problem=False
     ),

@@ -10,6 +10,9 @@ generation      answers that a model generates
 text_scores     scores of generated answers
 evaluate        evaluation on one split
 ensemble        evaluation of several adapters that vote
+states          states of a frozen base that the heads of classifiers read
+logistic        logistic regression, with its strength by cross-validation
+probe           linear probes: logistic regression on these states
 """
 
 from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
@@ -17,16 +20,24 @@ from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
-from peftly.evaluation.tasks import scoring_for
+from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation.states import HeadName
+from peftly.evaluation.tasks import check_lengths, scoring_for
 from peftly.evaluation.text_scores import missing_scores
 
 __all__ = [
     "Evaluation",
+    "HeadName",
     "Prediction",
+    "Probe",
     "Vote",
     "check_answers",
+    "check_lengths",
+    "choose_probe",
     "evaluate",
     "evaluate_ensemble",
+    "evaluate_probe",
+    "fit_probes",
     "has_answers",
     "label_loss",
     "metrics_of",

@@ -2,6 +2,7 @@
 
 formats            the list of formats, and `export`
 peft               an adapter for Hugging Face PEFT
+pooled_head        a classifier whose head pools the token states, for PEFT
 vllm               a LoRA adapter for vLLM
 prompt_embeddings  a soft prompt as a tensor
 gguf               a merged model for llama.cpp

@@ -53,6 +53,11 @@ class SavedAdapter(NamedTuple):
     @property
     def peft_limitation(self) -> str | None:
         """Reason why PEFT cannot load the adapter; None if PEFT can."""
+        if self.files.pooling is not None:
+            return (
+                f"its head reads pooled token states (pooling {self.files.pooling}), which the class of transformers "
+                "does not; train it with head: transformers"
+            )
         return self.adapter_class.peft_limitation if self.peft_config["peft_type"].startswith("PEFTLY_") else None
 
     @property

@@ -11,7 +11,7 @@ batches         batches for passes without gradients
 explanation     vocabulary tokens near the embeddings of a prompt
 """
 
-from peftly.inference.batches import batches, check_adapters, on_device, pad_id
+from peftly.inference.batches import batches, by_length, check_adapters, on_device, pad_id, use_batch
 from peftly.inference.classification import classify, tag_words
 from peftly.inference.explanation import explain
 from peftly.inference.generation import generate, greedy_settings
@@ -30,6 +30,7 @@ __all__ = [
     "IGNORED",
     "Logits",
     "batches",
+    "by_length",
     "check_adapters",
     "class_logits",
     "classify",
@@ -45,4 +46,5 @@ __all__ = [
     "score_labels",
     "tag_logits",
     "tag_words",
+    "use_batch",
 ]

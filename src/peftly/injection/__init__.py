@@ -66,6 +66,7 @@ from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
 from peftly.injection.targets import (
     ALL_LINEAR,
     NEW_PARAMETERS,
+    NEW_PARAMETERS_SEED,
     find_part,
     find_targets,
     is_part,
@@ -88,6 +89,7 @@ __all__ = [
     "ALL_LINEAR",
     "LAYER_ADAPTERS",
     "NEW_PARAMETERS",
+    "NEW_PARAMETERS_SEED",
     "ActiveAdapters",
     "AdapterNames",
     "BiasCopy",

@@ -17,6 +17,7 @@ from peftly.injection.patterns import first_matches
 __all__ = [
     "ALL_LINEAR",
     "NEW_PARAMETERS",
+    "NEW_PARAMETERS_SEED",
     "find_part",
     "find_targets",
     "is_part",
@@ -32,6 +33,9 @@ ALL_LINEAR = "all-linear"
 
 NEW_PARAMETERS = "_peftly_new_parameters"
 """Attribute of a model: names of the parameters that the files of its base do not contain."""
+
+NEW_PARAMETERS_SEED = "_peftly_new_parameters_seed"
+"""Attribute of a model: seed that these parameters were drawn from."""
 
 Part = Literal["keys and values", "attention output", "feed-forward output"]
 

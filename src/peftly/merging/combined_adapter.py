@@ -26,7 +26,7 @@ from peftly.adapters import (
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
-from peftly.models import resolve_base, stored_dtype
+from peftly.models import pooling_of, resolve_base, stored_dtype
 from peftly.utils import check_output_folder
 
 if TYPE_CHECKING:
@@ -120,7 +120,13 @@ def save_combined(
     for line in lines:
         log(line)
     made_of = [f"{weight:g} times {name}" for name, weight in zip(names, weight_of.values(), strict=True)]
-    save_adapter(model, target, name=_NAME, notes=notes, card=adapter_card(base, adapter.config, made_of))
+    save_adapter(
+        model,
+        target,
+        name=_NAME,
+        notes=notes,
+        card=adapter_card(base, adapter.config, made_of, pooling=pooling_of(model)),
+    )
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))
 

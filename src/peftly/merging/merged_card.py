@@ -14,7 +14,7 @@ from peftly.models import WHEEL_BASES, is_inside
 
 if TYPE_CHECKING:
     from peftly.merging.parity import Parity
-    from peftly.models import BaseSpec
+    from peftly.models import BaseSpec, Pooling
 
 __all__ = ["CARD", "copy_licences", "merged_card", "settings_of"]
 
@@ -65,7 +65,14 @@ def settings_of(model: Any, weights: Sequence[float] | None) -> list[str]:
     return lines
 
 
-def merged_card(base: "BaseSpec", methods: Sequence[str], settings: Sequence[str], parity: "Parity") -> str:
+def merged_card(
+    base: "BaseSpec",
+    methods: Sequence[str],
+    settings: Sequence[str],
+    parity: "Parity",
+    *,
+    pooling: "Pooling | None" = None,
+) -> str:
     """Return the text of the model card.
 
     Args:
@@ -73,6 +80,7 @@ def merged_card(base: "BaseSpec", methods: Sequence[str], settings: Sequence[str
         methods: names of the methods of the merged adapters.
         settings: settings of the adapters, see `settings_of`.
         parity: comparison with the adapted model.
+        pooling: pooling in front of the head of a sequence classifier; None: the class of transformers has its own.
     """
     wheel = WHEEL_BASES.get(base.name)
     front: dict[str, Any] = {"base_model": wheel.model if wheel else base.name, "library_name": "transformers"}
@@ -84,11 +92,21 @@ def merged_card(base: "BaseSpec", methods: Sequence[str], settings: Sequence[str
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
         f"# {front['base_model']} with {merged} merged into it\n\n"
-        "A plain transformers model, which `from_pretrained` opens without further libraries. The weights were\n"
-        f"merged in fp32 and rounded once to {parity.dtype}.\n\n"
+        f"{_opening(pooling)} The weights were\nmerged in fp32 and rounded once to {parity.dtype}.\n\n"
         f"Merged adapters:\n\n{chr(10).join(settings)}\n\n"
         "Comparison with the base and its adapters in fp32:\n\n"
         f"| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _opening(pooling: "Pooling | None") -> str:
+    """Return sentences on how a merged model is opened."""
+    if pooling is None:
+        return "A plain transformers model, which `from_pretrained` opens without further libraries."
+    states = "mean of the token states" if pooling == "mean" else "state of the first token"
+    return (
+        f"The head is one linear layer (`pooled_head`) on the {states} of the last layer. The classes of transformers\n"
+        "do not have such a head and would draw a random one: open this folder with `peftly.load_base` or `--base`."
     )
 
 

@@ -3,7 +3,7 @@
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftly.data import chat_ends
 from peftly.errors import ConfigError
@@ -94,16 +94,17 @@ def _stop_at_turns(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         model.generation_config.eos_token_id = [*known, *new]
 
 
-def read_back(folder: Path, task: "TaskName | None") -> Base:
-    """Open a model and its tokenizer with transformers alone.
+def read_back(folder: Path, task: "TaskName | None", pooled_class: Any = None) -> Base:
+    """Open a model and its tokenizer with transformers alone, or with the class of a pooled head.
 
     Args:
         folder: folder of the model.
         task: task of the model's head; None for a model without a head.
+        pooled_class: class of a model whose head pools the token states; None: the class of transformers for the task.
     """
     import transformers
 
-    auto_class = getattr(transformers, TASKS[task].auto_class if task else "AutoModel")
+    auto_class = pooled_class or getattr(transformers, TASKS[task].auto_class if task else "AutoModel")
     with quiet():
         model = auto_class.from_pretrained(folder, local_files_only=True)
         return Base(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))

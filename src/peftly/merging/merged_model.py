@@ -29,7 +29,7 @@ from peftly.merging.merged_card import CARD, copy_licences, merged_card, setting
 from peftly.merging.merged_folder import KIND, check_out, check_room, read_back, write
 from peftly.merging.parity import Outputs, Parity, compare, logits_of, outputs_of, perplexities, relative_difference
 from peftly.merging.parity_samples import Samples, samples_for
-from peftly.models import Base, BaseSpec, Quantization, check_links, resolve_base, stored_dtype, task_of
+from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype, task_of
 from peftly.utils import resolve_dtype, write_folder
 
 if TYPE_CHECKING:
@@ -97,13 +97,14 @@ def save_merged(
     check_out(target, max_shard_size, overwrite=overwrite)
     plan = _plan(listed, target, dtype, weights, into)
     model, tokenizer, samples, before, rounding = _adapted_model(plan, text, held_out, log)
-    task, card = task_of(model), partial(merged_card, plan.base, *_ingredients(plan, model))
+    task, card = task_of(model), partial(merged_card, plan.base, *_ingredients(plan, model), pooling=pooling_of(model))
+    pooled_class = type(model) if pooling_of(model) else None
     merging, rounded = _merge(model, samples, before, plan.dtype, log)
     quantized = _over_quantized_base(plan, samples, before) if into == "original" else None
     with write_folder(target, kind=KIND, markers=("config.json",)) as folder:
         write(model, tokenizer, plan.dtype, folder, max_shard_size)
         del model
-        merged, tokenizer = read_back(folder, task)
+        merged, tokenizer = read_back(folder, task, pooled_class)
         parity = compare(merged, tokenizer, samples, before, rounded, rounding=rounding, merging=merging)
         parity = replace(parity, quantized=quantized)
         if parity.complaint is not None and not force:

@@ -90,9 +90,11 @@ class Adapter(ABC):
         model: model that the adapter is attached to.
         config: settings of the method.
         name: name of the adapter in the model.
+        has_probed_head: whether the head that the adapter trains started from a linear probe.
     """
 
     config: Any
+    has_probed_head: bool = False
     peft_types: ClassVar[tuple[str, ...]]
     """Values of `peft_type` in `adapter_config.json` that this class can load. PEFT does not know the ones that begin
     with PEFTLY_."""

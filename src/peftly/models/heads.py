@@ -5,12 +5,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.injection import NEW_PARAMETERS, is_within, output_heads
+from peftly.injection import (
+    NEW_PARAMETERS,
+    NEW_PARAMETERS_SEED,
+    base_modules,
+    invalidate_cached_tensors,
+    is_within,
+    output_heads,
+)
 
 if TYPE_CHECKING:
-    from peftly.data import TaskName
+    from torch import Tensor, nn
 
-__all__ = ["Head", "draw_new_weights", "seeded"]
+    from peftly.data import TaskName
+    from peftly.models.pooled import Pooling
+
+__all__ = ["Head", "classifier_layer", "classifier_weights", "draw_new_weights", "has_new_classifier", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,13 @@ class Head:
         task: task of the head; None: the task of the class that the base's config names.
         labels: labels of a classifier, in the order of its outputs; empty: those of the base's own head.
         seed: seed of new weights.
+        pooling: pooling in front of the head of a sequence classifier; None: as the class of transformers has it.
     """
 
     task: "TaskName | None" = None
     labels: tuple[str, ...] = ()
     seed: int = 0
+    pooling: "Pooling | None" = None
 
     def set_labels(self, config: Any) -> bool:
         """Write the labels into the config of a base, in place; return whether the base's own head has these labels."""
@@ -61,6 +73,7 @@ def draw_new_weights(model: Any, seed: int) -> None:
     import torch
 
     names: tuple[str, ...] = getattr(model, NEW_PARAMETERS, ())
+    setattr(model, NEW_PARAMETERS_SEED, seed)
     # Some classes draw the weights of a layer when they initialise the head around it.
     enclosing_paths = dict.fromkeys(name[:end] for name in names for end in range(len(name)) if name[end] == ".")
     for path in enclosing_paths:
@@ -71,6 +84,55 @@ def draw_new_weights(model: Any, seed: int) -> None:
     with seeded(seed), torch.no_grad():
         for path in enclosing_paths:
             model._init_weights(model.get_submodule(path))
+
+
+def classifier_layer(model: Any) -> "tuple[str, nn.Linear] | None":
+    """Return path and module of the linear layer whose output is the logits of a classifier; None: there is none."""
+    import torch
+
+    heads = output_heads(model)
+    count = model.config.num_labels
+    layers = [
+        (path, layer)
+        for path, layer in base_modules(model)
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == count and is_within(path, heads)
+    ]
+    return layers[-1] if layers else None
+
+
+def has_new_classifier(model: Any) -> bool:
+    """Return whether the files of the base of a classifier do not contain the layer that computes its logits."""
+    layer = classifier_layer(model)
+    return layer is not None and f"{layer[0]}.weight" in getattr(model, NEW_PARAMETERS, ())
+
+
+@contextmanager
+def classifier_weights(model: Any, weight: "Tensor", bias: "Tensor | None") -> Iterator[None]:
+    """Give the layer that computes the logits of a classifier other weights inside the block.
+
+    Args:
+        model: classifier with a `classifier_layer`.
+        weight: (labels, width).
+        bias: (labels,); None for a layer without one.
+    """
+    import torch
+
+    found = classifier_layer(model)
+    assert found is not None
+    pairs = [
+        (getattr(found[1], name), value) for name, value in (("weight", weight), ("bias", bias)) if value is not None
+    ]
+    drawn = [parameter.detach().clone() for parameter, _ in pairs]
+    try:
+        with torch.no_grad():
+            for parameter, value in pairs:
+                parameter.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for (parameter, _), value in zip(pairs, drawn, strict=True):
+                parameter.copy_(value)
+        invalidate_cached_tensors()
 
 
 @contextmanager

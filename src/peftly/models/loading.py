@@ -14,6 +14,7 @@ from peftly.models.gguf import open_gguf
 from peftly.models.heads import Head
 from peftly.models.identity import remember_files, weights_identity
 from peftly.models.opening import LoadOptions, open_model
+from peftly.models.pooled import pooling_of
 from peftly.models.quantization import Quantization, as_quantization, quantization_of
 from peftly.models.tasks import TASKS, labels_of, task_of
 from peftly.settings import check_seed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from peftly.data import TaskName
+    from peftly.models.pooled import Pooling
 
 __all__ = ["Base", "load_base", "open_original"]
 
@@ -50,6 +52,7 @@ def load_base(
     allow_pickle: bool = False,
     task: TaskName | None = None,
     labels: Sequence[str] = (),
+    pooling: Pooling | None = None,
     seed: int = 0,
 ) -> Base:
     """Open a base model. Without a task its class is the one that its config names, or else a causal language model.
@@ -67,6 +70,8 @@ def load_base(
         task: task of the model, which gets a head for it; None: the head that the config names.
         labels: labels of a classifier, in the order of its outputs. The base's own head stays only if it is for these
             labels; else a new head is drawn. Empty: the base's own head stays.
+        pooling: for sequence_classification: `mean` or `first` for a head that is one linear layer on the mean of the
+            token states, or on the first one, which other tools cannot load; None: the head of transformers' class.
         seed: seed of new weights; the global random generators are not used.
 
     Returns:
@@ -93,7 +98,7 @@ def load_base(
             base.complete_tokenizer(tokenizer)
         else:
             devices = resolved_device if device_map is None else device_map
-            head = Head(task, tuple(labels), seed)
+            head = Head(task, tuple(labels), seed, pooling)
             model = open_model(base, LoadOptions(weights_dtype, devices, wanted, head, allow_pickle))
             tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
@@ -121,4 +126,5 @@ def open_original(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantized
         dtype = quantization.dtype or "auto"
-        return load_base(model.name_or_path, dtype=dtype, device="cpu", task=task, labels=labels).model
+        pooling = pooling_of(model)
+        return load_base(model.name_or_path, dtype=dtype, device="cpu", task=task, labels=labels, pooling=pooling).model

@@ -13,6 +13,7 @@ from peftly.kernels import blocks_of_size
 from peftly.models.base_spec import BaseSpec
 from peftly.models.checks import check_quantization
 from peftly.models.heads import Head, seeded
+from peftly.models.pooled import pooled_class, pooled_class_named
 from peftly.models.quantization import Quantization, finish_quantization
 from peftly.models.tasks import TASKS, task_of_class
 from peftly.utils import resolve_dtype, warn
@@ -53,7 +54,7 @@ def open_model(base: BaseSpec, options: LoadOptions) -> "PreTrainedModel":
     base.check_files(allow_pickle=options.allow_pickle)
     config: Any = copy.deepcopy(base.config)  # the head below changes it
     check_quantization(base.name, config, options.quantization)
-    model_class = _model_class(base.name, config, options.head.task)
+    model_class = _model_class(base.name, config, options.head)
     settings = _dtype_and_devices(options, model_class, config)
     has_own_labels = options.head.set_labels(config)
     model, report = _load_weights(base, options, model_class, config=config, **settings)
@@ -138,12 +139,26 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _model_class(name: str, config: Any, task: "TaskName | None") -> Any:
-    """Return the transformers class that `config` names, or the class of the task if the named class has another."""
+def _model_class(name: str, config: Any, head: Head) -> Any:
+    """Return the class that a base is opened with for a head."""
+    model_class = _class_for_task(name, config, head.task)
+    if head.pooling is None:
+        return model_class
+    if head.task != "sequence_classification":
+        raise BaseModelError(f"pooling={head.pooling!r} is for sequence_classification, not for {head.task}")
+    if not hasattr(model_class, "_from_config"):  # an auto class
+        model_class = model_class._model_mapping[type(config)]
+    if getattr(model_class, "pooling", head.pooling) != head.pooling:
+        raise BaseModelError(f"{name} has a head on pooling={model_class.pooling!r}, not on {head.pooling!r}")
+    return pooled_class(model_class, head.pooling)
+
+
+def _class_for_task(name: str, config: Any, task: "TaskName | None") -> Any:
+    """Return the class that `config` names, or the class of transformers for the task if that one has another task."""
     import transformers
 
     architecture = next(iter(config.architectures or ()), None)
-    named_class = getattr(transformers, architecture or "", None)
+    named_class = getattr(transformers, architecture or "", None) or pooled_class_named(architecture or "")
     if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
         if task in (None, task_of_class(named_class, config)):
             return named_class

@@ -1,5 +1,6 @@
 """Tasks: class of transformers that opens a base for a task, and choice of the task for a base and data."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,19 @@ from transformers.models.auto import modeling_auto
 
 from peftly.data import TargetKind, TaskName
 from peftly.errors import ConfigError
+from peftly.models.pooled import POOLINGS, Pooling, pooling_of
 
-__all__ = ["TASKS", "Task", "choose_task", "labels_of", "max_input_tokens", "task_of", "task_of_class", "task_of_peft"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "choose_task",
+    "labels_of",
+    "peft_task_type",
+    "pooling_of_peft",
+    "task_of",
+    "task_of_class",
+    "task_of_peft",
+]
 
 
 @dataclass(frozen=True)
@@ -88,19 +100,29 @@ def task_of_class(model_class: Any, config: Any) -> TaskName | None:
     return "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
 
 
-def max_input_tokens(model: Any) -> int | None:
-    """Return the number of position embeddings of an encoder; None for models without such embeddings."""
-    for path, module in model.named_modules():
-        if path.endswith("embeddings.position_embeddings") and hasattr(module, "num_embeddings"):
-            # RoBERTa's first position follows the position of padding.
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings) - first
-    return None
+_POOLED_PEFT_TYPE = re.compile(f"PEFTLY_({'|'.join(POOLINGS).upper()})_(.*)")
+"""Name of a task in adapter files where the head pools the token states, which PEFT refuses as unknown."""
+
+
+def peft_task_type(model: Any) -> str | None:
+    """Return the name of the task of a model for adapter files; None where the model has no task."""
+    task, pooling = task_of(model), pooling_of(model)
+    if task is None or pooling is None:
+        return TASKS[task].peft_type if task else None
+    return f"PEFTLY_{pooling.upper()}_{TASKS[task].peft_type}"
 
 
 def task_of_peft(peft_type: str | None) -> TaskName | None:
-    """Return the task with this name in PEFT's files; None if it is no task of `TASKS`."""
-    return next((name for name, task in TASKS.items() if task.peft_type == peft_type), None)
+    """Return the task with this name in adapter files; None if it is no task of `TASKS`."""
+    match = _POOLED_PEFT_TYPE.fullmatch(peft_type or "")
+    name = match[2] if match else peft_type
+    return next((task for task, values in TASKS.items() if values.peft_type == name), None)
+
+
+def pooling_of_peft(peft_type: str | None) -> Pooling | None:
+    """Return the pooling of the head that the name of a task in adapter files tells; None: there is none."""
+    match = _POOLED_PEFT_TYPE.fullmatch(peft_type or "")
+    return next((pooling for pooling in POOLINGS if match and pooling.upper() == match[1]), None)
 
 
 def choose_task(asked: TaskName | None, config: Any, targets: TargetKind, name: str) -> tuple[TaskName, str]:

@@ -48,6 +48,7 @@ def write_report(run_folder: str | Path) -> Path:
         epochs=epoch_rows(records, has_tokens=counts_tokens(folder)),
         split=evaluation.get("split", ""),
         scores=score_rows(evaluation),
+        probe=_probe(evaluation),
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
         notes=_generation_notes(evaluation),
@@ -87,6 +88,12 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
             ("training", seconds_text(summary["seconds"])),
         ]
     return tiles
+
+
+def _probe(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return name and scores of the linear probe of the untouched base; None where the run has none."""
+    probe = evaluation.get("probe")
+    return {"name": probe["name"], "scores": dict(score_rows(probe))} if probe else None
 
 
 def _generation_notes(evaluation: dict[str, Any]) -> list[str]:

@@ -81,6 +81,9 @@ class RunConfig(Settings):
     Attributes:
         base: base as `load_base` takes it: a short name, a Hub id, a folder or a `.gguf` file.
         task: task of the model; None: the task that fits base and data, which is reported.
+        head: new head of a sequence classifier: `transformers` (that of its class, which other tools load), or one
+            linear layer on the `mean` of the token states or on the `first` one; `auto`: the first one, unless
+            linear probes of the base are clearly better on other states.
         dtype: dtype of the computation; `auto` is bfloat16 where the hardware multiplies in it, otherwise float32.
         device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
         device_map: distribution of the base over devices, memory and disk, instead of `device`; see `load_base`.
@@ -94,6 +97,7 @@ class RunConfig(Settings):
 
     base: str = Field(min_length=1)
     task: TaskName | None = None
+    head: Literal["auto", "transformers", "mean", "first"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     device_map: str | dict[str, str | int] | None = None

@@ -23,6 +23,7 @@ FLAGS = {
     "base": "base",
     "quantization": "quantization",
     "task": "task",
+    "head": "head",
     "data": "data.train",
     "validation": "data.validation",
     "test": "data.test",

@@ -17,7 +17,10 @@ from peftly.runs.replacing import write_mark
 from peftly.training import StepRecord, TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
-__all__ = ["RunResult", "write_run_header", "write_run_results"]
+__all__ = ["PROBE", "RunResult", "write_run_header", "write_run_results"]
+
+PROBE = "linear probe of the untouched base"
+"""Name of the scores of a probe in reports."""
 
 _SAMPLES = 12
 
@@ -31,6 +34,7 @@ class RunResult:
         training: result of the training loop: duration, best evaluation.
         split: name of the split of `evaluation`: `test` or `validation`.
         evaluation: scores on that split; None if the data have no such split.
+        probe: scores of a linear probe of the untouched base on that split; None if there is none.
         parameters: number of trained parameters.
         size: size of the saved adapter in bytes.
         report: path of the HTML report.
@@ -41,6 +45,7 @@ class RunResult:
     training: TrainResult
     split: str
     evaluation: Evaluation | None
+    probe: Evaluation | None
     parameters: int
     size: int
     report: Path
@@ -75,7 +80,9 @@ def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
     write_data_file(folder, data)
 
 
-def write_run_results(out: Path, data: Data, training: TrainResult, evaluation: Evaluation | None) -> RunResult:
+def write_run_results(
+    out: Path, data: Data, training: TrainResult, evaluation: Evaluation | None, probe: Evaluation | None = None
+) -> RunResult:
     """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
     Args:
@@ -83,9 +90,10 @@ def write_run_results(out: Path, data: Data, training: TrainResult, evaluation: 
         data: data of the run.
         training: result of the training.
         evaluation: scores on the held-out examples; None if there are none.
+        probe: scores of a linear probe of the untouched base on the same examples; None if there is none.
     """
     split_name, _ = evaluation_split(data)
-    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation))
+    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, probe))
 
 
 def _write_results(
@@ -94,18 +102,27 @@ def _write_results(
     split_name: str,
     training: TrainResult,
     evaluation: Evaluation | None,
+    probe: Evaluation | None,
 ) -> RunResult:
     write_data_file(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
-        samples = _samples(evaluation)
-        write_json(out / "evaluation.json", {"split": split_name, **asdict(evaluation), "samples": samples})
+        scores = {"split": split_name, **asdict(evaluation), "samples": _samples(evaluation)}
+        if probe is not None:
+            scores["probe"] = {"name": PROBE, **_scores_of(probe)}
+        write_json(out / "evaluation.json", scores)
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary: dict[str, Any] = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
     summary |= {"steps": training.steps, "planned_steps": _planned_steps(training), "best_step": training.best_step}
     summary |= {"stopped_early": training.stopped_early, "metric_for_best_model": training.metric_for_best_model}
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, parameters, size, report, data.row_format)
+    return RunResult(out, training, split_name, evaluation, probe, parameters, size, report, data.row_format)
+
+
+def _scores_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the numbers of an evaluation, without labels and predictions."""
+    names = ("rows", "tokens", "loss", "token_accuracy", "accuracy", "macro_f1", "entity_f1")
+    return {name: getattr(evaluation, name) for name in names}
 
 
 def _planned_steps(training: TrainResult) -> int:

@@ -4,6 +4,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,13 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, load_base, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.launch import check_processes, loading_settings, processes_line
+from peftly.runs.launch import check_processes, processes_line
+from peftly.runs.probing import choose_head, open_with_head, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -58,6 +60,9 @@ __all__ = [
     "open_base_and_data",
     "run",
 ]
+
+_MIN_LENGTH = 8
+"""Minimum number of tokens of an example beside virtual tokens."""
 
 _MANY_EXAMPLES = 100_000
 """Number of examples whose tokenization takes some seconds, so that it is announced."""
@@ -108,9 +113,13 @@ def run(
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
+        is_given = base is not None
         config, base, data = open_base_and_data(config, base, data, log)
+        base, head, probe = choose_head(base, config, data, log, is_given=is_given)
+        config = config.model_copy(update={"head": head})
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
+        start_from(base, list(config.adapters), config, data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
         log(best_line(config.train, data))
@@ -134,7 +143,8 @@ def run(
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
-            result = write_run_results(out, data, training, evaluation)
+            scores = partial(probe_scores, base, probe, evaluation_split(data)[1], data, config)
+            result = write_run_results(out, data, training, evaluation, computed_with(base.model, scores))
         on_main_process(partial(finish_run, out))
     return result
 
@@ -176,7 +186,8 @@ def open_base_and_data(
     """Open the base and read the data, unless they are given.
 
     Returns:
-        The configuration with the task that was chosen, the base and the data.
+        The configuration with the task that was chosen and with a maximum length for which the base has positions, the
+        base and the data.
 
     Raises:
         ConfigError: the base that is given has another task than the configuration.
@@ -196,24 +207,44 @@ def open_base_and_data(
         task, reason = choose_task(config.task, spec.config, raw.target_kind(), config.base)
         log(f"task: {task} ({reason})")
         formatted = raw.format(task)
-        base = load_base(
-            spec,
-            **loading_settings(config),
-            device_map=config.device_map,
-            quantization=config.quantization,
-            task=task,
-            labels=formatted.row_format.labels if TASKS[task].is_classification else (),
-            seed=config.train.seed,
-        )
+        labels = formatted.row_format.labels if TASKS[task].is_classification else ()
+        base = open_with_head(config, task, labels, config.head)
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
-        data = formatted.encode(base.tokenizer)
+        max_length = min(config.data.max_length, _max_length(base, config))
+        if max_length < config.data.max_length:
+            log(f"max_length is {max_length} instead of {config.data.max_length}, since the base has no more positions")
+            config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": max_length})})
+        data = replace(formatted, max_length=max_length).encode(base.tokenizer)
         for line in data.report.lines():
             log(line)
         if data.report.findings:
             log(f"examples of the findings: {program()} inspect {shlex.quote(config.out)}")
     return config.model_copy(update={"task": task}), base, data
+
+
+def _max_length(base: Base, config: RunConfig) -> int:
+    """Return the number of tokens for which the base has positions beside the virtual tokens of the methods.
+
+    Raises:
+        ConfigError: the virtual tokens leave no room for text.
+    """
+    virtual_tokens = 0
+    for method in config.adapters.values():
+        count = getattr(method, "num_virtual_tokens", 0)
+        text = getattr(method, "init_text", None)
+        # A method whose number is that of its text inserts as many virtual tokens as the text has tokens.
+        virtual_tokens += count if isinstance(count, int) else len(base.tokenizer(text)["input_ids"])
+    limit = max_tokens(base.model, virtual_tokens)
+    if limit is None:
+        return config.data.max_length
+    if limit < _MIN_LENGTH:
+        raise ConfigError(
+            f"the base has {limit + virtual_tokens} positions, and method.num_virtual_tokens takes {virtual_tokens} of "
+            "them, which leaves no room for text; use fewer virtual tokens"
+        )
+    return limit
 
 
 def attach_method(
@@ -236,7 +267,7 @@ def attach_method(
     for warning in caught:
         log(str(warning.message))
     if (new := new_modules(base.model)) and is_first:
-        log(f"new layers, randomly initialised and saved with the adapter: {', '.join(new)}")
+        log(f"new layers, saved with the adapter: {', '.join(new)}")
     prefix = "" if name == "default" else f"{name}: "
     log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
 

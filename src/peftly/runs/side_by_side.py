@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.adapters import use_adapters
 from peftly.data import Data, counted
 from peftly.errors import ConfigError
-from peftly.evaluation import Evaluation, Vote, evaluate_ensemble
+from peftly.evaluation import Evaluation, Probe, Vote, evaluate_ensemble
 from peftly.models import TASKS, Base, draw_new_weights
 from peftly.report import comparison_row, write_comparison
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.probing import choose_head, probe_of_next, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -31,7 +32,7 @@ from peftly.runs.replacing import (
     write_mark,
     writing_into,
 )
-from peftly.runs.results import RunResult, write_run_header, write_run_results
+from peftly.runs.results import PROBE, RunResult, write_run_header, write_run_results
 from peftly.runs.run import (
     attach_method,
     batches_line,
@@ -68,8 +69,7 @@ class TogetherResult:
     report: Path
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A run before its training: configuration with the chosen task, and data."""
 
     config: RunConfig
@@ -114,13 +114,17 @@ def run_together(
             for folder in (out, *folders):
                 check_run_folder(folder, overwrite=overwrite, inputs=inputs)
         is_given = base is not None
-        base, parts = _open_parts(config, base, log)
-        model = base.model
+        base, parts, chosen = _open_parts(config, base, log)
+        model, first = base.model, next(iter(parts.values()))
+        probes: list[Probe | None] = []
         for name, part in parts.items():
             if not is_given:  # each run gets the new head that its own seed gives
                 draw_new_weights(model, part.config.train.seed)
+            same_data = part.data is first.data
+            probes.append(probe_of_next(base, part.config, part.data, chosen, is_same_data=same_data))
             (method,) = part.config.adapters.values()
             attach_method(base, name, method, part.config, part.data, log)
+            start_from(base, [name], part.config, part.data, probes[-1])
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
         for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
@@ -137,7 +141,7 @@ def run_together(
                 resume=resume,
                 delete_checkpoints=False,
             )
-            result = _write_results(config, base, parts, trained, log)
+            result = _write_results(config, base, parts, probes, trained, log)
         finish_run(out, folders)
     return result
 
@@ -154,22 +158,35 @@ def _write_results(
     config: AnyConfig,
     base: Base,
     parts: dict[str, _Part],
+    probes: Sequence[Probe | None],
     trained: Mapping[str, TrainResult],
     log: Callable[[str], None],
 ) -> TogetherResult:
     """Evaluate all runs, and write their last files and the comparison."""
     out = Path(config.out)
     vote, evaluations = _evaluate(config, base, parts, log)
-    runs = {}
-    for name, part in parts.items():
-        runs[name] = write_run_results(Path(part.config.out), part.data, trained[name], evaluations.get(name))
+    runs, probed = {}, {}
+    for (name, part), probe in zip(parts.items(), probes, strict=True):
+        if id(probe) not in probed:  # the members of an ensemble share their probe
+            probed[id(probe)] = probe_scores(base, probe, evaluation_split(part.data)[1], part.data, part.config)
+        folder, scores = Path(part.config.out), probed[id(probe)]
+        runs[name] = write_run_results(folder, part.data, trained[name], evaluations.get(name), scores)
     results = _comparison(config, parts, runs, vote)
     write_json(out / RESULTS, results)
     return TogetherResult(out, runs, vote, results["rows"], write_comparison(out, RESULTS))
 
 
-def _open_parts(config: AnyConfig, base: Base | None, log: Callable[[str], None]) -> tuple[Base, dict[str, _Part]]:
-    """Open the base once and the data of every run; the members of an ensemble share their data."""
+def _open_parts(
+    config: AnyConfig, base: Base | None, log: Callable[[str], None]
+) -> tuple[Base, dict[str, _Part], Probe | None]:
+    """Open the base once, with the head of all runs, which the first one chooses, and the data of every run.
+
+    The members of an ensemble share their data.
+
+    Returns:
+        The base, the runs by name, and the probe of the first run.
+    """
+    is_given = base is not None
     parts: dict[str, _Part] = {}
     data: Data | None = None
     for name, part_config in config.parts().items():
@@ -182,7 +199,10 @@ def _open_parts(config: AnyConfig, base: Base | None, log: Callable[[str], None]
         raise ConfigError("there is nothing to train side by side: the configuration has neither ensemble nor jobs")
     for name, part in parts.items():
         _check(config, part, name, next(iter(parts.values())))
-    return base, parts
+    first = next(iter(parts.values()))
+    base, head, probe = choose_head(base, first.config, first.data, log, is_given=is_given)
+    update = {"head": head}
+    return base, {name: _Part(part.config.model_copy(update=update), part.data) for name, part in parts.items()}, probe
 
 
 def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
@@ -204,10 +224,11 @@ def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
 
 
 def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
-    """Return the configuration with the tasks that were chosen."""
+    """Return the configuration with the tasks and the maximum lengths that were chosen."""
     if isinstance(config, JobsConfig):
         return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
-    return config.model_copy(update={"task": next(iter(parts.values())).config.task})
+    first = next(iter(parts.values())).config
+    return config.model_copy(update={"task": first.task, "head": first.head, "data": first.data})
 
 
 def _evaluate(
@@ -251,6 +272,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """Return the content of the comparison page as JSON values."""
     rows = [run.comparison_row(name) for name, run in runs.items()]
+    rows += _probe_rows(config, runs)
     lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
     results = {
         "title": Path(config.out).resolve().name,
@@ -265,7 +287,7 @@ def _comparison(
         **comparison_row("ensemble", vote),
         "parameters": sum(row["parameters"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows),
-        "seconds": max(row["seconds"] for row in rows),
+        "seconds": max(row["seconds"] or 0 for row in rows),
     }
     return {
         **results,
@@ -273,3 +295,11 @@ def _comparison(
         "texts": [prediction.prompt for prediction in vote.predictions],
         "gold": [prediction.label for prediction in vote.predictions],
     }
+
+
+def _probe_rows(config: AnyConfig, runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
+    """Return a row for the linear probe of each run, or one row for the members of an ensemble."""
+    probed = {name: run.probe for name, run in runs.items() if run.probe is not None}
+    if isinstance(config, JobsConfig):
+        return [comparison_row(f"{name}: {PROBE}", scores) for name, scores in probed.items()]
+    return [comparison_row(PROBE, scores) for scores in [*probed.values()][:1]]

@@ -9,12 +9,16 @@ from torch import nn
 
 from peftly.adapters import attached, trainable_parameters
 from peftly.errors import ConfigError
-from peftly.injection import owner
+from peftly.injection import is_within, owner, task_modules
 from peftly.kernels import has_bitsandbytes, import_bitsandbytes, without_kernels
 from peftly.methods import METHODS, Adapter
 from peftly.training.config import TrainConfig
 
 __all__ = ["make_optimizer", "optimizer_note", "parameter_groups"]
+
+HEAD_RATE = 5e-4
+"""Highest default learning rate of a head that starts from a linear probe: twenty times as much, as for virtual tokens,
+destroys the start."""
 
 _AT_BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -41,7 +45,7 @@ def parameter_groups(
     Raises:
         ConfigError: no learning rate is known, or the methods' defaults are not for the optimizer.
     """
-    adapters = attached(model)
+    adapters, heads = attached(model), task_modules(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for path, parameter in trainable_parameters(model).items():
         if among is not None and path not in among:
@@ -50,6 +54,8 @@ def parameter_groups(
         rate = config.learning_rate if config.learning_rate is not None else given
         if rate is None:
             rate = _default_rate(adapter, config)
+            if adapter is not None and adapter.has_probed_head and is_within(path, heads):
+                rate = min(rate, HEAD_RATE)
         factor = 1.0 if adapter is None else adapter.learning_rate_factor(path)
         groups.setdefault(rate * factor, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from peftly import METHODS, LoRA, PromptTuning, TrainConfig, attach, trainable_parameters
+from peftly import METHODS, Full, LoRA, PromptTuning, TrainConfig, attach, attached, trainable_parameters
 from peftly.errors import ConfigError
-from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
+from peftly.training.optimizer import HEAD_RATE, make_optimizer, optimizer_note, parameter_groups
 
 
 def rates(model, config=None, given=None) -> dict[str, float]:
@@ -27,6 +27,19 @@ def test_a_configured_learning_rate_replaces_the_default():
     model = attach(tiny_model("llama"), LoRA())
     assert set(rates(model, TrainConfig(learning_rate=0.5), 0.25).values()) == {0.5}
     assert set(rates(model, TrainConfig(), 0.25).values()) == {0.25}
+
+
+@pytest.mark.parametrize(("method", "head_rate"), [(PromptTuning(init="random"), HEAD_RATE), (Full(), 2e-5)])
+def test_a_head_that_starts_from_a_probe_is_not_trained_faster_than_it_bears(method, head_rate):
+    model = attach(tiny_model("bert", task="sequence_classification"), method)
+    rate = METHODS[method.name].learning_rate
+    assert set(rates(model).values()) == {rate}, "a head that starts from random weights has to learn"
+    attached(model)["default"].has_probed_head = True
+    heads = {name for name in trainable_parameters(model) if name.startswith("classifier")}
+    assert heads
+    assert {value for name, value in rates(model).items() if name in heads} == {head_rate}
+    assert {value for name, value in rates(model).items() if name not in heads} == {rate}
+    assert set(rates(model, TrainConfig(learning_rate=0.5)).values()) == {0.5}
 
 
 def test_lora_plus_trains_b_faster():

@@ -1,0 +1,92 @@
+"""States of a frozen base that the heads of classifiers read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from peftly.data import EncodedExample, collate
+from peftly.inference import IGNORED, by_length, model_inputs, on_device, pad_id, use_batch
+from peftly.injection import evaluation_mode, role_of
+from peftly.models import POOLINGS, classifier_layer, pool, pooling_of, task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["HeadName", "head_states"]
+
+HeadName = Literal["own", "mean", "first"]
+"""States that a head reads: those in front of the last layer of the model's own head, or pooled states of the last
+layer of the base."""
+
+
+def head_states(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    encoded: Sequence[EncodedExample],
+    *,
+    batch_size: int,
+    pooled: bool = False,
+) -> Iterator[tuple[dict[HeadName, Tensor], list[int]]]:
+    """Yield the states of the targets of each batch: of each text, or of each tagged word.
+
+    Args:
+        model: classifier with a `classifier_layer`; the states are those of its base if no adapter is active.
+        tokenizer: tokenizer of the model.
+        encoded: encoded examples with labels or tags.
+        batch_size: number of examples per forward pass.
+        pooled: whether the pooled states of an encoder that classifies texts are wanted, besides those of its own head.
+
+    Returns:
+        For each batch the states by the name of the head, (targets, width), in fp64 on the CPU, and the classes of the
+        targets.
+    """
+    found = classifier_layer(model)
+    assert found is not None
+    is_plain = task_of(model) == "sequence_classification" and pooling_of(model) is None
+    has_poolings = pooled and is_plain and role_of(model) == "encoder"
+    with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
+        for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+            examples = [encoded[index] for index in chosen]
+            batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
+            inputs.clear()
+            outputs.clear()
+            with use_batch(model, examples, None):
+                model(**model_inputs(model, batch))
+            states: dict[HeadName, Tensor] = {"own": _of_targets(model, inputs["input"], batch)}
+            for pooling in POOLINGS if has_poolings else ():
+                states[pooling] = pool(outputs["output"], batch["attention_mask"], pooling)
+            labels = batch["labels"][batch["labels"] != IGNORED]
+            yield {name: value.double().cpu() for name, value in states.items()}, labels.tolist()
+
+
+def _of_targets(model: Any, states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the states of the texts or of the tagged words in the input of a classifier layer."""
+    if task_of(model) == "token_classification":
+        return states[(batch["labels"] != IGNORED).to(states.device)]
+    if states.ndim == 2:
+        return states
+    # A decoder classifies every token, and the last one counts that is not padding, as its class finds it by the id.
+    is_text = batch["input_ids"] != model.config.get_text_config().pad_token_id
+    columns = torch.arange(is_text.shape[1], device=is_text.device)
+    last = (columns * is_text).argmax(1)
+    return states[torch.arange(len(states), device=states.device), last.to(states.device)]
+
+
+@contextmanager
+def _recorded(module: Any) -> Iterator[dict[str, Tensor]]:
+    """Record the first input and the first output of a module in its calls inside the block."""
+    record: dict[str, Tensor] = {}
+
+    def note(_module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            record["input"] = args[0].detach()
+        record["output"] = (output if isinstance(output, Tensor) else output[0]).detach()
+
+    handle = module.register_forward_hook(note)
+    try:
+        yield record
+    finally:
+        handle.remove()

@@ -1,0 +1,71 @@
+"""Logistic regression against scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from peftly.evaluation import logistic
+
+
+def examples(num_classes, count=60, width=8):
+    generator = torch.Generator().manual_seed(num_classes)
+    classes = torch.arange(count) % num_classes
+    centres = torch.randn(num_classes, width, generator=generator, dtype=torch.double)
+    features = centres[classes] + torch.randn(count, width, generator=generator, dtype=torch.double)
+    return features * torch.linspace(0.1, 5, width) + 7, classes
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_the_weights_are_those_of_scikit_learn(num_classes, strength, intercept, monkeypatch):
+    monkeypatch.setattr(logistic, "STRENGTHS", (strength,))
+    features, classes = examples(num_classes)
+    found = logistic.fit(features, classes, num_classes, intercept=intercept)
+    scaled = features / features.std(0, unbiased=False)
+    scaled = scaled - scaled.mean(0) * intercept
+    # With two classes scikit-learn has one vector of weights: the difference of ours, whose penalty is half as large.
+    sklearn_strength = strength * 2 if num_classes == 2 else strength
+    expected = LogisticRegression(C=sklearn_strength, fit_intercept=intercept, tol=1e-10, max_iter=10_000)
+    expected.fit(scaled.numpy(), classes.numpy())
+    logits = features @ found.weight.T + found.bias
+    np.testing.assert_allclose(logits.softmax(-1).numpy(), expected.predict_proba(scaled.numpy()), atol=1e-4)
+    assert intercept or not found.bias.any()
+
+
+def test_the_strength_with_the_lowest_cross_validated_loss_is_chosen():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(80, 40, generator=generator, dtype=torch.double)
+    classes = torch.randint(2, (80,), generator=generator)
+    weak = logistic.fit(noise, classes, 2)
+    assert weak.losses.mean() < 0.75, "features that tell nothing are hardly used"
+    assert weak.weight.abs().max() < 0.05
+    informative = noise.clone()
+    informative[:, 0] = classes * 4.0
+    strong = logistic.fit(informative, classes, 2)
+    assert strong.hits.all()
+    assert strong.losses.mean() < 0.2
+    again = logistic.fit(informative, classes, 2)
+    assert torch.equal(strong.weight, again.weight)
+
+
+def test_cross_validated_losses_are_in_the_order_of_the_examples():
+    features, classes = examples(2)
+    features = torch.where(classes[:, None] == 1, 5.0, -5.0).double() + 0.1 * features
+    classes[17] = 1 - classes[17]
+    found = logistic.fit(features, classes, 2)
+    assert found.losses.argmax() == 17
+    assert (~found.hits).nonzero().flatten().tolist() == [17]
+
+
+def test_classes_with_one_example_or_none():
+    features, classes = examples(3, count=9)
+    classes[classes == 2] = 0
+    classes[0] = 2
+    found = logistic.fit(features, classes, 5)
+    assert found.weight.shape == (5, 8)
+    assert torch.isfinite(found.weight).all()
+    assert torch.isfinite(found.losses).all()
+    only = logistic.fit(features[:1], classes[:1], 5)
+    assert torch.isfinite(only.weight).all()
