@@ -36,8 +36,8 @@ class RowFormat:
         labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
         chat_template: chat template of conversations, where it is not the tokenizer's own.
-        add_space: whether a space is added between prompt and completion; see `needs_space`. Labels get the space
-            unless it is False.
+        add_space: whether a space is added between prompt and completion; see `needs_space`. A label behind a
+            field gets the space unless it is False.
 
     Raises:
         DataError: `kind` is unknown, or `template` does not fit `kind`.
@@ -203,9 +203,11 @@ class RowFormat:
         blanks at the end of the field's value.
         """
         tail = self._template.literals[-1]
-        prompt = tail if tail.strip() else f"x{tail}"
-        space = " " if needs_space(prompt, label, self.add_space is not False) else ""
-        return space + move_space(prompt, label)[1]
+        if self._ends_with_template:
+            space = " " if needs_space(tail, label, self.add_space, ends_with_template=True) else ""
+            return space + move_space(tail, label)[1]
+        space = " " if needs_space(f"x{tail}", label, self.add_space is not False) else ""
+        return space + move_space(f"x{tail}", label)[1]
 
     @cached_property
     def _template(self) -> Template:

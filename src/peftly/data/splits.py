@@ -264,6 +264,8 @@ class RawData:
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
+        if task == "causal_lm" and config.template is not None:
+            space_notes += _label_space_notes(row_format)
         if rendered := splits["train"].rendered:
             notes.append(
                 f"{rendered:,} of {counted(len(rows['train']), 'text')} {'is a' if rendered == 1 else 'are'} rendered "
@@ -324,6 +326,16 @@ def _with_validation(
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     rest = replace(train.select(others), dropped=train.dropped)
     return {**splits, "train": rest, "validation": train.select(chosen)}, note
+
+
+def _label_space_notes(row_format: RowFormat) -> list[str]:
+    """Return a note if labels follow a space that the template does not have."""
+    tail = (row_format.template or "").rpartition("}")[2]
+    completions = [row_format.completion(label) for label in row_format.labels] if row_format.kind == "label" else []
+    spaced = next((text for text in completions if text.startswith(" ") and not tail.endswith(" ")), None)
+    if spaced is None:
+        return []
+    return [f"labels get a space in front (first: {tail[-20:] + spaced!r}); --set data.add_space=false leaves it out"]
 
 
 def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:

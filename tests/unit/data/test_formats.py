@@ -149,7 +149,8 @@ def test_the_end_of_a_template_is_a_cue_if_it_is_a_word(template, completion):
 
 def test_a_label_gets_a_space_unless_the_setting_forbids_it():
     assert RowFormat("label", "{text}", "label").completion("no") == " no"
-    assert RowFormat("label", "<a>{text}</a><b>", "label").completion("no") == " no"
+    assert RowFormat("label", "<a>{text}</a><b>", "label").completion("no") == "no"
+    assert RowFormat("label", "<a>{text}</a><b>", "label", add_space=True).completion("no") == " no"
     assert RowFormat("label", "{text}:", "label", add_space=False).completion("no") == "no"
 
 

@@ -329,3 +329,9 @@ def test_spaces_between_prompt_and_completion_are_said_with_the_setting():
     texts, notes = loaded(sums, template="{q} Answer:", target="a", add_space=False)
     assert (texts, notes) == ({f"what is {n} plus 1 Answer:{n + 1}" for n in range(2)}, [])
     assert loaded(sums, template="<q>{q}</q><a>", target="a")[1] == []
+    moods = [{"text": f"late {n}", "label": "no" if n % 2 else "yes"} for n in range(2)]
+    texts, notes = loaded(moods, template="{text} Mood :")
+    assert texts == {"late 0 Mood : yes", "late 1 Mood : no"}
+    assert notes == ["labels get a space in front (first: ' Mood : no'); --set data.add_space=false leaves it out"]
+    assert loaded(moods, template="<a>{text}</a><b>") == ({"<a>late 0</a><b>yes", "<a>late 1</a><b>no"}, [])
+    assert loaded(moods)[1] == []
