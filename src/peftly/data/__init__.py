@@ -38,6 +38,7 @@ encoding       examples to token ids, for causal language models
 encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
 digests        digests of examples, by which a run finds them again
+notes          notes on spaces, rendered chats and long texts
 overlaps       search for examples that repeat or contradict others, in one split or two
 checks         checks of encoded examples, of labels, and of dropped rows
 validation     choice of validation examples from the training examples
