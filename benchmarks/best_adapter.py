@@ -13,8 +13,9 @@ import json
 import math
 import random
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ RULES: dict[str, Callable[[Sequence[Point]], int]] = {
 
 
 def train_once(table: str, method: str, seed: int, evaluations: int | None) -> Curve:
-    """Train one run and score every adapter on the way.
+    """Train one run, save the adapter at every evaluation, and score each of them.
 
     Args:
         table: entry of `TABLES`.
@@ -104,69 +105,52 @@ def train_once(table: str, method: str, seed: int, evaluations: int | None) -> C
         seed: seed of the run.
         evaluations: evaluations in an epoch; None: 1 in a run of many epochs, 3 in one of two.
     """
-    from peftly import METHODS as REGISTRY
-    from peftly import TrainConfig, attach, load_base, train
-    from peftly.data import DataConfig, load_data
+    from peftly.runs.config import RunConfig
     from peftly.runs.quickstart import METHODS as QUICKSTART
+    from peftly.runs.run import run
 
     base, _, data = table.partition("/")
     base, data = ("smollm2-135m", "tweets") if table == "quickstart" else (base, data)
-    task, settings = BASES[base]["task"], dict(BASES[base]["train"])
-    config = REGISTRY[method].config()
+    settings, chosen = dict(BASES[base]["train"]), method
     if table == "quickstart" and method in QUICKSTART:
-        _, config, settings = QUICKSTART[method]
-    with data_files(data) as paths:
-        lines = Path(paths["train"]).read_text(encoding="utf-8").splitlines()
-        labels = tuple(sorted({json.loads(line)["label"] for line in lines}))
-        model, tokenizer = load_base(base, task=task, labels=labels if task != "causal_lm" else (), seed=seed)
-        loaded = load_data(DataConfig(**paths), tokenizer, task=task)
-    attach(
-        model, config, tokenizer=tokenizer, answers=loaded.row_format.answers, seed=seed, examples=loaded.train.encoded
-    )
-    per_epoch = math.ceil(len(loaded.train.encoded) / settings["batch_size"])
-    evaluations = evaluations or (1 if settings["epochs"] > 2 else 3)
-    watch = _Watch(model, tokenizer, loaded, max(1, per_epoch // evaluations))
-    settings = {**settings, "eval_steps": None, "seed": seed}
-    rest = replace(loaded, validation=None, test=None)
-    train(model, rest, TrainConfig(**settings), tokenizer=tokenizer, callbacks=[watch.callback()])
-    return watch.curve
-
-
-class _Watch:
-    """Scores the adapter on the validation and the test examples after every `every` steps, and after the last one."""
-
-    def __init__(self, model: Any, tokenizer: Any, data: Any, every: int) -> None:
-        self.model, self.tokenizer, self.data, self.every = model, tokenizer, data, every
-        self.curve: Curve = []
-
-    def callback(self) -> Any:
-        from peftly.training import Callback
-
-        watch = self
-
-        class Scores(Callback):
-            def on_step(self, record: Any) -> None:
-                if record.step % watch.every == 0 or record.step == record.steps:
-                    watch.score(record.step)
-
-        return Scores()
-
-    def score(self, step: int) -> None:
-        from peftly import evaluate
-
-        found = {}
-        for split in ("validation", "test"):
-            examples = getattr(self.data, split)
-            found[split] = evaluate(self.model, self.tokenizer, examples, self.data.row_format)
-        validation, test = found["validation"], found["test"]
-        self.curve.append(
+        _, chosen, settings = QUICKSTART[method]
+    with data_files(data) as paths, tempfile.TemporaryDirectory() as folder:
+        rows = len(Path(paths["train"]).read_text(encoding="utf-8").splitlines())
+        per_epoch = math.ceil(rows / settings["batch_size"])
+        every = max(1, per_epoch // (evaluations or (1 if settings["epochs"] > 2 else 3)))
+        steps = {"eval_steps": settings["epochs"] * per_epoch, "save_steps": every}
+        out = Path(folder) / "run"
+        config = RunConfig.model_validate(
             {
-                "step": step,
-                "correct": "".join(str(int(one.label == one.predicted)) for one in validation.predictions),
-                "losses": [round(-one.log_probabilities[one.label], 4) for one in validation.predictions],
-                "test": {"accuracy": test.accuracy, "macro_f1": test.macro_f1, "loss": test.loss},
+                "base": base,
+                "task": BASES[base]["task"],
+                "data": paths,
+                "method": chosen,
+                "train": {**settings, **steps, "seed": seed},
+                "out": str(out),
             }
         )
+        run(config, log=print)
+        saved = {int(path.name.removeprefix("step-")): path for path in out.glob("step-*")}
+        return [{"step": step, **scores(saved[step], paths, BASES[base]["task"])} for step in sorted(saved)]
+
+
+def scores(adapter: Path, paths: dict[str, str], task: Any) -> dict[str, Any]:
+    """Return the scores of a saved adapter on the validation and on the test examples."""
+    from peftly import evaluate, load
+    from peftly.data import DataConfig, load_data
+
+    model, tokenizer = load(adapter)
+    data = load_data(DataConfig.model_validate(paths), tokenizer, task=task)
+    assert data.validation is not None
+    assert data.test is not None
+    validation = evaluate(model, tokenizer, data.validation, data.row_format).predictions
+    test = evaluate(model, tokenizer, data.test, data.row_format)
+    return {
+        "correct": "".join(str(int(one.label == one.predicted)) for one in validation),
+        "losses": [round(-one.log_probabilities[one.label], 4) for one in validation],
+        "test": {"accuracy": test.accuracy, "macro_f1": test.macro_f1, "loss": test.loss},
+    }
 
 
 def points(curve: Curve, chosen: Sequence[int] | None = None) -> list[Point]:
