@@ -63,6 +63,11 @@ def by_accuracy(points: Sequence[Point]) -> int:
     return min(range(len(points)), key=lambda index: (-points[index].accuracy, points[index].loss))
 
 
+def by_accuracy_late(points: Sequence[Point]) -> int:
+    """Return the index of the highest accuracy, the last of equal ones."""
+    return max(range(len(points)), key=lambda index: (points[index].accuracy, index))
+
+
 def within_one_error(points: Sequence[Point]) -> int:
     """Return the index of the lowest loss among the accuracies within one standard error of the highest."""
     best = points[by_accuracy(points)]
@@ -83,6 +88,7 @@ def last(points: Sequence[Point]) -> int:
 RULES: dict[str, Callable[[Sequence[Point]], int]] = {
     "loss": by_loss,
     "accuracy, then loss": by_accuracy,
+    "accuracy, then the later": by_accuracy_late,
     "lowest loss within one standard error of the best accuracy": within_one_error,
     "loss + error rate": by_sum,
     "last": last,

@@ -173,6 +173,7 @@ def test_the_rules_for_the_best_adapter_on_a_curve_by_hand():
     assert found == {
         "loss": 0.6,
         "accuracy, then loss": 0.7,
+        "accuracy, then the later": 0.8,
         "lowest loss within one standard error of the best accuracy": 0.7,
         "loss + error rate": 0.7,
         "last": 0.8,

@@ -22,7 +22,8 @@ inputs         fields that look like texts to read, and templates as they are ty
 detect         detection of the row format
 usable         rows that cannot be used
 vocabulary     special tokens and token positions of a tokenizer
-truncation     search for the longest text that fits
+truncation     length of a text that fits, and long texts in pieces
+text_findings  special, unknown and lost characters of texts
 chat_template  the chat template of a tokenizer, within limits of time and memory
 chat_tokens    the text of a conversation with its tokens
 turn_ends      the end of a turn in the text of a chat template
@@ -34,6 +35,7 @@ chat_truncation  conversations that fit a number of tokens
 chat           conversations to token ids; only turns of the assistant are trained
 encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
+encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
 digests        digests of examples, by which a run finds them again
 overlaps       search for prompts that two splits share
@@ -51,6 +53,7 @@ from peftly.data.config import DataConfig
 from peftly.data.detect import TargetKind
 from peftly.data.digests import example_digest, pack_digests, unpack_digests
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
+from peftly.data.encoder_inputs import encode_sources, encode_words
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -63,7 +66,7 @@ from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data
-from peftly.data.task_encoding import answer_ids, encode_for, encode_sources, encode_words, label_answers
+from peftly.data.task_encoding import answer_ids, encode_for, label_answers
 from peftly.data.templates import Template
 from peftly.data.turn_ends import chat_ends
 from peftly.data.types import EncodedExample, Example, TaskName

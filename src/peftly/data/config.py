@@ -1,13 +1,19 @@
 """Settings of the data of a run."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from peftly.data.chat_template import read_chat_template
 from peftly.settings import Seed, Settings
 
-__all__ = ["DataConfig", "Source"]
+__all__ = ["AddSpace", "DataConfig", "LongTexts", "Source"]
+
+AddSpace = bool | Literal["auto"]
+"""Whether a space is added between a prompt and a completion that are written without one."""
+
+LongTexts = Literal["cut", "pieces"]
+"""Treatment of plain texts that are longer than the maximum length."""
 
 
 def _one_or_several(value: object) -> object:
@@ -47,6 +53,12 @@ class DataConfig(Settings):
         chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The text
             is stored with the adapter, and the tokenizer of the adapted model has it.
         max_length: maximum number of tokens of an example.
+        long_texts: plain texts that are longer are "cut" to `max_length`, or become several examples ("pieces") without
+            the loss of a token.
+        add_space: whether a space is added between a prompt and a completion that are written without one and would
+            merge into one word. "auto": after a cue such as "Label:", "Why?" or "x =", and after a template that ends
+            with a word; other completions follow their prompts as written, so that a completion can go on inside a
+            word, a path or a tag. See `needs_space`.
         validation_fraction: fraction of `train` that becomes validation rows if there are no others; 0 for none.
         seed: random seed of the choice of these validation rows.
     """
@@ -60,6 +72,8 @@ class DataConfig(Settings):
     target: str | None = None
     chat_template: str | None = None
     max_length: int = Field(default=512, ge=2)
+    long_texts: LongTexts = "cut"
+    add_space: AddSpace = "auto"
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0
 

@@ -8,9 +8,9 @@ from peftly.data.formats import RowFormat
 from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
-from peftly.data.messages import CONVERSATION_FIELDS
+from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
 from peftly.data.rows import Rows, quoted
-from peftly.data.templates import Template
+from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
 from peftly.errors import DataError
 
@@ -50,21 +50,27 @@ def detect_target_kind(rows: Rows, template: str | None, target: str | None) -> 
     Raises:
         DataError: the target cannot be guessed.
     """
-    if target is not None and (
-        values := next((v for row in rows.rows if isinstance(v := row.get(target), list)), None)
-    ):
-        return "texts" if template is not None or isinstance(values[0], Mapping) else "tags"
+    value = None if target is None else next((v for row in rows.rows if (v := row.get(target))), None)
+    if isinstance(value, list):
+        return "tags" if _reads_words(rows, template) and not isinstance(value[0], Mapping) else "texts"
     if template is None and target is None:
         tagged = _matches(rows, "token_classification")
         if tagged and isinstance(rows.rows[0].get(tagged[0].known.inputs[0]), list):
             return "tags"
-        matches = _matches(rows, "causal_lm") or [_Match(FORMATS["causal_lm"][-1], "text")]
-        if matches[0].known.kind == "text":
-            matches = _matches(rows, "sequence_classification") or matches
+        matches = _matches(rows, "causal_lm") or _matches(rows, "sequence_classification") or tagged
+        if not matches:
+            _check_no_preferences(rows)
+            raise _unknown_fields(rows, "none of the known row formats (docs/data.md has a table)")
         return "labels" if _kind(rows, matches[0]) == "label" else "texts"
     if target is None:
         return "labels" if has_labels(rows, _guess_target(rows, Template(template or ""))) else "texts"
     return "labels" if has_labels(rows, target) or can_be_labels(rows, target) else "texts"
+
+
+def _reads_words(rows: Rows, template: str | None) -> bool:
+    """Return whether prompts are lists of words: without a template, or with one that names a list."""
+    names = Template(template or "").fields
+    return template is None or any(isinstance(rows.rows[0].get(name), list) for name in names)
 
 
 def detect_format(
@@ -123,18 +129,25 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
         near = [known for known in FORMATS[task] if not {*known.inputs, *known.targets}.isdisjoint(rows.fields)]
         formats = [known.fields() for known in near or FORMATS[task]]
         listed = "; ".join(formats[:_MAX_FORMATS]) + (", …" if len(formats) > _MAX_FORMATS else "")
-        raise DataError(
-            f"{rows.name}: the rows have {quoted(rows.fields)}, which is none of the row formats known for {task} "
-            f"({listed}); give a template and a target{_advice(rows)}"
-        )
+        raise _unknown_fields(rows, f"none of the row formats known for {task} ({listed})")
     match, others = matches[0], [other for other in matches[1:] if not matches[0].covers(other, rows.fields)]
-    template_note = _template_note(match.known.template) if task in ("causal_lm", "seq2seq_lm") else ""
+    template = match.known.template
+    if match.known.kind == "alpaca":
+        template = with_optional_lines(template or "", _optional_fields(rows))
+    template_note = _template_note(template) if task in ("causal_lm", "seq2seq_lm") else ""
     notes = [f"read as {match.known.title} ({match.known.fields(match.target)}){template_note}"]
     titles = dict.fromkeys(other.known.title for other in others)
     notes += [f"could be read as {title}, too; give a template and a target for that" for title in titles]
+    if match.known.kind == "completion" and are_messages(rows.rows[0].get(match.target)):
+        return RowFormat("chat", None, match.target), [f"read as conversations ({match.known.fields(match.target)})"]
     if match.target == "chosen":
         notes.append("'rejected' is not used: the chosen answers are learned, and no preferences (DPO)")
-    return RowFormat(_kind(rows, match), match.known.template, match.target, pair=match.known.pair), notes
+    return RowFormat(_kind(rows, match), template, match.target, pair=match.known.pair), notes
+
+
+def _unknown_fields(rows: Rows, formats: str) -> DataError:
+    advice = f"give a template and a target{_advice(rows)}"
+    return DataError(f"{rows.name}: the rows have {quoted(rows.fields)}, which is {formats}; {advice}")
 
 
 def _check_no_preferences(rows: Rows) -> None:
@@ -147,6 +160,16 @@ def _check_no_preferences(rows: Rows) -> None:
             f"{rows.name}: the rows hold preferences ('chosen' and 'rejected'), and preference training (DPO) is not "
             "supported; to learn the chosen answers, write them as 'messages', or as 'prompt' and 'completion'"
         )
+
+
+def _optional_fields(rows: Rows) -> set[str]:
+    """Return the fields of the rows, without a "history" that is no list and a "system" that is no text."""
+    kinds = {"history": list, "system": str}
+    return {
+        name
+        for name in rows.fields
+        if name not in kinds or any(row.get(name) for row in rows.rows if isinstance(row.get(name), kinds[name]))
+    }
 
 
 def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tuple[RowFormat, list[str]]:
@@ -164,6 +187,8 @@ def _tagging_format(rows: Rows, template: str | None, target: str | None) -> tup
 def _custom_format(rows: Rows, template: str | None, target: str | None, task: TaskName) -> tuple[RowFormat, list[str]]:
     """Return the format of rows for which the user gave a template, a target or both."""
     notes, pair = [], None
+    if template is None and task == "causal_lm" and are_messages(rows.rows[0].get(str(target))):
+        return RowFormat("chat", None, str(target)), [f"read as chat messages ({target})"]
     if template is None:
         template, pair = _usual_template(rows, str(target), task)
         notes.append(f"no template given{_template_note(template)}" + (f" with the pair {pair!r}" if pair else ""))
@@ -214,7 +239,8 @@ def _guess_target(rows: Rows, template: Template) -> str:
 def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     """Return a note on the fields that are not used, with a template for those that look like texts to read."""
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
-    used |= CONVERSATION_FIELDS if row_format.kind == "chat" else set()
+    if row_format.kind == "chat":
+        used |= {*CONVERSATION_FIELDS, *(["prompt"] if has_opening(rows.rows[0], row_format.target) else [])}
     unused = [name for name in rows.fields if name not in used]
     if not unused:
         return []

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -27,7 +28,7 @@ def example_digest(example: Example) -> int:
 
 def pack_digests(digests: Iterable[int]) -> str:
     """Return digests as text for a JSON file; `unpack_digests` is the inverse."""
-    return base64.b64encode(b"".join(digest.to_bytes(8, "little") for digest in digests)).decode()
+    return base64.b64encode(_little_endian(array("Q", digests)).tobytes()).decode()
 
 
 def unpack_digests(text: str) -> Sequence[int]:
@@ -37,7 +38,15 @@ def unpack_digests(text: str) -> Sequence[int]:
         DataError: the text is damaged.
     """
     try:
-        data = base64.b64decode(text, validate=True)
-        return array("Q", [int.from_bytes(data[start : start + 8], "little") for start in range(0, len(data), 8)])
+        digests = array("Q", base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError, TypeError) as error:
         raise DataError(f"the digests of the examples are damaged ({error})") from None
+    return _little_endian(digests)
+
+
+def _little_endian(digests: "array[int]") -> "array[int]":
+    """Return digests between the byte order of this machine and that of files."""
+    if sys.byteorder == "big":
+        digests = digests[:]
+        digests.byteswap()
+    return digests

@@ -2,17 +2,20 @@
 
 The untrained tokens at the start of a training sequence are exactly `encode_prompt(prompt)`, the tokens that generation
 starts from. Therefore prompt and completion are tokenized separately where a joint tokenization would change the tokens
-of the prompt.
+of the prompt. A text that already has the start or end token of the tokenizer gets no second one.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from peftly.data.chat import ChatEncoder
 from peftly.data.formats import RowFormat
 from peftly.data.templates import move_space
-from peftly.data.truncation import largest_fit
+from peftly.data.text_findings import Findings, TextChecks, without_end, without_start
+from peftly.data.truncation import fitting_characters
 from peftly.data.types import EncodedExample, Example
 from peftly.data.vocabulary import Vocabulary, is_proper_prefix
 from peftly.errors import DataError
@@ -74,40 +77,25 @@ def encode_all(
     Raises:
         DataError: as for `encode`.
     """
+    if not examples:
+        return []
     vocabulary = Vocabulary.of(tokenizer)
+    checks = TextChecks(vocabulary)
+    encoded: list[EncodedExample | None] = []
     if any(example.messages for example in examples):
         encoder = ChatEncoder(vocabulary)
-        return [
-            encoder.encode(example, max_length, f"{location(index)}: " if location else "")
-            for index, example in enumerate(examples)
-        ]
-    pairs = [move_space(example.prompt, example.completion) for example in examples]
-    prompts = vocabulary.bodies([prompt for prompt, _ in pairs])
-    joints = iter(
-        vocabulary.bodies(
-            [
-                prompt + completion
-                for example, (prompt, completion) in zip(examples, pairs, strict=True)
-                if completion.strip() and example.label is None  # the tokens of a label do not depend on the prompt
-            ]
-        )
-    )
-    ids_of_label: dict[str, list[int]] = {}
-    encoded = []
-    for example, (prompt, completion), prompt_body in zip(examples, pairs, prompts, strict=True):
-        if not completion.strip():
-            answer = []  # a blank that moved over from the prompt is no completion
-        elif example.label is not None:  # the same tokens in every row, so that labels can be compared
-            if completion not in ids_of_label:
-                ids_of_label[completion] = vocabulary.continuation(completion)
-            answer = ids_of_label[completion]
-        elif is_proper_prefix(prompt_body, joint := next(joints)):
-            answer = joint[len(prompt_body) :]
-        else:
-            answer = vocabulary.continuation(completion)
-        if prompt != example.prompt:
-            example = replace(example, prompt=prompt)
-        encoded.append(_fit(vocabulary, example, prompt_body, answer, max_length, completion_room))
+        for index, example in enumerate(examples):
+            conversation = encoder.encode(example, max_length, f"{location(index)}: " if location else "")
+            encoded.append(_with_findings(conversation, example, vocabulary, checks))
+        return encoded
+    bare, findings = _bare_examples(examples, vocabulary)
+    encoding = vocabulary.encoding([example.prompt for example in bare])
+    prompts = encoding["input_ids"]
+    answers = _answers(vocabulary, bare, prompts)
+    for index, (example, prompt, answer) in enumerate(zip(bare, prompts, answers, strict=True)):
+        result = _fit(vocabulary, example, prompt, answer, max_length, completion_room, (encoding, index))
+        found = findings.get(index, ()) + checks.causal_findings(example, prompt, answer)
+        encoded.append(replace(result, findings=found) if found and result is not None else result)
     return encoded
 
 
@@ -137,9 +125,10 @@ def encode_example_prompt(example: Example, tokenizer: "PreTrainedTokenizerBase"
     Raises:
         DataError: the template marks virtual tokens, and the tokenizer does not report character offsets.
     """
-    vocabulary, prompt = Vocabulary.of(tokenizer), move_space(example.prompt, "")[0]
-    ids = vocabulary.front + vocabulary.body(prompt)
-    positions = vocabulary.token_positions(prompt, example.virtual_token_offsets)
+    vocabulary = Vocabulary.of(tokenizer)
+    (example,), _ = _bare_examples([replace(example, completion="")], vocabulary)
+    ids = vocabulary.front + vocabulary.body(example.prompt)
+    positions = vocabulary.token_positions(example.prompt, example.virtual_token_offsets)
     return EncodedExample(ids, [False] * len(ids), prompt_positions=_after(vocabulary.front, positions))
 
 
@@ -155,7 +144,10 @@ def label_ids(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase") -> di
     """
     vocabulary = Vocabulary.of(tokenizer)
     end = vocabulary.required_end()
-    ids = {label: vocabulary.continuation(row_format.completion(label)) for label in row_format.labels}
+    completions = {
+        label: without_end(row_format.completion(label), vocabulary.end_text)[0] for label in row_format.labels
+    }
+    ids = {label: vocabulary.continuation(completion) for label, completion in completions.items()}
     empty = next((label for label, tokens in ids.items() if not tokens), None)
     if empty is not None:
         raise DataError(f"the tokenizer makes no token of the label {empty!r}; rename the label")
@@ -179,6 +171,89 @@ def check_distinct(ids_of_label: dict[str, list[int]]) -> None:
             )
 
 
+def _bare_examples(examples: Sequence[Example], vocabulary: Vocabulary) -> tuple[list[Example], dict[int, Findings]]:
+    """Return examples without the special tokens that they get again, and without spaces at the end of their prompts.
+
+    Returns:
+        The examples, and the findings of the examples that had such special tokens, by the index of the example.
+    """
+    front_text, end_text = vocabulary.front_text, vocabulary.end_text
+    bare, findings = [], {}
+    for index, original in enumerate(examples):
+        example, found = without_start(original, front_text) if front_text else (original, ())
+        prompt, completion = move_space(example.prompt, example.completion)
+        found_end: Findings = ()
+        if end_text in completion:
+            completion, found_end = without_end(completion, end_text)
+        if prompt != example.prompt or completion != example.completion:
+            example = replace(example, prompt=prompt, completion=completion)
+        if found or found_end:
+            findings[index] = found + found_end
+        bare.append(example)
+    return bare, findings
+
+
+_LONG_PROMPT = 4096
+_CONTEXT = 1024
+"""A completion after a prompt of more characters is tokenized with only this number of characters in front."""
+
+
+def _answers(vocabulary: Vocabulary, examples: Sequence[Example], prompts: Sequence[list[int]]) -> list[list[int]]:
+    """Return the token ids of each completion after its prompt, without the end token; empty without a completion.
+
+    Args:
+        vocabulary: vocabulary of the base's tokenizer.
+        examples: the examples.
+        prompts: token ids of the prompts.
+    """
+    # The tokens of a label do not depend on the prompt.
+    joint = [index for index, example in enumerate(examples) if example.label is None and example.completion.strip()]
+    contexts = {index: _end_of(examples[index].prompt) for index in joint}
+    long = [index for index in joint if len(contexts[index]) < len(examples[index].prompt)]
+    heads = dict(zip(long, vocabulary.bodies([contexts[index] for index in long]), strict=True))
+    joint_ids = vocabulary.bodies([contexts[index] + examples[index].completion for index in joint])
+    ids_after_prompt = dict(zip(joint, joint_ids, strict=True))
+    ids_of_label: dict[str, list[int]] = {}
+    answers: list[list[int]] = []
+    for index, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        completion = example.completion
+        if index in ids_after_prompt:
+            head, ids = heads.get(index, prompt), ids_after_prompt[index]
+            answers.append(ids[len(head) :] if is_proper_prefix(head, ids) else vocabulary.continuation(completion))
+        elif not completion.strip():  # a blank that moved over from the prompt is no completion
+            answers.append([])
+        else:  # the same tokens in every row, so that labels can be compared
+            if completion not in ids_of_label:
+                ids_of_label[completion] = vocabulary.continuation(completion)
+            answers.append(ids_of_label[completion])
+    return answers
+
+
+def _end_of(prompt: str) -> str:
+    """Return the end of a long prompt, from a blank on if there is one; a short prompt as it is."""
+    if len(prompt) <= _LONG_PROMPT:
+        return prompt
+    blank = re.search(r"\s", prompt[-2 * _CONTEXT : -_CONTEXT])
+    return prompt[(-2 * _CONTEXT + blank.start()) if blank else -_CONTEXT :]
+
+
+def _with_findings(
+    encoded: EncodedExample | None, example: Example, vocabulary: Vocabulary, checks: TextChecks
+) -> EncodedExample | None:
+    """Return an encoded conversation with the findings of unknown characters in its messages."""
+    if encoded is None or vocabulary.unknown not in encoded.input_ids:
+        return encoded
+    texts = {True: "", False: ""}
+    tokens: dict[bool, list[int]] = {True: [], False: []}
+    for message in example.messages:
+        if isinstance(content := message.get("content"), str):
+            texts[message["role"] == "assistant"] += f"{content}\n"
+    for token, is_trained in zip(encoded.input_ids, encoded.trained, strict=True):
+        tokens[is_trained].append(token)
+    findings = checks.input_findings(texts[False], tokens[False]) + checks.unknown_target(texts[True], tokens[True])
+    return replace(encoded, findings=encoded.findings + findings)
+
+
 def _fit(
     vocabulary: Vocabulary,
     example: Example,
@@ -186,6 +261,7 @@ def _fit(
     answer: list[int],
     max_length: int,
     completion_room: int,
+    tokens: tuple[Any, int],
 ) -> EncodedExample | None:
     """Join prompt and completion and truncate them to `max_length`; see `encode`."""
     if not answer:
@@ -196,7 +272,7 @@ def _fit(
     prompt_room = max_length - max(len(completion), completion_room)
     if len(prompt) > prompt_room:
         body_room = max(0, prompt_room - len(vocabulary.front))
-        prompt_body, positions = _shorten_prompt(vocabulary, example, prompt_body, positions, body_room)
+        prompt_body, positions = _shorten_prompt(vocabulary, example, prompt_body, positions, body_room, tokens)
         prompt = vocabulary.front + prompt_body
         completion = completion[: max(0, max_length - len(prompt))]
     ids = prompt + completion
@@ -208,15 +284,23 @@ def _fit(
 
 
 def _shorten_prompt(
-    vocabulary: Vocabulary, example: Example, body: list[int], positions: list[int], room: int
+    vocabulary: Vocabulary,
+    example: Example,
+    body: list[int],
+    positions: list[int],
+    room: int,
+    tokens: tuple[Any, int],
 ) -> tuple[list[int], list[int]]:
-    """Return at most `room` tokens of a prompt, and the positions of its virtual tokens among them."""
+    """Return at most `room` tokens of a prompt, and the positions of its virtual tokens among them.
 
-    def fits(max_characters: int) -> bool:
-        return len(vocabulary.body(example.truncate_fields(max_characters).prompt)) <= room
+    `tokens` are the encoding of all prompts of the batch, and the index of this prompt.
+    """
+    char_to_token = partial(tokens[0].char_to_token, tokens[1]) if vocabulary.tokenizer.is_fast else None
 
-    longest = max((end - start for start, end in example.spans), default=0)
-    max_characters = largest_fit(longest, fits) if room else None
+    def count(max_characters: int) -> int:
+        return len(vocabulary.body(example.truncate_fields(max_characters).prompt))
+
+    max_characters = fitting_characters(example.spans, len(body), room, char_to_token, count) if room else None
     if max_characters is not None:
         shorter = example.truncate_fields(max_characters)
         return (

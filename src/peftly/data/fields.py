@@ -6,7 +6,7 @@ from typing import Any
 from peftly.data.rows import describe, quoted
 from peftly.errors import DataError
 
-__all__ = ["completion_field", "label_field", "score_error", "text_field", "words_and_tags"]
+__all__ = ["completion_field", "history_field", "label_field", "score_error", "text_field", "words_and_tags"]
 
 
 def text_field(row: Mapping[str, Any], field: str, location: str) -> str:
@@ -55,6 +55,28 @@ def label_field(row: Mapping[str, Any], field: str, location: str) -> str:
         DataError: the field is missing, or its value is not a label.
     """
     return _label(_value(row, field, location), field, location)
+
+
+def history_field(row: Mapping[str, Any], field: str, location: str) -> list[tuple[str, str]]:
+    """Return the earlier instructions with their answers; an empty list if the row has none.
+
+    Args:
+        row, field, location: as for `text_field`.
+
+    Raises:
+        DataError: the value is not a list of pairs of texts.
+    """
+    value = row.get(field)
+    if value is None:
+        return []
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(
+                f"{location}: field {field!r} holds {describe(pair)} where a list of [instruction, answer] pairs is "
+                "needed"
+            )
+    return [(instruction, answer) for instruction, answer in pairs]
 
 
 def words_and_tags(

@@ -24,6 +24,18 @@ class FindingKind:
 
 FINDING_KINDS: dict[str, FindingKind] = {
     "unknown_characters": FindingKind("with characters that the tokenizer does not know", is_problem=True),
+    "unknown_target": FindingKind(
+        "with an answer that has characters which the tokenizer does not know, so that unknown tokens are learned",
+        is_problem=True,
+    ),
+    "changed_target": FindingKind("with an answer of which the tokenizer loses or changes characters", is_problem=True),
+    "repeated_start": FindingKind(
+        "whose text begins with the start token that every text gets; the second one is left out", is_problem=False
+    ),
+    "repeated_end": FindingKind(
+        "whose text ends with the end token that every text gets; the second one is left out", is_problem=False
+    ),
+    "words_without_token": FindingKind("with words that have no token, whose tags are not learned", is_problem=True),
     "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
@@ -41,7 +53,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "hidden_messages": FindingKind("with a message that the chat template does not show", is_problem=True),
     "hidden_tools": FindingKind("with tools that the chat template does not show", is_problem=True),
     "text_arguments": FindingKind("with arguments of a tool call that are no JSON object", is_problem=True),
-    "special_tokens_in_text": FindingKind("with special tokens inside the text of a message", is_problem=True),
+    "special_tokens_in_text": FindingKind("with special tokens inside a text or a message", is_problem=True),
     "special_tokens_removed": FindingKind(
         "with start or end tokens around the text of a message, which are removed", is_problem=False
     ),

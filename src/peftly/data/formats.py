@@ -1,23 +1,24 @@
 """Row formats: the rule that turns a row into an example, detected once and stored with the adapter."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from peftly.data.fields import completion_field, label_field, text_field, words_and_tags
+from peftly.data.config import AddSpace
+from peftly.data.fields import completion_field, history_field, label_field, text_field, words_and_tags
 from peftly.data.messages import conversation_field
 from peftly.data.rows import quoted
-from peftly.data.templates import RenderedPrompt, Template, move_space
+from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
 from peftly.data.types import Example
 from peftly.errors import DataError
 
 __all__ = ["KINDS", "RowFormat"]
 
-KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
+_OPTIONAL = ("system", "history", "input", "context")
+"""Fields of instructions that can be missing or empty; the line of such a field is then left out of the template."""
 
-_OPTIONAL = ("input", "context")
-"""Fields of instructions that can be missing or empty; a template names one of them."""
+KINDS = ("completion", "alpaca", "chat", "label", "tags", "text")
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class RowFormat:
     The rule is stored with the adapter, so that inference formats prompts as training did.
 
     Attributes:
-        kind: "completion", "alpaca", "label" or "tags" (a template and a target), "chat" or "text".
+        kind: "completion", "alpaca" (instructions, with optional fields), "label" or "tags" (a template and a target),
+            "chat" or "text".
         template: template of the prompt. None for "chat" (the chat template of the tokenizer is used) and for "text"
             (there is no prompt). For "tags" the template names the field with the words.
         target: name of the field with the completion, the label, the tags, the messages or the text.
         labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
         chat_template: chat template of conversations, where it is not the tokenizer's own.
+        add_space: whether a space is added between prompt and completion; see `needs_space`. A label behind a
+            field gets the space unless it is False.
 
     Raises:
         DataError: `kind` is unknown, or `template` does not fit `kind`.
@@ -45,6 +49,7 @@ class RowFormat:
     labels: tuple[str, ...] = field(default=())
     pair: str | None = None
     chat_template: str | None = None
+    add_space: AddSpace = "auto"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,37 +59,26 @@ class RowFormat:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row format as JSON values; `from_dict` is the inverse."""
-        return {
-            "kind": self.kind,
-            "template": self.template,
-            "target": self.target,
-            "labels": list(self.labels),
-            "pair": self.pair,
-            **({} if self.chat_template is None else {"chat_template": self.chat_template}),
-        }
+        content = {**asdict(self), "labels": list(self.labels)}
+        return {name: value for name, value in content.items() if name != "chat_template" or value is not None}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RowFormat":
         """Return the row format that `to_dict` wrote.
 
         Args:
-            content: JSON values. `pair` can be missing, since version 0.1.0 did not always write it, and
-                `chat_template`.
+            content: JSON values. Version 0.1.0 did not always write `pair`, and always added spaces. `chat_template`
+                can be missing.
 
         Raises:
             DataError: a key is missing or unknown, as in a file of a later version.
         """
-        keys = {"kind", "template", "target", "labels", "pair"}
-        if (set(content) | {"pair"}) - {"chat_template"} != keys:
-            raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(keys))}")
-        return cls(
-            content["kind"],
-            content["template"],
-            content["target"],
-            tuple(content["labels"]),
-            content.get("pair"),
-            content.get("chat_template"),
-        )
+        known = {key.name: key.default is MISSING for key in fields(cls)} | {"labels": True}
+        if not set(content) <= set(known) or any(
+            is_required and key not in content for key, is_required in known.items()
+        ):
+            raise DataError(f"a stored row format has {quoted(sorted(content))}; expected {quoted(sorted(known))}")
+        return cls(**{"add_space": True, **content, "labels": tuple(content["labels"])})
 
     @property
     def num_marked_tokens(self) -> int:
@@ -150,13 +144,18 @@ class RowFormat:
         label = pair = None
         filled = self._fill(row, location)
         prompt = _without_spaces_at_end(filled)
+        has_added_space = False
         if self.kind == "label":
             label = label_field(row, self.target, location)
             self._check_label(label, location)
             pair = None if self.pair is None else text_field(row, self.pair, location)
             completion = self._completions.get(label) or self.completion(label)
         else:
-            completion = move_space(filled.text, completion_field(row, self.target, location))[1]
+            written = completion_field(row, self.target, location)
+            has_added_space = needs_space(
+                filled.text, written, self.add_space, ends_with_template=self._ends_with_template
+            )
+            completion = f" {written}" if has_added_space else move_space(filled.text, written)[1]
         return Example(
             prompt.text,
             completion,
@@ -164,6 +163,7 @@ class RowFormat:
             spans=prompt.spans,
             virtual_token_offsets=prompt.virtual_token_offsets,
             pair=pair,
+            has_added_space=has_added_space,
         )
 
     def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
@@ -203,16 +203,31 @@ class RowFormat:
         blanks at the end of the field's value.
         """
         tail = self._template.literals[-1]
-        return move_space(tail if tail.strip() else f"x{tail}", label)[1]
+        if self._ends_with_template:
+            space = " " if needs_space(tail, label, self.add_space, ends_with_template=True) else ""
+            return space + move_space(tail, label)[1]
+        space = " " if needs_space(f"x{tail}", label, self.add_space is not False) else ""
+        return space + move_space(f"x{tail}", label)[1]
 
     @cached_property
     def _template(self) -> Template:
         return Template(self.template or "")
 
     @cached_property
-    def _template_without_optional(self) -> Template:
-        lines = self._template.text.splitlines(keepends=True)
-        return Template("".join(line for line in lines if not any(f"{{{name}}}" in line for name in _OPTIONAL)))
+    def _ends_with_template(self) -> bool:
+        return self._template.literals[-1].strip() != ""
+
+    @cached_property
+    def _templates_without(self) -> dict[tuple[str, ...], Template]:
+        return {}
+
+    def _without_lines(self, fields: tuple[str, ...]) -> Template:
+        """Return the template without the lines of these fields."""
+        if fields not in self._templates_without:
+            lines = self._template.text.splitlines(keepends=True)
+            text = "".join(line for line in lines if not any(f"{{{name}}}" in line for name in fields))
+            self._templates_without[fields] = Template(text)
+        return self._templates_without[fields]
 
     @cached_property
     def _completions(self) -> dict[str, str]:
@@ -229,15 +244,34 @@ class RowFormat:
         if self.kind == "text":
             return RenderedPrompt(text_field(row, self.target, location), ())
         template = self._template
+        earlier_spans: list[tuple[int, int]] = []
         if self.kind == "alpaca":
-            optional = [name for name in _OPTIONAL if name in template.fields]
-            if not any(str(row.get(name) or "").strip() for name in optional):
-                template = self._template_without_optional
+            template = self._without_lines(tuple(name for name in _OPTIONAL if not str(row.get(name) or "").strip()))
+            if "history" in template.fields:
+                earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
+                row = {**row, "history": earlier}
         values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
         rendered = template.render(values)
+        if earlier_spans:
+            index = template.fields.index("history")
+            offset = rendered.spans[index][0]
+            spans = [(offset + start, offset + end) for start, end in earlier_spans]
+            return rendered._replace(spans=(*rendered.spans[:index], *spans, *rendered.spans[index + 1 :]))
         return rendered._replace(spans=()) if template.is_one_field else rendered
+
+    def _earlier_turns(self, history: list[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return earlier instructions with their answers as text, and start and end of each of their texts."""
+        template, text, spans = self._without_lines(_OPTIONAL), "", []
+        for instruction, answer in history:
+            turn = template.render({"instruction": instruction})
+            start = len(text) + (1 if text else 0)
+            prompt = text + ("\n" if text else "") + turn.text
+            space = " " if needs_space(prompt, answer, self.add_space is not False) else ""
+            text = prompt + space + answer
+            spans += [(start + turn.spans[0][0], start + turn.spans[0][1]), (len(text) - len(answer), len(text))]
+        return text, spans
 
     def _fields_of(self, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
         """Return the fields of a row that may be given as one bare text."""

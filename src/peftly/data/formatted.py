@@ -68,3 +68,11 @@ class FormattedExamples(LazySequence[Example]):
         """
         chosen = array("q", map(self._indices.__getitem__, indices))
         return FormattedExamples(self.rows, self.row_format, chosen, num_messages)
+
+    def with_format(self, row_format: RowFormat) -> "FormattedExamples":
+        """Return the examples of the same rows in another row format.
+
+        Args:
+            row_format: rule that turns a row into an example.
+        """
+        return FormattedExamples(self.rows, row_format, self._indices, self._num_messages)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from peftly.data.config import DataConfig
+from peftly.data.config import AddSpace, DataConfig, LongTexts
 from peftly.data.rows import describe, quoted
 from peftly.data.sources import DataSource, read_splits, source_name
 from peftly.data.splits import Data, RawData
@@ -57,6 +57,8 @@ def load_data(
     target: str | None = None,
     chat_template: str | None = None,
     max_length: int = 512,
+    long_texts: LongTexts = "cut",
+    add_space: AddSpace = "auto",
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> Data:
@@ -89,6 +91,8 @@ def load_data(
         chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The
             tokenizer gets this template, so that `generate` renders conversations as training did.
         max_length: maximum number of tokens of an example.
+        long_texts: plain texts that are longer are "cut", or become several examples ("pieces").
+        add_space: whether a space is added between prompt and completion; see `DataConfig`.
         validation_fraction: fraction of the training rows that become validation rows if there are no others; 0 for
             none.
         seed: random seed of the choice of these validation rows.
@@ -112,6 +116,8 @@ def load_data(
         "target": target,
         "chat_template": chat_template,
         "max_length": max_length,
+        "long_texts": long_texts,
+        "add_space": add_space,
         "validation_fraction": validation_fraction,
         "seed": seed,
     }

@@ -11,7 +11,15 @@ from peftly.data.rows import describe
 from peftly.data.tools import TOOL_FIELDS, tool_calls, tools_field, without_nulls
 from peftly.errors import DataError
 
-__all__ = ["CONVERSATION_FIELDS", "ROLES", "Conversation", "conversation_field", "read_messages"]
+__all__ = [
+    "CONVERSATION_FIELDS",
+    "ROLES",
+    "Conversation",
+    "are_messages",
+    "conversation_field",
+    "has_opening",
+    "read_messages",
+]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles of messages after reading. Another role is read only if the chat template names it."""
@@ -51,10 +59,11 @@ class Conversation(NamedTuple):
 
 
 def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Conversation:
-    """Return the conversation in a field of a row, with the tools and the system message in other fields of the row.
+    """Return the conversation in a field of a row, with the parts of it that are in other fields of the row.
 
     Args:
-        row: fields and values. `tools` or `functions` holds tools, and `system` a system message.
+        row: fields and values. `tools` or `functions` holds tools, and `system` a system message. A list of messages in
+            `prompt` comes before the messages of another field, such as `completion`, and is not trained.
         field: name of the field with the messages: a list, or JSON text of a list.
         location: location of the row, for error messages.
 
@@ -67,6 +76,10 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
         held = "no messages" if messages == [] else describe(value) if field in row else "nothing"
         raise DataError(f"{location}: field {field!r} holds {held} where a list of messages is needed")
     read, untrained, findings = read_messages(messages, location)
+    if has_opening(row, field):
+        opening, _, _ = read_messages(row["prompt"], f"{location}: prompt")
+        turns = [index for index, message in enumerate(opening) if message["role"] == "assistant"]
+        read, untrained = [*opening, *read], [*turns, *(index + len(opening) for index in untrained)]
     system = row.get("system")
     if isinstance(system, str) and system.strip() and read[0]["role"] != "system":
         read = [{"role": "system", "content": system}, *read]
@@ -85,6 +98,21 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
         tools_field(row, location),
         tuple(index for index in untrained if index < end),
         tuple(findings),
+    )
+
+
+def has_opening(row: Mapping[str, Any], field: str) -> bool:
+    """Return whether `prompt` holds the messages in front of those in another field, as TRL's data sets have them."""
+    return field not in ("prompt", "messages", "conversations") and are_messages(row.get("prompt"))
+
+
+def are_messages(value: object) -> bool:
+    """Return whether a value is a list of messages, by its first element."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], Mapping)
+        and bool({"role", "from"} & {*value[0]})
     )
 
 

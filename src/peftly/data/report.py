@@ -17,7 +17,8 @@ class SplitReport:
 
     Attributes:
         source: file or data set of the split; the name of the split for rows given in memory.
-        rows: number of rows read; `rows == examples + dropped`, unless a conversation gives several examples.
+        rows: number of rows read; `rows == examples + dropped`, unless a conversation or a long text gives several
+            examples.
         examples: number of examples to train or evaluate on.
         truncated: number of examples that were cut to the maximum length.
         tokens_cut: number of tokens removed from the truncated examples.
@@ -28,6 +29,8 @@ class SplitReport:
         labels: number of examples of each label, or of words of each tag.
         unit: unit that the loss counts.
         findings: defects of the examples, by kind.
+        texts_in_pieces: number of long texts that were cut into several examples.
+        pieces: number of these examples.
     """
 
     source: str
@@ -42,6 +45,8 @@ class SplitReport:
     labels: dict[str, int] = field(default_factory=dict)
     unit: LossUnit = "token"
     findings: list[Finding] = field(default_factory=list)
+    texts_in_pieces: int = 0
+    pieces: int = 0
 
     def line(self, name: str) -> str:
         """Return the counts in one line.
@@ -59,6 +64,8 @@ class SplitReport:
             line += " (" + ", ".join(f"{label}: {count:,}" for label, count in self.labels.items()) + ")"
         if self.truncated:
             line += f"; {self.truncated:,} truncated by {counted(self.tokens_cut, 'token')}"
+        if self.pieces:
+            line += f"; {counted(self.texts_in_pieces, 'long text')} cut into {self.pieces:,} pieces"
         if self.dropped:
             line += f"; {self.dropped:,} dropped, with no trained token (first: {self.first_dropped})"
         return line

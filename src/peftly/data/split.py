@@ -8,16 +8,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from peftly.data.config import LongTexts
 from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
 from peftly.data.report import LossUnit, SplitReport, counted
 from peftly.data.task_encoding import encode_for
+from peftly.data.truncation import cut_into_pieces
 from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ _BATCH_EXAMPLES = 1024
 _BATCH_CHARACTERS = 2**21
 """Examples, and characters, that are tokenized at once."""
 
+_NO_MAXIMUM = 2**62
+"""Number of tokens that no text has."""
+
 _UNITS: dict[TaskName, LossUnit] = {"sequence_classification": "row", "token_classification": "tag"}
 
 
@@ -37,7 +43,8 @@ class Split:
     """Examples of one split with their token ids. Dropped rows are in neither sequence.
 
     Attributes:
-        examples: the examples as text. Those of `load_data` are made from the stored rows on access.
+        examples: the examples as text. Those of `load_data` are made from the stored rows on access. A text that was
+            cut into pieces is here once for each piece.
         encoded: the examples as token ids, in the same order. Those of `load_data` are read from memory or from a
             temporary file on access.
         adapters: adapters of each example, as for `use_adapters`; None: the active adapters for all examples.
@@ -49,7 +56,12 @@ class Split:
 
 
 def encode_split(
-    examples: FormattedExamples, task: TaskName, tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: FormattedExamples,
+    task: TaskName,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    long_texts: LongTexts = "cut",
 ) -> tuple[Split, SplitReport]:
     """Encode the examples of a split.
 
@@ -58,6 +70,7 @@ def encode_split(
         task: task of the model.
         tokenizer: tokenizer of the base.
         max_length: maximum number of tokens of an example.
+        long_texts: treatment of plain texts that are longer; see `DataConfig`.
 
     Returns:
         The split without the dropped rows, and the counts.
@@ -68,15 +81,9 @@ def encode_split(
     encoded = EncodedExamples()
     kept, num_messages = array("q"), array("q")
     labels: Counter[str] = Counter()
-    truncated = tokens_cut = trained_tokens = dropped = first_dropped = 0
+    truncated = tokens_cut = trained_tokens = dropped = first_dropped = texts_in_pieces = pieces = 0
     counter = FindingCounter()
-
-    def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
-        def location(index: int) -> str:
-            return examples.location(start + index)
-
-        return encode_for(task, batch, tokenizer, examples.row_format, max_length, location=location)
-
+    encode = _encoder(examples, task, tokenizer, max_length, long_texts)
     with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
@@ -87,6 +94,9 @@ def encode_split(
                     first_dropped = first_dropped if dropped else index
                     dropped += 1
                     continue
+                if examples.row_format.kind == "text" and result.others:
+                    texts_in_pieces += 1
+                    pieces += 1 + len(result.others)
                 labels.update((*example.tags, *filter(None, [example.label])))
                 for sequence in (result, *result.others):
                     kept.append(index)
@@ -115,10 +125,45 @@ def encode_split(
         labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
         findings=findings,
+        texts_in_pieces=texts_in_pieces,
+        pieces=pieces,
     )
     if examples.row_format.kind == "chat":
         return Split(examples.select(kept, num_messages), encoded), report
-    return Split(examples.select(kept) if dropped else examples, encoded), report
+    return Split(examples.select(kept) if dropped or pieces else examples, encoded), report
+
+
+def _encoder(
+    examples: FormattedExamples,
+    task: TaskName,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    long_texts: LongTexts,
+) -> Callable[[int, list[Example]], list[EncodedExample | None]]:
+    """Return the function that encodes consecutive examples, from the index of the first one."""
+    in_pieces = long_texts == "pieces" and examples.row_format.kind == "text"
+    front = Vocabulary.of(tokenizer).front if in_pieces else []
+
+    def encode(start: int, batch: list[Example]) -> list[EncodedExample | None]:
+        encodings = encode_for(
+            task,
+            batch,
+            tokenizer,
+            examples.row_format,
+            _NO_MAXIMUM if in_pieces else max_length,
+            location=lambda index: examples.location(start + index),
+        )
+        if in_pieces:
+            return [None if whole is None else _in_pieces(whole, front, max_length) for whole in encodings]
+        return encodings
+
+    return encode
+
+
+def _in_pieces(whole: EncodedExample, front: Sequence[int], max_length: int) -> EncodedExample:
+    """Return the first piece of a long text, with the `others`."""
+    first, *others = cut_into_pieces(whole, front, max_length)
+    return replace(first, others=tuple(others)) if others else first
 
 
 def _encoded_batches(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
-from peftly.data.config import DataConfig
+from peftly.data.config import AddSpace, DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.digests import example_digest
 from peftly.data.findings import Finding
@@ -18,8 +18,9 @@ from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
-from peftly.data.templates import Template
-from peftly.data.types import TaskName
+from peftly.data.templates import merges_into_word
+from peftly.data.text_findings import is_rendered
+from peftly.data.types import Example, TaskName
 from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
@@ -52,6 +53,51 @@ class Data:
     digests: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
 
 
+@dataclass
+class _Spaces:
+    """Examples between whose prompt and completion a space was added, or may be missing.
+
+    Attributes:
+        added: number of completions that got a space in front.
+        joined: number of completions that go on inside the last word of their prompts, as they are written.
+        first_added, first_joined: the end of the prompt and the start of the completion of the first of them.
+    """
+
+    added: int = 0
+    joined: int = 0
+    first_added: str = ""
+    first_joined: str = ""
+
+    def count(self, example: Example) -> None:
+        """Count an example."""
+        if example.has_added_space:
+            self.added += 1
+            self.first_added = self.first_added or _boundary(example)
+        elif example.prompt[-1:].isalnum() and merges_into_word(example.prompt, example.completion):
+            self.joined += 1
+            self.first_joined = self.first_joined or _boundary(example)
+
+    def notes(self, add_space: AddSpace) -> list[str]:
+        """Return a note for each kind of examples."""
+        notes = []
+        if self.added:
+            notes.append(
+                f"{counted(self.added, 'completion')} got a space in front, since the prompt ends in none (first: "
+                f"{self.first_added}); --set data.add_space=false leaves them as written"
+            )
+        if self.joined and add_space == "auto":
+            notes.append(
+                f"without a space after the last word of the prompt, as written: {counted(self.joined, 'completion')} "
+                f"(first: {self.first_joined}); --set data.add_space=true puts a space between"
+            )
+        return notes
+
+
+def _boundary(example: Example) -> str:
+    """Return the end of the prompt and the start of the completion, as in "'Label:' + ' complaint'"."""
+    return f"{example.prompt[-20:]!r} + {example.completion[:20]!r}"
+
+
 @dataclass(frozen=True)
 class _FormattedSplit:
     """Examples of one split as text.
@@ -60,15 +106,19 @@ class _FormattedSplit:
         examples: the examples.
         keys: `prompt_key` of each example.
         labels: number of each example's label; -1 without one.
-        added_spaces: number of examples that got a space between prompt and completion.
+        rendered: number of plain texts that are rendered conversations.
+        spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
         dropped: rows of the split that cannot be used.
+        without_turns: indices of the conversations without a turn to train. The encoding drops and counts them.
     """
 
     examples: FormattedExamples
     keys: Sequence[int]
     labels: Sequence[int]
-    added_spaces: int = 0
+    spaces: _Spaces | None = None
+    rendered: int = 0
     dropped: Sequence[Finding] = ()
+    without_turns: frozenset[int] = frozenset()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
         keys, labels = (
@@ -100,6 +150,7 @@ class FormattedData:
         max_length: maximum number of tokens of an example.
         splits: examples of each split.
         notes: assumptions about the data, one sentence each.
+        long_texts: treatment of plain texts that are longer; see `DataConfig`.
     """
 
     task: TaskName
@@ -107,6 +158,7 @@ class FormattedData:
     max_length: int
     splits: dict[str, _FormattedSplit]
     notes: list[str]
+    long_texts: LongTexts = "cut"
 
     @property
     def num_examples(self) -> int:
@@ -129,10 +181,13 @@ class FormattedData:
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
-                encoded[name], report = encode_split(examples, self.task, tokenizer, self.max_length)
+                encoded[name], report = encode_split(
+                    examples, self.task, tokenizer, self.max_length, long_texts=self.long_texts
+                )
                 reports[name] = self.splits[name].with_dropped(report)
+        notes = [*self.notes, *_truncation_notes(self.row_format, self.long_texts, reports["train"].truncated)]
         overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        data_report = DataReport(reports, overlaps, self.notes)
+        data_report = DataReport(reports, overlaps, notes)
         held_out = (encoded.get("validation"), encoded.get("test"))
         return Data(encoded["train"], *held_out, self.row_format, data_report, self._digests())
 
@@ -174,6 +229,7 @@ class RawData:
             raise ConfigError(f"task {task!r} is not known; known are {quoted(get_args(TaskName))}")
         config, rows = self.config, dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
+        row_format = replace(row_format, add_space=config.add_space)
         notes = [*self.notes, *format_notes]
         if config.chat_template is not None:
             if row_format.kind == "chat":
@@ -187,31 +243,43 @@ class RawData:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
-        space_notes = _space_notes(splits["train"].added_spaces) if task == "causal_lm" else []
+        spaces = splits["train"].spaces
+        space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
+        if task == "causal_lm" and config.template is not None:
+            space_notes += _label_space_notes(row_format)
+        if rendered := splits["train"].rendered:
+            notes.append(
+                f"{rendered:,} of {counted(len(rows['train']), 'text')} {'is a' if rendered == 1 else 'are'} rendered "
+                f"chat{'' if rendered == 1 else 's'}: questions are trained like answers; to train answers only, give "
+                "rows with messages, or with prompt and completion"
+            )
         if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
             notes.append(note)
-        return FormattedData(task, row_format, config.max_length, splits, [*notes, *space_notes])
+        return FormattedData(
+            task, row_format, config.max_length, splits, [*notes, *space_notes], long_texts=config.long_texts
+        )
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     """Return the examples of the rows, after a check of every row."""
-    keys, labels, added_spaces = array("Q"), array("q"), 0
+    keys, labels, spaces, rendered = array("Q"), array("q"), _Spaces(), 0
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
-    template = Template(row_format.template or "")
-    counts_spaces = row_format.kind == "completion" and template.is_one_field
-    unusable = UnusableRows(rows, row_format)
+    counts_spaces = row_format.kind in ("completion", "alpaca")
+    unusable, without_turns = UnusableRows(rows, row_format), set[int]()
     for index, row in enumerate(rows.rows):
         if unusable.has(index, row):
             continue
         example = row_format.example(row, rows.location(index))
+        if example.messages and not example.has_trained_turn:
+            without_turns.add(len(keys))
         keys.append(prompt_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
-            length = len(row[template.fields[0]]) + len(str(row[row_format.target]))
-            added_spaces += len(example.prompt) + len(example.completion) > length
+            spaces.count(example)
+        rendered += row_format.kind == "text" and is_rendered(example.completion)
     examples = FormattedExamples(unusable.others(), row_format)
-    return _FormattedSplit(examples, keys, labels, added_spaces, unusable.findings())
+    return _FormattedSplit(examples, keys, labels, spaces, rendered, unusable.findings(), frozenset(without_turns))
 
 
 def _with_validation(
@@ -221,7 +289,13 @@ def _with_validation(
     train = splits["train"]
     if not config.validation_fraction:
         return dict(splits), "no validation split: validation_fraction is 0"
-    chosen = choose_validation(train.keys, train.labels, config.validation_fraction, config.seed)
+    candidates: Sequence[int] = range(len(train.keys))
+    if train.without_turns:
+        candidates = [index for index in candidates if index not in train.without_turns]
+    part = train.select(candidates) if train.without_turns else train
+    labels = _by_text(part.labels, train.examples.row_format.labels)
+    picked = choose_validation(part.keys, labels, config.validation_fraction, config.seed) if candidates else []
+    chosen = [candidates[index] for index in picked]
     if not chosen:
         return dict(splits), "no validation split: there are too few rows to take one from training"
     is_chosen = set(chosen)
@@ -231,8 +305,28 @@ def _with_validation(
     return {**splits, "train": rest, "validation": train.select(chosen)}, note
 
 
-def _space_notes(added_spaces: int) -> list[str]:
-    """Return a note if a space was added between prompts and completions that are written without one."""
-    if not added_spaces:
+def _label_space_notes(row_format: RowFormat) -> list[str]:
+    """Return a note if labels follow a space that the template does not have."""
+    tail = (row_format.template or "").rpartition("}")[2]
+    completions = [row_format.completion(label) for label in row_format.labels] if row_format.kind == "label" else []
+    spaced = next((text for text in completions if text.startswith(" ") and not tail.endswith(" ")), None)
+    if spaced is None:
         return []
-    return [f"{counted(added_spaces, 'completion')} got a space in front, since the prompt ends in none"]
+    return [f"labels get a space in front (first: {tail[-20:] + spaced!r}); --set data.add_space=false leaves it out"]
+
+
+def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:
+    """Return a note on the setting for long plain texts where it would help, or where it has no effect."""
+    if row_format.kind == "text" and truncated:
+        return ["long texts lose their ends; --set data.long_texts=pieces trains on all of their tokens"]
+    if row_format.kind != "text" and long_texts == "pieces":
+        return [f"data.long_texts=pieces is for plain texts; a long example of kind {row_format.kind!r} is truncated"]
+    return []
+
+
+def _by_text(labels: Sequence[int], names: Sequence[str]) -> Sequence[int]:
+    """Return label numbers in the order of the labels' texts, so that the choice does not depend on their order."""
+    if list(names) == sorted(names):
+        return labels
+    rank = {names.index(name): number for number, name in enumerate(sorted(names))}
+    return array("q", (rank.get(label, label) for label in labels))

@@ -84,7 +84,7 @@ def _records(path: Path, dialect: _Dialect) -> Iterator[Any]:
 def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
     """Return the rows of the records of `csv.reader`, which counts lines."""
     rows, lines, notes = StoredRows(), array("q"), list(dialect.notes)
-    repeated = array("q")
+    repeated, joined = array("q"), list[str]()
     skipped = dialect.lines_before_header
     try:
         header: list[str] = next((record for record in records if record), [])
@@ -95,12 +95,19 @@ def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
                 _check_width(f"{name}: line {start}", record, header, dialect.separator)
                 rows.append({fields[column]: record[column] for column in fields})
                 lines.append(start)
+                if records.line_num + skipped > start and _looks_like_rows(record, dialect.separator):
+                    joined.append(f"lines {start} to {records.line_num + skipped}")
             start = records.line_num + 1 + skipped
     except csv.Error as error:
         raise DataError(f"{name}: line {records.line_num + skipped} is not valid CSV ({error})") from None
     if repeated:
         lines_and_verb = "1 line repeats" if len(repeated) == 1 else f"{len(repeated):,} lines repeat"
         notes.append(f"{name}: {lines_and_verb} the header, left out (first: line {repeated[0]})")
+    if joined:
+        notes.append(
+            f"{name}: quote signs make one row of lines that each look like a row; is a quote sign misplaced? "
+            f"{len(joined):,} of {len(rows):,} rows (first: {joined[0]})"
+        )
     return Rows(name, rows, lines, notes=tuple(notes))
 
 
@@ -126,6 +133,11 @@ def _is_header(location: str, record: list[str], header: list[str], repeated: "a
     elif sorted(cells) == sorted(header):
         raise DataError(f"{location} has the names of the header in another order ({', '.join(cells)}); write one file")
     return cells == header
+
+
+def _looks_like_rows(record: list[str], separator: str) -> bool:
+    """Return whether every line of a record has as many cells as the record: a stray quote sign can join rows."""
+    return all(line.count(separator) == len(record) - 1 for line in separator.join(record).splitlines())
 
 
 def _check_width(location: str, record: list[str], header: list[str], separator: str) -> None:

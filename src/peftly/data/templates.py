@@ -5,13 +5,34 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from peftly.data.config import AddSpace
 from peftly.data.rows import quoted
 from peftly.errors import DataError
 
-__all__ = ["ALPACA", "RenderedPrompt", "Template", "move_space"]
+__all__ = [
+    "ALPACA",
+    "RenderedPrompt",
+    "Template",
+    "merges_into_word",
+    "move_space",
+    "needs_space",
+    "with_optional_lines",
+]
 
 ALPACA = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 """Template of instruction data. The line of an empty input is left out."""
+
+
+def with_optional_lines(template: str, fields: Iterable[str]) -> str:
+    """Return a template of instruction data with a line for each optional field that the rows have.
+
+    Args:
+        template: template without these lines.
+        fields: names of the rows' fields; "system" and "history" are the optional ones.
+    """
+    system = "System: {system}\n" if "system" in fields else ""
+    history = "{history}\n" if "history" in fields else ""
+    return system + history + template
 
 
 class RenderedPrompt(NamedTuple):
@@ -120,27 +141,59 @@ def _num_marked_tokens(mark: str, template: str) -> int:
 
 
 def move_space(prompt: str, completion: str) -> tuple[str, str]:
-    """Move the space between prompt and completion to the start of the completion.
+    """Move the spaces at the end of a prompt to the start of the completion.
 
     Tokenizers join a word with the space before the word. A model that continues a prompt therefore generates this
-    space, and a prompt that ends with a space begins generation with tokens that training never showed. Spaces at the
-    end of the prompt move to the completion. One space is added where prompt and completion would merge into one word,
-    except in scripts that are written without spaces and after an opening bracket. A second call changes nothing.
+    space, and a prompt that ends with a space begins generation with tokens that training never showed. A second call
+    changes nothing.
 
     Returns:
         The prompt and the completion.
     """
     bare = prompt.rstrip(" ")
-    space = prompt[len(bare) :]
-    if bare and not space and _merges_into_word(bare[-1], completion):
-        space = " "
-    return bare, space + completion
+    return bare, prompt[len(bare) :] + completion
+
+
+def needs_space(prompt: str, completion: str, add_space: AddSpace, *, ends_with_template: bool = False) -> bool:
+    """Return whether a space is to be added between a prompt and a completion that are written without one.
+
+    Args:
+        prompt: text of the prompt, with the blanks at its end.
+        completion: text of the completion.
+        add_space: True: where the two merge into one word. False: never. "auto": where they merge and the last word of
+            the prompt is a cue: it ends with ":", "?" or "!" ("Label:"), or is "=", "->", "=>" or "→". If the last word
+            is text of the template, every such word is a cue except a part of a path, a tag or code, and an opening
+            quotation mark.
+        ends_with_template: whether the end of the prompt is text of the template instead of a field's value.
+    """
+    if add_space is False or not merges_into_word(prompt, completion):
+        return False
+    return add_space is True or _is_cue(prompt, ends_with_template=ends_with_template)
+
+
+def merges_into_word(prompt: str, completion: str) -> bool:
+    """Return whether a completion begins with a letter or a digit that has no space in front.
+
+    In scripts that are written without spaces, and after an opening bracket, no space belongs there.
+    """
+    last = prompt[-1:]
+    if not completion[:1].isalnum() or not last or last.isspace() or unicodedata.category(last) in ("Ps", "Pi"):
+        return False
+    return not unicodedata.name(completion[0], "").startswith(_SCRIPTS_WITHOUT_SPACES)
 
 
 _SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_SEPARATORS = ("=", "->", "=>", "→")
+_LONGEST_CUE = 64
 
 
-def _merges_into_word(last_character: str, completion: str) -> bool:
-    if not completion[:1].isalnum() or last_character.isspace() or unicodedata.category(last_character) in ("Ps", "Pi"):
+def _is_cue(prompt: str, *, ends_with_template: bool) -> bool:
+    """Return whether the last word of a prompt that does not end with a blank announces a completion."""
+    word = prompt[-_LONGEST_CUE:].split()[-1].rstrip("*")  # "**Answer:**" is a cue, too
+    if word in _SEPARATORS:
+        return True
+    if re.search(r"[/\\<>=@#&_|`$]", word):
         return False
-    return not unicodedata.name(completion[0], "").startswith(_SCRIPTS_WITHOUT_SPACES)
+    if ends_with_template:
+        return word.strip("\"'") != ""
+    return word.endswith((":", "?", "!")) and "." not in word

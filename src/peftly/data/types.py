@@ -95,6 +95,7 @@ class Example:
         pair: second text that a classifier reads together with `prompt`.
         words: words of `prompt`, for data with tags.
         tags: tag of each word.
+        has_added_space: whether `completion` begins with a space that the row does not have.
         findings: defects that were met when the row was read, as of `EncodedExample`.
     """
 
@@ -109,7 +110,13 @@ class Example:
     pair: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    has_added_space: bool = field(default=False, compare=False)
     findings: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    @property
+    def has_trained_turn(self) -> bool:
+        """Whether a turn of the assistant in the conversation is trained."""
+        return any(m["role"] == "assistant" and i not in self.untrained for i, m in enumerate(self.messages))
 
     def truncate_fields(self, max_characters: int) -> "Example":
         """Return a copy with each field's text in the prompt cut to its first `max_characters` characters."""

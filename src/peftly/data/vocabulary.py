@@ -1,10 +1,12 @@
 """Special tokens of a tokenizer, tokens of a text without them, and positions of tokens in a text."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftly.errors import DataError
 
@@ -23,12 +25,14 @@ class Vocabulary:
         front: ids of the special tokens that the tokenizer puts before a text, such as a start token or [CLS].
         end: id of the token that ends a text.
         special: ids of all special tokens.
+        back: ids of the special tokens that the tokenizer puts after a text.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     front: list[int]
     end: int | None
     special: frozenset[int]
+    back: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
@@ -38,20 +42,71 @@ class Vocabulary:
         start = next((index for index in range(len(full)) if full[index : index + len(body)] == body), 0)
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-        return cls(tokenizer, list(full[:start]), end, frozenset([*tokenizer.all_special_ids, *added]))
+        special = frozenset([*tokenizer.all_special_ids, *added])
+        return cls(tokenizer, list(full[:start]), end, special, tuple(full[start + len(body) :]))
 
-    def bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, without the special tokens that the tokenizer adds."""
-        if not texts:
-            return []
-        encoding = self.tokenizer(
+    @cached_property
+    def front_text(self) -> str:
+        """Text of the special tokens that the tokenizer puts before a text."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(self.front))
+
+    @cached_property
+    def end_text(self) -> str:
+        """Text of the end token; empty without an end token."""
+        return "" if self.end is None else str(self.tokenizer.convert_ids_to_tokens(self.end))
+
+    @cached_property
+    def back_text(self) -> str:
+        """Text of the special tokens that the tokenizer puts after a text."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(list(self.back)))
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Pattern of the text of any special token."""
+        texts = sorted(filter(None, self.tokenizer.convert_ids_to_tokens(sorted(self.special))), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """Id of the token of unknown characters; None where this id has another use, as in GPT-2."""
+        tokenizer = self.tokenizer
+        other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        return None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens without end tokens and unknown tokens."""
+        known = [token for token in ids if token not in (self.end, self.unknown)]
+        text: str = self.tokenizer.decode(known, clean_up_tokenization_spaces=False)
+        return text
+
+    def may_lose(self, text: str) -> bool:
+        """Return whether the tokenizer may change characters of a text, as tokenizers with a normalizer do."""
+        return self._loses_ascii or (self._loses_others and not text.isascii())
+
+    @cached_property
+    def _loses_ascii(self) -> bool:
+        return self._loses("".join(map(chr, range(33, 127))) + " a\nb\tc")
+
+    @cached_property
+    def _loses_others(self) -> bool:
+        return self._loses("e\u0301 Ａ ﬁ ™ é 中 🙂")
+
+    def _loses(self, sample: str) -> bool:
+        return not set(sample) <= {" ", *self.decoded(self.body(sample))}
+
+    def encoding(self, texts: Sequence[str]) -> Any:
+        """Return transformers' encoding of texts, without the special tokens that the tokenizer adds."""
+        return self.tokenizer(
             list(texts),
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        ids: list[list[int]] = encoding["input_ids"]
+
+    def bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without the special tokens that the tokenizer adds."""
+        ids: list[list[int]] = self.encoding(texts)["input_ids"] if texts else []
         return ids
 
     def body(self, text: str) -> list[int]:

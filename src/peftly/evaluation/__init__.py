@@ -22,7 +22,7 @@ from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
 from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
 from peftly.evaluation.states import HeadName
-from peftly.evaluation.tasks import scoring_for
+from peftly.evaluation.tasks import check_lengths, scoring_for
 from peftly.evaluation.text_scores import missing_scores
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Probe",
     "Vote",
     "check_answers",
+    "check_lengths",
     "choose_probe",
     "evaluate",
     "evaluate_ensemble",

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftly.data import RowFormat, Split, TaskName, input_lengths
+from peftly.data import RowFormat, Split, TaskName, input_lengths, token_counts
 from peftly.errors import DataError
 from peftly.evaluation.classification import evaluate_classes, evaluate_tags
 from peftly.evaluation.label_scores import evaluate_answers, evaluate_labels
 from peftly.evaluation.metrics import Evaluation, evaluate_tokens
 from peftly.inference import Logits, class_logits, decoder_logits, labelled_logits, tag_logits
-from peftly.models import TASKS, labels_of, max_input_tokens, task_of
+from peftly.models import TASKS, labels_of, max_answer_tokens, max_input_tokens, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["SCORINGS", "Scoring", "scoring_for"]
+__all__ = ["SCORINGS", "Scoring", "check_lengths", "scoring_for"]
 
 Evaluate = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Split, RowFormat, int], Evaluation]
 """Function that evaluates a model, from the model, its tokenizer, a split, its row format and the batch size."""
@@ -92,9 +92,27 @@ def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
             f"the model has {len(labels_of(model))} labels and the examples have {len(row_format.labels)}; "
             "open its base with the labels of the examples"
         )
-    longest, limit = max(input_lengths(split.encoded)), max_input_tokens(model)
-    if limit is not None and longest > limit:
-        raise DataError(
-            f"an example has {longest} tokens and the model reads at most {limit}; set data.max_length to {limit}"
-        )
+    check_lengths(model, split)
     return SCORINGS[name]
+
+
+def check_lengths(model: Any, split: Split) -> None:
+    """Check that a model has a position for every token of its examples, with the virtual tokens of its adapters.
+
+    Args:
+        model: model with its adapters.
+        split: encoded examples.
+
+    Raises:
+        DataError: an example has more tokens.
+    """
+    inputs = input_lengths(split.encoded)
+    lengths = [(max(inputs, default=0), max_input_tokens(model), "reads")]
+    if model.config.is_encoder_decoder:
+        answers = (total - length for total, length in zip(token_counts(split.encoded), inputs, strict=True))
+        lengths.append((max(answers, default=0), max_answer_tokens(model), "writes"))
+    for longest, limit, verb in lengths:
+        if limit is not None and longest > limit:
+            raise DataError(
+                f"an example has {longest} tokens and the model {verb} at most {limit}; set data.max_length to {limit}"
+            )

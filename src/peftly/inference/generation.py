@@ -24,6 +24,7 @@ from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
 from peftly.inference.stopping import StopTexts, TextPieces, completion_text, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
+from peftly.models import max_answer_tokens, max_input_tokens
 from peftly.settings import check_seed
 
 if TYPE_CHECKING:
@@ -118,9 +119,13 @@ def generate(
     completions = [""] * len(encoded)
     # transformers 5.17 applies the repetition penalty to padding in decoder prompts, so their batches have no padding.
     equal_lengths = repetition_penalty != 1 and not is_encoder_decoder
+    rooms = _rooms(model, [len(ids) for ids in prompt_tokens], max_new_tokens)
+    # Near the last position, a completion is as long as its own prompt allows, not the longest prompt of a batch.
+    equal_lengths = equal_lengths or min(rooms, default=max_new_tokens) < max_new_tokens
     with evaluation_mode(model), _contiguous_head_input(model):
         for chosen in by_length([len(ids) for ids in prompt_tokens], batch_size, equal_lengths=equal_lengths):
             examples = [encoded[index] for index in chosen]
+            settings.max_new_tokens = min(rooms[index] for index in chosen)
             batch = on_device(
                 collate(examples, pad_id=settings.pad_token_id, side="right" if is_encoder_decoder else "left"), model
             )
@@ -144,6 +149,24 @@ def generate(
             for index, ids in zip(chosen, output[:, prompt_length:].tolist(), strict=True):
                 completions[index] = completion_text(tokenizer, ids, stops[index], ends)
     return completions
+
+
+def _rooms(model: "PreTrainedModel", prompt_lengths: Sequence[int], max_new_tokens: int) -> list[int]:
+    """Return the maximum number of tokens of each completion, by the positions that the model has.
+
+    Raises:
+        DataError: a prompt has more tokens than the model has positions.
+    """
+    limit, longest = max_input_tokens(model), max(prompt_lengths, default=0)
+    if limit is not None and longest > limit:
+        raise DataError(
+            f"a prompt has {longest} tokens, and the model has positions for {limit}; give a shorter prompt"
+        )
+    if model.config.is_encoder_decoder:
+        answer = max_answer_tokens(model)
+        return [max_new_tokens if answer is None else min(max_new_tokens, answer)] * len(prompt_lengths)
+    # The last token of a completion needs no position.
+    return [max_new_tokens if limit is None else min(max_new_tokens, limit - length + 1) for length in prompt_lengths]
 
 
 def _check(max_new_tokens: int, num_beams: int, repetition_penalty: float, sampling: Sampling | None) -> None:

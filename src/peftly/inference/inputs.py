@@ -42,7 +42,8 @@ def prompts_of(prompts: Any) -> list[Prompt]:
                 f"{location} is {shortened(prompt)}; give a text, a list of messages with 'role' and 'content', or an "
                 "example of RowFormat.format_prompt"
             )
-        check_characters(location, {"text": prompt.prompt if isinstance(prompt, Example) else prompt})
+        text = (prompt.prompt, prompt.messages) if isinstance(prompt, Example) else prompt
+        check_characters(location, {"text": text})
     return listed
 
 

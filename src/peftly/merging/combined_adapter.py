@@ -120,13 +120,9 @@ def save_combined(
     for line in lines:
         log(line)
     made_of = [f"{weight:g} times {name}" for name, weight in zip(names, weight_of.values(), strict=True)]
-    save_adapter(
-        model,
-        target,
-        name=_NAME,
-        notes=notes,
-        card=adapter_card(base, adapter.config, made_of, pooling=pooling_of(model)),
-    )
+    labels = opened[0].requirements.labels
+    card = adapter_card(base, adapter.config, made_of, labels=labels, pooling=pooling_of(model))
+    save_adapter(model, target, name=_NAME, notes=notes, card=card)
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peftly.data import EncodedExample, Example, answer_ids, collate, encode_example_prompt, encode_sources, read
 from peftly.errors import ConfigError, DataError
 from peftly.inference import model_inputs
-from peftly.models import task_of
+from peftly.models import max_tokens, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ def _encoded(texts: Sequence[str], model: Any, tokenizer: "PreTrainedTokenizerBa
     examples = [Example(text) for text in texts]
     if task_of(model) == "causal_lm":
         return [encode_example_prompt(example, tokenizer) for example in examples]
-    sources = encode_sources(examples, tokenizer, _MAX_TOKENS)
+    sources = encode_sources(examples, tokenizer, min(_MAX_TOKENS, max_tokens(model) or _MAX_TOKENS))
     if task_of(model) != "seq2seq_lm":
         return sources
     answers = answer_ids(texts, tokenizer)
@@ -130,13 +130,14 @@ def _sample(example: EncodedExample, model: Any) -> Sample:
     if task not in ("causal_lm", "seq2seq_lm"):
         batch = model_inputs(model, collate([example], pad_id=0))
         return Sample({name: tensor[0].tolist() for name, tensor in batch.items()}, [], [])
-    ids = example.input_ids[:_MAX_TOKENS]
+    max_length = min(_MAX_TOKENS, (max_tokens(model) or 2 * _MAX_TOKENS) // 2)
+    ids = example.input_ids[:max_length]
     inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if task == "causal_lm":
         # The prompt of a text without a completion is its first half.
         completion = example.trained.index(True) if True in example.trained else 0
         prompt_length = completion if 1 < completion <= len(ids) else max(1, len(ids) // 2)
         return Sample(inputs, ids[1:], ids[:prompt_length])
-    answer = (example.answer or [])[:_MAX_TOKENS]
+    answer = (example.answer or [])[:max_length]
     shifted = model.prepare_decoder_input_ids_from_labels(torch.tensor([answer], device=model.device))
     return Sample({**inputs, "decoder_input_ids": shifted[0].tolist()}, answer, ids)

@@ -15,6 +15,7 @@ quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
 pooled        sequence classifiers whose head reads pooled token states
 pooling       pooling that a base was trained with, by its files
+positions     number of tokens that a model has positions for
 tasks         class of transformers for each task, and the choice of the task
 """
 
@@ -25,12 +26,12 @@ from peftly.models.identity import base_note, exact_difference, exact_identity, 
 from peftly.models.loading import Base, load_base, open_original
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
 from peftly.models.pooling import trained_pooling
+from peftly.models.positions import max_answer_tokens, max_input_tokens, max_tokens
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
 from peftly.models.tasks import (
     TASKS,
     choose_task,
     labels_of,
-    max_input_tokens,
     peft_task_type,
     pooling_of_peft,
     task_of,
@@ -61,7 +62,9 @@ __all__ = [
     "labels_of",
     "load_base",
     "load_tokenizer",
+    "max_answer_tokens",
     "max_input_tokens",
+    "max_tokens",
     "note_difference",
     "open_original",
     "peft_task_type",

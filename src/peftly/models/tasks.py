@@ -16,7 +16,6 @@ __all__ = [
     "Task",
     "choose_task",
     "labels_of",
-    "max_input_tokens",
     "peft_task_type",
     "pooling_of_peft",
     "task_of",
@@ -99,16 +98,6 @@ def task_of_class(model_class: Any, config: Any) -> TaskName | None:
     if not issubclass(model_class, PreTrainedModel) or not model_class.can_generate():
         return None
     return "seq2seq_lm" if config.is_encoder_decoder else "causal_lm"
-
-
-def max_input_tokens(model: Any) -> int | None:
-    """Return the number of position embeddings of an encoder; None for models without such embeddings."""
-    for path, module in model.named_modules():
-        if path.endswith("embeddings.position_embeddings") and hasattr(module, "num_embeddings"):
-            # RoBERTa's first position follows the position of padding.
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings) - first
-    return None
 
 
 _POOLED_PEFT_TYPE = re.compile(f"PEFTLY_({'|'.join(POOLINGS).upper()})_(.*)")

@@ -5,10 +5,11 @@ after a change of the data, a new split by `data.seed` could choose rows that th
 """
 
 from array import array
-from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from peftly.adapters import AdapterSet
 from peftly.data import (
@@ -28,7 +29,7 @@ from peftly.data import (
     usable_rows,
 )
 from peftly.errors import ConfigError, DataError
-from peftly.models import task_of
+from peftly.models import max_tokens, task_of
 from peftly.runs.config import RunConfig, one_run
 from peftly.runs.data_file import DataFile, read_data_file
 from peftly.runs.folder import read_config, run_of
@@ -122,11 +123,14 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
     except DataError as error:
         raise DataError(f"{error}; {_ADVICE}") from None
     examples = FormattedExamples(usable, row_format)
-    indices_of: defaultdict[int, deque[int]] = defaultdict(deque)
-    for index, digest in _digests(examples):
-        indices_of[digest].append(index)
     digests = stored.digests[name]
-    found = array("q", [indices_of[digest].popleft() for digest in digests if indices_of[digest]])
+    indices_of: dict[int, list[int]] = {digest: [] for digest in digests}
+    for index, digest in _digests(examples):
+        if digest in indices_of:
+            indices_of[digest].append(index)
+    for indices in indices_of.values():
+        indices.reverse()
+    found = array("q", [indices_of[digest].pop() for digest in digests if indices_of[digest]])
     if len(found) < len(digests):
         missing = len(digests) - len(found)
         raise DataError(
@@ -134,7 +138,8 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
             f"held out for {name} are no longer in it; {_ADVICE}"
         )
     task, held_out = task_of(opened.model) or "causal_lm", examples.select(found)
-    split, _ = encode_split(held_out, task, opened.tokenizer, config.data.max_length)
+    settings = config.data
+    split, _ = encode_split(held_out, task, opened.tokenizer, settings.max_length, long_texts=settings.long_texts)
     lines = [f"{counted(len(split.examples), f'{name} example')} of the run"]
     return HeldOut(name, split, row_format, [*lines, *_trained_lines(held_out, stored)])
 
@@ -162,11 +167,18 @@ def _read_again(opened: OpenRun, config: RunConfig, stored: DataFile) -> HeldOut
                 f"and the run had {stored.num_rows[part]:,}, so rows that were trained on could be among them; "
                 f"{_ADVICE}"
             )
+    row_format = opened.row_format or data.row_format
+    if row_format != data.row_format and isinstance(split.examples, FormattedExamples):
+        # Version 0.1.0 ordered labels by their texts. The class numbers of the model are those of its row format.
+        examples = split.examples.with_format(row_format)
+        split, _ = encode_split(
+            examples, task_of(opened.model) or "causal_lm", opened.tokenizer, config.data.max_length
+        )
     lines = [
         f"{counted(len(split.examples), f'{name} example')} of the run",
         "the run records no digests of its rows, so a change of the data after the training would not be noticed",
     ]
-    return HeldOut(name, split, data.row_format, lines)
+    return HeldOut(name, split, row_format, lines)
 
 
 def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
@@ -176,10 +188,12 @@ def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
-    max_length = opened.config.data.max_length if opened.config else int(DataConfig.model_fields["max_length"].default)
+    settings = opened.config.data if opened.config else DataConfig(train="unused")
+    max_length = min(settings.max_length, max_tokens(opened.model) or settings.max_length)
     usable, findings = usable_rows(table, opened.row_format)
     examples = FormattedExamples(usable, opened.row_format)
-    split, report = encode_split(examples, task_of(opened.model) or "causal_lm", opened.tokenizer, max_length)
+    task = task_of(opened.model) or "causal_lm"
+    split, report = encode_split(examples, task, opened.tokenizer, max_length, long_texts=settings.long_texts)
     lines = [f"{counted(report.examples, 'example')} of {table.name}"]
     if report.truncated or report.dropped:
         lines.append(
@@ -195,8 +209,8 @@ def _trained_lines(examples: FormattedExamples, stored: DataFile) -> list[str]:
         return [f"{stored.problem}, so rows that were trained on are not counted"]
     if "train" not in stored.digests:
         return []
-    trained = set(stored.digests["train"])
-    indices = [index for index, example in enumerate(examples) if prompt_key(example) in trained]
+    keys = np.fromiter(map(prompt_key, examples), dtype=np.uint64, count=len(examples))
+    indices = np.flatnonzero(np.isin(keys, np.array(stored.digests["train"], dtype=np.uint64))).tolist()
     if not indices:
         return []
     return [

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
@@ -58,6 +59,9 @@ __all__ = [
     "open_base_and_data",
     "run",
 ]
+
+_MIN_LENGTH = 8
+"""Minimum number of tokens of an example beside virtual tokens."""
 
 _MANY_EXAMPLES = 100_000
 """Number of examples whose tokenization takes some seconds, so that it is announced."""
@@ -181,7 +185,8 @@ def open_base_and_data(
     """Open the base and read the data, unless they are given.
 
     Returns:
-        The configuration with the task that was chosen, the base and the data.
+        The configuration with the task that was chosen and with a maximum length for which the base has positions, the
+        base and the data.
 
     Raises:
         ConfigError: the base that is given has another task than the configuration.
@@ -206,10 +211,37 @@ def open_base_and_data(
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
-        data = formatted.encode(base.tokenizer)
+        max_length = min(config.data.max_length, _max_length(base, config))
+        if max_length < config.data.max_length:
+            log(f"max_length is {max_length} instead of {config.data.max_length}, since the base has no more positions")
+            config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": max_length})})
+        data = replace(formatted, max_length=max_length).encode(base.tokenizer)
         for line in data.report.lines():
             log(line)
     return config.model_copy(update={"task": task}), base, data
+
+
+def _max_length(base: Base, config: RunConfig) -> int:
+    """Return the number of tokens for which the base has positions beside the virtual tokens of the methods.
+
+    Raises:
+        ConfigError: the virtual tokens leave no room for text.
+    """
+    virtual_tokens = 0
+    for method in config.adapters.values():
+        count = getattr(method, "num_virtual_tokens", 0)
+        text = getattr(method, "init_text", None)
+        # A method whose number is that of its text inserts as many virtual tokens as the text has tokens.
+        virtual_tokens += count if isinstance(count, int) else len(base.tokenizer(text)["input_ids"])
+    limit = max_tokens(base.model, virtual_tokens)
+    if limit is None:
+        return config.data.max_length
+    if limit < _MIN_LENGTH:
+        raise ConfigError(
+            f"the base has {limit + virtual_tokens} positions, and method.num_virtual_tokens takes {virtual_tokens} of "
+            "them, which leaves no room for text; use fewer virtual tokens"
+        )
+    return limit
 
 
 def attach_method(

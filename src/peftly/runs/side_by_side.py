@@ -224,11 +224,11 @@ def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
 
 
 def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
-    """Return the configuration with the tasks that were chosen."""
+    """Return the configuration with the tasks and the maximum lengths that were chosen."""
     if isinstance(config, JobsConfig):
         return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
     first = next(iter(parts.values())).config
-    return config.model_copy(update={"task": first.task, "head": first.head})
+    return config.model_copy(update={"task": first.task, "head": first.head, "data": first.data})
 
 
 def _evaluate(

@@ -30,6 +30,8 @@ def with_current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     current = dict(settings)
     if isinstance(current.get("train"), Mapping):
         current["train"] = with_current_names(current["train"], _TRAIN)
+    if isinstance(current.get("data"), Mapping):
+        current["data"] = {"add_space": True, **current["data"]}  # version 0.1.0 had no such setting and added spaces
     method = current.get("method")
     if isinstance(method, Mapping):
         current["method"] = with_current_names(method, RENAMED_METHOD_SETTINGS)

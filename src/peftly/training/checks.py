@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from peftly.adapters import attached
 from peftly.data import Data
 from peftly.errors import ConfigError
-from peftly.evaluation import metrics_of
+from peftly.evaluation import check_lengths, metrics_of
 from peftly.methods import MethodConfig
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import parameter_groups
@@ -36,8 +36,11 @@ def check_trainable(
 
     Raises:
         ConfigError: settings that the data or the adapters cannot serve.
+        DataError: an example has more tokens than the model has positions.
     """
     _check(config, data)
+    for split in filter(None, [data.train, data.validation]):
+        check_lengths(model, split)
     methods = [attached_adapter.config for name, attached_adapter in attached(model).items() if adapter in (None, name)]
     _check_marks([method for method in methods if method.num_marked_tokens], data.row_format.num_marked_tokens)
     parameter_groups(model, config, learning_rate)

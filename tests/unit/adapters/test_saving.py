@@ -21,6 +21,7 @@ from peftly import (
     save_adapter,
     trainable_parameters,
 )
+from peftly.adapters import adapter_card
 from peftly.adapters.adapter_set import open_adapters
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS
@@ -285,3 +286,12 @@ def test_the_training_file_of_another_adapter_is_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"training.safetensors does not fit this p_tuning adapter"):
         load_adapter(model, tmp_path / "mlp")
     assert attached(model) == {}
+
+
+def test_the_card_names_the_labels_in_the_order_of_the_outputs():
+    card = adapter_card("some/base", METHODS["lora"].config(), labels=["World", "Sports", 'a "b"\n'])
+    assert (
+        'Labels, by the number of the output (`id2label`):\n\n0. `"World"`\n1. `"Sports"`\n2. `"a \\"b\\"\\n"`\n'
+        in card
+    )
+    assert "id2label" not in adapter_card("some/base", METHODS["lora"].config())

@@ -2,6 +2,8 @@
 
 import copy
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chat_family import CONVERSATIONS
 from chat_templates import FAMILIES
@@ -186,6 +188,32 @@ def test_rows_and_sequences_are_counted():
     assert len(split.encoded) == 4
     found = {finding.kind: (finding.count, finding.samples) for finding in report.findings}
     assert found["empty_turns"] == (2, ("rows: row 2: message 2", "rows: row 3: message 4"))
+
+
+def test_calls_and_tools_of_a_parquet_file(tmp_path):
+    """Arrow gives all calls the keys of all arguments, and all messages those of all messages, with nulls."""
+    rows = []
+    for arguments in ({"city": "Oslo"}, {"zone": "CET", "hours": 24}):
+        call = {"type": "function", "function": {"name": "get_time", "arguments": arguments}}
+        messages = [
+            say("user", "time?"),
+            say("assistant", None, tool_calls=[call]),
+            say("tool", "1"),
+            say("assistant", "yes"),
+        ]
+        properties = {name: {"type": "string"} for name in arguments}
+        tool = {"name": "get_time", "parameters": {"type": "object", "properties": properties}}
+        rows.append({"messages": messages, "tools": [{"type": "function", "function": tool}]})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    tokenizer = chatty(FAMILIES["qwen2.5"].template)
+    data = load_data(str(tmp_path / "rows.parquet"), tokenizer, validation_fraction=0)
+    for encoded, arguments in zip(
+        data.train.encoded, ('{"city": "Oslo"}', '{"zone": "CET", "hours": 24}'), strict=True
+    ):
+        call = '<tool_call>\n{"name": "get_time", "arguments": ' + arguments + "}\n</tool_call><|im_end|>"
+        assert runs(encoded, tokenizer) == [call, "yes<|im_end|>"]
+        assert "null" not in text_of(encoded, tokenizer)
+    assert not data.report.splits["train"].findings
 
 
 def test_without_a_trained_turn_the_error_says_why():

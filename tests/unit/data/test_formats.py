@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from peftly.data import Example, RowFormat, Rows, Template, encode_example_prompt, encode_prompt
 from peftly.data.detect import detect_format
-from peftly.data.templates import ALPACA, move_space
+from peftly.data.templates import ALPACA, move_space, needs_space
 from peftly.errors import DataError
 
 anything = st.text(st.sampled_from("ab {}\n(7.中\t"), max_size=8)
@@ -72,16 +72,86 @@ def test_a_template_without_a_field():
     ],
 )
 def test_a_space_moves_to_the_completion(prompt, completion, expected):
-    assert move_space(prompt, completion) == expected
+    assert joined(prompt, completion, add_space=True) == expected
+    assert joined(prompt, completion, add_space=False) == move_space(prompt, completion)
 
 
-@given(anything, anything)
+def joined(prompt, completion, add_space, **settings):
+    space = " " * needs_space(prompt, completion, add_space, **settings)
+    bare, moved = move_space(prompt, completion)
+    return bare, space + moved
+
+
+@given(anything, anything, st.sampled_from([True, False, "auto"]), st.booleans())
 @quick
-def test_moving_the_space_adds_at_most_one_and_is_idempotent(prompt, completion):
-    once = move_space(prompt, completion)
+def test_joining_adds_at_most_one_space(prompt, completion, add_space, ends_with_template):
+    once = joined(prompt, completion, add_space, ends_with_template=ends_with_template)
     assert move_space(*once) == once
     assert not once[0].endswith(" ")
     assert "".join(once) in (prompt + completion, prompt + " " + completion)
+
+
+AS_WRITTEN = [
+    ("see https://exam", "ple.com"),
+    ("see https://example.org/0/", "index.html"),
+    ("<b>x", "</b>"),
+    ("what is 1 plus 1 <a>", "2"),
+    ("def f", "(x):"),
+    ("def area(width):\n    retu", "rn width"),
+    ("import numpy as np\nx = np.", "array"),
+    ("C:\\Users\\", "ada"),
+    ("http://localhost:", "8080"),
+    ("price: $", "5"),
+    ("f(x=", "1)"),
+    ("answer (", "yes)"),
+]
+WITH_SPACE = [
+    ("Tweet text : x Label :", "complaint"),
+    ("Label:", "7"),
+    ("What is the capital?", "Paris"),
+    ("**Answer:**", "yes"),
+    ("x ->", "yes"),
+    ("1 + 1 =", "2"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "completion"), AS_WRITTEN)
+def test_a_completion_goes_on_inside_a_word_path_or_tag(prompt, completion):
+    for template in ("{p}", "see: {p}"):
+        example = RowFormat("completion", template, "c").examples([{"p": prompt, "c": completion}])[0]
+        assert example.prompt + example.completion == template.replace("{p}", prompt) + completion
+        assert not example.has_added_space
+
+
+@pytest.mark.parametrize(("prompt", "completion"), WITH_SPACE)
+def test_a_completion_after_a_cue_gets_a_space(prompt, completion):
+    example = RowFormat("completion", "{p}", "c").examples([{"p": prompt, "c": completion}])[0]
+    assert (example.prompt, example.completion, example.has_added_space) == (prompt, f" {completion}", True)
+    as_written = RowFormat("completion", "{p}", "c", add_space=False).examples([{"p": prompt, "c": completion}])[0]
+    assert (as_written.completion, as_written.has_added_space) == (completion, False)
+
+
+@pytest.mark.parametrize(
+    ("template", "completion"),
+    [
+        ("{q}\nThe answer is", " 2"),
+        ("{q} (a number)", " 2"),
+        ("{q} -", " 2"),
+        ("<q>{q}</q><a>", "2"),
+        ("https://example.org/{q}/page", "2"),
+        ('{q} "', "2"),
+        ("{q}\nAnswer: ", " 2"),
+    ],
+)
+def test_the_end_of_a_template_is_a_cue_if_it_is_a_word(template, completion):
+    assert RowFormat("completion", template, "a").examples([{"q": "1 + 1", "a": "2"}])[0].completion == completion
+
+
+def test_a_label_gets_a_space_unless_the_setting_forbids_it():
+    assert RowFormat("label", "{text}", "label").completion("no") == " no"
+    assert RowFormat("label", "<a>{text}</a><b>", "label").completion("no") == "no"
+    assert RowFormat("label", "<a>{text}</a><b>", "label", add_space=True).completion("no") == " no"
+    assert RowFormat("label", "{text}:", "label", add_space=False).completion("no") == "no"
 
 
 # --- row formats
@@ -96,6 +166,7 @@ ROW_FORMATS = [
     RowFormat("alpaca", ALPACA, "output"),
     RowFormat("chat", None, "messages"),
     RowFormat("text", None, "text"),
+    RowFormat("completion", "{prompt}", "output", add_space=False),
 ]
 
 
@@ -155,7 +226,7 @@ def test_the_completion_of_a_label_is_the_same_in_every_row(text, template):
     row_format = RowFormat("label", template, "label", ("no", "yes"))
     example = row_format.examples([{"text": text, "label": "no"}])[0]
     assert example.completion == row_format.completion("no")
-    assert move_space(example.prompt, example.completion) == (example.prompt, example.completion)
+    assert not needs_space(example.prompt, example.completion, add_space=True)
     assert example.completion.strip() == example.label == "no"
 
 
@@ -331,3 +402,44 @@ def test_rows_without_a_known_format(names, template, target, message):
 
 def test_examples_compare_by_value():
     assert ROW_FORMATS[3].examples([ROW]) == [Example("Why?", " yes")]
+
+
+def test_instructions_use_system_and_history():
+    row = {
+        "instruction": "and the capital?",
+        "input": "",
+        "output": "a city",
+        "system": "Answer like a pirate.",
+        "history": [["hello", "ahoy"], ["who?", " me"]],
+    }
+    bare = {"instruction": "Say it", "input": "now", "output": "yes", "system": None, "history": []}
+    table = [row, bare]
+    row_format, notes = detect_format(Rows("t.jsonl", table), None, None)
+    assert not any("not used" in note for note in notes)
+    restored = RowFormat.from_dict(json.loads(json.dumps(row_format.to_dict())))
+    prompt = (
+        "System: Answer like a pirate.\nInstruction: hello\nAnswer: ahoy\nInstruction: who?\nAnswer: me\n"
+        "Instruction: and the capital?\nAnswer:"
+    )
+    for example in (row_format.examples(table)[0], restored.format_prompt({**row, "output": None})):
+        assert example.prompt == prompt
+        texts = [prompt[start:end] for start, end in example.spans]
+        assert texts == ["Answer like a pirate.", "hello", "ahoy", "who?", " me", "and the capital?"]
+    assert row_format.examples(table)[1].prompt == "Instruction: Say it\nInput: now\nAnswer:"
+    assert restored.format_prompt("Say it").prompt == "Instruction: Say it\nAnswer:"
+    cut = row_format.examples(table)[0].truncate_fields(3).prompt
+    assert cut == "System: Ans\nInstruction: hel\nAnswer: aho\nInstruction: who\nAnswer: me\nInstruction: and\nAnswer:"
+
+
+def test_an_adapter_without_these_fields_leaves_them_out():
+    """Adapters of version 0.1.0 were trained without them."""
+    row_format = RowFormat("alpaca", ALPACA, "output")
+    row = {"instruction": "Say it", "output": "yes", "system": "Be brief.", "history": [["a", "b"]]}
+    assert row_format.format_prompt(row).prompt == "Instruction: Say it\nAnswer:"
+
+
+@pytest.mark.parametrize("history", [["hello"], [["hello"]], [["hello", None]], [["a", "b", "c"]]])
+def test_a_history_that_is_no_list_of_pairs_is_named(history):
+    row_format = RowFormat("alpaca", "{history}\n" + ALPACA, "output")
+    with pytest.raises(DataError, match=r"the text: field 'history' holds .* where a list of \[instruction, answer\]"):
+        row_format.format_prompt({"instruction": "a", "history": history})

@@ -124,6 +124,15 @@ def test_squad(answers, expected):
     assert notes[1:] == ["fields not used: 'id', 'title'"]
 
 
+def test_lists_are_tags_or_answers():
+    tagged = Rows("t", [{"tokens": ["a"], "tags": ["x"]}, {"tokens": ["b"], "tags": ["y"]}])
+    assert [detect_target_kind(tagged, template, "tags") for template in (None, "{tokens}")] == ["tags", "tags"]
+    answers = Rows("t", [{"question": "a b", "answers": ["c d"]}] * 2)
+    assert detect_target_kind(answers, "{question}", "answers") == "texts"
+    talks = Rows("t", [{"talk": [{"role": "user", "content": "a"}]}])
+    assert detect_target_kind(talks, None, "talk") == "texts"
+
+
 def test_dolly_uses_its_context_where_there_is_one():
     row = {"instruction": "say it", "context": "", "response": "done now", "category": "qa"}
     rows = Rows("t", [row, {**row, "context": "a text"}])
@@ -170,6 +179,8 @@ def test_other_fields_come_without_options(extra):
 def test_unknown_fields_are_refused_with_the_options_to_type():
     rows = rows_of({"Tweet text": "a b", "ID": 3, "Label": "x"}, {"Tweet text": "a b", "ID": 4, "Label": "y"})
     message = refusal(rows)
+    with pytest.raises(DataError, match=r"--template '\{Tweet text\}\\nAnswer:' --target Label$"):
+        detect_target_kind(rows, None, None)
     assert message.endswith("give a template and a target, such as --template '{Tweet text}\\nAnswer:' --target Label")
     assert len(message) < 400
     assert refusal(rows_of({"review": "a b", "sentiment": "up"})).endswith(
@@ -237,6 +248,9 @@ def test_the_chosen_answers_are_learned():
 )
 def test_other_preferences_are_refused(row):
     assert "preference training (DPO) is not supported" in refusal(Rows("t", [row]))
+    if "conversations" not in row and "prompt" not in row:
+        with pytest.raises(DataError, match=r"preference training \(DPO\) is not supported"):
+            detect_target_kind(Rows("t", [row]), None, None)
 
 
 def test_messages_of_preference_data_are_read():

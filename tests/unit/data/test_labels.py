@@ -116,6 +116,14 @@ def test_tags_get_the_names_of_their_classes():
             assert loaded.train.examples[0].tags == ("B-PER", "I-PER", "O")
 
 
+def test_validation_rows_do_not_depend_on_the_order_of_the_labels():
+    numbers = [n * 7 % 12 for n in range(50)]
+    rows = [{"text": f"a {n}", "label": f"{number}"} for n, number in enumerate(numbers)]
+    renamed = [{**row, "label": "abcdefghijkl"[sorted(map(str, range(12))).index(row["label"])]} for row in rows]
+    chosen = [load_data(table, TOKENIZER, validation_fraction=0.3).validation.examples for table in (rows, renamed)]
+    assert [example.prompt for example in chosen[0]] == [example.prompt for example in chosen[1]]
+
+
 # --- scores
 
 

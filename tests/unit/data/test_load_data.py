@@ -11,7 +11,7 @@ import pytest
 from data_tokenizers import family
 
 import peftly
-from peftly.data import Data, DataConfig, read_data, sources
+from peftly.data import Data, DataConfig, load_data, read_data, sources
 from peftly.errors import ConfigError, PeftlyError
 
 TOKENIZER = family("byte_level")
@@ -300,3 +300,38 @@ def test_from_rows_to_a_trained_adapter_in_ten_lines(tiny_llama_folder):
     peftly.save_adapter(model, "adapter")
     assert Path("adapter/adapter_config.json").is_file()
     assert result.history[-1].loss < 0.5 * result.history[0].loss
+
+
+def test_spaces_between_prompt_and_completion_are_said_with_the_setting():
+    tokenizer = family("byte_level")
+
+    def loaded(rows, **settings):
+        data = load_data(rows, tokenizer, validation_fraction=0.0, **settings)
+        texts = {tokenizer.decode(encoded.input_ids, skip_special_tokens=True) for encoded in data.train.encoded}
+        return texts, [note for note in data.report.notes if "add_space" in note]
+
+    urls = [{"prompt": f"see https://example.org/{n}/", "completion": "index.html"} for n in range(2)]
+    assert loaded(urls) == ({f"see https://example.org/{n}/index.html" for n in range(2)}, [])
+    code = [{"prompt": f"def area{n}(width):\n    retu", "completion": "rn width"} for n in range(2)]
+    texts, notes = loaded(code)
+    assert texts == {f"def area{n}(width):\n    return width" for n in range(2)}
+    assert notes == [
+        "without a space after the last word of the prompt, as written: 2 completions (first: "
+        "'ea0(width):\\n    retu' + 'rn width'); --set data.add_space=true puts a space between"
+    ]
+    texts, notes = loaded(code, add_space=True)
+    assert texts == {f"def area{n}(width):\n    retu rn width" for n in range(2)}
+    assert "2 completions got a space in front" in notes[0]
+    sums = [{"q": f"what is {n} plus 1", "a": f"{n + 1}"} for n in range(2)]
+    texts, notes = loaded(sums, template="{q} Answer:", target="a")
+    assert texts == {f"what is {n} plus 1 Answer: {n + 1}" for n in range(2)}
+    assert "2 completions got a space in front" in notes[0]
+    texts, notes = loaded(sums, template="{q} Answer:", target="a", add_space=False)
+    assert (texts, notes) == ({f"what is {n} plus 1 Answer:{n + 1}" for n in range(2)}, [])
+    assert loaded(sums, template="<q>{q}</q><a>", target="a")[1] == []
+    moods = [{"text": f"late {n}", "label": "no" if n % 2 else "yes"} for n in range(2)]
+    texts, notes = loaded(moods, template="{text} Mood :")
+    assert texts == {"late 0 Mood : yes", "late 1 Mood : no"}
+    assert notes == ["labels get a space in front (first: ' Mood : no'); --set data.add_space=false leaves it out"]
+    assert loaded(moods, template="<a>{text}</a><b>") == ({"<a>late 0</a><b>yes", "<a>late 1</a><b>no"}, [])
+    assert loaded(moods)[1] == []

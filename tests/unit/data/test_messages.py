@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from chatml import PLAIN, chatty, runs
 
-from peftly.data import RowFormat
+from peftly.data import RowFormat, load_data
 from peftly.errors import DataError
 
 CALL = {"type": "function", "function": {"name": "get_time", "arguments": '{"city": "Oslo"}'}}
@@ -224,3 +225,21 @@ def test_a_field_with_the_system_message_comes_first():
 
 def test_messages_as_json_text():
     assert read(json.dumps(exchange())) == read(exchange())
+
+
+def test_messages_in_prompt_and_completion_train_the_completion():
+    rows = [{"prompt": exchange()[:3], "completion": exchange()[3:], "tools": None} for _ in range(4)]
+    tokenizer = chatty(PLAIN)
+    data = load_data(rows, tokenizer)
+    assert data.row_format.kind == "chat"
+    assert runs(data.train.encoded[0], tokenizer) == ["yes<|im_end|>"]
+    assert data.train.examples[0].messages == tuple(exchange())
+    assert data.report.notes[0] == "read as conversations (prompt + completion)"
+    assert not any("not used" in note for note in data.report.notes)
+
+
+def test_messages_in_a_field_of_another_name_are_read_if_it_is_the_target():
+    rows = [{"dialogue": exchange(), "topic": "x"} for _ in range(4)]
+    tokenizer = chatty(PLAIN)
+    data = load_data(rows, tokenizer, target="dialogue")
+    assert runs(data.train.encoded[0], tokenizer) == ["wrong<|im_end|>", "yes<|im_end|>"]

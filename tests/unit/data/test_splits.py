@@ -88,7 +88,8 @@ def test_the_report_counts_rows_and_tokens():
         "train: 1 × row dropped: its answer is empty (first: a.jsonl: line 3)",
         "1 row of validation is in train, too (first: b.jsonl: line 1 is a.jsonl: line 1)",
         "read as prompt and completion (prompt + completion), the prompt as '{prompt}'",
-        "1 completion got a space in front, since the prompt ends in none",
+        "1 completion got a space in front, since the prompt ends in none (first: 'Why?' + ' no'); --set "
+        "data.add_space=false leaves them as written",
     ]
     assert json.loads(json.dumps(data.report.to_dict()))["splits"]["train"]["truncated"] == 1
 
@@ -258,3 +259,19 @@ def test_the_package_imports_no_large_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_conversation_with_empty_answers_is_no_validation_row():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] + '</s>' }}{% endfor %}"
+    for empty in ("", " \n"):
+        answers = ["good day" if number % 3 == 0 else empty for number in range(12)]
+        rows = [
+            {"messages": [{"role": "user", "content": f"hello {n}"}, {"role": "assistant", "content": answer}]}
+            for n, answer in enumerate(answers)
+        ]
+        for seed in range(4):
+            data = load_data(DataConfig(train=write("a.jsonl", rows), validation_fraction=0.2, seed=seed), tokenizer)
+            report = data.report.splits["validation"]
+            assert (report.rows, report.dropped) == (1, 0)
+            assert (data.report.splits["train"].examples, data.report.splits["train"].dropped) == (3, 8)

@@ -70,6 +70,15 @@ def test_a_tab_file_with_a_short_line_is_refused(tmp_path):
         read_file(tmp_path, "a.tsv", 'text\tlabel\n"a\tx\nb\nc"d\tx\n')
 
 
+def test_rows_of_a_csv_file_that_a_stray_quote_sign_joins_are_reported(tmp_path):
+    rows = read_file(tmp_path, "a.csv", 'text,label\n"never dull,1\nflat,0\nthe end",0\n"a\nb",1\nc,0\n')
+    assert len(rows) == 3
+    assert notes(rows) == [
+        "quote signs make one row of lines that each look like a row; is a quote sign misplaced? 1 of 3 rows (first: "
+        "lines 2 to 4)"
+    ]
+
+
 # --- separators and encodings
 
 ROWS = [{"text": "good, fair", "label": "1"}, {"text": "né", "label": "0"}]

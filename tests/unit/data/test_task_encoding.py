@@ -288,7 +288,8 @@ def test_a_row_format_with_two_texts_can_be_stored():
     row_format = RowFormat("label", "{premise}", "label", ("a", "b"), pair="hypothesis")
     assert RowFormat.from_dict(row_format.to_dict()) == row_format
     old = {"kind": "text", "template": None, "target": "text", "labels": []}
-    assert RowFormat.from_dict(old) == RowFormat("text", None, "text"), "files of older versions have no pair"
+    expected = RowFormat("text", None, "text", add_space=True)
+    assert RowFormat.from_dict(old) == expected, "version 0.1.0 wrote no pair, and always added spaces"
 
 
 def test_words_need_a_fast_tokenizer():

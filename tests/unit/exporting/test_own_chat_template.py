@@ -62,7 +62,7 @@ def test_a_turn_that_ends_with_text_ends_generation(adapter, monkeypatch):
     tokenizer.chat_template = TEMPLATE.replace("<|im_start|>", "[END]")
     stops = []
     original = generation.StopTexts
-    monkeypatch.setattr(generation, "StopTexts", lambda *args: stops.append(args[1]) or original(*args))
+    monkeypatch.setattr(generation, "StopTexts", lambda *args: stops.append(args[1][0]) or original(*args))
     generate(model, tokenizer, [QUESTION], max_new_tokens=1, stop="x")
     generate(model, tokenizer, Example(messages=tuple(QUESTION)), max_new_tokens=1)
     generate(model, tokenizer, "a", max_new_tokens=1, stop="x")

@@ -329,6 +329,19 @@ def test_chat(base):
     assert generate(model, tokenizer, [messages, messages], max_new_tokens=6) == [answer, answer]
 
 
+def test_the_text_that_ends_a_turn_ends_conversations_only(base):
+    model, tokenizer = base[0], copy.deepcopy(base[1])
+    plain, messages = PROMPTS[0], [{"role": "user", "content": "thanks"}]
+    whole = generate(model, tokenizer, plain, max_new_tokens=12)[0]
+    turn = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}END{% endif %}{% endfor %}"
+    tokenizer.chat_template = turn
+    answer = generate(model, tokenizer, messages, max_new_tokens=12)[0]
+    for text in (answer, whole):
+        tokenizer.chat_template = turn.replace("END", text[4:8])
+        both = generate(model, tokenizer, [plain, messages], max_new_tokens=12)
+        assert both == [whole, answer.partition(text[4:8])[0]]
+
+
 def test_the_models_own_sampling_settings_are_not_used(base):
     model, tokenizer = base
     greedy = generate(model, tokenizer, PROMPTS, max_new_tokens=6)
@@ -458,7 +471,15 @@ def test_prompts_of_equal_length_with_their_own_adapters(base, method, num_beams
     assert generate(model, tokenizer, ["thanks"] * 4, adapters=choices, **settings) == alone
 
 
-@pytest.mark.parametrize("prompt", ["a\ud800", [{"role": "user", "content": "a\ud800"}], Example("\udcff")])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a\ud800",
+        [{"role": "user", "content": "a\ud800"}],
+        Example("\udcff"),
+        Example(messages=({"role": "user", "content": "\ud800"},)),
+    ],
+)
 def test_half_of_a_character_is_no_prompt(base, prompt):
     with pytest.raises(DataError, match=r"the prompt holds half of a character"):
         generate(*base, prompt)

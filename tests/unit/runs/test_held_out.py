@@ -8,7 +8,7 @@ import pytest
 
 from peftly import open_run
 from peftly.adapters import open_adapters
-from peftly.data import DataConfig, load_data
+from peftly.data import DataConfig, RowFormat, load_data
 from peftly.errors import ConfigError, DataError
 from peftly.methods import LoRA
 from peftly.runs import RunConfig, changed_rows_line, held_out_examples, held_out_split, run
@@ -168,6 +168,22 @@ def test_a_damaged_file_of_digests(finished, tmp_path, content):
     assert "is damaged" in held_out_split(opened, str(file), run=damaged).lines[1]
 
 
+def test_long_texts_are_cut_into_the_same_pieces(tiny_llama_folder, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write(file, [{"text": f"text number {number} " * 20} for number in range(10)])
+    data = DataConfig(train=str(file), max_length=32, long_texts="pieces")
+    train = TrainConfig(max_steps=1)
+    config = RunConfig(
+        base=str(tiny_llama_folder), data=data, method=LoRA(rank=2), train=train, out=str(tmp_path / "run")
+    )
+    rows = run(config).evaluation.rows
+    opened = open_run(str(tmp_path / "run"))
+    found = held_out_split(opened, None, run=tmp_path / "run")
+    expected = load_data(data, opened.tokenizer).validation
+    assert rows == len(expected.encoded) > 1
+    assert list(found.split.encoded) == list(expected.encoded)
+
+
 def test_a_run_without_held_out_rows(finished, tmp_path):
     opened, folder, _, _, _ = finished
     other = tmp_path / "run"
@@ -178,3 +194,17 @@ def test_a_run_without_held_out_rows(finished, tmp_path):
     (other / "data.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="neither test nor validation examples; give --data"):
         held_out_split(opened, None, run=other)
+
+
+def test_labels_of_a_run_without_digests_keep_the_order_of_the_adapter(finished, tmp_path):
+    """Version 0.1.0 ordered numbers by their texts."""
+    opened, *_ = finished
+    file = tmp_path / "rows.jsonl"
+    write(file, [{"text": f"text number {number}", "label": number % 12} for number in range(36)])
+    labels = tuple(sorted(map(str, range(12))))
+    config = opened.config.model_copy(update={"data": DataConfig(train=str(file)), "out": str(tmp_path)})
+    old = opened._replace(config=config, row_format=RowFormat("label", "{text} is", "label", labels))
+    found = held_out_split(old, None, run=tmp_path)
+    assert found.row_format.labels == labels
+    assert found.split.examples[0].prompt.endswith(" is")
+    assert len(found.split.encoded) == len(found.split.examples) > 0
