@@ -38,9 +38,11 @@ encoding       examples to token ids, for causal language models
 encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
 digests        digests of examples, by which a run finds them again
-overlaps       search for prompts that two splits share
+notes          notes on spaces, rendered chats and long texts
+overlaps       search for examples that repeat or contradict others, in one split or two
+checks         checks of encoded examples, of labels, and of dropped rows
 validation     choice of validation examples from the training examples
-report         counts of rows, tokens, truncated and dropped examples
+report         counts of rows, tokens, lengths and defects
 split          `Split`: examples of one split, and their encoding in batches
 splits         `Data`: training, validation and test examples
 loading        `load_data`: from any source to `Data`
@@ -55,6 +57,7 @@ from peftly.data.digests import example_digest, pack_digests, unpack_digests
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoder_inputs import encode_sources, encode_words
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
+from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.inputs import read_escapes
@@ -65,7 +68,7 @@ from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
 from peftly.data.sources import DataSource
 from peftly.data.split import Split, encode_split
-from peftly.data.splits import Data
+from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, label_answers
 from peftly.data.templates import Template
 from peftly.data.turn_ends import chat_ends
@@ -73,6 +76,7 @@ from peftly.data.types import EncodedExample, Example, TaskName
 from peftly.data.usable import usable_rows
 
 __all__ = [
+    "FINDING_KINDS",
     "Data",
     "DataConfig",
     "DataReport",
@@ -80,6 +84,8 @@ __all__ = [
     "EncodedExample",
     "EncodedExamples",
     "Example",
+    "Finding",
+    "FormattedData",
     "FormattedExamples",
     "RowFormat",
     "Rows",

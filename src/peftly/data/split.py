@@ -5,18 +5,18 @@ from __future__ import annotations
 import gc
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
+from peftly.data.checks import DROP_KINDS, EncodingChecks, count_outliers, drop_reason
 from peftly.data.config import LongTexts
 from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
-from peftly.data.report import LossUnit, SplitReport, counted
+from peftly.data.report import LengthReport, LossUnit, SplitReport, counted
 from peftly.data.task_encoding import encode_for
 from peftly.data.truncation import cut_into_pieces
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -60,6 +60,7 @@ def encode_split(
     task: TaskName,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    counter: FindingCounter | None = None,
     *,
     long_texts: LongTexts = "cut",
 ) -> tuple[Split, SplitReport]:
@@ -70,6 +71,7 @@ def encode_split(
         task: task of the model.
         tokenizer: tokenizer of the base.
         max_length: maximum number of tokens of an example.
+        counter: findings of the split so far, to which those of the encoding are added; None: there are none.
         long_texts: treatment of plain texts that are longer; see `DataConfig`.
 
     Returns:
@@ -79,22 +81,24 @@ def encode_split(
         DataError: no trained token is left in any row, or the tokenizer does not support the task.
     """
     encoded = EncodedExamples()
-    kept, num_messages = array("q"), array("q")
+    kept, num_messages, lengths = array("q"), array("q"), array("i")
     labels: Counter[str] = Counter()
     truncated = tokens_cut = trained_tokens = dropped = first_dropped = texts_in_pieces = pieces = 0
-    counter = FindingCounter()
+    counter = FindingCounter() if counter is None else counter
+    kind = examples.row_format.kind
+    defects_of = EncodingChecks(task, tokenizer, kind)
     encode = _encoder(examples, task, tokenizer, max_length, long_texts)
-    with closing(_encoded_batches(examples, encode, in_thread=examples.row_format.kind != "chat")) as batches:
+    with closing(_encoded_batches(examples, encode, in_thread=kind != "chat")) as batches:
         for start, batch, results in batches:
             for index, (example, result) in enumerate(zip(batch, results, strict=True), start=start):
-                found = (*example.findings, *(result.findings if result else ()))
-                for kind, detail in dict(reversed(found)).items():
-                    counter.add(kind, partial(examples.location, index), detail)
-                if result is None or not result.num_targets:
+                num_targets = 0 if result is None else result.num_targets
+                for finding, detail in _findings(example, result, task, defects_of if num_targets else None):
+                    counter.add(finding, index, detail)
+                if result is None or not num_targets:
                     first_dropped = first_dropped if dropped else index
                     dropped += 1
                     continue
-                if examples.row_format.kind == "text" and result.others:
+                if kind == "text" and result.others:
                     texts_in_pieces += 1
                     pieces += 1 + len(result.others)
                 labels.update((*example.tags, *filter(None, [example.label])))
@@ -102,16 +106,19 @@ def encode_split(
                     kept.append(index)
                     num_messages.append(sequence.num_messages)
                     encoded.append(sequence)
+                    lengths.append(sequence.num_tokens + sequence.num_truncated)
                     truncated += sequence.num_truncated > 0
                     tokens_cut += sequence.num_truncated
-                    trained_tokens += sequence.num_targets
-    num_rows, findings = len(examples), counter.findings()
+                trained_tokens += num_targets + sum(sequence.num_targets for sequence in result.others)
+    num_rows = len(examples)
     if not encoded:
+        findings = counter.findings(examples.location, DROP_KINDS) or counter.findings(examples.location)
         reasons = "; ".join(finding.line() for finding in findings)
         raise DataError(
-            f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} (first: "
-            f"{examples.location(0)}); {reasons or f'completions are empty, or {max_length=} is too small'}"
+            f"{examples.rows.name}: no trained token is left in any of {counted(num_rows, 'row')} at "
+            f"max_length={max_length}: {reasons}"
         )
+    count_outliers(lengths, kept, max_length, counter)
     report = SplitReport(
         source=examples.rows.name,
         rows=num_rows,
@@ -124,11 +131,12 @@ def encode_split(
         trained_tokens=trained_tokens,
         labels={label: labels[label] for label in examples.row_format.labels if labels[label]},
         unit=_UNITS.get(task, "token"),
-        findings=findings,
+        findings=counter.findings(examples.location),
+        lengths=LengthReport.of(lengths, None if task == "seq2seq_lm" else max_length),
         texts_in_pieces=texts_in_pieces,
         pieces=pieces,
     )
-    if examples.row_format.kind == "chat":
+    if kind == "chat":
         return Split(examples.select(kept, num_messages), encoded), report
     return Split(examples.select(kept) if dropped or pieces else examples, encoded), report
 
@@ -164,6 +172,26 @@ def _in_pieces(whole: EncodedExample, front: Sequence[int], max_length: int) -> 
     """Return the first piece of a long text, with the `others`."""
     first, *others = cut_into_pieces(whole, front, max_length)
     return replace(first, others=tuple(others)) if others else first
+
+
+def _findings(
+    example: Example, result: EncodedExample | None, task: TaskName, defects_of: EncodingChecks | None
+) -> Iterable[tuple[str, str]]:
+    """Return kind and detail of the findings of an example, each kind once; `defects_of` is None for a dropped row."""
+    if result is not None and defects_of is not None and not (example.findings or result.findings or result.others):
+        return defects_of(result)
+    found = [*example.findings]
+    if result is not None:
+        found += result.findings
+        if defects_of is not None:
+            found += defects_of(result)
+            for other in result.others:
+                found += defects_of(other)
+    if defects_of is None:
+        reason = drop_reason(example, task)
+        if reason != "no_room" or not found:
+            found.append((reason, ""))
+    return dict(reversed(found)).items() if found else ()
 
 
 def _encoded_batches(

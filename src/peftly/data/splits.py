@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
-from peftly.data.config import AddSpace, DataConfig, LongTexts
+from peftly.data.checks import check_answers, check_labels
+from peftly.data.config import DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
 from peftly.data.digests import example_digest
-from peftly.data.findings import Finding
+from peftly.data.findings import Finding, FindingCounter
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
-from peftly.data.overlaps import find_overlaps, prompt_key
+from peftly.data.notes import SpaceCounts, label_space_notes, rendered_notes, truncation_notes
+from peftly.data.overlaps import answer_key, find_overlaps, find_repeats, prompt_key
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.sources import NONE
 from peftly.data.split import Split, encode_split
-from peftly.data.templates import merges_into_word
 from peftly.data.text_findings import is_rendered
-from peftly.data.types import Example, TaskName
+from peftly.data.types import TaskName
 from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
 from peftly.errors import ConfigError
@@ -53,51 +54,6 @@ class Data:
     digests: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
 
 
-@dataclass
-class _Spaces:
-    """Examples between whose prompt and completion a space was added, or may be missing.
-
-    Attributes:
-        added: number of completions that got a space in front.
-        joined: number of completions that go on inside the last word of their prompts, as they are written.
-        first_added, first_joined: the end of the prompt and the start of the completion of the first of them.
-    """
-
-    added: int = 0
-    joined: int = 0
-    first_added: str = ""
-    first_joined: str = ""
-
-    def count(self, example: Example) -> None:
-        """Count an example."""
-        if example.has_added_space:
-            self.added += 1
-            self.first_added = self.first_added or _boundary(example)
-        elif example.prompt[-1:].isalnum() and merges_into_word(example.prompt, example.completion):
-            self.joined += 1
-            self.first_joined = self.first_joined or _boundary(example)
-
-    def notes(self, add_space: AddSpace) -> list[str]:
-        """Return a note for each kind of examples."""
-        notes = []
-        if self.added:
-            notes.append(
-                f"{counted(self.added, 'completion')} got a space in front, since the prompt ends in none (first: "
-                f"{self.first_added}); --set data.add_space=false leaves them as written"
-            )
-        if self.joined and add_space == "auto":
-            notes.append(
-                f"without a space after the last word of the prompt, as written: {counted(self.joined, 'completion')} "
-                f"(first: {self.first_joined}); --set data.add_space=true puts a space between"
-            )
-        return notes
-
-
-def _boundary(example: Example) -> str:
-    """Return the end of the prompt and the start of the completion, as in "'Label:' + ' complaint'"."""
-    return f"{example.prompt[-20:]!r} + {example.completion[:20]!r}"
-
-
 @dataclass(frozen=True)
 class _FormattedSplit:
     """Examples of one split as text.
@@ -105,6 +61,7 @@ class _FormattedSplit:
     Attributes:
         examples: the examples.
         keys: `prompt_key` of each example.
+        answers: `answer_key` of each example; empty for examples with labels.
         labels: number of each example's label; -1 without one.
         rendered: number of plain texts that are rendered conversations.
         spaces: completions that got a space in front, and completions that go on inside the last word of their prompts.
@@ -114,17 +71,30 @@ class _FormattedSplit:
 
     examples: FormattedExamples
     keys: Sequence[int]
+    answers: Sequence[int]
     labels: Sequence[int]
-    spaces: _Spaces | None = None
+    spaces: SpaceCounts | None = None
     rendered: int = 0
     dropped: Sequence[Finding] = ()
     without_turns: frozenset[int] = frozenset()
 
     def select(self, indices: Sequence[int]) -> _FormattedSplit:
-        keys, labels = (
-            array(code, map(values.__getitem__, indices)) for code, values in (("Q", self.keys), ("q", self.labels))
+        codes = (("Q", self.keys), ("Q", self.answers), ("q", self.labels))
+        keys, answers, labels = (
+            array(code, map(values.__getitem__, indices if values else ())) for code, values in codes
         )
-        return _FormattedSplit(self.examples.select(indices), keys, labels)
+        return _FormattedSplit(self.examples.select(indices), keys, answers, labels)
+
+    def check(self, counter: FindingCounter, *, is_train: bool) -> None:
+        """Count the defects that show without token ids."""
+        row_format, location = self.examples.row_format, self.examples.location
+        names = row_format.labels if row_format.kind == "label" else ()
+        answers = self.labels if names else self.answers
+        find_repeats(self.keys, answers, counter, location, names, has_tags=row_format.kind == "tags")
+        if row_format.kind != "text":
+            check_answers(self.keys, self.answers, counter)
+        if is_train and row_format.labels:
+            check_labels(row_format.labels, self.labels, row_format.target, counter)
 
     def with_dropped(self, report: SplitReport) -> SplitReport:
         """Return a report on the examples of the split with the dropped rows in its counts."""
@@ -165,29 +135,33 @@ class FormattedData:
         """Number of examples of all splits."""
         return sum(len(split.examples) for split in self.splits.values())
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> Data:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, *, max_samples: int = 3) -> Data:
         """Return the data as token ids.
 
         Args:
             tokenizer: tokenizer of the base. It gets the chat template of the row format, if there is one.
+            max_samples: number of samples of each finding in the report.
 
         Raises:
             DataError: a split has no trained token, or the tokenizer does not support the task.
         """
         if self.row_format.chat_template is not None:
             tokenizer.chat_template = self.row_format.chat_template
+        counters = {name: FindingCounter(max_samples) for name in self.splits}
+        for name, split in self.splits.items():
+            split.check(counters[name], is_train=name == "train")
+        find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()}, counters)
         encoded: dict[str, Split] = {}
         reports: dict[str, SplitReport] = {}
         for name in ("train", "validation", "test"):
             if name in self.splits:
                 examples = self.splits[name].examples
                 encoded[name], report = encode_split(
-                    examples, self.task, tokenizer, self.max_length, long_texts=self.long_texts
+                    examples, self.task, tokenizer, self.max_length, counters[name], long_texts=self.long_texts
                 )
                 reports[name] = self.splits[name].with_dropped(report)
-        notes = [*self.notes, *_truncation_notes(self.row_format, self.long_texts, reports["train"].truncated)]
-        overlaps = find_overlaps({name: (split.keys, split.examples.location) for name, split in self.splits.items()})
-        data_report = DataReport(reports, overlaps, notes)
+        notes = [*self.notes, *truncation_notes(self.row_format, self.long_texts, reports["train"].truncated)]
+        data_report = DataReport(reports, notes)
         held_out = (encoded.get("validation"), encoded.get("test"))
         return Data(encoded["train"], *held_out, self.row_format, data_report, self._digests())
 
@@ -246,13 +220,8 @@ class RawData:
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
         if task == "causal_lm" and config.template is not None:
-            space_notes += _label_space_notes(row_format)
-        if rendered := splits["train"].rendered:
-            notes.append(
-                f"{rendered:,} of {counted(len(rows['train']), 'text')} {'is a' if rendered == 1 else 'are'} rendered "
-                f"chat{'' if rendered == 1 else 's'}: questions are trained like answers; to train answers only, give "
-                "rows with messages, or with prompt and completion"
-            )
+            space_notes += label_space_notes(row_format)
+        notes += rendered_notes(splits["train"].rendered, len(splits["train"].examples))
         if "validation" not in splits and config.validation != NONE:
             splits, note = _with_validation(splits, config)
             notes.append(note)
@@ -263,7 +232,7 @@ class RawData:
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
     """Return the examples of the rows, after a check of every row."""
-    keys, labels, spaces, rendered = array("Q"), array("q"), _Spaces(), 0
+    keys, answers, labels, spaces, rendered = array("Q"), array("Q"), array("q"), SpaceCounts(), 0
     number_of_label: dict[str | None, int] = {label: number for number, label in enumerate(row_format.labels)}
     counts_spaces = row_format.kind in ("completion", "alpaca")
     unusable, without_turns = UnusableRows(rows, row_format), set[int]()
@@ -274,12 +243,16 @@ def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:
         if example.messages and not example.has_trained_turn:
             without_turns.add(len(keys))
         keys.append(prompt_key(example))
+        if row_format.kind != "label":
+            answers.append(answer_key(example))
         labels.append(number_of_label.get(example.label, -1))
         if counts_spaces:
             spaces.count(example)
         rendered += row_format.kind == "text" and is_rendered(example.completion)
     examples = FormattedExamples(unusable.others(), row_format)
-    return _FormattedSplit(examples, keys, labels, spaces, rendered, unusable.findings(), frozenset(without_turns))
+    return _FormattedSplit(
+        examples, keys, answers, labels, spaces, rendered, unusable.findings(), frozenset(without_turns)
+    )
 
 
 def _with_validation(
@@ -303,25 +276,6 @@ def _with_validation(
     note = f"validation is {counted(len(chosen), 'row')} taken from {train.examples.rows.name} by seed {config.seed}"
     rest = replace(train.select(others), dropped=train.dropped)
     return {**splits, "train": rest, "validation": train.select(chosen)}, note
-
-
-def _label_space_notes(row_format: RowFormat) -> list[str]:
-    """Return a note if labels follow a space that the template does not have."""
-    tail = (row_format.template or "").rpartition("}")[2]
-    completions = [row_format.completion(label) for label in row_format.labels] if row_format.kind == "label" else []
-    spaced = next((text for text in completions if text.startswith(" ") and not tail.endswith(" ")), None)
-    if spaced is None:
-        return []
-    return [f"labels get a space in front (first: {tail[-20:] + spaced!r}); --set data.add_space=false leaves it out"]
-
-
-def _truncation_notes(row_format: RowFormat, long_texts: LongTexts, truncated: int) -> list[str]:
-    """Return a note on the setting for long plain texts where it would help, or where it has no effect."""
-    if row_format.kind == "text" and truncated:
-        return ["long texts lose their ends; --set data.long_texts=pieces trains on all of their tokens"]
-    if row_format.kind != "text" and long_texts == "pieces":
-        return [f"data.long_texts=pieces is for plain texts; a long example of kind {row_format.kind!r} is truncated"]
-    return []
 
 
 def _by_text(labels: Sequence[int], names: Sequence[str]) -> Sequence[int]:

@@ -39,11 +39,13 @@ class Vocabulary:
         """Find the special tokens by tokenizing a sample text, which works for every family of tokenizers."""
         body = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
         full = tokenizer("a", verbose=False)["input_ids"]
-        start = next((index for index in range(len(full)) if full[index : index + len(body)] == body), 0)
+        # A tokenizer that changes the sample between its special tokens counts as one without special tokens.
+        start = next((index for index in range(len(full)) if full[index : index + len(body)] == body), None)
+        front, back = ([], []) if start is None else (list(full[:start]), full[start + len(body) :])
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
         special = frozenset([*tokenizer.all_special_ids, *added])
-        return cls(tokenizer, list(full[:start]), end, special, tuple(full[start + len(body) :]))
+        return cls(tokenizer, front, end, special, tuple(back))
 
     @cached_property
     def front_text(self) -> str:

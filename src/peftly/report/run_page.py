@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from peftly.errors import ConfigError
 from peftly.evaluation import missing_scores
+from peftly.report.audit_page import finding_rows
 from peftly.report.charts import line_chart
 from peftly.report.epochs import counts_tokens, epoch_rows, read_records
 from peftly.report.page import machine_lines, read_json, write_page
@@ -35,6 +36,7 @@ def write_report(run_folder: str | Path) -> Path:
     config_text = (folder / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
     summary, evaluation = read_json(folder / "summary.json"), read_json(folder / "evaluation.json")
+    data = read_json(folder / "data.json")
     records = read_records(folder / "metrics.jsonl")
     return write_page(
         folder / "report.html",
@@ -51,7 +53,8 @@ def write_report(run_folder: str | Path) -> Path:
         confusion=_confusion(evaluation),
         notes=_generation_notes(evaluation),
         samples=evaluation.get("samples", []),
-        data_lines=read_json(folder / "data.json").get("lines", []),
+        data_lines=data.get("lines", []),
+        findings=finding_rows(data.get("splits", {})),
         config_text=config_text,
         environment=machine_lines(summary.get("environment", {})),
     )

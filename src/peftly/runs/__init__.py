@@ -6,6 +6,7 @@ yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
 folder           names of the files of a run folder
 data_file        data.json: report on the data, and digests of the rows
+positions        length of examples for which the base has positions
 replacing        check, replace and clean a run folder
 launch           settings and the processes of a launch
 opening          model of a finished run

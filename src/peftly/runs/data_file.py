@@ -41,7 +41,7 @@ def write_data_file(folder: Path, data: Data) -> None:
         folder / DATA_FILE,
         {
             **data.report.to_dict(),
-            "lines": data.report.lines(),
+            "lines": [*data.report.counts(), *data.report.notes],
             "row_format": data.row_format.to_dict(),
             "digests": {"version": _VERSION, **digests},
         },

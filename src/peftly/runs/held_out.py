@@ -138,7 +138,8 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
             f"held out for {name} are no longer in it; {_ADVICE}"
         )
     task, held_out = task_of(opened.model) or "causal_lm", examples.select(found)
-    split, _ = encode_split(held_out, task, opened.tokenizer, config.data.max_length)
+    settings = config.data
+    split, _ = encode_split(held_out, task, opened.tokenizer, settings.max_length, long_texts=settings.long_texts)
     lines = [f"{counted(len(split.examples), f'{name} example')} of the run"]
     return HeldOut(name, split, row_format, [*lines, *_trained_lines(held_out, stored)])
 

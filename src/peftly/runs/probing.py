@@ -180,7 +180,6 @@ def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, 
         adapter.has_probed_head = True
     methods = [METHODS[adapter.config.name] for adapter in adapters]
     if not all(method.identity_at_init for method in methods):
-        _set(copies, layer[0], probe)
         with use_adapters(base.model, *names):
             probe = _fit(base, config, data, adapted=True)["own"]
     _set(copies, layer[0], probe)

@@ -1,5 +1,6 @@
 """A run from its configuration to its report: open base and data, attach, train, evaluate, write the results."""
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,12 +15,13 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
+from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, open_with_head, probe_scores, start_from
 from peftly.runs.replacing import (
     begin_run,
@@ -43,7 +45,7 @@ from peftly.training import (
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, stops_held, stops_raised
+from peftly.utils import is_main_process, program, stops_held, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,9 +61,6 @@ __all__ = [
     "open_base_and_data",
     "run",
 ]
-
-_MIN_LENGTH = 8
-"""Minimum number of tokens of an example beside virtual tokens."""
 
 _MANY_EXAMPLES = 100_000
 """Number of examples whose tokenization takes some seconds, so that it is announced."""
@@ -211,37 +210,16 @@ def open_base_and_data(
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
-        max_length = min(config.data.max_length, _max_length(base, config))
+        max_length = min(config.data.max_length, max_length_of(base, config))
         if max_length < config.data.max_length:
             log(f"max_length is {max_length} instead of {config.data.max_length}, since the base has no more positions")
             config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": max_length})})
         data = replace(formatted, max_length=max_length).encode(base.tokenizer)
         for line in data.report.lines():
             log(line)
+        if data.report.findings:
+            log(f"examples of the findings: {program()} inspect {shlex.quote(config.out)}")
     return config.model_copy(update={"task": task}), base, data
-
-
-def _max_length(base: Base, config: RunConfig) -> int:
-    """Return the number of tokens for which the base has positions beside the virtual tokens of the methods.
-
-    Raises:
-        ConfigError: the virtual tokens leave no room for text.
-    """
-    virtual_tokens = 0
-    for method in config.adapters.values():
-        count = getattr(method, "num_virtual_tokens", 0)
-        text = getattr(method, "init_text", None)
-        # A method whose number is that of its text inserts as many virtual tokens as the text has tokens.
-        virtual_tokens += count if isinstance(count, int) else len(base.tokenizer(text)["input_ids"])
-    limit = max_tokens(base.model, virtual_tokens)
-    if limit is None:
-        return config.data.max_length
-    if limit < _MIN_LENGTH:
-        raise ConfigError(
-            f"the base has {limit + virtual_tokens} positions, and method.num_virtual_tokens takes {virtual_tokens} of "
-            "them, which leaves no room for text; use fewer virtual tokens"
-        )
-    return limit
 
 
 def attach_method(

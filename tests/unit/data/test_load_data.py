@@ -134,7 +134,7 @@ def test_the_report_of_rows_in_memory():
         f"train: 11 rows, {counts.tokens} tokens, {counts.trained_tokens} of them trained (no: 8, yes: 3)"
     )
     assert "validation is 1 row taken from train by seed 0" in report.notes
-    assert any(overlap.other_location.startswith("train: row ") for overlap in report.overlaps)
+    assert any("as train: row " in sample for _, finding in report.findings for sample in finding.samples)
     notes = peftly.load_data({"train": ROWS, "dev": ROWS[:1]}, TOKENIZER).report.notes
     assert notes[0] == "validation is the split 'dev'"
 

@@ -47,6 +47,14 @@ def refusal(**config: object) -> str:
     return str(caught.value)
 
 
+def overlaps(data) -> list[tuple[str, str, int, str]]:
+    return [
+        (name, finding.kind, finding.count, finding.samples[0])
+        for name, finding in data.report.findings
+        if finding.kind.startswith("in_")
+    ]
+
+
 def test_three_files():
     data = load(
         train=write("a.jsonl", tweets(8)),
@@ -61,7 +69,7 @@ def test_three_files():
             assert (
                 encoded.input_ids[encoded.trained.index(True) :] == label_ids(data.row_format, TOKENIZER)[example.label]
             )
-    assert data.report.overlaps == []
+    assert data.report.findings == []
     assert list(data.report.splits) == ["train", "validation", "test"]
 
 
@@ -82,11 +90,14 @@ def test_the_report_counts_rows_and_tokens():
     assert len(data.train.examples) == len(data.train.encoded) == 2
     assert data.report.lines() == [
         f"train: 3 rows of a.jsonl, {report.tokens} tokens, {report.trained_tokens} of them trained; 1 truncated by "
-        f"{report.tokens_cut} tokens; 1 dropped, with no trained token (first: a.jsonl: line 3)",
+        f"{report.tokens_cut} tokens; 1 dropped (first: a.jsonl: line 3)",
         f"validation: 1 row of b.jsonl, {data.report.splits['validation'].tokens} tokens, "
         f"{data.report.splits['validation'].trained_tokens} of them trained",
-        "train: 1 × row dropped: its answer is empty (first: a.jsonl: line 3)",
-        "1 row of validation is in train, too (first: b.jsonl: line 1 is a.jsonl: line 1)",
+        "problem: train: 1 × row dropped: its answer is empty (first: a.jsonl: line 3)",
+        "problem: validation: 1 × example with a prompt that the train split has, too "
+        "(first: b.jsonl: line 1: as a.jsonl: line 1)",
+        "note: train: 1 × example with a prompt that is shortened to fit max_length "
+        f"(first: a.jsonl: line 2: {report.tokens_cut} removed)",
         "read as prompt and completion (prompt + completion), the prompt as '{prompt}'",
         "1 completion got a space in front, since the prompt ends in none (first: 'Why?' + ' no'); --set "
         "data.add_space=false leaves them as written",
@@ -141,9 +152,9 @@ def test_every_label_keeps_a_row_and_its_share(rows, fraction, seed):
 def test_a_split_makes_no_overlaps_if_possible():
     rows = tweets(10) + tweets(10)[:6]
     data = load(train=write("a.jsonl", rows), validation_fraction=0.25)
-    assert data.report.overlaps == []
+    assert overlaps(data) == []
     both = load(train=write("b.jsonl", tweets(4) * 2), validation_fraction=0.25)
-    assert both.report.overlaps[0].count == 2
+    assert overlaps(both)[0][2] == 2
 
 
 def test_no_validation_when_none_can_be_taken_or_is_wanted():
@@ -160,10 +171,10 @@ def test_rows_in_two_splits_are_reported_with_their_locations():
     write("a.jsonl", tweets(8) + tweets(8))
     write("b.jsonl", tweets(4, 6))
     data = load(train="a.jsonl", validation="b.jsonl", test=write("c.jsonl", tweets(3, 7)))
-    assert [(o.split, o.other, o.count, o.location, o.other_location) for o in data.report.overlaps] == [
-        ("validation", "train", 2, "b.jsonl: line 1", "a.jsonl: line 7"),  # the first of the two there
-        ("test", "train", 1, "c.jsonl: line 1", "a.jsonl: line 8"),
-        ("test", "validation", 3, "c.jsonl: line 1", "b.jsonl: line 2"),
+    assert overlaps(data) == [
+        ("validation", "in_train", 2, "b.jsonl: line 1: as a.jsonl: line 7"),  # the first of the two there
+        ("test", "in_train", 1, "c.jsonl: line 1: as a.jsonl: line 8"),
+        ("test", "in_validation", 3, "c.jsonl: line 1: as b.jsonl: line 2"),
     ]
 
 
@@ -177,7 +188,7 @@ def test_conversations_with_the_same_question_are_in_two_splits():
     write("a.jsonl", [talk("a", "b"), talk("c", "d")])
     write("b.jsonl", [talk("c", "other"), talk("e", "d")])
     data = load_data(DataConfig(train="a.jsonl", validation="b.jsonl"), tokenizer)
-    assert [(overlap.count, overlap.other_location) for overlap in data.report.overlaps] == [(1, "a.jsonl: line 2")]
+    assert overlaps(data) == [("validation", "in_train", 1, "b.jsonl: line 1: as a.jsonl: line 2")]
     tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"^a\.jsonl: line 1: the tokenizer has no chat template"):
         load_data(DataConfig(train="a.jsonl", validation="b.jsonl"), tokenizer)

@@ -84,9 +84,9 @@ def test_overlaps_compare_both_texts(tmp_path):
     one, two = {"premise": "a", "hypothesis": "b"}, {"premise": "a", "hypothesis": "c"}
     train = [{**row, "label": label} for row in (one, one) for label in ("yes", "no")]
     report = loaded(tmp_path, train, CLASSES, test=[{**two, "label": "yes"}], validation_fraction=0.0).report
-    assert not report.overlaps
+    assert "in_train" not in [finding.kind for _, finding in report.findings]
     report = loaded(tmp_path, train, CLASSES, test=[{**one, "label": "yes"}], validation_fraction=0.0).report
-    assert report.overlaps[0].count == 1
+    assert [finding.count for _, finding in report.findings if finding.kind == "in_train"] == [1]
 
 
 @pytest.mark.parametrize("architecture", [*ENCODERS, "llama", "t5"])

@@ -168,6 +168,22 @@ def test_a_damaged_file_of_digests(finished, tmp_path, content):
     assert "is damaged" in held_out_split(opened, str(file), run=damaged).lines[1]
 
 
+def test_long_texts_are_cut_into_the_same_pieces(tiny_llama_folder, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write(file, [{"text": f"text number {number} " * 20} for number in range(10)])
+    data = DataConfig(train=str(file), max_length=32, long_texts="pieces")
+    train = TrainConfig(max_steps=1)
+    config = RunConfig(
+        base=str(tiny_llama_folder), data=data, method=LoRA(rank=2), train=train, out=str(tmp_path / "run")
+    )
+    rows = run(config).evaluation.rows
+    opened = open_run(str(tmp_path / "run"))
+    found = held_out_split(opened, None, run=tmp_path / "run")
+    expected = load_data(data, opened.tokenizer).validation
+    assert rows == len(expected.encoded) > 1
+    assert list(found.split.encoded) == list(expected.encoded)
+
+
 def test_a_run_without_held_out_rows(finished, tmp_path):
     opened, folder, _, _, _ = finished
     other = tmp_path / "run"
