@@ -114,15 +114,19 @@ def test_tools_that_lack_the_head_refuse_its_adapter(task_base, tmp_path):
     save_adapter(attach(opened(task_base("bert")), LoRA(rank=2)), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"Invalid task type: 'PEFTLY_MEAN_SEQ_CLS'"):
         PeftConfig.from_pretrained(tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"modules_to_save: pooled_head"):
+    with pytest.raises(AdapterError, match=r"vLLM does not; train it with head: transformers$"):
         export(tmp_path / "adapter", "vllm", tmp_path / "exported")
+    with pytest.raises(BaseModelError, match=r"MeanPooledBert.*Qwen3ForCausalLM can$"):
+        export(tmp_path / "adapter", "gguf", tmp_path / "exported")
     assert "peftly export --to peft" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_a_merged_pooled_classifier_opens_in_peftly(task_base, tmp_path):
     model = perturbed(attach(opened(task_base("bert"), seed=4), LoRA(rank=2)))
     save_adapter(model, tmp_path / "adapter")
-    save_merged(tmp_path / "adapter", tmp_path / "merged", dtype="float32")
+    lines = []
+    save_merged(tmp_path / "adapter", tmp_path / "merged", dtype="float32", log=lines.append)
+    assert lines[-1] == f"{tmp_path / 'merged'}: float32, opens with peftly.load_base or --base only"
     merged = load_base(str(tmp_path / "merged"), dtype="float32").model
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-4)
     assert "peftly.load_base" in (tmp_path / "merged" / "README.md").read_text()
