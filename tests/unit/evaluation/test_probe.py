@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import transformers as tf
 from sklearn.linear_model import LogisticRegression
-from tiny_tasks import prepared
+from tiny_tasks import prepared, tiny_tokenizer
 
 from peftly import LoRA, attach, evaluate, load_base
-from peftly.data import collate
+from peftly.data import EncodedExample, collate
 from peftly.evaluation import Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation.states import head_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
@@ -46,6 +48,16 @@ def test_probes_of_texts_read_the_states_of_their_names(architecture, task_base,
     else:
         assert agrees(probes["own"], states[torch.arange(len(states)), lengths - 1], classes)
         assert probes["own"].bias is None, "the layer has no bias"
+
+
+@pytest.mark.parametrize(("architecture", "is_encoder"), [("mpnet", True), ("deberta-v2", True), ("opt", False)])
+def test_pooled_states_are_those_of_encoders_of_every_class(architecture, is_encoder):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 200, "num_hidden_layers": 1}
+    config = tf.AutoConfig.for_model(architecture, **sizes, num_attention_heads=4, pad_token_id=0, num_labels=2)
+    model = tf.AutoModelForSequenceClassification.from_config(config)
+    encoded = [EncodedExample([1, 20 + label, 2], [False] * 3, label=label) for label in (0, 1)]
+    ((states, _),) = head_states(model, tiny_tokenizer("bert"), encoded, batch_size=2, pooled=True)
+    assert list(states) == (["own", "mean", "first"] if is_encoder else ["own"])
 
 
 @pytest.mark.parametrize(("task", "architecture"), [(SEQUENCE, "roberta"), (SEQUENCE, "llama"), (TOKENS, "bert")])
