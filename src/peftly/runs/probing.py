@@ -108,9 +108,10 @@ def choose_head(base: Base, config: RunConfig, data: Data, log: Callable[[str], 
     probes = _fit(base, data, pooled=is_open)
     if not probes:
         return ChosenHead(base, present, None)
-    probe = choose_probe(probes, _expected(config) if len(probes) > 1 else "own")
+    expected = _expected(config) if len(probes) > 1 else "own"
+    probe = choose_probe(probes, expected)
     if is_new:
-        log(_line(probes, probe, present))
+        log(_line(probes, probe, present, is_expected=probe.head == expected))
     if probe.head == "own":
         return ChosenHead(base, present, probe)
     return ChosenHead(open_with_head(config, task, data.row_format.labels, probe.head), probe.head, probe)
@@ -145,14 +146,15 @@ def _fit(base: Base, data: Data, **options: bool) -> dict[HeadName, Probe]:
     return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=_BATCH_SIZE, **options))
 
 
-def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:
+def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str, *, is_expected: bool) -> str:
     """Return a line on the choice of a head."""
     names = {**_NAMES, "own": _NAMES[present]} if present in ("mean", "first") else _NAMES  # type: ignore[index]
     scores = ", ".join(f"{names[head]} {100 * probe.accuracy:.1f}%" for head, probe in probes.items())
     kind = "one layer on " if chosen.head != "own" or present != "transformers" else ""
+    reason = ", which its base was trained for" if chosen.head != "own" and is_expected else ""
     hint = "; for other tools, train with head: transformers" if kind else ""
     return (
-        f"head: {kind}{names[chosen.head]}, starting from a linear probe (cross-validated accuracy of probes on the "
+        f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of probes on the "
         f"untrained base: {scores}){hint}"
     )
 
