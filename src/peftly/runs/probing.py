@@ -15,6 +15,7 @@ from peftly.methods import METHODS
 from peftly.models import (
     TASKS,
     Base,
+    BaseSpec,
     Pooling,
     classifier_layer,
     has_new_classifier,
@@ -54,10 +55,11 @@ class ChosenHead(NamedTuple):
     probe: Probe | None
 
 
-def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: str) -> Base:
+def open_with_head(spec: BaseSpec, config: RunConfig, task: Any, labels: Sequence[str], head: str) -> Base:
     """Open the base of a run with a head for its task.
 
     Args:
+        spec: base of the run, as `resolve_base` returns it.
         config: configuration of the run.
         task: task of the head.
         labels: labels of a classifier; empty for other tasks.
@@ -70,7 +72,7 @@ def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: st
     if pooling is not None and task != "sequence_classification":
         raise ConfigError(f"head: {head} is for sequence_classification, and the task is {task}; leave it out")
     return load_base(
-        resolve_base(config.base),
+        spec,
         **loading_settings(config),
         device_map=config.device_map,
         quantization=config.quantization,
@@ -108,13 +110,14 @@ def choose_head(base: Base, config: RunConfig, data: Data, log: Callable[[str], 
     probes = _fit(base, data, pooled=is_open)
     if not probes:
         return ChosenHead(base, present, None)
-    expected = _expected(config) if len(probes) > 1 else "own"
+    spec = resolve_base(config.base) if len(probes) > 1 else None
+    expected = (spec and trained_pooling(spec)) or "own"
     probe = choose_probe(probes, expected)
     if is_new:
         log(_line(probes, probe, present, is_expected=probe.head == expected))
-    if probe.head == "own":
+    if probe.head == "own" or spec is None:
         return ChosenHead(base, present, probe)
-    return ChosenHead(open_with_head(config, task, data.row_format.labels, probe.head), probe.head, probe)
+    return ChosenHead(open_with_head(spec, config, task, data.row_format.labels, probe.head), probe.head, probe)
 
 
 def probe_of_next(base: Base, data: Data, chosen: Probe | None, *, is_same_data: bool) -> Probe | None:
@@ -135,11 +138,6 @@ def probe_of_next(base: Base, data: Data, chosen: Probe | None, *, is_same_data:
     return _fit(base, data)["own"]
 
 
-def _expected(config: RunConfig) -> HeadName:
-    """Return the head that the base of a run was trained for."""
-    return trained_pooling(resolve_base(config.base)) or "own"
-
-
 def _fit(base: Base, data: Data, **options: bool) -> dict[HeadName, Probe]:
     """Return the probes of a base on the training examples of a run, the same on every process; see `fit_probes`."""
     encoded = data.train.encoded
@@ -154,8 +152,8 @@ def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str, *, is_e
     reason = ", which its base was trained for" if chosen.head != "own" and is_expected else ""
     hint = "; for other tools, train with head: transformers" if kind else ""
     return (
-        f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of probes on the "
-        f"untrained base: {scores}){hint}"
+        f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of "
+        f"probes on the untrained base: {scores}){hint}"
     )
 
 

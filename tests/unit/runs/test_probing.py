@@ -45,7 +45,10 @@ def test_a_run_trains_the_head_that_its_base_was_trained_for(mean_base, tmp_path
     lines = []
     result = run(settings_for(mean_base, tmp_path), log=lines.append)
     (line,) = [line for line in lines if line.startswith("head: ")]
-    assert re.search(r"the mean of the token states, which its base was trained for, starting from a linear probe .*the first token", line)
+    assert re.search(
+        r"the mean of the token states, which its base was trained for, starting from a linear probe .*the first token",
+        line,
+    )
     evaluation, config = state(tmp_path / "run")
     assert config["head"] == "mean"
     assert evaluation["probe"]["accuracy"] == result.probe.accuracy > 0.7
