@@ -324,8 +324,7 @@ def test_a_job_that_is_done_is_saved_before_another_fails(peftly: Peftly, tiny_l
     [
         (["--template", "{prompt:3}{text}"], "data.template marks 3"),
         (["--set", "train.optimizer=sgd", "--set", "train.learning_rate=null"], "train.learning_rate is missing"),
-        # What only the first step finds:
-        (["--set", "method={name: prompt_tuning, num_virtual_tokens: 250}"], "more than the 256 of this base"),
+        (["--set", "method={name: prompt_tuning, num_virtual_tokens: 250}"], "takes 250 of them, which leaves no room"),
     ],
 )
 def test_a_mistake_leaves_the_run_that_was_to_be_replaced(

@@ -128,7 +128,7 @@ def test_the_folder_is_that_of_a_plain_model(tiny_llama_folder, tmp_path):
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= files
     assert {"LICENSE.txt", "NOTICE", "USE_POLICY.md", "model.safetensors.index.json"} <= files
     assert len([name for name in files if name.endswith(".safetensors")]) > 3
-    assert lines[-1] == "licence: LICENSE.txt, NOTICE, USE_POLICY.md of the base"
+    assert lines[-2] == "licence: LICENSE.txt, NOTICE, USE_POLICY.md of the base"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "license: llama3.2\n" in card
     assert "rank: 4, alpha: 16.0" in card
