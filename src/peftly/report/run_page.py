@@ -137,7 +137,8 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[Markup]:
         },
         title="Validation scores over the steps",
         x_label="step",
-        y_label="share",
+        y_label="score",
+        is_share=True,
     )
     # Without matplotlib both are the same line of text, which is shown once.
     return list(dict.fromkeys(chart for chart in (losses, scores) if chart))
