@@ -71,7 +71,7 @@ def line_chart(
         if is_smoothed:
             axes.plot(xs, _running_mean(ys), color=_PLACEHOLDERS[colour], linewidth=2.0, label=name)
     axes.set_xlim(left=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     if is_share:
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks(_SHARES, _SHARE_NAMES)

@@ -103,8 +103,8 @@ def _generation_notes(evaluation: dict[str, Any]) -> list[str]:
     if evaluation.get("bleu") is None:
         return [missing_scores() or "ROUGE, chrF and BLEU were not computed: their libraries were missing"]
     return [
-        f"The scores from exact match on compare {count_text(evaluation['generated'])} generated answers with the "
-        "expected ones; the others are over all examples. BLEU is computed by sacrebleu with its tokenizer "
+        f"Exact match, ROUGE, chrF and BLEU compare {count_text(evaluation['generated'])} generated answers with the "
+        "expected ones; the other scores are over all examples. BLEU is computed by sacrebleu with its tokenizer "
         f"{evaluation['bleu_tokenizer']}."
     ]
 
