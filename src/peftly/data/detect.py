@@ -1,5 +1,6 @@
 """Detection of the row format from the fields of the rows, or from the user's template and target."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
+from peftly.data.usable import mark_field
 from peftly.errors import DataError
 
 __all__ = ["TargetKind", "detect_format", "detect_target_kind"]
@@ -241,7 +243,7 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
     if row_format.kind == "chat":
         used |= {*CONVERSATION_FIELDS, *(["prompt"] if has_opening(rows.rows[0], row_format.target) else [])}
-    unused = [name for name in rows.fields if name not in used]
+    unused = [name for name in rows.fields if name not in used and name != mark_field(rows, row_format)]
     if not unused:
         return []
     note = f"fields not used: {quoted(unused)}"
@@ -255,6 +257,9 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
 
 def _advice(rows: Rows) -> str:
     """Return a template and a target as they must be typed, if the rows have texts to read and a target."""
+    conversations = next((name for name in rows.fields if are_messages(rows.rows[0].get(name))), None)
+    if conversations is not None:
+        return f", such as --target {shlex.quote(conversations)}"
     names = {name.lower(): name for name in rows.fields}
     target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)
     inputs = input_fields(rows, target)

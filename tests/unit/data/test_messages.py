@@ -243,3 +243,23 @@ def test_messages_in_a_field_of_another_name_are_read_if_it_is_the_target():
     tokenizer = chatty(PLAIN)
     data = load_data(rows, tokenizer, target="dialogue")
     assert runs(data.train.encoded[0], tokenizer) == ["wrong<|im_end|>", "yes<|im_end|>"]
+
+
+def test_the_keys_of_both_spellings_can_be_mixed():
+    assert read([{"role": "human", "value": "hello"}, {"from": "gpt", "content": "yes"}]).messages == (
+        say("user", "hello"),
+        say("assistant", "yes"),
+    )
+
+
+def test_a_message_without_a_role_is_refused_with_its_keys():
+    with pytest.raises(DataError, match="row 1: message 1 has 'speaker', 'text'; expected 'role' and 'content', or"):
+        read([{"speaker": "user", "text": "hello"}])
+
+
+@pytest.mark.parametrize("field", ["dialog", "conversation"])
+def test_the_advice_for_conversations_in_another_field_works(field):
+    rows = [{"id": n, field: [say("user", f"hello {n}"), say("assistant", "yes")]} for n in range(12)]
+    with pytest.raises(DataError, match=f"give a template and a target, such as --target {field}$"):
+        load_data(rows, chatty(PLAIN))
+    assert load_data(rows, chatty(PLAIN), target=field).row_format.kind == "chat"
