@@ -76,7 +76,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
     ),
     "several_sequences": FindingKind(
-        "conversation whose earlier turns the chat template rewrites later; they are sequences of their own",
+        "conversation in several training sequences, since earlier turns have other tokens once messages follow them",
         is_problem=False,
     ),
     "unended_turns": FindingKind(
