@@ -127,6 +127,11 @@ def _kind(rows: Rows, match: _Match) -> str:
 def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
     _check_no_preferences(rows)
     matches = _matches(rows, task)
+    if not matches and task != "causal_lm" and (field := _conversations(rows)) is not None:
+        raise DataError(
+            f"{rows.name}: {field!r} holds conversations, which a causal language model alone learns; give rows with "
+            "'prompt' and 'completion'"
+        )
     if not matches:
         near = [known for known in FORMATS[task] if not {*known.inputs, *known.targets}.isdisjoint(rows.fields)]
         formats = [known.fields() for known in near or FORMATS[task]]
@@ -148,8 +153,15 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
 
 
 def _unknown_fields(rows: Rows, formats: str) -> DataError:
+    if not rows.fields:
+        return DataError(f"{rows.name}: the rows have no fields")
     advice = f"give a template and a target{_advice(rows)}"
     return DataError(f"{rows.name}: the rows have {quoted(rows.fields)}, which is {formats}; {advice}")
+
+
+def _conversations(rows: Rows) -> str | None:
+    """Return the name of a field that holds conversations."""
+    return next((name for name in rows.fields if are_messages(rows.rows[0].get(name))), None)
 
 
 def _check_no_preferences(rows: Rows) -> None:
@@ -257,8 +269,7 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
 
 def _advice(rows: Rows) -> str:
     """Return a template and a target as they must be typed, if the rows have texts to read and a target."""
-    conversations = next((name for name in rows.fields if are_messages(rows.rows[0].get(name))), None)
-    if conversations is not None:
+    if (conversations := _conversations(rows)) is not None:
         return f", such as --target {shlex.quote(conversations)}"
     names = {name.lower(): name for name in rows.fields}
     target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)

@@ -115,11 +115,13 @@ def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]],
     # Prompts that are all empty are meant so: the model learns to write such texts without a prompt.
     needs_text = kind != "tags" and not (kind == "completion" and all(map(has_no_text, rows.rows)))
 
+    reasons = {"label": "no_label", "tags": "no_label", "text": "empty_text", "chat": "no_assistant_turn"}
+
     def defect_of(row: Mapping[str, Any]) -> str | None:
         if mark is not None and str(row.get(mark)).strip().lower() in _FALSE:
             return "bad_completion"
-        if target in row and is_missing(row[target]):
-            return {"label": "no_label", "tags": "no_label", "text": "empty_text"}.get(kind, "empty_answer")
+        if target in row and (is_missing(row[target]) or (kind == "chat" and row[target] == [])):
+            return reasons.get(kind, "empty_answer")
         return "empty_text" if needs_text and has_no_text(row) else None
 
     return defect_of

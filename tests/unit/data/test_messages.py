@@ -263,3 +263,19 @@ def test_the_advice_for_conversations_in_another_field_works(field):
     with pytest.raises(DataError, match=f"give a template and a target, such as --target {field}$"):
         load_data(rows, chatty(PLAIN))
     assert load_data(rows, chatty(PLAIN), target=field).row_format.kind == "chat"
+
+
+@pytest.mark.parametrize("field", ["messages", "dialog"])
+@pytest.mark.parametrize("task", ["seq2seq_lm", "sequence_classification"])
+def test_conversations_for_another_task_are_refused_by_name(task, field):
+    rows = [{field: exchange()}]
+    with pytest.raises(DataError, match=f"'{field}' holds conversations, which a causal language model alone learns"):
+        load_data(rows, chatty(PLAIN), task=task)
+
+
+@pytest.mark.parametrize("nothing", [None, [], " "])
+def test_a_row_without_messages_is_dropped(nothing):
+    rows = [{"messages": exchange()}, {"messages": nothing}, {"messages": exchange()}]
+    data = load_data(rows, chatty(PLAIN), validation_fraction=0)
+    dropped = next(finding for _, finding in data.report.findings if finding.kind == "no_assistant_turn")
+    assert (len(data.train.encoded), dropped.count, dropped.samples) == (2, 1, ("train: row 2",))
