@@ -8,9 +8,7 @@ from random import Random
 from hostile import DATA_FILES, chat_template, yaml_text
 
 from peftly import load_data
-from peftly.data import prompt_ids
-from peftly.data.chat import encode_messages
-from peftly.data.vocabulary import Vocabulary
+from peftly.data import Example, encode, prompt_ids
 from peftly.errors import PeftlyError
 from peftly.runs.config_file import dump_config, load_config
 
@@ -37,7 +35,7 @@ def run(kind: str, seed: int, tokenizer, folder: Path) -> str:
         elif kind == "template":
             tokenizer.chat_template = chat_template(random)
             prompt_ids(MESSAGES[:1], tokenizer)
-            encode_messages(MESSAGES, Vocabulary.of(tokenizer), 64)
+            encode(Example(messages=MESSAGES), tokenizer, 64)
         else:
             file = folder / f"rows.{kind}"
             file.write_bytes(DATA_FILES[kind](random))

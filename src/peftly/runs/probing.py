@@ -15,6 +15,7 @@ from peftly.methods import METHODS
 from peftly.models import (
     TASKS,
     Base,
+    BaseSpec,
     Pooling,
     classifier_layer,
     has_new_classifier,
@@ -51,10 +52,11 @@ class ChosenHead(NamedTuple):
     probe: Probe | None
 
 
-def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: str) -> Base:
+def open_with_head(spec: BaseSpec, config: RunConfig, task: Any, labels: Sequence[str], head: str) -> Base:
     """Open the base of a run with a head for its task.
 
     Args:
+        spec: base of the run, as `resolve_base` returns it.
         config: configuration of the run.
         task: task of the head.
         labels: labels of a classifier; empty for other tasks.
@@ -67,7 +69,7 @@ def open_with_head(config: RunConfig, task: Any, labels: Sequence[str], head: st
     if pooling is not None and task != "sequence_classification":
         raise ConfigError(f"head: {head} is for sequence_classification, and the task is {task}; leave it out")
     return load_base(
-        resolve_base(config.base),
+        spec,
         **loading_settings(config),
         device_map=config.device_map,
         quantization=config.quantization,
@@ -105,12 +107,13 @@ def choose_head(base: Base, config: RunConfig, data: Data, log: Callable[[str], 
     probes = _fit(base, config, data, pooled=is_open)
     if not probes:
         return ChosenHead(base, present, None)
-    probe = choose_probe(probes, _expected(config) if len(probes) > 1 else "own")
+    spec = resolve_base(config.base) if len(probes) > 1 else None
+    probe = choose_probe(probes, (spec and trained_pooling(spec)) or "own")
     if is_new:
         log(_line(probes, probe, present))
-    if probe.head == "own":
+    if probe.head == "own" or spec is None:
         return ChosenHead(base, present, probe)
-    return ChosenHead(open_with_head(config, task, data.row_format.labels, probe.head), probe.head, probe)
+    return ChosenHead(open_with_head(spec, config, task, data.row_format.labels, probe.head), probe.head, probe)
 
 
 def probe_of_next(
@@ -132,11 +135,6 @@ def probe_of_next(
     if is_same_data and not reads_new_layers:
         return chosen
     return _fit(base, config, data)["own"]
-
-
-def _expected(config: RunConfig) -> HeadName:
-    """Return the head that the base of a run was trained for."""
-    return trained_pooling(resolve_base(config.base)) or "own"
 
 
 def _fit(base: Base, config: RunConfig, data: Data, **options: bool) -> dict[HeadName, Probe]:

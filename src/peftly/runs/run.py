@@ -206,7 +206,7 @@ def open_base_and_data(
         log(f"task: {task} ({reason})")
         formatted = raw.format(task)
         labels = formatted.row_format.labels if TASKS[task].is_classification else ()
-        base = open_with_head(config, task, labels, config.head)
+        base = open_with_head(spec, config, task, labels, config.head)
     if data is None:
         if formatted.num_examples >= _MANY_EXAMPLES:
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
