@@ -94,7 +94,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "header_label": FindingKind(
         "example with the name of the field as its label, as of a second header", is_problem=True
     ),
-    "many_labels": FindingKind("label for fewer than twice as many examples", is_problem=True),
+    "many_labels": FindingKind(
+        "label in a split with fewer than two examples for each label on average", is_problem=True
+    ),
     "many_duplicates": FindingKind("copy of an earlier example, 40% of the split or more", is_problem=True),
     "duplicate": FindingKind("copy of an earlier example", is_problem=False),
     "in_validation": FindingKind("example with a prompt that the validation split has, too", is_problem=False),

@@ -149,7 +149,7 @@ def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:
     names = {**_NAMES, "own": _NAMES[present]} if present in ("mean", "first") else _NAMES  # type: ignore[index]
     scores = ", ".join(f"{names[head]} {100 * probe.accuracy:.1f}%" for head, probe in probes.items())
     kind = "one layer on " if chosen.head != "own" or present != "transformers" else ""
-    hint = "; for other tools, train with head: transformers" if kind else ""
+    hint = "; --head transformers trains a head for other tools" if kind else ""
     return (
         f"head: {kind}{names[chosen.head]}, starting from a linear probe (cross-validated accuracy of probes on the "
         f"untrained base: {scores}){hint}"

@@ -13,6 +13,7 @@ from peftly.data.checks import EncodingChecks
 from peftly.data.findings import FindingCounter
 from peftly.data.report import LengthReport
 from peftly.errors import DataError
+from peftly.report import length_rows
 
 PLAIN = family("byte_level")
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -195,6 +196,13 @@ def test_lengths_end_a_bin_at_the_maximum_length():
     assert 100 in [end for end, _ in lengths.bins]
     assert "max_length 100 cuts 2 examples" in lengths.line()
     assert LengthReport.of([4, 4], None).bins[-1] == (4, 2)
+    assert LengthReport.of([200, 300], limit=100).bins[-1][1] > 0
+
+
+def test_lengths_have_no_bins_below_the_shortest_example():
+    lengths = LengthReport.of([25, 26, 27, 27], limit=512)
+    assert lengths.bins == ((25, 1), (26, 1), (27, 2))
+    assert length_rows(lengths)[0][:2] == ("25", 1)
 
 
 def test_the_lines_before_a_training_are_few():

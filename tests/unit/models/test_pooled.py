@@ -97,6 +97,8 @@ def test_a_pooled_model_is_saved_opened_and_pickled_with_its_class(task_base, tm
 def test_only_sequence_classifiers_have_a_pooled_head(task_base):
     with pytest.raises(BaseModelError, match=r"pooling='mean' is for sequence_classification, not for token_class"):
         load_base(str(task_base("bert")), task="token_classification", labels=LABELS, pooling="mean")
+    with pytest.raises(BaseModelError, match=r"no task was given; add task='sequence_classification'"):
+        load_base(str(task_base("bert")), pooling="mean")
 
 
 def test_an_adapter_with_a_pooled_head_opens_with_the_same_outputs(task_base, tmp_path):
