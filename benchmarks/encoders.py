@@ -162,7 +162,7 @@ def measure(
         config, opened, loaded = open_base_and_data(config, None, None, lambda _: None)
         opened, _, probe = choose_head(opened, config, loaded, print, is_given=False)
         attach_method(opened, "default", config.adapters["default"], config, loaded, lambda _: None)
-        start_from(opened, ["default"], config, loaded, probe)
+        start_from(opened, ["default"], loaded, probe)
         assert probe is not None
         assert loaded.validation is not None
         assert loaded.test is not None

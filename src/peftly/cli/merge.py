@@ -60,7 +60,7 @@ def merge(
         force=force,
         log=screen.print,
     )
-    _print(parity, out)
+    _print(parity)
     if report is not None:
         _write_report(parity, Path(report))
 
@@ -81,7 +81,7 @@ def _write_report(parity: "Parity", file: Path) -> None:
     write_json(file, {**asdict(parity), "complaint": parity.complaint})
 
 
-def _print(parity: "Parity", out: str) -> None:
+def _print(parity: "Parity") -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -92,4 +92,3 @@ def _print(parity: "Parity", out: str) -> None:
     screen.print(table)
     if parity.complaint is not None:
         screen.print(f"kept by --force: {parity.complaint}")
-    screen.print(f"{out}: {parity.dtype}, opens with transformers' from_pretrained")

@@ -4,6 +4,7 @@ A probe tells how much of a task the base already knows, so it is the least that
 starts from a probe (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -107,17 +108,19 @@ def _some(encoded: Sequence[EncodedExample]) -> Iterator[EncodedExample]:
 def choose_probe(probes: Mapping[HeadName, Probe], expected: HeadName = "own") -> Probe:
     """Return the probe with the lowest cross-validated loss.
 
-    Another probe than the expected one is chosen only if its loss is lower by more than one standard error of the
-    difference over the examples.
+    Another probe than the expected one is chosen only if it is better than a guess, and if its loss is lower by more
+    than one standard error of the difference over the examples.
 
     Args:
         probes: probes of one base on the same examples.
         expected: head that is taken unless another one is clearly better; "own" if there is no such probe.
     """
     chosen = probes.get(expected) or probes["own"]
+    loss_of_guess = math.log(len(chosen.weight))
     for probe in sorted(probes.values(), key=lambda probe: float(probe.losses.mean())):
-        difference = chosen.losses - probe.losses
-        if float(difference.mean()) > float(difference.std()) / len(difference) ** 0.5:
+        gains = chosen.losses - probe.losses
+        is_better = float(gains.mean()) > float(gains.std()) / len(gains) ** 0.5
+        if is_better and float(probe.losses.mean()) < loss_of_guess:
             return probe
     return chosen
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from peftly.data import EncodedExample, collate
 from peftly.inference import IGNORED, by_length, model_inputs, on_device, pad_id, use_batch
-from peftly.injection import evaluation_mode, role_of
-from peftly.models import POOLINGS, classifier_layer, pool, pooling_of, task_of
+from peftly.injection import evaluation_mode
+from peftly.models import POOLINGS, classifier_layer, is_encoder, pool, pooling_of, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def head_states(
     found = classifier_layer(model)
     assert found is not None
     is_plain = task_of(model) == "sequence_classification" and pooling_of(model) is None
-    has_poolings = pooled and is_plain and role_of(model) == "encoder"
+    has_poolings = pooled and is_plain and is_encoder(model.config)
     with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
         for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
             examples = [encoded[index] for index in chosen]

@@ -8,7 +8,7 @@ from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.gguf_tokenizer import add_tokenizer
 from peftly.exporting.request import Request
 from peftly.injection import dequantize
-from peftly.models import WHEEL_BASES, check_links, load_base, resolve_base
+from peftly.models import WHEEL_BASES, check_links, load_base, pooling_of, resolve_base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,9 +70,9 @@ def write_model(
 
     architecture = _ARCHITECTURES.get(type(model).__name__)
     if architecture is None:
+        advice = "; for others merge the adapter and use llama.cpp's converter" if pooling_of(model) is None else ""
         raise BaseModelError(
-            f"a {type(model).__name__} cannot be written to GGUF: {', '.join(_ARCHITECTURES)} can; "
-            "for others merge the adapter and use llama.cpp's converter"
+            f"a {type(model).__name__} cannot be written to GGUF: {', '.join(_ARCHITECTURES)} can{advice}"
         )
     writer = GGUFWriter(file, architecture)
     _add_architecture(writer, model.config, name)

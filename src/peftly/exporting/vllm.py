@@ -133,6 +133,8 @@ def _obstacle(saved: SavedAdapter) -> str | None:
     """Return the reason why vLLM cannot serve an adapter, and an alternative; None if vLLM can."""
     merge = "merge it into the base instead, and serve the merged model: peftly merge"
     peft_config, method = saved.peft_config, METHODS[saved.config.name]
+    if saved.files.pooling is not None:
+        return "its head reads pooled token states, which vLLM does not; train it with head: transformers"
     if peft_config["peft_type"] != "LORA":
         reason = f"it is {saved.config.name}, and vLLM takes LoRA only"
         if method.mergeable:

@@ -114,6 +114,8 @@ def save_merged(
             )
         log(copy_licences(plan.base, folder))
         (folder / CARD).write_text(card(parity), encoding="utf-8")
+    opens = "transformers' from_pretrained" if pooled_class is None else "peftly.load_base or --base only"
+    log(f"{out}: {parity.dtype}, opens with {opens}")
     return parity
 
 

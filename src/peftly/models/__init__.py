@@ -31,6 +31,7 @@ from peftly.models.quantization import Quantization, quantization_of, read_quant
 from peftly.models.tasks import (
     TASKS,
     choose_task,
+    is_encoder,
     labels_of,
     peft_task_type,
     pooling_of_peft,
@@ -57,6 +58,7 @@ __all__ = [
     "exact_difference",
     "exact_identity",
     "has_new_classifier",
+    "is_encoder",
     "is_inside",
     "is_quantized_in_wheel",
     "labels_of",

@@ -15,7 +15,7 @@ from peftly.models.checks import check_quantization
 from peftly.models.heads import Head, seeded
 from peftly.models.pooled import pooled_class, pooled_class_named
 from peftly.models.quantization import Quantization, finish_quantization
-from peftly.models.tasks import TASKS, task_of_class
+from peftly.models.tasks import TASKS, is_encoder, task_of_class
 from peftly.utils import resolve_dtype, warn
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ def _model_class(name: str, config: Any, head: Head) -> Any:
     if head.task != "sequence_classification":
         came = f"not for {head.task}" if head.task else "and no task was given; add task='sequence_classification'"
         raise BaseModelError(f"pooling={head.pooling!r} is for sequence_classification, {came}")
+    if head.pooling == "first" and not is_encoder(config):
+        raise BaseModelError(f"{name} is a decoder, whose first token sees no other; take pooling='mean' for its head")
     if not hasattr(model_class, "_from_config"):  # an auto class
         model_class = model_class._model_mapping[type(config)]
     if getattr(model_class, "pooling", head.pooling) != head.pooling:

@@ -15,6 +15,7 @@ __all__ = [
     "TASKS",
     "Task",
     "choose_task",
+    "is_encoder",
     "labels_of",
     "peft_task_type",
     "pooling_of_peft",
@@ -155,6 +156,11 @@ def choose_task(asked: TaskName | None, config: Any, targets: TargetKind, name: 
         hint = f"give --task {fitting[0]}" if fitting else " or ".join(f"{_NEEDS[task]} for {task}" for task in able)
         raise ConfigError(f"{description}, and the rows hold {targets}; " + (hint if fitting else f"it needs {hint}"))
     return chosen, description + (f", and the rows have {targets}" if family == "encoder" else "")
+
+
+def is_encoder(config: Any) -> bool:
+    """Return whether a config is that of a base that reads a text in both directions, without a decoder."""
+    return _family(config) == "encoder"
 
 
 def _family(config: Any) -> str:

@@ -37,6 +37,9 @@ _NAMES: dict[HeadName, str] = {
     "first": "the first token",
 }
 
+_BATCH_SIZE = 16
+"""Number of examples per forward pass. It is no setting, since the start of a training depends on it by rounding."""
+
 
 class ChosenHead(NamedTuple):
     """A base with the head that a run trains.
@@ -104,26 +107,24 @@ def choose_head(base: Base, config: RunConfig, data: Data, log: Callable[[str], 
         return ChosenHead(base, present, None)
     is_new = has_new_classifier(base.model)
     is_open = config.head == "auto" and not is_given and is_new
-    probes = _fit(base, config, data, pooled=is_open)
+    probes = _fit(base, data, pooled=is_open)
     if not probes:
         return ChosenHead(base, present, None)
     spec = resolve_base(config.base) if len(probes) > 1 else None
-    probe = choose_probe(probes, (spec and trained_pooling(spec)) or "own")
+    expected = (spec and trained_pooling(spec)) or "own"
+    probe = choose_probe(probes, expected)
     if is_new:
-        log(_line(probes, probe, present))
+        log(_line(probes, probe, present, is_expected=probe.head == expected))
     if probe.head == "own" or spec is None:
         return ChosenHead(base, present, probe)
     return ChosenHead(open_with_head(spec, config, task, data.row_format.labels, probe.head), probe.head, probe)
 
 
-def probe_of_next(
-    base: Base, config: RunConfig, data: Data, chosen: Probe | None, *, is_same_data: bool
-) -> Probe | None:
+def probe_of_next(base: Base, data: Data, chosen: Probe | None, *, is_same_data: bool) -> Probe | None:
     """Return the probe for another run on a base whose head has been chosen.
 
     Args:
         base: the base, with the new weights of this run.
-        config: configuration of the run.
         data: data of the run.
         chosen: probe of the first run.
         is_same_data: whether both runs have the same data.
@@ -134,29 +135,29 @@ def probe_of_next(
     reads_new_layers = pooling_of(base.model) is None and set(new_modules(base.model)) - {layer[0]}
     if is_same_data and not reads_new_layers:
         return chosen
-    return _fit(base, config, data)["own"]
+    return _fit(base, data)["own"]
 
 
-def _fit(base: Base, config: RunConfig, data: Data, **options: bool) -> dict[HeadName, Probe]:
+def _fit(base: Base, data: Data, **options: bool) -> dict[HeadName, Probe]:
     """Return the probes of a base on the training examples of a run, the same on every process; see `fit_probes`."""
-    size = config.train.evaluation_batch_size
     encoded = data.train.encoded
-    return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=size, **options))
+    return on_main_process(partial(fit_probes, base.model, base.tokenizer, encoded, batch_size=_BATCH_SIZE, **options))
 
 
-def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str) -> str:
+def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str, *, is_expected: bool) -> str:
     """Return a line on the choice of a head."""
     names = {**_NAMES, "own": _NAMES[present]} if present in ("mean", "first") else _NAMES  # type: ignore[index]
     scores = ", ".join(f"{names[head]} {100 * probe.accuracy:.1f}%" for head, probe in probes.items())
     kind = "one layer on " if chosen.head != "own" or present != "transformers" else ""
+    reason = ", which its base was trained for" if chosen.head != "own" and is_expected else ""
     hint = "; --head transformers trains a head for other tools" if kind else ""
     return (
-        f"head: {kind}{names[chosen.head]}, starting from a linear probe (cross-validated accuracy of probes on the "
-        f"untrained base: {scores}){hint}"
+        f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of "
+        f"probes on the untrained base: {scores}){hint}"
     )
 
 
-def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, probe: Probe | None) -> None:
+def start_from(base: Base, names: Sequence[str], data: Data, probe: Probe | None) -> None:
     """Let the head that new adapters train start from a probe, if the files of the base do not contain the head.
 
     Adapters that change the base before they are trained (virtual tokens, prefixes) change the states that the head
@@ -165,7 +166,6 @@ def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, 
     Args:
         base: base with the new adapters.
         names: adapters that work together. The first one gets the weights, since others add to the head of the first.
-        config: configuration of the run.
         data: data of the run.
         probe: probe of the base; None: the head starts from the weights that were drawn.
     """
@@ -179,7 +179,7 @@ def start_from(base: Base, names: Sequence[str], config: RunConfig, data: Data, 
     methods = [METHODS[adapter.config.name] for adapter in adapters]
     if not all(method.identity_at_init for method in methods):
         with use_adapters(base.model, *names):
-            probe = _fit(base, config, data, adapted=True)["own"]
+            probe = _fit(base, data, adapted=True)["own"]
     _set(copies, layer[0], probe)
 
 

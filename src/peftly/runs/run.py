@@ -117,7 +117,7 @@ def run(
         config = config.model_copy(update={"head": head})
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
-        start_from(base, list(config.adapters), config, data, probe)
+        start_from(base, list(config.adapters), data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
         log(best_line(config.train, data))

@@ -121,10 +121,10 @@ def run_together(
             if not is_given:  # each run gets the new head that its own seed gives
                 draw_new_weights(model, part.config.train.seed)
             same_data = part.data is first.data
-            probes.append(probe_of_next(base, part.config, part.data, chosen, is_same_data=same_data))
+            probes.append(probe_of_next(base, part.data, chosen, is_same_data=same_data))
             (method,) = part.config.adapters.values()
             attach_method(base, name, method, part.config, part.data, log)
-            start_from(base, [name], part.config, part.data, probes[-1])
+            start_from(base, [name], part.data, probes[-1])
             check_trainable(model, part.data, part.config.train, adapter=name)
         log(batches_line(model, *(part.config.train for part in parts.values())))
         for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):

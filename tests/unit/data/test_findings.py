@@ -237,3 +237,22 @@ def test_findings_are_json_values_with_the_first_examples():
     content = json.loads(json.dumps(report.to_dict()))
     assert content["splits"]["train"]["findings"][0]["kind"] == "empty_answer"
     assert content["splits"]["train"]["lengths"]["longest"] > 0
+
+
+def test_a_conversation_without_the_assistant_names_its_unknown_roles():
+    talks = [talk("a", "b"), {"messages": [{"role": "user", "content": "a"}, {"role": "hero", "content": "b"}]}]
+    assert found(talks, chat_tokenizer()) == {"no_assistant_turn": (1, ("train: row 2: unknown roles 'hero'",))}
+
+
+def test_a_conversation_with_empty_answers_alone_is_counted_once():
+    assert found([talk("a", "b"), talk("c", " ")], chat_tokenizer()) == {"empty_answer": (1, ("train: row 2",))}
+
+
+def test_a_turn_that_ends_with_text_has_an_end():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<END>\n{% endfor %}"
+    tokenizer = chat_tokenizer(template + "{% if add_generation_prompt %}assistant:{% endif %}")
+    talks = [talk(f"question {n}", f"answer {n}") for n in range(20)]
+    assert found(talks, tokenizer) == {}
+    counted = EncodingChecks("causal_lm", tokenizer, "chat")
+    ids = [*tokenizer("assistant: fine", add_special_tokens=False)["input_ids"]]
+    assert counted(EncodedExample(ids, [index > 2 for index in range(len(ids))])) == [("no_end_token", "")]

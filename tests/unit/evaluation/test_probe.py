@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import transformers as tf
 from sklearn.linear_model import LogisticRegression
-from tiny_tasks import prepared
+from tiny_tasks import prepared, tiny_tokenizer
 
 from peftly import LoRA, attach, evaluate, load_base
-from peftly.data import collate
+from peftly.data import EncodedExample, collate
 from peftly.evaluation import Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation.states import head_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*random")
 SEQUENCE, TOKENS = "sequence_classification", "token_classification"
@@ -48,6 +50,16 @@ def test_probes_of_texts_read_the_states_of_their_names(architecture, task_base,
         assert probes["own"].bias is None, "the layer has no bias"
 
 
+@pytest.mark.parametrize(("architecture", "is_encoder"), [("mpnet", True), ("deberta-v2", True), ("opt", False)])
+def test_pooled_states_are_those_of_encoders_of_every_class(architecture, is_encoder):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 200, "num_hidden_layers": 1}
+    config = tf.AutoConfig.for_model(architecture, **sizes, num_attention_heads=4, pad_token_id=0, num_labels=2)
+    model = tf.AutoModelForSequenceClassification.from_config(config)
+    encoded = [EncodedExample([1, 20 + label, 2], [False] * 3, label=label) for label in (0, 1)]
+    ((states, _),) = head_states(model, tiny_tokenizer("bert"), encoded, batch_size=2, pooled=True)
+    assert list(states) == (["own", "mean", "first"] if is_encoder else ["own"])
+
+
 @pytest.mark.parametrize(("task", "architecture"), [(SEQUENCE, "roberta"), (SEQUENCE, "llama"), (TOKENS, "bert")])
 def test_a_probe_is_scored_as_the_head_of_the_untouched_base(task, architecture, task_base, tmp_path):
     model, tokenizer, data = prepared(task, task_base(architecture), tmp_path)
@@ -78,7 +90,7 @@ def test_a_probe_needs_few_of_many_examples(task_base, tmp_path, monkeypatch):
 
 
 def probe_with(losses, head="own"):
-    return Probe(head, torch.zeros(1, 1), None, torch.tensor(losses), 0.0)
+    return Probe(head, torch.zeros(2, 1), None, torch.tensor(losses), 0.0)
 
 
 def test_another_head_is_chosen_only_if_it_is_clearly_better():
@@ -89,6 +101,12 @@ def test_another_head_is_chosen_only_if_it_is_clearly_better():
     assert choose_probe({"own": own, "first": hardly}).head == "own"
     assert choose_probe({"own": own, "first": hardly}, "first").head == "first"
     assert choose_probe({"own": own}, "mean").head == "own"
+
+
+def test_probes_that_are_worse_than_a_guess_choose_no_head():
+    # As with one row of each label: cross-validation never sees the label of a row in another one.
+    expected, other = probe_with([2.0, 2.5, 2.2, 2.4], "mean"), probe_with([1.0, 1.2, 1.1, 1.3], "first")
+    assert choose_probe({"own": expected, "mean": expected, "first": other}, "mean").head == "mean"
 
 
 def test_a_base_with_its_own_head_is_probed_too(task_base, tmp_path):

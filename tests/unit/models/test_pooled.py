@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from peftly.exporting import export
 from peftly.injection.targets import new_modules
 from peftly.merging import save_merged
 from peftly.models import classifier_layer, pooling_of, resolve_base, task_of, trained_pooling
-from peftly.models.pooled import pooled_class
+from peftly.models.pooled import pool, pooled_class
 
 LABELS = ("bad", "good", "so-so")
 IDS = torch.tensor([[1, 20, 30, 40, 2], [1, 25, 35, 2, 0]])
@@ -40,8 +41,10 @@ def perturbed(model):
     return model
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "llama"])
+@pytest.mark.parametrize(
+    ("architecture", "pooling"),
+    [*product(["bert", "roberta", "distilbert"], ["mean", "first"]), ("llama", "mean")],
+)
 def test_the_head_is_one_layer_on_the_pooled_states(architecture, pooling, task_base):
     model = opened(task_base(architecture), pooling)
     with torch.no_grad():
@@ -75,10 +78,11 @@ def test_other_classes_have_such_a_head_too(architecture):
 
 
 def test_padding_on_the_left_changes_nothing(task_base):
-    for pooling in ("mean", "first"):
-        model = opened(task_base("llama"), pooling)
-        left = model(torch.tensor([[0, 1, 25, 35, 2]]), attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
-        torch.testing.assert_close(left.logits, model(torch.tensor([[1, 25, 35, 2]])).logits)
+    model = opened(task_base("llama"))
+    left = model(torch.tensor([[0, 1, 25, 35, 2]]), attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
+    torch.testing.assert_close(left.logits, model(torch.tensor([[1, 25, 35, 2]])).logits)
+    states = torch.arange(8.0).reshape(1, 4, 2)
+    assert pool(states, torch.tensor([[0, 1, 1, 1]]), "first").tolist() == [[2.0, 3.0]]
 
 
 def test_a_pooled_model_is_saved_opened_and_pickled_with_its_class(task_base, tmp_path):
@@ -94,11 +98,13 @@ def test_a_pooled_model_is_saved_opened_and_pickled_with_its_class(task_base, tm
         opened(tmp_path, "first")
 
 
-def test_only_sequence_classifiers_have_a_pooled_head(task_base):
+def test_a_pooled_head_is_refused_where_it_cannot_learn(task_base):
     with pytest.raises(BaseModelError, match=r"pooling='mean' is for sequence_classification, not for token_class"):
         load_base(str(task_base("bert")), task="token_classification", labels=LABELS, pooling="mean")
     with pytest.raises(BaseModelError, match=r"no task was given; add task='sequence_classification'"):
         load_base(str(task_base("bert")), pooling="mean")
+    with pytest.raises(BaseModelError, match="is a decoder, whose first token sees no other"):
+        load_base(str(task_base("llama")), task="sequence_classification", labels=LABELS, pooling="first")
 
 
 def test_an_adapter_with_a_pooled_head_opens_with_the_same_outputs(task_base, tmp_path):
@@ -116,15 +122,19 @@ def test_tools_that_lack_the_head_refuse_its_adapter(task_base, tmp_path):
     save_adapter(attach(opened(task_base("bert")), LoRA(rank=2)), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"Invalid task type: 'PEFTLY_MEAN_SEQ_CLS'"):
         PeftConfig.from_pretrained(tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"modules_to_save: pooled_head"):
+    with pytest.raises(AdapterError, match=r"vLLM does not; train it with head: transformers$"):
         export(tmp_path / "adapter", "vllm", tmp_path / "exported")
+    with pytest.raises(BaseModelError, match=r"MeanPooledBert.*Qwen3ForCausalLM can$"):
+        export(tmp_path / "adapter", "gguf", tmp_path / "exported")
     assert "peftly export --to peft" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_a_merged_pooled_classifier_opens_in_peftly(task_base, tmp_path):
     model = perturbed(attach(opened(task_base("bert"), seed=4), LoRA(rank=2)))
     save_adapter(model, tmp_path / "adapter")
-    save_merged(tmp_path / "adapter", tmp_path / "merged", dtype="float32")
+    lines = []
+    save_merged(tmp_path / "adapter", tmp_path / "merged", dtype="float32", log=lines.append)
+    assert lines[-1] == f"{tmp_path / 'merged'}: float32, opens with peftly.load_base or --base only"
     merged = load_base(str(tmp_path / "merged"), dtype="float32").model
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-4)
     assert "peftly.load_base" in (tmp_path / "merged" / "README.md").read_text()

@@ -45,7 +45,10 @@ def test_a_run_trains_the_head_that_its_base_was_trained_for(mean_base, tmp_path
     lines = []
     result = run(settings_for(mean_base, tmp_path), log=lines.append)
     (line,) = [line for line in lines if line.startswith("head: ")]
-    assert re.search(r"one layer on the mean of the token states, starting from a linear probe .*the first token", line)
+    assert re.search(
+        r"the mean of the token states, which its base was trained for, starting from a linear probe .*the first token",
+        line,
+    )
     evaluation, config = state(tmp_path / "run")
     assert config["head"] == "mean"
     assert evaluation["probe"]["accuracy"] == result.probe.accuracy > 0.7
@@ -103,6 +106,14 @@ def test_a_run_with_a_chosen_head_continues_to_the_same_weights(mean_base, tmp_p
     assert run(stored, resume=True).evaluation.loss == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_batches_of_evaluations_change_no_bit_of_the_start(mean_base, tmp_path):
+    for size in (32, 7):
+        train = {"learning_rate": 1e-12, "max_steps": 1, "evaluation_batch_size": size}
+        run(settings_for(mean_base, tmp_path, name=str(size), train=train))
+    weights = [(tmp_path / size / "adapter" / "adapter_model.safetensors").read_bytes() for size in ("32", "7")]
+    assert weights[0] == weights[1]
+
+
 def test_tags_are_probed(task_base, tmp_path):
     result = run(settings_for(task_base("bert"), tmp_path, rows=tagged_rows, train={"learning_rate": 1e-12}))
     assert result.probe.token_accuracy > 0.7
@@ -146,7 +157,7 @@ def test_every_method_starts_from_a_probe_of_the_states_that_its_head_reads(meth
     probe = fit_probes(model, tokenizer, data.train.encoded, batch_size=8)["own"]
     attach_method(base, "default", config.method, config, data, print)
     drawn = evaluate(model, tokenizer, data.train, data.row_format).loss
-    start_from(base, ["default"], config, data, probe)
+    start_from(base, ["default"], data, probe)
     start = evaluate(model, tokenizer, data.train, data.row_format).loss
     assert start < 0.8 * drawn
     if METHODS[method].identity_at_init:
