@@ -57,7 +57,7 @@ def test_the_examples_of_one_finding(peftly: Peftly, folder, tiny_llama_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["good.jsonl", "--only", "typo"], "--only typo: known kinds of findings are unknown_characters, "),
+        (["good.jsonl", "--only", "typo"], "--only typo: there is no such kind of finding; the checks found nothing"),
         (["good.jsonl", "--page", "good.jsonl"], "--page good.jsonl: the name of the page must end in .html"),
         (["good.jsonl", "--data", "bad.jsonl"], "data are given twice: good.jsonl, and --data bad.jsonl"),
         (["missing.jsonl", "--strict"], "missing.jsonl: no such file or folder"),

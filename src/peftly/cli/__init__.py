@@ -9,6 +9,7 @@ prompts  prompts in the format of a run
 answers  answers of a classifier, printed
 next_commands  commands to try after a training
 tokens   tokens of an example, printed
+audit    examples of `inspect`
 
 The commands import torch and other large libraries inside their functions, so that `--help` stays fast.
 """

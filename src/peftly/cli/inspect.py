@@ -133,7 +133,8 @@ def _of_kind(kind: str, found: "Mapping[tuple[str, str], list[ShownExample]]") -
     from peftly.data import FINDING_KINDS
 
     if kind not in FINDING_KINDS:
-        raise ConfigError(f"--only {kind}: known kinds of findings are {', '.join(FINDING_KINDS)}")
+        kinds = ", ".join(dict.fromkeys(its_kind for _, its_kind in found)) or "nothing"
+        raise ConfigError(f"--only {kind}: there is no such kind of finding; the checks found {kinds}")
     return [example for (_, its_kind), examples in found.items() if its_kind == kind for example in examples]
 
 

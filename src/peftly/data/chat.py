@@ -44,7 +44,7 @@ def prompt_ids(messages: Messages, tokenizer: "PreTrainedTokenizerBase", tools: 
     """
     read, _, _ = read_messages(messages, "")
     rendered = ChatMessages(tokenizer).render(read, [False] * len(read), tools, add_generation_prompt=True)
-    return ChatTokens(rendered.text, [], tokenizer).ids
+    return ChatTokens(rendered.text, tokenizer).ids
 
 
 class ChatEncoder:
@@ -140,7 +140,7 @@ class ChatEncoder:
 
         def fits(messages: Messages) -> bool:
             text, _ = chat_text(messages, self._tokenizer, turns.tools)
-            return len(ChatTokens(text, [], self._tokenizer).ids) + num_added <= max_length
+            return len(ChatTokens(text, self._tokenizer).ids) + num_added <= max_length
 
         messages = turns.messages[: last + 1]
         kept = newest_exchanges(messages, fits)

@@ -30,14 +30,14 @@ class TurnSequence:
         """
         texts = dict.fromkeys([turn.text + turn.rest, turn.text] if turn.has_end else [turn.text])
         for self._text in texts:
-            self._tokens = ChatTokens(self._text, [], vocabulary.tokenizer)
+            self._tokens = ChatTokens(self._text, vocabulary.tokenizer)
             self.ids = self._tokens.ids
             start, end = self._tokens.prefix_length(turn.prompt), self._tokens.prefix_length(turn.text)
             if start is not None and end is not None:
                 break
         else:
             self._text = turn.prompt
-            self._tokens = ChatTokens(turn.prompt, [], vocabulary.tokenizer)
+            self._tokens = ChatTokens(turn.prompt, vocabulary.tokenizer)
             start = len(self._tokens.ids)
             self.ids = self._tokens.ids + vocabulary.continuation(turn.text[len(turn.prompt) :])
             end = len(self.ids)

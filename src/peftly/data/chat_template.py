@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.data.chat_tokens import ChatTokens
 from peftly.data.rows import first_line
 from peftly.errors import DataError
 from peftly.limits import limited
@@ -14,7 +13,7 @@ from peftly.limits import limited
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["chat_text", "has_generation_marks", "read_chat_template", "render_chat", "template_for"]
+__all__ = ["chat_text", "has_generation_marks", "read_chat_template", "template_for"]
 
 _MAX_SECONDS = 10.0
 """Time of one rendering."""
@@ -71,32 +70,6 @@ def has_generation_marks(tokenizer: "PreTrainedTokenizerBase", tools: Tools = ()
     return re.search(r"\{%-?\s*generation\b", template_for(tokenizer, tools)) is not None
 
 
-def render_chat(
-    messages: Sequence[Mapping[str, Any]],
-    tokenizer: "PreTrainedTokenizerBase",
-    tools: Tools = (),
-    *,
-    add_generation_prompt: bool = False,
-) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a conversation, as the tokenizer's `apply_chat_template` does.
-
-    Args:
-        messages: mappings with `role` and `content`.
-        tokenizer: tokenizer with a chat template.
-        tools: tools in OpenAI's spelling.
-        add_generation_prompt: whether the assistant's next turn is opened at the end.
-
-    Returns:
-        The token ids, and whether each token is inside of `{% generation %}` marks.
-
-    Raises:
-        DataError: as for `chat_text`.
-    """
-    text, spans = chat_text(messages, tokenizer, tools, add_generation_prompt=add_generation_prompt)
-    tokens = ChatTokens(text, spans, tokenizer)
-    return tokens.ids, tokens.marked
-
-
 def chat_text(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: "PreTrainedTokenizerBase",
@@ -107,7 +80,10 @@ def chat_text(
     """Return the text of a conversation, and start and end of each part inside of `{% generation %}` marks.
 
     Args:
-        messages, tokenizer, tools, add_generation_prompt: as for `render_chat`.
+        messages: mappings with `role` and `content`.
+        tokenizer: tokenizer with a chat template.
+        tools: tools in OpenAI's spelling.
+        add_generation_prompt: whether the assistant's next turn is opened at the end.
 
     Raises:
         DataError: the tokenizer has no chat template, or the template refuses the messages, fails or exceeds a limit.

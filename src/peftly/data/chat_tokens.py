@@ -1,7 +1,6 @@
 """The text of a conversation with its token ids, and the number of tokens of its prefixes."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,29 +14,19 @@ class ChatTokens:
 
     Attributes:
         ids: the token ids.
-        marked: whether each token is inside of one of the marked parts.
     """
 
-    def __init__(self, text: str, marks: Sequence[tuple[int, int]], tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Tokenize the text.
 
         Args:
             text: text of the conversation.
-            marks: start and end of each marked part, in characters.
             tokenizer: tokenizer of the base.
         """
         self._text, self._tokenizer = text, tokenizer
         is_fast = bool(tokenizer.is_fast)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=is_fast, verbose=False)
         self.ids: list[int] = list(encoded["input_ids"])
-        self.marked = [False] * len(self.ids)
-        for start, end in marks:
-            first, last = (
-                (encoded.char_to_token(start), encoded.char_to_token(end - 1)) if start < end else (None, None)
-            )
-            if first is not None:
-                stop = len(self.ids) if last is None else last + 1
-                self.marked[first:stop] = [True] * (stop - first)
         # Tokens from which on the text is tokenized as if it began there: a tokenizer splits a text at special tokens.
         added = tokenizer.added_tokens_decoder
         special = {number: token.content for number, token in added.items() if token.special and not token.single_word}

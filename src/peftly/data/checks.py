@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from peftly.data.messages import ROLES
+from peftly.data.rows import quoted
+from peftly.data.turn_ends import TurnEnds
 from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
 
@@ -44,7 +47,8 @@ class EncodingChecks:
         vocabulary = Vocabulary.of(tokenizer)
         self._special = vocabulary.special - {tokenizer.unk_token_id}
         self._ends = self._special | set(tokenizer.added_tokens_decoder)
-        self._name = tokenizer.convert_ids_to_tokens
+        self._tokenizer = tokenizer
+        self._end_text = TurnEnds(tokenizer).text if kind == "chat" and tokenizer.chat_template else ""
         self._has_answers = task in ("causal_lm", "seq2seq_lm") and kind != "text"
         self._cut_kind = {"text": "cut_text", "tags": "cut_tags", "chat": "cut_turns"}.get(kind, "cut_prompt")
         self._kind = kind
@@ -55,9 +59,9 @@ class EncodingChecks:
         ids = encoded.input_ids if encoded.answer is None else encoded.answer
         if len(ids) > 2:
             if ids[0] == ids[1] and ids[0] in self._special:
-                found.append(("doubled_special_token", str(self._name(ids[0]))))
+                found.append(("doubled_special_token", str(self._tokenizer.convert_ids_to_tokens(ids[0]))))
             elif ids[-1] == ids[-2] and ids[-1] in self._special:
-                found.append(("doubled_special_token", str(self._name(ids[-1]))))
+                found.append(("doubled_special_token", str(self._tokenizer.convert_ids_to_tokens(ids[-1]))))
         has_end = True
         if self._has_answers:
             has_end = ids[-1] in self._ends if self._kind != "chat" else not self._turns_without_end(encoded)
@@ -70,7 +74,13 @@ class EncodingChecks:
         return found
 
     def _turns_without_end(self, encoded: EncodedExample) -> int:
-        return sum(turn[-1] not in self._ends for turn in _turns(encoded))
+        return sum(not self._has_end(turn) for turn in _turns(encoded))
+
+    def _has_end(self, turn: list[int]) -> bool:
+        """Return whether a turn ends with a special token, or with the text that the chat template ends turns with."""
+        if turn[-1] in self._ends or not self._end_text:
+            return turn[-1] in self._ends
+        return str(self._tokenizer.decode(turn)).rstrip().endswith(self._end_text)
 
 
 def _turns(encoded: EncodedExample) -> Iterator[list[int]]:
@@ -86,23 +96,26 @@ def _turns(encoded: EncodedExample) -> Iterator[list[int]]:
             yield ids[start:end]
 
 
-def drop_reason(example: Example, task: TaskName) -> str:
-    """Return the kind of finding that says why an example has no target."""
+def drop_reason(example: Example, task: TaskName) -> tuple[str, str]:
+    """Return kind and detail of the finding that says why an example has no target."""
     if example.messages:
-        roles = [message["role"] for message in example.messages]
-        turns = [n for n, role in enumerate(roles) if role == "assistant" and set(roles[:n]) - {"assistant"}]
-        if not turns:
-            return "no_assistant_turn"
-        if not any(_has_content(example.messages[turn]) for turn in turns):
-            return "empty_answer"
-        if set(turns) <= set(example.untrained):
-            return "untrained_turns"
-        return "no_room"
+        return _drop_reason_of_conversation(example)
     if task in ("sequence_classification", "token_classification"):
-        return "empty_text" if not example.prompt.strip() else "no_room"
+        return "empty_text" if not example.prompt.strip() else "no_room", ""
     if not example.completion.strip():
-        return "empty_answer" if example.prompt else "empty_text"
-    return "no_room"
+        return "empty_answer" if example.prompt else "empty_text", ""
+    return "no_room", ""
+
+
+def _drop_reason_of_conversation(example: Example) -> tuple[str, str]:
+    roles = [message["role"] for message in example.messages]
+    turns = [n for n, role in enumerate(roles) if role == "assistant" and set(roles[:n]) - {"assistant"}]
+    if not turns:
+        unknown = dict.fromkeys(role for role in roles if role not in ROLES)
+        return "no_assistant_turn", f"unknown roles {quoted(unknown)}" if unknown else ""
+    if not any(_has_content(example.messages[turn]) for turn in turns):
+        return "empty_answer", ""
+    return "untrained_turns" if set(turns) <= set(example.untrained) else "no_room", ""
 
 
 def _has_content(turn: dict[str, object]) -> bool:

@@ -1,5 +1,6 @@
 """Detection of the row format from the fields of the rows, or from the user's template and target."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
+from peftly.data.usable import mark_field
 from peftly.errors import DataError
 
 __all__ = ["TargetKind", "detect_format", "detect_target_kind"]
@@ -125,6 +127,11 @@ def _kind(rows: Rows, match: _Match) -> str:
 def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
     _check_no_preferences(rows)
     matches = _matches(rows, task)
+    if not matches and task != "causal_lm" and (field := _conversations(rows)) is not None:
+        raise DataError(
+            f"{rows.name}: {field!r} holds conversations, which a causal language model alone learns; give rows with "
+            "'prompt' and 'completion'"
+        )
     if not matches:
         near = [known for known in FORMATS[task] if not {*known.inputs, *known.targets}.isdisjoint(rows.fields)]
         formats = [known.fields() for known in near or FORMATS[task]]
@@ -146,8 +153,15 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
 
 
 def _unknown_fields(rows: Rows, formats: str) -> DataError:
+    if not rows.fields:
+        return DataError(f"{rows.name}: the rows have no fields")
     advice = f"give a template and a target{_advice(rows)}"
     return DataError(f"{rows.name}: the rows have {quoted(rows.fields)}, which is {formats}; {advice}")
+
+
+def _conversations(rows: Rows) -> str | None:
+    """Return the name of a field that holds conversations."""
+    return next((name for name in rows.fields if are_messages(rows.rows[0].get(name))), None)
 
 
 def _check_no_preferences(rows: Rows) -> None:
@@ -241,7 +255,7 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
     if row_format.kind == "chat":
         used |= {*CONVERSATION_FIELDS, *(["prompt"] if has_opening(rows.rows[0], row_format.target) else [])}
-    unused = [name for name in rows.fields if name not in used]
+    unused = [name for name in rows.fields if name not in used and name != mark_field(rows, row_format)]
     if not unused:
         return []
     note = f"fields not used: {quoted(unused)}"
@@ -255,6 +269,8 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
 
 def _advice(rows: Rows) -> str:
     """Return a template and a target as they must be typed, if the rows have texts to read and a target."""
+    if (conversations := _conversations(rows)) is not None:
+        return f", such as --target {shlex.quote(conversations)}"
     names = {name.lower(): name for name in rows.fields}
     target = next((names[name] for name in (*_TARGET_NAMES, "score", "category") if name in names), None)
     inputs = input_fields(rows, target)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from hashlib import blake2b
 
+from peftly.data.storage import LazySequence
 from peftly.data.types import Example
 from peftly.errors import DataError
 
-__all__ = ["example_digest", "pack_digests", "unpack_digests"]
+__all__ = ["ExampleDigests", "example_digest", "pack_digests", "unpack_digests"]
 
 
 def example_digest(example: Example) -> int:
@@ -24,6 +25,21 @@ def example_digest(example: Example) -> int:
     parts["completion"] = example.completion.strip()
     text = json.dumps({name: part for name, part in parts.items() if part}, sort_keys=True, default=str)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class ExampleDigests(LazySequence[int]):
+    """The `example_digest` of each of some examples, computed on access: only a run that is stored needs them."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._examples)
+
+    def element(self, index: int) -> int:
+        """Return the digest of the example with this index."""
+        return example_digest(self._examples[index])
 
 
 def pack_digests(digests: Iterable[int]) -> str:

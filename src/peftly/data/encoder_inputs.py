@@ -77,7 +77,7 @@ def encode_sources(
             encoding, position = tokenize([shorter], truncation=True, max_length=max_length), 0
             example = shorter
         source = _source(encoding, position, len(ids), example, tokenizer)
-        found = findings.get(index, ()) + checks.source_findings(examples[index], ids)
+        found = findings.get(index, ()) + checks.source_findings(examples[index], ids, num_special)
         sources.append(replace(source, findings=found) if found else source)
     return sources
 

@@ -20,7 +20,7 @@ class FindingKind:
 
 
 FINDING_KINDS: dict[str, FindingKind] = {
-    "unknown_characters": FindingKind("example with characters that the tokenizer does not know", is_problem=True),
+    "unknown_characters": FindingKind("example with characters that the tokenizer does not know", is_problem=False),
     "doubled_special_token": FindingKind("example that begins or ends with one special token twice", is_problem=True),
     "no_end_token": FindingKind("example with an answer that has no end token, so it never stops", is_problem=True),
     "cut_answer": FindingKind("example with an answer that is cut at its end to fit max_length", is_problem=True),
@@ -76,7 +76,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
     ),
     "several_sequences": FindingKind(
-        "conversation whose earlier turns the chat template rewrites later; they are sequences of their own",
+        "conversation in several training sequences, since earlier turns have other tokens once messages follow them",
         is_problem=False,
     ),
     "unended_turns": FindingKind(
@@ -94,7 +94,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "header_label": FindingKind(
         "example with the name of the field as its label, as of a second header", is_problem=True
     ),
-    "many_labels": FindingKind("label for fewer than twice as many examples", is_problem=True),
+    "many_labels": FindingKind(
+        "label in a split with fewer than two examples for each label on average", is_problem=True
+    ),
     "many_duplicates": FindingKind("copy of an earlier example, 40% of the split or more", is_problem=True),
     "duplicate": FindingKind("copy of an earlier example", is_problem=False),
     "in_validation": FindingKind("example with a prompt that the validation split has, too", is_problem=False),

@@ -33,7 +33,8 @@ class RowFormat:
         template: template of the prompt. None for "chat" (the chat template of the tokenizer is used) and for "text"
             (there is no prompt). For "tags" the template names the field with the words.
         target: name of the field with the completion, the label, the tags, the messages or the text.
-        labels: labels or tags of the training rows, sorted; empty for kinds other than "label" and "tags".
+        labels: labels or tags of the training rows in the order of their class indices; empty for kinds
+            other than "label" and "tags".
         pair: name of the field with the second text, for a classifier that reads text pairs.
         chat_template: chat template of conversations, where it is not the tokenizer's own.
         add_space: whether a space is added between prompt and completion; see `needs_space`. A label behind a

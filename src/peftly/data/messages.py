@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from peftly.data.rows import describe
+from peftly.data.rows import describe, quoted
 from peftly.data.tools import TOOL_FIELDS, tool_calls, tools_field, without_nulls
 from peftly.errors import DataError
 
@@ -162,7 +162,9 @@ def _list_in(text: str) -> object:
 
 
 def _keys(message: Mapping[str, Any]) -> tuple[str, str]:
-    return ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+    role_key = "from" if "from" in message and "role" not in message else "role"
+    content_key = "value" if "value" in message and "content" not in message else "content"
+    return role_key, content_key
 
 
 def _is_call(message: Mapping[str, Any]) -> bool:
@@ -173,6 +175,8 @@ def _is_call(message: Mapping[str, Any]) -> bool:
 def _message(message: Mapping[str, Any], location: str) -> dict[str, Any]:
     role_key, content_key = _keys(message)
     spelled = message.get(role_key)
+    if role_key not in message:
+        raise DataError(f"{location} has {quoted(message)}; expected 'role' and 'content', or 'from' and 'value'")
     if not isinstance(spelled, str):
         raise DataError(f"{location}: {role_key!r} is {describe(spelled)} where a text is needed")
     used = {role_key, content_key, "function_call", "tool_calls", "refusal", *_TRAIN_KEYS, *_DETAIL_KEYS}

@@ -21,7 +21,7 @@ _MAX_FINDINGS = 6
 """Number of findings that the lines list."""
 
 _NUM_BINS = 10
-"""Number of bins of equal width up to the maximum length."""
+"""Number of bins of equal width from the shortest example to the maximum length."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class LengthReport:
         longest: greatest length.
         bins: greatest length of each bin of the histogram, and its number of examples. `limit` ends a bin if an example
             is longer.
+        shortest: smallest length, with which the first bin begins.
     """
 
     limit: int | None
@@ -42,6 +43,7 @@ class LengthReport:
     percentile_95: int
     longest: int
     bins: tuple[tuple[int, int], ...]
+    shortest: int = 1
 
     @classmethod
     def of(cls, lengths: Sequence[int], limit: int | None) -> LengthReport:
@@ -54,15 +56,16 @@ class LengthReport:
         import numpy as np
 
         values = np.array(lengths)
-        longest = int(values.max())
-        end = min(longest, limit or longest)
-        width = -(-end // _NUM_BINS)
-        edges = [*range(width, end, width), end]
+        shortest, longest = int(values.min()), int(values.max())
+        end = max(shortest, min(longest, limit or longest))
+        width = -(-(end - shortest + 1) // _NUM_BINS)
+        edges = [*range(shortest - 1 + width, end, width), end]
         while edges[-1] < longest:
             edges.append(min(2 * edges[-1], longest))
         counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges))
         median, percentile_95 = np.percentile(values, (50, 95), method="inverted_cdf").tolist()
-        return cls(limit, int(median), int(percentile_95), longest, tuple(zip(edges, counts.tolist(), strict=True)))
+        bins = tuple(zip(edges, counts.tolist(), strict=True))
+        return cls(limit, int(median), int(percentile_95), longest, bins, shortest)
 
     def line(self) -> str:
         """Return the lengths in one line."""

@@ -188,9 +188,11 @@ def _findings(
             for other in result.others:
                 found += defects_of(other)
     if defects_of is None:
-        reason = drop_reason(example, task)
+        reason, detail = drop_reason(example, task)
+        if reason == "empty_answer":
+            found = [finding for finding in found if finding[0] != "empty_turns"]
         if reason != "no_room" or not found:
-            found.append((reason, ""))
+            found.append((reason, detail))
     return dict(reversed(found)).items() if found else ()
 
 

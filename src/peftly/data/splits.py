@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from peftly.data.checks import check_answers, check_labels
 from peftly.data.config import DataConfig, LongTexts
 from peftly.data.detect import TargetKind, detect_format, detect_target_kind
-from peftly.data.digests import example_digest
+from peftly.data.digests import ExampleDigests
 from peftly.data.findings import Finding, FindingCounter
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
@@ -167,7 +167,7 @@ class FormattedData:
 
     def _digests(self) -> dict[str, Sequence[int]]:
         held_out = {name: split.examples for name, split in self.splits.items() if name != "train"}
-        digests = {name: array("Q", map(example_digest, examples)) for name, examples in held_out.items()}
+        digests = {name: ExampleDigests(examples) for name, examples in held_out.items()}
         return {"train": self.splits["train"].keys, **digests}
 
 

@@ -86,6 +86,7 @@ def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
     rows, lines, notes = StoredRows(), array("q"), list(dialect.notes)
     repeated, joined = array("q"), list[str]()
     skipped = dialect.lines_before_header
+    start = skipped + 1
     try:
         header: list[str] = next((record for record in records if record), [])
         fields = _fields(name, header, notes)
@@ -99,7 +100,9 @@ def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
                     joined.append(f"lines {start} to {records.line_num + skipped}")
             start = records.line_num + 1 + skipped
     except csv.Error as error:
-        raise DataError(f"{name}: line {records.line_num + skipped} is not valid CSV ({error})") from None
+        end = records.line_num + skipped
+        row = f"line {end} is" if start >= end else f"the row in lines {start} to {end}, which a quote sign joins, is"
+        raise DataError(f"{name}: {row} not valid CSV ({error})") from None
     if repeated:
         lines_and_verb = "1 line repeats" if len(repeated) == 1 else f"{len(repeated):,} lines repeat"
         notes.append(f"{name}: {lines_and_verb} the header, left out (first: line {repeated[0]})")

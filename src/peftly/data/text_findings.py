@@ -97,13 +97,16 @@ class TextChecks:
             findings += self._lost_characters(example.completion, answer)
         return findings
 
-    def source_findings(self, example: Example, ids: Sequence[int]) -> Findings:
+    def source_findings(self, example: Example, ids: Sequence[int], num_added: int) -> Findings:
         """Return the findings of the text that an encoder reads.
 
         Args:
             example: the example, without special tokens around its text.
             ids: token ids of the text.
+            num_added: number of special tokens that the tokenizer adds to a text.
         """
+        if sum(map(self._special.__contains__, ids)) <= num_added:
+            return ()
         texts = (example.prompt,) if example.pair is None else (example.prompt, example.pair)
         return self.special_tokens(*texts) + self.input_findings("\n".join(texts), ids)
 

@@ -12,7 +12,7 @@ from peftly.data.rows import Rows
 from peftly.data.templates import Template
 from peftly.errors import DataError
 
-__all__ = ["UnusableRows", "has_no_targets", "usable_rows"]
+__all__ = ["UnusableRows", "has_no_targets", "mark_field", "usable_rows"]
 
 _MAX_SAMPLES = 3
 _MARKS = ("label", "kto_tag")
@@ -106,7 +106,7 @@ def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]],
     """Return a function that returns why a row cannot be used, as a key of `FINDING_KINDS`; None for usable rows."""
     kind, target = row_format.kind, row_format.target
     inputs = dict.fromkeys([*Template(row_format.template or "").fields, *filter(None, [row_format.pair])])
-    mark = _mark(rows, row_format, inputs)
+    mark = mark_field(rows, row_format)
 
     def has_no_text(row: Mapping[str, Any]) -> bool:
         values = [row[name] for name in inputs if name in row]
@@ -115,20 +115,28 @@ def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]],
     # Prompts that are all empty are meant so: the model learns to write such texts without a prompt.
     needs_text = kind != "tags" and not (kind == "completion" and all(map(has_no_text, rows.rows)))
 
+    reasons = {"label": "no_label", "tags": "no_label", "text": "empty_text", "chat": "no_assistant_turn"}
+
     def defect_of(row: Mapping[str, Any]) -> str | None:
         if mark is not None and str(row.get(mark)).strip().lower() in _FALSE:
             return "bad_completion"
-        if target in row and is_missing(row[target]):
-            return {"label": "no_label", "tags": "no_label", "text": "empty_text"}.get(kind, "empty_answer")
+        if target in row and (is_missing(row[target]) or (kind == "chat" and row[target] == [])):
+            return reasons.get(kind, "empty_answer")
         return "empty_text" if needs_text and has_no_text(row) else None
 
     return defect_of
 
 
-def _mark(rows: Rows, row_format: RowFormat, inputs: Mapping[str, None]) -> str | None:
-    """Return the field that marks completions as good or bad; None without such a field."""
+def mark_field(rows: Rows, row_format: RowFormat) -> str | None:
+    """Return the field that marks completions as good or bad; None without such a field.
+
+    Args:
+        rows: rows of a split.
+        row_format: format of the rows.
+    """
     if row_format.kind not in ("completion", "alpaca", "chat"):
         return None
-    marks = [name for name in _MARKS if name in rows.fields and name not in (*inputs, row_format.target)]
+    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    marks = [name for name in _MARKS if name in rows.fields and name not in used]
     known = (*_TRUE, *_FALSE)
     return next((name for name in marks if all(str(row.get(name)).strip().lower() in known for row in rows.rows)), None)

@@ -145,7 +145,8 @@ def _model_class(name: str, config: Any, head: Head) -> Any:
     if head.pooling is None:
         return model_class
     if head.task != "sequence_classification":
-        raise BaseModelError(f"pooling={head.pooling!r} is for sequence_classification, not for {head.task}")
+        came = f"not for {head.task}" if head.task else "and no task was given; add task='sequence_classification'"
+        raise BaseModelError(f"pooling={head.pooling!r} is for sequence_classification, {came}")
     if head.pooling == "first" and not is_encoder(config):
         raise BaseModelError(f"{name} is a decoder, whose first token sees no other; take pooling='mean' for its head")
     if not hasattr(model_class, "_from_config"):  # an auto class

@@ -119,7 +119,7 @@ def length_rows(lengths: Any) -> list[tuple[str, int, float, bool]]:
         lengths: a `LengthReport`.
     """
     most = max((count for _, count in lengths.bins), default=0)
-    rows, start = [], 1
+    rows, start = [], lengths.shortest
     for end, count in lengths.bins:
         name = f"{start:,}" if start == end else f"{start:,}–{end:,}"
         is_cut = lengths.limit is not None and start > lengths.limit

@@ -32,13 +32,18 @@ _SERIES = ("first", "second", "third")
 _SMOOTH_FROM = 60
 """Number of points from which a curve is drawn with its running mean; shorter curves are readable without it."""
 
+_SHARES = (0, 0.25, 0.5, 0.75, 1)
+_SHARE_NAMES = ("0%", "25%", "50%", "75%", "100%")
+
 _MISSING = "Charts need matplotlib: pip install 'peftly[report]'"
 
 T = TypeVar("T")
 Point = tuple[float, float | None]
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str) -> Markup:
+def line_chart(
+    series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, is_share: bool = False
+) -> Markup:
     """Draw curves with common axes.
 
     Args:
@@ -46,6 +51,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: st
         title: title for screen readers.
         x_label: name of the horizontal axis.
         y_label: name of the vertical axis.
+        is_share: whether y is a share from 0 to 1, which the axis shows whole, in percent.
 
     Returns:
         An `<svg>` element; empty without points; a line of text if matplotlib is not installed.
@@ -65,6 +71,10 @@ def line_chart(series: Mapping[str, Sequence[Point]], *, title: str, x_label: st
         if is_smoothed:
             axes.plot(xs, _running_mean(ys), color=_PLACEHOLDERS[colour], linewidth=2.0, label=name)
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", integer=True)
+    if is_share:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks(_SHARES, _SHARE_NAMES)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
@@ -103,7 +113,7 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
         labels = ["" if height is None else f"{height:.0%}" for height in heights]
         axes.bar_label(bars, labels, color=_PLACEHOLDERS["ink"], padding=2)
     axes.set_xticks(range(len(bars_of)), list(bars_of), parse_math=False)  # a name may have dollar signs
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    axes.set_yticks(_SHARES, _SHARE_NAMES)
     axes.set_ylim(0, 1.22)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
     axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"], loc="upper left", ncols=len(measures))

@@ -103,8 +103,8 @@ def _generation_notes(evaluation: dict[str, Any]) -> list[str]:
     if evaluation.get("bleu") is None:
         return [missing_scores() or "ROUGE, chrF and BLEU were not computed: their libraries were missing"]
     return [
-        f"The scores from exact match on compare {count_text(evaluation['generated'])} generated answers with the "
-        "expected ones; the others are over all examples. BLEU is computed by sacrebleu with its tokenizer "
+        f"Exact match, ROUGE, chrF and BLEU compare {count_text(evaluation['generated'])} generated answers with the "
+        "expected ones; the other scores are over all examples. BLEU is computed by sacrebleu with its tokenizer "
         f"{evaluation['bleu_tokenizer']}."
     ]
 
@@ -137,7 +137,8 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[Markup]:
         },
         title="Validation scores over the steps",
         x_label="step",
-        y_label="share",
+        y_label="score",
+        is_share=True,
     )
     # Without matplotlib both are the same line of text, which is shown once.
     return list(dict.fromkeys(chart for chart in (losses, scores) if chart))

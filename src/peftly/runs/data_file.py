@@ -78,8 +78,5 @@ def changed_rows_line(run: str | Path, data: Data) -> str | None:
     then, now = Counter(stored.digests["train"]), Counter(data.digests["train"])
     if then == now:
         return None
-    return (
-        f"the data were changed after the training: {(then - now).total():,} of the "
-        f"{counted(then.total(), 'training row')} of the run are not among the training rows now, and "
-        f"{(now - then).total():,} of these were not trained on"
-    )
+    removed = f"{(then - now).total():,} of the {counted(then.total(), 'training row')} of the run are gone"
+    return f"the data were changed after the training: {removed}, and {counted((now - then).total(), 'row')} were added"

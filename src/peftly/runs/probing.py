@@ -150,7 +150,7 @@ def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str, *, is_e
     scores = ", ".join(f"{names[head]} {100 * probe.accuracy:.1f}%" for head, probe in probes.items())
     kind = "one layer on " if chosen.head != "own" or present != "transformers" else ""
     reason = ", which its base was trained for" if chosen.head != "own" and is_expected else ""
-    hint = "; for other tools, train with head: transformers" if kind else ""
+    hint = "; --head transformers trains a head for other tools" if kind else ""
     return (
         f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of "
         f"probes on the untrained base: {scores}){hint}"

@@ -212,7 +212,8 @@ def open_base_and_data(
             log(f"tokenizing {counted(formatted.num_examples, 'row')}")
         max_length = min(config.data.max_length, max_length_of(base, config))
         if max_length < config.data.max_length:
-            log(f"max_length is {max_length} instead of {config.data.max_length}, since the base has no more positions")
+            was = config.data.max_length
+            log(f"max_length is {max_length} instead of {was}: the base has no more positions beside virtual tokens")
             config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": max_length})})
         data = replace(formatted, max_length=max_length).encode(base.tokenizer)
         for line in data.report.lines():

@@ -166,7 +166,10 @@ def test_a_template_that_refuses_the_messages_says_why():
         ({"messages": "hi"}, "row 1: field 'messages' holds a text where a list of messages is needed"),
         ({"messages": ["hi"]}, "row 1: message 1 is a text; expected an object with 'role' and 'content'"),
         ({"messages": [{"role": "user"}]}, "row 1: message 1: 'content' is null where a text is needed"),
-        ({"messages": [{"content": "x"}]}, "row 1: message 1: 'role' is null where a text is needed"),
+        (
+            {"messages": [{"content": "x"}]},
+            "row 1: message 1 has 'content'; expected 'role' and 'content', or 'from' and 'value'",
+        ),
     ],
 )
 def test_a_bad_conversation_is_named_with_its_row(row, message):
@@ -233,7 +236,7 @@ PIECES = [
 @settings(deadline=None, max_examples=60)
 def test_the_tokens_of_a_prefix_are_found_without_tokenizing_it(name, pieces, cut, addition):
     tokenizer, text = family(name), "".join(pieces)
-    tokens = ChatTokens(text, [], tokenizer)
+    tokens = ChatTokens(text, tokenizer)
     for prefix in (text[:cut], text[:cut] + addition):
         ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
         assert tokens.prefix_length(prefix) == (len(ids) if tokens.ids[: len(ids)] == ids else None)

@@ -187,7 +187,7 @@ def test_rows_and_sequences_are_counted():
     assert [len(example.messages) for example in split.examples] == [4, 2, 2, 2]
     assert len(split.encoded) == 4
     found = {finding.kind: (finding.count, finding.samples) for finding in report.findings}
-    assert found["empty_turns"] == (2, ("rows: row 2: message 2", "rows: row 3: message 4"))
+    assert found["empty_turns"] == (1, ("rows: row 3: message 4",))
 
 
 def test_calls_and_tools_of_a_parquet_file(tmp_path):

@@ -13,6 +13,7 @@ from peftly.data.checks import EncodingChecks
 from peftly.data.findings import FindingCounter
 from peftly.data.report import LengthReport
 from peftly.errors import DataError
+from peftly.report import length_rows
 
 PLAIN = family("byte_level")
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -195,6 +196,13 @@ def test_lengths_end_a_bin_at_the_maximum_length():
     assert 100 in [end for end, _ in lengths.bins]
     assert "max_length 100 cuts 2 examples" in lengths.line()
     assert LengthReport.of([4, 4], None).bins[-1] == (4, 2)
+    assert LengthReport.of([200, 300], limit=100).bins[-1][1] > 0
+
+
+def test_lengths_have_no_bins_below_the_shortest_example():
+    lengths = LengthReport.of([25, 26, 27, 27], limit=512)
+    assert lengths.bins == ((25, 1), (26, 1), (27, 2))
+    assert length_rows(lengths)[0][:2] == ("25", 1)
 
 
 def test_the_lines_before_a_training_are_few():
@@ -229,3 +237,22 @@ def test_findings_are_json_values_with_the_first_examples():
     content = json.loads(json.dumps(report.to_dict()))
     assert content["splits"]["train"]["findings"][0]["kind"] == "empty_answer"
     assert content["splits"]["train"]["lengths"]["longest"] > 0
+
+
+def test_a_conversation_without_the_assistant_names_its_unknown_roles():
+    talks = [talk("a", "b"), {"messages": [{"role": "user", "content": "a"}, {"role": "hero", "content": "b"}]}]
+    assert found(talks, chat_tokenizer()) == {"no_assistant_turn": (1, ("train: row 2: unknown roles 'hero'",))}
+
+
+def test_a_conversation_with_empty_answers_alone_is_counted_once():
+    assert found([talk("a", "b"), talk("c", " ")], chat_tokenizer()) == {"empty_answer": (1, ("train: row 2",))}
+
+
+def test_a_turn_that_ends_with_text_has_an_end():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<END>\n{% endfor %}"
+    tokenizer = chat_tokenizer(template + "{% if add_generation_prompt %}assistant:{% endif %}")
+    talks = [talk(f"question {n}", f"answer {n}") for n in range(20)]
+    assert found(talks, tokenizer) == {}
+    counted = EncodingChecks("causal_lm", tokenizer, "chat")
+    ids = [*tokenizer("assistant: fine", add_special_tokens=False)["input_ids"]]
+    assert counted(EncodedExample(ids, [index > 2 for index in range(len(ids))])) == [("no_end_token", "")]

@@ -256,3 +256,8 @@ def test_other_preferences_are_refused(row):
 def test_messages_of_preference_data_are_read():
     row = {"messages": [], "prompt": "a", "chosen": [], "rejected": []}
     assert read(Rows("t", [row]))[0].kind == "chat"
+
+
+def test_rows_without_fields_are_refused():
+    with pytest.raises(DataError, match=r"train: the rows have no fields$"):
+        detect_format(Rows("train", [{}, {}]), None, None)

@@ -218,6 +218,7 @@ def test_bad_completions_are_not_trained(mark, field):
         for split in (data.train, data.validation):
             assert {example.completion.strip() for example in split.examples} == {"hello"}
         assert findings(data) == {"bad_completion": 6}
+        assert not any("not used" in note for note in data.report.notes)
 
 
 def test_other_labels_beside_a_completion_mark_nothing():

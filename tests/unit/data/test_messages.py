@@ -243,3 +243,39 @@ def test_messages_in_a_field_of_another_name_are_read_if_it_is_the_target():
     tokenizer = chatty(PLAIN)
     data = load_data(rows, tokenizer, target="dialogue")
     assert runs(data.train.encoded[0], tokenizer) == ["wrong<|im_end|>", "yes<|im_end|>"]
+
+
+def test_the_keys_of_both_spellings_can_be_mixed():
+    assert read([{"role": "human", "value": "hello"}, {"from": "gpt", "content": "yes"}]).messages == (
+        say("user", "hello"),
+        say("assistant", "yes"),
+    )
+
+
+def test_a_message_without_a_role_is_refused_with_its_keys():
+    with pytest.raises(DataError, match="row 1: message 1 has 'speaker', 'text'; expected 'role' and 'content', or"):
+        read([{"speaker": "user", "text": "hello"}])
+
+
+@pytest.mark.parametrize("field", ["dialog", "conversation"])
+def test_the_advice_for_conversations_in_another_field_works(field):
+    rows = [{"id": n, field: [say("user", f"hello {n}"), say("assistant", "yes")]} for n in range(12)]
+    with pytest.raises(DataError, match=f"give a template and a target, such as --target {field}$"):
+        load_data(rows, chatty(PLAIN))
+    assert load_data(rows, chatty(PLAIN), target=field).row_format.kind == "chat"
+
+
+@pytest.mark.parametrize("field", ["messages", "dialog"])
+@pytest.mark.parametrize("task", ["seq2seq_lm", "sequence_classification"])
+def test_conversations_for_another_task_are_refused_by_name(task, field):
+    rows = [{field: exchange()}]
+    with pytest.raises(DataError, match=f"'{field}' holds conversations, which a causal language model alone learns"):
+        load_data(rows, chatty(PLAIN), task=task)
+
+
+@pytest.mark.parametrize("nothing", [None, [], " "])
+def test_a_row_without_messages_is_dropped(nothing):
+    rows = [{"messages": exchange()}, {"messages": nothing}, {"messages": exchange()}]
+    data = load_data(rows, chatty(PLAIN), validation_fraction=0)
+    dropped = next(finding for _, finding in data.report.findings if finding.kind == "no_assistant_turn")
+    assert (len(data.train.encoded), dropped.count, dropped.samples) == (2, 1, ("train: row 2",))

@@ -185,3 +185,10 @@ def test_columns_without_a_name_are_left_out(tmp_path):
 def test_a_name_that_occurs_twice_is_refused(tmp_path, header):
     with pytest.raises(DataError, match=r"the header names a field twice \(text, text\)"):
         read_file(tmp_path, "a.csv", f"{header}\na,b\n")
+
+
+def test_a_quote_sign_that_is_never_closed_is_named_by_its_line(tmp_path):
+    rows = "".join('"text 5,x\n' if number == 5 else f"text {number},x\n" for number in range(30))
+    reason = r"the row in lines 7 to 31, which a quote sign joins, is not valid CSV \(unexpected end of data\)"
+    with pytest.raises(DataError, match=reason):
+        read_file(tmp_path, "a.csv", "text,label\n" + rows)

@@ -101,6 +101,8 @@ def test_a_pooled_model_is_saved_opened_and_pickled_with_its_class(task_base, tm
 def test_a_pooled_head_is_refused_where_it_cannot_learn(task_base):
     with pytest.raises(BaseModelError, match=r"pooling='mean' is for sequence_classification, not for token_class"):
         load_base(str(task_base("bert")), task="token_classification", labels=LABELS, pooling="mean")
+    with pytest.raises(BaseModelError, match=r"no task was given; add task='sequence_classification'"):
+        load_base(str(task_base("bert")), pooling="mean")
     with pytest.raises(BaseModelError, match="is a decoder, whose first token sees no other"):
         load_base(str(task_base("llama")), task="sequence_classification", labels=LABELS, pooling="first")
 

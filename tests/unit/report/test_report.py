@@ -181,6 +181,13 @@ def test_charts_share_no_ids_and_describe_their_numbers():
         assert 'role="img"' in picture
 
 
+def test_a_chart_of_shares_goes_from_0_to_100_percent():
+    """Equal scores had an axis up to 1.04, or below 0."""
+    scores = line_chart({"accuracy": [(4, 1.0)]}, title="Scores", x_label="step", y_label="score", is_share=True)
+    names = [name for name in re.findall(r">([^<>]+)</text>", scores) if name not in ("step", "score", "accuracy")]
+    assert names == ["0", "1", "2", "3", "4", "0%", "25%", "50%", "75%", "100%"]
+
+
 def test_no_points_no_chart():
     assert line_chart({"training": []}, title="Loss", x_label="step", y_label="loss") == ""
 

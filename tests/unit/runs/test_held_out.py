@@ -132,8 +132,7 @@ def test_changed_training_rows_are_counted(finished, changed):
     now = load_data(DataConfig(train=str(file), validation_fraction=0.0), opened.tokenizer)
     assert changed_rows_line(folder, now) == (
         f"the data were changed after the training: {len(loaded.train.examples)} of the "
-        f"{len(loaded.train.examples)} training rows of the run are not among the training rows now, and 6 of these "
-        "were not trained on"
+        f"{len(loaded.train.examples)} training rows of the run are gone, and 6 rows were added"
     )
 
 
