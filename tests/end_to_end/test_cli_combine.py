@@ -126,7 +126,7 @@ def test_notes_that_differ_between_adapters_are_left_out_and_reported(peftly: Pe
     assert "row_format" not in open_adapters("sum").notes
     assert peftly("generate", "sum", "--prompt", "late again", "--max-new-tokens", "3").code == 0
     outcome = peftly("generate", "sum", "--text", "late again")
-    assert (outcome.code, "with --prompt" in outcome.err) == (2, True)
+    assert (outcome.code, "give the complete prompt: --prompt" in outcome.err) == (2, True)
 
 
 def test_the_quantisation_of_the_training_is_noted(peftly: Peftly, here):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftly.cli.console import echo, silence_libraries
+from peftly.cli.console import echo, echo_pieces, silence_libraries
 from peftly.cli.opening import open_model
 from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
 from peftly.cli.prompts import description, field_options, messages, open_fields, read_fields, text_prompt, with_system
@@ -59,10 +59,10 @@ def chat(
                 min_p=min_p,
                 stop=stop or (),
                 seed=seed,
-                stream=lambda piece: echo(piece, nl=False),
+                stream=echo_pieces(),
             )[0]
             echo()
-            history.append({"role": "assistant", "content": answer})
+            history.append({"role": "assistant", "content": answer if template is None else answer.strip()})
 
 
 def _check_writes_answers(opened: "OpenRun", source: str) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "CommandGroup",
     "console",
     "echo",
+    "echo_pieces",
     "import_libraries",
     "is_launched",
     "prepare_streams",
@@ -179,6 +180,22 @@ def echo(text: str = "", *, nl: bool = True) -> None:
     """Print a text that is a result of the command: as it is into a file or pipe, with escapes on a terminal."""
     sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n" * nl)
     sys.stdout.flush()
+
+
+def echo_pieces() -> "Callable[[str], None]":
+    """Return a function that prints the pieces of an answer, without the blanks in front of it.
+
+    Where a prompt ends without a space, the answer that was learned begins with one.
+    """
+    has_begun = False
+
+    def write(piece: str) -> None:
+        nonlocal has_begun
+        piece = piece if has_begun else piece.lstrip()
+        has_begun = has_begun or bool(piece)
+        echo(piece, nl=False)
+
+    return write
 
 
 def console(*, is_progress: bool = False) -> "Console":

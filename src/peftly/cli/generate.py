@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from peftly.cli.console import echo, silence_libraries
+from peftly.cli.console import echo, echo_pieces, silence_libraries
 from peftly.cli.opening import open_model
 from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
 from peftly.cli.prompts import Inputs, prompt_of, read_fields
@@ -56,6 +56,7 @@ def generate(
         print_answer(opened, example)
         return
     streams = num_beams == 1
+    show = (lambda piece: echo(piece, nl=False)) if prompt is not None else echo_pieces()
     completions = write(
         opened.model,
         opened.tokenizer,
@@ -69,6 +70,8 @@ def generate(
         num_beams=num_beams,
         stop=stop or (),
         seed=seed,
-        stream=(lambda piece: echo(piece, nl=False)) if streams else None,
+        stream=show if streams else None,
     )
-    echo("" if streams else completions[0])
+    if not streams:
+        show(completions[0])
+    echo()
