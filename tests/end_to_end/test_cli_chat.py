@@ -68,7 +68,7 @@ def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(ta
     second = answers(run, [*turns, {"role": "assistant", "content": first}, {"role": "user", "content": "thanks"}])
     assert outcome.out.rstrip().endswith(f"{first.lstrip()}\n{second.lstrip()}".rstrip())
     alone = peftly("generate", run, "--text", "late again", "--system", "Be brief", "--max-new-tokens", 4)
-    assert (alone.code, alone.out) == (0, first + "\n")
+    assert (alone.code, alone.out) == (0, first.lstrip() + "\n")
     assert alone.out != peftly("generate", run, "--text", "late again", "--max-new-tokens", 4).out
 
 
