@@ -176,7 +176,9 @@ def test_an_adapter_of_a_run_is_evaluated_on_a_file():
 @pytest.mark.parametrize("run", [run for run in RUNS if "generated" in RUNS[run]])
 def test_a_run_generates_the_same_text(run):
     said = peftly_command("generate", f"run_folders/{run}", "--text", RUNS[run]["text"], "--max-new-tokens", "6")
-    assert said.removesuffix("\n") == RUNS[run]["generated"]
+    assert (
+        said.removesuffix("\n") == RUNS[run]["generated"].lstrip()
+    )  # version 0.1.0 printed the space after the prompt
 
 
 @pytest.mark.parametrize("run", ["labels", "template", "classifier", "jobs/questions", "ensemble/member_2"])
