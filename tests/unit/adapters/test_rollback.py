@@ -34,8 +34,9 @@ class Interrupt:
 
     def _enter_function(self, frame, event, _):
         file = frame.f_code.co_filename
-        # No real Ctrl-C comes in the mode of torch that limits the allocation.
-        return self._next_line if file.startswith(SOURCE) and not file.endswith("/allocation.py") else None
+        # No real Ctrl-C comes in the mode of torch that limits the allocation, nor where its signal is held.
+        is_held = file.endswith(("/allocation.py", "/signals.py"))
+        return self._next_line if file.startswith(SOURCE) and not is_held else None
 
     def _next_line(self, frame, event, _):
         if event == "line":
