@@ -40,13 +40,13 @@ class SpaceCounts:
         notes = []
         if self.added:
             notes.append(
-                f"{counted(self.added, 'completion')} got a space in front, since the prompt ends in none (first: "
+                f"{counted(self.added, 'completion')} got a space in front, since the prompt ends without one (first: "
                 f"{self.first_added}); --set data.add_space=false leaves them as written"
             )
         if self.joined and add_space == "auto":
             notes.append(
-                f"without a space after the last word of the prompt, as written: {counted(self.joined, 'completion')} "
-                f"(first: {self.first_joined}); --set data.add_space=true puts a space between"
+                f"{counted(self.joined, 'completion')} joined to the last word of the prompt, as written (first: "
+                f"{self.first_joined}); --set data.add_space=true adds a space"
             )
         return notes
 

@@ -38,7 +38,7 @@ _NAMES: dict[HeadName, str] = {
 }
 
 _BATCH_SIZE = 16
-"""Number of examples per forward pass. It is no setting, since the start of a training depends on it by rounding."""
+"""Number of examples per forward pass. It is fixed: another number rounds the states differently, and so the start."""
 
 
 class ChosenHead(NamedTuple):
@@ -150,7 +150,7 @@ def _line(probes: Mapping[HeadName, Probe], chosen: Probe, present: str, *, is_e
     scores = ", ".join(f"{names[head]} {100 * probe.accuracy:.1f}%" for head, probe in probes.items())
     kind = "one layer on " if chosen.head != "own" or present != "transformers" else ""
     reason = ", which its base was trained for" if chosen.head != "own" and is_expected else ""
-    hint = "; --head transformers trains a head for other tools" if kind else ""
+    hint = "; PEFT cannot load this head, see --head transformers" if kind else ""
     return (
         f"head: {kind}{names[chosen.head]}{reason}, starting from a linear probe (cross-validated accuracy of "
         f"probes on the untrained base: {scores}){hint}"

@@ -316,8 +316,8 @@ def test_spaces_between_prompt_and_completion_are_said_with_the_setting():
     texts, notes = loaded(code)
     assert texts == {f"def area{n}(width):\n    return width" for n in range(2)}
     assert notes == [
-        "without a space after the last word of the prompt, as written: 2 completions (first: "
-        "'ea0(width):\\n    retu' + 'rn width'); --set data.add_space=true puts a space between"
+        "2 completions joined to the last word of the prompt, as written (first: "
+        "'ea0(width):\\n    retu' + 'rn width'); --set data.add_space=true adds a space"
     ]
     texts, notes = loaded(code, add_space=True)
     assert texts == {f"def area{n}(width):\n    retu rn width" for n in range(2)}

@@ -99,7 +99,7 @@ def test_the_report_counts_rows_and_tokens():
         "note: train: 1 × example with a prompt that is shortened to fit max_length "
         f"(first: a.jsonl: line 2: {report.tokens_cut} removed)",
         "read as prompt and completion (prompt + completion), the prompt as '{prompt}'",
-        "1 completion got a space in front, since the prompt ends in none (first: 'Why?' + ' no'); --set "
+        "1 completion got a space in front, since the prompt ends without one (first: 'Why?' + ' no'); --set "
         "data.add_space=false leaves them as written",
     ]
     assert json.loads(json.dumps(data.report.to_dict()))["splits"]["train"]["truncated"] == 1
