@@ -1,21 +1,28 @@
 """Multinomial logistic regression on standardised features, with its strength of regularisation by cross-validation.
 
-The solution is that of scikit-learn's `LogisticRegression`, which a run does not import: that takes longer than all of
-the regressions of a run.
+The solver and the folds are scikit-learn's.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["Regression", "fit", "losses_and_hits"]
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+__all__ = ["Regression", "fit"]
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
-"""Inverse strengths of regularisation, as scikit-learn's `C`, from the strongest regularisation to the weakest."""
+"""Inverse strengths of regularisation, scikit-learn's `C`, from the strongest regularisation to the weakest."""
 
 FOLDS = 5
+
+TOLERANCE = 1e-3
+"""Gradient at which the solver stops."""
 
 
 class Regression(NamedTuple):
@@ -43,94 +50,83 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
         num_classes: number of classes; some may have no example.
         intercept: whether the regression has a bias.
     """
-    mean = features.mean(0) if intercept else torch.zeros_like(features[0])
-    spread = features.std(0, unbiased=False).clamp_min(1e-6)
-    scaled = (features - mean) / spread
-    held_out = _folds(classes)
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(with_mean=intercept)
+    scaled, targets = scaler.fit_transform(features.numpy()), classes.numpy()
     best: tuple[float, Tensor, Tensor] | None = None
-    strength, weights = STRENGTHS[0], None
+    strength = STRENGTHS[0]
+    folds = [(*fold, _regression(intercept)) for fold in _folds(targets)]
     for candidate in STRENGTHS:
-        weights = _solve(scaled, classes, num_classes, ~held_out, candidate, intercept=intercept, start=weights)
-        losses, hits = losses_and_hits(_logits(scaled, weights), classes.expand(len(held_out), -1))
-        losses, hits = losses[held_out], hits[held_out]
+        logits = np.zeros((len(targets), num_classes))
+        for train, held_out, regression in folds:  # each starts from its solution for the stronger regularisation
+            weight, bias = _solve(regression.set_params(C=candidate), scaled[train], targets[train], num_classes)
+            logits[held_out] = scaled[held_out] @ weight.T + bias
+        losses, hits = _losses_and_hits(torch.from_numpy(logits), classes)
         if best is not None and float(losses.mean()) >= best[0]:
             break  # the loss has one minimum
         best, strength = (float(losses.mean()), losses, hits), candidate
     assert best is not None
-    everything = torch.ones(1, len(features), dtype=torch.bool)
-    (final,) = _solve(scaled, classes, num_classes, everything, strength, intercept=intercept)
-    weight = final[:-1].T / spread
-    return Regression(weight, final[-1] - weight @ mean, *_in_order(held_out, best[1], best[2]))
+    weight, bias = _solve(_regression(intercept).set_params(C=strength), scaled, targets, num_classes)
+    weight = weight / scaler.scale_
+    if intercept:
+        bias = bias - weight @ scaler.mean_
+    return Regression(torch.from_numpy(weight), torch.from_numpy(bias), *best[1:])
 
 
-def losses_and_hits(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return -log p of the true classes, and whether they are the most likely ones.
+def _folds(classes: NDArray[np.int64]) -> Iterator[tuple[Any, Any]]:
+    """Yield the indices of the training and of the held-out examples of each fold; a class is spread over the folds.
 
-    Args:
-        logits: (..., classes).
-        classes: (...).
+    A single example is its own fold.
     """
-    losses = -logits.log_softmax(-1).gather(-1, classes[..., None])[..., 0]
-    return losses, logits.argmax(-1) == classes
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    smallest = np.unique(classes, return_counts=True)[1].min()
+    if smallest >= FOLDS:
+        yield from StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(classes, classes)
+    elif len(classes) > 1:
+        yield from KFold(min(FOLDS, len(classes)), shuffle=True, random_state=0).split(classes)
+    else:
+        yield [0], [0]
 
 
-def _folds(classes: Tensor) -> Tensor:
-    """Return for each fold whether each example is held out, (folds, count). Each class is spread over the folds."""
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    order = order[classes[order].argsort(stable=True)]
-    fold = torch.empty_like(classes)
-    fold[order] = torch.arange(len(classes)) % FOLDS
-    return torch.stack([fold == number for number in range(FOLDS) if bool((fold == number).any())])
+def _regression(intercept: bool) -> "LogisticRegression":
+    """Return a regression that continues from its last solution."""
+    from sklearn.linear_model import LogisticRegression
 
-
-def _in_order(held_out: Tensor, *values: Tensor) -> list[Tensor]:
-    """Return values, which are ordered by fold, in the order of the examples."""
-    indices = held_out.nonzero()[:, 1]
-    return [torch.empty_like(value).index_copy_(0, indices, value) for value in values]
-
-
-def _logits(features: Tensor, weights: Tensor) -> Tensor:
-    """Return the logits of each regression, (regressions, count, classes)."""
-    return features @ weights[:, :-1] + weights[:, -1:]
+    return LogisticRegression(fit_intercept=intercept, max_iter=1000, tol=TOLERANCE, warm_start=True)
 
 
 def _solve(
-    features: Tensor,
-    classes: Tensor,
-    num_classes: int,
-    included: Tensor,
-    strength: float,
-    *,
-    intercept: bool,
-    start: Tensor | None = None,
-) -> Tensor:
-    """Return the solutions of several regressions on parts of the examples, (regressions, width + 1, classes).
+    regression: "LogisticRegression", features: NDArray[Any], classes: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Fit a regression, and return its weight (classes, width) and bias (classes,).
 
-    Each minimises Σ -log p + |weight|² / (2 strength); the last row is the bias.
+    A class without an example gets the weight 0, and a bias as if it had a fraction of an example.
 
     Args:
-        features, classes, num_classes, intercept: as for `fit`, with standardised features.
-        included: whether each regression has each example, (regressions, count).
-        strength: inverse strength of regularisation.
-        start: values to start from; None: zeros.
+        regression: regression with its settings.
+        features: standardised features, (count, width).
+        classes, num_classes: as for `fit`.
     """
-    count = len(included)
-    parameters = features.new_zeros(count, features.shape[1] + 1, num_classes) if start is None else start.clone()
-    parameters.requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [parameters], max_iter=200, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
-    )
-    sizes = included.sum(1)
+    present = np.unique(classes)
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.zeros(num_classes)
+    if len(present) > 1:
+        regression.fit(features, classes)
+        # of two classes scikit-learn has the difference
+        scale = np.array([-0.5, 0.5]) if len(present) == 2 else np.ones(len(present))
+        weight[present], bias[present] = scale[:, None] * regression.coef_, scale * regression.intercept_
+    if regression.fit_intercept:
+        bias[np.setdiff1d(range(num_classes), present)] = bias[present].min() - np.log(1 + len(classes))
+    return weight, bias
 
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        weights = parameters if intercept else F.pad(parameters[:, :-1], (0, 0, 0, 1))
-        losses, _ = losses_and_hits(_logits(features, weights), classes.expand(count, -1))
-        penalty = parameters[:, :-1].square().sum((1, 2)) / (2 * strength)
-        total = (((losses * included).sum(1) + penalty) / sizes).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
 
-    with torch.enable_grad():
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
-    return parameters.detach()
+def _losses_and_hits(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -log p of the true classes, and whether they are the most likely ones.
+
+    Args:
+        logits: (count, classes).
+        classes: (count,).
+    """
+    losses = -logits.log_softmax(-1).gather(-1, classes[:, None])[:, 0]
+    return losses, logits.argmax(-1) == classes
