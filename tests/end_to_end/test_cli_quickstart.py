@@ -24,15 +24,24 @@ def quickstart_folder(told) -> Path:
     return told[0]
 
 
-def test_quickstart_compares_three_and_names_next_commands(peftly: Peftly, told):
+def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told):
     quickstart_folder, out = told
-    for words in ("untouched base", "prompt tuning", "LoRA", "accuracy", "macro-F1", "report: ", "Next:"):
+    for words in (
+        "untouched base",
+        "linear probe",
+        "prompt tuning",
+        "LoRA",
+        "accuracy",
+        "macro-F1",
+        "report: ",
+        "Next:",
+    ):
         assert words in out
 
     results = json.loads((quickstart_folder.parent / "results.json").read_text())
     assert results == json.loads((quickstart_folder / "quickstart.json").read_text())
-    base, prompt_tuning, lora = results["rows"]
-    assert (base["parameters"], base["bytes"]) == (0, 0)
+    base, probe, prompt_tuning, lora = results["rows"]
+    assert (base["parameters"], base["bytes"]) == (probe["parameters"], probe["bytes"]) == (0, 0)
     assert prompt_tuning["parameters"] == 8 * 32
     assert lora["parameters"] > prompt_tuning["parameters"]
     assert all(

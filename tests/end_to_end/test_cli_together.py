@@ -106,7 +106,8 @@ def test_the_head_of_a_member_is_that_of_its_seed(head, name, peftly: Peftly, ta
 
 def test_an_ensemble_is_evaluated_as_one(ensemble, peftly: Peftly, tweets):
     results = json.loads((ensemble / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == ["member_1", "member_2", "member_3", "ensemble"]
+    names = ["member_1", "member_2", "member_3", "untouched base", "linear probe", "ensemble"]
+    assert [row["name"] for row in results["rows"]] == names
     found = json.loads(peftly("evaluate", ensemble, "--json").out)
     assert found["accuracy"] == results["rows"][-1]["accuracy"]
     assert [row["predicted"] for row in found["predictions"]] == results["rows"][-1]["predictions"]

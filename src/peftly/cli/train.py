@@ -148,15 +148,14 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
-    from peftly.runs import PROBE
     from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
     screen.print()
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
-    if result.probe is not None:
-        screen.print(f"{PROBE}: {', '.join(f'{name} {text}' for name, text in score_rows(vars(result.probe)))}")
+    for name, baseline in result.baselines.items():
+        screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(vars(baseline)))}")
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"

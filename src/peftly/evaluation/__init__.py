@@ -20,7 +20,7 @@ from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
-from peftly.evaluation.probe import Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation.probe import Probe, choose_probe, evaluate_label_probe, evaluate_probe, fit_probes
 from peftly.evaluation.states import HeadName
 from peftly.evaluation.tasks import check_lengths, scoring_for
 from peftly.evaluation.text_scores import missing_scores
@@ -36,6 +36,7 @@ __all__ = [
     "choose_probe",
     "evaluate",
     "evaluate_ensemble",
+    "evaluate_label_probe",
     "evaluate_probe",
     "fit_probes",
     "has_answers",

@@ -5,9 +5,10 @@ starts from a probe (linear probing, then fine-tuning: Kumar et al. 2022, arXiv:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +18,14 @@ from peftly.adapters import attached, use_adapters
 from peftly.data import EncodedExample, RowFormat, Split
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.logistic import fit
-from peftly.evaluation.metrics import Evaluation
-from peftly.evaluation.states import HeadName, head_states
+from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictions, label_index
+from peftly.evaluation.states import HeadName, head_states, label_states
 from peftly.models import classifier_layer, classifier_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Probe", "choose_probe", "evaluate_probe", "fit_probes"]
+__all__ = ["Probe", "choose_probe", "evaluate_label_probe", "evaluate_probe", "fit_probes"]
 
 MOST_EXAMPLES = 1000
 """A probe is fitted on at most this number of training examples."""
@@ -77,7 +78,7 @@ def fit_probes(
     layer = classifier_layer(model)
     if layer is None:
         return {}
-    examples = [*_some(encoded)]
+    examples = [encoded[index] for index in _some(encoded)]
     states: dict[HeadName, list[Tensor]] = {}
     classes: list[int] = []
     with nullcontext() if adapted else _without_adapters(model):
@@ -95,14 +96,16 @@ def fit_probes(
     return probes
 
 
-def _some(encoded: Sequence[EncodedExample]) -> Iterator[EncodedExample]:
-    """Yield the examples that a probe is fitted on: all, or a random choice if they are many."""
+def _some(encoded: Sequence[EncodedExample]) -> list[int]:
+    """Return the indices of the examples that a probe is fitted on: all, or a random choice if they are many."""
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen: list[int] = []
     targets = 0
     for index in order[:MOST_EXAMPLES]:
         if targets < MOST_TARGETS:
-            yield encoded[index]
+            chosen.append(index)
         targets += encoded[index].num_targets
+    return chosen
 
 
 def choose_probe(probes: Mapping[HeadName, Probe], expected: HeadName = "own") -> Probe:
@@ -146,6 +149,46 @@ def evaluate_probe(
     """
     with _without_adapters(model), classifier_weights(model, probe.weight, probe.bias):
         return evaluate(model, tokenizer, split, row_format, batch_size=batch_size)
+
+
+def evaluate_label_probe(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    train: Split,
+    split: Split,
+    labels: Sequence[str],
+    *,
+    batch_size: int,
+) -> Evaluation:
+    """Fit a probe on the states from which a language model predicts the labels, and evaluate it on a split.
+
+    Args:
+        model: language model that generates labels. Its adapters are not active meanwhile.
+        tokenizer: tokenizer of the model.
+        train: training examples.
+        split: examples to evaluate on.
+        labels: all labels, in order.
+        batch_size: number of examples per forward pass.
+    """
+    chosen = _some(train.encoded)
+    classes = torch.tensor([label_index(labels, train.examples[index].label) for index in chosen])
+    with _without_adapters(model):
+        states = partial(label_states, model, tokenizer, batch_size=batch_size)
+        found = fit(states([train.encoded[index] for index in chosen]), classes, len(labels))
+        logits = states(split.encoded) @ found.weight.T + found.bias
+    scores = zip(split.examples, logits.argmax(-1).tolist(), logits.log_softmax(-1).tolist(), strict=True)
+    return evaluate_predictions(
+        [
+            Prediction(
+                example.prompt,
+                labels[label_index(labels, example.label)],
+                labels[guess],
+                dict(zip(labels, log_probabilities, strict=True)),
+            )
+            for example, guess, log_probabilities in scores
+        ],
+        labels,
+    )
 
 
 def _without_adapters(model: "PreTrainedModel") -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""States of a frozen base that the heads of classifiers read."""
+"""States of a frozen base that linear probes read: the inputs of the heads of classifiers and of language models."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from peftly.data import EncodedExample, collate
-from peftly.inference import IGNORED, by_length, model_inputs, on_device, pad_id, use_batch
+from peftly.inference import (
+    IGNORED,
+    by_length,
+    logits_at,
+    model_inputs,
+    on_device,
+    pad_id,
+    text_positions,
+    use_batch,
+)
 from peftly.injection import evaluation_mode
 from peftly.models import POOLINGS, classifier_layer, is_encoder, pool, pooling_of, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["HeadName", "head_states"]
+__all__ = ["HeadName", "head_states", "label_states"]
 
 HeadName = Literal["own", "mean", "first"]
 """States that a head reads: those in front of the last layer of the model's own head, or pooled states of the last
@@ -60,6 +69,45 @@ def head_states(
                 states[pooling] = pool(outputs["output"], batch["attention_mask"], pooling)
             labels = batch["labels"][batch["labels"] != IGNORED]
             yield {name: value.double().cpu() for name, value in states.items()}, labels.tolist()
+
+
+def label_states(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    encoded: Sequence[EncodedExample],
+    *,
+    batch_size: int,
+) -> Tensor:
+    """Return the states from which a language model predicts the first token of each label, (count, width).
+
+    Args:
+        model: language model; the states are those of its base if no adapter is active.
+        tokenizer: tokenizer of the model.
+        encoded: encoded examples with labels, at least one.
+        batch_size: number of examples per forward pass.
+
+    Returns:
+        The states, in fp64 on the CPU.
+    """
+    parts, order = [], []
+    with evaluation_mode(model), _recorded(model.get_output_embeddings()) as record:
+        for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+            examples = [encoded[index] for index in chosen]
+            batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
+            labels = batch["labels"]
+            columns = (labels != IGNORED).int().argmax(1)  # of the first token of each label
+            if model.config.is_encoder_decoder:  # the decoder reads the label shifted by one token
+                shifted = {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+                inputs = model_inputs(model, batch) | shifted
+            else:
+                columns = (columns - 1).clamp_min(0)
+                inputs = model_inputs(model, batch) | {"position_ids": text_positions(batch["attention_mask"])}
+            rows = torch.arange(len(chosen), device=labels.device)
+            with use_batch(model, examples, None):
+                logits_at(model, rows * labels.shape[1] + columns, inputs, use_cache=False)
+            parts.append(record["input"].squeeze(1).double().cpu())
+            order += chosen
+    return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
 def _of_targets(model: Any, states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

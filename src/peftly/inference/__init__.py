@@ -22,8 +22,10 @@ from peftly.inference.logits import (
     class_logits,
     decoder_logits,
     labelled_logits,
+    logits_at,
     model_inputs,
     tag_logits,
+    text_positions,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "generate",
     "greedy_settings",
     "labelled_logits",
+    "logits_at",
     "model_inputs",
     "on_device",
     "pad_id",
@@ -46,5 +49,6 @@ __all__ = [
     "score_labels",
     "tag_logits",
     "tag_words",
+    "text_positions",
     "use_batch",
 ]

@@ -48,7 +48,7 @@ def write_report(run_folder: str | Path) -> Path:
         epochs=epoch_rows(records, has_tokens=counts_tokens(folder)),
         split=evaluation.get("split", ""),
         scores=score_rows(evaluation),
-        probe=_probe(evaluation),
+        baselines=_baselines(evaluation),
         labels=evaluation.get("labels", []),
         confusion=_confusion(evaluation),
         notes=_generation_notes(evaluation),
@@ -90,10 +90,9 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
     return tiles
 
 
-def _probe(evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    """Return name and scores of the linear probe of the untouched base; None where the run has none."""
-    probe = evaluation.get("probe")
-    return {"name": probe["name"], "scores": dict(score_rows(probe))} if probe else None
+def _baselines(evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the scores without the adapter, by name of the baseline and of the score."""
+    return {name: dict(score_rows(scores)) for name, scores in evaluation.get("baselines", {}).items()}
 
 
 def _generation_notes(evaluation: dict[str, Any]) -> list[str]:

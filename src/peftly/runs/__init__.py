@@ -12,6 +12,7 @@ launch           settings and the processes of a launch
 opening          model of a finished run
 run              one run
 results          its result, and the files written from it
+baselines        scores of the untouched base
 probing          head of a classifier, chosen by linear probes that it starts from
 side_by_side     several runs trained side by side
 held_out         examples for the evaluation of a finished run
@@ -26,12 +27,11 @@ from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
-from peftly.runs.results import PROBE, RunResult
+from peftly.runs.results import RunResult
 from peftly.runs.run import run
 from peftly.runs.side_by_side import TogetherResult, run_together
 
 __all__ = [
-    "PROBE",
     "AnyConfig",
     "JobsConfig",
     "OpenRun",

@@ -92,6 +92,7 @@ class RunConfig(Settings):
         method: configuration of a method in `METHODS`, or of several methods that are trained together.
         ensemble: size and vote of an ensemble of such adapters; None: no ensemble.
         train: settings of the training.
+        baselines: whether the untouched base, and for labels a linear probe of it, are scored beside the adapter.
         out: output folder.
     """
 
@@ -108,6 +109,7 @@ class RunConfig(Settings):
     ]
     ensemble: Annotated[EnsembleConfig | None, BeforeValidator(_choose_ensemble)] = None
     train: TrainConfig = Field(default_factory=TrainConfig)
+    baselines: bool = True
     out: str = Field(min_length=1)
 
     @field_validator("method")

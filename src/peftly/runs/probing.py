@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from peftly.adapters import attached, use_adapters
-from peftly.data import Data, Split
+from peftly.data import Data
 from peftly.errors import ConfigError
-from peftly.evaluation import Evaluation, HeadName, Probe, choose_probe, evaluate_probe, fit_probes
+from peftly.evaluation import HeadName, Probe, choose_probe, fit_probes
 from peftly.injection import copied_parameters, new_modules
 from peftly.methods import METHODS
 from peftly.models import (
@@ -29,7 +29,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.launch import loading_settings
 from peftly.training import num_processes, on_main_process
 
-__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_of_next", "probe_scores", "start_from"]
+__all__ = ["ChosenHead", "choose_head", "open_with_head", "probe_of_next", "start_from"]
 
 _NAMES: dict[HeadName, str] = {
     "own": "the class of transformers",
@@ -188,13 +188,3 @@ def _set(copies: Mapping[str, Tensor], path: str, probe: Probe) -> None:
     for name, value in (("weight", probe.weight), ("bias", probe.bias)):
         if value is not None and f"{path}.{name}" in copies:
             copies[f"{path}.{name}"].data.copy_(value)
-
-
-def probe_scores(
-    base: Base, probe: Probe | None, split: Split | None, data: Data, config: RunConfig
-) -> Evaluation | None:
-    """Return the scores of a probe on a split; None where there is no probe or no split."""
-    if probe is None or split is None:
-        return None
-    size = config.train.evaluation_batch_size
-    return evaluate_probe(base.model, base.tokenizer, probe, split, data.row_format, batch_size=size)

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections import Counter
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,10 @@ from rich.text import Text
 
 from peftly.adapters import attached, detach
 from peftly.data import Data, DataConfig, Split, load_data
-from peftly.evaluation import evaluate
 from peftly.methods import LoRA, MethodConfig, PromptTuning
 from peftly.models import Base, load_base
 from peftly.report import comparison_row, comparison_table, pick_samples, write_comparison
+from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
 from peftly.runs.replacing import clear_run
 from peftly.runs.run import run
@@ -95,21 +96,21 @@ def quickstart(
         screen.print(line, markup=False)
     test = cast(Split, data.test)  # the sample data have a test split
     screen.print("\nuntouched base", style="bold")
-    screen.print(f"evaluating on the test split: {len(test.examples)} examples")
-    untouched = evaluate(base.model, base.tokenizer, test, data.row_format)
-    rows = [comparison_row("untouched base", untouched)]
+    settings = partial(RunConfig, base=base_spec, data=config)
+    baselines = baseline_scores(base, None, data, settings(method=LoRA(), out=str(out)), screen.print)
+    rows = [comparison_row(name, scores) for name, scores in baselines.items()]
     for folder, (name, method, training) in METHODS.items():
         screen.print(f"\n{name}", style="bold")
         train = TrainConfig(**training | {"seed": seed} | ({"epochs": epochs} if epochs else {}))
-        settings = RunConfig(base=base_spec, data=config, method=method, train=train, out=str(out / folder))
-        rows.append(_train(name, settings, base, data, screen))
+        run_config = settings(method=method, train=train, baselines=False, out=str(out / folder))
+        rows.append(_train(name, run_config, base, data, screen))
     results = {
         "title": "peftly quickstart",
         "subtitle": f"{_TASK} {base_spec}, {len(test.examples)} test examples, seed {seed}",
         "base": base_spec,
         "seed": seed,
         "texts": _texts(out / "data" / "test.jsonl"),
-        "gold": [prediction.label for prediction in untouched.predictions],
+        "gold": [example.label for example in test.examples],
         "rows": rows,
         "data": data.report.lines(),
         "environment": environment(),

@@ -1,6 +1,6 @@
 """The result of a run, and the files of a run folder that are written before and after the training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,7 @@ from peftly.runs.replacing import write_mark
 from peftly.training import StepRecord, TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
-__all__ = ["PROBE", "RunResult", "write_run_header", "write_run_results"]
-
-PROBE = "linear probe of the untouched base"
-"""Name of the scores of a probe in reports."""
+__all__ = ["RunResult", "write_run_header", "write_run_results"]
 
 _SAMPLES = 12
 
@@ -34,7 +31,7 @@ class RunResult:
         training: result of the training loop: duration, best evaluation.
         split: name of the split of `evaluation`: `test` or `validation`.
         evaluation: scores on that split; None if the data have no such split.
-        probe: scores of a linear probe of the untouched base on that split; None if there is none.
+        baselines: scores on that split without the adapter, by name; see `baseline_scores`.
         parameters: number of trained parameters.
         size: size of the saved adapter in bytes.
         report: path of the HTML report.
@@ -45,7 +42,7 @@ class RunResult:
     training: TrainResult
     split: str
     evaluation: Evaluation | None
-    probe: Evaluation | None
+    baselines: Mapping[str, Evaluation]
     parameters: int
     size: int
     report: Path
@@ -81,7 +78,11 @@ def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:
 
 
 def write_run_results(
-    out: Path, data: Data, training: TrainResult, evaluation: Evaluation | None, probe: Evaluation | None = None
+    out: Path,
+    data: Data,
+    training: TrainResult,
+    evaluation: Evaluation | None,
+    baselines: Mapping[str, Evaluation],
 ) -> RunResult:
     """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
@@ -90,10 +91,10 @@ def write_run_results(
         data: data of the run.
         training: result of the training.
         evaluation: scores on the held-out examples; None if there are none.
-        probe: scores of a linear probe of the untouched base on the same examples; None if there is none.
+        baselines: scores on the same examples without the adapter, by name.
     """
     split_name, _ = evaluation_split(data)
-    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, probe))
+    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, baselines))
 
 
 def _write_results(
@@ -102,13 +103,12 @@ def _write_results(
     split_name: str,
     training: TrainResult,
     evaluation: Evaluation | None,
-    probe: Evaluation | None,
+    baselines: Mapping[str, Evaluation],
 ) -> RunResult:
     write_data_file(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
         scores = {"split": split_name, **asdict(evaluation), "samples": _samples(evaluation)}
-        if probe is not None:
-            scores["probe"] = {"name": PROBE, **_scores_of(probe)}
+        scores["baselines"] = {name: _scores_of(scored, evaluation) for name, scored in baselines.items()}
         write_json(out / "evaluation.json", scores)
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary: dict[str, Any] = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
@@ -116,13 +116,15 @@ def _write_results(
     summary |= {"stopped_early": training.stopped_early, "metric_for_best_model": training.metric_for_best_model}
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, probe, parameters, size, report, data.row_format)
+    return RunResult(out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format)
 
 
-def _scores_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the numbers of an evaluation, without labels and predictions."""
-    names = ("rows", "tokens", "loss", "token_accuracy", "accuracy", "macro_f1", "entity_f1")
-    return {name: getattr(evaluation, name) for name in names}
+def _scores_of(baseline: Evaluation, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the numbers of a baseline that can be compared with an evaluation, without labels and predictions."""
+    names = ["rows", "token_accuracy", "accuracy", "macro_f1", "entity_f1"]
+    if baseline.tokens == evaluation.tokens:  # a probe predicts labels, and a language model their tokens
+        names += ["tokens", "loss", "perplexity"]
+    return {name: value for name in names if (value := getattr(baseline, name)) is not None}
 
 
 def _planned_steps(training: TrainResult) -> int:

@@ -17,12 +17,13 @@ from peftly.injection import new_modules
 from peftly.methods import MethodConfig
 from peftly.models import TASKS, Base, choose_task, resolve_base, task_of
 from peftly.report import write_report
+from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
 from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
 from peftly.runs.positions import max_length_of
-from peftly.runs.probing import choose_head, open_with_head, probe_scores, start_from
+from peftly.runs.probing import choose_head, open_with_head, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -141,8 +142,8 @@ def run(
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
-            scores = partial(probe_scores, base, probe, evaluation_split(data)[1], data, config)
-            result = write_run_results(out, data, training, evaluation, computed_with(base.model, scores))
+            baselines = computed_with(base.model, partial(baseline_scores, base, probe, data, config, log))
+            result = write_run_results(out, data, training, evaluation, baselines)
         on_main_process(partial(finish_run, out))
     return result
 

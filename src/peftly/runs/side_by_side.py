@@ -19,11 +19,12 @@ from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, Probe, Vote, evaluate_ensemble
 from peftly.models import TASKS, Base, draw_new_weights
 from peftly.report import comparison_row, write_comparison
+from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.probing import choose_head, probe_of_next, probe_scores, start_from
+from peftly.runs.probing import choose_head, probe_of_next, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -32,7 +33,7 @@ from peftly.runs.replacing import (
     write_mark,
     writing_into,
 )
-from peftly.runs.results import PROBE, RunResult, write_run_header, write_run_results
+from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.runs.run import (
     attach_method,
     batches_line,
@@ -120,7 +121,7 @@ def run_together(
         for name, part in parts.items():
             if not is_given:  # each run gets the new head that its own seed gives
                 draw_new_weights(model, part.config.train.seed)
-            same_data = part.data is first.data
+            same_data = _have_same_data(part, first)
             probes.append(probe_of_next(base, part.data, chosen, is_same_data=same_data))
             (method,) = part.config.adapters.values()
             attach_method(base, name, method, part.config, part.data, log)
@@ -146,6 +147,11 @@ def run_together(
     return result
 
 
+def _have_same_data(one: _Part, other: _Part) -> bool:
+    """Return whether two runs have equal data: those of an ensemble, or data read with the same settings."""
+    return one.data is other.data or one.config.data == other.config.data
+
+
 def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> None:
     """Write the first files of all runs."""
     write_mark(folder, is_finished=False, parts=tuple(parts))
@@ -165,12 +171,14 @@ def _write_results(
     """Evaluate all runs, and write their last files and the comparison."""
     out = Path(config.out)
     vote, evaluations = _evaluate(config, base, parts, log)
-    runs, probed = {}, {}
+    runs = {}
+    scored: list[tuple[_Part, Probe | None, dict[str, Evaluation]]] = []
     for (name, part), probe in zip(parts.items(), probes, strict=True):
-        if id(probe) not in probed:  # the members of an ensemble share their probe
-            probed[id(probe)] = probe_scores(base, probe, evaluation_split(part.data)[1], part.data, part.config)
-        folder, scores = Path(part.config.out), probed[id(probe)]
-        runs[name] = write_run_results(folder, part.data, trained[name], evaluations.get(name), scores)
+        equal = [scores for other, of_other, scores in scored if of_other is probe and _have_same_data(other, part)]
+        baselines = equal[0] if equal else baseline_scores(base, probe, part.data, part.config, log)
+        scored.append((part, probe, baselines))
+        folder = Path(part.config.out)
+        runs[name] = write_run_results(folder, part.data, trained[name], evaluations.get(name), baselines)
     results = _comparison(config, parts, runs, vote)
     write_json(out / RESULTS, results)
     return TogetherResult(out, runs, vote, results["rows"], write_comparison(out, RESULTS))
@@ -272,7 +280,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """Return the content of the comparison page as JSON values."""
     rows = [run.comparison_row(name) for name, run in runs.items()]
-    rows += _probe_rows(config, runs)
+    rows += _baseline_rows(runs)
     lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
     results = {
         "title": Path(config.out).resolve().name,
@@ -297,9 +305,12 @@ def _comparison(
     }
 
 
-def _probe_rows(config: AnyConfig, runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
-    """Return a row for the linear probe of each run, or one row for the members of an ensemble."""
-    probed = {name: run.probe for name, run in runs.items() if run.probe is not None}
-    if isinstance(config, JobsConfig):
-        return [comparison_row(f"{name}: {PROBE}", scores) for name, scores in probed.items()]
-    return [comparison_row(PROBE, scores) for scores in [*probed.values()][:1]]
+def _baseline_rows(runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
+    """Return the rows of the baselines. Runs with different ones have rows of their own."""
+    if all(run.baselines is next(iter(runs.values())).baselines for run in runs.values()):
+        runs = {"": next(iter(runs.values()))}
+    return [
+        comparison_row(f"{name}: {baseline}" if name else baseline, scores)
+        for name, run in runs.items()
+        for baseline, scores in run.baselines.items()
+    ]

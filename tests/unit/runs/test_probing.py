@@ -15,6 +15,7 @@ from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import evaluate_probe, fit_probes
 from peftly.models import Base, pooling_of
 from peftly.runs import RunConfig, held_out_split, run
+from peftly.runs.baselines import PROBE
 from peftly.runs.probing import start_from
 from peftly.runs.run import attach_method
 
@@ -51,8 +52,8 @@ def test_a_run_trains_the_head_that_its_base_was_trained_for(mean_base, tmp_path
     )
     evaluation, config = state(tmp_path / "run")
     assert config["head"] == "mean"
-    assert evaluation["probe"]["accuracy"] == result.probe.accuracy > 0.7
-    assert "linear probe of the untouched base" in (tmp_path / "run" / "report.html").read_text()
+    assert evaluation["baselines"][PROBE]["accuracy"] == result.baselines[PROBE].accuracy > 0.7
+    assert ">linear probe</th>" in (tmp_path / "run" / "report.html").read_text()
     assert pooling_of(load(tmp_path / "run").model) == "mean"
 
 
@@ -60,7 +61,7 @@ def test_the_head_of_transformers_starts_from_a_probe_and_peft_loads_it(mean_bas
     # The learning rate leaves the start as it is.
     config = settings_for(mean_base, tmp_path, head="transformers", train={"learning_rate": 1e-12})
     result = run(config)
-    assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5)
+    assert result.evaluation.loss == pytest.approx(result.baselines[PROBE].loss, rel=1e-5)
     model = load(tmp_path / "run", dtype="float32").model
     assert type(model) is BertForSequenceClassification
     plain = BertForSequenceClassification.from_pretrained(mean_base, num_labels=2)
@@ -116,8 +117,8 @@ def test_the_batches_of_evaluations_change_no_bit_of_the_start(mean_base, tmp_pa
 
 def test_tags_are_probed(task_base, tmp_path):
     result = run(settings_for(task_base("bert"), tmp_path, rows=tagged_rows, train={"learning_rate": 1e-12}))
-    assert result.probe.token_accuracy > 0.7
-    assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5)
+    assert result.baselines[PROBE].token_accuracy > 0.7
+    assert result.evaluation.loss == pytest.approx(result.baselines[PROBE].loss, rel=1e-5)
 
 
 def test_the_base_of_a_caller_keeps_its_head_and_is_probed(task_base, tmp_path):
@@ -125,7 +126,9 @@ def test_the_base_of_a_caller_keeps_its_head_and_is_probed(task_base, tmp_path):
     base = load_base(str(task_base("bert")), dtype="float32", task="sequence_classification", labels=labels)
     drawn = base.model.classifier.weight.clone()
     result = run(settings_for("given", tmp_path, train={"learning_rate": 1e-12}), base=base)
-    assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5), "the adapter starts from the probe"
+    assert result.evaluation.loss == pytest.approx(result.baselines[PROBE].loss, rel=1e-5), (
+        "the adapter starts from the probe"
+    )
     assert torch.equal(base.model.classifier.weight, drawn)
     with pytest.raises(ConfigError, match="head is mean, but the base has the head transformers"):
         run(settings_for("given", tmp_path, name="other", head="mean"), base=base)
@@ -139,14 +142,14 @@ def test_a_pooled_head_is_for_texts_with_labels_only(task_base, tmp_path):
 def test_several_adapters_of_a_run_start_from_one_probe_together(mean_base, tmp_path):
     config = settings_for(mean_base, tmp_path, method=["lora", "ia3"], train={"learning_rate": 1e-12, "seed": 3})
     result = run(config)
-    assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5)
+    assert result.evaluation.loss == pytest.approx(result.baselines[PROBE].loss, rel=1e-5)
 
 
 def test_a_probe_without_bias_is_a_start_too(task_base, tmp_path):
     config = settings_for(task_base("llama"), tmp_path, task="sequence_classification", train={"learning_rate": 1e-12})
     result = run(config)
-    assert isinstance(result.probe.loss, float)
-    assert result.evaluation.loss == pytest.approx(result.probe.loss, rel=1e-5)
+    assert isinstance(result.baselines[PROBE].loss, float)
+    assert result.evaluation.loss == pytest.approx(result.baselines[PROBE].loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -41,14 +41,14 @@ def data(tiny_llama_folder):
 
 
 def test_an_early_stop_is_said(folder, data):
-    write_run_results(folder, data, trained(25, 10, stopped_early=True), None)
+    write_run_results(folder, data, trained(25, 10, stopped_early=True), None, {})
     summary = json.loads((folder / "summary.json").read_text())
     assert [summary[key] for key in ("steps", "planned_steps", "best_step", "stopped_early")] == [25, 40, 10, True]
     assert "best after step 10 of 25, stopped early of 40 planned" in (folder / "report.html").read_text()
 
 
 def test_a_whole_training_did_not_stop_early(folder, data):
-    write_run_results(folder, data, trained(PLANNED, 40, stopped_early=False), None)
+    write_run_results(folder, data, trained(PLANNED, 40, stopped_early=False), None, {})
     summary = json.loads((folder / "summary.json").read_text())
     assert [summary[key] for key in ("steps", "planned_steps", "stopped_early")] == [40, 40, False]
     assert "stopped early" not in (folder / "report.html").read_text()
@@ -57,7 +57,7 @@ def test_a_whole_training_did_not_stop_early(folder, data):
 def test_samples_of_generated_answers_are_in_order(folder, data):
     answers = tuple(Prediction(f"ask {n}", "yes", "yes" if n % 2 else "no", {}) for n in range(16))
     scores = Evaluation(rows=16, tokens=16, loss=1.0, predictions=answers, generated=16)
-    write_run_results(folder, data, trained(PLANNED, 40, stopped_early=False), scores)
+    write_run_results(folder, data, trained(PLANNED, 40, stopped_early=False), scores, {})
     samples = json.loads((folder / "evaluation.json").read_text())["samples"]
     assert [sample["text"] for sample in samples] == [f"ask {n}" for n in range(12)]
     assert samples[0] == {"text": "ask 0", "gold": "yes", "predicted": "no"}
