@@ -142,7 +142,7 @@ def run_together(
                 resume=resume,
                 delete_checkpoints=False,
             )
-            result = _write_results(config, base, parts, probes, trained, log)
+            result = _write_results(config, base, parts, probes, trained, log, is_given=is_given)
         finish_run(out, folders)
     return result
 
@@ -150,6 +150,11 @@ def run_together(
 def _have_same_data(one: _Part, other: _Part) -> bool:
     """Return whether two runs have equal data: those of an ensemble, or data read with the same settings."""
     return one.data is other.data or one.config.data == other.config.data
+
+
+def _share_baselines(one: _Part, other: _Part) -> bool:
+    """Return whether the scores without an adapter are the same for two runs with the same probe."""
+    return _have_same_data(one, other) and one.config.baselines == other.config.baselines
 
 
 def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> None:
@@ -167,6 +172,8 @@ def _write_results(
     probes: Sequence[Probe | None],
     trained: Mapping[str, TrainResult],
     log: Callable[[str], None],
+    *,
+    is_given: bool,
 ) -> TogetherResult:
     """Evaluate all runs, and write their last files and the comparison."""
     out = Path(config.out)
@@ -174,7 +181,9 @@ def _write_results(
     runs = {}
     scored: list[tuple[_Part, Probe | None, dict[str, Evaluation]]] = []
     for (name, part), probe in zip(parts.items(), probes, strict=True):
-        equal = [scores for other, of_other, scores in scored if of_other is probe and _have_same_data(other, part)]
+        equal = [scores for other, of_other, scores in scored if of_other is probe and _share_baselines(other, part)]
+        if not equal and not is_given:  # a probe reads the new layers that the seed of its own run gives
+            draw_new_weights(base.model, part.config.train.seed)
         baselines = equal[0] if equal else baseline_scores(base, probe, part.data, part.config, log)
         scored.append((part, probe, baselines))
         folder = Path(part.config.out)

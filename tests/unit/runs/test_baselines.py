@@ -134,3 +134,29 @@ def test_runs_side_by_side_with_equal_data_share_their_baselines(task_base, tmp_
     assert jobs(file, file) == ["one", "two", BASE, PROBE]
     baselines = [f"{name}: {baseline}" for name in ("one", "two") for baseline in (BASE, PROBE)]
     assert jobs(file, other) == ["one", "two", *baselines]
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "distilbert"])
+def test_a_probe_of_a_member_reads_the_new_layers_of_this_member(architecture, task_base, tmp_path):
+    """The head of these classes has a random layer in front of its last one, another one for every member."""
+    settings = settings_for(
+        task_base(architecture),
+        tmp_path,
+        task="sequence_classification",
+        head="transformers",
+        train={"learning_rate": 1e-12},
+    )
+    members = run_together(RunConfig.model_validate(settings.model_dump() | {"ensemble": 2}))
+    for result in members.runs.values():
+        assert result.baselines[PROBE].loss == pytest.approx(result.evaluation.loss, rel=1e-4)
+    losses = {result.baselines[PROBE].loss for result in members.runs.values()}
+    assert len(losses) == 2
+
+
+def test_a_job_without_baselines_takes_them_from_no_other_job(task_base, tmp_path):
+    settings = settings_for(task_base("llama"), tmp_path).model_dump()
+    jobs = {
+        name: settings | {"out": str(tmp_path / "run" / name), "baselines": name == "two"} for name in ("one", "two")
+    }
+    result = run_together(JobsConfig.model_validate({"jobs": jobs, "out": str(tmp_path / "run")}))
+    assert [list(run.baselines) for run in result.runs.values()] == [[], [BASE, PROBE]]
