@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from peftly.errors import TrainingError
+
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
@@ -20,6 +22,10 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Inverse strengths of regularisation, scikit-learn's `C`, from the strongest regularisation to the weakest."""
 
 FOLDS = 5
+
+LEAST_DEVIATION = 1e-3
+"""Least standard deviation by which a feature is divided, as a fraction of the root mean square of all features: a
+feature that varies less is nearly constant, and its rounding errors are not to be magnified."""
 
 TOLERANCE = 1e-3
 """Gradient at which the solver stops."""
@@ -49,11 +55,21 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
         classes: class of each example, (count,).
         num_classes: number of classes; some may have no example.
         intercept: whether the regression has a bias.
+
+    Raises:
+        TrainingError: a feature is not finite.
     """
+    if damaged := int((~features.isfinite().all(1)).sum()):
+        raise TrainingError(
+            f"the base gives states that are not finite for {damaged:,} of {len(features):,} targets, so nothing can "
+            "be learned from them; load it with --set dtype=float32, or look at its files"
+        )
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler(with_mean=intercept)
-    scaled, targets = scaler.fit_transform(features.numpy()), classes.numpy()
+    values, targets = features.numpy(), classes.numpy()
+    scaler = StandardScaler(with_mean=intercept).fit(values)
+    scaler.scale_ = np.maximum(scaler.scale_, LEAST_DEVIATION * np.sqrt(np.mean(values**2)))
+    scaled = scaler.transform(values)
     best: tuple[float, Tensor, Tensor] | None = None
     strength = STRENGTHS[0]
     folds = [(*fold, _regression(intercept)) for fold in _folds(targets)]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from peftly.errors import TrainingError
 from peftly.evaluation import logistic
 
 
@@ -70,3 +71,21 @@ def test_classes_with_one_example_or_none():
     only = logistic.fit(features[:1], classes[:1], 5)
     assert torch.isfinite(only.weight).all()
     assert only.bias.argmax() == classes[0], "the only class that was seen"
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_rounding_errors_of_a_constant_feature_are_not_magnified(intercept):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(20, 8, generator=generator, dtype=torch.double).mul(1e-7).add(0.3)
+    classes = torch.arange(20) % 2
+    found = logistic.fit(features, classes, 2, intercept=intercept)
+    moved = features + 0.01
+    logits = moved @ found.weight.T + found.bias
+    assert logits.abs().max() < 0.1, "such features tell nothing"
+
+
+def test_a_feature_that_is_not_finite_is_refused_in_one_line():
+    features, classes = examples(2)
+    features[3, 2], features[5, 1] = float("nan"), float("inf")
+    with pytest.raises(TrainingError, match="not finite for 2 of 60 targets.*--set dtype=float32"):
+        logistic.fit(features, classes, 2)
