@@ -154,8 +154,8 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
-    for name, baseline in result.baselines.items():
-        screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(vars(baseline)))}")
+    for name, baseline in result.comparable_baselines().items():
+        screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(baseline))}")
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
         f"the adapter takes {bytes_text(result.size)}"

@@ -154,9 +154,15 @@ def task_modules(model: nn.Module) -> list[str]:
     """
     is_language_model = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
     heads = [] if is_language_model else output_heads(model)
-    # The module around a new layer: a pooler, for the dense layer in it.
-    parents = [path.rpartition(".")[0] or path for path in new_modules(model) if not is_within(path, heads)]
-    return list(dict.fromkeys([*heads, *parents]))
+    modules = [_with_parent(model, path) for path in new_modules(model) if not is_within(path, heads)]
+    return list(dict.fromkeys([*heads, *modules]))
+
+
+def _with_parent(model: nn.Module, path: str) -> str:
+    """Return the path of the module around a new layer, such as a pooler, if everything in it is new; else `path`."""
+    parent, parameters = path.rpartition(".")[0], getattr(model, NEW_PARAMETERS, ())
+    names = [f"{parent}.{name}" for name, _ in model.get_submodule(parent).named_parameters()] if parent else []
+    return parent if names and set(names) <= set(parameters) else path
 
 
 def is_within(path: str, modules: Sequence[str]) -> bool:

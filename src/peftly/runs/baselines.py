@@ -38,19 +38,21 @@ def baseline_scores(
         The scores; empty if `config.baselines` is false, or if the data have no held-out examples.
     """
     name, split = evaluation_split(data)
-    task = task_of(base.model) or "causal_lm"
-    is_head = TASKS[task].is_classification
-    if split is None or not config.baselines or (is_head and probe is None and has_new_classifier(base.model)):
-        return {}
     model, tokenizer, batch_size = base.model, base.tokenizer, config.train.evaluation_batch_size
-    log(f"evaluating the untouched base on the {name} split")
+    is_head = TASKS[task_of(model) or "causal_lm"].is_classification
+    has_labels = not (is_head and has_new_classifier(model))
+    is_probed = probe is not None or (not is_head and data.row_format.kind == "label")
+    names = [BASE] * has_labels + [PROBE] * is_probed
+    if split is None or not config.baselines or not names:
+        return {}
+    log(f"evaluating the {' and the '.join(names)} on the {name} split")
     scores: dict[str, Evaluation] = {}
-    if not (is_head and has_new_classifier(model)):
+    if has_labels:
         with use_adapters(model) if attached(model) else nullcontext():
             scores[BASE] = evaluate(model, tokenizer, split, data.row_format, batch_size=batch_size)
     if probe is not None:
         scores[PROBE] = evaluate_probe(model, tokenizer, probe, split, data.row_format, batch_size=batch_size)
-    elif not is_head and data.row_format.kind == "label":
+    elif is_probed:
         labels = data.row_format.labels
         scores[PROBE] = evaluate_label_probe(model, tokenizer, data.train, split, labels, batch_size=batch_size)
     return scores

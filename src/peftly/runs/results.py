@@ -48,6 +48,10 @@ class RunResult:
     report: Path
     row_format: RowFormat
 
+    def comparable_baselines(self) -> dict[str, dict[str, Any]]:
+        """Return the numbers of the baselines, by name and field, that can be compared with those of the adapter."""
+        return _comparable(self.baselines, self.evaluation)
+
     def comparison_row(self, name: str) -> dict[str, Any]:
         """Return the row of this run in a comparison of several runs, as JSON values.
 
@@ -108,7 +112,7 @@ def _write_results(
     write_data_file(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
         scores = {"split": split_name, **asdict(evaluation), "samples": _samples(evaluation)}
-        scores["baselines"] = {name: _scores_of(scored, evaluation) for name, scored in baselines.items()}
+        scores["baselines"] = _comparable(baselines, evaluation)
         write_json(out / "evaluation.json", scores)
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary: dict[str, Any] = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
@@ -119,12 +123,20 @@ def _write_results(
     return RunResult(out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format)
 
 
-def _scores_of(baseline: Evaluation, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the numbers of a baseline that can be compared with an evaluation, without labels and predictions."""
+def _comparable(
+    baselines: Mapping[str, Evaluation], evaluation: Evaluation | None
+) -> dict[str, dict[str, Any]]:
+    """Return the numbers of baselines that can be compared with an evaluation, without labels and predictions.
+
+    The loss of a probe of a language model is one over labels, and that of the model one over their tokens.
+    """
     names = ["rows", "token_accuracy", "accuracy", "macro_f1", "entity_f1"]
-    if baseline.tokens == evaluation.tokens:  # a probe predicts labels, and a language model their tokens
-        names += ["tokens", "loss", "perplexity"]
-    return {name: value for name in names if (value := getattr(baseline, name)) is not None}
+    comparable = {}
+    for baseline, scores in baselines.items():
+        has_same_targets = evaluation is not None and (scores.perplexity is None) == (evaluation.perplexity is None)
+        fields = [*names, *(["tokens", "loss", "perplexity"] if has_same_targets else [])]
+        comparable[baseline] = {field: value for field in fields if (value := getattr(scores, field)) is not None}
+    return comparable
 
 
 def _planned_steps(training: TrainResult) -> int:

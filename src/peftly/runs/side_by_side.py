@@ -320,6 +320,7 @@ def _baseline_rows(runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
         runs = {"": next(iter(runs.values()))}
     return [
         comparison_row(f"{name}: {baseline}" if name else baseline, scores)
+        | {"loss": run.comparable_baselines()[baseline].get("loss")}
         for name, run in runs.items()
         for baseline, scores in run.baselines.items()
     ]

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from tiny_tasks import tiny_tokenizer
+from transformers import AlbertConfig, AlbertForMaskedLM
 
-from peftly import load_base
+from peftly import attach, load_base
+from peftly.injection import task_modules
+from peftly.methods import METHODS
 from peftly.models import classifier_layer, classifier_weights, has_new_classifier
 
 LABELS = ("bad", "good", "so-so")
@@ -40,3 +44,17 @@ def test_other_weights_hold_inside_the_block_only(task_base):
         hidden = model.bert(IDS).pooler_output
         torch.testing.assert_close(model(IDS).logits, hidden @ weight.float().T + bias)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_new_pooler_without_a_module_of_its_own_does_not_make_the_body_trainable(tmp_path):
+    """ALBERT's pooler is a linear layer beside the embeddings and the encoder."""
+    sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AlbertConfig(vocab_size=len(tiny_tokenizer("bert")), num_hidden_layers=1, pad_token_id=0, **sizes)
+    AlbertForMaskedLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    model = opened(tmp_path)
+    assert task_modules(model) == ["classifier", "albert.pooler"]
+    attach(model, METHODS["lora"].config())
+    trained = {name.partition(".peftly")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert {"classifier", "albert.pooler"} < trained
+    assert "albert" not in trained

@@ -49,6 +49,7 @@ def test_labels_of_a_language_model_are_compared_with_its_base_and_a_probe(
     assert stored[BASE]["loss"] == pytest.approx(untouched.loss, rel=1e-5)
     assert stored[PROBE]["accuracy"] == result.baselines[PROBE].accuracy
     assert "loss" not in stored[PROBE], "that of a language model is a mean over tokens"
+    assert result.comparable_baselines() == stored, "the screen shows these"
     page = (tmp_path / "run" / "report.html").read_text()
     assert f">{BASE}</th>" in page
     assert f">{PROBE}</th>" in page
@@ -77,8 +78,10 @@ def test_a_probe_reads_the_state_that_predicts_the_first_token_of_a_label(
 
 
 def test_the_base_of_a_new_head_has_no_labels_of_its_own(task_base, tmp_path):
-    result = run(settings_for(task_base("bert"), tmp_path, task="sequence_classification"))
+    lines = []
+    result = run(settings_for(task_base("bert"), tmp_path, task="sequence_classification"), log=lines.append)
     assert list(result.baselines) == [PROBE]
+    assert "evaluating the linear probe on the validation split" in lines
     assert set(written(tmp_path / "run")[PROBE]) >= {"loss", "accuracy", "macro_f1"}
 
 
@@ -119,6 +122,7 @@ def test_runs_side_by_side_with_equal_data_share_their_baselines(task_base, tmp_
     first = settings_for(task_base("llama"), tmp_path)
     members = run_together(RunConfig.model_validate(first.model_dump() | {"ensemble": 2}))
     assert [row["name"] for row in members.rows] == ["member_1", "member_2", BASE, PROBE, "ensemble"]
+    assert [row["loss"] is None for row in members.rows] == [False, False, False, True, False]
     other = write_rows(tmp_path / "other.jsonl", labelled_rows(7))
     shared = {"base": first.base, "dtype": "float32", "method": "lora", "train": {"epochs": 1, "batch_size": 8}}
 
