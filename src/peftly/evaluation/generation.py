@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from peftly.data import EncodedExample, Example, RowFormat, Split, chat_ends
 from peftly.errors import ConfigError
 from peftly.evaluation.metrics import Prediction
-from peftly.inference import generate
+from peftly.inference import completion_text, generate, greedy_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,19 +61,21 @@ def generate_answers(
     examples, encoded = list(split.examples[:count]), list(split.encoded[:count])
     spans = [_answer_span(example) for example in encoded]
     longest = max(end - start for start, end in spans)
+    stop = chat_ends(tokenizer).texts if examples[0].messages else ()
     generated = generate(
         model,
         tokenizer,
         [_prompt(example, start) for example, (start, _) in zip(encoded, spans, strict=True)],
         max_new_tokens=max(_MIN_NEW_TOKENS, longest + longest // 4),
         batch_size=batch_size,
-        stop=chat_ends(tokenizer).texts if examples[0].messages else (),
+        stop=stop,
         adapters=None if split.adapters is None else split.adapters[:count],
     )
-    expected = tokenizer.batch_decode(
-        [example.input_ids[start:end] for example, (start, end) in zip(encoded, spans, strict=True)],
-        skip_special_tokens=True,
-    )
+    ends = greedy_settings(model, tokenizer).eos_token_id or ()
+    expected = [
+        completion_text(tokenizer, example.input_ids[start:end], stop, ends)
+        for example, (start, end) in zip(encoded, spans, strict=True)
+    ]
     return [
         Prediction(*_texts(example, answer), text.strip(), {})
         for example, answer, text in zip(examples, expected, generated, strict=True)

@@ -27,6 +27,7 @@ from peftly.inference.logits import (
     tag_logits,
     text_positions,
 )
+from peftly.inference.stopping import completion_text
 
 __all__ = [
     "IGNORED",
@@ -36,6 +37,7 @@ __all__ = [
     "check_adapters",
     "class_logits",
     "classify",
+    "completion_text",
     "decoder_logits",
     "explain",
     "generate",

@@ -67,7 +67,8 @@ def _unknown_key(path: str, given: object, model: type[BaseModel], prefix: str) 
     neighbours = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
     anywhere = {key.rpartition(".")[2]: key for key in reversed([*_method_settings(), *keys])}
     if leaf in anywhere and prefix != "method":
-        return f"{path} is not a setting; did you mean {anywhere[leaf]}?"
+        same = dict.fromkeys(key for key in [*keys, anywhere[leaf]] if key.rpartition(".")[2] == leaf)
+        return f"{path} is not a setting; did you mean {' or '.join(same)}?"
     for leaves in (neighbours, anywhere):
         if close := difflib.get_close_matches(leaf, leaves, n=1):
             return f"{path} is not a setting; did you mean {leaves[close[0]]}?"

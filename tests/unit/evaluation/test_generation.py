@@ -69,6 +69,26 @@ def test_expected_answers_and_the_tokens_in_front_of_them(kind, tiny_llama_folde
     assert tokenizer.decode(rest, skip_special_tokens=True).strip() == LAST[kind][1]
 
 
+def test_an_expected_answer_ends_where_a_generated_one_does(tiny_llama_folder, monkeypatch):
+    """A chat template may end a turn with text that is no token of the base."""
+    model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
+    turn = "<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}call {{ c.function.name }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}" + turn + "<|over|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+    question = {"role": "user", "content": "who?"}
+    rows = [
+        {"messages": [question, {"role": "assistant", "content": "Ada"}]},
+        {"messages": [question, {"role": "assistant", "content": "", "tool_calls": [call]}]},
+    ]
+    data = load_data(rows, tokenizer, validation_fraction=0.0)
+    monkeypatch.setattr(generation, "generate", lambda *_given, stop, **_options: [f"as far as {stop}"] * 2)
+    found = generation.generate_answers(model, tokenizer, data.train, 2, batch_size=2)
+    assert sorted(row.label for row in found) == ["Ada", "call look_up"]
+    assert {row.predicted for row in found} == {"as far as ('<|over|>',)"}
+
+
 def test_tokens_of_an_earlier_turn(tiny_llama_folder, monkeypatch):
     """Where a chat template rewrites history, every turn of a conversation has its own sequence of tokens."""
     model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")

@@ -105,6 +105,7 @@ def test_no_entry_hides_a_setting_of_its_own_section(name):
         ("data.val_set_size=0.1", "data.val_set_size is not a setting; use data.validation_fraction"),
         ("train.packng=true", "train.packng is not a setting; did you mean train.packing?"),
         ("rank=8", "rank is not a setting; did you mean method.rank?"),
+        ("seed=8", "seed is not a setting; did you mean data.seed or train.seed?"),
         (
             "train.num_virtual_tokens=8",
             "train.num_virtual_tokens is not a setting; did you mean method.num_virtual_tok",
