@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from peftly.errors import TrainingError
@@ -64,9 +65,17 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
             f"the base gives states that are not finite for {damaged:,} of {len(features):,} targets, so nothing can "
             "be learned from them; load it with --set dtype=float32, or look at its files"
         )
+    # With several threads the results depend on their number, and on a busy machine such small products take 100 times
+    # as long, since threads wait for each other.
+    with threadpool_limits(1):
+        return _fit(features.numpy(), classes, num_classes, intercept)
+
+
+def _fit(values: NDArray[Any], classes: Tensor, num_classes: int, intercept: bool) -> Regression:
+    """Return the regression of `fit`."""
     from sklearn.preprocessing import StandardScaler
 
-    values, targets = features.numpy(), classes.numpy()
+    targets = classes.numpy()
     scaler = StandardScaler(with_mean=intercept).fit(values)
     scaler.scale_ = np.maximum(scaler.scale_, LEAST_DEVIATION * np.sqrt(np.mean(values**2)))
     scaled = scaler.transform(values)

@@ -123,9 +123,7 @@ def _write_results(
     return RunResult(out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format)
 
 
-def _comparable(
-    baselines: Mapping[str, Evaluation], evaluation: Evaluation | None
-) -> dict[str, dict[str, Any]]:
+def _comparable(baselines: Mapping[str, Evaluation], evaluation: Evaluation | None) -> dict[str, dict[str, Any]]:
     """Return the numbers of baselines that can be compared with an evaluation, without labels and predictions.
 
     The loss of a probe of a language model is one over labels, and that of the model one over their tokens.

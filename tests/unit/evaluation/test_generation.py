@@ -72,9 +72,13 @@ def test_expected_answers_and_the_tokens_in_front_of_them(kind, tiny_llama_folde
 def test_an_expected_answer_ends_where_a_generated_one_does(tiny_llama_folder, monkeypatch):
     """A chat template may end a turn with text that is no token of the base."""
     model, tokenizer = load_base(str(tiny_llama_folder), dtype="float32")
-    turn = "<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}call {{ c.function.name }}{% endfor %}"
+    turn = (
+        "<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}call {{ c.function.name }}{% endfor %}"
+    )
     tokenizer.chat_template = (
-        "{% for m in messages %}" + turn + "<|over|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% for m in messages %}"
+        + turn
+        + "<|over|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
     question = {"role": "user", "content": "who?"}

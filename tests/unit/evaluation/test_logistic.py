@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from peftly.errors import TrainingError
 from peftly.evaluation import logistic
@@ -89,3 +90,17 @@ def test_a_feature_that_is_not_finite_is_refused_in_one_line():
     features[3, 2], features[5, 1] = float("nan"), float("inf")
     with pytest.raises(TrainingError, match="not finite for 2 of 60 targets.*--set dtype=float32"):
         logistic.fit(features, classes, 2)
+
+
+def test_one_thread_computes_so_that_the_result_does_not_depend_on_their_number(monkeypatch):
+    solve, counts = logistic._solve, set()
+
+    def counting(*args):
+        counts.update(pool["num_threads"] for pool in threadpool_info())
+        return solve(*args)
+
+    monkeypatch.setattr(logistic, "_solve", counting)
+    with threadpool_limits(2):
+        logistic.fit(*examples(2), 2)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}, "as before"
+    assert counts == {1}
