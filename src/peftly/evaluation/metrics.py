@@ -130,7 +130,7 @@ def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str
     """
     true = [labels.index(prediction.label) for prediction in predictions]
     predicted = [labels.index(prediction.predicted) for prediction in predictions]
-    loss = -math.fsum(prediction.log_probabilities[prediction.label] for prediction in predictions)
+    loss = 0.0 - math.fsum(prediction.log_probabilities[prediction.label] for prediction in predictions)  # no -0.0
     # The completion of an example is the text of its label, so this is also the loss over the tokens of completions.
     tokens = sum(prediction.tokens or 0 for prediction in predictions)
     hits = sum(prediction.hits or 0 for prediction in predictions)

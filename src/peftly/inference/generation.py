@@ -48,7 +48,7 @@ def generate(
     min_p: float | None = None,
     num_beams: int = 1,
     repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     seed: int | None = None,
     stream: Callable[[str], None] | None = None,
     chat: bool = False,

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["StopTexts", "TextPieces", "completion_text", "stop_texts", "stop_token_ids"]
 
 
-def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one or several stop texts as a tuple.
+def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return one or several stop texts, or none, as a tuple.
 
     Raises:
         ConfigError: a stop text is empty.
     """
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in texts:
         raise ConfigError("stop has an empty text, which would end every completion at once; leave it out")
     return texts

@@ -15,7 +15,7 @@ from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
-from peftly.models import TASKS, Base, choose_task, resolve_base, task_of
+from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
 from peftly.report import write_report
 from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
@@ -214,7 +214,9 @@ def open_base_and_data(
         max_length = min(config.data.max_length, max_length_of(base, config))
         if max_length < config.data.max_length:
             was = config.data.max_length
-            log(f"max_length is {max_length} instead of {was}: the base has no more positions beside virtual tokens")
+            has_virtual_tokens = max_length < (max_tokens(base.model) or max_length)
+            beside = " beside virtual tokens" if has_virtual_tokens else ""
+            log(f"max_length is {max_length} instead of {was}: the base has no more positions{beside}")
             config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": max_length})})
         data = replace(formatted, max_length=max_length).encode(base.tokenizer)
         for line in data.report.lines():

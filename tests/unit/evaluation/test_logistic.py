@@ -88,7 +88,7 @@ def test_rounding_errors_of_a_constant_feature_are_not_magnified(intercept):
 def test_a_feature_that_is_not_finite_is_refused_in_one_line():
     features, classes = examples(2)
     features[3, 2], features[5, 1] = float("nan"), float("inf")
-    with pytest.raises(TrainingError, match="not finite for 2 of 60 targets.*--set dtype=float32"):
+    with pytest.raises(TrainingError, match=r"not finite for 2 of 60 targets.*--set dtype=float32"):
         logistic.fit(features, classes, 2)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from peftly.errors import DataError
-from peftly.evaluation.metrics import confusion_matrix, label_index, macro_f1
+from peftly.evaluation.metrics import Prediction, confusion_matrix, evaluate_predictions, label_index, macro_f1
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -27,3 +27,8 @@ def test_the_index_of_a_label():
     for label in ("maybe", None):
         with pytest.raises(DataError, match=f"an example has the label {label!r}; the labels are 'no', 'yes'"):
             label_index(["no", "yes"], label)
+
+
+def test_the_loss_of_certain_predictions_is_no_negative_zero():
+    found = evaluate_predictions([Prediction("text", "yes", "yes", {"yes": 0.0})], ["yes"])
+    assert str(found.loss) == "0.0"

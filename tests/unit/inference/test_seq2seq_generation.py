@@ -66,6 +66,12 @@ def test_beams_and_penalties_do_not_depend_on_the_batch(base):
         assert together == [generate(model, tokenizer, p, max_new_tokens=6, **settings)[0] for p in PROMPTS]
 
 
+def test_no_stop_text_is_none_as_in_other_libraries(base):
+    model, tokenizer = base
+    expected = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=4)
+    assert generate(model, tokenizer, PROMPTS[:1], max_new_tokens=4, stop=None) == expected
+
+
 def test_stop_texts_do_not_depend_on_the_batch(base):
     model, tokenizer = base
     whole = generate(model, tokenizer, PROMPTS, max_new_tokens=9)
