@@ -217,6 +217,8 @@ class AdapterFolder:
 
 def no_adapter(folder: Path) -> AdapterError:
     """Return the error about a folder that holds no adapter, with the names of folders in it that do."""
+    if not folder.exists():
+        return AdapterError(f"{folder} holds no adapter: there is no such folder (looked from {Path.cwd()})")
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "." not in path.parent.name)
     inside = inside or sorted(path.parent.parent.name for path in folder.glob(f"*/adapter/{CONFIG}"))
     hint = f"; open one of its folders: {', '.join(inside)}" if inside else ""

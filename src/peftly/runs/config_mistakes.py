@@ -51,6 +51,9 @@ def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags:
             (f" (--{name.replace('_', '-')})" for name, key in flags.items() if key in (path, f"{path}.train")), ""
         )
         return f"{path} is missing{flag}"
+    if problem["type"] == "model_type":
+        example = f", as in {keys[-1]}: {{train: {problem['input']}}}" if keys[-1] == "data" else ""
+        return f"{path} must be a mapping of settings{example}; got {shortened(problem['input'])}"
     message = re.sub(r"^(Input|Value error,) ?(should be )?|, unable to parse.*", "", problem["msg"])
     got = shortened(problem["input"])
     if problem["type"] in ("value_error", "assertion_error"):

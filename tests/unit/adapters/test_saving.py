@@ -129,7 +129,8 @@ class TestBadFolders:
         assert trainable_parameters(model), "the base is as it was"
 
     def test_nothing_there(self, tmp_path):
-        self.refused(tmp_path, "holds no adapter")
+        self.refused(tmp_path, "holds no adapter: it has no adapter_config.json")
+        self.refused(tmp_path / "none", "holds no adapter: there is no such folder")
         with pytest.raises(AdapterError, match="holds no adapter"):
             open_adapters(tmp_path)
 

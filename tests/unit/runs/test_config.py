@@ -101,6 +101,7 @@ def test_python_may_give_the_parts():
         ("method=3", ["method must be a name", "3", "prompt_tuning, p_tuning"]),
         ("method.name=7", ["method must be a name", "prompt_tuning, p_tuning"]),
         ("base=", ["base must be", "string", "None"]),
+        ("train=5", ["train must be a mapping of settings; got 5"]),
         ("base.name=x", ["base.name", "'smollm2-135m'", "no settings below it"]),
         ("epochs", ["--set takes key=value", "'epochs'"]),
         ("train.epochs=[1", ["--set train.epochs=[1", "not valid YAML"]),
@@ -171,3 +172,11 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, content, words):
 
 def test_a_missing_file_is_named(tmp_path):
     assert "nothing.yaml does not exist" in problem(path=tmp_path / "nothing.yaml")
+
+
+def test_a_file_in_place_of_the_settings_of_the_data(tmp_path):
+    (tmp_path / "run.yaml").write_text("base: b\nout: o\nmethod: lora\ndata: rows.jsonl\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "run.yaml", ())
+    expected = "data must be a mapping of settings, as in data: {train: rows.jsonl}; got 'rows.jsonl'"
+    assert str(error.value) == expected
