@@ -72,6 +72,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "marked_other_roles": FindingKind(
         "example with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
     ),
+    "unread_marks": FindingKind(
+        "example with true or false in a message under a key that is no mark; marks are 'weight', 'train' and 'loss'",
+        is_problem=False,
+    ),
     "opening_turns": FindingKind(
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
     ),
@@ -91,6 +95,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
     "one_label": FindingKind("example, all of them with the same label", is_problem=True),
     "similar_labels": FindingKind("label that differs from another label in case or spaces only", is_problem=True),
+    "missing_label": FindingKind(
+        "example with a label that usually stands for a missing one; it is learned as a label", is_problem=False
+    ),
     "header_label": FindingKind(
         "example with the name of the field as its label, as of a second header", is_problem=True
     ),

@@ -146,6 +146,8 @@ def read_messages(
             read[-1] = {**read[-1], "tool_calls": [*read[-1].get("tool_calls", ()), *new["tool_calls"]]}
         else:
             read.append(new)
+        if new["role"] == "assistant" and (key := _unread_mark(message)):
+            findings.append(("unread_marks", f"message {number}: {key!r}"))
         if new["role"] != "assistant":
             if mark:
                 findings.append(("marked_other_roles", f"message {number} ({new['role']})"))
@@ -232,6 +234,11 @@ def _mark(message: Mapping[str, Any], location: str) -> bool | None:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(f"{location}: {key!r} is {value!r}; write 1 or true for a trained turn, else 0 or false")
     return all(marks.values()) if marks else None
+
+
+def _unread_mark(message: Mapping[str, Any]) -> str | None:
+    """Return a key that may be meant as a mark: one with a truth value that peftly does not read."""
+    return next((key for key, value in message.items() if isinstance(value, bool) and key not in _TRAIN_KEYS), None)
 
 
 def _is_empty(message: Mapping[str, Any]) -> bool:

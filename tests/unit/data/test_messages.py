@@ -205,7 +205,7 @@ def test_a_row_without_tools_has_none(empty):
             "message 2: the call of a tool is not",
         ),
         (
-            {"messages": after_call({"role": "assistant", "tool_calls": [{}]})},
+            {"messages": after_call({"role": "assistant", "tool_calls": [{"id": "1"}]})},
             "message 2: a call of a tool is an object",
         ),
     ],
@@ -279,3 +279,24 @@ def test_a_row_without_messages_is_dropped(nothing):
     data = load_data(rows, chatty(PLAIN), validation_fraction=0)
     dropped = next(finding for _, finding in data.report.findings if finding.kind == "no_assistant_turn")
     assert (len(data.train.encoded), dropped.count, dropped.samples) == (2, 1, ("train: row 2",))
+
+
+@pytest.mark.parametrize(
+    "nulls",
+    [
+        {"function_call": {"name": None, "arguments": None}},
+        {"tool_calls": [{"id": None, "type": None, "function": {"name": None, "arguments": None}}]},
+        {"tool_calls": [None]},
+        {"tool_calls": "null"},
+        {"tool_calls": "[]"},
+    ],
+)
+def test_a_call_of_nulls_is_none(nulls):
+    example = read([say("user", "hello", **nulls), say("assistant", "yes", **nulls)], tools="null")
+    assert example == read([say("user", "hello"), say("assistant", "yes")])
+
+
+@pytest.mark.parametrize("key", ["trainable", "masked", "ignore"])
+def test_a_truth_value_that_is_no_mark_is_said(key):
+    assert read(exchange(**{key: False})).findings == (("unread_marks", f"message 2: {key!r}"),)
+    assert read([say("user", "hello", **{key: True}), say("assistant", "yes", id=1)]).findings == ()
