@@ -179,7 +179,7 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
     count_of = dict(zip(labels, counts, strict=True))
     same: dict[str, list[str]] = {}
     for label in sorted(labels, key=count_of.__getitem__, reverse=True):
-        same.setdefault("".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+        same.setdefault(_spelling(label), []).append(label)
     similar = [(label, f"{label!r} beside {group[0]!r}") for group in same.values() for label in group[1:]]
     counter.add_all("similar_labels", len(similar), [(row(label), detail) for label, detail in similar])
     if not len(of_label):
@@ -187,6 +187,10 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
     headers = [label for label in labels if label.casefold() == target.casefold()]
     counter.add_all(
         "header_label", sum(map(count_of.__getitem__, headers)), [(row(label), repr(label)) for label in headers]
+    )
+    missing = [label for label in labels if _means_missing(label, labels)]
+    counter.add_all(
+        "missing_label", sum(map(count_of.__getitem__, missing)), [(row(one), repr(one)) for one in missing]
     )
     most = max(counts)
     if most == len(of_label) >= _FEW:
@@ -203,3 +207,19 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
         else []
     )
     counter.add_all("rare_label", len(rare), [(row(label), repr(label)) for label in rare[:3]])
+
+
+def _spelling(label: str) -> str:
+    """Return a label without what looks alike: cases, blanks, and characters without a width."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(
+        character for character in text if not character.isspace() and unicodedata.category(character) != "Cf"
+    )
+
+
+def _means_missing(label: str, labels: Sequence[str]) -> bool:
+    """Return whether programs write a label for a missing one: "nan" of pandas, or -1 beside 0, 1 and 2."""
+    if label == "-1":
+        others = [other for other in labels if other != label]
+        return len(others) > 2 and all(other.isdecimal() for other in others)
+    return label in ("None", "<NA>", "#N/A", "NULL", "null") or label.casefold() in ("nan", "n/a", "na")

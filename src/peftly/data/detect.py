@@ -259,6 +259,9 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     if not unused:
         return []
     note = f"fields not used: {quoted(unused)}"
+    named = next((name for name in unused if name in (f"{row_format.target}_text", f"{row_format.target}_name")), None)
+    if row_format.kind == "label" and named is not None:
+        note += f"; to learn {named!r} in place of {row_format.target!r}: --target {shlex.quote(named)}"
     inputs = [name for name in input_fields(rows, row_format.target) if name in unused]
     if inputs and row_format.kind in ("completion", "label", "alpaca"):
         second = f"\n{{{row_format.pair}}}" if row_format.pair else ""

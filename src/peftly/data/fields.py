@@ -145,6 +145,11 @@ def _label(value: object, field: str, location: str) -> str:
     label = str(value).strip()
     if not label:
         raise DataError(f"{location}: field {field!r} is empty where a label is needed")
+    if label == "-100":
+        raise DataError(
+            f"{location}: field {field!r} holds -100, which marks tokens that are not trained; give the labels as they "
+            "were before tokenization"
+        )
     return label
 
 

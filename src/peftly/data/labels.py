@@ -14,7 +14,7 @@ __all__ = ["are_truth_values", "can_be_labels", "has_labels", "is_missing", "lab
 _MAX_LABELS = 20
 _MAX_LABELS_PER_ROW = 0.1
 _MAX_LABELS_PER_ROW_IF_ASKED = 0.5
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _UNLABELLED = re.compile(r"unlabell?ed|no[ _]label", re.IGNORECASE)
 
 
@@ -28,7 +28,7 @@ def label_order(labels: Iterable[str]) -> list[str]:
 
     def key(label: str) -> tuple[bool, float, str]:
         is_number = _NUMBER.fullmatch(label) is not None
-        return not is_number, float(label) if is_number else 0, label
+        return not is_number, _number(label) if is_number else 0, label
 
     return sorted(labels, key=key)
 
@@ -72,12 +72,17 @@ def _labels_of_rows(rows: Rows, row_format: RowFormat) -> set[str]:
 
 
 def _check_no_scores(rows: Rows, field: str, labels: list[str]) -> None:
-    """Check that labels are no scores, such as 0.000 to 5.000."""
+    """Check that labels are no scores, such as 0.000 to 5.000 or 0,5."""
     if not all(map(_NUMBER.fullmatch, labels)):
         return
     for label in labels:
-        if not float(label).is_integer():
+        if not _number(label).is_integer():
             raise score_error(rows.name, field, label)
+
+
+def _number(text: str) -> float:
+    """Return the number that a text of `_NUMBER` writes, with a decimal point or comma."""
+    return float(text.replace(",", "."))
 
 
 def has_labels(rows: Rows, target: str) -> bool:
