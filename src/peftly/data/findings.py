@@ -42,6 +42,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "words_without_token": FindingKind(
         "example with words that have no token, whose tags are not learned", is_problem=True
     ),
+    "text_without_tokens": FindingKind(
+        "example with a text of which the tokenizer makes no token, such as characters without a width", is_problem=True
+    ),
     "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
@@ -75,6 +78,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "unread_marks": FindingKind(
         "example with true or false in a message under a key that is no mark; marks are 'weight', 'train' and 'loss'",
         is_problem=False,
+    ),
+    "reordered_results": FindingKind(
+        "example with results of tools in another order than their calls; they are sorted", is_problem=False
     ),
     "opening_turns": FindingKind(
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False

@@ -153,7 +153,32 @@ def read_messages(
                 findings.append(("marked_other_roles", f"message {number} ({new['role']})"))
         elif mark is False and untrained[-1:] != [len(read) - 1]:
             untrained.append(len(read) - 1)
+    if _order_results(read):
+        findings.append(("reordered_results", ""))
     return read, untrained, findings
+
+
+def _order_results(messages: list[dict[str, Any]]) -> bool:
+    """Sort the results of parallel calls in the order of the calls, since many chat templates show no ids.
+
+    Args:
+        messages: messages from `_message`, sorted in place.
+
+    Returns:
+        Whether any result has another place than before.
+    """
+    is_changed = False
+    for index, message in enumerate(messages):
+        calls = [call["id"] for call in message.get("tool_calls", ()) if "id" in call]
+        end = next((i for i in range(index + 1, len(messages)) if messages[i]["role"] != "tool"), len(messages))
+        results = messages[index + 1 : end]
+        if len(calls) < 2 or not all(result.get("tool_call_id") in calls for result in results):
+            continue
+        positions = [calls.index(result["tool_call_id"]) for result in results]
+        ordered = [results[number] for number in sorted(range(len(results)), key=positions.__getitem__)]
+        is_changed = is_changed or ordered != results
+        messages[index + 1 : end] = ordered
+    return is_changed
 
 
 def _list_in(text: str) -> object:

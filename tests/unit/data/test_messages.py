@@ -300,3 +300,17 @@ def test_a_call_of_nulls_is_none(nulls):
 def test_a_truth_value_that_is_no_mark_is_said(key):
     assert read(exchange(**{key: False})).findings == (("unread_marks", f"message 2: {key!r}"),)
     assert read([say("user", "hello", **{key: True}), say("assistant", "yes", id=1)]).findings == ()
+
+
+def test_results_of_parallel_calls_have_the_order_of_the_calls():
+    calls = [{"id": name, **CALL} for name in ("a", "b", "c")]
+    results = [say("tool", f"time of {name}", tool_call_id=name) for name in ("a", "b", "c")]
+
+    def conversation(*order):
+        return [say("user", "hello"), say("assistant", "", tool_calls=calls), *order, say("assistant", "yes")]
+
+    example, mixed = read(conversation(*results)), read(conversation(results[2], results[0], results[1]))
+    assert mixed.messages == example.messages
+    assert (mixed.findings, example.findings) == ((("reordered_results", ""),), ())
+    unknown = [say("tool", "b"), say("tool", "a", tool_call_id="z")]
+    assert [message["content"] for message in read(conversation(*unknown)).messages[2:4]] == ["b", "a"]

@@ -139,6 +139,13 @@ def test_a_word_that_is_too_long_for_the_tokenizer_is_named():
     assert encoded.findings == (("unknown_characters", "a" * 40),)
 
 
+def test_a_text_without_a_token_is_named():
+    tokenizer = family("wordpiece")
+    bare, other = encode_sources([Example("\u200b\0"), Example("late")], tokenizer)
+    assert (bare.findings, other.findings) == ((("text_without_tokens", "'\\u200b\\x00'"),), ())
+    assert encode_sources([Example("\u200b", pair="late")], tokenizer)[0].findings == ()
+
+
 def test_words_without_a_token_are_counted_apart_from_words_that_are_cut():
     tokenizer = tiny_tokenizer("bert")
     words = ["late", "\u200b", "again", " ", *["great"] * 20]
