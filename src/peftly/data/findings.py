@@ -82,6 +82,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "reordered_results": FindingKind(
         "example with results of tools in another order than their calls; they are sorted", is_problem=False
     ),
+    "two_systems": FindingKind(
+        "example with a system message in a field and another one in its messages; the field is not used",
+        is_problem=True,
+    ),
     "opening_turns": FindingKind(
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
     ),

@@ -84,6 +84,8 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
     if isinstance(system, str) and system.strip() and read[0]["role"] != "system":
         read = [{"role": "system", "content": system}, *read]
         untrained = [index + 1 for index in untrained]
+    elif isinstance(system, str) and system.strip() not in ("", read[0]["content"].strip()):
+        findings.append(("two_systems", ""))
     for index, message in enumerate(read):
         if message["role"] == "assistant" and index not in untrained and _is_empty(message):
             untrained.append(index)

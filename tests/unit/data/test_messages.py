@@ -219,7 +219,9 @@ def test_a_field_with_the_system_message_comes_first():
     first = say("system", "be brief")
     assert read(exchange(weight=0), system="be brief").messages == (first, *exchange())
     assert read(exchange(weight=0), system="be brief").untrained == (2,)
-    assert read([first, *exchange()], system="other").messages == (first, *exchange())
+    both = read([first, *exchange()], system="other")
+    assert (both.messages, both.findings) == ((first, *exchange()), (("two_systems", ""),))
+    assert read([first, *exchange()], system="be brief ").findings == ()
     assert read(exchange(), system=" ").messages == tuple(exchange())
 
 
