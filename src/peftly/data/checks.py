@@ -192,6 +192,12 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
     counter.add_all(
         "missing_label", sum(map(count_of.__getitem__, missing)), [(row(one), repr(one)) for one in missing]
     )
+    numbered = [label for label in labels if label.isdecimal()]
+    named = [label for label in labels if label not in (*numbered, *missing, "-1")]
+    if min(len(numbered), len(named)) > 1:
+        counter.add_all(
+            "mixed_labels", sum(map(count_of.__getitem__, numbered)), [(row(one), repr(one)) for one in numbered]
+        )
     most = max(counts)
     if most == len(of_label) >= _FEW:
         counter.add_all("one_label", most, [(0, repr(labels[counts.index(most)]))])

@@ -6,7 +6,20 @@ from typing import Any
 from peftly.data.rows import describe, quoted
 from peftly.errors import DataError
 
-__all__ = ["completion_field", "history_field", "label_field", "score_error", "text_field", "words_and_tags"]
+__all__ = [
+    "completion_field",
+    "history_field",
+    "is_missing",
+    "label_field",
+    "score_error",
+    "text_field",
+    "words_and_tags",
+]
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value is none: null, not a number, or a text of blanks."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def text_field(row: Mapping[str, Any], field: str, location: str) -> str:

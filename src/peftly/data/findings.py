@@ -108,6 +108,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "missing_label": FindingKind(
         "example with a label that usually stands for a missing one; it is learned as a label", is_problem=False
     ),
+    "mixed_labels": FindingKind(
+        "example with a number as its label, where others have words; are these two spellings of the same labels?",
+        is_problem=False,
+    ),
     "header_label": FindingKind(
         "example with the name of the field as its label, as of a second header", is_problem=True
     ),

@@ -4,23 +4,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from peftly.data.fields import label_field, score_error, words_and_tags
+from peftly.data.fields import is_missing, label_field, score_error, words_and_tags
 from peftly.data.formats import RowFormat
 from peftly.data.rows import Rows, quoted
 from peftly.errors import DataError
 
-__all__ = ["are_truth_values", "can_be_labels", "has_labels", "is_missing", "label_order", "labels_in"]
+__all__ = ["are_truth_values", "can_be_labels", "has_labels", "label_order", "labels_in"]
 
 _MAX_LABELS = 20
 _MAX_LABELS_PER_ROW = 0.1
 _MAX_LABELS_PER_ROW_IF_ASKED = 0.5
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _UNLABELLED = re.compile(r"unlabell?ed|no[ _]label", re.IGNORECASE)
-
-
-def is_missing(value: object) -> bool:
-    """Return whether a value is none: null, not a number, or a text of blanks."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def label_order(labels: Iterable[str]) -> list[str]:

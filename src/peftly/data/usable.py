@@ -4,10 +4,10 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from peftly.data.fields import is_missing
 from peftly.data.findings import Finding
 from peftly.data.formats import RowFormat
 from peftly.data.known_formats import FORMATS
-from peftly.data.labels import is_missing
 from peftly.data.report import counted
 from peftly.data.rows import Rows
 from peftly.data.templates import Template
