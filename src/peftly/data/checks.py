@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftly.data.messages import ROLES
 from peftly.data.rows import quoted
+from peftly.data.spoiled_texts import MISSING_WORDS
 from peftly.data.turn_ends import TurnEnds
 from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
@@ -228,4 +229,5 @@ def _means_missing(label: str, labels: Sequence[str]) -> bool:
     if label == "-1":
         others = [other for other in labels if other != label]
         return len(others) > 2 and all(other.isdecimal() for other in others)
-    return label in ("None", "<NA>", "#N/A", "NULL", "null") or label.casefold() in ("nan", "n/a", "na")
+    words = ("nan", "n/a", "na", "unlabeled", "unlabelled")
+    return label in MISSING_WORDS or label in ("None", "NULL", "null") or label.casefold() in words

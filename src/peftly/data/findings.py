@@ -105,6 +105,12 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
     "one_label": FindingKind("example, all of them with the same label", is_problem=True),
     "similar_labels": FindingKind("label that differs from another label in case or spaces only", is_problem=True),
+    "wrong_encoding": FindingKind(
+        "example with characters in the wrong encoding, such as Ã© for é or � for a lost one", is_problem=True
+    ),
+    "missing_text": FindingKind(
+        "example with a word such as nan or \\N in place of a missing text; it is read as a text", is_problem=True
+    ),
     "missing_label": FindingKind(
         "example with a label that usually stands for a missing one; it is learned as a label", is_problem=False
     ),

@@ -17,6 +17,7 @@ from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
 from peftly.data.report import LengthReport, LossUnit, SplitReport, counted
+from peftly.data.spoiled_texts import spoiled_texts
 from peftly.data.task_encoding import encode_for
 from peftly.data.truncation import cut_into_pieces
 from peftly.data.types import EncodedExample, Example, TaskName
@@ -178,9 +179,9 @@ def _findings(
     example: Example, result: EncodedExample | None, task: TaskName, defects_of: EncodingChecks | None
 ) -> Iterable[tuple[str, str]]:
     """Return kind and detail of the findings of an example, each kind once; `defects_of` is None for a dropped row."""
-    if result is not None and defects_of is not None and not (example.findings or result.findings or result.others):
+    found = [*example.findings, *spoiled_texts(example)]
+    if result is not None and defects_of is not None and not (found or result.findings or result.others):
         return defects_of(result)
-    found = [*example.findings]
     if result is not None:
         found += result.findings
         if defects_of is not None:
