@@ -20,7 +20,7 @@ from peftly.data.report import LengthReport, LossUnit, SplitReport, counted
 from peftly.data.spoiled_texts import spoiled_texts
 from peftly.data.task_encoding import encode_for
 from peftly.data.truncation import cut_into_pieces
-from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
@@ -102,7 +102,10 @@ def encode_split(
                 if kind == "text" and result.others:
                     texts_in_pieces += 1
                     pieces += 1 + len(result.others)
-                labels.update((*example.tags, *filter(None, [example.label])))
+                if example.label is not None:
+                    labels[example.label] += 1
+                names = examples.row_format.labels
+                labels.update(names[tag] for tag in result.tags or () if tag != UNTRAINED)
                 for sequence in (result, *result.others):
                     kept.append(index)
                     num_messages.append(sequence.num_messages)
