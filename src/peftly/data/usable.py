@@ -154,6 +154,8 @@ def _marks_completions(rows: Rows, field: str, target: str) -> bool:
     marks = {_as_mark(row.get(field)) for row in rows.rows if not is_missing(row.get(field))}
     if not marks or not marks <= {*_TRUE, *_FALSE}:
         return False
+    if field == "label" and target in ("messages", "conversations") and not marks <= {"true", "false"}:
+        return False  # a class of the conversation, such as 1 for a toxic one
     if target in _COMPLETIONS:
         return True
     mark_of: dict[str, str] = {}

@@ -7,6 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from chatml import PLAIN, chatty
 from data_tokenizers import family
 
 import peftly
@@ -240,6 +241,15 @@ def test_numbers_of_labels_beside_their_names_mark_nothing(numbers):
     assert note.endswith("to learn 'label_text' in place of 'label': --target label_text")
     data = load_data(rows, TOKENIZER, validation_fraction=0, target="label_text")
     assert [example.completion.strip() for example in data.train.examples] == [row["label_text"] for row in rows]
+
+
+def test_a_number_beside_a_conversation_is_a_class_and_a_truth_value_a_mark():
+    def kept(zero, one):
+        messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+        rows = [{"messages": messages, "label": one if n % 2 else zero} for n in range(12)]
+        return len(load_data(rows, chatty(PLAIN), validation_fraction=0).train.examples)
+
+    assert (kept(0, 1), kept(False, True)) == (12, 6)
 
 
 @pytest.mark.parametrize("labels", [["1,5", "2,0", "0,5"], ["0.5", "1e-05", "1"], [".5", "1.5", "1"]])
