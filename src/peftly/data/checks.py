@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -217,8 +218,10 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
 
 
 def _spelling(label: str) -> str:
-    """Return a label without what looks alike: cases, blanks, and characters without a width."""
+    """Return a label without what looks alike: cases, blanks, characters without a width, and the zeros of 1.0."""
     text = unicodedata.normalize("NFKC", label).casefold()
+    if text.partition(".")[0].isdecimal():
+        text = re.sub(r"\.0+$", "", text)
     return "".join(
         character for character in text if not character.isspace() and unicodedata.category(character) != "Cf"
     )

@@ -104,7 +104,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "contradiction": FindingKind("example with the text of another example and another label", is_problem=True),
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
     "one_label": FindingKind("example, all of them with the same label", is_problem=True),
-    "similar_labels": FindingKind("label that differs from another label in case or spaces only", is_problem=True),
+    "similar_labels": FindingKind(
+        "label that differs from another label in case, spaces or the spelling of a number only", is_problem=True
+    ),
     "wrong_encoding": FindingKind(
         "example with characters in the wrong encoding, such as Ã© for é or � for a lost one", is_problem=True
     ),

@@ -39,6 +39,9 @@ _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 _TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_scale")
 _DETAIL_KEYS = ("train_detail", "training_detail")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_MEDIA = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
+"""Fields with images and the like, in the spelling of LLaMA-Factory and ms-swift, and their places in the texts."""
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -76,6 +79,12 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
         held = "no messages" if messages == [] else describe(value) if field in row else "nothing"
         raise DataError(f"{location}: field {field!r} holds {held} where a list of messages is needed")
     read, untrained, findings = read_messages(messages, location)
+    for name, mark in _MEDIA.items():
+        if row.get(name) and any(mark in message["content"] for message in read):
+            raise DataError(
+                f"{location}: the field {name!r} belongs to {mark} in the messages; peftly trains on text alone, so leave "
+                "such rows out"
+            )
     if has_opening(row, field):
         opening, _, _ = read_messages(row["prompt"], f"{location}: prompt")
         turns = [index for index, message in enumerate(opening) if message["role"] == "assistant"]

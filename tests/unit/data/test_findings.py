@@ -171,7 +171,9 @@ def test_a_conversation_that_another_split_has_under_another_id():
     assert in_test == {"in_train": (1, ("test: row 1: as train: row 8",))}
 
 
-@pytest.mark.parametrize("labels", [["-1", "0", "1"], ["none", "some"], ["null hypothesis", "other"], ["1", "2", "?"]])
+@pytest.mark.parametrize(
+    "labels", [["-1", "0", "1"], ["none", "some"], ["null hypothesis", "other"], ["1", "2", "?"], ["v1", "v1.0"]]
+)
 def test_labels_that_read_like_missing_ones_and_are_not(labels):
     assert found([{"text": f"order {n}", "label": labels[n % len(labels)]} for n in range(24)]) == {}
 
@@ -190,6 +192,7 @@ SPELLINGS = [("no complaint", 9), ("nocomplaint", 2), ("yes", 9)]
             1,
             "train: row 21: 'spam\\u200b' beside 'spam'",
         ),
+        ([("1", 20), ("1.0", 3), ("2", 20)], "similar_labels", 1, "train: row 21: '1.0' beside '1'"),
         ([("spam", 20), ("ham", 20), ("nan", 3)], "missing_label", 3, "train: row 41: 'nan'"),
         ([("spam", 20), ("ham", 20), ("None", 3)], "missing_label", 3, "train: row 41: 'None'"),
         ([("0", 9), ("1", 9), ("2", 9), ("-1", 3)], "missing_label", 3, "train: row 28: '-1'"),

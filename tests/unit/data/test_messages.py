@@ -316,3 +316,13 @@ def test_results_of_parallel_calls_have_the_order_of_the_calls():
     assert (mixed.findings, example.findings) == ((("reordered_results", ""),), ())
     unknown = [say("tool", "b"), say("tool", "a", tool_call_id="z")]
     assert [message["content"] for message in read(conversation(*unknown)).messages[2:4]] == ["b", "a"]
+
+
+@pytest.mark.parametrize(("field", "mark"), [("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>")])
+def test_a_row_with_images_is_refused_as_a_part_with_an_image_is(field, mark):
+    messages = [say("user", f"{mark}what is this?"), say("assistant", "a train")]
+    with pytest.raises(DataError, match=f"row 1: the field '{field}' belongs to {mark} .* text alone"):
+        read(messages, **{field: ["a.png"]})
+    for value in ([], None):
+        assert read(messages, **{field: value}).messages == tuple(messages)
+    assert read(exchange(), **{field: ["a.png"]}).messages == tuple(exchange())
