@@ -82,8 +82,8 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
     for name, mark in _MEDIA.items():
         if row.get(name) and any(mark in message["content"] for message in read):
             raise DataError(
-                f"{location}: the field {name!r} belongs to {mark} in the messages; peftly trains on text alone, so leave "
-                "such rows out"
+                f"{location}: the field {name!r} belongs to {mark} in the messages; peftly trains on text alone, so "
+                "leave such rows out"
             )
     if has_opening(row, field):
         opening, _, _ = read_messages(row["prompt"], f"{location}: prompt")
