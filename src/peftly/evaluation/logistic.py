@@ -50,10 +50,10 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
         num_classes: number of classes; some may have no example.
         intercept: whether the regression has a bias.
     """
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler(with_mean=intercept)
-    scaled, targets = scaler.fit_transform(features.numpy()), classes.numpy()
+    targets = classes.numpy()
+    mean, spread = features.numpy().mean(0) * intercept, features.numpy().std(0)
+    spread[spread <= 1e-6 * spread.max()] = 1.0  # a unit that its base never uses would get an infinite weight
+    scaled = (features.numpy() - mean) / spread
     best: tuple[float, Tensor, Tensor] | None = None
     strength = STRENGTHS[0]
     folds = [(*fold, _regression(intercept)) for fold in _folds(targets)]
@@ -68,10 +68,8 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
         best, strength = (float(losses.mean()), losses, hits), candidate
     assert best is not None
     weight, bias = _solve(_regression(intercept).set_params(C=strength), scaled, targets, num_classes)
-    weight = weight / scaler.scale_
-    if intercept:
-        bias = bias - weight @ scaler.mean_
-    return Regression(torch.from_numpy(weight), torch.from_numpy(bias), *best[1:])
+    weight /= spread
+    return Regression(torch.from_numpy(weight), torch.from_numpy(bias - weight @ mean), *best[1:])
 
 
 def _folds(classes: NDArray[np.int64]) -> Iterator[tuple[Any, Any]]:
