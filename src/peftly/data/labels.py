@@ -47,7 +47,8 @@ def labels_in(rows: Rows, row_format: RowFormat, *, needs_two: bool = False) -> 
         _check_no_scores(rows, row_format.target, found)
     if needs_two and len(found) < 2:
         raise DataError(
-            f"{rows.name}: {row_format.target!r} is {quoted(found)} in every row; a classifier needs two labels"
+            f"{rows.name}: {row_format.target!r} is {quoted(found)} in every row with a label; a classifier "
+            "needs two labels"
         )
     names = [name.strip() for name in rows.class_names.get(row_format.target, ())]
     classes = [name for name in dict.fromkeys(names) if name in found or not _UNLABELLED.fullmatch(name)]
