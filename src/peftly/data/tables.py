@@ -18,6 +18,8 @@ from peftly.errors import DataError
 
 __all__ = ["read_csv", "read_tsv"]
 
+_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
+
 
 class _Dialect(NamedTuple):
     """Rules by which a file is divided into cells.
@@ -184,9 +186,14 @@ def _has_blanks_before_quotes(path: Path, separator: str, skipped: int) -> bool:
     with path.open(encoding=encoding_of(path), newline="") as file:
         if not any(map(blanks.search, file)):
             return False
+    widths, are_quoted = set(), set()
     with _records(path, _Dialect(separator, {}, skipped, [])) as records:
-        if not any(cell.startswith(" ") and cell.lstrip(" ").startswith('"') for record in records for cell in record):
-            return False  # the blanks are inside of quoted cells
+        for record in filter(None, records):
+            widths.add(len(record))
+            behind_blanks = (cell.lstrip(" ") for cell in record if cell.startswith(" "))
+            are_quoted |= {_QUOTED_CELL.fullmatch(cell) is not None for cell in behind_blanks if cell.startswith('"')}
+    if not are_quoted or (len(widths) == 1 and are_quoted != {True}):
+        return False  # the blanks and quote signs are inside of quoted cells
     with _records(path, _Dialect(separator, {"strict": True, "skipinitialspace": True}, skipped, [])) as records:
         return _has_one_width(records)
 
@@ -206,9 +213,6 @@ def _tab_quotes(path: Path, skipped: int) -> tuple[bool, bool]:
         with _records(path, _Dialect("\t", {"strict": True}, skipped, [])) as records:
             is_quoted = _has_one_width(records)
     return is_quoted, has_quotes
-
-
-_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _has_quoted_cells(lines: Iterable[str]) -> tuple[bool | None, bool]:

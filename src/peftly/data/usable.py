@@ -151,8 +151,13 @@ def _marks_completions(rows: Rows, field: str, target: str) -> bool:
 
     Labels are often written twice, as `label` (0 or 1) and `label_text`.
     """
-    marks = {_as_mark(row.get(field)) for row in rows.rows if not is_missing(row.get(field))}
-    if not marks or not marks <= {*_TRUE, *_FALSE}:
+    marks = set[str]()
+    for row in rows.rows:
+        if not is_missing(row.get(field)) and (mark := _as_mark(row.get(field))) not in marks:
+            marks.add(mark)
+            if mark not in (*_TRUE, *_FALSE):
+                return False
+    if not marks:
         return False
     if field == "label" and target in ("messages", "conversations") and not marks <= {"true", "false"}:
         return False  # a class of the conversation, such as 1 for a toxic one

@@ -211,7 +211,7 @@ def test_quote_signs_behind_a_blank_are_quote_signs(tmp_path, content):
     assert notes(rows)[-1] == "blanks behind a separator are left out, since quote signs follow some of them"
 
 
-@pytest.mark.parametrize("text", ['"say, ""no"", and go"', ' "no" is no', "a, b"])
+@pytest.mark.parametrize("text", ['"say, ""no"", and go"', '" ""no"", and go"', ' "no" is no', "a, b"])
 def test_blanks_stay_where_no_cell_is_quoted_behind_one(tmp_path, text):
     cells = [text, " x"] if text != "a, b" else text.split(",")
     rows = read_file(tmp_path, "a.csv", "text,label\n" + ",".join(cells) + "\n")
