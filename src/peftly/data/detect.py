@@ -118,8 +118,12 @@ def _matches(rows: Rows, task: TaskName, target: str | None = None) -> list[_Mat
 
 
 def _kind(rows: Rows, match: _Match) -> str:
-    """Return the kind of the row format of a match. Answers that are all yes or no, as in BoolQ, are labels."""
-    if match.known.kind == "completion" and are_truth_values(rows, match.target):
+    """Return the kind of the row format of a match. Answers that are all yes or no, as in BoolQ, are labels.
+
+    A text behind a prompt without a template stays a completion, which is learned as it is written, with its blanks.
+    """
+    is_written = match.known.template == "{prompt}" and all(isinstance(row.get(match.target), str) for row in rows.rows)
+    if match.known.kind == "completion" and not is_written and are_truth_values(rows, match.target):
         return "label"
     return match.known.kind
 

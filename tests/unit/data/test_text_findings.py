@@ -28,6 +28,8 @@ def kinds(encoded):
     [
         ("<s>my order", "late</s>", "my order", "late", ["repeated_start", "repeated_end"]),
         ("<s><s>my order", "late", "my order", "late", ["repeated_start"]),
+        (" <s>my order", "late", "my order", "late", ["repeated_start"]),
+        ("<s>\n<s> my order", "late", " my order", "late", ["repeated_start"]),
         ("my order", "late</s> \n", "my order", "late", ["repeated_end"]),
         ("my order", "late </s></s>", "my order", "late ", ["repeated_end"]),
         ("", "<s>my order [/INST] late </s>", "", "my order [/INST] late ", ["repeated_start", "repeated_end"]),
