@@ -174,9 +174,14 @@ def _check_no_preferences(rows: Rows) -> None:
         return
     has_prompt = any(name in rows.fields for name in ("prompt", "instruction", "question"))
     if not has_prompt or not isinstance(rows.rows[0].get("chosen"), str):
+        advice = (
+            "give --target chosen"
+            if are_messages(rows.rows[0].get("chosen"))
+            else "write them as 'messages', or as 'prompt' and 'completion'"
+        )
         raise DataError(
             f"{rows.name}: the rows hold preferences ('chosen' and 'rejected'), and preference training (DPO) is not "
-            "supported; to learn the chosen answers, write them as 'messages', or as 'prompt' and 'completion'"
+            f"supported; to learn the chosen answers, {advice}"
         )
 
 

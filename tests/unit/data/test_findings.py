@@ -67,6 +67,8 @@ def test_the_sample_data_have_no_findings():
 def test_each_reason_to_drop_a_row_is_counted_by_itself():
     rows = [*texts(2), {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": ""}]
     assert found(rows) == {"empty_answer": (2, ("train: row 3", "train: row 4"))}
+    ends = found([*texts(2), {"prompt": "a", "completion": f" {PLAIN.eos_token}"}])
+    assert set(ends) == {"empty_answer", "repeated_end"}
     talks = [
         talk("a", "b"),
         {"messages": [{"role": "user", "content": "nobody answers"}]},

@@ -260,6 +260,10 @@ def test_the_chosen_answers_are_learned():
 )
 def test_other_preferences_are_refused(row):
     assert "preference training (DPO) is not supported" in refusal(Rows("t", [row]))
+    if isinstance(row["chosen"], list):
+        assert refusal(Rows("t", [row])).endswith("to learn the chosen answers, give --target chosen")
+        row_format, _ = read(Rows("t", [row]), target="chosen")
+        assert [m["content"] for m in row_format.examples([row])[0].messages] == ["a", "b"]
     if "conversations" not in row and "prompt" not in row:
         with pytest.raises(DataError, match=r"preference training \(DPO\) is not supported"):
             detect_target_kind(Rows("t", [row]), None, None)
