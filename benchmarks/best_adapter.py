@@ -5,7 +5,8 @@
 Each run is trained once, as in benchmarks/methods.py or in the quickstart, and every adapter that an evaluation could
 keep is scored on the validation and on the test examples. All rules are then applied to these curves, with all
 validation examples and with random parts of them. The curves are in benchmarks/results/best_adapter.json; a run that
-is there is not trained again, so that the measurement can be made in parts. `--report` prints the figures only.
+is there is not trained again, so that the measurement can be made in parts. `--report` prints the figures only. They
+include the curves of benchmarks/results/encoders.json, which have the scores over all validation examples only.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import encoders
 from methods import BASES, DATA, data_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,8 +155,20 @@ def scores(adapter: Path, paths: dict[str, str], task: Any) -> dict[str, Any]:
     }
 
 
+def curves_of_encoders() -> list[dict[str, Any]]:
+    """Return the curves of benchmarks/encoders.py with default settings, without the evaluation before the training."""
+    runs = []
+    for result in encoders.read_results():
+        curve = [{**epoch, "test": {"accuracy": epoch["test"]}} for epoch in result["epochs"] if epoch["epoch"]]
+        if not result["settings"]:
+            runs.append({"table": f"encoders, {result['data']}", "curve": curve})
+    return runs
+
+
 def points(curve: Curve, chosen: Sequence[int] | None = None) -> list[Point]:
     """Return the validation scores of a curve, over all examples or those with the given indices."""
+    if "losses" not in curve[0]:
+        return [Point(entry["loss"], entry["accuracy"], encoders.VALIDATION) for entry in curve]
     rows = range(len(curve[0]["losses"])) if chosen is None else chosen
     return [
         Point(
@@ -181,9 +195,10 @@ def report(runs: list[dict[str, Any]]) -> str:
         "| runs | validation examples | " + " | ".join(RULES) + " | best adapter |",
         "|---" * (len(RULES) + 3) + "|",
     ]
-    for table in (*TABLES, "all"):
+    for table in (*dict.fromkeys(run["table"] for run in runs), "all"):
         group = [run for run in runs if table in (run["table"], "all")]
-        for size in (*SIZES, None) if group else ():
+        has_rows = all("losses" in run["curve"][0] for run in group)
+        for size in (*SIZES, None) if has_rows else (None,):
             cells = [statistics.fmean(kept(run["curve"], rule, size) for run in group) for rule in RULES]
             best = statistics.fmean(max(entry["test"]["accuracy"] for entry in run["curve"]) for run in group)
             shown = " | ".join(f"{100 * value:.2f}" for value in (*cells, best))
@@ -223,7 +238,7 @@ def main() -> None:
         print(f"== {key}", flush=True)
         runs.append({**key, "curve": train_once(table, method, seed, options.evaluations)})
         write(runs)
-    print(report(runs))
+    print(report(sorted(runs, key=lambda run: TABLES.index(run["table"])) + curves_of_encoders()))
 
 
 if __name__ == "__main__":

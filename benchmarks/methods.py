@@ -35,12 +35,12 @@ DATA = {
     "tweets": "200 sample tweets, labelled as complaint or no complaint",
     "docstrings": "120 texts of SciPy's documentation, labelled with one of four parts of SciPy",
 }
-UNTOUCHED = "untouched base"
+BASELINES = ("untouched base", "linear probe")
 KEYS = ("base", "data", "method", "learning_rate", "seed")
 """Fields that identify a result."""
 
 Result = dict[str, Any]
-"""Keys and scores of one training run, or of the untouched base, as in the JSON."""
+"""Keys and scores of one training run, or of a baseline, as in the JSON."""
 
 
 @contextmanager
@@ -69,6 +69,7 @@ def measure(base: str, data: str, method: str, learning_rate: float, seed: int) 
                 "data": data_paths,
                 "method": method,
                 "train": {**BASES[base]["train"], "learning_rate": learning_rate, "seed": seed},
+                "baselines": False,
                 "out": str(Path(folder) / "run"),
             }
         )
@@ -88,23 +89,26 @@ def measure(base: str, data: str, method: str, learning_rate: float, seed: int) 
     }
 
 
-def untouched(base: str, data: str) -> Result:
-    """Score a base without an adapter.
+def baseline(base: str, data: str, name: str) -> Result:
+    """Score a base without an adapter, or its linear probe."""
+    from peftly.runs.baselines import baseline_scores
+    from peftly.runs.config import RunConfig
+    from peftly.runs.probing import choose_head
+    from peftly.runs.run import open_base_and_data
 
-    The head of a classifier would be new and random, so its score is the share of the most frequent label instead.
-    """
-    from peftly import evaluate, load_base
-    from peftly.data import DataConfig, load_data
+    with data_files(data) as data_paths:
+        config = RunConfig.model_validate(
+            {"base": base, "task": BASES[base]["task"], "data": data_paths, "method": "lora", "out": "unused"}
+        )
+        config, opened, loaded = open_base_and_data(config, None, None, print)
+        opened, _, probe = choose_head(opened, config, loaded, print, is_given=False)
+        scores = baseline_scores(opened, probe, loaded, config, print)[name]
+    return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
-    with data_files(data) as paths:
-        model, tokenizer = load_base(base)
-        loaded = load_data(DataConfig(train=paths["train"], test=paths["test"]), tokenizer)
-    assert loaded.test is not None
-    if BASES[base]["task"] == "causal_lm":
-        scores = evaluate(model, tokenizer, loaded.test, loaded.row_format)
-        return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "loss": scores.loss}
-    labels = [example.label for example in loaded.test.examples]
-    return {"accuracy": max(labels.count(label) for label in set(labels)) / len(labels)}
+
+def baselines_of(base: str) -> tuple[str, ...]:
+    """Return the names of the baselines of a base. Without an adapter a new head would give random labels."""
+    return BASELINES if BASES[base]["task"] == "causal_lm" else BASELINES[1:]
 
 
 def results_to_measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -118,7 +122,7 @@ def results_to_measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             name for name in options.methods or METHODS if METHODS[name].adapter.unsupported_reason(model) is None
         ]
         for data in options.data:
-            requested.append((base, data, UNTOUCHED, None, 0))
+            requested += [(base, data, name, None, 0) for name in baselines_of(base)]
             for method, factor, seed in itertools.product(methods, options.rates, options.seeds):
                 rate = float(f"{METHODS[method].learning_rate * factor:.2g}")
                 requested.append((base, data, method, rate, seed))
@@ -157,7 +161,7 @@ def table(results: list[Result]) -> str:
 def _table_row(seeds: list[Result]) -> str:
     """Return the table row of a method from its results with several seeds: mean, and range in brackets."""
     method, accuracy = seeds[0]["method"], _spread([result["accuracy"] for result in seeds])
-    if method == UNTOUCHED:
+    if method in BASELINES:
         return f"| {method} | {accuracy} | | | | | |"
     timed = [result["seconds"] for result in seeds if result["seconds"] is not None]
     cells = [f"`{method}`", accuracy, str(len(seeds)), f"{seeds[0]['learning_rate']:g}", f"{seeds[0]['parameters']:,}"]
@@ -183,7 +187,7 @@ def _by_method(results: list[Result]) -> Iterator[list[Result]]:
     """Yield the results of each method, in the order of the registry."""
     from peftly import METHODS
 
-    for method in (UNTOUCHED, *METHODS):
+    for method in (*BASELINES, *METHODS):
         if of_method := [result for result in results if result["method"] == method]:
             yield of_method
 
@@ -193,7 +197,7 @@ def is_default(result: Result) -> bool:
     from peftly import METHODS
 
     method = result["method"]
-    return method == UNTOUCHED or result["learning_rate"] == METHODS[method].learning_rate
+    return method in BASELINES or result["learning_rate"] == METHODS[method].learning_rate
 
 
 def _spread(values: list[float]) -> str:
@@ -225,7 +229,8 @@ def main() -> None:
         if any(all(result[field] == value for field, value in key.items()) for result in results):
             continue
         print(f"== {key}", flush=True)
-        scores = untouched(key["base"], key["data"]) if key["method"] == UNTOUCHED else measure(**key)
+        name = key["method"]
+        scores = baseline(key["base"], key["data"], name) if name in BASELINES else measure(**key)
         if options.untimed and "seconds" in scores:
             scores["seconds"] = None
         results.append({**key, **scores})

@@ -108,14 +108,15 @@ def table(results: dict[str, Any]) -> str:
         cells += ["", ""] if is_base else [f"{100 * (statistics.mean(accuracy) - base):+.1f} points"]
         cells += [] if is_base else [f"{max(_values(runs, name, 'p')):.1g}"]
         cells += [f"{row['parameters']:,}", f"{row['bytes']:,}"]
-        cells += [""] if is_base else [f"{statistics.median(_values(runs, name, 'seconds')):.0f}"]
+        seconds = [value for value in _values(runs, name, "seconds") if value is not None]
+        cells += [f"{statistics.median(seconds):.0f}" if seconds else ""]
         lines.append("| " + " | ".join(cells) + " |")
-    seconds = statistics.median(run["seconds"] for run in runs)
+    whole = statistics.median(run["seconds"] for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     machine = results["environment"]
     cpu = f"{machine['cpu_cores']} cores ({machine['cpu']}, bf16 instructions: {machine['cpu_bf16'] or 'none'})"
     note = f"Seeds {seeds}; {runs[0]['test_examples']} test examples. "
-    note += f"The whole quickstart took {seconds:.0f} seconds (median) in {results['dtype']} on {cpu}."
+    note += f"The whole quickstart took {whole:.0f} seconds (median) in {results['dtype']} on {cpu}."
     return "\n".join([*lines, "", note, ""])
 
 

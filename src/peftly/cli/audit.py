@@ -87,7 +87,7 @@ class Audit:
             self.formatted.max_length,
             location=lambda _: location,
         )[0]
-        if encoded is None:
+        if encoded is None or not encoded.input_ids:
             return ShownExample(sample, raw_units(example))
         return self._shown(sample, encoded)
 

@@ -24,6 +24,7 @@ usable         rows that cannot be used
 vocabulary     special tokens and token positions of a tokenizer
 truncation     length of a text that fits, and long texts in pieces
 text_findings  special, unknown and lost characters of texts
+spoiled_texts  texts that another program has spoiled
 chat_template  the chat template of a tokenizer, within limits of time and memory
 chat_tokens    the text of a conversation with its tokens
 turn_ends      the end of a turn in the text of a chat template

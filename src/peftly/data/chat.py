@@ -94,7 +94,7 @@ class ChatEncoder:
         if not any(is_trained):
             return [], []
         rendered = self._messages.render(example.messages, is_trained, example.tools)
-        findings = [*rendered.findings, *hidden_context(rendered.messages, rendered.text)]
+        findings = [*rendered.findings, *hidden_context(rendered.messages, rendered.is_trained, rendered.text)]
         turns = ChatTurns(rendered.messages, example.tools, self._tokenizer, self._messages.ends)
         turns.set_last(rendered.text, rendered.marks)
         waiting = [index for index, trained in enumerate(rendered.is_trained) if trained and index]

@@ -206,6 +206,8 @@ def _with_calls(message: Message, spelling: _CallSpelling) -> Message:
             arguments = _object_in(arguments)
         elif not spelling.as_objects and not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
+        elif not spelling.as_objects and not arguments.strip():
+            arguments = "{}"
         calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return {
         **message,

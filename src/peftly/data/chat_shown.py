@@ -4,19 +4,30 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftly.data.tools import tool_names
+
 __all__ = ["hidden_context", "hidden_parts", "is_shown"]
 
 Messages = Sequence[Mapping[str, Any]]
 
 
-def hidden_context(messages: Messages, text: str) -> list[tuple[str, str]]:
-    """Return a finding about the first message of another role than the assistant that a text does not show.
+def hidden_context(messages: Messages, is_trained: Sequence[bool], text: str) -> list[tuple[str, str]]:
+    """Return a finding about the first message in front of the trained turns that a text does not show.
+
+    Templates leave out the reasoning and, on purpose, parts of earlier turns of the assistant, whose calls alone count.
 
     Args:
         messages: the conversation.
+        is_trained: whether each message is a turn that is trained.
         text: text of the conversation.
     """
-    hidden = (i for i, m in enumerate(messages) if m["role"] != "assistant" and not is_shown(m["content"], text))
+
+    def is_hidden(message: Mapping[str, Any]) -> bool:
+        if message["role"] == "assistant":
+            return any(name not in text for name in tool_names(message.get("tool_calls", ())))
+        return not is_shown(message["content"], text)
+
+    hidden = (i for i, m in enumerate(messages) if not is_trained[i] and is_hidden(m))
     index = next(hidden, None)
     return [] if index is None else [("hidden_messages", f"message {index + 1} ({messages[index]['role']})")]
 

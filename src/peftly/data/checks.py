@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from peftly.data.messages import ROLES
 from peftly.data.rows import quoted
+from peftly.data.spoiled_texts import MISSING_WORDS
 from peftly.data.turn_ends import TurnEnds
 from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
@@ -179,7 +181,7 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
     count_of = dict(zip(labels, counts, strict=True))
     same: dict[str, list[str]] = {}
     for label in sorted(labels, key=count_of.__getitem__, reverse=True):
-        same.setdefault("".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+        same.setdefault(_spelling(label), []).append(label)
     similar = [(label, f"{label!r} beside {group[0]!r}") for group in same.values() for label in group[1:]]
     counter.add_all("similar_labels", len(similar), [(row(label), detail) for label, detail in similar])
     if not len(of_label):
@@ -188,6 +190,16 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
     counter.add_all(
         "header_label", sum(map(count_of.__getitem__, headers)), [(row(label), repr(label)) for label in headers]
     )
+    missing = [label for label in labels if _means_missing(label, labels)]
+    counter.add_all(
+        "missing_label", sum(map(count_of.__getitem__, missing)), [(row(one), repr(one)) for one in missing]
+    )
+    numbered = [label for label in labels if label.isdecimal()]
+    named = [label for label in labels if label not in (*numbered, *missing, "-1")]
+    if min(len(numbered), len(named)) > 1:
+        counter.add_all(
+            "mixed_labels", sum(map(count_of.__getitem__, numbered)), [(row(one), repr(one)) for one in numbered]
+        )
     most = max(counts)
     if most == len(of_label) >= _FEW:
         counter.add_all("one_label", most, [(0, repr(labels[counts.index(most)]))])
@@ -203,3 +215,22 @@ def check_labels(labels: Sequence[str], numbers: Sequence[int], target: str, cou
         else []
     )
     counter.add_all("rare_label", len(rare), [(row(label), repr(label)) for label in rare[:3]])
+
+
+def _spelling(label: str) -> str:
+    """Return a label without what looks alike: cases, blanks, characters without a width, and the zeros of 1.0."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    if text.partition(".")[0].isdecimal():
+        text = re.sub(r"\.0+$", "", text)
+    return "".join(
+        character for character in text if not character.isspace() and unicodedata.category(character) != "Cf"
+    )
+
+
+def _means_missing(label: str, labels: Sequence[str]) -> bool:
+    """Return whether programs write a label for a missing one: "nan" of pandas, or -1 beside 0, 1 and 2."""
+    if label == "-1":
+        others = [other for other in labels if other != label]
+        return len(others) > 2 and all(other.isdecimal() for other in others)
+    words = ("nan", "n/a", "na", "unlabeled", "unlabelled")
+    return label in MISSING_WORDS or label in ("None", "NULL", "null") or label.casefold() in words

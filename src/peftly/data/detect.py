@@ -118,8 +118,12 @@ def _matches(rows: Rows, task: TaskName, target: str | None = None) -> list[_Mat
 
 
 def _kind(rows: Rows, match: _Match) -> str:
-    """Return the kind of the row format of a match. Answers that are all yes or no, as in BoolQ, are labels."""
-    if match.known.kind == "completion" and are_truth_values(rows, match.target):
+    """Return the kind of the row format of a match. Answers that are all yes or no, as in BoolQ, are labels.
+
+    A text behind a prompt without a template stays a completion, which is learned as it is written, with its blanks.
+    """
+    is_written = match.known.template == "{prompt}" and all(isinstance(row.get(match.target), str) for row in rows.rows)
+    if match.known.kind == "completion" and not is_written and are_truth_values(rows, match.target):
         return "label"
     return match.known.kind
 
@@ -170,9 +174,14 @@ def _check_no_preferences(rows: Rows) -> None:
         return
     has_prompt = any(name in rows.fields for name in ("prompt", "instruction", "question"))
     if not has_prompt or not isinstance(rows.rows[0].get("chosen"), str):
+        advice = (
+            "give --target chosen"
+            if are_messages(rows.rows[0].get("chosen"))
+            else "write them as 'messages', or as 'prompt' and 'completion'"
+        )
         raise DataError(
             f"{rows.name}: the rows hold preferences ('chosen' and 'rejected'), and preference training (DPO) is not "
-            "supported; to learn the chosen answers, write them as 'messages', or as 'prompt' and 'completion'"
+            f"supported; to learn the chosen answers, {advice}"
         )
 
 
@@ -259,6 +268,9 @@ def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     if not unused:
         return []
     note = f"fields not used: {quoted(unused)}"
+    named = next((name for name in unused if name in (f"{row_format.target}_text", f"{row_format.target}_name")), None)
+    if row_format.kind == "label" and named is not None:
+        note += f"; to learn {named!r} in place of {row_format.target!r}: --target {shlex.quote(named)}"
     inputs = [name for name in input_fields(rows, row_format.target) if name in unused]
     if inputs and row_format.kind in ("completion", "label", "alpaca"):
         second = f"\n{{{row_format.pair}}}" if row_format.pair else ""

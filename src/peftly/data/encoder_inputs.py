@@ -78,6 +78,8 @@ def encode_sources(
             example = shorter
         source = _source(encoding, position, len(ids), example, tokenizer)
         found = findings.get(index, ()) + checks.source_findings(examples[index], ids, num_special)
+        if len(ids) <= num_special:
+            found += (("text_without_tokens", ascii(examples[index].prompt[:_SHOWN])),)
         sources.append(replace(source, findings=found) if found else source)
     return sources
 
@@ -178,6 +180,9 @@ def _num_tokens(tokenize: Callable[..., Any], example: Example, max_characters: 
     """Return the number of tokens of an example with its fields cut to a number of characters."""
     return len(tokenize([example.truncate_fields(max_characters)])["input_ids"][0])
 
+
+_SHOWN = 20
+"""Number of characters of a text that a finding shows."""
 
 _MARGIN = 64
 """Number of tokens that a text keeps beyond the maximum, so that its end does not change the tokens before the cut."""

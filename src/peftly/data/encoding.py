@@ -71,8 +71,8 @@ def encode_all(
         location: function that returns the location of an example by its index, for error messages.
 
     Returns:
-        One result per example, as of `encode`. A conversation without a trained token can be an encoded example without
-        tokens, which has findings.
+        One result per example, as of `encode`. A conversation without a trained token, or a completion of end tokens
+        alone, can be an encoded example without tokens, which has findings.
 
     Raises:
         DataError: as for `encode`.
@@ -94,8 +94,10 @@ def encode_all(
     answers = _answers(vocabulary, bare, prompts)
     for index, (example, prompt, answer) in enumerate(zip(bare, prompts, answers, strict=True)):
         result = _fit(vocabulary, example, prompt, answer, max_length, completion_room, (encoding, index))
+        if not answer and examples[index].completion.strip():  # nothing but end tokens
+            result = EncodedExample([], [], findings=(("empty_answer", ""),))
         found = findings.get(index, ()) + checks.causal_findings(example, prompt, answer)
-        encoded.append(replace(result, findings=found) if found and result is not None else result)
+        encoded.append(replace(result, findings=result.findings + found) if found and result is not None else result)
     return encoded
 
 

@@ -6,7 +6,20 @@ from typing import Any
 from peftly.data.rows import describe, quoted
 from peftly.errors import DataError
 
-__all__ = ["completion_field", "history_field", "label_field", "score_error", "text_field", "words_and_tags"]
+__all__ = [
+    "completion_field",
+    "history_field",
+    "is_missing",
+    "label_field",
+    "score_error",
+    "text_field",
+    "words_and_tags",
+]
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value is none: null, not a number, or a text of blanks."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def text_field(row: Mapping[str, Any], field: str, location: str) -> str:
@@ -145,6 +158,11 @@ def _label(value: object, field: str, location: str) -> str:
     label = str(value).strip()
     if not label:
         raise DataError(f"{location}: field {field!r} is empty where a label is needed")
+    if label == "-100":
+        raise DataError(
+            f"{location}: field {field!r} holds -100, which marks tokens that are not trained; give the labels as they "
+            "were before tokenization"
+        )
     return label
 
 

@@ -42,6 +42,9 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "words_without_token": FindingKind(
         "example with words that have no token, whose tags are not learned", is_problem=True
     ),
+    "text_without_tokens": FindingKind(
+        "example with a text of which the tokenizer makes no token, such as characters without a width", is_problem=True
+    ),
     "no_label": FindingKind("row dropped: its label is empty", is_problem=True),
     "empty_answer": FindingKind("row dropped: its answer is empty", is_problem=True),
     "empty_text": FindingKind("row dropped: its text is empty", is_problem=True),
@@ -72,6 +75,17 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "marked_other_roles": FindingKind(
         "example with a message marked to be trained that is not the assistant's; it is not trained", is_problem=False
     ),
+    "unread_marks": FindingKind(
+        "example with true or false in a message under a key that is no mark; marks are 'weight', 'train' and 'loss'",
+        is_problem=False,
+    ),
+    "reordered_results": FindingKind(
+        "example with results of tools in another order than their calls; they are sorted", is_problem=False
+    ),
+    "two_systems": FindingKind(
+        "example with a system message in a field and another one in its messages; the field is not used",
+        is_problem=True,
+    ),
     "opening_turns": FindingKind(
         "example with a turn of the assistant that opens the conversation; it is not trained", is_problem=False
     ),
@@ -90,7 +104,22 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "contradiction": FindingKind("example with the text of another example and another label", is_problem=True),
     "in_train": FindingKind("example with a prompt that the train split has, too", is_problem=True),
     "one_label": FindingKind("example, all of them with the same label", is_problem=True),
-    "similar_labels": FindingKind("label that differs from another label in case or spaces only", is_problem=True),
+    "similar_labels": FindingKind(
+        "label that differs from another label in case, spaces or the spelling of a number only", is_problem=True
+    ),
+    "wrong_encoding": FindingKind(
+        "example with characters in the wrong encoding, such as Ã© for é or � for a lost one", is_problem=True
+    ),
+    "missing_text": FindingKind(
+        "example with a word such as nan or \\N in place of a missing text; it is read as a text", is_problem=True
+    ),
+    "missing_label": FindingKind(
+        "example with a label that usually stands for a missing one; it is learned as a label", is_problem=False
+    ),
+    "mixed_labels": FindingKind(
+        "example with a number as its label, where others have words; are these two spellings of the same labels?",
+        is_problem=False,
+    ),
     "header_label": FindingKind(
         "example with the name of the field as its label, as of a second header", is_problem=True
     ),

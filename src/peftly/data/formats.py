@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from peftly.data.config import AddSpace
-from peftly.data.fields import completion_field, history_field, label_field, text_field, words_and_tags
+from peftly.data.fields import completion_field, history_field, is_missing, label_field, text_field, words_and_tags
 from peftly.data.messages import conversation_field
 from peftly.data.rows import quoted
 from peftly.data.templates import RenderedPrompt, Template, move_space, needs_space
@@ -247,7 +247,9 @@ class RowFormat:
         template = self._template
         earlier_spans: list[tuple[int, int]] = []
         if self.kind == "alpaca":
-            template = self._without_lines(tuple(name for name in _OPTIONAL if not str(row.get(name) or "").strip()))
+            template = self._without_lines(
+                tuple(name for name in _OPTIONAL if is_missing(row.get(name)) or row[name] == [])
+            )
             if "history" in template.fields:
                 earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
                 row = {**row, "history": earlier}

@@ -4,23 +4,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from peftly.data.fields import label_field, score_error, words_and_tags
+from peftly.data.fields import is_missing, label_field, score_error, words_and_tags
 from peftly.data.formats import RowFormat
 from peftly.data.rows import Rows, quoted
 from peftly.errors import DataError
 
-__all__ = ["are_truth_values", "can_be_labels", "has_labels", "is_missing", "label_order", "labels_in"]
+__all__ = ["are_truth_values", "can_be_labels", "has_labels", "label_order", "labels_in"]
 
 _MAX_LABELS = 20
 _MAX_LABELS_PER_ROW = 0.1
 _MAX_LABELS_PER_ROW_IF_ASKED = 0.5
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _UNLABELLED = re.compile(r"unlabell?ed|no[ _]label", re.IGNORECASE)
-
-
-def is_missing(value: object) -> bool:
-    """Return whether a value is none: null, not a number, or a text of blanks."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def label_order(labels: Iterable[str]) -> list[str]:
@@ -28,7 +23,7 @@ def label_order(labels: Iterable[str]) -> list[str]:
 
     def key(label: str) -> tuple[bool, float, str]:
         is_number = _NUMBER.fullmatch(label) is not None
-        return not is_number, float(label) if is_number else 0, label
+        return not is_number, _number(label) if is_number else 0, label
 
     return sorted(labels, key=key)
 
@@ -52,7 +47,8 @@ def labels_in(rows: Rows, row_format: RowFormat, *, needs_two: bool = False) -> 
         _check_no_scores(rows, row_format.target, found)
     if needs_two and len(found) < 2:
         raise DataError(
-            f"{rows.name}: {row_format.target!r} is {quoted(found)} in every row; a classifier needs two labels"
+            f"{rows.name}: {row_format.target!r} is {quoted(found)} in every row with a label; a classifier "
+            "needs two labels"
         )
     names = [name.strip() for name in rows.class_names.get(row_format.target, ())]
     classes = [name for name in dict.fromkeys(names) if name in found or not _UNLABELLED.fullmatch(name)]
@@ -72,12 +68,17 @@ def _labels_of_rows(rows: Rows, row_format: RowFormat) -> set[str]:
 
 
 def _check_no_scores(rows: Rows, field: str, labels: list[str]) -> None:
-    """Check that labels are no scores, such as 0.000 to 5.000."""
+    """Check that labels are no scores, such as 0.000 to 5.000 or 0,5."""
     if not all(map(_NUMBER.fullmatch, labels)):
         return
     for label in labels:
-        if not float(label).is_integer():
+        if not _number(label).is_integer():
             raise score_error(rows.name, field, label)
+
+
+def _number(text: str) -> float:
+    """Return the number that a text of `_NUMBER` writes, with a decimal point or comma."""
+    return float(text.replace(",", "."))
 
 
 def has_labels(rows: Rows, target: str) -> bool:

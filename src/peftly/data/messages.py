@@ -39,6 +39,9 @@ _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 _TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_scale")
 _DETAIL_KEYS = ("train_detail", "training_detail")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_MEDIA = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
+"""Fields with images and the like, in the spelling of LLaMA-Factory and ms-swift, and their places in the texts."""
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -76,6 +79,12 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
         held = "no messages" if messages == [] else describe(value) if field in row else "nothing"
         raise DataError(f"{location}: field {field!r} holds {held} where a list of messages is needed")
     read, untrained, findings = read_messages(messages, location)
+    for name, mark in _MEDIA.items():
+        if row.get(name) and any(mark in message["content"] for message in read):
+            raise DataError(
+                f"{location}: the field {name!r} belongs to {mark} in the messages; peftly trains on text alone, so "
+                "leave such rows out"
+            )
     if has_opening(row, field):
         opening, _, _ = read_messages(row["prompt"], f"{location}: prompt")
         turns = [index for index, message in enumerate(opening) if message["role"] == "assistant"]
@@ -84,6 +93,8 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
     if isinstance(system, str) and system.strip() and read[0]["role"] != "system":
         read = [{"role": "system", "content": system}, *read]
         untrained = [index + 1 for index in untrained]
+    elif isinstance(system, str) and system.strip() not in ("", read[0]["content"].strip()):
+        findings.append(("two_systems", ""))
     for index, message in enumerate(read):
         if message["role"] == "assistant" and index not in untrained and _is_empty(message):
             untrained.append(index)
@@ -146,12 +157,39 @@ def read_messages(
             read[-1] = {**read[-1], "tool_calls": [*read[-1].get("tool_calls", ()), *new["tool_calls"]]}
         else:
             read.append(new)
+        if new["role"] == "assistant" and (key := _unread_mark(message)):
+            findings.append(("unread_marks", f"message {number}: {key!r}"))
         if new["role"] != "assistant":
             if mark:
                 findings.append(("marked_other_roles", f"message {number} ({new['role']})"))
         elif mark is False and untrained[-1:] != [len(read) - 1]:
             untrained.append(len(read) - 1)
+    if _order_results(read):
+        findings.append(("reordered_results", ""))
     return read, untrained, findings
+
+
+def _order_results(messages: list[dict[str, Any]]) -> bool:
+    """Sort the results of parallel calls in the order of the calls, since many chat templates show no ids.
+
+    Args:
+        messages: messages from `_message`, sorted in place.
+
+    Returns:
+        Whether any result has another place than before.
+    """
+    is_changed = False
+    for index, message in enumerate(messages):
+        calls = [call["id"] for call in message.get("tool_calls", ()) if "id" in call]
+        end = next((i for i in range(index + 1, len(messages)) if messages[i]["role"] != "tool"), len(messages))
+        results = messages[index + 1 : end]
+        if len(calls) < 2 or not all(result.get("tool_call_id") in calls for result in results):
+            continue
+        positions = [calls.index(result["tool_call_id"]) for result in results]
+        ordered = [results[number] for number in sorted(range(len(results)), key=positions.__getitem__)]
+        is_changed = is_changed or ordered != results
+        messages[index + 1 : end] = ordered
+    return is_changed
 
 
 def _list_in(text: str) -> object:
@@ -232,6 +270,11 @@ def _mark(message: Mapping[str, Any], location: str) -> bool | None:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(f"{location}: {key!r} is {value!r}; write 1 or true for a trained turn, else 0 or false")
     return all(marks.values()) if marks else None
+
+
+def _unread_mark(message: Mapping[str, Any]) -> str | None:
+    """Return a key that may be meant as a mark: one with a truth value that peftly does not read."""
+    return next((key for key, value in message.items() if isinstance(value, bool) and key not in _TRAIN_KEYS), None)
 
 
 def _is_empty(message: Mapping[str, Any]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftly.data.types import Example
 
@@ -24,10 +25,13 @@ _MANY = 0.4
 
 
 def prompt_key(example: Example) -> int:
-    """Return a number of 64 bits that is equal for two examples with the same prompt, or text if there is no prompt."""
+    """Return a number of 64 bits that is equal for two examples with the same prompt, or text if there is no prompt.
+
+    Texts that differ in blanks, or in the bytes of an accented letter, are the same.
+    """
     if example.messages:
         return _messages_key(example.messages[: _start_of_last_turn(example)] or example.messages)
-    return _key("\n".join(filter(None, [example.prompt, example.pair])) or example.completion)
+    return _text_key("\n".join(filter(None, [example.prompt, example.pair])) or example.completion)
 
 
 def answer_key(example: Example) -> int:
@@ -46,8 +50,26 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _messages_key(messages: Sequence[Mapping[str, object]]) -> int:
-    return _key(json.dumps(messages, sort_keys=True, default=str))
+def _text_key(text: str) -> int:
+    return _key(_bare(text))
+
+
+def _bare(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _messages_key(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return the key of messages by what is said; other keys, such as an id or a time, differ from copy to copy."""
+    said = [
+        [
+            message["role"],
+            _bare(str(message["content"] or "")),
+            message.get("reasoning_content"),
+            [call["function"] for call in message.get("tool_calls", ())],
+        ]
+        for message in messages
+    ]
+    return _key(json.dumps(said, sort_keys=True, default=str))
 
 
 def _start_of_last_turn(example: Example) -> int:

@@ -6,12 +6,14 @@ JSON Lines, JSON and CSV are parsed here rather than by a data-frame library: a 
 
 import json
 import re
+import shlex
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from peftly.data.arrow import read_hub, read_parquet, read_saved_dataset
+from peftly.data.report import counted
 from peftly.data.rows import Rows, StoredRows, check_characters, describe, first_line, rows_of_objects
 from peftly.data.tables import read_csv, read_tsv
 from peftly.data.text_files import text_lines
@@ -43,6 +45,7 @@ def read(source: str) -> dict[str, Rows]:
     if path.is_file():
         splits = {"": _read_file(source, path)}
     elif path.is_dir():
+        _check_saved_dataset(source, path)
         splits = read_saved_dataset(source, path)
     elif _can_be_hub_id(source, path):
         splits = read_hub(source)
@@ -52,6 +55,17 @@ def read(source: str) -> dict[str, Rows]:
         if not rows.rows:
             raise DataError(f"{rows.name}: holds no rows; there is nothing to train on")
     return splits
+
+
+def _check_saved_dataset(name: str, path: Path) -> None:
+    """Refuse a folder of data files, and name them; a folder of `save_to_disk` has a file that describes it."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
+    if files and not any((path / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        first = next((file for file in files if "train" in file.name), files[0])
+        raise DataError(
+            f"{name}: not a folder written by datasets' save_to_disk, but with {counted(len(files), 'file')} of rows; "
+            f"give the files, such as --data {shlex.quote(str(first))}"
+        )
 
 
 def _can_be_hub_id(source: str, path: Path) -> bool:
@@ -67,7 +81,8 @@ def _read_file(name: str, path: Path) -> Rows:
         problem = (
             f"files that end in {path.suffix!r} are not read" if path.suffix else "the name's ending says no format"
         )
-        raise DataError(f"{name}: {problem}; known are {' '.join(_READERS)}")
+        advice = next((advice for endings, advice in _ADVICE.items() if path.suffix.lower() in endings), "")
+        raise DataError(f"{name}: {problem}{advice}; known are {' '.join(_READERS)}")
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{name}: the file is empty")
@@ -84,10 +99,20 @@ def _has_surrogate_escape(text: str) -> bool:
 def _read_json_lines(name: str, path: Path) -> Rows:
     rows, lines = StoredRows(), array("q")
     for number, line in text_lines(name, path):
+        if not rows and re.match(r"\s*\[\s*(\{|$)", line):
+            return _read_json(name, path)  # files named .jsonl sometimes hold one list
         if row_and_text := _parse_line(name, number, line.strip()):
             rows.append(*row_and_text)
             lines.append(number)
     return Rows(name, rows, lines)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some names and values. Two values of one name are no JSON that programs read alike."""
+    values = dict(pairs)
+    if len(values) < len(pairs) and (twice := next((name for name, value in pairs if values[name] != value), None)):
+        raise ValueError(f"an object has two values for {twice!r}")
+    return values
 
 
 def _parse_line(name: str, number: int, text: str) -> tuple[dict[str, Any], str] | None:
@@ -95,8 +120,10 @@ def _parse_line(name: str, number: int, text: str) -> tuple[dict[str, Any], str]
     if not text:
         return None
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text[error.pos :] == ",":
+            raise DataError(f"{name}: line {number} ends with a comma; no comma belongs between the lines") from None
         if error.msg == "Extra data":
             raise DataError(
                 f"{name}: line {number} holds a second value at column {error.colno}; start a new line for each row"
@@ -117,7 +144,7 @@ def _read_json(name: str, path: Path) -> Rows:
     if not text.strip():
         return Rows(name, [])
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.pos and text[: error.pos].lstrip().startswith("{"):
             return _read_json_lines(name, path)  # files named .json often hold one object per line
@@ -146,4 +173,8 @@ _READERS: dict[str, Callable[[str, Path], Rows]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+}
+_ADVICE = {
+    (".xlsx", ".xls", ".ods"): " (save the sheet as .csv)",
+    (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z"): " (unpack the file)",
 }

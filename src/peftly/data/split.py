@@ -17,9 +17,10 @@ from peftly.data.encoded import EncodedExamples
 from peftly.data.findings import FindingCounter
 from peftly.data.formatted import FormattedExamples
 from peftly.data.report import LengthReport, LossUnit, SplitReport, counted
+from peftly.data.spoiled_texts import spoiled_texts
 from peftly.data.task_encoding import encode_for
 from peftly.data.truncation import cut_into_pieces
-from peftly.data.types import EncodedExample, Example, TaskName
+from peftly.data.types import UNTRAINED, EncodedExample, Example, TaskName
 from peftly.data.vocabulary import Vocabulary
 from peftly.errors import DataError
 
@@ -101,7 +102,10 @@ def encode_split(
                 if kind == "text" and result.others:
                     texts_in_pieces += 1
                     pieces += 1 + len(result.others)
-                labels.update((*example.tags, *filter(None, [example.label])))
+                if example.label is not None:
+                    labels[example.label] += 1
+                names = examples.row_format.labels
+                labels.update(names[tag] for tag in result.tags or () if tag != UNTRAINED)
                 for sequence in (result, *result.others):
                     kept.append(index)
                     num_messages.append(sequence.num_messages)
@@ -178,9 +182,9 @@ def _findings(
     example: Example, result: EncodedExample | None, task: TaskName, defects_of: EncodingChecks | None
 ) -> Iterable[tuple[str, str]]:
     """Return kind and detail of the findings of an example, each kind once; `defects_of` is None for a dropped row."""
-    if result is not None and defects_of is not None and not (example.findings or result.findings or result.others):
+    found = [*example.findings, *spoiled_texts(example)]
+    if result is not None and defects_of is not None and not (found or result.findings or result.others):
         return defects_of(result)
-    found = [*example.findings]
     if result is not None:
         found += result.findings
         if defects_of is not None:

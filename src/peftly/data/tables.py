@@ -18,6 +18,8 @@ from peftly.errors import DataError
 
 __all__ = ["read_csv", "read_tsv"]
 
+_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
+
 
 class _Dialect(NamedTuple):
     """Rules by which a file is divided into cells.
@@ -92,7 +94,7 @@ def _rows(name: str, records: Any, dialect: _Dialect) -> Rows:
         fields = _fields(name, header, notes)
         start = records.line_num + 1 + skipped
         for record in records:
-            if record and not _is_header(f"{name}: line {start}", record, header, repeated, start):
+            if _has_cells(record, header) and not _is_header(f"{name}: line {start}", record, header, repeated, start):
                 _check_width(f"{name}: line {start}", record, header, dialect.separator)
                 rows.append({fields[column]: record[column] for column in fields})
                 lines.append(start)
@@ -124,6 +126,11 @@ def _fields(name: str, header: list[str], notes: list[str]) -> dict[int, str]:
         unnamed = ", ".join(str(column + 1) for column in range(len(names)) if column not in named)
         notes.append(f"{name}: not used, since the header has no name for it: column {unnamed}")
     return named
+
+
+def _has_cells(record: list[str], header: list[str]) -> bool:
+    """Return whether a record is a row instead of a line without characters besides blanks."""
+    return len(record) > 1 or (len(record) == 1 and (len(header) == 1 or record[0].strip() != ""))
 
 
 def _is_header(location: str, record: list[str], header: list[str], repeated: "array[int]", line: int) -> bool:
@@ -161,12 +168,34 @@ def _dialect(name: str, path: Path, separators: str) -> _Dialect:
     skipped = int(named is not None)
     notes = [] if separator == separators[0] else [f"{name}: the separator is {separator!r}"]
     if separator != "\t":
-        return _Dialect(separator, {"strict": True}, skipped, notes)
+        options = {"strict": True}
+        if _has_blanks_before_quotes(path, separator, skipped):
+            options["skipinitialspace"] = True
+            notes.append(f"{name}: blanks behind a separator are left out, since quote signs follow some of them")
+        return _Dialect(separator, options, skipped, notes)
     is_quoted, has_quotes = _tab_quotes(path, skipped)
     if has_quotes:
         use = "quote signs around a cell are left out" if is_quoted else "quote signs are part of the texts"
         notes.append(f"{name}: {use}")
     return _Dialect(separator, {"strict": True} if is_quoted else {"quoting": csv.QUOTE_NONE}, skipped, notes)
+
+
+def _has_blanks_before_quotes(path: Path, separator: str, skipped: int) -> bool:
+    """Return whether the cells of a file are quoted behind blanks, as in the line `fine, "good"`."""
+    blanks = re.compile(rf'(^|{re.escape(separator)}) +"')
+    with path.open(encoding=encoding_of(path), newline="") as file:
+        if not any(map(blanks.search, file)):
+            return False
+    widths, are_quoted = set(), set()
+    with _records(path, _Dialect(separator, {}, skipped, [])) as records:
+        for record in filter(None, records):
+            widths.add(len(record))
+            behind_blanks = (cell.lstrip(" ") for cell in record if cell.startswith(" "))
+            are_quoted |= {_QUOTED_CELL.fullmatch(cell) is not None for cell in behind_blanks if cell.startswith('"')}
+    if not are_quoted or (len(widths) == 1 and are_quoted != {True}):
+        return False  # the blanks and quote signs are inside of quoted cells
+    with _records(path, _Dialect(separator, {"strict": True, "skipinitialspace": True}, skipped, [])) as records:
+        return _has_one_width(records)
 
 
 def _divides_header(path: Path, separator: str) -> bool:
@@ -184,9 +213,6 @@ def _tab_quotes(path: Path, skipped: int) -> tuple[bool, bool]:
         with _records(path, _Dialect("\t", {"strict": True}, skipped, [])) as records:
             is_quoted = _has_one_width(records)
     return is_quoted, has_quotes
-
-
-_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _has_quoted_cells(lines: Iterable[str]) -> tuple[bool | None, bool]:

@@ -36,11 +36,11 @@ def without_start(example: Example, front_text: str) -> tuple[Example, Findings]
         front_text: text of the special tokens that the tokenizer puts before a text.
     """
     text = example.prompt or example.completion
-    if not front_text or not text.startswith(front_text):
-        return example, ()
     bare = text
-    while bare.startswith(front_text):
-        bare = bare[len(front_text) :]
+    while front_text and (stripped := bare.lstrip()).startswith(front_text):
+        bare = stripped[len(front_text) :]
+    if bare == text:
+        return example, ()
     finding = (("repeated_start", front_text),)
     if not example.prompt:
         return replace(example, completion=bare), finding

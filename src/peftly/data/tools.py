@@ -32,10 +32,10 @@ def tools_field(row: Mapping[str, Any], location: str) -> tuple[dict[str, Any], 
     listed = _parsed(row[field], f"{location}: field {field!r}")
     if isinstance(listed, Mapping):
         listed = [listed]
-    if not isinstance(listed, list):
+    if not isinstance(listed, list | None):
         raise DataError(f"{location}: field {field!r} holds {describe(listed)} where a list of tools is needed")
     tools = []
-    for number, item in enumerate(listed, start=1):
+    for number, item in enumerate(listed or [], start=1):
         tool = without_nulls(_parsed(item, f"{location}: tool {number}"))
         if isinstance(tool, dict) and "name" in tool:
             tool = {"type": "function", "function": tool}
@@ -55,7 +55,8 @@ def tool_calls(value: object, location: str) -> list[dict[str, Any]]:
 
     Args:
         value: a call or a list of calls, or JSON text of either. A call can be written without the object around its
-            name and arguments. Arguments stay as they are written: an object, or JSON text.
+            name and arguments. Arguments stay as they are written: an object, or JSON text. A call of nulls alone, as
+            Parquet files have it in messages without a call, is left out.
         location: location of the message, for error messages.
 
     Raises:
@@ -65,6 +66,8 @@ def tool_calls(value: object, location: str) -> list[dict[str, Any]]:
     calls = []
     for item in listed if isinstance(listed, list) else [listed]:
         call = without_nulls(_parsed(item, f"{location}: the call of a tool"))
+        if call in (None, {}, {"function": {}}):
+            continue
         if isinstance(call, dict) and "function" not in call and "name" in call:
             outer = {key: call[key] for key in ("id",) if key in call}
             call = {**outer, "type": "function", "function": {k: v for k, v in call.items() if k not in ("id", "type")}}

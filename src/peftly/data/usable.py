@@ -4,9 +4,10 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from peftly.data.fields import is_missing
 from peftly.data.findings import Finding
 from peftly.data.formats import RowFormat
-from peftly.data.labels import is_missing
+from peftly.data.known_formats import FORMATS
 from peftly.data.report import counted
 from peftly.data.rows import Rows
 from peftly.data.templates import Template
@@ -18,7 +19,9 @@ _MAX_SAMPLES = 3
 _MARKS = ("label", "kto_tag")
 """Fields that mark a completion as good or bad, in the format of KTO (Kahneman-Tversky optimization)."""
 
-_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+_TRUE, _FALSE = ("true", "1", "1.0", "desirable"), ("false", "0", "0.0", "undesirable")
+_COMPLETIONS = {name for known in FORMATS["causal_lm"] if known.kind != "label" for name in known.targets}
+"""Names of fields that hold completions; a field of another name can hold labels that the user wants to be learned."""
 _UNLABELLED = ("-1", "-1.0", "unlabeled", "unlabelled", "?")
 
 
@@ -118,7 +121,9 @@ def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]],
     reasons = {"label": "no_label", "tags": "no_label", "text": "empty_text", "chat": "no_assistant_turn"}
 
     def defect_of(row: Mapping[str, Any]) -> str | None:
-        if mark is not None and str(row.get(mark)).strip().lower() in _FALSE:
+        if mark is not None and is_missing(row.get(mark)):
+            return "no_label"
+        if mark is not None and _as_mark(row.get(mark)) in _FALSE:
             return "bad_completion"
         if target in row and (is_missing(row[target]) or (kind == "chat" and row[target] == [])):
             return reasons.get(kind, "empty_answer")
@@ -138,5 +143,33 @@ def mark_field(rows: Rows, row_format: RowFormat) -> str | None:
         return None
     used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
     marks = [name for name in _MARKS if name in rows.fields and name not in used]
-    known = (*_TRUE, *_FALSE)
-    return next((name for name in marks if all(str(row.get(name)).strip().lower() in known for row in rows.rows)), None)
+    return next((name for name in marks if _marks_completions(rows, name, row_format.target)), None)
+
+
+def _marks_completions(rows: Rows, field: str, target: str) -> bool:
+    """Return whether each value of a field is a mark of a completion, and not the number of a label in the target.
+
+    Labels are often written twice, as `label` (0 or 1) and `label_text`.
+    """
+    marks = set[str]()
+    for row in rows.rows:
+        if not is_missing(row.get(field)) and (mark := _as_mark(row.get(field))) not in marks:
+            marks.add(mark)
+            if mark not in (*_TRUE, *_FALSE):
+                return False
+    if not marks:
+        return False
+    if field == "label" and target in ("messages", "conversations") and not marks <= {"true", "false"}:
+        return False  # a class of the conversation, such as 1 for a toxic one
+    if target in _COMPLETIONS:
+        return True
+    mark_of: dict[str, str] = {}
+    for row in rows.rows:
+        mark = _as_mark(row.get(field))
+        if mark_of.setdefault(str(row.get(target)), mark) != mark:
+            return True
+    return 2 * len(mark_of) > len(rows)
+
+
+def _as_mark(value: object) -> str:
+    return str(value).strip().lower()

@@ -24,9 +24,9 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 
 FOLDS = 5
 
-LEAST_DEVIATION = 1e-3
-"""Least standard deviation by which a feature is divided, as a fraction of the root mean square of all features: a
-feature that varies less is nearly constant, and its rounding errors are not to be magnified."""
+LEAST_SPREAD = 1e-4
+"""Least standard deviation of a feature, as a fraction of the root mean square of all features. A feature that varies
+less is constant but for rounding errors, such as a unit that its base never uses, and these would be magnified."""
 
 TOLERANCE = 1e-3
 """Gradient at which the solver stops."""
@@ -73,12 +73,11 @@ def fit(features: Tensor, classes: Tensor, num_classes: int, *, intercept: bool 
 
 def _fit(values: NDArray[Any], classes: Tensor, num_classes: int, intercept: bool) -> Regression:
     """Return the regression of `fit`."""
-    from sklearn.preprocessing import StandardScaler
-
     targets = classes.numpy()
-    scaler = StandardScaler(with_mean=intercept).fit(values)
-    scaler.scale_ = np.maximum(scaler.scale_, LEAST_DEVIATION * np.sqrt(np.mean(values**2)))
-    scaled = scaler.transform(values)
+    mean, spread = values.mean(0) * intercept, values.std(0)
+    size = np.sqrt(np.mean(values**2))
+    spread[spread <= LEAST_SPREAD * size] = size or 1.0
+    scaled = (values - mean) / spread
     best: tuple[float, Tensor, Tensor] | None = None
     strength = STRENGTHS[0]
     folds = [(*fold, _regression(intercept)) for fold in _folds(targets)]
@@ -93,10 +92,8 @@ def _fit(values: NDArray[Any], classes: Tensor, num_classes: int, intercept: boo
         best, strength = (float(losses.mean()), losses, hits), candidate
     assert best is not None
     weight, bias = _solve(_regression(intercept).set_params(C=strength), scaled, targets, num_classes)
-    weight = weight / scaler.scale_
-    if intercept:
-        bias = bias - weight @ scaler.mean_
-    return Regression(torch.from_numpy(weight), torch.from_numpy(bias), *best[1:])
+    weight /= spread
+    return Regression(torch.from_numpy(weight), torch.from_numpy(bias - weight @ mean), *best[1:])
 
 
 def _folds(classes: NDArray[np.int64]) -> Iterator[tuple[Any, Any]]:

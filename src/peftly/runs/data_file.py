@@ -15,7 +15,7 @@ __all__ = ["DATA_FILE", "DataFile", "changed_rows_line", "read_data_file", "writ
 
 DATA_FILE = "data.json"
 
-_VERSION = 1
+_VERSION = 2
 """Version of the digests, which changes with `prompt_key` and `example_digest`."""
 
 

@@ -1,18 +1,20 @@
 """The best evaluation of a run, and its record."""
 
+import math
+
 from peftly.data import Data
 from peftly.evaluation import Evaluation, metrics_of, perplexity_of
 from peftly.training.callbacks import EvaluationRecord
 from peftly.training.config import TrainConfig
 
-__all__ = ["best_line", "evaluation_record", "metric_of_best", "sort_key", "stop_text"]
+__all__ = ["best_line", "evaluation_record", "is_best", "is_improvement", "metric_of_best", "stop_text"]
 
 
 def metric_of_best(config: TrainConfig, data: Data) -> str:
     """Return the metric by which the best evaluation is chosen: the configured one, or that of the task.
 
     The loss of a classifier rises again while its accuracy still does: it becomes surer of its mistakes. So the score
-    of the task decides, and the loss between equal scores (benchmarks/best_adapter.py).
+    of the task decides (benchmarks/best_adapter.py).
 
     Args:
         config: training settings.
@@ -29,14 +31,42 @@ def best_line(config: TrainConfig, data: Data) -> str:
     if data.validation is None:
         return "result: the last adapter, since there are no validation examples"
     metric = metric_of_best(config, data)
-    ties = "" if metric == "loss" else ", then the lowest loss"
-    name = "the lowest validation loss" if metric == "loss" else f"the highest validation {_name(metric)}"
-    return f"result: the adapter with {name}{ties}"
+    if metric == "loss":
+        return "result: the adapter with the lowest validation loss"
+    return f"result: the adapter with the highest validation {_name(metric)}, the last one of equal ones"
 
 
-def sort_key(metric: str, scores: Evaluation | EvaluationRecord) -> tuple[float, float]:
-    """Return a key that is smaller for the better of two evaluations; the loss decides between equal scores."""
-    return (scores.loss if metric == "loss" else -(getattr(scores, metric) or 0.0), scores.loss)
+def is_best(metric: str, scores: Evaluation, best: EvaluationRecord | None) -> bool:
+    """Return whether an evaluation is the best so far.
+
+    Of equal accuracies or F1 scores the later one is the best: it has learned for longer, and few examples often have
+    equal scores (benchmarks/best_adapter.py). A loss that is NaN or infinite is never the best.
+
+    Args:
+        metric: metric by which the best evaluation is chosen.
+        scores: scores of the evaluation.
+        best: best evaluation so far; None: there is none.
+    """
+    if best is None or not math.isfinite(scores.loss):
+        return math.isfinite(scores.loss)
+    score, best_score = _score(metric, scores), _score(metric, best)
+    return score > best_score or (score == best_score and metric != "loss")
+
+
+def is_improvement(metric: str, scores: Evaluation, best: EvaluationRecord | None) -> bool:
+    """Return whether the best evaluation so far is more than equal to the former one: a better score, or a lower loss.
+
+    Args:
+        metric, scores, best: as for `is_best`.
+    """
+    if best is None or not is_best(metric, scores, best):
+        return is_best(metric, scores, best)
+    return _score(metric, scores) > _score(metric, best) or scores.loss < best.loss
+
+
+def _score(metric: str, scores: Evaluation | EvaluationRecord) -> float:
+    """Return the value of a metric, larger for the better of two evaluations."""
+    return -scores.loss if metric == "loss" else getattr(scores, metric) or 0.0
 
 
 def evaluation_record(

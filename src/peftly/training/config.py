@@ -80,10 +80,11 @@ class TrainConfig(Settings):
     """Number of checkpoints that stay in the run folder. A stopped run continues from the newest undamaged one."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
-    """Evaluations without an improvement after which training stops; None: it does not stop early."""
+    """Evaluations without a better score, or an equal one with a lower loss, after which training stops; None: it does
+    not stop early."""
 
     metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
-    """Score that decides which evaluation is the best; the loss decides between equal accuracies or F1 scores. `auto`:
+    """Score that decides which evaluation is the best; of equal accuracies or F1 scores it is the last one. `auto`:
     accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
 
     gradient_checkpointing: bool | None = None

@@ -16,7 +16,7 @@ from peftly.data import Data, EncodedExample, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import invalidate_cached_tensors, owner
-from peftly.training.best import evaluation_record, metric_of_best, sort_key, stop_text
+from peftly.training.best import evaluation_record, is_best, is_improvement, metric_of_best, stop_text
 from peftly.training.callbacks import Callback, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable
@@ -286,24 +286,21 @@ class AdapterJob:
         # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
             scores = computed_with(self.model, partial(self._scores, split))
-        best = self.state.best
-        is_best = math.isfinite(scores.loss) and (
-            best is None or sort_key(self.metric, scores) < sort_key(self.metric, best)
-        )
+        state, chosen = self.state, is_best(self.metric, scores, self.state.best)
         record = evaluation_record(
             scores,
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
-            is_best=is_best,
+            is_best=chosen,
             seconds=self.seconds,
             train_loss=self.state.train_loss,
         )
         self.log.write(record)
         self.log.report(record)
         begin_again = {"train_loss_sum": 0.0, "train_targets": 0}
-        if not is_best:
-            return {**begin_again, "evaluations_since_best": self.state.evaluations_since_best + 1}
-        return {**begin_again, "evaluations_since_best": 0, "best": record, "best_weights": copies(self.parameters)}
+        improved = is_improvement(self.metric, scores, state.best)
+        changes = {**begin_again, "evaluations_since_best": 0 if improved else state.evaluations_since_best + 1}
+        return {**changes, "best": record, "best_weights": copies(self.parameters)} if chosen else changes
 
     def _scores(self, split: Split) -> Evaluation:
         size = self.config.evaluation_batch_size

@@ -22,7 +22,7 @@ class RunState:
         after_step_due: whether the saving and the evaluation that follow the last update are still to be done.
         best: best evaluation so far; None before the first one.
         best_weights: trained weights at the best evaluation, by parameter name; None before the first evaluation.
-        evaluations_since_best: number of evaluations after the best one.
+        evaluations_since_best: number of evaluations after the last improvement (`is_improvement`).
         stopped_early: whether `early_stopping_patience` ran out.
         train_loss_sum: sum of the training losses of all targets since the last evaluation.
         train_targets: number of these targets.

@@ -142,6 +142,21 @@ def test_arguments_have_the_spelling_that_the_template_needs(shown, expected, ar
     assert not encoded.findings
 
 
+@pytest.mark.parametrize("arguments", ["", " ", "{}", {}, None])
+@pytest.mark.parametrize("shown", [SERIALISED, JOINED, CHECKED])
+def test_empty_arguments_are_an_empty_object(shown, arguments):
+    tokenizer = with_calls(shown)
+    turn, _ = runs(encode(called(arguments), tokenizer, 1000), tokenizer)
+    assert turn.removeprefix("get_time").removeprefix("CALL ") == "{}<|im_end|>"
+
+
+def test_an_untrained_call_that_the_template_does_not_show_is_said():
+    call = say("assistant", None, tool_calls=[CALL], weight=0)
+    example = example_of(say("user", "what time is it?"), call, say("tool", "12:30"), say("assistant", "12:30"))
+    assert encode(example, chatty(PLAIN), 1000).findings == (("hidden_messages", "message 2 (assistant)"),)
+    assert not encode(example, with_calls(SERIALISED), 1000).findings
+
+
 @pytest.mark.parametrize("arguments", ["Oslo", "[1]", '{"city": '])
 def test_arguments_that_are_no_object_are_said(arguments):
     assert kinds(encode(called(arguments), with_calls(SERIALISED), 1000)) == {"text_arguments"}

@@ -67,6 +67,8 @@ def test_the_sample_data_have_no_findings():
 def test_each_reason_to_drop_a_row_is_counted_by_itself():
     rows = [*texts(2), {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": ""}]
     assert found(rows) == {"empty_answer": (2, ("train: row 3", "train: row 4"))}
+    ends = found([*texts(2), {"prompt": "a", "completion": f" {PLAIN.eos_token}"}])
+    assert set(ends) == {"empty_answer", "repeated_end"}
     talks = [
         talk("a", "b"),
         {"messages": [{"role": "user", "content": "nobody answers"}]},
@@ -155,6 +157,29 @@ def test_a_prompt_that_another_split_has():
     assert in_test == {"in_train": (1, ("test: row 1: as train: row 8",))}
 
 
+@pytest.mark.parametrize("text", ["order  café 7", " order\tcafé 7\n", "order cafe\u0301 7"])
+def test_a_prompt_that_another_split_has_with_other_blanks(text):
+    rows = [{"text": f"order café {n}", "label": "no" if n % 3 else "yes"} for n in range(20)]
+    in_test = found(rows, test=[{"text": text, "label": "no"}], split="test")
+    assert in_test == {"in_train": (1, ("test: row 1: as train: row 8",))}
+
+
+def test_a_conversation_that_another_split_has_under_another_id():
+    rows = [talk(f"question {n}", f"answer {n}", id=n) for n in range(20)]
+    others = [
+        {"messages": [{"role": "user", "content": "question  7", "id": 1}, {"role": "assistant", "content": "yes"}]}
+    ]
+    in_test = found(rows, chat_tokenizer(), test=others, split="test")
+    assert in_test == {"in_train": (1, ("test: row 1: as train: row 8",))}
+
+
+@pytest.mark.parametrize(
+    "labels", [["-1", "0", "1"], ["none", "some"], ["null hypothesis", "other"], ["1", "2", "?"], ["v1", "v1.0"]]
+)
+def test_labels_that_read_like_missing_ones_and_are_not(labels):
+    assert found([{"text": f"order {n}", "label": labels[n % len(labels)]} for n in range(24)]) == {}
+
+
 SPELLINGS = [("no complaint", 9), ("nocomplaint", 2), ("yes", 9)]
 
 
@@ -163,6 +188,17 @@ SPELLINGS = [("no complaint", 9), ("nocomplaint", 2), ("yes", 9)]
     [
         ([("spam", 20), ("Spam", 3), ("ham", 20)], "similar_labels", 1, "train: row 21: 'Spam' beside 'spam'"),
         (SPELLINGS, "similar_labels", 1, "train: row 10: 'nocomplaint' beside 'no complaint'"),
+        (
+            [("spam", 20), ("spam\u200b", 3), ("ham", 20)],
+            "similar_labels",
+            1,
+            "train: row 21: 'spam\\u200b' beside 'spam'",
+        ),
+        ([("1", 20), ("1.0", 3), ("2", 20)], "similar_labels", 1, "train: row 21: '1.0' beside '1'"),
+        ([("spam", 20), ("ham", 20), ("nan", 3)], "missing_label", 3, "train: row 41: 'nan'"),
+        ([("spam", 20), ("ham", 20), ("None", 3)], "missing_label", 3, "train: row 41: 'None'"),
+        ([("0", 9), ("1", 9), ("2", 9), ("-1", 3)], "missing_label", 3, "train: row 28: '-1'"),
+        ([("spam", 20), ("ham", 20), ("0", 4), ("1", 5)], "mixed_labels", 9, "train: row 41: '0'"),
         ([("spam", 20), ("ham", 20), ("label", 1)], "header_label", 1, "train: row 41: 'label'"),
         ([("spam", 20), ("ham", 20), ("eggs", 1)], "rare_label", 1, "train: row 41: 'eggs'"),
         ([("spam", 60), ("ham", 2)], "unbalanced_labels", 60, "train: row 1: 'spam'"),

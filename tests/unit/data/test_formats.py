@@ -214,10 +214,12 @@ def test_a_bare_text_fills_the_only_field():
 
 def test_instructions_with_and_without_input():
     row_format = RowFormat("alpaca", ALPACA, "output")
-    rows = [{"instruction": "Say it", "input": value, "output": "yes"} for value in ("hello", "", None)]
+    rows = [{"instruction": "Say it", "input": value, "output": "yes"} for value in ("hello", "", None, float("nan"))]
     rows.append({"instruction": "Say it", "output": "yes"})
     prompts = [example.prompt for example in row_format.examples(rows)]
-    assert prompts == ["Instruction: Say it\nInput: hello\nAnswer:"] + ["Instruction: Say it\nAnswer:"] * 3
+    assert prompts == ["Instruction: Say it\nInput: hello\nAnswer:"] + ["Instruction: Say it\nAnswer:"] * 4
+    with pytest.raises(DataError, match="row 1: field 'input' holds a number where a text is needed"):
+        row_format.examples([{**rows[0], "input": 0}])
 
 
 @given(anything, st.sampled_from(["{text}\nLabel:", "{text}", "{text} ", "{text} \n", "{{ {text} (", "{text}:  "]))

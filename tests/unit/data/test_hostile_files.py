@@ -28,7 +28,7 @@ def rows_in(folder, name, content):
     [
         ("a.jsonl", "\ufeff" + ROW.replace("\n", "\r\n") * 2, [{"text": "a", "label": "b"}] * 2),
         ("a.jsonl", json.dumps({"text": LONG + "\0\u001b"}), [{"text": LONG + "\0\u001b"}]),
-        ("a.jsonl", '{"text": "a", "text": "b"}', [{"text": "b"}]),
+        ("a.jsonl", '{"text": "b", "text": "b"}', [{"text": "b"}]),
         (
             "a.jsonl",
             '{"text": "a", "x": 1e400, "y": -Infinity}',

@@ -105,6 +105,18 @@ def test_boolq():
     assert (example.completion, example.label) == (" True", "True")
 
 
+def test_yes_and_no_behind_a_prompt_are_learned_as_they_are_written():
+    rows = Rows("t", [{"prompt": f"Is it {n}?\n", "completion": "no" if n % 2 else "yes"} for n in range(4)])
+    row_format, _ = read(rows)
+    examples = row_format.examples(rows.rows)
+    assert [(example.prompt, example.completion, example.label) for example in examples[:2]] == [
+        ("Is it 0?\n", "yes", None),
+        ("Is it 1?\n", "no", None),
+    ]
+    booleans = Rows("t", [{"prompt": f"Is it {n}?", "completion": n % 2 == 0} for n in range(4)])
+    assert read(booleans)[0].labels == ("False", "True")
+
+
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
@@ -248,6 +260,10 @@ def test_the_chosen_answers_are_learned():
 )
 def test_other_preferences_are_refused(row):
     assert "preference training (DPO) is not supported" in refusal(Rows("t", [row]))
+    if isinstance(row["chosen"], list):
+        assert refusal(Rows("t", [row])).endswith("to learn the chosen answers, give --target chosen")
+        row_format, _ = read(Rows("t", [row]), target="chosen")
+        assert [m["content"] for m in row_format.examples([row])[0].messages] == ["a", "b"]
     if "conversations" not in row and "prompt" not in row:
         with pytest.raises(DataError, match=r"preference training \(DPO\) is not supported"):
             detect_target_kind(Rows("t", [row]), None, None)

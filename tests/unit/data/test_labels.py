@@ -7,6 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from chatml import PLAIN, chatty
 from data_tokenizers import family
 
 import peftly
@@ -45,6 +46,7 @@ def labels_of(values: list, task: str = "sequence_classification") -> tuple[str,
         (["007", "7", "10"], ["007", "7", "10"]),
         (["nan", "inf", "1"], ["1", "inf", "nan"]),
         (["v1.5", "1.5"], ["1.5", "v1.5"]),
+        (["1,5", ".5", "1e2", "x"], [".5", "1,5", "1e2", "x"]),
     ],
 )
 def test_the_order_of_labels(values, expected):
@@ -219,6 +221,48 @@ def test_bad_completions_are_not_trained(mark, field):
             assert {example.completion.strip() for example in split.examples} == {"hello"}
         assert findings(data) == {"bad_completion": 6}
         assert not any("not used" in note for note in data.report.notes)
+
+
+@pytest.mark.parametrize("empty", [None, "", float("nan")])
+def test_a_completion_without_a_mark_is_dropped_and_does_not_hide_the_marks(empty):
+    marks = ["desirable", "undesirable", empty] if empty == "" else [True, False, empty]
+    rows = [{"prompt": f"say {n}", "completion": f"hello {n % 3}", "label": marks[n % 3]} for n in range(12)]
+    data = load_data(rows, TOKENIZER, validation_fraction=0)
+    assert {example.completion.strip() for example in data.train.examples} == {"hello 0"}
+    assert findings(data) == {"bad_completion": 4, "no_label": 4}
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (False, True)])
+def test_numbers_of_labels_beside_their_names_mark_nothing(numbers):
+    names = ("negative", "positive")
+    rows = [{"text": f"order {n}", "label": numbers[n % 2], "label_text": names[n % 2]} for n in range(12)]
+    data = load_data(rows, TOKENIZER, validation_fraction=0)
+    (note,) = [note for note in data.report.notes if "not used" in note]
+    assert note.endswith("to learn 'label_text' in place of 'label': --target label_text")
+    data = load_data(rows, TOKENIZER, validation_fraction=0, target="label_text")
+    assert [example.completion.strip() for example in data.train.examples] == [row["label_text"] for row in rows]
+
+
+def test_a_number_beside_a_conversation_is_a_class_and_a_truth_value_a_mark():
+    def kept(zero, one):
+        messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+        rows = [{"messages": messages, "label": one if n % 2 else zero} for n in range(12)]
+        return len(load_data(rows, chatty(PLAIN), validation_fraction=0).train.examples)
+
+    assert (kept(0, 1), kept(False, True)) == (12, 6)
+
+
+@pytest.mark.parametrize("labels", [["1,5", "2,0", "0,5"], ["0.5", "1e-05", "1"], [".5", "1.5", "1"]])
+def test_scores_are_refused_in_every_spelling(labels):
+    rows = [{"text": f"order {n}", "label": labels[n % 3]} for n in range(12)]
+    with pytest.raises(DataError, match="field 'label' holds the score"):
+        load_data(rows, TOKENIZER)
+
+
+def test_the_mark_of_untrained_tokens_is_no_tag():
+    rows = [{"tokens": ["a", "b"], "tags": [0, -100]}, {"tokens": ["c"], "tags": [1]}]
+    with pytest.raises(DataError, match="row 1: field 'tags' holds -100, which marks tokens that are not trained"):
+        load_data(rows, TOKENIZER, task="token_classification")
 
 
 def test_other_labels_beside_a_completion_mark_nothing():

@@ -205,7 +205,7 @@ def test_a_row_without_tools_has_none(empty):
             "message 2: the call of a tool is not",
         ),
         (
-            {"messages": after_call({"role": "assistant", "tool_calls": [{}]})},
+            {"messages": after_call({"role": "assistant", "tool_calls": [{"id": "1"}]})},
             "message 2: a call of a tool is an object",
         ),
     ],
@@ -219,7 +219,9 @@ def test_a_field_with_the_system_message_comes_first():
     first = say("system", "be brief")
     assert read(exchange(weight=0), system="be brief").messages == (first, *exchange())
     assert read(exchange(weight=0), system="be brief").untrained == (2,)
-    assert read([first, *exchange()], system="other").messages == (first, *exchange())
+    both = read([first, *exchange()], system="other")
+    assert (both.messages, both.findings) == ((first, *exchange()), (("two_systems", ""),))
+    assert read([first, *exchange()], system="be brief ").findings == ()
     assert read(exchange(), system=" ").messages == tuple(exchange())
 
 
@@ -279,3 +281,48 @@ def test_a_row_without_messages_is_dropped(nothing):
     data = load_data(rows, chatty(PLAIN), validation_fraction=0)
     dropped = next(finding for _, finding in data.report.findings if finding.kind == "no_assistant_turn")
     assert (len(data.train.encoded), dropped.count, dropped.samples) == (2, 1, ("train: row 2",))
+
+
+@pytest.mark.parametrize(
+    "nulls",
+    [
+        {"function_call": {"name": None, "arguments": None}},
+        {"tool_calls": [{"id": None, "type": None, "function": {"name": None, "arguments": None}}]},
+        {"tool_calls": [None]},
+        {"tool_calls": "null"},
+        {"tool_calls": "[]"},
+    ],
+)
+def test_a_call_of_nulls_is_none(nulls):
+    example = read([say("user", "hello", **nulls), say("assistant", "yes", **nulls)], tools="null")
+    assert example == read([say("user", "hello"), say("assistant", "yes")])
+
+
+@pytest.mark.parametrize("key", ["trainable", "masked", "ignore"])
+def test_a_truth_value_that_is_no_mark_is_said(key):
+    assert read(exchange(**{key: False})).findings == (("unread_marks", f"message 2: {key!r}"),)
+    assert read([say("user", "hello", **{key: True}), say("assistant", "yes", id=1)]).findings == ()
+
+
+def test_results_of_parallel_calls_have_the_order_of_the_calls():
+    calls = [{"id": name, **CALL} for name in ("a", "b", "c")]
+    results = [say("tool", f"time of {name}", tool_call_id=name) for name in ("a", "b", "c")]
+
+    def conversation(*order):
+        return [say("user", "hello"), say("assistant", "", tool_calls=calls), *order, say("assistant", "yes")]
+
+    example, mixed = read(conversation(*results)), read(conversation(results[2], results[0], results[1]))
+    assert mixed.messages == example.messages
+    assert (mixed.findings, example.findings) == ((("reordered_results", ""),), ())
+    unknown = [say("tool", "b"), say("tool", "a", tool_call_id="z")]
+    assert [message["content"] for message in read(conversation(*unknown)).messages[2:4]] == ["b", "a"]
+
+
+@pytest.mark.parametrize(("field", "mark"), [("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>")])
+def test_a_row_with_images_is_refused_as_a_part_with_an_image_is(field, mark):
+    messages = [say("user", f"{mark}what is this?"), say("assistant", "a train")]
+    with pytest.raises(DataError, match=f"row 1: the field '{field}' belongs to {mark} .* text alone"):
+        read(messages, **{field: ["a.png"]})
+    for value in ([], None):
+        assert read(messages, **{field: value}).messages == tuple(messages)
+    assert read(exchange(), **{field: ["a.png"]}).messages == tuple(exchange())

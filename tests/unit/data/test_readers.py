@@ -61,6 +61,8 @@ def json_lines(rows: list[dict[str, str]]) -> str:
         ("a.jsonl", "\ufeff" + json_lines(ROWS).replace("\n", "\r\n\r\n  \r\n")),
         ("a.ndjson", json_lines(ROWS)),
         ("a.json", json.dumps(ROWS)),
+        ("a.jsonl", json.dumps(ROWS)),
+        ("a.jsonl", json.dumps(ROWS, indent=1)),
         ("a.json", "\ufeff" + json.dumps({"version": 1, "data": ROWS}, indent=1)),
         ("a.json", json_lines(ROWS)),
         ("a.csv", as_csv(ROWS)),
@@ -189,12 +191,42 @@ GOOD = '{"text": "a"}\n' * 6
         ("t.csv", 'text,label\n"a,x\n', "line 2 is not valid CSV (unexpected end of data)"),
         ("t.csv", "text,text\na,b\n", "the header names a field twice (text, text)"),
         ("t.csv", b"text,label\n\xff,x\n", "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8"),
-        ("t.xlsx", "x", "files that end in '.xlsx' are not read; known are .jsonl .ndjson .json .csv .tsv .parquet"),
+        (
+            "t.jsonl",
+            '{"text": "a", "label": "x", "label": "y"}',
+            "line 1 is not valid JSON (an object has two values for 'label')",
+        ),
+        ("t.json", '[{"a": {"b": 1, "b": 2}}]', "not valid JSON (an object has two values for 'b')"),
+        ("t.jsonl", '{"a": 1},\n{"a": 2},\n', "line 1 ends with a comma; no comma belongs between the lines"),
+        (
+            "t.gz",
+            "x",
+            "files that end in '.gz' are not read (unpack the file); known are .jsonl .ndjson .json .csv .tsv .parquet",
+        ),
+        (
+            "t.xlsx",
+            "x",
+            "files that end in '.xlsx' are not read (save the sheet as .csv); known are "
+            ".jsonl .ndjson .json .csv .tsv .parquet",
+        ),
         ("tweets", "x", "the name's ending says no format; known are .jsonl .ndjson .json .csv .tsv .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(here, name, content, message):
     assert refusal(write(name, content)) == f"{name}: {message}"
+
+
+def test_one_value_that_is_written_twice_is_one_value(here):
+    assert list(only(write("t.jsonl", '{"text": "a", "text": "a"}'))) == [{"text": "a"}]
+
+
+def test_a_folder_of_data_files_is_refused_with_the_option_to_type(here):
+    Path("my rows").mkdir()
+    write("my rows/test.jsonl", '{"text": "a"}\n')
+    write("my rows/train.jsonl", '{"text": "b"}\n')
+    message = refusal("my rows")
+    assert "2 files of rows; give the files, such as --data 'my rows/train.jsonl'" in message
+    assert list(only("my rows/train.jsonl")) == [{"text": "b"}]
 
 
 def test_damaged_binary_files(here):

@@ -111,6 +111,14 @@ def test_labels_are_counted():
     assert "(no: 6, yes: 2)" in data.report.lines()[0]
 
 
+def test_only_tags_that_are_learned_are_counted():
+    rows = [{"tokens": ["my", "\u200b", "order", "late"], "tags": ["O", "B", "B", "I"]}]
+    report = load_data(rows, family("wordpiece"), task="token_classification", max_length=5).report.splits["train"]
+    assert (report.trained_tokens, report.labels) == (3, {"B": 1, "I": 1, "O": 1})
+    report = load_data(rows, family("wordpiece"), task="token_classification", max_length=4).report.splits["train"]
+    assert (report.trained_tokens, report.labels) == (2, {"B": 1, "O": 1})
+
+
 def test_a_tenth_becomes_validation_by_label_and_seed():
     write("a.jsonl", tweets(80))
     data = load(train="a.jsonl")

@@ -192,3 +192,35 @@ def test_a_quote_sign_that_is_never_closed_is_named_by_its_line(tmp_path):
     reason = r"the row in lines 7 to 31, which a quote sign joins, is not valid CSV \(unexpected end of data\)"
     with pytest.raises(DataError, match=reason):
         read_file(tmp_path, "a.csv", "text,label\n" + rows)
+
+
+# --- blanks
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"text", "label"\n"fine, yes", "good"\n"no", "bad"\n',
+        'text, label\n"fine, yes", "good"\n no,  "bad"\n',
+        'text; label\n "fine, yes";"good"\nno; bad\n',
+    ],
+)
+def test_quote_signs_behind_a_blank_are_quote_signs(tmp_path, content):
+    rows = read_file(tmp_path, "a.csv", content)
+    assert list(rows.rows) == [{"text": "fine, yes", "label": "good"}, {"text": "no", "label": "bad"}]
+    assert notes(rows)[-1] == "blanks behind a separator are left out, since quote signs follow some of them"
+
+
+@pytest.mark.parametrize("text", ['"say, ""no"", and go"', '" ""no"", and go"', ' "no" is no', "a, b"])
+def test_blanks_stay_where_no_cell_is_quoted_behind_one(tmp_path, text):
+    cells = [text, " x"] if text != "a, b" else text.split(",")
+    rows = read_file(tmp_path, "a.csv", "text,label\n" + ",".join(cells) + "\n")
+    expected = text[1:-1].replace('""', '"') if text.startswith('"') else cells[0]
+    assert list(rows.rows) == [{"text": expected, "label": cells[1]}]
+    assert notes(rows) == []
+
+
+def test_a_line_of_blanks_is_no_row(tmp_path):
+    rows = read_file(tmp_path, "a.csv", "text,label\na,x\n  \n\t\nb,y\n   ")
+    assert list(rows.rows) == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    assert rows.location(1) == f"{rows.name}: line 5"

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from chatml import PLAIN, chatty
 from data_tokenizers import family
 from tiny_tasks import tiny_tokenizer
 from tokenizers import normalizers
@@ -10,6 +11,7 @@ from tokenizers import normalizers
 from peftly.data import Example, RowFormat, encode, encode_for, encode_prompt, label_ids, load_data
 from peftly.data.encoder_inputs import encode_sources, encode_words
 from peftly.data.findings import FINDING_KINDS
+from peftly.data.spoiled_texts import spoiled_texts
 from peftly.data.task_encoding import answer_ids
 
 LLAMA, CHATML = family("byte_level_start"), family("byte_level")
@@ -26,6 +28,8 @@ def kinds(encoded):
     [
         ("<s>my order", "late</s>", "my order", "late", ["repeated_start", "repeated_end"]),
         ("<s><s>my order", "late", "my order", "late", ["repeated_start"]),
+        (" <s>my order", "late", "my order", "late", ["repeated_start"]),
+        ("<s>\n<s> my order", "late", " my order", "late", ["repeated_start"]),
         ("my order", "late</s> \n", "my order", "late", ["repeated_end"]),
         ("my order", "late </s></s>", "my order", "late ", ["repeated_end"]),
         ("", "<s>my order [/INST] late </s>", "", "my order [/INST] late ", ["repeated_start", "repeated_end"]),
@@ -139,6 +143,13 @@ def test_a_word_that_is_too_long_for_the_tokenizer_is_named():
     assert encoded.findings == (("unknown_characters", "a" * 40),)
 
 
+def test_a_text_without_a_token_is_named():
+    tokenizer = family("wordpiece")
+    bare, other = encode_sources([Example("\u200b\0"), Example("late")], tokenizer)
+    assert (bare.findings, other.findings) == ((("text_without_tokens", "'\\u200b\\x00'"),), ())
+    assert encode_sources([Example("\u200b", pair="late")], tokenizer)[0].findings == ()
+
+
 def test_words_without_a_token_are_counted_apart_from_words_that_are_cut():
     tokenizer = tiny_tokenizer("bert")
     words = ["late", "\u200b", "again", " ", *["great"] * 20]
@@ -161,3 +172,33 @@ def test_a_rendered_chat_in_plain_text_is_said(text):
     assert any(note.startswith("1 of 2 texts is a rendered chat") for note in notes)
     notes = load_data([{"text": "late"}], LLAMA, validation_fraction=0.0).report.notes
     assert not any("rendered chat" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "text", ["cafÃ© au lait", "donâ€™t", "10 Â£ off", "caf\ufffd", "Ð¿Ñ\x80Ð¸Ð²ÐµÑ\x82", "itâ€\x9d", "naÃ¯ve"]
+)
+def test_texts_in_the_wrong_encoding_are_a_problem_in_every_format(text):
+    assert [kind for kind, _ in spoiled_texts(Example("hello", text))] == ["wrong_encoding"]
+    for row in (
+        {"text": text, "label": "a"},
+        {"prompt": "hello", "completion": text},
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]},
+        {"text": text},
+    ):
+        report = load_data([row], chatty(PLAIN)).report
+        assert "wrong_encoding" in [finding.kind for _, finding in report.findings]
+
+
+@pytest.mark.parametrize("text", ["MAÇÃ, ÂNGULO, ESPAÑA", "café, naïve, don’t", "привет", "“MAÇÔ", "5 € â"])
+def test_accents_are_no_wrong_encoding(text):
+    assert spoiled_texts(Example(text, text, pair=text)) == []
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "\\N", "<NA>"])
+def test_a_word_for_a_missing_text_is_a_problem(word):
+    rows = [{"instruction": "say", "input": word, "output": "yes"}, {"prompt": "say", "completion": word}]
+    rows += [{"premise": "say", "hypothesis": word, "label": "a"}, {"text": word, "label": "a"}]
+    for row in rows:
+        (_, finding), *_ = load_data([row], CHATML).report.findings
+        assert (finding.kind, finding.samples) == ("missing_text", (f"train: row 1: {word!r}",))
+    assert spoiled_texts(Example("a nan", " none")) == []

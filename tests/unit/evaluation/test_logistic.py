@@ -60,6 +60,17 @@ def test_cross_validated_losses_are_in_the_order_of_the_examples():
     assert (~found.hits).nonzero().flatten().tolist() == [17]
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-32, 1e-9])
+def test_units_that_are_constant_get_no_weight(scale):
+    """Three units of minilm-l6 have states with a standard deviation of 1e-32."""
+    features, classes = examples(2)
+    expected = logistic.fit(features, classes, 2)
+    constant = 3.0 * (scale == 0) + scale * features[:, :1]
+    found = logistic.fit(torch.cat([features, constant], 1), classes, 2)
+    torch.testing.assert_close(found.weight[:, :-1], expected.weight, rtol=1e-4, atol=1e-6)
+    assert found.weight[:, -1].abs().max() < 1e-6
+
+
 def test_classes_with_one_example_or_none():
     features, classes = examples(3, count=9)
     classes[classes == 2] = 0

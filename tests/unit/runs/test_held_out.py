@@ -143,7 +143,7 @@ def test_runs_without_digests(finished, changed, tmp_path):
     (old / "adapter").mkdir(parents=True)
     (old / "config.yaml").write_text((folder / "config.yaml").read_text())
     content = json.loads((folder / "data.json").read_text())
-    assert content.pop("digests")["version"] == 1
+    assert content.pop("digests")["version"] == 2
     (old / "data.json").write_text(json.dumps(content))
     found = held_out_split(opened, None, run=old / "adapter")
     assert list(found.split.examples) == list(loaded.validation.examples)
@@ -155,7 +155,7 @@ def test_runs_without_digests(finished, changed, tmp_path):
         held_out_split(opened, None, run=old)
 
 
-@pytest.mark.parametrize("content", ["{", '{"splits": {}, "digests": {"version": 1, "validation": "%"}}', "[]"])
+@pytest.mark.parametrize("content", ["{", '{"splits": {}, "digests": {"version": 2, "validation": "%"}}', "[]"])
 def test_a_damaged_file_of_digests(finished, tmp_path, content):
     opened, folder, file, _, _ = finished
     damaged = tmp_path / "run"

@@ -147,13 +147,6 @@ def test_the_best_weights_are_restored(monkeypatch, tmp_path):
     assert_equal(weights(load_adapter(tiny_model("llama", torch.float32), tmp_path / "adapter")), scores.seen[1])
 
 
-def test_a_tie_in_accuracy_is_told_apart_by_the_loss(monkeypatch):
-    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
-    data = data_of()
-    data = Data(data.train, data.validation, None, RowFormat("label", "{text}:", "label", ("a", "b")), None)
-    assert run(data=data, epochs=4, metric_for_best_model="accuracy")[1].best_step == 12
-
-
 LABELLED = RowFormat("label", "{text}:", "label", ("a", "b"))
 
 
@@ -173,17 +166,32 @@ def test_the_score_of_the_task_chooses_the_best_evaluation(row_format, setting, 
     assert metric_of_best(config, replace(data, row_format=row_format)) == expected
 
 
-def test_by_default_the_accuracy_of_a_labelled_run_decides_and_the_loss_between_equal_ones(monkeypatch):
-    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 3.0, 2.0, 2.5, accuracies=[0.5, 0.75, 0.75, 0.75]))
+def test_of_equal_accuracies_the_last_adapter_is_the_best(monkeypatch):
+    accuracies = [0.5, 0.75, 0.75, 0.25]
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 2.0, 3.0, 0.5, accuracies=accuracies))
     _, result = run(data=replace(data_of(), row_format=LABELLED), epochs=4)
     assert (result.best_step, result.metric_for_best_model) == (12, "accuracy")
+
+
+def test_the_best_adapter_has_a_finite_loss(monkeypatch):
+    scores = Scores(1.0, math.nan, math.inf, accuracies=[0.5, 0.75, 0.75])
+    monkeypatch.setattr("peftly.training.job.evaluate", scores)
+    assert run(data=replace(data_of(), row_format=LABELLED), epochs=3)[1].best_step == 4
+
+
+def test_an_equal_accuracy_resets_the_patience_only_with_a_lower_loss(monkeypatch):
+    losses, accuracies = (3.0, 2.0, 1.0, 1.5, 2.0, 2.5), [0.75] * 6
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(*losses, accuracies=accuracies))
+    data = replace(data_of(), row_format=LABELLED)
+    _, result = run(data=data, epochs=9, eval_steps=2, early_stopping_patience=2)
+    assert (result.steps, result.best_step, result.stopped_early) == (10, 10, True)
 
 
 def test_the_line_on_the_result_names_the_rule():
     data, config = data_of(), TrainConfig()
     assert best_line(config, data) == "result: the adapter with the lowest validation loss"
     assert best_line(config, replace(data, row_format=LABELLED)) == (
-        "result: the adapter with the highest validation accuracy, then the lowest loss"
+        "result: the adapter with the highest validation accuracy, the last one of equal ones"
     )
     assert best_line(config, replace(data, validation=None)) == (
         "result: the last adapter, since there are no validation examples"
