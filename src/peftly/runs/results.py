@@ -17,7 +17,7 @@ from peftly.runs.replacing import write_mark
 from peftly.training import StepRecord, TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
-__all__ = ["RunResult", "write_run_header", "write_run_results"]
+__all__ = ["RunResult", "baseline_rows", "write_run_header", "write_run_results"]
 
 _SAMPLES = 12
 
@@ -66,6 +66,22 @@ class RunResult:
             size=self.size,
             seconds=self.training.seconds,
         )
+
+
+def baseline_rows(runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
+    """Return the rows of the baselines in a comparison. Runs with different baselines have rows of their own.
+
+    Args:
+        runs: results by the name of the run.
+    """
+    if all(run.baselines is next(iter(runs.values())).baselines for run in runs.values()):
+        runs = {"": next(iter(runs.values()))}
+    return [
+        comparison_row(f"{name}: {baseline}" if name else baseline, scores)
+        | {"loss": run.comparable_baselines()[baseline].get("loss")}
+        for name, run in runs.items()
+        for baseline, scores in run.baselines.items()
+    ]
 
 
 def write_run_header(folder: Path, config: RunConfig, data: Data) -> None:

@@ -33,7 +33,7 @@ from peftly.runs.replacing import (
     write_mark,
     writing_into,
 )
-from peftly.runs.results import RunResult, write_run_header, write_run_results
+from peftly.runs.results import RunResult, baseline_rows, write_run_header, write_run_results
 from peftly.runs.run import (
     attach_method,
     batches_line,
@@ -289,7 +289,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """Return the content of the comparison page as JSON values."""
     rows = [run.comparison_row(name) for name, run in runs.items()]
-    rows += _baseline_rows(runs)
+    rows += baseline_rows(runs)
     lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
     results = {
         "title": Path(config.out).resolve().name,
@@ -312,15 +312,3 @@ def _comparison(
         "texts": [prediction.prompt for prediction in vote.predictions],
         "gold": [prediction.label for prediction in vote.predictions],
     }
-
-
-def _baseline_rows(runs: Mapping[str, RunResult]) -> list[dict[str, Any]]:
-    """Return the rows of the baselines. Runs with different ones have rows of their own."""
-    if all(run.baselines is next(iter(runs.values())).baselines for run in runs.values()):
-        runs = {"": next(iter(runs.values()))}
-    return [
-        comparison_row(f"{name}: {baseline}" if name else baseline, scores)
-        | {"loss": run.comparable_baselines()[baseline].get("loss")}
-        for name, run in runs.items()
-        for baseline, scores in run.baselines.items()
-    ]
