@@ -42,6 +42,7 @@ from peftly.training import (
     frozen_layers,
     join_processes,
     lost_process,
+    num_epochs,
     on_main_process,
     packs_examples,
     train,
@@ -185,8 +186,8 @@ def open_base_and_data(
     """Open the base and read the data, unless they are given.
 
     Returns:
-        The configuration with the task that was chosen and with a maximum length for which the base has positions, the
-        base and the data.
+        The configuration with the task and the number of epochs that were chosen and with a maximum length for which
+        the base has positions, the base and the data.
 
     Raises:
         ConfigError: the base that is given has another task than the configuration.
@@ -195,7 +196,7 @@ def open_base_and_data(
     if base is not None and config.task not in (None, base_task):
         raise ConfigError(f"task is {config.task}, but the given base was opened for {base_task}")
     if base is not None and data is not None:
-        return config.model_copy(update={"task": base_task}), base, data
+        return _with_epochs(config.model_copy(update={"task": base_task}), base, data), base, data
     raw = read_data(config.data)
     if base is not None:
         task = base_task or "causal_lm"
@@ -223,7 +224,18 @@ def open_base_and_data(
             log(line)
         if data.report.findings:
             log(f"examples of the findings: {program()} inspect {shlex.quote(config.out)}")
-    return config.model_copy(update={"task": task}), base, data
+    resolved = _with_epochs(config.model_copy(update={"task": task}), base, data)
+    if resolved.train.epochs != config.train.epochs:
+        log(f"epochs: {resolved.train.epochs}")
+    return resolved, base, data
+
+
+def _with_epochs(config: RunConfig, base: Base, data: Data) -> RunConfig:
+    """Return the configuration with the number of epochs, unless the number of steps is set."""
+    if config.train.max_steps is not None:
+        return config
+    epochs = num_epochs(config.train, base.model, len(data.train.encoded))
+    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
 
 
 def attach_method(

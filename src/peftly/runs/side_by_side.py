@@ -245,7 +245,8 @@ def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
     if isinstance(config, JobsConfig):
         return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
     first = next(iter(parts.values())).config
-    return config.model_copy(update={"task": first.task, "head": first.head, "data": first.data})
+    train = config.train.model_copy(update={"epochs": first.train.epochs})
+    return config.model_copy(update={"task": first.task, "head": first.head, "data": first.data, "train": train})
 
 
 def _evaluate(

@@ -17,7 +17,7 @@ gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
 optimizer      optimizers and their parameter groups
-schedule       learning rate schedules
+schedule       length of a training, and learning rate schedules
 best           the best evaluation, and records of evaluations
 saved          folders of saved adapters
 finite_weights copies of the weights, to go back to
@@ -40,6 +40,7 @@ from peftly.training.processes import (
     num_processes,
     on_main_process,
 )
+from peftly.training.schedule import num_epochs
 from peftly.training.sharding import computed_with
 from peftly.training.train import Job, packs_examples, train, train_together
 
@@ -59,6 +60,7 @@ __all__ = [
     "join_processes",
     "leave_processes",
     "lost_process",
+    "num_epochs",
     "num_processes",
     "on_main_process",
     "packs_examples",

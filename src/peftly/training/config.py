@@ -19,8 +19,9 @@ class TrainConfig(Settings):
 
     section: ClassVar[str] = "train"
 
-    epochs: int = Field(default=5, ge=1)
-    """Passes over the training examples."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the training examples. None: 5; for heads of classifiers as many as make 2,000 examples, at least 5
+    and at most 15."""
 
     max_steps: int | None = Field(default=None, ge=1)
     """Number of steps; it replaces `epochs`. None: `epochs` decides."""

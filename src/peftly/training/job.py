@@ -26,7 +26,7 @@ from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
 from peftly.training.saved import SavedAdapters, weights_location
-from peftly.training.schedule import make_schedule, schedule_note
+from peftly.training.schedule import make_schedule, num_epochs, schedule_note
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
 
@@ -110,7 +110,8 @@ class AdapterJob:
         of_process = config.batch_size * config.gradient_accumulation_steps
         self.examples_per_step = examples_per_step or of_process * accelerator.num_processes
         self.steps_per_epoch = steps_per_epoch(data.train.encoded, self.examples_per_step)
-        self.steps = config.max_steps or config.epochs * self.steps_per_epoch
+        epochs = num_epochs(config, model, len(data.train.encoded))
+        self.steps = config.max_steps or epochs * self.steps_per_epoch
         self.eval_steps = config.eval_steps or self.steps_per_epoch
         self.metric = metric_of_best(config, data)
         self.optimizer = make_optimizer(groups, config)

@@ -57,6 +57,15 @@ def test_a_run_trains_the_head_that_its_base_was_trained_for(mean_base, tmp_path
     assert pooling_of(load(tmp_path / "run").model) == "mean"
 
 
+def test_the_epochs_of_a_head_are_said_and_stored(mean_base, tmp_path):
+    lines = []
+    config = settings_for(mean_base, tmp_path, train={"epochs": None, "learning_rate": 1e-12})
+    result = run(config, log=lines.append)
+    assert "epochs: 15" in lines
+    assert state(tmp_path / "run")[1]["train"]["epochs"] == 15
+    assert result.training.steps == 15 * 5
+
+
 def test_the_head_of_transformers_starts_from_a_probe_and_peft_loads_it(mean_base, tmp_path):
     # The learning rate leaves the start as it is.
     config = settings_for(mean_base, tmp_path, head="transformers", train={"learning_rate": 1e-12})

@@ -7,8 +7,8 @@ import torch
 from training_jobs import data_of, lora_model, run, steps, weights
 from transformers import get_scheduler
 
-from peftly import TrainConfig
-from peftly.training.schedule import learning_rate_factor, make_schedule, warmup_steps_of
+from peftly import TrainConfig, load_base
+from peftly.training.schedule import learning_rate_factor, make_schedule, num_epochs, warmup_steps_of
 
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt")
 HALF, QUARTER = 0.5, (1 + math.cos(math.pi / 4)) / 2
@@ -106,3 +106,21 @@ def test_a_warm_up_longer_than_the_run_is_reported(recwarn):
     assert note == (
         "train.warmup_steps is 100 and the run has 2 steps: the learning rate only rises to 2/100 of its peak"
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "examples", "expected"),
+    [
+        ("bert", "sequence_classification", 20, 15),
+        ("bert", "sequence_classification", 200, 10),
+        ("bert", "token_classification", 300, 7),
+        ("llama", "sequence_classification", 400, 5),
+        ("bert", "sequence_classification", 100_000, 5),
+        ("llama", "causal_lm", 20, 5),
+    ],
+)
+def test_heads_pass_more_often_over_few_examples(architecture, task, examples, expected, task_base):
+    labels = ("no", "yes") if task.endswith("classification") else ()
+    model = load_base(str(task_base(architecture)), task=task, labels=labels).model
+    assert num_epochs(TrainConfig(), model, examples) == expected
+    assert num_epochs(TrainConfig(epochs=3), model, examples) == 3
