@@ -2,10 +2,11 @@
 
     python benchmarks/encoders.py --methods lora prompt_tuning
 
-writes benchmarks/results/encoders.json. A result that is already in it is not measured again. Each result has the
-scores after every epoch, on the validation and on the test rows, so that rules for epochs and stopping can be compared
-without training again. `--set` gives training settings other than the defaults, which are part of the key of a result:
-those of `train`, `rate` (a factor of the method's default learning rate) and `head_rate` (`HEAD_RATE`).
+writes benchmarks/results/encoders.json and the table in docs/heads.md, which `make test` compares with the JSON. A result
+that is already in it is not measured again. Each result has the scores after every epoch, on the validation and on the
+test rows, so that rules for epochs and stopping can be compared without training again. `--set` gives training settings
+other than the defaults, which are part of the key of a result: those of `train`, `rate` (a factor of the method's
+default learning rate) and `head_rate` (`HEAD_RATE`). A result without `epochs` among its settings has 5.
 
 The sentiment sets are in the source archive of vaderSentiment 3.3.2 on the package index (`additional_resources`),
 rated by twenty people; the label is the sign of the mean rating, without ratings from -0.5 to 0.5. The archive is
@@ -17,6 +18,7 @@ import io
 import itertools
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -31,6 +33,8 @@ import docstrings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
+PAGE = ROOT / "docs" / "heads.md"
+BEGIN, END = "<!-- table: encoders -->\n", "<!-- end of table -->\n"
 ARCHIVE = "vaderSentiment-3.3.2"
 SENTIMENT = {
     "films": "movieReviewSnippets",
@@ -155,7 +159,7 @@ def measure(
                 "data": paths,
                 "method": method,
                 "head": head,
-                "train": {**settings, "seed": seed},
+                "train": {"epochs": 5, **settings, "seed": seed},
                 "out": str(Path(folder) / "run"),
             }
         )
@@ -199,8 +203,44 @@ def _epoch(epoch: float, validation: Any, test: Any) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in scores.items()}
 
 
+def gain(result: dict[str, Any]) -> float:
+    """Return the points of accuracy on the test rows over the probe, by the rule of `metric_for_best_model: auto`."""
+    trained = [epoch for epoch in result["epochs"] if epoch["epoch"]]
+    _, best = max(enumerate(trained), key=lambda entry: (entry[1]["accuracy"], entry[0]))
+    return 100 * (best["test"] - result["probe_accuracy"])
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return a table of the gains of each method with its default rate: by epochs and rows, and by data set."""
+    names = [name for name in DATA if any(result["data"] == name for result in results)]
+    lines = [f"| epochs, rows, method | runs | {' | '.join(names)} | mean |", "|---" * (len(names) + 3) + "|"]
+    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    for result in results:
+        if not set(result["settings"]) - {"epochs"}:
+            key = (result["settings"].get("epochs", 5), result["rows"], result["method"])
+            groups.setdefault(key, []).append(result)
+    probes = [result for result in results if result["rows"] == 200]
+    of_sets = [[100 * result["probe_accuracy"] for result in probes if result["data"] == name] for name in names]
+    means = [statistics.mean(of_set) for of_set in of_sets]
+    cells = [f"{value:.1f}" for value in (*means, statistics.mean(means))]
+    lines.append(f"| 200 rows, accuracy of the linear probe | | {' | '.join(cells)} |")
+    for (epochs, rows, method), group in sorted(groups.items(), key=lambda item: (item[0][1] != 200, item[0][:2])):
+        of_sets = [[gain(result) for result in group if result["data"] == name] for name in names]
+        cells = [f"{statistics.mean(of_set):+.1f}" if of_set else "" for of_set in of_sets]
+        mean = statistics.mean(statistics.mean(of_set) for of_set in of_sets if of_set)
+        lines.append(f"| {epochs}, {rows}, `{method}` | {len(group)} | {' | '.join(cells)} | {mean:+.1f} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, results: list[dict[str, Any]]) -> str:
+    """Return the page with a new table."""
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    return head + BEGIN + "\n" + table(results) + "\n\n" + END + tail
+
+
 def main() -> None:
-    """Measure the missing results, and write the JSON after each."""
+    """Measure the missing results, and write the JSON and the page after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", default=["minilm-l6"])
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
@@ -225,6 +265,7 @@ def main() -> None:
         )
         results.append({**key, **scores})
         write_results(results)
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,18 @@ def test_the_page_of_the_methods_has_the_table_of_the_results():
     assert module.with_table(page, results) == page
 
 
+def test_the_page_of_the_heads_has_the_table_of_the_results():
+    module = script("encoders")
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_table(page, module.read_results()) == page
+
+
+def test_the_gain_over_the_probe_is_that_of_the_adapter_that_is_kept():
+    curve = [(0, 0.9, 0.5), (1, 0.7, 0.6), (2, 0.8, 0.7), (3, 0.8, 0.9), (4, 0.6, 0.8)]
+    epochs = [{"epoch": epoch, "accuracy": accuracy, "test": test} for epoch, accuracy, test in curve]
+    assert script("encoders").gain({"epochs": epochs, "probe_accuracy": 0.5}) == pytest.approx(40)
+
+
 def test_the_page_of_the_speed_has_the_table_and_the_picture_of_the_results():
     module = script("speed_page")
     results = module.read()
