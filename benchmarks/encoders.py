@@ -2,11 +2,12 @@
 
     python benchmarks/encoders.py --methods lora prompt_tuning
 
-writes benchmarks/results/encoders.json and the table in docs/heads.md, which `make test` compares with the JSON. A result
-that is already in it is not measured again. Each result has the scores after every epoch, on the validation and on the
-test rows, so that rules for epochs and stopping can be compared without training again. `--set` gives training settings
-other than the defaults, which are part of the key of a result: those of `train`, `rate` (a factor of the method's
-default learning rate) and `head_rate` (`HEAD_RATE`). A result without `epochs` among its settings has 5.
+writes benchmarks/results/encoders.json and the table in docs/heads.md, which `make test` compares with the JSON. A
+result that is already in it is not measured again. Each result has the scores after every epoch, on the validation
+and on the test rows, so that rules for epochs and stopping can be compared without training again. `--set` gives
+training settings other than the defaults, which are part of the key of a result: those of `train`, `rate` (a factor
+of the method's default learning rate) and `head_rate` (`HEAD_RATE`). A result without `epochs` among its settings has
+5.
 
 The sentiment sets are in the source archive of vaderSentiment 3.3.2 on the package index (`additional_resources`),
 rated by twenty people; the label is the sign of the mean rating, without ratings from -0.5 to 0.5. The archive is
