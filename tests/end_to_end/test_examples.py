@@ -57,7 +57,7 @@ def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
     Path("few.jsonl").write_text("\n".join(rows))
     for setting in ("max_steps=6", "gradient_accumulation_steps=2", "learning_rate=0.001"):
         train += ["--set", f"train.{setting}"]
-    train += ["--set", "data.validation=few.jsonl"]
+    train += ["--set", "data.validation=few.jsonl", "--set", "baselines=false"]
     for words in (train, [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):
         outcome = peftly(*words)
         assert outcome.code == 0, (words, outcome.err)
