@@ -122,10 +122,11 @@ def _kind(rows: Rows, match: _Match) -> str:
 
     A text behind a prompt without a template stays a completion, which is learned as it is written, with its blanks.
     """
+    # Asked first, since it ends at the first row with another answer.
+    if match.known.kind != "completion" or not are_truth_values(rows, match.target):
+        return match.known.kind
     is_written = match.known.template == "{prompt}" and all(isinstance(row.get(match.target), str) for row in rows.rows)
-    if match.known.kind == "completion" and not is_written and are_truth_values(rows, match.target):
-        return "label"
-    return match.known.kind
+    return "completion" if is_written else "label"
 
 
 def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:

@@ -40,7 +40,7 @@ _TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_sca
 _DETAIL_KEYS = ("train_detail", "training_detail")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _MEDIA = {"images": "<image>", "videos": "<video>", "audios": "<audio>"}
-"""Fields with images and the like, in the spelling of LLaMA-Factory and ms-swift, and their places in the texts."""
+"""Fields with images and the like, in the spelling of LLaMA-Factory and ms-swift, and their marks in the texts."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -176,7 +176,7 @@ def _order_results(messages: list[dict[str, Any]]) -> bool:
         messages: messages from `_message`, sorted in place.
 
     Returns:
-        Whether any result has another place than before.
+        Whether the order has changed.
     """
     is_changed = False
     for index, message in enumerate(messages):
