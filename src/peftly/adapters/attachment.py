@@ -85,6 +85,7 @@ def attach(
     try:
         with use_adapters(model, name):
             adapter.initialize_from_data(setup)
+        state_of(model).selection.activate(name)
     except BaseException:
         detach(model, name)
         raise
@@ -93,7 +94,7 @@ def attach(
 
 
 def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[[], Adapter]) -> Adapter:
-    """Freeze `model` and put an adapter on it, inside `restored_on_failure`.
+    """Freeze `model` and put an adapter on it, inside `restored_on_failure`. The adapter is not active yet.
 
     Args:
         model, config, name: as for `attach`.
@@ -115,9 +116,7 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         _prepare(model)
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
-    state = state_of(model)
-    state.adapters[name] = adapter
-    state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
+    state_of(model).adapters[name] = adapter
     return adapter
 
 

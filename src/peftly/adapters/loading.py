@@ -17,7 +17,7 @@ from peftly.adapters.files import BASE, HEAD_SEED, LABELS, TENSORS, TRAINING, es
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
-from peftly.adapters.state import parts_without_copy
+from peftly.adapters.state import parts_without_copy, state_of
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
@@ -38,14 +38,17 @@ _ROUNDING = 0.02
 """Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
 
-def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default") -> ModelT:
+def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default", on: bool = True) -> ModelT:
     """Put an adapter that peftly or PEFT wrote on `model`, in place; the adapter is active afterwards.
+
+    While the model answers in other threads, load with `on=False` and choose adapters with `use_adapters`.
 
     Args:
         model: base of the adapter, for example from `load_base`.
         source: an adapter folder, a folder in which several adapters were saved together (all are attached), a run
             folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
+        on: whether the adapter is active afterwards, in all threads; False: as soon as it is chosen.
 
     Returns:
         The same model.
@@ -59,12 +62,12 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
     adapters = open_adapters(source).named(name)
     with restored_on_failure(model):
         for adapter_name, folder in adapters.items():
-            _load(model, folder, adapter_name)
+            _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
     return model
 
 
-def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> None:
     _check_labels(model, folder)
     _check_pooling(model, folder)
     tensors = _without_extras(folder.path, model, folder.tensors())
@@ -76,6 +79,8 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+    if on:  # not before its tensors are loaded: other threads may call the model
+        state_of(model).selection.activate(name)
 
 
 def _check_labels(model: Any, folder: AdapterFolder) -> None:

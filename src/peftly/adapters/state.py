@@ -113,6 +113,13 @@ def use_adapters(
 
     With `adapters`, each batch element has the outputs that it would have alone with its adapters.
 
+    A thread that is started inside the block does not inherit the choice, and warns when it calls the model. Enter the
+    block in the function that the thread runs, or start the thread in a copy of the context:
+
+        with peftly.use_adapters(model, "a"):
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(model.generate,), kwargs={**inputs, "streamer": streamer}).start()
+
     Args:
         model: a model with adapters.
         names: adapters that work together on every batch element; without names, no adapter does.
@@ -131,7 +138,7 @@ def use_adapters(
         sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
         raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
-    with state.selection.use(ActiveAdapters(sets)):
+    with state.selection.use(ActiveAdapters(sets)), state.selection.note_block():
         yield
 
 
