@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CHANNELS_SECOND = _NORM_CLASSES[2:]
 _NORM_NAME = re.compile(
     r"(^|[._]|layer|rms)norm(_\w+|\d+)?(\.\d+)?$"  # input_layernorm, q_norm, LayerNorm, norm1, norm_f, layernorm.0
     r"|(^|\.)ln(_\w+|\d+)?(\.\d+)?$",  # ln_1, ln_f
@@ -59,6 +60,8 @@ class BiasCopy(LayerAdapter):
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
         difference: Tensor = self.bias - bias_of(layer)
+        if isinstance(layer, _CHANNELS_SECOND):
+            difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:

@@ -27,6 +27,8 @@ class StackCall:
         contexts: contexts that are open while the stack runs.
         text_columns: columns of the stack whose outputs the caller gets, (batch, length); None: all columns.
         virtual_tokens: plan of the virtual tokens that were inserted into the ids, or None.
+        is_changed: whether columns were inserted into the sequences of the caller, or these were packed, so that the
+            call needs positions of its own. A call without such a change has those of its caller and its model.
         packed_batch: layout of a batch that `injection.packing` has packed, or None.
     """
 
@@ -35,6 +37,7 @@ class StackCall:
     contexts: ExitStack = field(default_factory=ExitStack)
     text_columns: Tensor | None = None
     virtual_tokens: InsertionPlan | None = None
+    is_changed: bool = False
     packed_batch: Any = None
 
     @property
