@@ -21,6 +21,8 @@ from peftly.injection import (
     ActiveAdapters,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
+    Selection,
     adapted_layers,
     add_copies,
     base_modules,
@@ -28,8 +30,10 @@ from peftly.injection import (
     is_within,
     override_method,
     patch_quantized_layers,
+    remove_weight_readers,
     restore_method,
     restore_quantized_layers,
+    serve_weight_readers,
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
@@ -116,7 +120,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         _prepare(model)
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
-    state_of(model).adapters[name] = adapter
+    state = state_of(model)
+    serve_weight_readers(model, state.selection)
+    state.reach.begin_again()
+    state.adapters[name] = adapter
     return adapter
 
 
@@ -137,7 +144,9 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
-    if not state.adapters:
+    if state.adapters:
+        serve_weight_readers(model, state.selection)
+    else:
         _restore(model)
     return model
 
@@ -147,7 +156,9 @@ def _prepare(model: nn.Module) -> None:
     patched_layers = patch_quantized_layers(model)
     # By all names of a parameter: merging may untie a parameter that several modules share.
     named = model.named_parameters(remove_duplicate=False)
-    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], patched_layers)
+    selection = Selection()
+    unfrozen = [name for name, parameter in named if parameter.requires_grad]
+    state = AttachedAdapters(unfrozen, patched_layers, selection, ReachCheck(model, selection))
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
     if isinstance(model, PreTrainedModel):
@@ -163,7 +174,8 @@ def _prepare(model: nn.Module) -> None:
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
     state = state_of(model)
-    for part in (state.hooks, state.checkpointing):
+    remove_weight_readers(model)
+    for part in (state.reach, state.hooks, state.checkpointing):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

@@ -21,6 +21,7 @@ from peftly.injection import (
     AdapterNames,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
     Selection,
     copied_modules,
     is_within,
@@ -60,6 +61,7 @@ class AttachedAdapters:
         unfrozen: names of the parameters that required grad before the first adapter was attached.
         patched_layers: quantised layers that compute with our kernels.
         selection: active adapters.
+        reach: check of the first calls of the model.
         adapters: adapters by name, in the order of attachment.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
@@ -67,7 +69,8 @@ class AttachedAdapters:
 
     unfrozen: list[str]
     patched_layers: list[nn.Module]
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection
+    reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
