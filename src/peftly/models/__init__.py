@@ -21,6 +21,7 @@ tasks         class of transformers for each task, and the choice of the task
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.contents import check_links, is_inside
+from peftly.models.gguf import gguf_config
 from peftly.models.heads import classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
@@ -57,6 +58,7 @@ __all__ = [
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
+    "gguf_config",
     "has_new_classifier",
     "is_encoder",
     "is_inside",
