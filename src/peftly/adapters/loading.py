@@ -230,7 +230,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels, pooling = adapters.requirements
+    base_name, task, labels, pooling, model_class, problem_type = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -242,8 +242,11 @@ def _load_with_base(
             task=task,
             labels=labels,
             pooling=pooling,
+            model_class=model_class,
             seed=adapters.notes.get(HEAD_SEED, 0),
         )
+    if problem_type is not None:
+        loaded.model.config.problem_type = problem_type
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
     load_adapter(loaded.model, adapters, name=name)
