@@ -23,6 +23,8 @@ from peftly.injection import (
     ActiveAdapters,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
+    Selection,
     adapted_layers,
     add_copies,
     base_modules,
@@ -30,8 +32,10 @@ from peftly.injection import (
     is_within,
     override_method,
     patch_quantized_layers,
+    remove_weight_readers,
     restore_method,
     restore_quantized_layers,
+    serve_weight_readers,
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
@@ -89,6 +93,7 @@ def attach(
     try:
         with use_adapters(model, name):
             adapter.initialize_from_data(setup)
+        state_of(model).selection.activate(name)
     except BaseException:
         detach(model, name)
         raise
@@ -97,7 +102,7 @@ def attach(
 
 
 def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[[], Adapter]) -> Adapter:
-    """Freeze `model` and put an adapter on it, inside `restored_on_failure`.
+    """Freeze `model` and put an adapter on it, inside `restored_on_failure`. The adapter is not active yet.
 
     Args:
         model, config, name: as for `attach`.
@@ -120,8 +125,9 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
+    serve_weight_readers(model, state.selection)
+    state.reach.begin_again()
     state.adapters[name] = adapter
-    state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
     return adapter
 
 
@@ -143,7 +149,9 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
         state.adapters.pop(removed).remove()
         state.tokenizers.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
-    if not state.adapters:
+    if state.adapters:
+        serve_weight_readers(model, state.selection)
+    else:
         _restore(model)
     return model
 
@@ -153,7 +161,9 @@ def _prepare(model: nn.Module) -> None:
     patched_layers = patch_quantized_layers(model)
     # By all names of a parameter: merging may untie a parameter that several modules share.
     named = model.named_parameters(remove_duplicate=False)
-    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], patched_layers)
+    selection = Selection()
+    unfrozen = [name for name, parameter in named if parameter.requires_grad]
+    state = AttachedAdapters(unfrozen, patched_layers, selection, ReachCheck(model, selection))
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
     state.vocabulary = vocabulary_size(model)
@@ -176,7 +186,8 @@ def _restore(model: nn.Module) -> None:
     state = state_of(model)
     if state.generation is not None:
         model.generation_config = state.generation
-    for part in (state.hooks, state.checkpointing):
+    remove_weight_readers(model)
+    for part in (state.reach, state.hooks, state.checkpointing):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

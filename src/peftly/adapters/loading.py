@@ -25,7 +25,7 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.own_tokenizer import tokenizer_size
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
-from peftly.adapters.state import attached, parts_without_copy
+from peftly.adapters.state import attached, parts_without_copy, state_of
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
@@ -46,10 +46,12 @@ _ROUNDING = 0.02
 """Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
 
-def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default") -> ModelT:
+def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default", on: bool = True) -> ModelT:
     """Put an adapter that peftly or PEFT wrote on `model`, in place; the adapter is active afterwards.
 
     Embeddings in the file of the adapter, of new tokens, are written into the base; `detach` restores its own.
+
+    While the model answers in other threads, load with `on=False` and choose adapters with `use_adapters`.
 
     Args:
         model: base of the adapter, for example from `load_base`, or a `Base` of model and tokenizer: then the tokenizer
@@ -58,6 +60,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         source: an adapter folder, a folder in which several adapters were saved together (all are attached), a run
             folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
+        on: whether the adapter is active afterwards, in all threads; False: as soon as it is chosen.
 
     Returns:
         The same model; for a `Base` the model and the tokenizer of the adapter.
@@ -69,16 +72,16 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
     if isinstance(model, Base):
-        return cast("ModelT", _load_on_base(model, open_adapters(source), name))
+        return cast("ModelT", _load_on_base(model, open_adapters(source), name, on=on))
     adapters = open_adapters(source).named(name)
     with restored_on_failure(model), rows_restored_on_failure(model):
         for adapter_name, folder in adapters.items():
-            _load(model, folder, adapter_name)
+            _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
     return model
 
 
-def _load_on_base(base: Base, adapters: AdapterSet, name: str) -> Base:
+def _load_on_base(base: Base, adapters: AdapterSet, name: str, *, on: bool) -> Base:
     """Put adapters on a model with their tokenizer; see `load_adapter`."""
     tokenizer, rows = tokenizer_for([adapters], base.tokenizer), vocabulary_size(base.model)
     if tokenizer is not None and rows is not None and tokenizer_size(tokenizer) > rows:
@@ -87,12 +90,12 @@ def _load_on_base(base: Base, adapters: AdapterSet, name: str) -> Base:
             f"embeddings; call base.model.resize_token_embeddings({tokenizer_size(tokenizer)}) first, or open both "
             "with peftly.load"
         )
-    load_adapter(base.model, adapters, name=name)
+    load_adapter(base.model, adapters, name=name, on=on)
     finish_base(base.model, adapters.named(name), [adapters], tokenizer)
     return Base(base.model, tokenizer or base.tokenizer)
 
 
-def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
+def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> None:
     _check_labels(model, folder)
     _check_pooling(model, folder)
     check_vocabulary(model, folder)
@@ -112,6 +115,8 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+    if on:  # not before its tensors are loaded: other threads may call the model
+        state_of(model).selection.activate(name)
 
 
 def _untie_copies(model: nn.Module, folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ from peftly.injection import (
     AdapterNames,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
     Selection,
     copied_modules,
     is_within,
@@ -63,6 +64,7 @@ class AttachedAdapters:
         unfrozen: names of the parameters that required grad before the first adapter was attached.
         patched_layers: quantised layers that compute with our kernels.
         selection: active adapters.
+        reach: check of the first calls of the model.
         adapters: adapters by name, in the order of attachment.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
@@ -75,7 +77,8 @@ class AttachedAdapters:
 
     unfrozen: list[str]
     patched_layers: list[nn.Module]
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection
+    reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
@@ -126,6 +129,13 @@ def use_adapters(
 
     With `adapters`, each batch element has the outputs that it would have alone with its adapters.
 
+    A thread that is started inside the block does not inherit the choice, and warns when it calls the model. Enter the
+    block in the function that the thread runs, or start the thread in a copy of the context:
+
+        with peftly.use_adapters(model, "a"):
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(model.generate,), kwargs={**inputs, "streamer": streamer}).start()
+
     Args:
         model: a model with adapters.
         names: adapters that work together on every batch element; without names, no adapter does.
@@ -144,7 +154,7 @@ def use_adapters(
         sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
         raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
-    with state.selection.use(ActiveAdapters(sets)):
+    with state.selection.use(ActiveAdapters(sets)), state.selection.note_block():
         yield
 
 

@@ -4,6 +4,7 @@ formats            the list of formats, and `export`
 peft               an adapter for Hugging Face PEFT
 pooled_head        a classifier whose head pools the token states, for PEFT
 vllm               a LoRA adapter for vLLM
+vllm_models        the models for which vLLM serves LoRA adapters
 prompt_embeddings  a soft prompt as a tensor
 gguf               a merged model for llama.cpp
 gguf_tokenizer     its tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.prompt_embeddings import embeddings_obstacle
 from peftly.exporting.request import Request
 from peftly.exporting.saved_adapter import (
@@ -25,14 +25,18 @@ from peftly.exporting.saved_adapter import (
     write_adapter,
     write_chat_template,
 )
+from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
 from peftly.injection import by_pattern
 from peftly.methods import METHODS, lora_scaling
+from peftly.models import base_config
 
 __all__ = ["MAX_RANKS", "smallest_max_rank", "write_vllm"]
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that every version of vLLM accepts; newer versions accept 1 as well."""
 
+_MERGE = "merge it into the base instead, and serve the merged model: peftly merge"
+_TABLE = "https://docs.vllm.ai/en/latest/models/supported_models"
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
 _BASE_COPY = re.compile(r".*\.base_layer\.weight")
 
@@ -50,11 +54,12 @@ def write_vllm(request: Request) -> list[str]:
         AdapterError: vLLM cannot serve the adapter.
     """
     saved = open_saved(request.source)
-    reason = _obstacle(saved)
+    config = _base_config(saved)
+    reason = _obstacle(saved) or _base_obstacle(config)
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for vLLM: {reason}")
     tensors = {name: tensor for name, tensor in saved.tensors.items() if not _BASE_COPY.fullmatch(name)}
-    notes = base_notes(saved)
+    notes = [*base_notes(saved), *_model_notes(saved, config)]
     if len(tensors) < len(saved.tensors):
         notes.append("left out: a copy of the base's embeddings, which vLLM reads from the base")
     notes += _embedding_notes(tensors)
@@ -68,13 +73,15 @@ def write_vllm(request: Request) -> list[str]:
         "base_model_name_or_path": saved.base,
         "init_lora_weights": True,
         "inference_mode": True,
+        "bias": "none",  # the file holds factors only, whatever the training was asked for
+        "modules_to_save": None,
         "target_modules": _targets(saved.peft_config, tensors),
     }
     largest = smallest_max_rank(peft_config["r"])
     if largest is None:
         raise AdapterError(
             f"{saved.folder} cannot be exported for vLLM: its rank is {peft_config['r']}, and {MAX_RANKS[-1]} is "
-            "the largest; merge it instead: peftly merge"
+            f"the largest; {_MERGE}"
         )
     name = request.out.name
     command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
@@ -131,28 +138,59 @@ def to_one_rank(
 
 def _obstacle(saved: SavedAdapter) -> str | None:
     """Return the reason why vLLM cannot serve an adapter, and an alternative; None if vLLM can."""
-    merge = "merge it into the base instead, and serve the merged model: peftly merge"
     peft_config, method = saved.peft_config, METHODS[saved.config.name]
     if saved.files.pooling is not None:
         return "its head reads pooled token states, which vLLM does not; train it with head: transformers"
     if peft_config["peft_type"] != "LORA":
         reason = f"it is {saved.config.name}, and vLLM takes LoRA only"
         if method.mergeable:
-            return f"{reason}; {merge}"
+            return f"{reason}; {_MERGE}"
         return reason if embeddings_obstacle(saved) else f"{reason}; export it --to prompt-embeddings"
     if peft_config.get("task_type") == "SEQ_2_SEQ_LM":
-        return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {merge}"
+        return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {_MERGE}"
     if peft_config.get("use_dora"):
-        return f"it is a DoRA adapter, which vLLM does not support; {merge}"
-    if peft_config.get("modules_to_save"):
-        modules = ", ".join(peft_config["modules_to_save"])
-        return f"it holds trained copies of modules (modules_to_save: {modules}), which vLLM does not read; {merge}"
-    if peft_config.get("bias", "none") != "none":
-        return f"it trains biases (bias: {peft_config['bias']}), which vLLM does not read; {merge}"
+        return f"it is a DoRA adapter, which vLLM does not support; {_MERGE}"
     unknown = [name for name in saved.tensors if not (_FACTOR.fullmatch(name) or _BASE_COPY.fullmatch(name))]
-    if unknown:
-        return f"{unknown[0]} is not a LoRA factor, and vLLM reads LoRA factors only; {merge}"
+    if not unknown:
+        return None
+    copies = [module for module in peft_config.get("modules_to_save") or () if any(module in name for name in unknown)]
+    if copies:
+        names = ", ".join(copies)
+        return f"it holds trained copies of modules (modules_to_save: {names}), which vLLM does not read; {_MERGE}"
+    if all(name.endswith(".bias") for name in unknown):
+        return f"it holds trained biases (bias: {peft_config.get('bias')}), which vLLM does not read; {_MERGE}"
+    return f"{unknown[0]} is not a LoRA factor, and vLLM reads LoRA factors only; {_MERGE}"
+
+
+def _base_config(saved: SavedAdapter) -> Any:
+    """Return the config of the base; None where the base has no name or cannot be opened."""
+    spec = saved.files.base_name
+    try:
+        return base_config(spec) if spec else None
+    except BaseModelError:
+        return None
+
+
+def _base_obstacle(config: Any) -> str | None:
+    """Return the reason why vLLM serves no LoRA adapters for a base; None if it does, or if that is unknown."""
+    kind = getattr(config, "model_type", None)
+    if kind in WITHOUT_LORA:
+        return f"vLLM has no LoRA for {kind} models, by its table of supported models; {_MERGE}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"its base is an encoder-decoder, and vLLM takes LoRA on decoders; {_MERGE}"
     return None
+
+
+def _model_notes(saved: SavedAdapter, config: Any) -> list[str]:
+    """Return a note for the user on a base of which it is unknown whether vLLM serves LoRA adapters for it."""
+    if config is not None and config.model_type not in WITH_LORA:
+        return [
+            f"vLLM's table of supported models has no {config.model_type}: it runs such a model, if at all, with the "
+            "code of transformers (--model-impl transformers)"
+        ]
+    if config is None and saved.files.base_name:
+        return [f"the base cannot be opened here: look it up in the column LoRA of {_TABLE}"]
+    return []
 
 
 def _embedding_notes(tensors: Mapping[str, Tensor]) -> list[str]:
