@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.embeddings import restore_embeddings
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
+from peftly.adapters.vocabulary import ResizeVocabulary, SetEmbedding, vocabulary_size
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["attach", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_SET_EMBEDDING = ("set_input_embeddings", "set_output_embeddings")
 
 
 def attach(
@@ -143,6 +147,7 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     state = state_of(model)
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
+        state.tokenizers.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
     if state.adapters:
         serve_weight_readers(model, state.selection)
@@ -161,10 +166,14 @@ def _prepare(model: nn.Module) -> None:
     state = AttachedAdapters(unfrozen, patched_layers, selection, ReachCheck(model, selection))
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
+    state.vocabulary = vocabulary_size(model)
     if isinstance(model, PreTrainedModel):
         reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
         state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
         override_method(model, "save_pretrained", _SaveAdapters(model))
+        override_method(model, "resize_token_embeddings", ResizeVocabulary(model))
+        for method in _SET_EMBEDDING:
+            override_method(model, method, SetEmbedding(model, method))
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
@@ -173,7 +182,10 @@ def _prepare(model: nn.Module) -> None:
 
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
+    restore_embeddings(model)
     state = state_of(model)
+    if state.generation is not None:
+        model.generation_config = state.generation
     remove_weight_readers(model)
     for part in (state.reach, state.hooks, state.checkpointing):
         if part is not None:
@@ -182,7 +194,8 @@ def _restore(model: nn.Module) -> None:
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        restore_method(model, "save_pretrained")
+        for method in ("save_pretrained", "resize_token_embeddings", *_SET_EMBEDDING):
+            restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)
 

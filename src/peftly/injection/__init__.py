@@ -62,6 +62,8 @@ from peftly.injection.module_copies import (
     copied_modules,
     copied_parameters,
     norm_layers,
+    tied_copies,
+    untie_copies,
 )
 from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
@@ -171,7 +173,9 @@ __all__ = [
     "some_paths",
     "task_modules",
     "text_stack",
+    "tied_copies",
     "training_mode",
+    "untie_copies",
     "use_adapters_of_elements",
     "virtual_token_ids",
     "vocabulary_head",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.caching import invalidate_cached_tensors
 from peftly.injection.devices import bias_of, in_memory
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -38,6 +40,8 @@ __all__ = [
     "copied_modules",
     "copied_parameters",
     "norm_layers",
+    "tied_copies",
+    "untie_copies",
 ]
 
 _NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -154,6 +158,32 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
         if isinstance(layer_adapter, ModuleCopy)
         for parameter_path, parameter in layer_adapter.copy.named_parameters(remove_duplicate=False)
     }
+
+
+def tied_copies(model: nn.Module, name: str) -> list[list[str]]:
+    """Return the names in the base of each parameter that several module copies of adapter `name` share."""
+    names: defaultdict[nn.Parameter, list[str]] = defaultdict(list)
+    for parameter_name, parameter in copied_parameters(model, name).items():
+        names[parameter].append(parameter_name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def untie_copies(model: nn.Module, name: str, names: Iterable[str]) -> None:
+    """Give a module copy of adapter `name` parameters of its own, instead of those that other copies share.
+
+    Args:
+        model: model with the adapter.
+        name: name of the adapter.
+        names: names of the parameters in the base, see `tied_copies`.
+    """
+    copies = {path: change.copy for path, _, change in adapted_layers(model, name) if isinstance(change, ModuleCopy)}
+    for parameter_name in names:
+        path = next(path for path in copies if parameter_name.startswith(f"{path}."))
+        inner, _, attribute = parameter_name.removeprefix(f"{path}.").rpartition(".")
+        owner_module = copies[path].get_submodule(inner)
+        parameter = getattr(owner_module, attribute)
+        setattr(owner_module, attribute, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    invalidate_cached_tensors()
 
 
 def copied_modules(model: nn.Module, name: str) -> list[str]:

@@ -13,6 +13,7 @@ identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files
 quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
+vocabulary    size of the vocabulary in the files of a base
 pooled        sequence classifiers whose head reads pooled token states
 pooling       pooling that a base was trained with, by its files
 positions     number of tokens that a model has positions for
@@ -45,6 +46,7 @@ from peftly.models.tasks import (
     task_of,
     task_of_peft,
 )
+from peftly.models.vocabulary import vocabulary_in_files
 from peftly.models.wheels import WHEEL_BASES, is_quantized_in_wheel
 
 __all__ = [
@@ -94,4 +96,5 @@ __all__ = [
     "task_of",
     "task_of_peft",
     "trained_pooling",
+    "vocabulary_in_files",
 ]
