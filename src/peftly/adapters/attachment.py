@@ -136,6 +136,7 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     state = state_of(model)
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
+        state.other_quantizations.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
     if not state.adapters:
         _restore(model)

@@ -18,6 +18,7 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy, state_of
+from peftly.adapters.training_quantization import other_quantization, quantization_advice
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters
 from peftly.methods import METHODS, Adapter
@@ -64,6 +65,10 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
+    for adapter_name, folder in adapters.items():
+        if (quantization := other_quantization(model, folder)) is not None:
+            state_of(model).other_quantizations[adapter_name] = quantization
+            warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
     return model
 
 
@@ -246,7 +251,10 @@ def _load_with_base(
         )
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
-    load_adapter(loaded.model, adapters, name=name)
+    with warnings.catch_warnings():
+        if quantization == "none":
+            warnings.filterwarnings("ignore", ".* was trained over a base in")  # the caller has chosen the plain base
+        load_adapter(loaded.model, adapters, name=name)
     missing = parts_without_copy(loaded.model)
     if missing:
         raise AdapterError(

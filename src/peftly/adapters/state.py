@@ -61,6 +61,7 @@ class AttachedAdapters:
         patched_layers: quantised layers that compute with our kernels.
         selection: active adapters.
         adapters: adapters by name, in the order of attachment.
+        other_quantizations: quantization of the base in the training of adapters by name, where this base has another.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
     """
@@ -69,6 +70,7 @@ class AttachedAdapters:
     patched_layers: list[nn.Module]
     selection: Selection = field(default_factory=Selection)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    other_quantizations: dict[str, str] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
 
@@ -118,7 +120,7 @@ def use_adapters(
 
         with peftly.use_adapters(model, "a"):
             context = contextvars.copy_context()
-            threading.Thread(target=context.run, args=(model.generate,), kwargs={**inputs, "streamer": streamer}).start()
+        threading.Thread(target=context.run, args=(model.generate,), kwargs=inputs | {"streamer": streamer}).start()
 
     Args:
         model: a model with adapters.

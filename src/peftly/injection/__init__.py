@@ -60,7 +60,14 @@ from peftly.injection.module_copies import (
 from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
+from peftly.injection.quantized_layers import (
+    QUANTIZATION,
+    dequantize,
+    make_plain,
+    patch_quantized_layers,
+    quantization_settings,
+    restore_quantized_layers,
+)
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
 from peftly.injection.targets import (
@@ -90,6 +97,7 @@ __all__ = [
     "LAYER_ADAPTERS",
     "NEW_PARAMETERS",
     "NEW_PARAMETERS_SEED",
+    "QUANTIZATION",
     "ActiveAdapters",
     "AdapterNames",
     "BiasCopy",
@@ -142,6 +150,7 @@ __all__ = [
     "owner",
     "packed_call",
     "patch_quantized_layers",
+    "quantization_settings",
     "recorded_states",
     "remove_layer_adapters",
     "reorder_cache_insertions",
