@@ -6,6 +6,9 @@ patterns                regular expressions in settings, with a time limit
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
+weight_uses             submodules whose weights a class reads instead of calling them
+weight_readers          modules that read the weights of adapted layers
+reach                   check of whether changed layers reach the output
 module_copies           trained copies of modules and biases
 selection               active adapters of each batch element of a call
 blocks                  blocks of a stack of transformer layers
@@ -59,12 +62,22 @@ from peftly.injection.module_copies import (
     copied_modules,
     copied_parameters,
     norm_layers,
+    tied_copies,
+    untie_copies,
 )
 from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
 from peftly.injection.prefix_calls import check_placement
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
+from peftly.injection.quantized_layers import (
+    QUANTIZATION,
+    dequantize,
+    make_plain,
+    patch_quantized_layers,
+    quantization_settings,
+    restore_quantized_layers,
+)
+from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks
 from peftly.injection.targets import (
@@ -88,12 +101,14 @@ from peftly.injection.virtual_tokens import (
     drop_virtual_tokens,
     virtual_token_ids,
 )
+from peftly.injection.weight_readers import remove_weight_readers, serve_weight_readers
 
 __all__ = [
     "ALL_LINEAR",
     "LAYER_ADAPTERS",
     "NEW_PARAMETERS",
     "NEW_PARAMETERS_SEED",
+    "QUANTIZATION",
     "ActiveAdapters",
     "AdapterNames",
     "BiasCopy",
@@ -104,6 +119,7 @@ __all__ = [
     "OriginalForward",
     "Position",
     "Prefix",
+    "ReachCheck",
     "Selection",
     "StackHooks",
     "VirtualTokens",
@@ -142,6 +158,7 @@ __all__ = [
     "is_part",
     "is_within",
     "key_value_shape",
+    "layers_without_gradient",
     "lean_blocks",
     "make_plain",
     "matches_path",
@@ -153,16 +170,22 @@ __all__ = [
     "packed_call",
     "parts_without",
     "patch_quantized_layers",
+    "quantization_settings",
     "recorded_states",
     "remove_layer_adapters",
+    "remove_weight_readers",
     "reorder_cache_insertions",
     "restore_method",
     "restore_quantized_layers",
     "role_of",
+    "serve_weight_readers",
     "short_names",
+    "some_paths",
     "task_modules",
     "text_stack",
+    "tied_copies",
     "training_mode",
+    "untie_copies",
     "use_adapters_of_elements",
     "virtual_token_ids",
     "vocabulary_head",

@@ -134,7 +134,7 @@ def max_prefix_length(hooks: StackHooks) -> int:
 def _attached(hooks: StackHooks) -> Iterator[tuple[str, Prefix]]:
     """Yield the adapters that have a prefix, in the order of attachment."""
     adapters = getattr(hooks.stack, LAYER_ADAPTERS, {})
-    return ((name, adapter) for name, adapter in adapters.items() if isinstance(adapter, Prefix))
+    return ((name, adapter) for name, adapter in tuple(adapters.items()) if isinstance(adapter, Prefix))
 
 
 def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:

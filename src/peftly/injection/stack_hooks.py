@@ -138,7 +138,7 @@ class StackHooks:
             )
 
     def _before(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        call = open_call()  # first of all: `_after` closes it even if this hook fails
+        call = open_call(self)  # first of all: `_after` closes it even if this hook fails
         arguments = self.signature.bind_partial(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
         call.arguments = arguments
@@ -154,7 +154,9 @@ class StackHooks:
         return (), arguments
 
     def _after(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        call = close_call()
+        call = close_call(self)
+        if call is None:
+            return None
         call.contexts.close()
         if output is None:  # the stack failed
             return None

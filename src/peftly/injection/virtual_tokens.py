@@ -203,4 +203,4 @@ def active_token_ids(hooks: StackHooks, batch_size: int) -> list[list[tuple[int,
 def _attached(hooks: StackHooks) -> Iterator[tuple[str, VirtualTokens]]:
     """Yield the adapters that have virtual tokens, in the order of attachment."""
     adapters = getattr(embedding_of(hooks), LAYER_ADAPTERS, {})
-    return ((name, adapter) for name, adapter in adapters.items() if isinstance(adapter, VirtualTokens))
+    return ((name, adapter) for name, adapter in tuple(adapters.items()) if isinstance(adapter, VirtualTokens))

@@ -13,6 +13,7 @@ identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files
 quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
+vocabulary    size of the vocabulary in the files of a base
 pooled        sequence classifiers whose head reads pooled token states
 pooling       pooling that a base was trained with, by its files
 positions     number of tokens that a model has positions for
@@ -22,6 +23,7 @@ tasks         class of transformers for each task, and the choice of the task
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.contents import check_links, is_inside
+from peftly.models.gguf import gguf_config
 from peftly.models.heads import classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
@@ -44,6 +46,7 @@ from peftly.models.tasks import (
     task_of,
     task_of_peft,
 )
+from peftly.models.vocabulary import vocabulary_in_files
 from peftly.models.wheels import WHEEL_BASES, is_quantized_in_wheel
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
+    "gguf_config",
     "has_new_classifier",
     "is_encoder",
     "is_inside",
@@ -92,4 +96,5 @@ __all__ = [
     "task_of",
     "task_of_peft",
     "trained_pooling",
+    "vocabulary_in_files",
 ]
