@@ -113,7 +113,7 @@ def test_an_adapter_is_loaded_while_others_answer(tmp_path):
     thread = threading.Thread(target=answer)
     thread.start()
     try:
-        for number in range(8):
+        for _ in range(8):
             for source in "ab":
                 load_adapter(model, tmp_path / source, name="new", on=False)
                 assert active_adapters(model) == names

@@ -148,6 +148,7 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
         state.tokenizers.pop(removed, None)
+        state.other_quantizations.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
     if state.adapters:
         serve_weight_readers(model, state.selection)

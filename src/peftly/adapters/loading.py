@@ -26,6 +26,7 @@ from peftly.adapters.own_tokenizer import tokenizer_size
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import attached, parts_without_copy, state_of
+from peftly.adapters.training_quantization import other_quantization, quantization_advice
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
@@ -78,6 +79,10 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
+    for adapter_name, folder in adapters.items():
+        if (quantization := other_quantization(model, folder)) is not None:
+            state_of(model).other_quantizations[adapter_name] = quantization
+            warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
     return model
 
 
@@ -277,7 +282,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels, pooling = adapters.requirements
+    base_name, task, labels, pooling, model_class, problem_type = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -289,14 +294,20 @@ def _load_with_base(
             task=task,
             labels=labels,
             pooling=pooling,
+            model_class=model_class,
             seed=adapters.notes.get(HEAD_SEED, 0),
         )
+    if problem_type is not None:
+        loaded.model.config.problem_type = problem_type
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
     rows = vocabulary_size(loaded.model)
     loaded, own_tokenizer = base_for(loaded, opened.values())
-    for name, one in opened.items():
-        load_adapter(loaded.model, one, name=name)
+    with warnings.catch_warnings():
+        if quantization == "none":
+            warnings.filterwarnings("ignore", ".* was trained over a base in")  # the caller has chosen the plain base
+        for name, one in opened.items():
+            load_adapter(loaded.model, one, name=name)
     finish_base(loaded.model, attached(loaded.model), opened.values(), own_tokenizer, rows)
     missing = parts_without_copy(loaded.model)
     if missing:

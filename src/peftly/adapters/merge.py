@@ -14,6 +14,7 @@ from torch import nn
 from peftly.adapters.attachment import detach
 from peftly.adapters.base_changes import keep_base_changes
 from peftly.adapters.state import attached, check_names, state_of
+from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
 from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
 from peftly.kernels import is_quantized
@@ -52,7 +53,9 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
     check_mergeable(model, names, without=inactive)
     if weights is not None:
         weight_adapters(model, weights)
-    lines = merge_adapters(model, names)
+    others = state_of(model).other_quantizations
+    lines = [quantization_advice(name, others[name], model) for name in names if name in others]
+    lines += merge_adapters(model, names)
     if inactive:
         lines.append(
             f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "

@@ -21,6 +21,8 @@ from peftly.adapters.files import (
     LABELS,
     METHOD,
     NOTES,
+    PROBLEM_TYPE,
+    PROBLEM_TYPES,
     QUANTIZATION,
     TENSORS,
     TOGETHER,
@@ -32,7 +34,17 @@ from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
 from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
-from peftly.models import TASKS, base_note, labels_of, peft_task_type, pooling_of, quantization_of, task_of
+from peftly.models import (
+    TASKS,
+    auto_mapping,
+    base_note,
+    labels_of,
+    output_kind,
+    peft_task_type,
+    pooling_of,
+    quantization_of,
+    task_of,
+)
 from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
@@ -150,9 +162,10 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     _write_json(folder / CONFIG, _peft_config(adapter, base))
     all_notes = {**_own_notes(adapter), **notes}
     _write_json(folder / NOTES, with_checksums(folder, all_notes))
-    card = card or adapter_card(
-        base, adapter.config, labels=all_notes.get(LABELS, ()), pooling=pooling_of(adapter.model)
-    )
+    labels = all_notes.get(LABELS, ())
+    outputs = output_kind(adapter.model.config) if labels else "class"
+    pooling = pooling_of(adapter.model)
+    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs)
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
 
@@ -165,7 +178,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
     copied = copied_modules(adapter.model, adapter.name)
     return {
-        "auto_mapping": None,
+        "auto_mapping": auto_mapping(adapter.model),
         "base_model_name_or_path": base,
         "inference_mode": True,
         "peft_type": adapter.peft_type,
@@ -182,6 +195,8 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
     notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
+        if (problem_type := getattr(adapter.model.config, "problem_type", None)) in PROBLEM_TYPES:
+            notes[PROBLEM_TYPE] = problem_type
     if new_modules(adapter.model):
         notes[HEAD_SEED] = getattr(adapter.model, NEW_PARAMETERS_SEED)
     if quantization is not None:

@@ -66,6 +66,7 @@ class AttachedAdapters:
         selection: active adapters.
         reach: check of the first calls of the model.
         adapters: adapters by name, in the order of attachment.
+        other_quantizations: quantization of the base in the training of adapters by name, where this base has another.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
         vocabulary: number of embeddings of the base before the first adapter was attached; None for other modules.
@@ -80,6 +81,7 @@ class AttachedAdapters:
     selection: Selection
     reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    other_quantizations: dict[str, str] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
     vocabulary: int | None = None
@@ -134,7 +136,7 @@ def use_adapters(
 
         with peftly.use_adapters(model, "a"):
             context = contextvars.copy_context()
-            threading.Thread(target=context.run, args=(model.generate,), kwargs={**inputs, "streamer": streamer}).start()
+        threading.Thread(target=context.run, args=(model.generate,), kwargs=inputs | {"streamer": streamer}).start()
 
     Args:
         model: a model with adapters.

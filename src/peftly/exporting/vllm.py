@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from peftly.errors import AdapterError, BaseModelError
+from peftly.exporting.factors import layer_and_factor, layer_scalings, lora_factors, other_tensors
 from peftly.exporting.prompt_embeddings import embeddings_obstacle
 from peftly.exporting.request import Request
 from peftly.exporting.saved_adapter import (
@@ -27,7 +28,6 @@ from peftly.exporting.saved_adapter import (
     write_own_tokenizer,
 )
 from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
-from peftly.injection import by_pattern
 from peftly.methods import METHODS, lora_scaling
 from peftly.models import base_config
 
@@ -38,8 +38,6 @@ MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 _MERGE = "merge it into the base instead, and serve the merged model: peftly merge"
 _TABLE = "https://docs.vllm.ai/en/latest/models/supported_models"
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
-_BASE_COPY = re.compile(r".*\.base_layer\.weight")
 
 
 def write_vllm(request: Request) -> list[str]:
@@ -61,7 +59,7 @@ def write_vllm(request: Request) -> list[str]:
         reason = f"{obstacle}; {_MERGE}"
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for vLLM: {reason}")
-    tensors = {name: tensor for name, tensor in saved.tensors.items() if not _BASE_COPY.fullmatch(name)}
+    tensors = lora_factors(saved.tensors)
     notes = [*base_notes(saved), *_model_notes(saved, config)]
     if len(tensors) < len(saved.tensors):
         notes.append("left out: a copy of the base's embeddings, which vLLM reads from the base")
@@ -120,20 +118,17 @@ def to_one_rank(
     Returns:
         The changed keys of `adapter_config.json`, and the tensors.
     """
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if layer_and_factor(name)[1] == "A")
     rslora = bool(peft_config.get("use_rslora"))
-    rank = max(tensor.shape[0] for name, tensor in tensors.items() if _layer_and_factor(name)[1] == "A")
     scaling = lora_scaling(peft_config["lora_alpha"], peft_config["r"], rslora=rslora)
-    paths = {_layer_and_factor(name)[0] for name in tensors}
-    ranks = by_pattern(peft_config.get("rank_pattern") or {}, paths, peft_config["r"], "rank_pattern")
-    alphas = by_pattern(peft_config.get("alpha_pattern") or {}, paths, peft_config["lora_alpha"], "alpha_pattern")
+    scalings = layer_scalings(peft_config, tensors)
     padded = {}
     for name, tensor in tensors.items():
-        path, factor = _layer_and_factor(name)
-        layer_scaling = lora_scaling(alphas[path], ranks[path], rslora=rslora)
+        path, factor = layer_and_factor(name)
         dim = 0 if factor == "A" else 1
         shape = list(tensor.shape)
         shape[dim] = rank - shape[dim]
-        scaled = tensor * (layer_scaling / scaling) if dim == 1 and layer_scaling != scaling else tensor
+        scaled = tensor * (scalings[path] / scaling) if dim == 1 and scalings[path] != scaling else tensor
         padded[name] = torch.cat([scaled, tensor.new_zeros(shape)], dim)
     changed = {"r": rank, "lora_alpha": scaling * rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     return changed, padded
@@ -153,16 +148,8 @@ def _obstacle(saved: SavedAdapter) -> str | None:
         return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {_MERGE}"
     if peft_config.get("use_dora"):
         return f"it is a DoRA adapter, which vLLM does not support; {_MERGE}"
-    unknown = [name for name in saved.tensors if not (_FACTOR.fullmatch(name) or _BASE_COPY.fullmatch(name))]
-    if not unknown:
-        return None
-    copies = [module for module in peft_config.get("modules_to_save") or () if any(module in name for name in unknown)]
-    if copies:
-        names = ", ".join(copies)
-        return f"it holds trained copies of modules (modules_to_save: {names}), which vLLM does not read; {_MERGE}"
-    if all(name.endswith(".bias") for name in unknown):
-        return f"it holds trained biases (bias: {peft_config.get('bias')}), which vLLM does not read; {_MERGE}"
-    return f"{unknown[0]} is not a LoRA factor, and vLLM reads LoRA factors only; {_MERGE}"
+    others = other_tensors(saved)
+    return f"{others}, and vLLM reads LoRA factors only; {_MERGE}" if others else None
 
 
 def _base_config(saved: SavedAdapter) -> Any:
@@ -198,23 +185,16 @@ def _model_notes(saved: SavedAdapter, config: Any) -> list[str]:
 
 def _embedding_notes(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return a note for the user on adapted layers outside the transformer blocks, if there are such layers."""
-    outside = sorted({_layer_and_factor(name)[0] for name in tensors if not re.search(r"\.\d+\.", name)})
+    outside = sorted({layer_and_factor(name)[0] for name in tensors if not re.search(r"\.\d+\.", name)})
     if not outside:
         return []
     return [f"{', '.join(outside)}: vLLM supports LoRA there for some models (Llama), not for others (Qwen, Gemma)"]
 
 
-def _layer_and_factor(name: str) -> tuple[str, str]:
-    """Return the module path of a factor's layer, and the letter of the factor, A or B."""
-    match = _FACTOR.fullmatch(name)
-    assert match is not None
-    return match[1], match[2] or match[3]
-
-
 def _targets(peft_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the adapted layers; for a regular expression, which some versions misread, all paths."""
+    """Return the names of the adapted layers; without a list (some versions misread expressions), all paths."""
     targets = peft_config["target_modules"]
-    return sorted({_layer_and_factor(name)[0] for name in tensors}) if isinstance(targets, str) else sorted(targets)
+    return sorted(targets) if isinstance(targets, list) else sorted({layer_and_factor(name)[0] for name in tensors})
 
 
 def _card(saved: SavedAdapter, name: str, serve: str) -> str:

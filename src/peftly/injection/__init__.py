@@ -69,7 +69,14 @@ from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
 from peftly.injection.prefix_calls import check_placement
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
-from peftly.injection.quantized_layers import dequantize, make_plain, patch_quantized_layers, restore_quantized_layers
+from peftly.injection.quantized_layers import (
+    QUANTIZATION,
+    dequantize,
+    make_plain,
+    patch_quantized_layers,
+    quantization_settings,
+    restore_quantized_layers,
+)
 from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks
@@ -101,6 +108,7 @@ __all__ = [
     "LAYER_ADAPTERS",
     "NEW_PARAMETERS",
     "NEW_PARAMETERS_SEED",
+    "QUANTIZATION",
     "ActiveAdapters",
     "AdapterNames",
     "BiasCopy",
@@ -161,6 +169,7 @@ __all__ = [
     "owner",
     "packed_call",
     "patch_quantized_layers",
+    "quantization_settings",
     "recorded_states",
     "remove_layer_adapters",
     "remove_weight_readers",

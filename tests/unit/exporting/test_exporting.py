@@ -119,9 +119,11 @@ def test_several_adapters_are_exported_one_by_one(tmp_path):
 class TestFolder:
     def test_unknown_formats_and_dtypes(self, saved, tmp_path):
         folder = saved(LoRA(rank=3))
-        with pytest.raises(ConfigError, match="no format 'onnx'; there are peft, vllm, prompt-embeddings, gguf"):
+        with pytest.raises(
+            ConfigError, match="no format 'onnx'; there are peft, vllm, prompt-embeddings, gguf, gguf-lora"
+        ):
             export(folder, "onnx", tmp_path / "out")
-        with pytest.raises(ConfigError, match="'f16' is not for peft: it is for gguf only"):
+        with pytest.raises(ConfigError, match="'f16' is not for peft: it is for gguf and gguf-lora only"):
             export(folder, "peft", tmp_path / "out", dtype="f16")
         with pytest.raises(ConfigError, match="'q4' is not for gguf: it is one of f16, bf16, f32, q8_0"):
             export(folder, "gguf", tmp_path / "out", dtype="q4")
