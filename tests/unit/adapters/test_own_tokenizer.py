@@ -146,14 +146,17 @@ def test_exports_hold_the_tokenizer_or_are_refused(theirs, tiny_llama_folder, tm
         export(tmp_path / "prompt", "prompt-embeddings", tmp_path / "embeddings")
 
 
-@pytest.mark.parametrize(("to", "config"), [("vllm", LoRA(rank=2)), ("prompt-embeddings", PromptTuning(init="random"))])
+@pytest.mark.parametrize(
+    ("to", "config"),
+    [("vllm", LoRA(rank=2)), ("gguf-lora", LoRA(rank=2)), ("prompt-embeddings", PromptTuning(init="random"))],
+)
 def test_servers_of_the_base_lack_new_tokens(to, config, tiny_llama_folder, tmp_path):
     model, tokenizer = load_base(str(tiny_llama_folder))
     attach(model, config)
     tokenizer.chat_template = TEMPLATE
     save_adapter(model, tmp_path / "a", tokenizer=tokenizer)
     export(tmp_path / "a", to, tmp_path / "out")
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
     save_adapter(model, tmp_path / "a", tokenizer=chatty(tokenizer))
     with pytest.raises(AdapterError, match=r"vocabulary of \d+ tokens, and a server of its base has \d+ embeddings"):
         export(tmp_path / "a", to, tmp_path / "out", overwrite=True)
