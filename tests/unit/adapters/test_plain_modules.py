@@ -10,6 +10,7 @@ from torch import nn
 
 from peftly import (
     IA3,
+    AdapterConfig,
     BitFit,
     DoRA,
     Full,
@@ -42,6 +43,35 @@ def classifier() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+class Perceptron(nn.Module):
+    """A feed-forward part with the names of transformers, whose activations may change their inputs in place."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(6, 8), "fc2": nn.Linear(8, 3)})
+        self.activation = nn.ReLU(inplace=inplace)
+
+    def forward(self, x):
+        return self.activation(self.mlp["fc2"](self.activation(self.mlp["fc1"](x))))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("config", [LoRA(rank=2), DoRA(rank=2), AdapterConfig(placement="pfeiffer", bottleneck_dim=4)])
+def test_the_output_of_an_adapted_layer_may_be_changed_in_place(config, dropout):
+    config, x = config.model_copy(update={"dropout": dropout}), torch.randn(2, 5, 6)
+    found = []
+    for inplace in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = attach(Perceptron(inplace=inplace), config).train()
+            perturb(trainable_parameters(model).values())
+            loss = model(x).square().sum()
+        found.append(torch.autograd.grad(loss, trainable_parameters(model).values()))
+    for gradient, expected in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, expected)
+    assert any(gradient.any() for gradient in found[0])
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=lambda config: config.name)
