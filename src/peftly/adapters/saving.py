@@ -32,7 +32,14 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.own_tokenizer import write_tokenizer
 from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
-from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
+from peftly.injection import (
+    NEW_PARAMETERS_SEED,
+    copied_buffers,
+    copied_modules,
+    copied_parameters,
+    new_modules,
+    short_names,
+)
 from peftly.models import (
     TASKS,
     auto_mapping,
@@ -124,7 +131,8 @@ def save_adapter(
 def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors that the file of an adapter holds, by their names in the file."""
     copies = copied_parameters(adapter.model, adapter.name, adapter.copies_prefix)
-    return {**adapter.file_tensors(), **copies}
+    buffers = copied_buffers(adapter.model, adapter.name, adapter.copies_prefix)
+    return {**adapter.file_tensors(), **copies, **buffers}
 
 
 def _replaced(folder: Path) -> Iterator[str]:
@@ -154,7 +162,8 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 
 
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
