@@ -33,7 +33,14 @@ from peftly.adapters.folder import AdapterFolder, read_notes
 from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
 from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
-from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
+from peftly.injection import (
+    NEW_PARAMETERS_SEED,
+    copied_buffers,
+    copied_modules,
+    copied_parameters,
+    new_modules,
+    short_names,
+)
 from peftly.models import (
     TASKS,
     auto_mapping,
@@ -126,7 +133,8 @@ def save_adapter(
 def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors that the file of an adapter holds, by their names in the file."""
     copies = copied_parameters(adapter.model, adapter.name, adapter.copies_prefix)
-    return {**adapter.file_tensors(), **copies}
+    buffers = copied_buffers(adapter.model, adapter.name, adapter.copies_prefix)
+    return {**adapter.file_tensors(), **copies, **buffers}
 
 
 def _replaced(folder: Path, tokenizer: object) -> Iterator[str]:
@@ -172,7 +180,8 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 
 
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
