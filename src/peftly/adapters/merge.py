@@ -10,14 +10,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from peftly.adapters.attachment import detach
+from peftly.adapters.merge_check import check_merged_layer
 from peftly.adapters.state import attached, check_names
 from peftly.errors import MethodError
-from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
+from peftly.injection import LAYER_ADAPTERS, BiasCopy, ModuleCopy, adapted_layers, base_modules, copied_modules
 from peftly.kernels import is_quantized
 from peftly.methods import METHODS
-from peftly.utils import warn
+from peftly.utils import stops_held, warn
 
 __all__ = ["check_mergeable", "check_weightable", "merge", "merge_adapters", "weight_adapters"]
 
@@ -27,8 +29,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float] | None = None) -> ModelT:
     """Merge an adapter, or all of them, into the weights of the base, in place, and detach it.
 
-    The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Tied weights that
-    merging makes different are untied, with a warning: each becomes a tensor of its own.
+    The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Before any weight is
+    replaced, each layer's outputs with the adapters are compared with those after the merge. Tied weights that merging
+    makes different are untied, with a warning: each becomes a tensor of its own.
 
     Args:
         model: a model with adapters.
@@ -40,18 +43,38 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
         The same model, with merged weights and without the adapters.
 
     Raises:
-        MethodError: the model has no such adapter, or its method or the weights of the base cannot be merged; the
-            model is then unchanged.
+        MethodError: the model has no such adapter, its method or the weights of the base cannot be merged, or the
+            outputs of a layer would change; the model is then unchanged.
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
     names = list(weights) if weights is not None else attached(model) if name is None else [name]
     check_mergeable(model, names)
-    if weights is not None:
-        weight_adapters(model, weights)
-    for line in merge_adapters(model, names):
+    with _restored_scalings(model, names):
+        if weights is not None:
+            weight_adapters(model, weights)
+        with torch.no_grad():
+            for path, layer, changes in _mergeable_layers(model, names):
+                check_merged_layer(path, layer, changes)
+    with stops_held():
+        lines = merge_adapters(model, names)
+    for line in lines:
         warn(line, stacklevel=2)
     return model
+
+
+@contextmanager
+def _restored_scalings(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Restore the scalings of adapters if the block raises an error."""
+    changes = [change for name in names for _, _, change in adapted_layers(model, name)]
+    scalings = [getattr(change, "scaling", None) for change in changes]
+    try:
+        yield
+    except BaseException:
+        for change, scaling in zip(changes, scalings, strict=True):
+            if scaling is not None:
+                change.scaling = scaling
+        raise
 
 
 def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
@@ -70,6 +93,7 @@ def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
                 "its base instead (peftly.load opens both; peftly export writes it for other tools)"
             )
         _refuse_quantized_layers(model, name)
+        _refuse_computed_weights(model, name)
         _refuse_shared_layers(model, name)
         _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
 
@@ -120,7 +144,7 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     names = [*names]
     with torch.no_grad():
         lines = _untie(model, names)
-        for layer, changes in _mergeable_layers(model, names):
+        for _, layer, changes in _mergeable_layers(model, names):
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
@@ -129,8 +153,8 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     return lines
 
 
-def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Yield the layers that adapters change, each with its layer adapters, innermost first.
+def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.Module, list[Any]]]:
+    """Yield path and module of the layers that adapters change, each with its layer adapters, innermost first.
 
     Layers inside a module that an adapter replaces by a trained copy are left out: the model does not compute them.
     """
@@ -138,7 +162,7 @@ def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[
     for path, layer in base_modules(model):
         changes = [change for name, change in getattr(layer, LAYER_ADAPTERS, {}).items() if name in names]
         if changes and not path.startswith(tuple(copied)):
-            yield layer, changes
+            yield path, layer, changes
 
 
 def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
@@ -151,6 +175,39 @@ def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
                 raise MethodError(
                     f"{full_path} is quantised: call peftly.dequantize first, or open the base without quantisation"
                 )
+
+
+def _refuse_computed_weights(model: nn.Module, name: str) -> None:
+    """Refuse layers whose weight is computed from other tensors (weight_norm, spectral_norm, prune, parametrizations).
+
+    A value that is written into such a weight is lost.
+    """
+    for path, layer, change in adapted_layers(model, name):
+        if isinstance(change, ModuleCopy):
+            continue  # the merge replaces the tensors from which weights are computed
+        for attribute in ("bias",) if isinstance(change, BiasCopy) else ("weight", "bias"):
+            if isinstance(getattr(layer, attribute, None), torch.Tensor) and attribute not in layer._parameters:
+                raise MethodError(
+                    f"{path}.{attribute} is computed from other tensors ({_computation(layer, attribute)}), so a "
+                    "merge into it would be lost: remove that first, as "
+                    f"{_removal(layer, attribute)} does, or keep the adapter"
+                )
+
+
+def _computation(layer: nn.Module, attribute: str) -> str:
+    """Return the names of the tensors from which a weight is computed."""
+    names = [name for name, _ in [*layer.named_parameters(), *layer.named_buffers()] if LAYER_ADAPTERS not in name]
+    return ", ".join(name for name in names if attribute in name)
+
+
+def _removal(layer: Any, attribute: str) -> str:
+    """Return the call that makes a computed weight a parameter again."""
+    if is_parametrized(layer, attribute):
+        return f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{attribute}")'
+    if hasattr(layer, f"{attribute}_mask"):
+        return f'torch.nn.utils.prune.remove(layer, "{attribute}")'
+    kind = "weight_norm" if hasattr(layer, f"{attribute}_g") else "spectral_norm"
+    return f'torch.nn.utils.remove_{kind}(layer, "{attribute}")'
 
 
 def _refuse_shared_layers(model: nn.Module, name: str) -> None:

@@ -44,6 +44,7 @@ from peftly.injection.layers import (
     adapted_layers,
     add_layer_adapter,
     base_modules,
+    original_forward,
     override_method,
     owner,
     remove_layer_adapters,
@@ -54,6 +55,7 @@ from peftly.injection.linear import features, fusible_weight, whole_weight
 from peftly.injection.modes import checkpointed_blocks, evaluation_mode, training_mode
 from peftly.injection.module_copies import (
     BiasCopy,
+    ModuleCopy,
     add_copies,
     bias_layers,
     copied_modules,
@@ -102,6 +104,7 @@ __all__ = [
     "FusedForward",
     "LayerAdapter",
     "ModelHooks",
+    "ModuleCopy",
     "OriginalForward",
     "Position",
     "Prefix",
@@ -144,6 +147,7 @@ __all__ = [
     "matches_path",
     "new_modules",
     "norm_layers",
+    "original_forward",
     "output_heads",
     "override_method",
     "owner",

@@ -87,6 +87,9 @@ class ModuleCopy(LayerAdapter):
         for _, module in base_modules(layer):
             if LAYER_ADAPTERS in module._modules:
                 memo[id(module._modules[LAYER_ADAPTERS])] = nn.ModuleDict()  # other adapters are not copied
+            for value in vars(module).values():
+                if isinstance(value, Tensor) and not value.is_leaf:  # computed from parameters, as by weight_norm
+                    memo[id(value)] = value.detach().clone()
         with in_memory(layer):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)
@@ -111,9 +114,10 @@ class ModuleCopy(LayerAdapter):
 
     def merge_into(self, layer: Any) -> None:
         """See `LayerAdapter.merge_into`."""
-        for path, parameter in self.copy.named_parameters():
+        # Buffers too: training may have changed the running statistics of a BatchNorm in the copy.
+        for path, tensor in [*self.copy.named_parameters(), *self.copy.named_buffers()]:
             module, _, attribute = path.rpartition(".")
-            getattr(layer.get_submodule(module), attribute).copy_(parameter)
+            getattr(layer.get_submodule(module), attribute).copy_(tensor)
 
 
 def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:

@@ -16,7 +16,9 @@ from torch import nn
 
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
+from peftly.injection.module_copies import copied_modules
 from peftly.injection.selection import Selection
+from peftly.injection.targets import is_within
 from peftly.utils import warn
 
 __all__ = ["ReachCheck", "layers_without_gradient", "some_paths"]
@@ -73,13 +75,15 @@ class ReachCheck:
             return
         watched, self.watched = self.watched, None
         read, not_called = [], []
+        copied = [path for name in self.selection.active.names for path in copied_modules(model, name)]
         for path, (layer, parameters) in watched.items():
             record, layer._parameters = layer._parameters, parameters
             parameters.clear()
             parameters.update(record)
             if WatchedForward.was_called(vars(layer).get("forward")):
                 continue
-            (read if getattr(record, "was_read", False) else not_called).append(path)
+            was_read = getattr(record, "was_read", False) and not is_within(path, copied)
+            (read if was_read else not_called).append(path)
         if output is None:  # the call has failed, or the model returns nothing
             return
         if read:
@@ -110,8 +114,8 @@ class _ReadParameters(dict[str, Any]):
         return value
 
 
-def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Return the paths of the changed layers for which no parameter has a gradient other than zero.
+def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], int]:
+    """Return the paths of the changed layers that got no gradient other than zero, and the number of changed layers.
 
     Args:
         parameters: trained parameters by their names in the model, after a backward pass.
@@ -119,7 +123,8 @@ def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     sizes = torch._foreach_norm(list(gradients.values())) if gradients else ()
     reached = {_layer_of(name) for name, size in zip(gradients, sizes, strict=True) if float(size) != 0}
-    return [path for path in dict.fromkeys(map(_layer_of, parameters)) if path not in reached]
+    layers = dict.fromkeys(map(_layer_of, parameters))
+    return [path for path in layers if path not in reached], len(layers)
 
 
 def _layer_of(name: str) -> str:

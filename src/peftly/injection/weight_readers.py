@@ -18,7 +18,7 @@ from torch import nn
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, LayerAdapter, OriginalForward, WatchedForward, base_modules
 from peftly.injection.selection import AdapterNames, Selection
-from peftly.injection.weight_uses import weights_read
+from peftly.injection.weight_uses import ANY, weights_read
 from peftly.kernels import is_quantized
 
 __all__ = ["remove_weight_readers", "serve_weight_readers", "without_reader"]
@@ -81,8 +81,8 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
             module = modules.get(reader)
             if isinstance(module, _FUSED_ENCODERS):
                 readers.setdefault(reader, {})
-            elif module is not None and relative in (read := weights_read(type(module))):
-                if not read[relative]:
+            elif module is not None and (read := weights_read(type(module))) and (relative in read or ANY in read):
+                if not read.get(relative, True):
                     _check_changes_weights(path, layer, module)
                 readers.setdefault(reader, {})[path] = layer
     for path, layers in readers.items():

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-__all__ = ["weights_read"]
+__all__ = ["ANY", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
 _FACTS = frozenset(["dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "is_meta"])
 """Attributes of a tensor that do not depend on its values."""
 
-_NOT_IN_CALLS = ("__init__", "_init_weights", "reset_parameters", "_reset_parameters", "tie_weights", "extra_repr")
-"""Methods that no forward calls."""
+_NOT_IN_CALLS = re.compile(r"__\w+__|_?(init|reset|tie|set|resize|get_resized|load|extra)_\w+")
+"""Names of methods that no forward calls."""
+
+ANY = "*"
+"""Path for a submodule that the source code does not name, as in `self.layers[0].weight`."""
 
 _CHECKS = ("isinstance", "hasattr", "id", "GatheredParameters")
 
@@ -35,23 +40,25 @@ def weights_read(kind: type[nn.Module]) -> Mapping[str, bool]:
         kind: class of a module.
 
     Returns:
-        Whether the class calls the submodule too, by the relative path of the submodule. Empty if the source code is
-        unknown.
+        Whether the class calls the submodule too, by the relative path of the submodule or `ANY`. Empty if the source
+        code is unknown.
     """
     paths: set[str] = set()
     called: set[str] = set()
     seen: set[str] = set()
     for base in kind.__mro__:
         definition = _definitions(base.__module__).get(base.__qualname__) if issubclass(base, nn.Module) else None
-        if base is nn.Module or definition is None:
+        if base in (nn.Module, PreTrainedModel) or definition is None:
             continue
         for method in definition.body:
-            if isinstance(method, ast.FunctionDef) and method.name not in _NOT_IN_CALLS and method.name not in seen:
+            if isinstance(method, ast.FunctionDef) and method.name not in seen:
                 seen.add(method.name)
+                if _NOT_IN_CALLS.fullmatch(method.name):
+                    continue
                 own = method.args.args[0].arg if method.args.args else ""
                 paths.update(_reads(method, own))
                 called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
-    return {path: path in called for path in paths}
+    return {path: path in called or path == ANY for path in paths}
 
 
 def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
@@ -64,9 +71,9 @@ def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
             ignored.update(node.args)
     for node in ast.walk(method):
         if isinstance(node, ast.Attribute) and node.attr in _PARAMETERS and isinstance(node.ctx, ast.Load):
-            path = _path(node.value, own)
-            if path and node not in ignored:
-                yield path
+            is_own = isinstance(node.value, ast.Name) and node.value.id == own
+            if not is_own and node not in ignored:
+                yield _path(node.value, own) or ANY
 
 
 def _path(node: ast.AST, own: str) -> str:
