@@ -131,6 +131,11 @@ class AdaptedForward:
         self.selection = selection
         self.original = OriginalForward(layer)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the layer's own forward, which its callers may look up."""
+        return inspect.signature(self.original.function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the layer with the active adapters."""
         if kwargs and not args:
@@ -173,7 +178,7 @@ class AdaptedForward:
         Returns:
             The value of the first parameter of the layer's forward, or nothing if it was not given or has no position.
         """
-        first = next(iter(inspect.signature(self.original.function).parameters.values()), None)
+        first = next(iter(self.__signature__.parameters.values()), None)
         if first is None or first.kind is not first.POSITIONAL_OR_KEYWORD or first.name not in kwargs:
             return ()
         return (kwargs.pop(first.name),)
@@ -203,7 +208,7 @@ class AdaptedForward:
     def _run(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.original
         for name, adapter in self.adapters.items():
-            if name in names:
+            if name in names and adapter.has_forward:
                 forward = partial(adapter.run, self.layer, forward)
         return forward(*args, **kwargs)
 
@@ -290,8 +295,8 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, LAYER_ADAPTERS):
         layer.peftly = nn.ModuleDict().train(layer.training)
-        if adapter.has_forward:
-            layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
+    if adapter.has_forward and not isinstance(vars(layer).get("forward"), AdaptedForward):
+        layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
     layer.peftly[name] = adapter.train(layer.training)
     if not adapter.is_outermost:
         outermost = takewhile(lambda other: layer.peftly[other].is_outermost, [*layer.peftly][-2::-1])
@@ -310,11 +315,11 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
     """Remove adapter `name` from every layer of `model`; a layer without adapters gets its original forward back."""
     for _, layer, adapter in list(adapted_layers(model, name)):
         del layer.peftly[name]
+        if adapter.has_forward and not any(other.has_forward for other in layer.peftly.values()):
+            replaced = layer.__dict__.pop("forward").original.replaced
+            if replaced is not None:
+                layer.forward = replaced
         if not len(layer.peftly):
-            if adapter.has_forward:
-                replaced = layer.__dict__.pop("forward").original.replaced
-                if replaced is not None:
-                    layer.forward = replaced
             del layer.peftly
     invalidate_cached_tensors()
 

@@ -87,6 +87,7 @@ class ModuleCopy(LayerAdapter):
         for _, module in base_modules(layer):
             if LAYER_ADAPTERS in module._modules:
                 memo[id(module._modules[LAYER_ADAPTERS])] = nn.ModuleDict()  # other adapters are not copied
+            memo.update({id(hook): hook for hook in map(_our_hook, _hooks(module)) if hook is not None})
             for value in vars(module).values():
                 if isinstance(value, Tensor) and not value.is_leaf:  # computed from parameters, as by weight_norm
                     memo[id(value)] = value.detach().clone()
@@ -189,6 +190,17 @@ def _is_norm(path: str, layer: nn.Module) -> bool:
     return _NORM_NAME.search(path) is not None and all(parameter.ndim == 1 for parameter in parameters)
 
 
+def _hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks on the calls of a module."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def _our_hook(hook: Any) -> Any:
+    """Return the object of this package to which a hook belongs, or None."""
+    owner = getattr(hook, "__self__", hook)
+    return owner if getattr(owner, "__module__", "").startswith(f"{__package__}.") else None
+
+
 def _without_adapters(clone: nn.Module) -> nn.Module:
     """Remove from a copied module the adapters and hooks of the original."""
     for module in list(clone.modules()):
@@ -197,4 +209,7 @@ def _without_adapters(clone: nn.Module) -> nn.Module:
             delattr(module, LAYER_ADAPTERS)
             vars(module).pop("forward", None)
         without_reader(module)
+    for hooks in (clone._forward_pre_hooks, clone._forward_hooks):  # those of the original run around the copy
+        for key in [key for key, hook in hooks.items() if _our_hook(hook) is not None]:
+            del hooks[key]
     return clone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import MethodError
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
+from peftly.utils import warn
 
 __all__ = [
     "ALL_LINEAR",
@@ -62,19 +63,19 @@ def find_targets(
 
     Args:
         model: model to search.
-        targets: `"all-linear"` (every linear layer except the output head and `task_modules`), a regular expression
+        targets: `"all-linear"` (every linear layer except output heads and `task_modules`), a regular expression
             that must match a whole path, or a list of paths and ends of paths (`"q_proj"` matches
             `layers.0.self_attn.q_proj`).
         classes: classes of layers to search.
 
     Raises:
-        MethodError: nothing matches, a name in the list matches nothing, or the regular expression is invalid.
+        MethodError: nothing matches, or the regular expression is invalid.
     """
     layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, classes)}
     wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
-        heads = [*output_heads(model), *task_modules(model)]
+        heads = [*output_heads(model), *_vocabulary_heads(model, layers), *task_modules(model)]
         matched = {
             path: layer
             for path, layer in layers.items()
@@ -84,13 +85,47 @@ def find_targets(
         matched = {path: layers[path] for path in first_matches([targets], layers, "target_modules")}
     else:
         ends = {end for path in layers for end in _ends(path)}
-        if unmatched := [target for target in targets if target not in ends]:
-            raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
+        unmatched = [target for target in targets if target not in ends]
+        if unmatched and len(unmatched) < len(targets):
+            warn(f"target_modules={_some(unmatched)} match no {wanted}; this model has {_some(present)}", stacklevel=5)
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
+    if targets == ALL_LINEAR and (stacked := _stacked_weights(model)):
+        warn(
+            f"target_modules={targets!r} leaves out {_some(stacked, 2)}: the experts there are stacked in one tensor and "
+            "are no linear layers",
+            stacklevel=5,
+        )
     return matched
+
+
+def _vocabulary_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the layers that map hidden states to the vocabulary, at any depth of the model.
+
+    These are the output embeddings of a transformers model, and linear layers whose weight is that of an embedding.
+    """
+    vocabulary = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    embeddings = {id(module._parameters.get("weight")) for _, module in base_modules(model) if _is_embedding(module)}
+    return [
+        path for path, layer in layers.items() if layer is vocabulary or id(layer._parameters.get("weight")) in embeddings
+    ]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and module._parameters.get("weight") is not None
+
+
+def _stacked_weights(model: nn.Module) -> list[str]:
+    """Return the paths of the parameters that hold the weights of several experts, (experts, features, features)."""
+    return [
+        f"{path}.{name}"
+        for path, module in base_modules(model)
+        if not isinstance(module, nn.modules.conv._ConvNd) and "expert" in f"{path} {type(module).__name__}".lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1
+    ]
 
 
 def _ends(path: str) -> list[str]:
@@ -99,9 +134,9 @@ def _ends(path: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], most: int = 10) -> str:
     """Return names for a message, which may be many."""
-    return f"{names[:10]} and {len(names) - 10} more" if len(names) > 10 else str(names)
+    return f"{names[:most]} and {len(names) - most} more" if len(names) > most else str(names)
 
 
 def find_part(model: nn.Module, part: Part) -> dict[str, nn.Module]:

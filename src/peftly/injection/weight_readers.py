@@ -7,6 +7,7 @@ runs, the weights that it reads are those of the layer with its active adapters 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from torch import nn
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, LayerAdapter, OriginalForward, WatchedForward, base_modules
 from peftly.injection.selection import AdapterNames, Selection
-from peftly.injection.weight_uses import ANY, weights_read
+from peftly.injection.weight_uses import ANY, changes_weights, weights_read
 from peftly.kernels import is_quantized
 
 __all__ = ["remove_weight_readers", "serve_weight_readers", "without_reader"]
@@ -45,6 +46,11 @@ class _ReaderForward:
         self.module, self.layers, self.selection, self.is_fused = module, dict(layers), selection, is_fused
         self.original = OriginalForward(module)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the module's own forward, which its callers may look up."""
+        return inspect.signature(self.original.function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the module with the active adapters of the layers that it reads."""
         if self.is_fused:
@@ -68,7 +74,8 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
         selection: active adapters of the model.
 
     Raises:
-        MethodError: a module only reads the weight of a layer, and an adapter of this layer changes no weight.
+        MethodError: a module only reads the weight of a layer, and an adapter of this layer changes no weight; or a
+            module changes weights of layers in place.
     """
     remove_weight_readers(model)
     modules = dict(base_modules(model))
@@ -79,6 +86,11 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
         for end in range(len(parts) if path else 0):
             reader, relative = ".".join(parts[:end]), ".".join(parts[end:])
             module = modules.get(reader)
+            if module is not None and (method := changes_weights(type(module))) and _rescales(module):
+                raise MethodError(
+                    f"{type(module).__name__}.{method} changes the weights of its layers in place, which adapters on "
+                    f"{path} would not follow; this model can have no adapter there"
+                )
             if isinstance(module, _FUSED_ENCODERS):
                 readers.setdefault(reader, {})
             elif module is not None and (read := weights_read(type(module))) and (relative in read or ANY in read):
@@ -112,6 +124,11 @@ def without_reader(module: nn.Module) -> None:
             vars(module)["forward"] = forward.original.replaced
     elif isinstance(getattr(getattr(forward, "original", None), "replaced", None), _ReaderForward):
         forward.original = forward.original.replaced.original
+
+
+def _rescales(module: nn.Module) -> bool:
+    """Return whether a model that may change its weights in place does: RWKV has a setting for that."""
+    return bool(getattr(getattr(module, "config", None), "rescale_every", 1))
 
 
 def _check_changes_weights(path: str, layer: Any, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["ANY", "weights_read"]
+__all__ = ["ANY", "changes_weights", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
@@ -45,20 +45,47 @@ def weights_read(kind: type[nn.Module]) -> Mapping[str, bool]:
     """
     paths: set[str] = set()
     called: set[str] = set()
+    for method, own in _methods(kind):
+        paths.update(_reads(method, own))
+        called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
+    return {path: path in called or path == ANY for path in paths}
+
+
+@cache
+def changes_weights(kind: type[nn.Module]) -> str | None:
+    """Return the method of a class that changes weights of submodules in place, or None.
+
+    Args:
+        kind: class of a module.
+    """
+    for method, own in _methods(kind):
+        for node in ast.walk(method):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                is_in_place = node.func.attr.endswith("_") and not node.func.attr.endswith("__")
+                weight = node.func.value
+                if is_in_place and isinstance(weight, ast.Attribute) and weight.attr == "data":
+                    weight = weight.value
+                if is_in_place and isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS:
+                    is_own = isinstance(weight.value, ast.Name) and weight.value.id == own
+                    if not is_own:
+                        return method.name
+    return None
+
+
+def _methods(kind: type[nn.Module]) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Yield the methods that a forward of the class may call, each with its name for the module (`self`)."""
     seen: set[str] = set()
     for base in kind.__mro__:
-        definition = _definitions(base.__module__).get(base.__qualname__) if issubclass(base, nn.Module) else None
-        if base in (nn.Module, PreTrainedModel) or definition is None:
+        if not issubclass(base, nn.Module) or base in (nn.Module, PreTrainedModel):
+            continue
+        definition = _definitions(base.__module__).get(base.__qualname__)
+        if definition is None:
             continue
         for method in definition.body:
             if isinstance(method, ast.FunctionDef) and method.name not in seen:
                 seen.add(method.name)
-                if _NOT_IN_CALLS.fullmatch(method.name):
-                    continue
-                own = method.args.args[0].arg if method.args.args else ""
-                paths.update(_reads(method, own))
-                called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
-    return {path: path in called or path == ANY for path in paths}
+                if not _NOT_IN_CALLS.fullmatch(method.name):
+                    yield method, method.args.args[0].arg if method.args.args else ""
 
 
 def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
