@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
 from peftly.adapters.rollback import restored_on_failure
@@ -112,6 +114,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if hasattr(nn.ModuleDict(), name):
         raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MethodError(f"{type(model).__name__} is a TorchScript module; attach the adapter to the module it is made of")
+    if lazy := next((path for path, parameter in model.named_parameters() if is_lazy(parameter)), None):
+        raise MethodError(f"{lazy} has no values yet; call the model once, and attach the adapter then")
     unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)
     if unsupported_reason is not None:
         raise MethodError(unsupported_reason)

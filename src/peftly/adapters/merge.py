@@ -16,7 +16,7 @@ from peftly.adapters.attachment import detach
 from peftly.adapters.merge_check import check_merged_layer
 from peftly.adapters.state import attached, check_names
 from peftly.errors import MethodError
-from peftly.injection import LAYER_ADAPTERS, BiasCopy, ModuleCopy, adapted_layers, base_modules, copied_modules
+from peftly.injection import LAYER_ADAPTERS, BiasCopy, ModuleCopy, adapted_layers, base_modules, copied_modules, is_foreign
 from peftly.kernels import is_quantized
 from peftly.methods import METHODS
 from peftly.utils import stops_held, warn
@@ -171,6 +171,12 @@ def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
             full_path = f"{path}.{inner}" if inner else path
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
                 raise MethodError(f"{full_path} is on disk: open the base without a device_map to merge into it")
+            foreign = [value for value in part.parameters(recurse=False) if is_foreign(value)]
+            if foreign and not is_quantized(part):
+                raise MethodError(
+                    f"{full_path} has a weight of class {type(foreign[0]).__name__}, which no other values can be "
+                    "written into: open the base without quantisation"
+                )
             if is_quantized(part) and not isinstance(change, BiasCopy):
                 raise MethodError(
                     f"{full_path} is quantised: call peftly.dequantize first, or open the base without quantisation"

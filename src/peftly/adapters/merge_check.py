@@ -49,7 +49,8 @@ def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
             change.merge_into(layer)
         if x is None or not isinstance(expected, Tensor):
             return
-        difference, effect = (float((expected - other).norm()) for other in (original(x), before))
+        after = original(x)
+    difference, effect = (float((expected - other).norm()) for other in (after, before))
     size = float(expected.norm()) + effect
     is_lost = difference > MAX_EFFECT_LOST * effect and effect > MAX_RELATIVE_DIFFERENCE * size
     if is_lost or not difference <= MAX_RELATIVE_DIFFERENCE * size:  # true for NaN

@@ -51,7 +51,7 @@ from peftly.injection.layers import (
     restore_method,
 )
 from peftly.injection.lean_blocks import lean_blocks
-from peftly.injection.linear import features, fusible_weight, whole_weight
+from peftly.injection.linear import features, fusible_weight, is_foreign, whole_weight
 from peftly.injection.modes import checkpointed_blocks, evaluation_mode, training_mode
 from peftly.injection.module_copies import (
     BiasCopy,
@@ -138,6 +138,7 @@ __all__ = [
     "first_matches",
     "fusible_weight",
     "invalidate_cached_tensors",
+    "is_foreign",
     "is_part",
     "is_within",
     "key_value_shape",

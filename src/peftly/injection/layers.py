@@ -106,8 +106,18 @@ class OriginalForward:
         """Return the output of the layer without adapters."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
-        output: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
+        output: Tensor = type(self.layer).forward(self._caller(), *args, **kwargs)
         return output
+
+    def _caller(self) -> nn.Module:
+        """Return the layer; a container as it was before it was adapted, because its forward calls all its children."""
+        if not isinstance(self.layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return self.layer
+        kind, children = type(self.layer), dict(self.layer._modules)
+        children.pop(LAYER_ADAPTERS, None)
+        container: nn.Module = kind.__new__(kind)
+        vars(container).update({**vars(self.layer), "_modules": children})
+        return container
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -348,7 +358,8 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the path, the layer and the `LayerAdapter` of every layer that adapter `name` changes, in model order."""
     for path, layer in base_modules(model):
-        adapters = layer._modules.get(LAYER_ADAPTERS)
+        modules = layer._modules  # of a TorchScript module, it has no `get`
+        adapters = modules[LAYER_ADAPTERS] if LAYER_ADAPTERS in modules else None
         if isinstance(adapters, nn.ModuleDict) and name in adapters:
             yield path, layer, adapters[name]
 

@@ -26,6 +26,7 @@ from peftly.injection.layers import (
     map_tensors,
     original_forward,
 )
+from peftly.injection.linear import is_foreign
 from peftly.injection.quantized_layers import dequantize_layers
 from peftly.injection.weight_readers import without_reader
 from peftly.kernels import is_quantized
@@ -84,6 +85,12 @@ class ModuleCopy(LayerAdapter):
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
         """Copy `layer`; with one `memo` for several layers, parameters that they share are shared by the copies."""
         super().__init__()
+        for path, parameter in layer.named_parameters():
+            if is_foreign(parameter):
+                raise MethodError(
+                    f"{path} of a {type(layer).__name__} is a {type(parameter).__name__}, of which no copy can be "
+                    "trained; open the base without quantisation, or use method lora"
+                )
         for _, module in base_modules(layer):
             if LAYER_ADAPTERS in module._modules:
                 memo[id(module._modules[LAYER_ADAPTERS])] = nn.ModuleDict()  # other adapters are not copied

@@ -86,8 +86,11 @@ def find_targets(
     else:
         ends = {end for path in layers for end in _ends(path)}
         unmatched = [target for target in targets if target not in ends]
-        if unmatched and len(unmatched) < len(targets):
-            warn(f"target_modules={_some(unmatched)} match no {wanted}; this model has {_some(present)}", stacklevel=5)
+        if unmatched and len(unmatched) == len(targets):
+            raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
+        if unmatched:
+            text = f"target_modules={_some(unmatched)} match no {wanted} and are passed over; this model has"
+            warn(f"{text} {_some(present)}", stacklevel=5)
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
