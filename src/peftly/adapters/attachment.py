@@ -185,8 +185,9 @@ def _restore(model: nn.Module) -> None:
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for path in state.unfrozen:
-        model.get_parameter(path).requires_grad_(True)
+        parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         restore_method(model, "save_pretrained")
         vars(model).pop("_hf_peft_config_loaded", None)

@@ -17,7 +17,7 @@ from torch import nn
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
 from peftly.injection.module_copies import copied_modules
-from peftly.injection.selection import Selection
+from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.targets import is_within
 from peftly.utils import warn
 
@@ -27,17 +27,17 @@ _LOCK = threading.Lock()
 
 
 class ReachCheck:
-    """Check of the first call of a model in training mode and in evaluation mode, with and without gradients.
+    """Check of the first call of a model with some adapters in training and in evaluation mode, with and without gradients.
 
     Attributes:
         selection: active adapters of the model.
-        checked: modes in which the model was called.
+        checked: modes in which the model was called, with the active adapters.
         watched: layers that are watched in the present call, with their parameters, by path; None: no call is watched.
     """
 
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self.selection = selection
-        self.checked: set[tuple[bool, bool]] = set()
+        self.checked: set[tuple[bool, bool, AdapterNames]] = set()
         self.watched: dict[str, tuple[Any, dict[str, Any]]] | None = None
         self.handles = [
             model.register_forward_pre_hook(self._before),
@@ -54,15 +54,17 @@ class ReachCheck:
         self.checked.clear()
 
     def _before(self, model: nn.Module, args: Any) -> None:
-        mode = (model.training, torch.is_grad_enabled())
-        if mode in self.checked or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        names = self.selection.active.names
+        mode = (model.training, torch.is_grad_enabled(), names)
+        if mode in self.checked:
             return
         with _LOCK:
             if self.watched is not None:
                 return
             self.watched = {}
         self.checked.add(mode)
-        names = self.selection.active.names
         for path, layer in base_modules(model):
             forward = vars(layer).get("forward")
             if isinstance(forward, AdaptedForward) and not names.isdisjoint(forward.adapters):

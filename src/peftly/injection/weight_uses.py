@@ -74,7 +74,7 @@ def changes_weights(kind: type[nn.Module]) -> str | None:
 
 def _methods(kind: type[nn.Module]) -> Iterator[tuple[ast.FunctionDef, str]]:
     """Yield the methods that a forward of the class may call, each with its name for the module (`self`)."""
-    seen: set[str] = set()
+    overridden: set[str] = set()
     for base in kind.__mro__:
         if not issubclass(base, nn.Module) or base in (nn.Module, PreTrainedModel):
             continue
@@ -82,8 +82,9 @@ def _methods(kind: type[nn.Module]) -> Iterator[tuple[ast.FunctionDef, str]]:
         if definition is None:
             continue
         for method in definition.body:
-            if isinstance(method, ast.FunctionDef) and method.name not in seen:
-                seen.add(method.name)
+            if isinstance(method, ast.FunctionDef) and method.name not in overridden:
+                if not any(isinstance(node, ast.Name) and node.id == "super" for node in ast.walk(method)):
+                    overridden.add(method.name)
                 if not _NOT_IN_CALLS.fullmatch(method.name):
                     yield method, method.args.args[0].arg if method.args.args else ""
 
