@@ -115,7 +115,9 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     if hasattr(nn.ModuleDict(), name):
         raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
     if isinstance(model, torch.jit.ScriptModule):
-        raise MethodError(f"{type(model).__name__} is a TorchScript module; attach the adapter to the module it is made of")
+        raise MethodError(
+            f"{type(model).__name__} is a TorchScript module; attach the adapter to the module it is made of"
+        )
     if lazy := next((path for path, parameter in model.named_parameters() if is_lazy(parameter)), None):
         raise MethodError(f"{lazy} has no values yet; call the model once, and attach the adapter then")
     unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)

@@ -44,12 +44,13 @@ def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
         adapted = partial(change.run, layer, adapted)
     x = _sample_inputs(layer)
     with evaluation_mode(layer), _own_copies_of_tensors(layer):
-        before, expected = (None, None) if x is None else (original(x), adapted(x))
+        outputs = [] if x is None else [original(x), adapted(x)]
         for change in changes:
             change.merge_into(layer)
-        if x is None or not isinstance(expected, Tensor):
-            return
-        after = original(x)
+        outputs += [] if x is None else [original(x)]
+    if not outputs:
+        return
+    before, expected, after = outputs
     difference, effect = (float((expected - other).norm()) for other in (after, before))
     size = float(expected.norm()) + effect
     is_lost = difference > MAX_EFFECT_LOST * effect and effect > MAX_RELATIVE_DIFFERENCE * size
@@ -86,7 +87,9 @@ def _own_copies_of_tensors(layer: nn.Module) -> Iterator[None]:
     try:
         for module in owners:
             module._parameters = {name: _wide_copy(value) for name, value in module._parameters.items()}
-            module._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
+            module._buffers = {
+                name: None if value is None else value.clone() for name, value in module._buffers.items()
+            }
         yield
     finally:
         for module, (parameters, buffers) in zip(owners, tensors, strict=True):

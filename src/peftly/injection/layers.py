@@ -358,10 +358,10 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the path, the layer and the `LayerAdapter` of every layer that adapter `name` changes, in model order."""
     for path, layer in base_modules(model):
-        modules = layer._modules  # of a TorchScript module, it has no `get`
-        adapters = modules[LAYER_ADAPTERS] if LAYER_ADAPTERS in modules else None
-        if isinstance(adapters, nn.ModuleDict) and name in adapters:
-            yield path, layer, adapters[name]
+        if LAYER_ADAPTERS in layer._modules:
+            adapters = layer._modules[LAYER_ADAPTERS]
+            if isinstance(adapters, nn.ModuleDict) and name in adapters:
+                yield path, layer, adapters[name]
 
 
 def owner(path: str) -> str:

@@ -94,7 +94,7 @@ def whole_weight(layer: Any) -> Tensor:
         kind = type(weight).__name__
         try:
             weight = weight.dequantize()
-        except Exception as error:
+        except (RuntimeError, NotImplementedError, TypeError) as error:
             raise MethodError(
                 f"the weight of {layer} is a {kind}, whose values cannot be read ({error}); use method lora"
             ) from None

@@ -27,7 +27,7 @@ _LOCK = threading.Lock()
 
 
 class ReachCheck:
-    """Check of the first call of a model with some adapters in training and in evaluation mode, with and without gradients.
+    """Check of the first call of a model in training and in evaluation mode, with and without gradients.
 
     Attributes:
         selection: active adapters of the model.
@@ -76,7 +76,8 @@ class ReachCheck:
         if torch.compiler.is_compiling() or self.watched is None:
             return
         watched, self.watched = self.watched, None
-        read, not_called = [], []
+        read: list[str] = []
+        not_called: list[str] = []
         copied = [path for name in self.selection.active.names for path in copied_modules(model, name)]
         for path, (layer, parameters) in watched.items():
             record, layer._parameters = layer._parameters, parameters

@@ -97,8 +97,8 @@ def find_targets(
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
     if targets == ALL_LINEAR and (stacked := _stacked_weights(model)):
         warn(
-            f"target_modules={targets!r} leaves out {_some(stacked, 2)}: the experts there are stacked in one tensor and "
-            "are no linear layers",
+            f"target_modules={targets!r} leaves out {_some(stacked, 2)}: the experts there are stacked in one tensor "
+            "and are no linear layers",
             stacklevel=5,
         )
     return matched
@@ -112,7 +112,9 @@ def _vocabulary_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> list
     vocabulary = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     embeddings = {id(module._parameters.get("weight")) for _, module in base_modules(model) if _is_embedding(module)}
     return [
-        path for path, layer in layers.items() if layer is vocabulary or id(layer._parameters.get("weight")) in embeddings
+        path
+        for path, layer in layers.items()
+        if layer is vocabulary or id(layer._parameters.get("weight")) in embeddings
     ]
 
 

@@ -53,26 +53,42 @@ def weights_read(kind: type[nn.Module]) -> Mapping[str, bool]:
 
 @cache
 def changes_weights(kind: type[nn.Module]) -> str | None:
-    """Return the method of a class that changes weights of submodules in place, or None.
+    """Return the method, called by the forward of a class, that changes weights of submodules in place, or None.
 
     Args:
         kind: class of a module.
     """
-    for method, own in _methods(kind):
-        for node in ast.walk(method):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                is_in_place = node.func.attr.endswith("_") and not node.func.attr.endswith("__")
-                weight = node.func.value
-                if is_in_place and isinstance(weight, ast.Attribute) and weight.attr == "data":
-                    weight = weight.value
-                if is_in_place and isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS:
-                    is_own = isinstance(weight.value, ast.Name) and weight.value.id == own
-                    if not is_own:
-                        return method.name
+    methods = list(_methods(kind))
+    pending, seen = ["forward"], {"forward"}
+    while pending:
+        name = pending.pop()
+        for method, own in methods:
+            if method.name == name:
+                if _changes_in_place(method, own):
+                    return name
+                called = {node.attr for node in ast.walk(method) if isinstance(node, ast.Attribute)}
+                pending += called - seen
+                seen |= called
     return None
 
 
-def _methods(kind: type[nn.Module]) -> Iterator[tuple[ast.FunctionDef, str]]:
+def _changes_in_place(method: ast.FunctionDef, own: str) -> bool:
+    """Return whether a method calls a function such as `mul_` of the weight of a submodule."""
+    for node in ast.walk(method):
+        function = node.func if isinstance(node, ast.Call) else None
+        if not isinstance(function, ast.Attribute) or not function.attr.endswith("_") or function.attr.endswith("__"):
+            continue
+        weight = function.value
+        if isinstance(weight, ast.Attribute) and weight.attr == "data":
+            weight = weight.value
+        if isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS:
+            is_own = isinstance(weight.value, ast.Name) and weight.value.id == own
+            if not is_own and function.attr != "requires_grad_":
+                return True
+    return False
+
+
+def _methods(kind: Any) -> Iterator[tuple[ast.FunctionDef, str]]:
     """Yield the methods that a forward of the class may call, each with its name for the module (`self`)."""
     overridden: set[str] = set()
     for base in kind.__mro__:

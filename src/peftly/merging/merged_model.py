@@ -35,9 +35,9 @@ from peftly.merging.parity import (
     outputs_of,
     perplexities,
     relative_difference,
-    rounding_in_fp32,
 )
 from peftly.merging.parity_samples import Samples, samples_for
+from peftly.merging.rounding import rounding_in_fp32
 from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype, task_of
 from peftly.utils import resolve_dtype, write_folder
 

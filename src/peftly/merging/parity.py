@@ -19,30 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from peftly.adapters import attached
 from peftly.inference import greedy_settings
-from peftly.injection import adapted_layers, evaluation_mode
+from peftly.injection import evaluation_mode
 from peftly.merging.parity_samples import Sample, Samples
 from peftly.utils import count_text, score_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Outputs",
+__all__ = [
+    "Outputs",
     "Parity",
     "compare",
     "logits_of",
     "outputs_of",
     "perplexities",
     "relative_difference",
-    "rounding_in_fp32",
 ]
 
 EXACT = 1e-5
 """Maximum relative difference of equal sums in different order in fp32, the same as for batches and padding."""
-
-LAST_BIT = 2.0**-23
-"""Relative size of the last bit of an fp32 number."""
 
 TIMES_ROUNDING = 4.0
 """Maximum ratio of a difference to the measured rounding: the weights are rounded too, and the texts are few."""
@@ -184,31 +180,6 @@ def outputs_of(model: Any, tokenizer: "PreTrainedTokenizerBase", samples: Sequen
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
             continuations.append(output[0, 0 if model.config.is_encoder_decoder else ids.shape[1] :].tolist())
     return Outputs(logits, continuations)
-
-
-def rounding_in_fp32(model: Any, samples: Sequence[Sample], reference: Sequence[Tensor]) -> float:
-    """Return the relative difference of the logits if the outputs of the adapted layers differ in their last bit.
-
-    Args:
-        model: adapted model in fp32.
-        samples: texts on which models are compared.
-        reference: logits of the model for these texts.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(layer: Any, args: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            return output
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        return output + LAST_BIT * noise * output.abs().max()
-
-    layers = {layer for name in attached(model) for _, layer, _ in adapted_layers(model, name)}
-    handles = [layer.register_forward_hook(disturb) for layer in layers]
-    try:
-        return relative_difference(logits_of(model, samples), reference)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def relative_difference(logits: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection import ActiveAdapters, FusedForward, OriginalForward, bias_of, features, fusible_weight, whole_weight
+from peftly.injection import (
+    ActiveAdapters,
+    FusedForward,
+    OriginalForward,
+    bias_of,
+    features,
+    fusible_weight,
+    whole_weight,
+)
 from peftly.kernels import StackedFactors, dropout, low_rank_linear, stack_factors
 from peftly.methods.low_rank import (
     LowRankAdapter,

@@ -68,8 +68,8 @@ def first_gradients_note(parameters: Mapping[str, nn.Parameter]) -> str | None:
     if not paths:
         return None
     return (
-        f"{count_text(len(paths))} of {count_text(layers)} trained layers got no gradient in the first step, because the model did "
-        f"not use them: {some_paths(paths)}"
+        f"{count_text(len(paths))} of {count_text(layers)} trained layers got no gradient in the first step, because "
+        f"the model did not use them: {some_paths(paths)}"
     )
 
 

@@ -16,7 +16,9 @@ from peftly.errors import MethodError
 
 X = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(0))
 METHODS = [LoRA(rank=2), DoRA(rank=2), BitFit(), Full()]
-CELLS = [(name, config) for name in ODD_MODULES for config in (METHODS if name in ("encoder", "attention") else METHODS[:2])]
+CELLS = [
+    (name, config) for name in ODD_MODULES for config in (METHODS if name in ("encoder", "attention") else METHODS[:2])
+]
 
 
 @pytest.mark.parametrize(("name", "config"), CELLS, ids=lambda value: getattr(value, "name", value))
