@@ -98,7 +98,7 @@ class Parity:
     @property
     def tolerance(self) -> float:
         """Maximum of `relative` that rounding explains."""
-        return max(EXACT, TIMES_ROUNDING * self.rounding)
+        return max(self.fp32_tolerance, TIMES_ROUNDING * self.rounding)
 
     @property
     def complaint(self) -> str | None:
