@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from peftly.adapters.attachment import detach
+from peftly.adapters.base_changes import keep_base_changes
 from peftly.adapters.merge_check import check_merged_layer
 from peftly.adapters.mergeable import check_mergeable
-from peftly.adapters.state import attached, check_names
+from peftly.adapters.state import attached, check_names, state_of
+from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
 from peftly.injection import (
     LAYER_ADAPTERS,
@@ -31,7 +33,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float] | None = None) -> ModelT:
-    """Merge an adapter, or all of them, into the weights of the base, in place, and detach it.
+    """Merge the active adapters, or one, into the weights of the base, in place, and detach them.
 
     The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Before any weight is
     replaced, each layer's outputs with the adapters are compared with those after the merge. Tied weights that merging
@@ -39,7 +41,8 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
 
     Args:
         model: a model with adapters.
-        name: name of the adapter; None: all of them.
+        name: name of the adapter, active or not; the others stay on the model. None: the active adapters are merged,
+            and the others are detached too, with a warning.
         weights: factors of several adapters by name, instead of `name`: `{"a": 0.7, "b": 0.3}`. For methods that add
             to a weight (LoRA).
 
@@ -47,21 +50,31 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
         The same model, with merged weights and without the adapters.
 
     Raises:
-        MethodError: the model has no such adapter, its method or the weights of the base cannot be merged, or the
-            outputs of a layer would change; the model is then unchanged.
+        MethodError: the model has no such adapter, no adapter is active, its method or the weights of the base cannot
+            be merged, or the outputs of a layer would change; the model is then unchanged.
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
-    names = list(weights) if weights is not None else list(attached(model)) if name is None else [name]
-    check_mergeable(model, names)
+    names = list(weights) if weights is not None else _active(model) if name is None else [name]
+    inactive = [other for other in attached(model) if other not in names] if weights is None and name is None else []
+    check_mergeable(model, names, without=inactive)
     with _restored_scalings(model, names):
         if weights is not None:
             weight_adapters(model, weights)
         with torch.no_grad():
             for path, layer, changes in _mergeable_layers(model, names):
                 check_merged_layer(path, layer, changes)
+    others = state_of(model).other_quantizations
+    lines = [quantization_advice(name, others[name], model) for name in names if name in others]
     with stops_held():
-        lines = merge_adapters(model, names)
+        lines += merge_adapters(model, names)
+    if inactive:
+        lines.append(
+            f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "
+            "(to merge all, call peftly.set_adapters(model, *peftly.attached(model)) first)"
+        )
+        for other in inactive:
+            detach(model, other)
     for line in lines:
         warn(line, stacklevel=2)
     return model
@@ -79,6 +92,23 @@ def _restored_scalings(model: nn.Module, names: Iterable[str]) -> Iterator[None]
             if scaling is not None:
                 change.scaling = scaling
         raise
+
+
+def _active(model: nn.Module) -> list[str]:
+    """Return the names of the adapters that are active in the current context.
+
+    Raises:
+        MethodError: no adapter is active, or batch elements have different ones.
+    """
+    active = state_of(model).selection.active
+    if active.differ:
+        raise MethodError("batch elements have different adapters here; name the adapter that is to be merged")
+    if not active.names:
+        raise MethodError(
+            "no adapter of this model is active, so there is nothing to merge; call peftly.set_adapters(model, "
+            f"{', '.join(map(repr, attached(model)))}) first, or name one adapter"
+        )
+    return [name for name in attached(model) if name in active.names]
 
 
 def check_weightable(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -131,6 +161,7 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
+    keep_base_changes(model)
     for name in names:
         detach(model, name)
     return lines

@@ -26,14 +26,20 @@ from peftly.methods import METHODS
 __all__ = ["check_mergeable"]
 
 
-def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
+def check_mergeable(model: nn.Module, names: Iterable[str], *, without: Sequence[str] = ()) -> None:
     """Do nothing if these adapters can be merged into the weights of the base.
+
+    Args:
+        model: a model with adapters.
+        names: names of the adapters.
+        without: names of adapters that are detached together with the merge.
 
     Raises:
         MethodError: a method does not change weights, a weight is quantized or on disk, the merge would change the
             effect of an adapter that stays, or the model has no such adapter.
     """
     names = check_names(model, list(names))
+    others = [other for other in attached(model) if other not in (*names, *without)]
     for name in names:
         method = attached(model)[name].config.name
         if not METHODS[method].mergeable:
@@ -43,8 +49,8 @@ def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
             )
         _refuse_quantized_layers(model, name)
         _refuse_computed_weights(model, name)
-        _refuse_shared_layers(model, name)
-        _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
+        _refuse_shared_layers(model, name, [*names, *others])
+        _refuse_hidden_changes(model, name, others)
 
 
 def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
@@ -98,11 +104,12 @@ def _removal(layer: Any, attribute: str) -> str:
     return f'torch.nn.utils.remove_{kind}(layer, "{attribute}")'
 
 
-def _refuse_shared_layers(model: nn.Module, name: str) -> None:
+def _refuse_shared_layers(model: nn.Module, name: str, names: Sequence[str]) -> None:
     for path, layer, _ in adapted_layers(model, name):
-        if len(layer.peftly) > 1 and not all(change.only_adds for change in layer.peftly.values()):
+        changes = {other: change for other, change in layer.peftly.items() if other in names}
+        if len(changes) > 1 and not all(change.only_adds for change in changes.values()):
             raise MethodError(
-                f"{path} is changed by {' and '.join(layer.peftly)} together, and no weight can replace their "
+                f"{path} is changed by {' and '.join(changes)} together, and no weight can replace their "
                 "joint effect; detach one of them first"
             )
 

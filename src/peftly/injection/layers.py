@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import takewhile
 from typing import Any, ClassVar, Self
 
 import torch
@@ -208,7 +207,7 @@ class AdaptedForward:
         return None if fused_forward is None else fused_forward(self.original, x, active)
 
     def _make_fused_forward(self, active: ActiveAdapters, x: Tensor, is_short: bool) -> FusedForward | None:
-        adapters = {name: adapter for name, adapter in self.adapters.items() if name in active.names}
+        adapters = {name: adapter for name, adapter in tuple(self.adapters.items()) if name in active.names}
         kinds = {type(adapter) for adapter in adapters.values()}
         if len(kinds) != 1:
             return None
@@ -217,7 +216,7 @@ class AdaptedForward:
 
     def _run(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.original
-        for name, adapter in self.adapters.items():
+        for name, adapter in tuple(self.adapters.items()):  # another thread may attach adapters
             if name in names and adapter.has_forward:
                 forward = partial(adapter.run, self.layer, forward)
         return forward(*args, **kwargs)
@@ -307,11 +306,13 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
         layer.peftly = nn.ModuleDict().train(layer.training)
     if adapter.has_forward and not isinstance(vars(layer).get("forward"), AdaptedForward):
         layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
-    layer.peftly[name] = adapter.train(layer.training)
+    adapter.train(layer.training)
+    outermost = {}
     if not adapter.is_outermost:
-        outermost = takewhile(lambda other: layer.peftly[other].is_outermost, [*layer.peftly][-2::-1])
-        for other in reversed([*outermost]):
-            layer.peftly[other] = layer.peftly.pop(other)
+        outermost = {other: module for other, module in layer.peftly.items() if module.is_outermost}
+    inner = {other: module for other, module in layer.peftly.items() if other not in outermost}
+    # In one assignment: another thread may call the layer.
+    layer.peftly._modules = {**inner, name: adapter, **outermost}
     invalidate_cached_tensors()
 
 
@@ -326,8 +327,10 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
     for _, layer, adapter in list(adapted_layers(model, name)):
         del layer.peftly[name]
         if adapter.has_forward and not any(other.has_forward for other in layer.peftly.values()):
-            replaced = layer.__dict__.pop("forward").original.replaced
-            if replaced is not None:
+            replaced = original_forward(layer).replaced
+            if replaced is None:
+                del layer.forward
+            else:
                 layer.forward = replaced
         if not len(layer.peftly):
             del layer.peftly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.caching import invalidate_cached_tensors
 from peftly.injection.devices import bias_of, in_memory
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -36,12 +38,16 @@ __all__ = [
     "ModuleCopy",
     "add_copies",
     "bias_layers",
+    "copied_buffers",
     "copied_modules",
     "copied_parameters",
     "norm_layers",
+    "tied_copies",
+    "untie_copies",
 ]
 
 _NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CHANNELS_SECOND = _NORM_CLASSES[2:]
 _NORM_NAME = re.compile(
     r"(^|[._]|layer|rms)norm(_\w+|\d+)?(\.\d+)?$"  # input_layernorm, q_norm, LayerNorm, norm1, norm_f, layernorm.0
     r"|(^|\.)ln(_\w+|\d+)?(\.\d+)?$",  # ln_1, ln_f
@@ -61,10 +67,14 @@ class BiasCopy(LayerAdapter):
         super().__init__()
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone())
 
-    def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def run(self, layer: Any, inner: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
         difference: Tensor = self.bias - bias_of(layer)
+        if isinstance(output, tuple):  # layers of I-BERT return the scale of the output, too
+            return (output[0] + difference.to(output[0].dtype), *output[1:])
+        if isinstance(layer, _CHANNELS_SECOND) or getattr(layer, "data_format", None) == "channels_first":
+            difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:
@@ -163,6 +173,46 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
         if isinstance(layer_adapter, ModuleCopy)
         for parameter_path, parameter in layer_adapter.copy.named_parameters(remove_duplicate=False)
     }
+
+
+def copied_buffers(model: nn.Module, name: str, prefix: str = "") -> dict[str, Tensor]:
+    """Return the buffers of the module copies of adapter `name` that a file holds, by `prefix` plus their base names.
+
+    Such buffers are the running statistics of a BatchNorm, which a training step changes too.
+    """
+    return {
+        f"{prefix}{path}.{tensor_path}": tensor
+        for path, _, layer_adapter in adapted_layers(model, name)
+        if isinstance(layer_adapter, ModuleCopy)
+        for tensor_path, tensor in layer_adapter.copy.state_dict(keep_vars=True).items()
+        if not isinstance(tensor, nn.Parameter)
+    }
+
+
+def tied_copies(model: nn.Module, name: str) -> list[list[str]]:
+    """Return the names in the base of each parameter that several module copies of adapter `name` share."""
+    names: defaultdict[nn.Parameter, list[str]] = defaultdict(list)
+    for parameter_name, parameter in copied_parameters(model, name).items():
+        names[parameter].append(parameter_name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def untie_copies(model: nn.Module, name: str, names: Iterable[str]) -> None:
+    """Give a module copy of adapter `name` parameters of its own, instead of those that other copies share.
+
+    Args:
+        model: model with the adapter.
+        name: name of the adapter.
+        names: names of the parameters in the base, see `tied_copies`.
+    """
+    copies = {path: change.copy for path, _, change in adapted_layers(model, name) if isinstance(change, ModuleCopy)}
+    for parameter_name in names:
+        path = next(path for path in copies if parameter_name.startswith(f"{path}."))
+        inner, _, attribute = parameter_name.removeprefix(f"{path}.").rpartition(".")
+        owner_module = copies[path].get_submodule(inner)
+        parameter = getattr(owner_module, attribute)
+        setattr(owner_module, attribute, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    invalidate_cached_tensors()
 
 
 def copied_modules(model: nn.Module, name: str) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.heads import output_heads, vocabulary_head
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
 from peftly.utils import warn
@@ -25,7 +25,6 @@ __all__ = [
     "is_within",
     "matches_path",
     "new_modules",
-    "output_heads",
     "short_names",
     "task_modules",
 ]
@@ -75,7 +74,7 @@ def find_targets(
     wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
-        heads = [*output_heads(model), *_vocabulary_heads(model, layers), *task_modules(model)]
+        heads = [*output_heads(model), *_tied_to_embeddings(model, layers), *task_modules(model)]
         matched = {
             path: layer
             for path, layer in layers.items()
@@ -104,22 +103,10 @@ def find_targets(
     return matched
 
 
-def _vocabulary_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
-    """Return the paths of the layers that map hidden states to the vocabulary, at any depth of the model.
-
-    These are the output embeddings of a transformers model, and linear layers whose weight is that of an embedding.
-    """
-    vocabulary = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    embeddings = {id(module._parameters.get("weight")) for _, module in base_modules(model) if _is_embedding(module)}
-    return [
-        path
-        for path, layer in layers.items()
-        if layer is vocabulary or id(layer._parameters.get("weight")) in embeddings
-    ]
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and module._parameters.get("weight") is not None
+def _tied_to_embeddings(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the layers whose weight is that of an embedding: they map hidden states to the vocabulary."""
+    embeddings = {id(module.weight) for _, module in base_modules(model) if isinstance(module, nn.Embedding)}
+    return [path for path, layer in layers.items() if id(layer._parameters.get("weight")) in embeddings]
 
 
 def _stacked_weights(model: nn.Module) -> list[str]:
@@ -168,32 +155,13 @@ def is_part(part: Part, path: str) -> bool:
     return _PARTS[part].search(path) is not None
 
 
-def output_heads(model: nn.Module) -> list[str]:
-    """Return the paths of the modules that map the last hidden states to logits: a language model head or a classifier.
-
-    The list is empty for a module that is not a transformers model.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return []
-    body = model.base_model
-    inside = {id(module) for _, module in base_modules(body)} if body is not model else set()
-    vocabulary = model.get_output_embeddings()
-    return [
-        path
-        for path, module in model.named_children()
-        if any(True for _ in module.parameters())
-        and (module is vocabulary or (id(module) not in inside and vocabulary is None))
-    ]
-
-
 def task_modules(model: nn.Module) -> list[str]:
     """Return the paths of the modules of a task, which every adapter trains as full copies.
 
     These modules are a classifier (a language model head is not among them), and all modules that the files of the base
     do not contain.
     """
-    is_language_model = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
-    heads = [] if is_language_model else output_heads(model)
+    heads = [] if vocabulary_head(model) is not None else output_heads(model)
     modules = [_with_parent(model, path) for path in new_modules(model) if not is_within(path, heads)]
     return list(dict.fromkeys([*heads, *modules]))
 
