@@ -25,10 +25,13 @@ __all__ = [
     "LABELS",
     "METHOD",
     "NOTES",
+    "PROBLEM_TYPE",
+    "PROBLEM_TYPES",
     "QUANTIZATION",
     "ROW_FORMAT",
     "TENSORS",
     "TOGETHER",
+    "TOKENIZER",
     "TRAINING",
     "escaped",
     "is_name",
@@ -70,6 +73,12 @@ BASE = "base"
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""
 
+PROBLEM_TYPE = "problem_type"
+"""Key of `NOTES`: meaning of the outputs of a classifier, where not exactly one of its labels is right."""
+
+PROBLEM_TYPES = ("multi_label_classification", "regression")
+"""Values of this note, as in the configs of transformers."""
+
 HEAD_SEED = "head_seed"
 """Key of `NOTES`: seed of the weights of a new head in the base. Several adapters add up their changes of them."""
 
@@ -80,6 +89,9 @@ The order matters: it is the order of their virtual tokens."""
 
 CHECKSUMS = "checksums"
 """Key of `NOTES`: SHA-256 of the files of the adapter, by their names; see `adapters.checksums`."""
+
+TOKENIZER = "tokenizer"
+"""Key of `NOTES`: true where `save_adapter` has written the tokenizer in the folder."""
 
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_JSON_DEPTH = 64
