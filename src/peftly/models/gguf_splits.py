@@ -1,4 +1,4 @@
-"""How the tokenizer of a GGUF file splits text before merges are applied, by llama.cpp's names."""
+"""How the tokenizer of a GGUF file prepares text before merges are applied, as llama.cpp does."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ _NORMALIZES = frozenset({"qwen2", "qwen35"})
 
 
 def set_up_splitting(file: Path, header: GgufHeader, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let a byte-level tokenizer that transformers made from a GGUF file split text as its model was trained.
+    """Let a tokenizer that transformers made from a GGUF file split text as its model was trained.
 
     Args:
         file: the GGUF file, for messages.
@@ -53,7 +53,10 @@ def set_up_splitting(file: Path, header: GgufHeader, tokenizer: "PreTrainedToken
     """
     from tokenizers import normalizers, pre_tokenizers
 
-    if header.metadata.get("tokenizer.ggml.model") != "gpt2":
+    kind = header.metadata.get("tokenizer.ggml.model")
+    if kind == "llama" and not str(header.metadata.get("general.architecture")).startswith("gemma"):
+        _mark_spaces(tokenizer, prefix=header.metadata.get("tokenizer.ggml.add_space_prefix") is not False)
+    if kind != "gpt2":
         return
     name, backend = header.metadata.get("tokenizer.ggml.pre"), tokenizer.backend_tokenizer
     if name in (None, "default"):
@@ -71,3 +74,20 @@ def set_up_splitting(file: Path, header: GgufHeader, tokenizer: "PreTrainedToken
         backend.normalizer = normalizers.NFC()
     if name in _IGNORES_MERGES:
         backend.model.ignore_merges = True
+
+
+def _mark_spaces(tokenizer: "PreTrainedTokenizerBase", *, prefix: bool) -> None:
+    """Let a sentencepiece tokenizer write spaces as llama.cpp does; transformers ignores that a file has no prefix.
+
+    Args:
+        tokenizer: the tokenizer, which is changed in place.
+        prefix: whether a space is put in front of a text, and of the text behind a special token.
+    """
+    from tokenizers import decoders, normalizers
+
+    backend, space = tokenizer.backend_tokenizer, "\N{LOWER ONE EIGHTH BLOCK}"
+    marks = normalizers.Replace(" ", space)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(space), marks]) if prefix else marks
+    backend.pre_tokenizer = None
+    steps = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as tf
 from gguf import GGUFWriter
-from tiny_gguf import TEXTS, make_model, make_tokenizer
+from tiny_gguf import TEXTS, make_model, make_sentencepiece, make_tokenizer, write_sentencepiece
 
 from peftly import LoRA, attach, export, load_base, save_adapter
 from peftly.errors import BaseModelError
@@ -108,6 +108,16 @@ def test_a_tokenizer_without_a_way_of_splitting_is_warned_of(tmp_path):
     file = written(tmp_path / "m.gguf", set_value("tokenizer.ggml.pre", "default"))
     with pytest.warns(UserWarning, match="does not say how its tokenizer splits text"):
         load_base(file, dtype="float32")
+
+
+@pytest.mark.parametrize("prefix", [None, True, False])
+def test_a_sentencepiece_tokenizer_marks_spaces_as_its_file_says(prefix, tmp_path):
+    expected = make_sentencepiece(prefix=prefix is not False)
+    write_sentencepiece(tmp_path / "m.gguf", expected, prefix)
+    tokenizer = load_base(str(tmp_path / "m.gguf"), dtype="float32").tokenizer
+    for text in (*TEXTS, "hello", "  two", "a  b\n\nc", "\u00e9\u65e5 1"):
+        assert tokenizer(text).input_ids == [1, *expected.encode(text).ids], text
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
 def test_a_lora_file_is_no_base(tmp_path):
