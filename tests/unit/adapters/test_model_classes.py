@@ -1,4 +1,4 @@
-"""Adapters on models without one of the four tasks: their files name the class with which they and merged models open."""
+"""Adapters on models of other tasks: their files name the class with which they and merged models open."""
 
 import copy
 import json
