@@ -7,6 +7,7 @@ saving      adapters to disk, in PEFT's format
 files       names of the files of an adapter
 checksums   checksums of these files
 method_settings  settings of the method, from the two files that hold them
+tensor_names  names of tensors as other tools write them
 folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
 loading     adapters from disk, alone or with their base
@@ -36,6 +37,7 @@ from peftly.adapters.files import (
     METHOD,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TENSORS,
     TOGETHER,
 )
@@ -65,6 +67,7 @@ __all__ = [
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
     "ROW_FORMAT",
+    "TASK",
     "TENSORS",
     "TOGETHER",
     "AdapterChoice",

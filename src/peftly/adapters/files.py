@@ -27,6 +27,7 @@ __all__ = [
     "NOTES",
     "QUANTIZATION",
     "ROW_FORMAT",
+    "TASK",
     "TENSORS",
     "TOGETHER",
     "TRAINING",
@@ -66,6 +67,9 @@ QUANTIZATION = "quantization"
 
 BASE = "base"
 """Key of `NOTES`: identity of the base in training; see `peftly.models.identity`."""
+
+TASK = "task"
+"""Key of `NOTES`: task of the adapter, where PEFT would ask for the trained head of this task and there is none."""
 
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""

@@ -20,9 +20,11 @@ from peftly.adapters.files import (
     CONFIG,
     HEAD_SEED,
     LABELS,
+    METHOD,
     NOTES,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TENSORS,
     TRAINING,
     escaped,
@@ -31,7 +33,7 @@ from peftly.adapters.files import (
     read_shapes,
     read_tensors,
 )
-from peftly.adapters.method_settings import read_method
+from peftly.adapters.method_settings import has_own_format, read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
@@ -120,6 +122,11 @@ class AdapterFolder:
         )
 
     @property
+    def is_own(self) -> bool:
+        """Whether peftly wrote the adapter, so that its files hold all settings of the method."""
+        return METHOD in self.notes or has_own_format(self.peft_config)
+
+    @property
     def base_name(self) -> str | None:
         """Name of the base; None where the file names none."""
         return self.peft_config.get("base_model_name_or_path") or None
@@ -127,7 +134,8 @@ class AdapterFolder:
     @property
     def task(self) -> TaskName | None:
         """Task of the adapter; None where the file names none, or one that is none of peftly's."""
-        return task_of_peft(self.peft_config.get("task_type"))
+        noted: TaskName | None = self.notes.get(TASK)
+        return noted or task_of_peft(self.peft_config.get("task_type"))
 
     @property
     def pooling(self) -> Pooling | None:
@@ -270,7 +278,12 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
-    checks = {LABELS: _are_labels, ROW_FORMAT: lambda value: isinstance(value, Mapping), HEAD_SEED: _is_seed}
+    checks = {
+        LABELS: _are_labels,
+        ROW_FORMAT: lambda value: isinstance(value, Mapping),
+        HEAD_SEED: _is_seed,
+        TASK: TASKS.__contains__,
+    }
     for key, is_sound in checks.items():
         if notes.get(key) is not None and not is_sound(notes[key]):
             raise AdapterError(f"{folder / NOTES} is damaged: {key} is {escaped(repr(notes[key]))}")

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import BASE, HEAD_SEED, LABELS, TENSORS, TRAINING, escaped
+from peftly.adapters.files import BASE, CONFIG, HEAD_SEED, LABELS, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import parts_without_copy
+from peftly.adapters.tensor_names import plain_name, with_known_names
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_modules, copied_parameters
-from peftly.methods import METHODS, Adapter
+from peftly.injection import copied_modules, copied_parameters, task_modules
+from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.models import Quantization, labels_of, load_base, note_difference, pooling_of, task_of
 from peftly.utils import warn
 
@@ -34,6 +35,7 @@ __all__ = ["load", "load_adapter", "load_together"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _BASE_WEIGHT = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
+_UNUSED = re.compile(r"\.(modules_to_save|original_module)\.|\.lora_velora_embed(\.|$)")
 _ROUNDING = 0.02
 """Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
@@ -67,9 +69,12 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default")
 def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
     _check_labels(model, folder)
     _check_pooling(model, folder)
-    tensors = _without_extras(folder.path, model, folder.tensors())
-    adapter = install(model, folder.method, name, lambda: _attach(model, folder, name))
-    _check_tensors(folder.path, adapter_tensors(adapter), tensors)
+    tensors = folder.tensors()
+    method = _method_on(model, folder, tensors)
+    adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
+    expected = adapter_tensors(adapter)
+    tensors = _without_extras(folder.path, model, with_known_names(tensors, expected, folder.path / TENSORS))
+    _check_tensors(folder.path, expected, tensors)
     with torch.no_grad():
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
@@ -79,7 +84,7 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
 
 
 def _check_labels(model: Any, folder: AdapterFolder) -> None:
-    """Refuse a classifier whose labels are those of the adapter in another order.
+    """Refuse a classifier whose labels are those of the adapter in another order, and warn about other names.
 
     Raises:
         AdapterError: the order differs, so that answers would have the wrong names.
@@ -90,6 +95,13 @@ def _check_labels(model: Any, folder: AdapterFolder) -> None:
         raise AdapterError(
             f"{folder.path} has the labels {', '.join(noted)}, and this base has them as {', '.join(labels)}; open the "
             "base with the labels in the order of the adapter"
+        )
+    if labels != noted and len(labels) == len(noted) and noted != [f"LABEL_{number}" for number in range(len(noted))]:
+        warn(
+            f"{folder.path} has the labels {escaped(', '.join(noted))}, and this base calls them "
+            f"{escaped(', '.join(labels))}: answers have the names of the base; open the adapter with peftly.load, or "
+            "the base with the labels of the adapter",
+            stacklevel=4,
         )
 
 
@@ -124,12 +136,40 @@ def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> No
             )
 
 
-def _attach(model: Any, folder: AdapterFolder, name: str) -> Adapter:
+def _method_on(model: nn.Module, folder: AdapterFolder, tensors: Mapping[str, Tensor]) -> MethodConfig:
+    """Return the settings with which an adapter is attached to a model; those of a file of PEFT may depend on it."""
+    method = folder.method
+    if folder.is_own:
+        return method
+    adapter = METHODS[method.name].adapter
+    shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    if method.modules_to_save is None:
+        # PEFT adds the head of some tasks when it opens a file that names no modules.
+        heads = [
+            path
+            for path in task_modules(model)
+            for name, _ in model.get_submodule(path).named_parameters()
+            if f"{adapter.copies_prefix}{path}.{name}" in shapes
+        ]
+        method = method.model_copy(update={"modules_to_save": tuple(dict.fromkeys(heads))})
+    try:
+        return adapter.config_on(model, method, folder.peft_config, shapes)
+    except MethodError as error:
+        raise _unfit(folder, error) from error
+    except AdapterError as error:
+        raise AdapterError(f"{folder.path / CONFIG}: {error}") from error
+
+
+def _attach(model: Any, folder: AdapterFolder, method: MethodConfig, name: str) -> Adapter:
     try:
         with AllocationLimit(folder):
-            return METHODS[folder.method.name].adapter.attach_for_loading(model, folder.method, name)
+            return METHODS[method.name].adapter.attach_for_loading(model, method, name)
     except MethodError as error:
-        raise AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}") from error
+        raise _unfit(folder, error) from error
+
+
+def _unfit(folder: AdapterFolder, error: MethodError) -> AdapterError:
+    return AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}")
 
 
 def _load_training_tensors(folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
@@ -252,7 +292,9 @@ def _load_with_base(
 
 
 def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out tensors that PEFT writes with an adapter: trained embeddings of the base, and a head's bias thrice.
+    """Leave out tensors that PEFT writes with an adapter and no output depends on.
+
+    These are embeddings of the base, the bias of a head thrice, and what VeLoRA uses in its backward pass.
 
     Raises:
         AdapterError: the embeddings in the file are not those of `model`.
@@ -266,7 +308,7 @@ def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) 
                 f"{folder / TENSORS} has {path} of another base: {tuple(tensors[name].shape)}, or with other "
                 "values; give the base that it was trained on, its vocabulary resized likewise"
             )
-    left_out = {*copies, *(name for name in tensors if ".modules_to_save." in name or ".original_module." in name)}
+    left_out = {*copies, *(name for name in tensors if _UNUSED.search(name))}
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 

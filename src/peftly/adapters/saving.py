@@ -21,6 +21,7 @@ from peftly.adapters.files import (
     METHOD,
     NOTES,
     QUANTIZATION,
+    TASK,
     TENSORS,
     TOGETHER,
     TRAINING,
@@ -28,7 +29,15 @@ from peftly.adapters.files import (
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, ConfigError, MethodError
-from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
+from peftly.injection import (
+    NEW_PARAMETERS_SEED,
+    base_modules,
+    copied_modules,
+    copied_parameters,
+    is_within,
+    new_modules,
+    short_names,
+)
 from peftly.models import TASKS, base_note, labels_of, peft_task_type, pooling_of, quantization_of, task_of
 from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
 
@@ -138,10 +147,25 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": peft_task_type(adapter.model),
+        "task_type": None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model),
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **adapter.peft_config(),
     }
+
+
+_PEFT_HEADS = ("classifier", "score")
+"""Ends of the paths of modules that PEFT replaces by copies from the file, for a classifier."""
+
+
+def _keeps_head_of_base(adapter: Adapter) -> bool:
+    """Return whether PEFT would ask for the head of a classifier that the adapter trains no copy of.
+
+    PEFT opens such a file where it names no task. A prompt needs a task there.
+    """
+    task, copied = task_of(adapter.model), copied_modules(adapter.model, adapter.name)
+    if task is None or not TASKS[task].is_classification or pooling_of(adapter.model) or adapter.needs_task_in_peft:
+        return False
+    return any(path.endswith(_PEFT_HEADS) and not is_within(path, copied) for path, _ in base_modules(adapter.model))
 
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
@@ -149,6 +173,8 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
     notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
+    if _keeps_head_of_base(adapter):
+        notes[TASK] = task
     if new_modules(adapter.model):
         notes[HEAD_SEED] = getattr(adapter.model, NEW_PARAMETERS_SEED)
     if quantization is not None:

@@ -32,6 +32,11 @@ def write_peft(request: Request) -> list[str]:
         return _write_bare(request, saved, bare)
     if saved.peft_limitation is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.peft_limitation}")
+    if saved.adapter_class.needs_task_in_peft and saved.files.labels and not saved.has_head:
+        raise AdapterError(
+            f"{saved.folder} cannot be exported for PEFT, which opens a prompt of a classifier with a copy of its head "
+            "only: train it with modules_to_save: null"
+        )
     peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
     write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
     notes = [*base_notes(saved), *write_chat_template(request.folder, saved)]

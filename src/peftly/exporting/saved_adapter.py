@@ -83,6 +83,11 @@ class SavedAdapter(NamedTuple):
         return template if isinstance(template, str) else None
 
     @property
+    def has_head(self) -> bool:
+        """Whether the adapter holds copies of modules, as of the head of a classifier."""
+        return bool(self.peft_config.get("modules_to_save"))
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier; empty for other tasks."""
         return self.files.labels

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from peftly.errors import MethodError
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
+from peftly.utils import warn
 
 __all__ = [
     "ALL_LINEAR",
@@ -56,7 +57,11 @@ _CLASS_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding:
 
 
 def find_targets(
-    model: nn.Module, targets: str | Sequence[str], classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+    model: nn.Module,
+    targets: str | Sequence[str],
+    classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D),
+    *,
+    warns: bool = True,
 ) -> dict[str, nn.Module]:
     """Return the layers that `targets` names, by path, in the order of the model.
 
@@ -66,9 +71,10 @@ def find_targets(
             that must match a whole path, or a list of paths and ends of paths (`"q_proj"` matches
             `layers.0.self_attn.q_proj`).
         classes: classes of layers to search.
+        warns: whether to warn about names in the list that match nothing.
 
     Raises:
-        MethodError: nothing matches, a name in the list matches nothing, or the regular expression is invalid.
+        MethodError: nothing matches, or the regular expression is invalid.
     """
     layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, classes)}
     wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
@@ -84,12 +90,17 @@ def find_targets(
         matched = {path: layers[path] for path in first_matches([targets], layers, "target_modules")}
     else:
         ends = {end for path in layers for end in _ends(path)}
-        if unmatched := [target for target in targets if target not in ends]:
-            raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
+        unmatched = [target for target in targets if target not in ends]
+        if warns and 0 < len(unmatched) < len(targets):
+            warn(
+                f"target_modules={_some(unmatched)} match no {wanted} and are passed over; this model has {present}",
+                stacklevel=6,
+            )
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
-        raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
+        shown = f"{targets!r} matches" if isinstance(targets, str) else f"{_some(list(targets))} match"
+        raise MethodError(f"target_modules={shown} no {wanted}; this model has {present}")
     return matched
 
 

@@ -12,6 +12,7 @@ from peftly.adapters import (
     METHOD,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TOGETHER,
     AdapterSet,
     AdapterSource,
@@ -37,7 +38,7 @@ __all__ = ["Combined", "save_combined"]
 _NAME = "combined"
 """Name of the new adapter in the model."""
 
-_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE)
+_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TASK)
 """Keys of notes that are not copied: they describe one adapter, or `save_combined` writes them itself."""
 
 _MEANINGS = {ROW_FORMAT: "the row format, so give generate its text with --prompt"}

@@ -102,11 +102,14 @@ class LoRALayer(LowRankLayer):
         if config.init == "pissa":
             if not isinstance(layer, nn.Linear | Conv1D):
                 raise MethodError(f"init: pissa needs linear layers, and {path} is a {type(layer).__name__}")
+            if setup.for_loading:
+                self.start_a, self.start_b = self.lora_a.detach().clone(), self.lora_b.detach().clone()
+                return
             self.start_a, self.start_b = principal_factors(whole_weight(layer).detach(), self.rank, self.scaling)
             with torch.no_grad():
                 self.lora_a.copy_(self.start_a)
                 self.lora_b.copy_(self.start_b)
-        elif isinstance(layer, nn.Embedding):
+        elif isinstance(layer, nn.Embedding) and not setup.for_loading:
             # As in the released code: A, which has a column for each token, starts at zero.
             with torch.no_grad():
                 self.lora_a.zero_()

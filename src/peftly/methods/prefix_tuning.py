@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
+from peftly.methods.peft_files import PROMPT_KEYS
 from peftly.methods.soft_prompt import prompt_shape_error
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class PrefixTuningAdapter(Adapter):
     settings: ClassVar[type[PrefixTuning]] = PrefixTuning
     peft_types: ClassVar[tuple[str, ...]] = ("PREFIX_TUNING", "PEFTLY_PREFIX_TUNING")
     peft_limitation: ClassVar[str] = "in an encoder-decoder model PEFT uses the prefix in half of the layers only"
+    peft_keys: ClassVar[frozenset[str]] = PROMPT_KEYS
     copies_prefix: ClassVar[str] = "base_model."
+    needs_task_in_peft: ClassVar[bool] = True
 
     def __init__(
         self, model: PreTrainedModel, config: PrefixTuning, name: str, values: Tensor, encoder: nn.Module | None = None
