@@ -37,7 +37,7 @@ from peftly.adapters.method_settings import has_own_format, read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
-from peftly.models import TASKS, Pooling, Quantization, pooling_of_peft, task_of_peft
+from peftly.models import TASKS, Pooling, Quantization, model_class_of_peft, pooling_of_peft, task_of_peft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,12 +55,14 @@ class BaseRequirements(NamedTuple):
         task: task of the adapter; None where the file names none.
         labels: labels of a classifier, in the order of its outputs; empty for other tasks.
         pooling: pooling in front of the head, as `load_base` takes it.
+        model_class: class of transformers for an adapter without a task, as `load_base` takes it.
     """
 
     base: str
     task: TaskName | None
     labels: tuple[str, ...]
     pooling: Pooling | None = None
+    model_class: str | None = None
 
     def __str__(self) -> str:
         labels = f" of {', '.join(self.labels)}" if self.labels else ""
@@ -79,6 +81,7 @@ class AdapterFolder:
         checksums: checksum of each file, by its name; empty for an adapter that PEFT or version 0.1.0 wrote.
         method: settings of the method.
         file_names: names of the files that exist, of those in `ADAPTER_FILES`.
+        moved_base: base that was given instead of the one that the files name; None: there is none.
 
     Settings that version 0.1.0 wrote under other names have their current names.
     """
@@ -89,6 +92,7 @@ class AdapterFolder:
     checksums: Mapping[str, str]
     method: MethodConfig
     file_names: tuple[str, ...]
+    moved_base: str | None = None
 
     @classmethod
     def read(cls, path: Path, notes: Mapping[str, Any] | None = None) -> AdapterFolder:
@@ -128,14 +132,22 @@ class AdapterFolder:
 
     @property
     def base_name(self) -> str | None:
-        """Name of the base; None where the file names none."""
-        return self.peft_config.get("base_model_name_or_path") or None
+        """Name of the base that was given, or else that of the file; None where there is none."""
+        return self.moved_base or self.peft_config.get("base_model_name_or_path") or None
 
     @property
     def task(self) -> TaskName | None:
         """Task of the adapter; None where the file names none, or one that is none of peftly's."""
         noted: TaskName | None = self.notes.get(TASK)
         return noted or task_of_peft(self.peft_config.get("task_type"))
+
+    @property
+    def model_class(self) -> str | None:
+        """Class of transformers that opens the base of an adapter without a task; None: the class that it names."""
+        if self.task is not None:
+            return None
+        noted = (self.peft_config.get("auto_mapping") or {}).get("base_model_class")
+        return noted or model_class_of_peft(self.peft_config.get("task_type"))
 
     @property
     def pooling(self) -> Pooling | None:
@@ -164,8 +176,11 @@ class AdapterFolder:
             AdapterError: the adapter names no base.
         """
         if self.base_name is None:
-            raise AdapterError(f"{self.path / CONFIG} names no base; open one with load_base and use load_adapter")
-        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling)
+            raise AdapterError(
+                f"{self.path / CONFIG} names no base: give it with --base, or base= in Python; or open one with "
+                "load_base and use load_adapter"
+            )
+        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling, self.model_class)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -268,6 +283,11 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
     for key in ("peft_type", "base_model_name_or_path", "task_type"):
         if not isinstance(config.get(key), str | None):
             raise AdapterError(f"{path}: {key} should be a text, and is {escaped(repr(config[key]))}")
+    mapping = config.get("auto_mapping")
+    if mapping is not None and not (
+        isinstance(mapping, Mapping) and isinstance(mapping.get("base_model_class"), str | None)
+    ):
+        raise AdapterError(f"{path}: auto_mapping should name a class, and is {escaped(repr(mapping))}")
     if config.get("modules_to_save") is not None and not _are_names(config["modules_to_save"]):
         raise AdapterError(
             f"{path}: modules_to_save should be a list of names, and is {escaped(repr(config['modules_to_save']))}"

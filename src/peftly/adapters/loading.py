@@ -200,6 +200,7 @@ def load(
     source: AdapterSource,
     *,
     name: str = "default",
+    base: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
@@ -211,6 +212,7 @@ def load(
         source: an adapter folder, a folder in which several adapters were saved together (all are attached, and
             active), a run folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
+        base: the base, as `load_base` takes it, where it is not the one that the adapter names, or has moved.
         dtype, device, device_map: as for `load_base`.
         quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
@@ -218,12 +220,12 @@ def load(
         The adapted model and its tokenizer, which has the chat template that the training set.
 
     Raises:
-        AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases, or
-            neither the adapter nor its base has weights for a part of the head.
+        AdapterError: the source holds no adapter, neither it nor `base` names a base, several adapters have different
+            bases, or neither the adapter nor its base has weights for a part of the head.
         BaseModelError: the base cannot be opened.
     """
-    adapters = open_adapters(source)
-    return _load_with_base(adapters, adapters.requirements.base, name, quantization, dtype, device, device_map)
+    adapters = open_adapters(source, None if base is None else str(base))
+    return _load_with_base(adapters, adapters.base, name, quantization, dtype, device, device_map)
 
 
 def load_together(
@@ -251,7 +253,7 @@ def load_together(
 
 def _load_with_base(
     adapters: AdapterSet,
-    base: str | BaseSpec,
+    base: BaseSpec,
     name: str,
     quantization: Quantization | str | None,
     dtype: str | torch.dtype,
@@ -265,7 +267,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels, pooling = adapters.requirements
+    base_name, task, labels, pooling, model_class = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -277,13 +279,16 @@ def _load_with_base(
             task=task,
             labels=labels,
             pooling=pooling,
+            model_class=model_class,
             seed=adapters.notes.get(HEAD_SEED, 0),
         )
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
     load_adapter(loaded.model, adapters, name=name)
     missing = parts_without_copy(loaded.model)
-    if missing:
+    if missing and loaded.model.base_model is loaded.model:  # its states do not depend on a pooler
+        warn(f"{base_name} has no weights for {', '.join(missing)}: they are random", stacklevel=3)
+    elif missing:
         raise AdapterError(
             f"neither {adapters.path} nor its base {base_name} has weights for {', '.join(missing)}, so its answers "
             "would be random; train it again with modules_to_save naming them"

@@ -8,6 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
 from peftly.adapters.checksums import with_checksums
@@ -140,17 +142,25 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
     copied = copied_modules(adapter.model, adapter.name)
+    task_type = None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model)
     return {
-        "auto_mapping": None,
+        "auto_mapping": _auto_mapping(adapter.model) if task_type is None else None,
         "base_model_name_or_path": base,
         "inference_mode": True,
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model),
+        "task_type": task_type,
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **adapter.peft_config(),
     }
+
+
+def _auto_mapping(model: nn.Module) -> dict[str, str] | None:
+    """Return the class of a model of transformers for a file without a task, as PEFT writes it."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
 
 
 _PEFT_HEADS = ("classifier", "score")

@@ -27,7 +27,7 @@ def write_peft(request: Request) -> list[str]:
     Raises:
         AdapterError: PEFT cannot represent the adapter.
     """
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     if saved.files.pooling is not None and (bare := bare_adapter(saved)) is not None:
         return _write_bare(request, saved, bare)
     if saved.peft_limitation is not None:

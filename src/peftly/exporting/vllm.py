@@ -49,7 +49,7 @@ def write_vllm(request: Request) -> list[str]:
     Raises:
         AdapterError: vLLM cannot serve the adapter.
     """
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     reason = _obstacle(saved)
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for vLLM: {reason}")

@@ -32,12 +32,14 @@ class Head:
         labels: labels of a classifier, in the order of its outputs; empty: those of the base's own head.
         seed: seed of new weights.
         pooling: pooling in front of the head of a sequence classifier; None: as the class of transformers has it.
+        model_class: name of a class of transformers, for a head without a task; None: the class that the config names.
     """
 
     task: "TaskName | None" = None
     labels: tuple[str, ...] = ()
     seed: int = 0
     pooling: "Pooling | None" = None
+    model_class: str | None = None
 
     def set_labels(self, config: Any) -> bool:
         """Write the labels into the config of a base, in place; return whether the base's own head has these labels."""

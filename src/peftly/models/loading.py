@@ -53,6 +53,7 @@ def load_base(
     task: TaskName | None = None,
     labels: Sequence[str] = (),
     pooling: Pooling | None = None,
+    model_class: str | None = None,
     seed: int = 0,
 ) -> Base:
     """Open a base model. Without a task its class is the one that its config names, or else a causal language model.
@@ -72,6 +73,8 @@ def load_base(
             labels; else a new head is drawn. Empty: the base's own head stays.
         pooling: for sequence_classification: `mean` or `first` for a head that is one linear layer on the mean of the
             token states, or on the first one, which other tools cannot load; None: the head of transformers' class.
+        model_class: without a task, the name of a class of transformers, such as `AutoModel` for a body without a head;
+            None, or a class that transformers does not have: the class that the config names.
         seed: seed of new weights; the global random generators are not used.
 
     Returns:
@@ -98,7 +101,7 @@ def load_base(
             base.complete_tokenizer(tokenizer)
         else:
             devices = resolved_device if device_map is None else device_map
-            head = Head(task, tuple(labels), seed, pooling)
+            head = Head(task, tuple(labels), seed, pooling, model_class)
             model = open_model(base, LoadOptions(weights_dtype, devices, wanted, head, allow_pickle))
             tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:

@@ -141,7 +141,8 @@ def _shortened(names: list[str]) -> str:
 
 def _model_class(name: str, config: Any, head: Head) -> Any:
     """Return the class that a base is opened with for a head."""
-    model_class = _class_for_task(name, config, head.task)
+    named_class = None if head.task else _class_named(head.model_class)
+    model_class = named_class or _class_for_task(name, config, head.task)
     if head.pooling is None:
         return model_class
     if head.task != "sequence_classification":
@@ -154,6 +155,15 @@ def _model_class(name: str, config: Any, head: Head) -> Any:
     if getattr(model_class, "pooling", head.pooling) != head.pooling:
         raise BaseModelError(f"{name} has a head on pooling={model_class.pooling!r}, not on {head.pooling!r}")
     return pooled_class(model_class, head.pooling)
+
+
+def _class_named(name: str | None) -> Any:
+    """Return the class of transformers of this name that opens models; None: there is none."""
+    import transformers
+
+    named = getattr(transformers, name or "", None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model or hasattr(named, "_model_mapping") else None
 
 
 def _class_for_task(name: str, config: Any, task: "TaskName | None") -> Any:

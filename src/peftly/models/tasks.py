@@ -17,6 +17,7 @@ __all__ = [
     "choose_task",
     "is_encoder",
     "labels_of",
+    "model_class_of_peft",
     "peft_task_type",
     "pooling_of_peft",
     "task_of",
@@ -118,6 +119,12 @@ def task_of_peft(peft_type: str | None) -> TaskName | None:
     match = _POOLED_PEFT_TYPE.fullmatch(peft_type or "")
     name = match[2] if match else peft_type
     return next((task for task, values in TASKS.items() if values.peft_type == name), None)
+
+
+def model_class_of_peft(peft_type: str | None) -> str | None:
+    """Return the class of transformers for a task in PEFT's files that is none of `TASKS`; None: it is another one."""
+    classes = {"FEATURE_EXTRACTION": "AutoModel", "QUESTION_ANS": "AutoModelForQuestionAnswering"}
+    return classes.get(peft_type or "")
 
 
 def pooling_of_peft(peft_type: str | None) -> Pooling | None:
