@@ -55,6 +55,7 @@ from peftly.adapters.state import (
     use_adapters,
     use_prompt_positions,
 )
+from peftly.adapters.tensor_names import with_plain_names
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
@@ -98,4 +99,5 @@ __all__ = [
     "use_prompt_positions",
     "weight_adapters",
     "with_current_names",
+    "with_plain_names",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
-from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGETHER, escaped
+from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TENSORS, TOGETHER, escaped, no_tensors
 from peftly.adapters.folder import AdapterFolder, BaseRequirements, no_adapter, quantization_in, read_notes
 from peftly.data import RowFormat
 from peftly.errors import AdapterError, BaseModelError, ConfigError
@@ -178,6 +178,8 @@ def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
+    if (folder / CONFIG).is_file() and not (folder / TENSORS).is_file():
+        raise no_tensors(folder, str(source))
     if not (adapters := _adapters_in(folder, notes_of)):
         raise AdapterError(f"{source} is no folder here, and on the Hub it is no adapter: it has no {CONFIG}")
     return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)

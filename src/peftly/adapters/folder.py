@@ -29,6 +29,7 @@ from peftly.adapters.files import (
     TRAINING,
     escaped,
     is_name,
+    no_tensors,
     read_json,
     read_shapes,
     read_tensors,
@@ -108,6 +109,8 @@ class AdapterFolder:
         """
         if not (path / CONFIG).is_file():
             raise no_adapter(path)
+        if not (path / TENSORS).is_file():
+            raise no_tensors(path, str(path))
         peft_config = read_json(path / CONFIG)
         notes = read_notes(path) if notes is None else notes
         checksums = check_json(path, peft_config, notes)

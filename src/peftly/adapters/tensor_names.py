@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from peftly.errors import AdapterError
 
-__all__ = ["plain_name", "with_known_names"]
+__all__ = ["plain_name", "with_known_names", "with_plain_names"]
 
 Value = TypeVar("Value")
 
@@ -40,6 +40,24 @@ def plain_name(name: str) -> str:
     if match is not None:
         name = name[: match.start()] + "".join(filter(None, match.groups()))
     return name if name.startswith("base_model.") or "." not in name else _PREFIX + name
+
+
+def with_plain_names(tensors: Mapping[str, Value], path: object) -> dict[str, Value]:
+    """Return the tensors of a file by their plain names, and without the parts of a wrapper that hold no adapter.
+
+    Args:
+        tensors: tensors by their names in the file.
+        path: path of the file, for messages.
+
+    Raises:
+        AdapterError: two names in the file differ in notation only, as those of two adapters do.
+    """
+    names = {name: plain_name(name) for name in tensors if ".original_module." not in name}
+    known = {plain: tensors[name] for name, plain in names.items()}
+    for name, plain in names.items():
+        if known[plain] is not tensors[name]:
+            raise AdapterError(f"{path} has {plain} more than once, as {name} too; give the file of one adapter")
+    return known
 
 
 def with_known_names(tensors: Mapping[str, Value], expected: Collection[str], path: object) -> dict[str, Value]:
