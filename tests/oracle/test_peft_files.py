@@ -252,7 +252,6 @@ REFUSED = {
     "arrow_config": {"top_k": 3},
     "kasa_config": {"alpha": 1.0},
     "monteclora_config": {"num_samples": 8},
-    "ensure_weight_tying": True,
 }
 
 

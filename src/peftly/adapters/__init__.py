@@ -10,7 +10,9 @@ method_settings  settings of the method, from the two files that hold them
 tensor_names  names of tensors as other tools write them
 folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
+fitting     whether the files of an adapter fit a model
 loading     adapters from disk, alone or with their base
+training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
 rollback    restoration of a model after an adapter could not be put on it
 card        the model card

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,110 +12,131 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import BASE, CONFIG, HEAD_SEED, LABELS, TENSORS, TRAINING, escaped
+from peftly.adapters.base_changes import base_for, finish_base, tokenizer_for
+from peftly.adapters.embeddings import (
+    check_vocabulary,
+    embeddings_in,
+    put_embeddings,
+    rows_restored_on_failure,
+)
+from peftly.adapters.files import BASE, HEAD_SEED, METHOD, TENSORS, TRAINING, escaped
+from peftly.adapters.fitting import check_labels, check_pooling, check_tensors, is_left_out, method_on, unfit
 from peftly.adapters.folder import AdapterFolder
+from peftly.adapters.own_tokenizer import tokenizer_size
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
-from peftly.adapters.state import parts_without_copy
-from peftly.adapters.tensor_names import plain_name, with_known_names
+from peftly.adapters.state import attached, parts_without_copy, state_of
+from peftly.adapters.tensor_names import with_known_names
+from peftly.adapters.training_quantization import other_quantization, quantization_advice
+from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_modules, copied_parameters, task_modules
+from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
 from peftly.methods import METHODS, Adapter, MethodConfig
-from peftly.models import Quantization, labels_of, load_base, note_difference, pooling_of, task_of
+from peftly.models import Base, Quantization, load_base, note_difference
 from peftly.utils import warn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peftly.models import Base, BaseSpec
+    from peftly.models import BaseSpec
 
 __all__ = ["load", "load_adapter", "load_together"]
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound="nn.Module | Base")
 
-_BASE_WEIGHT = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
-_UNUSED = re.compile(r"\.(modules_to_save|original_module)\.|\.lora_velora_embed(\.|$)")
 _ROUNDING = 0.02
 """Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
 
-def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default") -> ModelT:
+def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default", on: bool = True) -> ModelT:
     """Put an adapter that peftly or PEFT wrote on `model`, in place; the adapter is active afterwards.
 
+    Embeddings in the file of the adapter, of new tokens, are written into the base; `detach` restores its own.
+
+    While the model answers in other threads, load with `on=False` and choose adapters with `use_adapters`.
+
     Args:
-        model: base of the adapter, for example from `load_base`.
+        model: base of the adapter, for example from `load_base`, or a `Base` of model and tokenizer: then the tokenizer
+            in the folder of the adapter, if there is one, is returned instead of that of the base. Adapters with
+            different tokenizers may be on one model; each is for texts of its own tokenizer.
         source: an adapter folder, a folder in which several adapters were saved together (all are attached), a run
             folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
+        on: whether the adapter is active afterwards, in all threads; False: as soon as it is chosen.
 
     Returns:
-        The same model.
+        The same model; for a `Base` the model and the tokenizer of the adapter.
 
     Raises:
         AdapterError: the source holds no adapter, or one that is damaged, that was changed after it was saved, whose
-            files disagree, of an unknown type, or for another base. After this and any other error, Ctrl-C included,
-            the model is as it was before the call.
+            files disagree, of an unknown type, or for another base or vocabulary. After this and any other error,
+            Ctrl-C included, the model is as it was before the call.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
+    if isinstance(model, Base):
+        return cast("ModelT", _load_on_base(model, open_adapters(source), name, on=on))
     adapters = open_adapters(source).named(name)
-    with restored_on_failure(model):
+    with restored_on_failure(model), rows_restored_on_failure(model):
         for adapter_name, folder in adapters.items():
-            _load(model, folder, adapter_name)
+            _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
+    for adapter_name, folder in adapters.items():
+        if (quantization := other_quantization(model, folder)) is not None:
+            state_of(model).other_quantizations[adapter_name] = quantization
+            warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
     return model
 
 
-def _load(model: nn.Module, folder: AdapterFolder, name: str) -> None:
-    _check_labels(model, folder)
-    _check_pooling(model, folder)
-    tensors = folder.tensors()
-    method = _method_on(model, folder, tensors)
+def _load_on_base(base: Base, adapters: AdapterSet, name: str, *, on: bool) -> Base:
+    """Put adapters on a model with their tokenizer; see `load_adapter`."""
+    tokenizer, rows = tokenizer_for([adapters], base.tokenizer), vocabulary_size(base.model)
+    if tokenizer is not None and rows is not None and tokenizer_size(tokenizer) > rows:
+        raise AdapterError(
+            f"{adapters.path} has a tokenizer of {tokenizer_size(tokenizer)} tokens, and this base has {rows} "
+            f"embeddings; call base.model.resize_token_embeddings({tokenizer_size(tokenizer)}) first, or open both "
+            "with peftly.load"
+        )
+    load_adapter(base.model, adapters, name=name, on=on)
+    finish_base(base.model, adapters.named(name), [adapters], tokenizer)
+    return Base(base.model, tokenizer or base.tokenizer)
+
+
+def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> None:
+    check_labels(model, folder)
+    check_pooling(model, folder)
+    check_vocabulary(model, folder)
+    tensors, is_alone = folder.tensors(), not attached(model)
+    method = method_on(model, folder, tensors)
     adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
     expected = adapter_tensors(adapter)
-    tensors = _without_extras(folder.path, model, with_known_names(tensors, expected, folder.path / TENSORS))
-    _check_tensors(folder.path, expected, tensors)
+    if not folder.is_own:
+        tensors = with_known_names(tensors, expected, folder.path / TENSORS)
+    extras = {name: tensor for name, tensor in tensors.items() if name not in expected}
+    embeddings = embeddings_in(model, adapter, extras)
+    own = {name: tensor for name, tensor in tensors.items() if name in expected or not is_left_out(name, embeddings)}
+    check_tensors(folder.path, expected, own)
+    put_embeddings(model, folder.path, {path: extras[name] for name, path in embeddings.items()}, is_alone=is_alone)
+    _untie_copies(model, folder, adapter, tensors)
     with torch.no_grad():
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[tensor_name])
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+    if on:  # not before its tensors are loaded: other threads may call the model
+        state_of(model).selection.activate(name)
 
 
-def _check_labels(model: Any, folder: AdapterFolder) -> None:
-    """Refuse a classifier whose labels are those of the adapter in another order, and warn about other names.
+def _untie_copies(model: nn.Module, folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    """Give copies of modules that are tied in the base parameters of their own, if they were trained untied.
 
-    Raises:
-        AdapterError: the order differs, so that answers would have the wrong names.
+    PEFT trains two copies, and one only with `ensure_weight_tying`; the file has a tensor for each in both cases.
     """
-    noted = [str(label) for label in folder.notes.get(LABELS) or ()]
-    labels = labels_of(model) if noted and getattr(model, "config", None) is not None else noted
-    if labels != noted and sorted(labels) == sorted(noted):
-        raise AdapterError(
-            f"{folder.path} has the labels {', '.join(noted)}, and this base has them as {', '.join(labels)}; open the "
-            "base with the labels in the order of the adapter"
-        )
-    if labels != noted and len(labels) == len(noted) and noted != [f"LABEL_{number}" for number in range(len(noted))]:
-        warn(
-            f"{folder.path} has the labels {escaped(', '.join(noted))}, and this base calls them "
-            f"{escaped(', '.join(labels))}: answers have the names of the base; open the adapter with peftly.load, or "
-            "the base with the labels of the adapter",
-            stacklevel=4,
-        )
-
-
-def _check_pooling(model: Any, folder: AdapterFolder) -> None:
-    """Refuse a classifier whose head reads other states than the head of the adapter.
-
-    Raises:
-        AdapterError: the poolings differ.
-    """
-    if task_of(model) == folder.task == "sequence_classification" and pooling_of(model) != folder.pooling:
-        raise AdapterError(
-            f"{folder.path} has a head for pooling={folder.pooling!r}, and this base has one for pooling="
-            f"{pooling_of(model)!r}; open the adapter with peftly.load, or the base with load_base(..., pooling="
-            f"{folder.pooling!r})"
-        )
+    were_tied = METHOD in folder.notes or folder.peft_config.get("ensure_weight_tying")
+    for names in tied_copies(model, adapter.name):
+        first, *others = (tensors[f"{adapter.copies_prefix}{name}"] for name in names)
+        if not were_tied or not all(torch.equal(first, other) for other in others):
+            untie_copies(model, adapter.name, names[1:])
 
 
 def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> None:
@@ -136,40 +156,12 @@ def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> No
             )
 
 
-def _method_on(model: nn.Module, folder: AdapterFolder, tensors: Mapping[str, Tensor]) -> MethodConfig:
-    """Return the settings with which an adapter is attached to a model; those of a file of PEFT may depend on it."""
-    method = folder.method
-    if folder.is_own:
-        return method
-    adapter = METHODS[method.name].adapter
-    shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
-    if method.modules_to_save is None:
-        # PEFT adds the head of some tasks when it opens a file that names no modules.
-        heads = [
-            path
-            for path in task_modules(model)
-            for name, _ in model.get_submodule(path).named_parameters()
-            if f"{adapter.copies_prefix}{path}.{name}" in shapes
-        ]
-        method = method.model_copy(update={"modules_to_save": tuple(dict.fromkeys(heads))})
-    try:
-        return adapter.config_on(model, method, folder.peft_config, shapes)
-    except MethodError as error:
-        raise _unfit(folder, error) from error
-    except AdapterError as error:
-        raise AdapterError(f"{folder.path / CONFIG}: {error}") from error
-
-
 def _attach(model: Any, folder: AdapterFolder, method: MethodConfig, name: str) -> Adapter:
     try:
         with AllocationLimit(folder):
             return METHODS[method.name].adapter.attach_for_loading(model, method, name)
     except MethodError as error:
-        raise _unfit(folder, error) from error
-
-
-def _unfit(folder: AdapterFolder, error: MethodError) -> AdapterError:
-    return AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}")
+        raise unfit(folder, error) from error
 
 
 def _load_training_tensors(folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
@@ -217,15 +209,17 @@ def load(
         quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
     Returns:
-        The adapted model and its tokenizer, which has the chat template that the training set.
+        The adapted model and its tokenizer: the one in the folder of the adapter, if there is one, else that of the
+        base, with the chat template that the training set. The model has an embedding for each of its tokens, and
+        generates with the settings in the folder of the adapter, if there are any.
 
     Raises:
         AdapterError: the source holds no adapter, neither it nor `base` names a base, several adapters have different
-            bases, or neither the adapter nor its base has weights for a part of the head.
+            bases or tokenizers, or neither the adapter nor its base has weights for a part of the head.
         BaseModelError: the base cannot be opened.
     """
     adapters = open_adapters(source, None if base is None else str(base))
-    return _load_with_base(adapters, adapters.base, name, quantization, dtype, device, device_map)
+    return _load_with_base({name: adapters}, adapters.base, quantization, dtype, device, device_map)
 
 
 def load_together(
@@ -244,22 +238,19 @@ def load_together(
         dtype, device, quantization: as for `load`.
     """
     first, *others = opened
-    name = "adapter_1" if others else "default"
-    loaded = _load_with_base(first, base, name, quantization, dtype, device)
-    for number, adapters in enumerate(others, start=2):
-        load_adapter(loaded.model, adapters, name=f"adapter_{number}")
-    return loaded
+    named = {f"adapter_{number}": adapters for number, adapters in enumerate([first, *others], start=1)}
+    return _load_with_base(named if others else {"default": first}, base, quantization, dtype, device)
 
 
 def _load_with_base(
-    adapters: AdapterSet,
+    opened: Mapping[str, AdapterSet],
     base: BaseSpec,
-    name: str,
     quantization: Quantization | str | None,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> Base:
+    adapters = next(iter(opened.values()))
     if quantization is None:
         quantization = adapters.quantization
     elif quantization == "none" and correcting_adapter([adapters]):
@@ -267,7 +258,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels, pooling, model_class = adapters.requirements
+    base_name, task, labels, pooling, model_class, problem_type = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -282,9 +273,18 @@ def _load_with_base(
             model_class=model_class,
             seed=adapters.notes.get(HEAD_SEED, 0),
         )
+    if problem_type is not None:
+        loaded.model.config.problem_type = problem_type
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
-    load_adapter(loaded.model, adapters, name=name)
+    rows = vocabulary_size(loaded.model)
+    loaded, own_tokenizer = base_for(loaded, opened.values())
+    with warnings.catch_warnings():
+        if quantization == "none":
+            warnings.filterwarnings("ignore", ".* was trained over a base in")  # the caller has chosen the plain base
+        for name, one in opened.items():
+            load_adapter(loaded.model, one, name=name)
+    finish_base(loaded.model, attached(loaded.model), opened.values(), own_tokenizer, rows)
     missing = parts_without_copy(loaded.model)
     if missing and loaded.model.base_model is loaded.model:  # its states do not depend on a pooler
         warn(f"{base_name} has no weights for {', '.join(missing)}: they are random", stacklevel=3)
@@ -294,54 +294,3 @@ def _load_with_base(
             "would be random; train it again with modules_to_save naming them"
         )
     return loaded
-
-
-def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out tensors that PEFT writes with an adapter and no output depends on.
-
-    These are embeddings of the base, the bias of a head thrice, and what VeLoRA uses in its backward pass.
-
-    Raises:
-        AdapterError: the embeddings in the file are not those of `model`.
-    """
-    copies = {name: match[1] for name in tensors if (match := _BASE_WEIGHT.fullmatch(name))}
-    parameters = dict(model.named_parameters(remove_duplicate=False)) if copies else {}
-    for name, path in copies.items():
-        weight = parameters.get(f"{path}.weight")
-        if weight is None or not _are_close(weight, tensors[name]):
-            raise AdapterError(
-                f"{folder / TENSORS} has {path} of another base: {tuple(tensors[name].shape)}, or with other "
-                "values; give the base that it was trained on, its vocabulary resized likewise"
-            )
-    left_out = {*copies, *(name for name in tensors if _UNUSED.search(name))}
-    return {name: tensor for name, tensor in tensors.items() if name not in left_out}
-
-
-def _are_close(weight: Tensor, tensor: Tensor) -> bool:
-    return weight.shape == tensor.shape and torch.allclose(weight.float().cpu(), tensor.float(), atol=1e-3)
-
-
-def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Do nothing if a file holds the tensors that an adapter has on its base, by names and shapes.
-
-    Args:
-        folder: folder of the file, for messages.
-        expected: tensors of the adapter on the model.
-        tensors: tensors of the file, without extras.
-
-    Raises:
-        AdapterError: names or shapes differ, so the adapter is for another base.
-    """
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        verb, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
-        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
-        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {verb} {name}{more}")
-    for name, parameter in expected.items():
-        if parameter.shape != tensors[name].shape:
-            raise AdapterError(
-                f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
-                f"and the base needs {tuple(parameter.shape)}"
-            )
-        if not tensors[name].is_floating_point():
-            raise AdapterError(f"{folder / TENSORS} is damaged: {name} has the dtype {tensors[name].dtype}")

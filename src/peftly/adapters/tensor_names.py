@@ -76,7 +76,7 @@ def with_known_names(tensors: Mapping[str, Value], expected: Collection[str], pa
         plain = name if name in expected else plain_name(name)
         # Before its version 0.7, PEFT called a trained bias as the base does.
         candidates = (plain, f"{plain.removesuffix('.bias')}.base_layer.bias")
-        found = next((candidate for candidate in candidates if candidate in expected), name)
+        found = next((candidate for candidate in candidates if candidate in expected), plain)
         if found != name and found in tensors:
             found = name
         if found in known:

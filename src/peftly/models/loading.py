@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.errors import MethodError
+from peftly.errors import BaseModelError, MethodError
 from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
 from peftly.models.gguf import open_gguf
@@ -73,15 +73,16 @@ def load_base(
             labels; else a new head is drawn. Empty: the base's own head stays.
         pooling: for sequence_classification: `mean` or `first` for a head that is one linear layer on the mean of the
             token states, or on the first one, which other tools cannot load; None: the head of transformers' class.
-        model_class: without a task, the name of a class of transformers, such as `AutoModel` for a body without a head;
-            None, or a class that transformers does not have: the class that the config names.
+        model_class: class of transformers that opens the base, by its name, instead of a task: `AutoModel` for the body
+            without a head, `AutoModelForQuestionAnswering`, `BertForNextSentencePrediction`.
         seed: seed of new weights; the global random generators are not used.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        BaseModelError: the base cannot be found, fetched, verified or opened.
+        BaseModelError: the base cannot be found, fetched, verified or opened, or `model_class` is no class of
+            transformers' models or contradicts another argument.
         ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
     check_seed(seed)
@@ -91,7 +92,9 @@ def load_base(
     is_gguf = base.kind == "gguf"
     wanted = as_quantization(quantization)
     if is_gguf:
-        check_gguf(base.name, wanted, task)
+        check_gguf(base.name, wanted, task or model_class)
+    if model_class is not None and (task or labels or pooling):
+        raise BaseModelError(f"model_class={model_class!r} names the head of {base.name}: leave task and labels out")
     if device_map is not None:
         check_device_map(base.name, device_map, device, wanted, gguf=is_gguf)
     files = weights_identity(base)
@@ -129,5 +132,14 @@ def open_original(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantized
         dtype = quantization.dtype or "auto"
+        model_class = None if task else type(model).__name__
         pooling = pooling_of(model)
-        return load_base(model.name_or_path, dtype=dtype, device="cpu", task=task, labels=labels, pooling=pooling).model
+        return load_base(
+            model.name_or_path,
+            dtype=dtype,
+            device="cpu",
+            task=task,
+            labels=labels,
+            pooling=pooling,
+            model_class=model_class,
+        ).model

@@ -134,7 +134,7 @@ def test_a_class_that_transformers_does_not_have_is_passed_over(moved, tmp_path)
     folder = shutil.copytree(lora, tmp_path / "adapter")
     (folder / "peftly.json").unlink()
     path = folder / "adapter_config.json"
-    for name in ("MyModel", "pipeline", "AutoTokenizer"):
+    for name in ("MyModel", "pipeline"):
         mapping = {"base_model_class": name, "parent_library": "my.library"}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_mapping": mapping, "task_type": None}))
         assert_close(load(folder, base=new, dtype="float32").model(IDS).logits, expected, 1e-6)
