@@ -14,6 +14,10 @@ fitting     whether the files of an adapter fit a model
 loading     adapters from disk, alone or with their base
 training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
+embeddings  embeddings of a resized vocabulary, in the file of an adapter and in the base
+vocabulary  input embedding and output head of a model, and their resize
+own_tokenizer  the tokenizer in the folder of an adapter
+base_changes  a base made ready for adapters with a tokenizer or new tokens
 rollback    restoration of a model after an adapter could not be put on it
 card        the model card
 version_0_1 names in files of version 0.1.0

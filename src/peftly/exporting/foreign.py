@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -77,8 +78,6 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         AdapterError: the file is missing, damaged, or holds no object.
     """
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
