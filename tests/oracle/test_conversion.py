@@ -300,3 +300,44 @@ def test_what_is_refused(tmp_path):
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in load_file(out / "adapter_model.safetensors").items()
     )
+
+
+def test_an_adapter_on_the_hub(tmp_path, monkeypatch):
+    source = tmp_path / "snapshot"
+    mlx(source)
+    (source / "adapter_config.json").rename(tmp_path / "kept")
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    monkeypatch.setattr("peftly.adapters.adapter_set.snapshot_download", lambda *_, **__: str(source))
+    monkeypatch.setattr("peftly.exporting.conversion.snapshot_download", lambda *_, **__: str(source))
+    with pytest.raises(AdapterError, match=r"^org/name has no .*convert org/name name-converted$"):
+        load_adapter(fp32(), "org/name")
+    (tmp_path / "kept").rename(source / "adapter_config.json")
+    assert convert("org/name", tmp_path / "out").notes[0].startswith("its base is mlx-community/llama")
+
+
+@pytest.mark.parametrize("kind", ["mlx", "litgpt", "torchtune", "adapterhub"])
+def test_an_unsound_adapter_is_one_line(kind, tmp_path):
+    """Files without what the format has: no rank, no factors."""
+    files = {
+        "mlx": ("adapters.safetensors", {"lora_parameters": {"scale": 1.0}, "model": "x"}),
+        "litgpt": ("lit_model.pth.lora", None),
+        "torchtune": ("adapter_0.pt", {"base_model_name_or_path": str(tmp_path / "base")}),
+        "adapterhub": ("adapter.safetensors", {"config": {"architecture": "lora"}}),
+    }
+    file, config = files[kind]
+    if kind == "torchtune":
+        fp32().save_pretrained(tmp_path / "base")
+    names = {"mlx": "q_proj.m", "torchtune": "layers.0.attn.v_proj.lora_a.weight", "adapterhub": "q.loras.a.lora_A"}
+    tensors = {names.get(kind, "lm_head.lora_A"): random(4) if kind == "mlx" else random(3, 4)}
+    source = tmp_path / "source"
+    source.mkdir()
+    (save_file if file.endswith("safetensors") else torch.save)(tensors, source / file)
+    if config is None:
+        (source / "hyperparameters.yaml").write_text("lora_r: 2")
+        (source / "model_config.yaml").write_text("mlp_class_name: LLaMAMLP")
+    else:
+        (source / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match=r"is not a sound adapter of ") as caught:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

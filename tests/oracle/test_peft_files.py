@@ -229,6 +229,16 @@ def test_biases_had_the_names_of_the_base_before_version_0_7(tmp_path):
     assert_close(ours(tmp_path, "opt"), expected, EXACT)
 
 
+def test_the_first_key_in_the_file_holds(tmp_path):
+    """PEFT sorts the keys that it writes; other tools do not."""
+    write(tmp_path, peft.LoraConfig(**LORA))
+    edit(tmp_path, {"alpha_pattern": {"q_proj": 2, r"layers\.1\..*": 7, "layers.0.mlp.up_proj": 3, "up_proj": 4}})
+    assert_close(ours(tmp_path), theirs(tmp_path), EXACT)
+    again = save_adapter(load_adapter(fp32(), tmp_path), tmp_path / "again")
+    assert_close(ours(again), theirs(tmp_path), EXACT)
+    assert_close(theirs(again), theirs(tmp_path), EXACT)
+
+
 def test_two_adapters_in_one_file_are_refused(tmp_path):
     write(tmp_path, peft.LoraConfig(**LORA))
     tensors = load_file(tmp_path / "adapter_model.safetensors")

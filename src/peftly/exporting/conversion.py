@@ -60,18 +60,22 @@ def convert(
     out = Path(out).expanduser().resolve()
     check_out(out, str(source), overwrite=overwrite)
     folder = _folder_of(source)
-    reader = next((reader for reader in READERS.values() if any(folder.glob(reader.files))), None)
+    name = next((name for name, reader in READERS.items() if any(folder.glob(reader.files))), None)
     if (folder / TENSORS).is_file() and (folder / CONFIG).is_file():
         raise AdapterError(f"{source} needs no conversion: peftly opens its {TENSORS}")
-    if reader is None:
+    if name is None:
         raise AdapterError(f"{source} holds no adapter that can be converted; peftly knows {', '.join(READERS)}")
-    converted = reader.read(folder, None if base is None else str(base))
-    name = converted.config.get("base_model_name_or_path")
+    try:
+        converted = READERS[name].read(folder, None if base is None else str(base))
+    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AdapterError(f"{source} is not a sound adapter of {name}: {reason}") from None
+    base_name = converted.config.get("base_model_name_or_path")
     with write_folder(out, kind=KIND, markers=(CONFIG,)) as target:
-        write_adapter(target, converted.config, converted.tensors, _card(name, str(source)))
+        write_adapter(target, converted.config, converted.tensors, _card(base_name, str(source)))
         AdapterFolder.read(target).tensors()  # what is written fits its settings
     named = f"open it with peftly.load({str(out)!r})"
-    return Exported(out, [*converted.notes, named if name else f"{named[:-1]}, base=...): the files name no base"])
+    return Exported(out, [*converted.notes, named if base_name else f"{named[:-1]}, base=...): the files name no base"])
 
 
 def _folder_of(source: str | Path) -> Path:

@@ -45,11 +45,8 @@ def read_litgpt(folder: Path, base: str | None) -> Foreign:
     name = str(model.get("name"))
     if model.get("mlp_class_name") not in _LIKE_LLAMA or _FUSED.search(name):
         raise AdapterError(f"{folder} is for {name}, which does not have the layers of llama: it cannot be converted")
-    try:
-        rank, alpha = int(settings["lora_r"]), float(settings["lora_alpha"])
-        tensors = dict(_tensors(read_pickle(folder / LITGPT_TENSORS), settings, model, rank))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise AdapterError(f"{folder} is not a sound adapter of litgpt: {error}") from None
+    rank, alpha = int(settings["lora_r"]), float(settings["lora_alpha"])
+    tensors = dict(_tensors(read_pickle(folder / LITGPT_TENSORS), settings, model, rank))
     base = base or _hub_id(model)
     return Foreign(
         lora_config(tensors, rank, alpha / rank, base=base, dropout=settings.get("lora_dropout", 0.0)), tensors

@@ -48,7 +48,8 @@ def read_mlx(folder: Path, base: str | None) -> Foreign:
     scaling = _scaling(folder, config, parameters, rank)
     base = base or config.get("model")
     peft = lora_config(tensors, rank, scaling, base=base, dropout=parameters.get("dropout", 0.0), dora=kind == "dora")
-    return Foreign(peft, tensors)
+    notes = () if not base or base != config.get("model") else (f"its base is {base}: with --base another copy of it",)
+    return Foreign(peft, tensors, notes)
 
 
 def _scaling(folder: Path, config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int) -> float:

@@ -64,10 +64,7 @@ def read_torchtune(folder: Path, base: str | None) -> Foreign:
         if match[3] == "b" and part in heads:
             tensor = _in_halves(tensor, heads[part])
         tensors[f"{prefix}{layer}.lora_{match[3].upper()}.weight"] = tensor
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"{folder / CONFIG} has no sound r and lora_alpha: {error}") from None
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
     dropout = config.get("lora_dropout", 0.0)
     return Foreign(lora_config(tensors, rank, alpha / rank, base=base, dropout=dropout), tensors)
 

@@ -25,6 +25,7 @@ from peftly.injection import (
     device_of,
     features,
     find_targets,
+    first_matches,
     is_within,
     short_names,
     task_modules,
@@ -253,6 +254,11 @@ class LowRankAdapter(Adapter):
         in_file = {match[1] for name in shapes if (match := _FACTOR.fullmatch(name))}
         targets = peft_targets(model, cls.layer_classes, peft, config.modules_to_save or (), in_file)
         found: LowRankConfig = config
+        # Of several keys that match a layer, PEFT takes the first in the file, and `by_pattern` that in the alphabet.
+        alphas = first_matches(list(found.alpha_pattern), in_file, "alpha_pattern", at_end=True)
+        if alphas != first_matches(sorted(found.alpha_pattern), in_file, "alpha_pattern", at_end=True):
+            of_paths = {path: found.alpha_pattern[key] for path, key in alphas.items()}
+            found = found.model_copy(update={"alpha_pattern": of_paths})
         return found if targets is None else found.model_copy(update={"target_modules": tuple(targets)})
 
     @classmethod

@@ -225,7 +225,7 @@ def _ends_with(path: str, names: Collection[Any]) -> bool:
 def _layer_names(peft: Mapping[str, Any]) -> list[str]:
     """Return the names in `layers_pattern`, of the list of layers that `layers_to_transform` counts; often empty."""
     names = peft.get("layers_pattern") or []
-    names = [names] if isinstance(names, str) else names
+    names = names if isinstance(names, list) else [names]
     odd = [name for name in names if not (isinstance(name, str) and _LAYER_NAME.fullmatch(name))]
     if odd:
         raise AdapterError(f"layers_pattern should be names of a list of layers, and has {odd[0]!r}")
