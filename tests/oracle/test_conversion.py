@@ -82,7 +82,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, capfd):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     for content in (Malicious(), {"x": Malicious()}):
         (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(content))
-        with pytest.raises(AdapterError, match="holds other objects than tensors") as caught:
+        with pytest.raises(AdapterError, match=r"^\S+adapter_model\.bin holds other objects than tensors") as caught:
             convert(tmp_path, tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""

@@ -46,10 +46,18 @@ from peftly.adapters.files import (
     TASK,
     TENSORS,
     TOGETHER,
+    TOKENIZER,
 )
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
 from peftly.adapters.merge import check_mergeable, check_weightable, merge_adapters, weight_adapters
+from peftly.adapters.own_tokenizer import (
+    TOKENIZER_FILES,
+    chat_template_in,
+    own_tokenizer,
+    tokenizer_size,
+    tokenizer_to_save,
+)
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
@@ -77,6 +85,8 @@ __all__ = [
     "TASK",
     "TENSORS",
     "TOGETHER",
+    "TOKENIZER",
+    "TOKENIZER_FILES",
     "AdapterChoice",
     "AdapterFolder",
     "AdapterSet",
@@ -86,6 +96,7 @@ __all__ = [
     "adapter_names",
     "attach",
     "attached",
+    "chat_template_in",
     "check_mergeable",
     "check_number_of_weights",
     "check_weightable",
@@ -98,8 +109,11 @@ __all__ = [
     "num_virtual_tokens_of",
     "open_adapters",
     "open_compatible_adapters",
+    "own_tokenizer",
     "save_adapter",
     "set_adapters",
+    "tokenizer_size",
+    "tokenizer_to_save",
     "trainable_parameters",
     "use_adapters",
     "use_prompt_positions",

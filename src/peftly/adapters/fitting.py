@@ -130,5 +130,5 @@ def check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping
                 f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
                 f"and the base needs {tuple(parameter.shape)}"
             )
-        if not tensors[name].is_floating_point():
+        if tensors[name].is_floating_point() != parameter.is_floating_point():
             raise AdapterError(f"{folder / TENSORS} is damaged: {name} has the dtype {tensors[name].dtype}")

@@ -30,7 +30,7 @@ from peftly.adapters.tensor_names import with_known_names
 from peftly.adapters.training_quantization import other_quantization, quantization_advice
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
+from peftly.injection import copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.models import Base, Quantization, load_base, note_difference
 from peftly.utils import warn
@@ -108,9 +108,11 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
     tensors, is_alone = folder.tensors(), not attached(model)
     method = method_on(model, folder, tensors)
     adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
-    expected = adapter_tensors(adapter)
+    all_tensors, buffers = adapter_tensors(adapter), copied_buffers(model, name, adapter.copies_prefix)
     if not folder.is_own:
-        tensors = with_known_names(tensors, expected, folder.path / TENSORS)
+        tensors = with_known_names(tensors, all_tensors, folder.path / TENSORS)
+    # Files of earlier versions have no buffers: those of the base stay.
+    expected = {key: value for key, value in all_tensors.items() if key in tensors or key not in buffers}
     extras = {name: tensor for name, tensor in tensors.items() if name not in expected}
     embeddings = embeddings_in(model, adapter, extras)
     own = {name: tensor for name, tensor in tensors.items() if name in expected or not is_left_out(name, embeddings)}
@@ -121,6 +123,8 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[tensor_name])
+        for tensor_name, buffer in buffers.items():
+            buffer.copy_(tensors.get(tensor_name, buffer))
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
     if on:  # not before its tensors are loaded: other threads may call the model

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from peftly.adapters import CONFIG, TENSORS, AdapterFolder
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, PeftlyError
 from peftly.exporting.foreign import Reader
 from peftly.exporting.formats import Exported
 from peftly.exporting.from_adapterhub import ADAPTERHUB_TENSORS, read_adapterhub
@@ -67,6 +67,8 @@ def convert(
         raise AdapterError(f"{source} holds no adapter that can be converted; peftly knows {', '.join(READERS)}")
     try:
         converted = READERS[name].read(folder, None if base is None else str(base))
+    except PeftlyError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AdapterError(f"{source} is not a sound adapter of {name}: {reason}") from None

@@ -37,7 +37,7 @@ from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.heads import is_body, output_heads, vocabulary_head
+from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -59,6 +59,7 @@ from peftly.injection.module_copies import (
     BiasCopy,
     add_copies,
     bias_layers,
+    copied_buffers,
     copied_modules,
     copied_parameters,
     norm_layers,
@@ -136,6 +137,7 @@ __all__ = [
     "cache_adapter_tensors",
     "check_placement",
     "checkpointed_blocks",
+    "copied_buffers",
     "copied_modules",
     "copied_parameters",
     "current_packing",
@@ -168,6 +170,7 @@ __all__ = [
     "override_method",
     "owner",
     "packed_call",
+    "parts_without",
     "patch_quantized_layers",
     "quantization_settings",
     "recorded_states",

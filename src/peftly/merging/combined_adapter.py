@@ -14,6 +14,8 @@ from peftly.adapters import (
     ROW_FORMAT,
     TASK,
     TOGETHER,
+    TOKENIZER,
+    TOKENIZER_FILES,
     AdapterSet,
     AdapterSource,
     adapter_card,
@@ -24,6 +26,7 @@ from peftly.adapters import (
     load_together,
     open_compatible_adapters,
     save_adapter,
+    tokenizer_to_save,
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
@@ -38,7 +41,7 @@ __all__ = ["Combined", "save_combined"]
 _NAME = "combined"
 """Name of the new adapter in the model."""
 
-_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TASK)
+_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TASK, TOKENIZER)
 """Keys of notes that are not copied: they describe one adapter, or `save_combined` writes them itself."""
 
 _MEANINGS = {ROW_FORMAT: "the row format, so give generate its text with --prompt"}
@@ -95,7 +98,7 @@ def save_combined(
         target,
         kind="an adapter",
         is_ours=lambda folder: (folder / CONFIG).is_file(),
-        may_hold=lambda entry: entry.name in ADAPTER_FILES,
+        may_hold=lambda entry: entry.name in (*ADAPTER_FILES, *TOKENIZER_FILES),
         overwrite=overwrite,
     )
     check_method(method, rank)
@@ -114,7 +117,8 @@ def save_combined(
             "others or weighted; combine adapters with another init"
         )
     resolved = opened[0].base
-    model = load_together(opened, resolved, dtype=stored_dtype(resolved), device="cpu", quantization="none").model
+    loaded = load_together(opened, resolved, dtype=stored_dtype(resolved), device="cpu", quantization="none")
+    model, own_tokenizer = loaded.model, tokenizer_to_save(loaded.model, loaded.tokenizer)
     weight_of = dict(zip(attached(model), weights or [1.0] * len(names), strict=True))
     combine(model, weight_of, name=_NAME, method=method, rank=rank)
     adapter: Any = attached(model)[_NAME]
@@ -126,7 +130,7 @@ def save_combined(
     outputs = output_kind(model.config) if labels else "class"
     name = resolved.name
     card = adapter_card(name, adapter.config, made_of, labels=labels, pooling=pooling_of(model), outputs=outputs)
-    save_adapter(model, target, name=_NAME, notes=notes, card=card)
+    save_adapter(model, target, name=_NAME, notes=notes, card=card, tokenizer=own_tokenizer)
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))
 
