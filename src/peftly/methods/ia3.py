@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peftly.errors import MethodError
 from peftly.injection import (
     LayerAdapter,
     adapted_layers,
@@ -87,9 +88,15 @@ class IA3Adapter(Adapter):
         if config.target_modules is None:
             targets = find_part(model, "keys and values") | find_part(model, "feed-forward output")
         else:
-            targets = find_targets(model, config.target_modules, warns=not setup.for_loading)
+            targets = find_targets(model, config.target_modules, warns=not setup.is_loading)
         modules = config.feedforward_modules
-        inputs = find_targets(model, modules, warns=not setup.for_loading) if modules else {}
+        inputs = find_targets(model, modules, warns=not setup.is_loading) if modules else {}
+        outside = [path for path in inputs if path not in targets]
+        if outside and not setup.is_loading:  # in a file they have no effect in PEFT either
+            raise MethodError(
+                f"feedforward_modules={modules!r} name {outside[0]}, which is not among target_modules; name it there "
+                "too, or leave it out"
+            )
         for path, layer in targets.items():
             on_input = is_part("feed-forward output", path) if modules is None else path in inputs
             add_layer_adapter(model, layer, name, IA3Layer(layer, on_input=on_input))

@@ -107,7 +107,7 @@ class LowRankLayer(LayerAdapter):
         self.scaling = lora_scaling(config.alpha, config.rank, rslora=config.rslora)
         self.dropout = config.dropout
         lora_a = torch.empty(self.rank, in_features)
-        if not setup.for_loading:
+        if not setup.is_loading:
             nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
         self.lora_a = nn.Parameter(lora_a.to(device_of(layer)))
         self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=device_of(layer)))
@@ -152,7 +152,7 @@ class LowRankAdapter(Adapter):
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        targets = find_targets(model, config.target_modules, cls.layer_classes, warns=not setup.for_loading)
+        targets = find_targets(model, config.target_modules, cls.layer_classes, warns=not setup.is_loading)
         with_bias = {} if config.bias == "none" else bias_layers(model)
         # The modules of a task are trained as full copies.
         with_bias = {path: layer for path, layer in with_bias.items() if not is_within(path, task_modules(model))}

@@ -66,8 +66,8 @@ class Setup:
         seed: seed of the initial values; the global random generators are not used.
         examples: training examples, for parameters that start from the inputs of layers.
         original: function that opens the base without quantisation, on the CPU.
-        for_loading: whether a file is about to replace all values, so that none has to be computed, and names of layers
-            that the model does not have are passed over, as PEFT does in a file.
+        is_loading: whether the values of a file are about to replace the initial values, so that none has to be
+            computed, and names of layers that the model does not have are passed over, as PEFT does.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -75,7 +75,7 @@ class Setup:
     seed: int = 0
     examples: Sequence[EncodedExample] = ()
     original: Callable[[], PreTrainedModel] | None = None
-    for_loading: bool = False
+    is_loading: bool = False
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -144,7 +144,7 @@ class Adapter(ABC):
         The new tensors may have at most twice as many elements as the file: settings of a file may be absurd, and more
         elements are refused.
         """
-        return cls.attach(model, config, name, Setup(for_loading=True))
+        return cls.attach(model, config, name, Setup(is_loading=True))
 
     @classmethod
     def unsupported_reason(cls, model: nn.Module) -> str | None:
