@@ -137,7 +137,7 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies, **buffers}
 
 
-def _replaced(folder: Path, tokenizer: object) -> Iterator[str]:
+def _replaced(folder: Path, tokenizer: object = None) -> Iterator[str]:
     """Yield the files of the adapter in a folder, or of adapters that were saved together there.
 
     Args:
