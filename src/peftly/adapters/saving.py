@@ -117,10 +117,7 @@ def save_adapter(
                 all_notes = {BASE: base, **(notes or {}), **together, **({} if own is None else {TOKENIZER: True})}
                 inner = saved if together else "."
                 _write(adapters[saved], scratch / inner, all_notes, card, embeddings)
-                if own is not None:
-                    write_tokenizer(scratch / inner, own)
-                if state.generation is not None:
-                    model.generation_config.save_pretrained(scratch / inner)
+                write_tokenizer(scratch / inner, own, state.generation and model.generation_config)
                 if (folder / inner / CARD).exists() and not (folder / inner / CONFIG).exists():
                     delete_file(scratch / inner / CARD)  # the file in the folder is not the card of an adapter
     except ConfigError as error:  # another process, or a symbolic link
