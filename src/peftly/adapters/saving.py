@@ -120,10 +120,7 @@ def save_adapter(
                 all_notes = {BASE: base, **(notes or {}), **together, **({} if own is None else {TOKENIZER: True})}
                 inner = saved if together else "."
                 _write(adapters[saved], scratch / inner, all_notes, card, embeddings)
-                if own is not None:
-                    write_tokenizer(scratch / inner, own)
-                if state.generation is not None:
-                    model.generation_config.save_pretrained(scratch / inner)
+                write_tokenizer(scratch / inner, own, state.generation and model.generation_config)
                 if (folder / inner / CARD).exists() and not (folder / inner / CONFIG).exists():
                     delete_file(scratch / inner / CARD)  # the file in the folder is not the card of an adapter
     except ConfigError as error:  # another process, or a symbolic link
@@ -140,7 +137,7 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies, **buffers}
 
 
-def _replaced(folder: Path, tokenizer: object) -> Iterator[str]:
+def _replaced(folder: Path, tokenizer: object = None) -> Iterator[str]:
     """Yield the files of the adapter in a folder, or of adapters that were saved together there.
 
     Args:
