@@ -22,9 +22,11 @@ from peftly.injection import (
     inserts_no_tokens,
     is_multimodal,
     key_value_shape,
+    output_heads,
     recorded_states,
     role_of,
     text_stack,
+    vocabulary_head,
 )
 from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
@@ -254,7 +256,7 @@ class PTuningV2Adapter(PrefixTuningAdapter):
     def unsupported_reason(cls, model: nn.Module) -> str | None:
         """See `Adapter.unsupported_reason`."""
         reason = PrefixTuningAdapter.unsupported_reason(model)
-        if reason is None and isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
+        if reason is None and (vocabulary_head(model) is not None or not output_heads(model)):
             return (
                 f"p_tuning_v2 trains a classifier with the prefix, and {type(model).__name__} has none; "
                 "prefix_tuning is the same without a classifier"
