@@ -131,10 +131,8 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         raise MethodError(unsupported_reason)
     if not attached(model):
         _prepare(model)
-    # Random generators are on the CPU, whatever the default device is; parameters go to the devices of their layers.
-    with torch.device("cpu"):
-        adapter = create()
-        _save_modules(model, name, config.modules_to_save)
+    adapter = create()
+    _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()

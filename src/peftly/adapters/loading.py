@@ -79,11 +79,10 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
-        quantizations = {name: other_quantization(model, folder) for name, folder in adapters.items()}
-        others = {name: quantization for name, quantization in quantizations.items() if quantization is not None}
-        state_of(model).other_quantizations.update(others)
-    for adapter_name, quantization in others.items():
-        warn(quantization_advice(str(adapters[adapter_name].path), quantization, model), stacklevel=2)
+        for adapter_name, folder in adapters.items():
+            if (quantization := other_quantization(model, folder)) is not None:
+                warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
+                state_of(model).other_quantizations[adapter_name] = quantization
     return model
 
 
