@@ -45,8 +45,26 @@ SHORT_CALL_TOKENS = 256
 fp32, with 2 adapters and with 16."""
 
 
+class _AccelerateHook:
+    """Descriptor that undoes accelerate's hook on the part of an adapter, so that the part is never offloaded.
+
+    accelerate loads the weights of a module in calls of the module, and parts are not called.
+    """
+
+    def __get__(self, part: nn.Module | None, owner: type[nn.Module]) -> Any:
+        raise AttributeError("_hf_hook")
+
+    def __set__(self, part: nn.Module, hook: Any) -> None:
+        hook.detach_hook(part)
+        for tensor in part.parameters(recurse=False):
+            tensor.data = tensor.detach().clone()  # the tensor may be mapped from a file of accelerate
+        part.to(getattr(hook, "execution_device", None))
+
+
 class LayerAdapter(nn.Module):
     """Part of one adapter at one layer."""
+
+    _hf_hook = _AccelerateHook()
 
     is_outermost: ClassVar[bool] = False
     """Whether it runs outside of all other adapters of its layer, in any order of attachment."""
@@ -56,6 +74,14 @@ class LayerAdapter(nn.Module):
 
     only_adds: bool = False
     """Whether it adds a term to the output of the layer that does not depend on the parameters of the layer."""
+
+    def children(self) -> Iterator[nn.Module]:
+        """See `torch.nn.Module.children`."""
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return no module: accelerate, which asks nobody else for modules to offload, would offload them."""
+        return iter(())
 
     def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the new output of the layer for its input `x`.
@@ -95,7 +121,7 @@ class OriginalForward:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.replaced: Callable[..., Tensor] | None = layer.__dict__.get("forward")
+        self.replaced: Callable[..., Tensor] | None = vars(layer).get(_forward_attribute(layer))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output of the layer without adapters."""
@@ -201,7 +227,7 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
     if not hasattr(layer, LAYER_ADAPTERS):
         layer.peftly = nn.ModuleDict().train(layer.training)
         if adapter.has_forward:
-            layer.forward = _AdaptedForward(layer, layer.peftly, selection_of(model))
+            setattr(layer, _forward_attribute(layer), _AdaptedForward(layer, layer.peftly, selection_of(model)))
     layer.peftly[name] = adapter.train(layer.training)
     if not adapter.is_outermost:
         outermost = takewhile(lambda other: layer.peftly[other].is_outermost, [*layer.peftly][-2::-1])
@@ -212,8 +238,13 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
 
 def original_forward(layer: Any) -> OriginalForward:
     """Return the forward of an adapted layer without adapters."""
-    original: OriginalForward = vars(layer)["forward"].original
+    original: OriginalForward = vars(layer)[_forward_attribute(layer)].original
     return original
+
+
+def _forward_attribute(layer: nn.Module) -> str:
+    """Return the attribute for the forward of a layer: accelerate's hooks call the one in `_old_forward`."""
+    return "_old_forward" if "_old_forward" in vars(layer) else "forward"
 
 
 def remove_layer_adapters(model: nn.Module, name: str) -> None:
@@ -222,11 +253,18 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
         del layer.peftly[name]
         if not len(layer.peftly):
             if adapter.has_forward:
-                replaced = layer.__dict__.pop("forward").original.replaced
-                if replaced is not None:
-                    layer.forward = replaced
+                _restore_forward(layer)
             del layer.peftly
     invalidate_cached_tensors()
+
+
+def _restore_forward(layer: nn.Module) -> None:
+    attribute = _forward_attribute(layer)
+    replaced = vars(layer).pop(attribute).original.replaced
+    if replaced is None and attribute != "forward":  # accelerate has wrapped the adapted forward, and needs one
+        replaced = type(layer).forward.__get__(layer)
+    if replaced is not None:
+        setattr(layer, attribute, replaced)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

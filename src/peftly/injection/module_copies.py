@@ -86,6 +86,7 @@ class ModuleCopy(LayerAdapter):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)
         self.copy.float().requires_grad_(True)
+        self.register_buffer("placed", torch.empty(0), persistent=False)  # accelerate places modules with tensors
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output of the copy; see `LayerAdapter.run`."""

@@ -14,7 +14,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
+from peftly.injection import Prefix, add_prefix, device_of, drop_prefix, key_value_shape, recorded_states
 from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import prompt_shape_error
@@ -105,7 +105,7 @@ class PrefixTuningAdapter(Adapter):
             encoder: network that returns the keys and values; None: the keys and values are trained themselves.
         """
         super().__init__(model, config, name)
-        device = next(model.parameters()).device
+        device = device_of(model)
         prefix = Prefix(values.to(device), _shape(model), None if encoder is None else encoder.to(device))
         add_prefix(model, name, prefix)
         self.prefix = prefix

@@ -1,0 +1,104 @@
+"""accelerate on adapted models: weights of the base offloaded before or after attaching, and states of training."""
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from references import DEFAULTS, METHOD_CELLS, adapted, assert_close
+from tiny import perturb, random_token_ids, tiny_model
+
+from peftly import METHODS, LoRA, attach, detach, load_adapter, merge, save_adapter, trainable_parameters
+from peftly.errors import MethodError
+
+IDS = torch.tensor(random_token_ids([9, 9]))
+CPU = torch.device("cpu")
+MIXED = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu"}
+
+
+def cpu(model, folder):
+    accelerate.cpu_offload(model, CPU)
+
+
+def disk(model, folder):
+    accelerate.disk_offload(model, folder, CPU)
+
+
+def buffers(model, folder):
+    accelerate.cpu_offload(model, CPU, offload_buffers=True)
+
+
+def mixed(model, folder):
+    device_map = MIXED | {"model.rotary_emb": "cpu", "lm_head": "disk"}
+    if hasattr(model.model, "peftly"):  # a prefix
+        device_map["model.peftly"] = "disk"
+    accelerate.dispatch_model(model, device_map, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS).logits
+
+
+@pytest.mark.parametrize("offload", [cpu, disk, buffers, mixed])
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
+def test_a_base_offloaded_after_attaching_answers_as_before(architecture, method, offload, tmp_path):
+    if offload is mixed and architecture != "llama":
+        pytest.skip("the device map is that of a llama")
+    model, _ = adapted(architecture, method, torch.float32)
+    expected = logits(model)
+    save_adapter(model, tmp_path / "before")
+    offload(model, tmp_path / "weights")
+    assert torch.equal(logits(model), expected)
+    assert next(iter(trainable_parameters(model).values())).requires_grad
+    save_adapter(model, tmp_path / "after")
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "after" / file).read_bytes() == (tmp_path / "before" / file).read_bytes()
+    detach(model)
+    assert torch.equal(logits(model), logits(tiny_model(architecture, torch.float32)))
+
+
+@pytest.mark.parametrize("offload", [cpu, disk])
+@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
+def test_an_adapter_on_an_offloaded_base_answers_and_trains_as_on_another(architecture, method, offload, tmp_path):
+    plain, offloaded = (tiny_model(architecture, torch.float32) for _ in range(2))
+    offload(offloaded, tmp_path / "weights")
+    for model in (plain, offloaded):
+        attach(model, METHODS[method].config(**DEFAULTS[method]))
+        perturb(trainable_parameters(model).values())
+    assert torch.equal(logits(offloaded), logits(plain))
+    for model in (plain, offloaded):
+        model(IDS, labels=IDS).loss.backward()
+    for (name, actual), expected in zip(
+        trainable_parameters(offloaded).items(), trainable_parameters(plain).values(), strict=True
+    ):
+        assert_close(actual.grad, expected.grad, 1e-6)
+    remove_hook_from_submodules(offloaded)
+    assert torch.equal(logits(offloaded), logits(plain))
+    detach(offloaded)
+    assert torch.equal(logits(offloaded), logits(tiny_model(architecture, torch.float32)))
+
+
+def test_module_copies_stay_trainable_when_the_base_is_offloaded_after_attaching(tmp_path):
+    plain, offloaded = (tiny_model("llama", torch.float32) for _ in range(2))
+    for model in (plain, offloaded):
+        attach(model, LoRA(rank=2, modules_to_save=["lm_head"]))
+        perturb(trainable_parameters(model).values())
+    disk(offloaded, tmp_path / "weights")
+    for model in (plain, offloaded):
+        optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.1)
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert torch.equal(logits(offloaded), logits(plain))
+
+
+@pytest.mark.parametrize("offload", [cpu, disk])
+def test_merging_an_offloaded_base_is_refused_in_one_line(offload, tmp_path):
+    model, _ = adapted("llama", "lora", torch.float32)
+    expected = logits(model)
+    offload(model, tmp_path / "weights")
+    with pytest.raises(MethodError, match=r"q_proj is on disk: open the base without a device_map") as refused:
+        merge(model)
+    assert "\n" not in str(refused.value)
+    assert torch.equal(logits(model), expected)
+    remove_hook_from_submodules(model)
+    assert_close(logits(merge(model)), expected, 1e-5)
