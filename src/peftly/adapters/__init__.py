@@ -11,6 +11,7 @@ folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
 loading     adapters from disk, alone or with their base
 allocation  bound of the memory that an adapter on disk may ask for
+pretrained  `save_pretrained` and `push_to_hub` of an adapted model, and the checkpoints of Trainer
 rollback    restoration of a model after an adapter could not be put on it
 card        the model card
 version_0_1 names in files of version 0.1.0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base
 from peftly.adapters.rollback import restored_on_failure
-from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
 from peftly.errors import MethodError
 from peftly.injection import (
@@ -37,8 +37,6 @@ from peftly.models import open_original, pooling_of, task_of
 from peftly.settings import check_seed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedTokenizerBase
 
     from peftly.data import EncodedExample
@@ -46,6 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["attach", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_METHODS_ON_FILES: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "save_pretrained": SaveAdapters,
+    "push_to_hub": PushAdapters,
+    "create_or_update_model_card": UpdateCard,
+}
+"""Methods of a transformers model that work on the files of its adapters, and not of the base."""
 
 
 def attach(
@@ -154,7 +159,9 @@ def _prepare(model: nn.Module) -> None:
     if isinstance(model, PreTrainedModel):
         reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
         state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
-        override_method(model, "save_pretrained", _SaveAdapters(model))
+        for method, replacement in _METHODS_ON_FILES.items():
+            override_method(model, method, replacement(model))
+        state.state_dict_hook = model.register_load_state_dict_post_hook(ignore_missing_base)
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
@@ -164,14 +171,15 @@ def _prepare(model: nn.Module) -> None:
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
     state = state_of(model)
-    for part in (state.hooks, state.checkpointing):
+    for part in (state.hooks, state.checkpointing, state.state_dict_hook):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        restore_method(model, "save_pretrained")
+        for method in _METHODS_ON_FILES:
+            restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)
 
@@ -195,13 +203,3 @@ def _save_modules(model: nn.Module, name: str, modules_to_save: Sequence[str] | 
         if modules_to_save and not paths:
             raise MethodError(f"modules_to_save={list(modules_to_save)} match no module of this {type(model).__name__}")
     add_copies(model, name, map(model.get_submodule, paths))
-
-
-class _SaveAdapters:
-    """`save_pretrained` of an adapted model: it writes the adapters, not the base, so that checkpoints are small."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        save_adapter(self.model, save_directory)

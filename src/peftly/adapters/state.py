@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
@@ -63,6 +64,7 @@ class AttachedAdapters:
         adapters: adapters by name, in the order of attachment.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
+        state_dict_hook: hook on `load_state_dict` of a transformers model; None for other modules.
     """
 
     unfrozen: list[str]
@@ -71,6 +73,7 @@ class AttachedAdapters:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
+    state_dict_hook: RemovableHandle | None = None
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
