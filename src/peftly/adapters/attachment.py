@@ -121,6 +121,8 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
+    if isinstance(model, PreTrainedModel):
+        state.refuse_fused_head(model)
     state.adapters[name] = adapter
     state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
     return adapter
@@ -171,7 +173,7 @@ def _prepare(model: nn.Module) -> None:
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
     state = state_of(model)
-    for part in (state.hooks, state.checkpointing, state.state_dict_hook):
+    for part in (state.hooks, state.checkpointing, state.state_dict_hook, state.head_hook):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

@@ -26,6 +26,7 @@ from peftly.injection import (
     copied_modules,
     is_within,
     new_modules,
+    refuse_fused_head,
 )
 from peftly.methods import Adapter
 
@@ -65,6 +66,7 @@ class AttachedAdapters:
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
         state_dict_hook: hook on `load_state_dict` of a transformers model; None for other modules.
+        head_hook: hook on a transformers model whose output head an adapter changes; None for others.
     """
 
     unfrozen: list[str]
@@ -74,6 +76,12 @@ class AttachedAdapters:
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
     state_dict_hook: RemovableHandle | None = None
+    head_hook: RemovableHandle | None = None
+
+    def refuse_fused_head(self, model: PreTrainedModel) -> None:
+        """See `injection.refuse_fused_head`."""
+        if self.head_hook is None or self.head_hook.id not in model._forward_pre_hooks:
+            self.head_hook = refuse_fused_head(model)
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:

@@ -5,6 +5,7 @@ patterns                regular expressions in settings, with a time limit
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
+fused_heads             refusal of calls that do not call an adapted output head
 module_copies           trained copies of modules and biases
 selection               active adapters of each batch element of a call
 blocks                  blocks of a stack of transformer layers
@@ -31,6 +32,7 @@ devices                 device of a module, and weights that are on another one
 from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
+from peftly.injection.fused_heads import refuse_fused_head
 from peftly.injection.gradient_checkpointing import Checkpointing
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
@@ -143,6 +145,7 @@ __all__ = [
     "packed_call",
     "patch_quantized_layers",
     "recorded_states",
+    "refuse_fused_head",
     "remove_layer_adapters",
     "reorder_cache_insertions",
     "restore_method",
