@@ -114,6 +114,14 @@ def test_dpo_starts_at_log_2_with_the_adapter_as_its_own_reference(method, tiny_
     assert first_loss(trainer) == pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "adapter"])
+def test_dpo_disables_the_dropout_of_an_adapter(method, tiny_llama_folder, tokenizer, tmp_path):
+    model = adapted(tiny_llama_folder, method, dropout=0.5)
+    arguments = trl.DPOConfig(str(tmp_path), precompute_ref_log_probs=True, per_device_train_batch_size=2, **COMMON)
+    trainer = trl.DPOTrainer(model, args=arguments, train_dataset=PAIRS, processing_class=tokenizer)
+    assert first_loss(trainer) == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_dpo_of_a_fresh_adapter_starts_at_log_2_with_the_base_as_the_reference(tiny_llama_folder, tokenizer, tmp_path):
     model = attach(tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder), LoRA(rank=2))
     arguments = trl.DPOConfig(str(tmp_path), per_device_train_batch_size=2, **COMMON)
