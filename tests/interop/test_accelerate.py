@@ -3,7 +3,7 @@
 import accelerate
 import pytest
 import torch
-from accelerate.hooks import remove_hook_from_submodules
+from accelerate.hooks import attach_execution_device_hook, remove_hook_from_submodules
 from references import DEFAULTS, METHOD_CELLS, adapted, assert_close
 from tiny import perturb, random_token_ids, tiny_model
 
@@ -75,6 +75,24 @@ def test_an_adapter_on_an_offloaded_base_answers_and_trains_as_on_another(archit
     assert torch.equal(logits(offloaded), logits(plain))
     detach(offloaded)
     assert torch.equal(logits(offloaded), logits(tiny_model(architecture, torch.float32)))
+
+
+def test_the_weights_of_adapted_layers_are_read_under_the_hooks_of_accelerate():
+    def model():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)).eval()
+
+    plain, hooked = model(), model()
+    attach_execution_device_hook(hooked, "cpu")
+    for module in (plain, hooked):
+        attach(module, LoRA(rank=2, target_modules=["out_proj", "linear1"]))
+        perturb(trainable_parameters(module).values(), scale=1.0)
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(hooked(x), plain(x))
+    assert not torch.equal(plain(x), model()(x))
+    remove_hook_from_submodules(hooked)
+    assert torch.equal(hooked(x), plain(x))
+    assert torch.equal(detach(hooked)(x), model()(x))
 
 
 def test_module_copies_stay_trainable_when_the_base_is_offloaded_after_attaching(tmp_path):

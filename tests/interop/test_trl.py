@@ -89,7 +89,11 @@ def test_sft_on_the_answers_alone(tiny_llama_folder, tokenizer, tmp_path):
     expected = losses_by_hand(model, [row["input_ids"] for row in encoded], kept)
     for settings in ({}, {"packing": True, "max_length": 256}):
         arguments = trl.SFTConfig(
-            str(tmp_path), per_device_train_batch_size=2, assistant_only_loss=True, learning_rate=0.0, **COMMON | settings
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            assistant_only_loss=True,
+            learning_rate=0.0,
+            **COMMON | settings,
         )
         data = Dataset.from_dict({"messages": chats})
         trainer = trl.SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
@@ -107,7 +111,7 @@ PAIRS = Dataset.from_dict(
 
 @pytest.mark.parametrize("method", SUPPORTED)
 def test_dpo_starts_at_log_2_with_the_adapter_as_its_own_reference(method, tiny_llama_folder, tokenizer, tmp_path):
-    """The line that does it is `precompute_ref_log_probs=True`: without it TRL opens the base again as the reference."""
+    """`precompute_ref_log_probs=True` does it: without this line TRL opens the base again as the reference."""
     model = adapted(tiny_llama_folder, method)
     arguments = trl.DPOConfig(str(tmp_path), precompute_ref_log_probs=True, per_device_train_batch_size=2, **COMMON)
     trainer = trl.DPOTrainer(model, args=arguments, train_dataset=PAIRS, processing_class=tokenizer)
@@ -177,7 +181,9 @@ def test_a_reward_model_has_the_loss_of_bradley_and_terry_and_its_score_is_train
     rows = {kind: [prompt + text for prompt, text in zip(PAIRS["prompt"], PAIRS[kind], strict=True)] for kind in ends}
     arguments = trl.RewardConfig(str(tmp_path), per_device_train_batch_size=2, save_steps=1, **COMMON)
     before = {name: value.detach().clone() for name, value in trainable_parameters(model).items()}
-    trainer = trl.RewardTrainer(model, args=arguments, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer)
+    trainer = trl.RewardTrainer(
+        model, args=arguments, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer
+    )
     assert first_loss(trainer) == pytest.approx(expected, rel=2e-5)
     assert all(not torch.equal(value, before[name]) for name, value in trainable_parameters(model).items())
     other = tf.AutoModelForSequenceClassification.from_pretrained(tiny_llama_folder, num_labels=1)
@@ -200,7 +206,9 @@ def test_grpo_trains_an_adapter_on_its_own_generations(tiny_llama_folder, tokeni
         return [float(len(completion)) for completion in completions]
 
     data = Dataset.from_dict({"prompt": TEXTS[:2]})
-    trainer = trl.GRPOTrainer(model, args=arguments, reward_funcs=reward, train_dataset=data, processing_class=tokenizer)
+    trainer = trl.GRPOTrainer(
+        model, args=arguments, reward_funcs=reward, train_dataset=data, processing_class=tokenizer
+    )
     trainer.train()
     assert len(seen) == 4
     assert all(not torch.equal(value, before[name]) for name, value in trainable_parameters(model).items())

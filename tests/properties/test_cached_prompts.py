@@ -205,9 +205,84 @@ def test_the_next_block_sees_changed_weights(change):
     assert (after - before).norm() > 1e-4 * before.norm()
 
 
+def write_data(model):
+    for parameter in trainable_parameters(model).values():
+        parameter.data.mul_(-3)
+
+
+def replace_data(model):
+    for parameter in trainable_parameters(model).values():
+        parameter.data = -3 * parameter.data
+
+
+@torch.no_grad()
+def write_in_place(model):
+    for parameter in trainable_parameters(model).values():
+        parameter.mul_(-3)
+
+
+def load_state(model):
+    state = model.state_dict()
+    model.load_state_dict(state | {name: -3 * state[name] for name in trainable_parameters(model)})
+
+
+def convert(model):
+    model.to(torch.bfloat16).to(torch.float64)
+
+
 def attach_another(model):
     attach(model, LoRA(rank=2, target_modules=("v_proj",)), name="second")
     perturb(p for path, p in trainable_parameters(model).items() if ".second." in path)
+
+
+CHANGES = [change_one_value, fused_step, write_data, replace_data, write_in_place, load_state, convert, attach_another]
+CACHING = {
+    "lora": {},
+    "dora": {},
+    "ia3": {},
+    "adapter": {},
+    "prompt_tuning": {"num_virtual_tokens": COUNT},
+    "p_tuning": {"num_virtual_tokens": COUNT},
+    "prefix_tuning": {"num_virtual_tokens": 3, "projection": True},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("method", CACHING)
+def test_no_method_answers_from_weights_that_were_changed(method, change):
+    """`generate`, `evaluate` and a block of the user's have cached tensors of the former weights."""
+    model = tiny_model("llama")
+    attach(model, METHODS[method].config(**DEFAULTS[method] | CACHING[method]))
+    perturb(trainable_parameters(model).values())
+    before = logits(model)
+    model.generate(torch.tensor(TEXTS[:1]), max_new_tokens=3, do_sample=False)
+    with evaluation_mode(model):
+        logits(model)
+    cached_logits(model)
+    change(model)
+    after, inside = logits(model), cached_logits(model)
+    generated = model.generate(torch.tensor(TEXTS[:1]), max_new_tokens=6, do_sample=False)
+    new = copy.deepcopy(model)  # which has made no call
+    assert_close(after, logits(new), 1e-12)
+    assert_close(inside, after, 2e-6)  # networks of prompts compute in fp32
+    assert torch.equal(generated, new.generate(torch.tensor(TEXTS[:1]), max_new_tokens=6, do_sample=False))
+    assert (after - before).norm() > 1e-4 * before.norm()
+
+
+@pytest.mark.parametrize("method", CACHING)
+def test_a_training_step_inside_a_block_shows_at_once(method):
+    model = tiny_model("llama")
+    attach(model, METHODS[method].config(**DEFAULTS[method] | CACHING[method]))
+    perturb(trainable_parameters(model).values())
+    ids = torch.tensor(TEXTS[:1])
+    with cache_adapter_tensors():
+        before = logits(model)
+        model(ids, labels=ids).loss.backward()
+        for parameter in trainable_parameters(model).values():
+            parameter.data -= 0.5 * parameter.grad
+        after = logits(model)
+    assert_close(after, logits(copy.deepcopy(model)), 2e-6)
+    assert (after - before).norm() > 1e-4 * before.norm()
 
 
 def replace_prompt(model):

@@ -138,13 +138,13 @@ def test_the_speed_is_measured_on_texts_of_the_stated_lengths(tmp_path):
 
 
 def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monkeypatch):
-    """Run the three code blocks of the page in order, with small data sets for its `tweets`, `tickets` and `test`."""
+    """Run the four code blocks of the page in order, with small data sets for its `tweets`, `tickets` and `test`."""
     from peftly import attached, load_base
     from peftly.data import DataConfig, load_data
 
     page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     file = tmp_path / "tweets.jsonl"
     rows = [{"text": f"{word} late again", "label": label} for word in ("train", "app") for label in ("yes", "no")]
     file.write_text("\n".join(json.dumps(row) for row in rows * 3))
@@ -155,6 +155,7 @@ def test_the_page_about_several_adapters_runs(tiny_llama_folder, tmp_path, monke
     for block in blocks:
         exec(compile(block.replace("smollm2-135m", str(tiny_llama_folder)), "composition.md", "exec"), variables)
     assert len(variables["answers"]) == 4
+    assert variables["answer"]
     assert list(attached(variables["again"])) == ["prompt", "lora", "prefix"]
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["lora", "prefix", "prompt"]
     assert (tmp_path / "runs" / "both" / "lora" / "adapter" / "adapter_config.json").is_file()

@@ -10,6 +10,7 @@ method_settings  settings of the method, from the two files that hold them
 folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
 loading     adapters from disk, alone or with their base
+training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
 pretrained  `save_pretrained` and `push_to_hub` of an adapted model, and the checkpoints of Trainer
 rollback    restoration of a model after an adapter could not be put on it

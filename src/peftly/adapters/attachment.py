@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.embeddings import restore_embeddings
 from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
+from peftly.adapters.vocabulary import ResizeVocabulary, SetEmbedding, vocabulary_size
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
+    Selection,
     adapted_layers,
     add_copies,
     base_modules,
@@ -28,8 +32,10 @@ from peftly.injection import (
     is_within,
     override_method,
     patch_quantized_layers,
+    remove_weight_readers,
     restore_method,
     restore_quantized_layers,
+    serve_weight_readers,
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
@@ -45,12 +51,13 @@ __all__ = ["attach", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_METHODS_ON_FILES: dict[str, Callable[[Any], Callable[..., Any]]] = {
+_METHODS: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "save_pretrained": SaveAdapters,
     "push_to_hub": PushAdapters,
     "create_or_update_model_card": UpdateCard,
+    "resize_token_embeddings": ResizeVocabulary,
 }
-"""Methods of a transformers model that work on the files of its adapters, and not of the base."""
+_SET_EMBEDDING = ("set_input_embeddings", "set_output_embeddings")
 
 
 def attach(
@@ -90,6 +97,7 @@ def attach(
     try:
         with use_adapters(model, name):
             adapter.initialize_from_data(setup)
+        state_of(model).selection.activate(name)
     except BaseException:
         detach(model, name)
         raise
@@ -98,7 +106,7 @@ def attach(
 
 
 def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[[], Adapter]) -> Adapter:
-    """Freeze `model` and put an adapter on it, inside `restored_on_failure`.
+    """Freeze `model` and put an adapter on it, inside `restored_on_failure`. The adapter is not active yet.
 
     Args:
         model, config, name: as for `attach`.
@@ -123,8 +131,9 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     state = state_of(model)
     if isinstance(model, PreTrainedModel):
         state.refuse_fused_head(model)
+    serve_weight_readers(model, state.selection)
+    state.reach.begin_again()
     state.adapters[name] = adapter
-    state.selection.default = ActiveAdapters([state.selection.default.sets[0] | {name}])
     return adapter
 
 
@@ -144,8 +153,12 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     state = state_of(model)
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
+        state.tokenizers.pop(removed, None)
+        state.other_quantizations.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
-    if not state.adapters:
+    if state.adapters:
+        serve_weight_readers(model, state.selection)
+    else:
         _restore(model)
     return model
 
@@ -155,14 +168,19 @@ def _prepare(model: nn.Module) -> None:
     patched_layers = patch_quantized_layers(model)
     # By all names of a parameter: merging may untie a parameter that several modules share.
     named = model.named_parameters(remove_duplicate=False)
-    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], patched_layers)
+    selection = Selection()
+    unfrozen = [name for name, parameter in named if parameter.requires_grad]
+    state = AttachedAdapters(unfrozen, patched_layers, selection, ReachCheck(model, selection))
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
+    state.vocabulary = vocabulary_size(model)
     if isinstance(model, PreTrainedModel):
         reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
         state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
-        for method, replacement in _METHODS_ON_FILES.items():
+        for method, replacement in _METHODS.items():
             override_method(model, method, replacement(model))
+        for method in _SET_EMBEDDING:
+            override_method(model, method, SetEmbedding(model, method))
         state.state_dict_hook = model.register_load_state_dict_post_hook(ignore_missing_base)
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
@@ -172,15 +190,19 @@ def _prepare(model: nn.Module) -> None:
 
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
+    restore_embeddings(model)
     state = state_of(model)
-    for part in (state.hooks, state.checkpointing, state.state_dict_hook, state.head_hook):
+    if state.generation is not None:
+        model.generation_config = state.generation
+    remove_weight_readers(model)
+    for part in (state.reach, state.hooks, state.checkpointing, state.state_dict_hook, state.head_hook):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        for method in _METHODS_ON_FILES:
+        for method in (*_METHODS, *_SET_EMBEDDING):
             restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from peftly.adapters.attachment import detach
-from peftly.adapters.state import attached, check_names
+from peftly.adapters.base_changes import keep_base_changes
+from peftly.adapters.state import attached, check_names, state_of
+from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
 from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
 from peftly.kernels import is_quantized
@@ -25,14 +27,15 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float] | None = None) -> ModelT:
-    """Merge an adapter, or all of them, into the weights of the base, in place, and detach it.
+    """Merge the active adapters, or one, into the weights of the base, in place, and detach them.
 
     The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Tied weights that
     merging makes different are untied, with a warning: each becomes a tensor of its own.
 
     Args:
         model: a model with adapters.
-        name: name of the adapter; None: all of them.
+        name: name of the adapter, active or not; the others stay on the model. None: the active adapters are merged,
+            and the others are detached too, with a warning.
         weights: factors of several adapters by name, instead of `name`: `{"a": 0.7, "b": 0.3}`. For methods that add
             to a weight (LoRA).
 
@@ -40,28 +43,62 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
         The same model, with merged weights and without the adapters.
 
     Raises:
-        MethodError: the model has no such adapter, or its method or the weights of the base cannot be merged; the
-            model is then unchanged.
+        MethodError: the model has no such adapter, no adapter is active, or its method or the weights of the base
+            cannot be merged; the model is then unchanged.
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
-    names = list(weights) if weights is not None else attached(model) if name is None else [name]
-    check_mergeable(model, names)
+    names = list(weights) if weights is not None else _active(model) if name is None else [name]
+    inactive = [other for other in attached(model) if other not in names] if weights is None and name is None else []
+    check_mergeable(model, names, without=inactive)
     if weights is not None:
         weight_adapters(model, weights)
-    for line in merge_adapters(model, names):
+    others = state_of(model).other_quantizations
+    lines = [quantization_advice(name, others[name], model) for name in names if name in others]
+    lines += merge_adapters(model, names)
+    if inactive:
+        lines.append(
+            f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "
+            "(to merge all, call peftly.set_adapters(model, *peftly.attached(model)) first)"
+        )
+        for other in inactive:
+            detach(model, other)
+    for line in lines:
         warn(line, stacklevel=2)
     return model
 
 
-def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
+def _active(model: nn.Module) -> list[str]:
+    """Return the names of the adapters that are active in the current context.
+
+    Raises:
+        MethodError: no adapter is active, or batch elements have different ones.
+    """
+    active = state_of(model).selection.active
+    if active.differ:
+        raise MethodError("batch elements have different adapters here; name the adapter that is to be merged")
+    if not active.names:
+        raise MethodError(
+            "no adapter of this model is active, so there is nothing to merge; call peftly.set_adapters(model, "
+            f"{', '.join(map(repr, attached(model)))}) first, or name one adapter"
+        )
+    return [name for name in attached(model) if name in active.names]
+
+
+def check_mergeable(model: nn.Module, names: Iterable[str], *, without: Sequence[str] = ()) -> None:
     """Do nothing if these adapters can be merged into the weights of the base.
+
+    Args:
+        model: a model with adapters.
+        names: names of the adapters.
+        without: names of adapters that are detached together with the merge.
 
     Raises:
         MethodError: a method does not change weights, a weight is quantized or on disk, the merge would change the
             effect of an adapter that stays, or the model has no such adapter.
     """
     names = check_names(model, list(names))
+    others = [other for other in attached(model) if other not in (*names, *without)]
     for name in names:
         method = attached(model)[name].config.name
         if not METHODS[method].mergeable:
@@ -70,8 +107,8 @@ def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
                 "its base instead (peftly.load opens both; peftly export writes it for other tools)"
             )
         _refuse_quantized_layers(model, name)
-        _refuse_shared_layers(model, name)
-        _refuse_hidden_changes(model, name, [other for other in attached(model) if other not in names])
+        _refuse_shared_layers(model, name, [*names, *others])
+        _refuse_hidden_changes(model, name, others)
 
 
 def check_weightable(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -124,6 +161,7 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
+    keep_base_changes(model)
     for name in names:
         detach(model, name)
     return lines
@@ -153,11 +191,12 @@ def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
                 )
 
 
-def _refuse_shared_layers(model: nn.Module, name: str) -> None:
+def _refuse_shared_layers(model: nn.Module, name: str, names: Sequence[str]) -> None:
     for path, layer, _ in adapted_layers(model, name):
-        if len(layer.peftly) > 1 and not all(change.only_adds for change in layer.peftly.values()):
+        changes = {other: change for other, change in layer.peftly.items() if other in names}
+        if len(changes) > 1 and not all(change.only_adds for change in changes.values()):
             raise MethodError(
-                f"{path} is changed by {' and '.join(layer.peftly)} together, and no weight can replace their "
+                f"{path} is changed by {' and '.join(changes)} together, and no weight can replace their "
                 "joint effect; detach one of them first"
             )
 

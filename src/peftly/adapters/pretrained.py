@@ -144,8 +144,8 @@ class UpdateCard:
         card = Path(output_dir) / CARD
         text = ModelCard.load(card)
         text.data.library_name = "peft"
-        if base := getattr(self.model.config, "name_or_path", None):
-            text.data.base_model = base
+        if self.model.name_or_path:
+            text.data.base_model = self.model.name_or_path
         text.save(card)
         _add_tags(card, ["peftly", *(adapter.config.name for adapter in attached(self.model).values())])
 

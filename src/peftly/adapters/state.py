@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -22,6 +22,7 @@ from peftly.injection import (
     AdapterNames,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
     Selection,
     copied_modules,
     is_within,
@@ -29,6 +30,9 @@ from peftly.injection import (
     refuse_fused_head,
 )
 from peftly.methods import Adapter
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "ATTRIBUTE",
@@ -62,19 +66,33 @@ class AttachedAdapters:
         unfrozen: names of the parameters that required grad before the first adapter was attached.
         patched_layers: quantised layers that compute with our kernels.
         selection: active adapters.
+        reach: check of the first calls of the model.
         adapters: adapters by name, in the order of attachment.
+        other_quantizations: quantization of the base in the training of adapters by name, where this base has another.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
+        vocabulary: number of embeddings of the base before the first adapter was attached; None for other modules.
+        embeddings: parameters of the base for which the file of an adapter has values; see `adapters.embeddings`.
+        replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
+        tokenizers: tokenizers that adapters came with, by the name of the adapter.
+        generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
         state_dict_hook: hook on `load_state_dict` of a transformers model; None for other modules.
         head_hook: hook on a transformers model whose output head an adapter changes; None for others.
     """
 
     unfrozen: list[str]
     patched_layers: list[nn.Module]
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection
+    reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    other_quantizations: dict[str, str] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
+    vocabulary: int | None = None
+    embeddings: set[nn.Parameter] = field(default_factory=set)
+    replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
+    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    generation: GenerationConfig | None = None
     state_dict_hook: RemovableHandle | None = None
     head_hook: RemovableHandle | None = None
 
@@ -124,6 +142,13 @@ def use_adapters(
 
     With `adapters`, each batch element has the outputs that it would have alone with its adapters.
 
+    A thread that is started inside the block does not inherit the choice, and warns when it calls the model. Enter the
+    block in the function that the thread runs, or start the thread in a copy of the context:
+
+        with peftly.use_adapters(model, "a"):
+            context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(model.generate,), kwargs=inputs | {"streamer": streamer}).start()
+
     Args:
         model: a model with adapters.
         names: adapters that work together on every batch element; without names, no adapter does.
@@ -142,7 +167,7 @@ def use_adapters(
         sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
         raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
-    with state.selection.use(ActiveAdapters(sets)):
+    with state.selection.use(ActiveAdapters(sets)), state.selection.note_block():
         yield
 
 

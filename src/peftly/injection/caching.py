@@ -30,7 +30,8 @@ def cache_adapter_tensors() -> Iterator[None]:
 
     No weight of the model, and no hook on its modules, may change inside the block. Adapters may be attached, loaded,
     detached, merged and switched: the next call computes its tensors from the active adapters. Nothing is cached with
-    gradients enabled or under `torch.compile`. A block inside another one shares the tensors of the outer block, which
+    gradients enabled, and such a call, which is one of a training step, clears what is cached; nothing is cached under
+    `torch.compile`. A block inside another one shares the tensors of the outer block, which
     are freed when the outer block ends. A block affects the current thread (or asyncio task) only. Forward hooks on
     layers see the virtual tokens of a soft prompt in the first call only.
     """
@@ -49,10 +50,15 @@ def cache_adapter_tensors() -> Iterator[None]:
 
 def is_caching() -> bool:
     """Whether `cached` stores tensors in the current context."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return False
     scope = _SCOPE.get()
-    return scope is not None and scope.is_open
+    if scope is None or not scope.is_open:
+        return False
+    if torch.is_grad_enabled():
+        scope.results = {}  # a training step may follow, which changes the weights
+        return False
+    return True
 
 
 def cached(

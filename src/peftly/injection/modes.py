@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -82,16 +83,32 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, without gradients, while the block runs.
 
-    Tensors derived from the weights of adapters are cached inside the block, so no weight may change there.
+    Tensors derived from the weights of adapters are cached inside the block, so no weight may change there. Blocks of
+    several threads may overlap: the last one that ends restores the modes from before the first.
     """
-    modes = _modes_of(model)
-    model.eval()
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            blocks, mode = _EVALUATED.get(module, (0, module.training))
+            _EVALUATED[module] = (blocks + 1, mode)
+        model.eval()
     try:
         # Not torch.inference_mode: a later training step may use tensors that hooks store during the call.
         with torch.no_grad(), cache_adapter_tensors():
             yield
     finally:
-        _restore_modes(modes)
+        with _LOCK:
+            for module in modules:
+                blocks, mode = _EVALUATED.pop(module)
+                if blocks > 1:
+                    _EVALUATED[module] = (blocks - 1, mode)
+                else:
+                    module.training = mode
+
+
+_LOCK = Lock()
+_EVALUATED: dict[nn.Module, tuple[int, bool]] = {}
+"""Modules in `evaluation_mode`: the number of open blocks, and whether the module was in training mode before."""
 
 
 def _modes_of(model: nn.Module) -> list[tuple[nn.Module, bool]]:

@@ -14,9 +14,20 @@ from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS, original_forward
 from peftly.kernels import dequantized_linear, dequantized_weight, is_int8, is_quantized, quant_state
 
-__all__ = ["QuantizedForward", "dequantize", "dequantize_layers", "patch_quantized_layers", "restore_quantized_layers"]
+__all__ = [
+    "QUANTIZATION",
+    "QuantizedForward",
+    "dequantize",
+    "dequantize_layers",
+    "patch_quantized_layers",
+    "quantization_settings",
+    "restore_quantized_layers",
+]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+QUANTIZATION = "_peftly_quantization"
+"""Attribute of a model with the settings of its quantization, which stay known once its layers are dequantised."""
 
 
 class QuantizedForward:
@@ -94,10 +105,31 @@ def dequantize(model: ModelT) -> ModelT:
     if any(hasattr(layer, "_hf_hook") for layer in model.modules() if is_quantized(layer)):
         raise MethodError("this model is spread over several devices; open it on one device to dequantise it")
     _refuse_replaced(model)
+    if not hasattr(model, QUANTIZATION) and (settings := quantization_settings(model)) is not None:
+        setattr(model, QUANTIZATION, settings)
     dequantize_layers(model, getattr(model, "dtype", None))
     if getattr(model, "hf_quantizer", None) is not None:
         _remove_quantization_marks(model)
     return model
+
+
+def quantization_settings(model: Any) -> dict[str, Any] | None:
+    """Return the settings with which the layers of a model were quantized, by the names of `peftly.Quantization`.
+
+    None if no layer is quantized, or if the files of the model are.
+    """
+    layer: Any = next((layer for layer in model.modules() if is_quantized(layer)), None)
+    if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
+        return None
+    if is_int8(layer):
+        return {"kind": "int8", "dtype": _name(getattr(model, "dtype", torch.float32))}
+    state = quant_state(layer)
+    settings = {"kind": state.quant_type, "double": state.nested, "block_size": state.blocksize}
+    return {**settings, "dtype": _name(state.dtype)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def dequantize_layers(module: nn.Module, dtype: torch.dtype | None) -> None:

@@ -2,11 +2,12 @@
 
 A model stores which adapters are active (`Selection.default`). A `with` block may activate others for the calls inside
 it. That choice is stored in a context variable and not on the model, so calls in several threads do not affect each
-other.
+other. A new thread does not inherit context variables; its calls use the default, with a warning.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from peftly.errors import MethodError
+from peftly.utils import warn
 
 __all__ = [
     "ActiveAdapters",
@@ -123,10 +125,19 @@ class Selection:
     def __init__(self) -> None:
         self.default = ActiveAdapters([frozenset()])
 
+    def activate(self, name: str) -> None:
+        """Add an adapter to the default."""
+        self.default = ActiveAdapters([self.default.sets[0] | {name}])
+
     @property
     def active(self) -> ActiveAdapters:
         """Adapters that are active in the current context."""
-        return _ACTIVE.get().get(self, self.default)
+        active = _ACTIVE.get().get(self)
+        if active is None:
+            if self in _BLOCKS:
+                _warn_of_thread(self)
+            return self.default
+        return active
 
     @property
     def prompt_positions(self) -> PromptPositions | None:
@@ -143,6 +154,18 @@ class Selection:
             _ACTIVE.reset(token)
 
     @contextmanager
+    def note_block(self) -> Iterator[None]:
+        """Warn in threads that are started while the block runs, if they call the model without a choice of theirs."""
+        block = _Block({thread.ident for thread in threading.enumerate()})
+        _BLOCKS[self] = (*_BLOCKS.get(self, ()), block)
+        try:
+            yield
+        finally:
+            _BLOCKS[self] = tuple(other for other in _BLOCKS[self] if other is not block)
+            if not _BLOCKS[self]:
+                del _BLOCKS[self]
+
+    @contextmanager
     def use_prompt_positions(self, positions: PromptPositions) -> Iterator[None]:
         """Insert marked virtual tokens at `positions` in the calls inside the block."""
         token = _PROMPT_POSITIONS.set({**_PROMPT_POSITIONS.get(), self: positions})
@@ -152,6 +175,33 @@ class Selection:
             _PROMPT_POSITIONS.reset(token)
 
 
+@dataclass(eq=False)
+class _Block:
+    """A running block of `use_adapters`.
+
+    Attributes:
+        known: threads that were running when the block began, or that were warned.
+    """
+
+    known: set[int | None]
+
+
+def _warn_of_thread(selection: Selection) -> None:
+    """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
+    thread = threading.get_ident()
+    for block in _BLOCKS.get(selection, ()):
+        if thread not in block.known:
+            block.known.add(thread)
+            warn(
+                "this thread was started inside peftly.use_adapters and does not inherit its choice: the model uses "
+                "its default adapters here; enter use_adapters in the function that the thread runs, or start the "
+                "thread with Thread(target=contextvars.copy_context().run, args=(function,))",
+                stacklevel=4,
+            )
+
+
+_BLOCKS: dict[Selection, tuple[_Block, ...]] = {}
+"""Running blocks of `use_adapters`, of all threads."""
 _ACTIVE: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("active adapters", default={})  # noqa: B039 -- never changed
 _PROMPT_POSITIONS: ContextVar[Mapping[Selection, PromptPositions]] = ContextVar("prompt positions", default={})  # noqa: B039 -- never changed
 

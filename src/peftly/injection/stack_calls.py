@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from peftly.injection.insertion import InsertionPlan
+
+if TYPE_CHECKING:
+    from peftly.injection.stack_hooks import StackHooks
 
 __all__ = ["StackCall", "close_call", "current_call", "open_call"]
 
@@ -19,17 +22,22 @@ class StackCall:
     """One call of a stack.
 
     Attributes:
+        hooks: hooks of the stack.
         arguments: arguments of the stack's forward by name, which the pre-forward hook changes.
         contexts: contexts that are open while the stack runs.
         text_columns: columns of the stack whose outputs the caller gets, (batch, length); None: all columns.
         virtual_tokens: plan of the virtual tokens that were inserted into the ids, or None.
+        is_changed: whether columns were inserted into the sequences of the caller, or these were packed, so that the
+            call needs positions of its own. A call without such a change has those of its caller and its model.
         packed_batch: layout of a batch that `injection.packing` has packed, or None.
     """
 
+    hooks: StackHooks
     arguments: dict[str, Any] = field(default_factory=dict)
     contexts: ExitStack = field(default_factory=ExitStack)
     text_columns: Tensor | None = None
     virtual_tokens: InsertionPlan | None = None
+    is_changed: bool = False
     packed_batch: Any = None
 
     @property
@@ -39,9 +47,9 @@ class StackCall:
         return self.arguments["inputs_embeds"] if ids is None else ids
 
 
-def open_call() -> StackCall:
+def open_call(hooks: StackHooks) -> StackCall:
     """Make a new call the current one."""
-    call = StackCall()
+    call = StackCall(hooks)
     _CALLS.set((*_CALLS.get(), call))
     return call
 
@@ -52,10 +60,15 @@ def current_call() -> StackCall | None:
     return calls[-1] if calls else None
 
 
-def close_call() -> StackCall:
-    """Return the current call, after which the call around it is the current one again."""
-    *outer, call = _CALLS.get()
-    _CALLS.set(tuple(outer))
+def close_call(hooks: StackHooks) -> StackCall | None:
+    """Return the current call, after which the call around it is the current one again.
+
+    None if `hooks` did not open it: another thread has added the hooks while the stack ran.
+    """
+    call = current_call()
+    if call is None or call.hooks is not hooks:
+        return None
+    _CALLS.set(_CALLS.get()[:-1])
     return call
 
 

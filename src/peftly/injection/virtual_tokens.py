@@ -18,6 +18,7 @@ from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
 from peftly.injection.modes import evaluation_mode
 from peftly.injection.selection import AdapterNames, expand_to_batch, selection_of
+from peftly.injection.text_stacks import embedding_in
 
 if TYPE_CHECKING:
     from peftly.injection.stack_hooks import StackHooks
@@ -127,7 +128,7 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 
 def embedding_of(hooks: StackHooks) -> Any:
     """Return the input embedding of a stack. T5's encoder and decoder have two modules that share their weights."""
-    return hooks.stack.get_input_embeddings()
+    return embedding_in(hooks.stack)
 
 
 def active_virtual_tokens(hooks: StackHooks) -> list[list[VirtualTokens]]:
@@ -161,7 +162,7 @@ def are_marked(active: Sequence[list[VirtualTokens]]) -> bool:
 def virtual_token_ids(model: Any, batch_size: int) -> Sequence[list[tuple[int, int]]]:
     """Return the virtual tokens of each batch element of a call of an adapted model; see `active_token_ids`."""
     hooks = model._peftly.hooks
-    if hooks is None:
+    if hooks is None or hooks.text is None:
         return [[]] * batch_size
     return expand_to_batch(active_token_ids(hooks.text, batch_size), batch_size, "virtual tokens")
 
@@ -202,4 +203,4 @@ def active_token_ids(hooks: StackHooks, batch_size: int) -> list[list[tuple[int,
 def _attached(hooks: StackHooks) -> Iterator[tuple[str, VirtualTokens]]:
     """Yield the adapters that have virtual tokens, in the order of attachment."""
     adapters = getattr(embedding_of(hooks), LAYER_ADAPTERS, {})
-    return ((name, adapter) for name, adapter in adapters.items() if isinstance(adapter, VirtualTokens))
+    return ((name, adapter) for name, adapter in tuple(adapters.items()) if isinstance(adapter, VirtualTokens))

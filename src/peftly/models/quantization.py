@@ -8,8 +8,8 @@ from pydantic import model_validator
 from torch import nn
 
 from peftly.errors import BaseModelError
-from peftly.injection import make_plain
-from peftly.kernels import is_bitsandbytes_layer, is_int8, is_quantized, quant_state
+from peftly.injection import QUANTIZATION, make_plain, quantization_settings
+from peftly.kernels import is_bitsandbytes_layer, is_quantized
 from peftly.settings import Settings
 
 __all__ = ["Quantization", "as_quantization", "finish_quantization", "quantization_of", "read_quantization"]
@@ -86,23 +86,10 @@ def read_quantization(value: object) -> object:
     return value
 
 
-_ATTRIBUTE = "_peftly_quantization"
-"""Attribute of a model that `load_base` has quantized: its `Quantization`."""
-
-
 def quantization_of(model: Any) -> Quantization | None:
-    """Return the quantization that `load_base` applied to a model; None if there is none, as for quantized files."""
-    known: Quantization | None = getattr(model, _ATTRIBUTE, None)
-    if known is not None:
-        return known
-    layer: Any = next((layer for layer in model.modules() if is_quantized(layer)), None)
-    if layer is None or getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
-        return None
-    if is_int8(layer):
-        return Quantization.model_validate({"kind": "int8", "dtype": _name(model.dtype)})
-    state = quant_state(layer)
-    settings = {"kind": state.quant_type, "double": state.nested, "block_size": state.blocksize}
-    return Quantization.model_validate({**settings, "dtype": _name(state.dtype)})
+    """Return the quantization of a model, dequantised since or not; None if there is none, as for quantized files."""
+    known = getattr(model, QUANTIZATION, None) or quantization_settings(model)
+    return None if known is None else Quantization.model_validate(known)
 
 
 def finish_quantization(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
@@ -112,7 +99,7 @@ def finish_quantization(model: Any, quantization: Quantization, dtype: torch.dty
     """
     for layer in [layer for layer in model.modules() if is_bitsandbytes_layer(layer) and not is_quantized(layer)]:
         make_plain(layer, layer.weight.data)
-    setattr(model, _ATTRIBUTE, quantization.model_copy(update={"dtype": quantization.dtype or _name(model.dtype)}))
+    setattr(model, QUANTIZATION, quantization.model_copy(update={"dtype": quantization.dtype or _name(model.dtype)}))
     if model.dtype != dtype:
         for parameter in model.parameters():
             if parameter.is_floating_point() and type(parameter) is nn.Parameter:

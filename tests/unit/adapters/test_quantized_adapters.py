@@ -1,7 +1,9 @@
 """Adapters that were trained over a quantised base are opened again, merged and exported."""
 
 import json
+import warnings
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -17,6 +19,7 @@ from peftly import (
     dequantize,
     export,
     load,
+    load_adapter,
     load_base,
     merge,
     save_adapter,
@@ -172,3 +175,81 @@ def test_an_unknown_quantisation_in_the_notes_is_refused(tiny_llama_folder, tmp_
         edit_notes(tmp_path / "a", quantization=wrong)
         with pytest.raises(AdapterError, match="is no known quantisation"):
             load(tmp_path / "a")
+
+
+ADVICE = (
+    r"trained over a base in {}, and this base {}.*quantization='{}'\).*peftly\.merge\(peftly\.dequantize\(model\)\)"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "present", "base"),
+    [("nf4", None, "is not quantised"), ("int8", None, "is not quantised"), ("nf4", "int8", "is in int8")],
+)
+def test_an_adapter_over_another_quantization_says_so_when_loaded_and_when_merged(
+    tiny_llama_folder, tmp_path, kind, present, base
+):
+    trained(tiny_llama_folder, tmp_path / "a", kind)
+    model = load_base(str(tiny_llama_folder), dtype="float32", quantization=present).model
+    with pytest.warns(UserWarning, match=f"{tmp_path / 'a'} was " + ADVICE.format(kind, base, kind)):
+        load_adapter(model, tmp_path / "a", name="one")
+    attach(model, LoRA(rank=2), name="own")
+    with pytest.warns(UserWarning, match="one was " + ADVICE.format(kind, base, kind)):
+        merge(dequantize(model), "one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge(model)
+
+
+@pytest.mark.parametrize("opened_by", ["peftly", "transformers"])
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_an_adapter_over_the_base_of_its_training_is_merged_in_silence(
+    tiny_llama_folder, tmp_path, opened_by, plain_first
+):
+    def opened():
+        if opened_by == "peftly":
+            return load_base(str(tiny_llama_folder), dtype="float32", quantization="nf4").model
+        settings = tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        return tf.AutoModelForCausalLM.from_pretrained(
+            tiny_llama_folder, quantization_config=settings, dtype=torch.float32
+        )
+
+    save_adapter(attach(dequantize(opened()), LoRA(rank=2)), tmp_path)
+    assert json.loads((tmp_path / "peftly.json").read_text())["quantization"]["kind"] == "nf4"
+    model = dequantize(opened()) if plain_first else opened()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge(dequantize(load_adapter(model, tmp_path)))
+        if opened_by == "peftly":  # files that others opened are not known
+            load(tmp_path, quantization="none")
+
+
+CARDS = {
+    "nf4": (
+        "base",
+        "Settings of `bitsandbytes`:\n- load_in_4bit: True\n- bnb_4bit_quant_type: nf4\n",
+    ),
+    "fp4": ("base", "- _load_in_8bit: False\n- _load_in_4bit: True\n"),
+    "int8": ("base", "- load_in_8bit: True\n- load_in_4bit: False\n- bnb_4bit_quant_type: nf4\n"),
+    "nf4 by name": ("unsloth/llama-bnb-4bit", ""),
+    "none": ("base", "- load_in_8bit: False\n- load_in_4bit: False\n"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_what_peft_writes_about_the_quantization_is_read(tiny_llama_folder, tmp_path, case):
+    base_name, card = CARDS[case]
+    theirs = peft.get_peft_model(
+        tf.AutoModelForCausalLM.from_pretrained(tiny_llama_folder), peft.LoraConfig(target_modules=["q_proj"])
+    )
+    theirs.peft_config["default"].base_model_name_or_path = base_name
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(f"# A model\n\n{card}\n### Framework versions\n")
+    model = load_base(str(tiny_llama_folder)).model
+    if case == "none":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_adapter(model, tmp_path)
+        return
+    with pytest.warns(UserWarning, match=ADVICE.format(case.split()[0], "is not quantised", case.split()[0])):
+        load_adapter(model, tmp_path)

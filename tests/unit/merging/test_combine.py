@@ -127,3 +127,45 @@ def test_what_is_no_sum_is_refused():
     after = model.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert list(attached(model)) == ["fine", "dora", "prompt", "biases", "saved"]
+
+
+def choose_default(model):
+    set_adapters(model, "a", "c")
+    return logits(model), merge(model)
+
+
+def choose_block(model):
+    with use_adapters(model, "b"):
+        return logits(model), merge(model)
+
+
+def choose_combined(model):
+    combine(model, WEIGHTS, name="both")
+    in_double(model)
+    return logits(model), merge(model)
+
+
+def choose_lora_beside_dora(model):
+    attach(model, DoRA(rank=2), name="other")
+    set_adapters(model, "a")
+    return logits(model), merge(model)
+
+
+@pytest.mark.filterwarnings("ignore:untied")
+@pytest.mark.parametrize("choose", [choose_default, choose_block, choose_combined, choose_lora_beside_dora])
+def test_active_adapters_are_merged_and_the_others_are_detached(choose):
+    with pytest.warns(UserWarning, match="detached without merging, because it is not active: .*set_adapters"):
+        expected, model = choose(several())
+    assert not attached(model)
+    assert_close(logits(model), expected, 1e-6)
+
+
+def test_without_an_active_adapter_there_is_nothing_to_merge():
+    model = set_adapters(several())
+    before = logits(model)
+    with pytest.raises(MethodError, match=r"no adapter of this model is active.*set_adapters\(model, 'a', 'b', 'c'\)"):
+        merge(model)
+    with pytest.raises(MethodError, match="different adapters"), use_adapters(model, adapters=["a", None]):
+        merge(model)
+    assert list(attached(model)) == ["a", "b", "c"]
+    assert torch.equal(logits(model), before)
