@@ -40,7 +40,7 @@ from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_te
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.fused_heads import refuse_fused_head
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.heads import is_body, output_heads, vocabulary_head
+from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -62,6 +62,7 @@ from peftly.injection.module_copies import (
     BiasCopy,
     add_copies,
     bias_layers,
+    copied_buffers,
     copied_modules,
     copied_parameters,
     norm_layers,
@@ -139,6 +140,7 @@ __all__ = [
     "cache_adapter_tensors",
     "check_placement",
     "checkpointed_blocks",
+    "copied_buffers",
     "copied_modules",
     "copied_parameters",
     "current_packing",
@@ -171,6 +173,7 @@ __all__ = [
     "override_method",
     "owner",
     "packed_call",
+    "parts_without",
     "patch_quantized_layers",
     "quantization_settings",
     "recorded_states",

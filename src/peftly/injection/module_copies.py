@@ -37,6 +37,7 @@ __all__ = [
     "ModuleCopy",
     "add_copies",
     "bias_layers",
+    "copied_buffers",
     "copied_modules",
     "copied_parameters",
     "norm_layers",
@@ -69,7 +70,9 @@ class BiasCopy(LayerAdapter):
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
         difference: Tensor = self.bias - bias_of(layer)
-        if isinstance(layer, _CHANNELS_SECOND):
+        if isinstance(output, tuple):  # layers of I-BERT return the scale of the output, too
+            return (output[0] + difference.to(output[0].dtype), *output[1:])  # type: ignore[return-value]
+        if isinstance(layer, _CHANNELS_SECOND) or getattr(layer, "data_format", None) == "channels_first":
             difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
 
@@ -122,6 +125,8 @@ class ModuleCopy(LayerAdapter):
         for path, parameter in self.copy.named_parameters():
             module, _, attribute = path.rpartition(".")
             getattr(layer.get_submodule(module), attribute).copy_(parameter)
+        for path, buffer in self.copy.named_buffers():
+            layer.get_buffer(path).copy_(buffer)
 
 
 def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
@@ -158,6 +163,20 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
         for path, _, layer_adapter in adapted_layers(model, name)
         if isinstance(layer_adapter, ModuleCopy)
         for parameter_path, parameter in layer_adapter.copy.named_parameters(remove_duplicate=False)
+    }
+
+
+def copied_buffers(model: nn.Module, name: str, prefix: str = "") -> dict[str, Tensor]:
+    """Return the buffers of the module copies of adapter `name` that a file holds, by `prefix` plus their names in the base.
+
+    Such buffers are the running statistics of a BatchNorm, which a training step changes too.
+    """
+    return {
+        f"{prefix}{path}.{tensor_path}": tensor
+        for path, _, layer_adapter in adapted_layers(model, name)
+        if isinstance(layer_adapter, ModuleCopy)
+        for tensor_path, tensor in layer_adapter.copy.state_dict(keep_vars=True).items()
+        if not isinstance(tensor, nn.Parameter)
     }
 
 

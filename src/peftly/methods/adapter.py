@@ -148,7 +148,8 @@ class _AddBottleneck(torch.autograd.Function):
             after = torch.add(before, drop(update, mask), alpha=scaling)
         ctx.save_for_backward(flat_h, hidden, down, up, mask)
         ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
-        return after.view(h.shape)
+        result: Tensor = torch.ops.aten._unsafe_view(after, h.shape)  # not a view, which no caller may change in place
+        return result
 
     @staticmethod
     @once_differentiable
