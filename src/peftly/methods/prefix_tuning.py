@@ -281,7 +281,7 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     layers, heads, head_dim = _shape(model)
     count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
-    has_no_weights = next(model.parameters()).is_meta
+    has_no_weights = device_of(model).type == "meta"
     if init == "zero" or has_no_weights:
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":
