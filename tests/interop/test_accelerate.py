@@ -119,3 +119,28 @@ def test_merging_an_offloaded_base_is_refused_in_one_line(offload, tmp_path):
     assert torch.equal(logits(model), expected)
     remove_hook_from_submodules(model)
     assert_close(logits(merge(model)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
+def test_the_saved_state_of_an_accelerator_continues_a_training_bit_for_bit(method, tmp_path):
+    def prepared():
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = attach(tiny_model("llama", torch.float32), METHODS[method].config(**DEFAULTS[method]))
+        optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=0.01)
+        return accelerator, *accelerator.prepare(model, optimizer)
+
+    def steps(accelerator, model, optimizer):
+        for _ in range(2):
+            accelerator.backward(model(IDS, labels=IDS).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    run = prepared()
+    steps(*run)
+    run[0].save_state(str(tmp_path))
+    steps(*run)
+    again = prepared()
+    again[0].load_state(str(tmp_path))
+    steps(*again)
+    expected = trainable_parameters(run[1])
+    assert all(torch.equal(value, expected[name]) for name, value in trainable_parameters(again[1]).items())
