@@ -1,17 +1,17 @@
 """Lightning's Trainer on adapted models: logs, learning rate finder, early stopping, and checkpoints that resume."""
 
 import csv
+from pathlib import Path
 
+import lightning.pytorch as lightning
 import pytest
 import torch
-from tiny import random_token_ids, tiny_model
-
-from peftly import METHODS, attach, trainable_parameters
-
-lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
+from tiny import random_token_ids, tiny_model
+
+from peftly import METHODS, attach, trainable_parameters
 
 SETTINGS = {"lora": {"rank": 4, "dropout": 0.2}, "prompt_tuning": {"num_virtual_tokens": 3, "init": "random"}}
 DATA = [torch.tensor(text) for text in random_token_ids([8] * 12)]
@@ -74,7 +74,7 @@ def test_logs_early_stopping_and_a_frozen_base(tmp_path):
     training = trainer(tmp_path, logger=logger, callbacks=[stop], max_epochs=9)
     training.fit(module, loader(), loader())
     assert training.current_epoch == 2, "no epoch is better by so much"
-    with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
         logged = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
     assert logged == pytest.approx(module.seen)
     now = module.state_dict()

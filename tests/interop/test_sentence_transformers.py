@@ -5,12 +5,6 @@ import pytest
 import torch
 import transformers as tf
 from datasets import Dataset
-from tiny import perturb
-from tiny_tasks import tiny_base
-
-from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
-
-pytest.importorskip("sentence_transformers")
 from sentence_transformers import (
     CrossEncoder,
     SentenceTransformer,
@@ -18,6 +12,10 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tiny import perturb
+from tiny_tasks import tiny_base
+
+from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
 
 TEXTS = ["late again", "great service today", "the app crashed twice", "love the store"]
 PAIRS = [("late", "again"), ("great service", "love the store today")]

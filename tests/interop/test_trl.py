@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 import transformers as tf
+import trl
 from datasets import Dataset
 from references import DEFAULTS
 from tiny import perturb
 
 from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
 from peftly.errors import MethodError
-
-trl = pytest.importorskip("trl")
 
 MARKED = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'assistant' %}"
