@@ -8,7 +8,7 @@ from references import DEFAULTS, METHOD_CELLS, adapted, assert_close
 from tiny import perturb, random_token_ids, tiny_model
 
 from peftly import METHODS, LoRA, attach, detach, merge, save_adapter, trainable_parameters
-from peftly.errors import MethodError
+from peftly.errors import AdapterError, MethodError
 
 IDS = torch.tensor(random_token_ids([9, 9]))
 CPU = torch.device("cpu")
@@ -144,3 +144,15 @@ def test_the_saved_state_of_an_accelerator_continues_a_training_bit_for_bit(meth
     steps(*again)
     expected = trainable_parameters(run[1])
     assert all(torch.equal(value, expected[name]) for name, value in trainable_parameters(again[1]).items())
+
+
+def test_an_adapter_inside_a_preloaded_block_answers_and_says_how_it_can_be_saved(tmp_path):
+    model, _ = adapted("llama", "lora", torch.float32)
+    expected = logits(model)
+    accelerate.cpu_offload(model, CPU, preload_module_classes=["LlamaDecoderLayer"])
+    assert torch.equal(logits(model), expected)
+    with pytest.raises(AdapterError, match=r"first call accelerate\.hooks\.remove_hook_from_submodules\(model\)"):
+        save_adapter(model, tmp_path / "adapter")
+    remove_hook_from_submodules(model)
+    save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(logits(model), expected)

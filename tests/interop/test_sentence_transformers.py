@@ -94,3 +94,46 @@ def test_a_reranker_trains_its_score_with_the_adapter(body, tmp_path):
     np.testing.assert_allclose(CrossEncoder(str(tmp_path), device="cpu").predict(PAIRS), scores, rtol=1e-5)
     detach(model[0].model)
     assert np.array_equal(model.predict(PAIRS), base)
+
+
+class StopAfterTwo(tf.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_a_training_resumes_and_the_best_model_is_loaded(method, body, tmp_path):
+    def run(folder, *callbacks, **settings):
+        model, _ = encoder(body, method)
+        data = Dataset.from_dict({"anchor": TEXTS * 2, "positive": TEXTS[1:] * 2 + TEXTS[:1] * 2})
+        arguments = SentenceTransformerTrainingArguments(
+            str(tmp_path / folder), max_steps=4, save_steps=2, learning_rate=0.01, per_device_train_batch_size=4,
+            use_cpu=True, report_to=[], disable_tqdm=True, **settings,
+        )  # fmt: skip
+        loss = MultipleNegativesRankingLoss(model)
+        return SentenceTransformerTrainer(
+            model, arguments, train_dataset=data, eval_dataset=data, loss=loss, callbacks=[*callbacks]
+        )
+
+    def trained(trainer):
+        return [value.detach().clone() for value in trainable_parameters(trainer.model).values()]
+
+    unbroken = run("a")
+    unbroken.train()
+    run("b", StopAfterTwo()).train()
+    resumed = run("b")
+    resumed.train(resume_from_checkpoint=True)
+    assert all(map(torch.equal, trained(resumed), trained(unbroken)))
+    seen = {}
+
+    class Note(tf.TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_score"] = -state.global_step  # the best is the first
+            seen[state.global_step] = trained(best)
+
+    best = run(
+        "c", Note(), eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="score"
+    )
+    best.train()
+    assert all(map(torch.equal, trained(best), seen[2]))
+    assert not all(map(torch.equal, trained(best), seen[4]))

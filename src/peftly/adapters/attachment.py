@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftly.adapters.embeddings import restore_embeddings
-from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base
+from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base, take_peft_names
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
 from peftly.adapters.vocabulary import ResizeVocabulary, SetEmbedding, vocabulary_size
@@ -185,7 +185,10 @@ def _prepare(model: nn.Module) -> None:
             override_method(model, method, replacement(model))
         for method in _SET_EMBEDDING:
             override_method(model, method, SetEmbedding(model, method))
-        state.state_dict_hook = model.register_load_state_dict_post_hook(ignore_missing_base)
+        state.state_dict_hooks = [
+            model.register_load_state_dict_pre_hook(take_peft_names),
+            model.register_load_state_dict_post_hook(ignore_missing_base),
+        ]
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
@@ -199,7 +202,7 @@ def _restore(model: nn.Module) -> None:
     if state.generation is not None:
         model.generation_config = state.generation
     remove_weight_readers(model)
-    for part in (state.reach, state.hooks, state.checkpointing, state.state_dict_hook, state.head_hook):
+    for part in (state.reach, state.hooks, state.checkpointing, *state.state_dict_hooks, state.head_hook):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import convert_file_size_to_int
 
 from peftly.adapters.files import ADAPTER_FILES, CARD
-from peftly.adapters.saving import save_adapter
+from peftly.adapters.saving import adapter_tensors, save_adapter
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import owner
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["PushAdapters", "SaveAdapters", "UpdateCard", "ignore_missing_base"]
+__all__ = ["PushAdapters", "SaveAdapters", "UpdateCard", "ignore_missing_base", "take_peft_names"]
 
 _PUSH_SETTINGS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 _TRAINER_FOLDER = re.compile(r"checkpoint-\d+")
@@ -164,6 +164,28 @@ def ignore_missing_base(model: PreTrainedModel, incompatible: Any) -> None:
     missing = set(incompatible.missing_keys)
     if missing == {name for name in model.state_dict() if not owner(name)}:
         incompatible.missing_keys.clear()
+
+
+def take_peft_names(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename the tensors of a model into which PEFT has put the adapter, as sentence-transformers opens checkpoints.
+
+    This is a hook for `register_load_state_dict_pre_hook`. Magnitudes of DoRA keep PEFT's name, so that the load fails:
+    transformers drops the ones in the file.
+    """
+    if not any(".default" in name for name in state_dict) or len(attached(model)) != 1:
+        return
+    (adapter,) = attached(model).values()
+    own = {parameter.data_ptr(): (name, parameter) for name, parameter in model.named_parameters()}
+    values = {re.sub(r"\.(base_layer|original_module)(?=\.)", "", name): value for name, value in state_dict.items()}
+    for file_name, tensor in adapter_tensors(adapter).items():
+        path, _, last = file_name.removeprefix(adapter.copies_prefix).rpartition(".")
+        ends = (f"default.{last}", f"{last}.default", f"modules_to_save.default.{last}")
+        peft_name = next((name for end in ends if (name := f"{prefix}{path}.{end}") in values), None)
+        name, parameter = own.get(tensor.data_ptr(), ("", tensor))
+        if name and peft_name and tensor.is_contiguous() and tensor.numel() == parameter.numel():
+            values[prefix + name] = values.pop(peft_name).reshape(parameter.shape)
+    state_dict.clear()
+    state_dict.update(values)
 
 
 def _write_trainer_state(model: PreTrainedModel, folder: Path) -> None:

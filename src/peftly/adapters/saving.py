@@ -180,7 +180,16 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
+    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express.
+
+    Raises:
+        AdapterError: a tensor has no values here.
+    """
+    if offloaded := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise AdapterError(
+            f"{offloaded} is offloaded, so it cannot be saved; first call "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 

@@ -76,7 +76,7 @@ class AttachedAdapters:
         replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
         tokenizers: tokenizers that adapters came with, by the name of the adapter.
         generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
-        state_dict_hook: hook on `load_state_dict` of a transformers model; None for other modules.
+        state_dict_hooks: hooks on `load_state_dict` of a transformers model; none for other modules.
         head_hook: hook on a transformers model whose output head an adapter changes; None for others.
     """
 
@@ -93,7 +93,7 @@ class AttachedAdapters:
     replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     generation: GenerationConfig | None = None
-    state_dict_hook: RemovableHandle | None = None
+    state_dict_hooks: list[RemovableHandle] = field(default_factory=list)
     head_hook: RemovableHandle | None = None
 
     def refuse_fused_head(self, model: PreTrainedModel) -> None:
