@@ -172,15 +172,16 @@ def take_peft_names(model: PreTrainedModel, state_dict: dict[str, Tensor], prefi
     This is a hook for `register_load_state_dict_pre_hook`. Magnitudes of DoRA keep PEFT's name, so that the load fails:
     transformers drops the ones in the file.
     """
-    if not any(".default" in name for name in state_dict) or len(attached(model)) != 1:
+    is_of_peft = any(".base_layer." in name for name in state_dict) and not any(map(owner, state_dict))
+    if not is_of_peft or len(attached(model)) != 1:
         return
     (adapter,) = attached(model).values()
     own = {parameter.data_ptr(): (name, parameter) for name, parameter in model.named_parameters()}
     values = {re.sub(r"\.(base_layer|original_module)(?=\.)", "", name): value for name, value in state_dict.items()}
     for file_name, tensor in adapter_tensors(adapter).items():
-        path, _, last = file_name.removeprefix(adapter.copies_prefix).rpartition(".")
+        parent, _, last = file_name.removeprefix(adapter.copies_prefix).rpartition(".")
         ends = (f"default.{last}", f"{last}.default", f"modules_to_save.default.{last}")
-        peft_name = next((name for end in ends if (name := f"{prefix}{path}.{end}") in values), None)
+        peft_name = next((each for end in ends if (each := f"{prefix}{parent}.{end}") in values), None)
         name, parameter = own.get(tensor.data_ptr(), ("", tensor))
         if name and peft_name and tensor.is_contiguous() and tensor.numel() == parameter.numel():
             values[prefix + name] = values.pop(peft_name).reshape(parameter.shape)

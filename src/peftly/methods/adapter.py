@@ -53,7 +53,7 @@ class AdapterConfig(MethodConfig):
     """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. Without both: 16."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """Activation between the two projections."""
-    scaling: float | None = None
+    scaling: float | None = Field(default=None, gt=0)
     """Factor of the adapter's output. None: 4 for `parallel`, as in its paper, else 1."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability on the adapter's output, in training."""
@@ -204,7 +204,8 @@ class Bottleneck(LayerAdapter):
         self.activation = config.activation
         # A module, so that tools which disable dropout find it (TRL's trainers do).
         self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
-        self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
+        default = 4.0 if config.placement == "parallel" else 1.0
+        self.scaling = default if config.scaling is None else config.scaling
 
     @property
     def dropout(self) -> float:
