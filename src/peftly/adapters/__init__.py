@@ -16,6 +16,7 @@ fitting     whether the files of an adapter fit a model
 loading     adapters from disk, alone or with their base
 training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
+pretrained  `save_pretrained` and `push_to_hub` of an adapted model, and the checkpoints of Trainer
 embeddings  embeddings of a resized vocabulary, in the file of an adapter and in the base
 vocabulary  input embedding and output head of a model, and their resize
 own_tokenizer  the tokenizer in the folder of an adapter

@@ -161,7 +161,8 @@ def _has_written_tokenizer(folder: Path) -> bool:
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None, embeddings: bool | None) -> None:
     """Write the files of one adapter."""
-    base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
+    config = getattr(adapter.model, "config", None)
+    base = getattr(adapter.model, "name_or_path", None) or getattr(config, "name_or_path", None) or None
     make_folder(folder)
     of_base = {name: tensor.detach().cpu().clone() for name, tensor in embedding_tensors(adapter, embeddings).items()}
     write_tensors(folder / TENSORS, {**of_base, **_on_cpu(adapter_tensors(adapter))}, {"format": "pt"})
@@ -179,7 +180,16 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
+    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express.
+
+    Raises:
+        AdapterError: a tensor has no values here.
+    """
+    if offloaded := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise AdapterError(
+            f"{offloaded} is offloaded, so it cannot be saved; first call "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 

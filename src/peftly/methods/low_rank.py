@@ -94,7 +94,7 @@ class LowRankLayer(LayerAdapter):
     Attributes:
         rank: rank of the factors.
         scaling: factor of the update.
-        dropout: dropout probability on the input of the update.
+        dropout_module: dropout on the input of the update, or None.
         lora_a: (rank, in_features), initially Kaiming-uniform as in the released code of LoRA.
         lora_b: (out_features, rank), initially zero, so that the layer is unchanged.
         bias: trained copy of the bias of the layer, (out_features,), or None.
@@ -105,13 +105,19 @@ class LowRankLayer(LayerAdapter):
         out_features, in_features = features(layer)
         self.rank = config.rank
         self.scaling = lora_scaling(config.alpha, config.rank, rslora=config.rslora)
-        self.dropout = config.dropout
+        # A module, so that tools which disable dropout find it (TRL's trainers do).
+        self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
         lora_a = torch.empty(self.rank, in_features)
         if not setup.is_loading:
             nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
         self.lora_a = nn.Parameter(lora_a.to(device_of(layer)))
         self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=device_of(layer)))
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone()) if with_bias else None
+
+    @property
+    def dropout(self) -> float:
+        """Dropout probability on the input of the update."""
+        return 0.0 if self.dropout_module is None else self.dropout_module.p
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B as they are saved, which may have a higher rank than the trained ones."""

@@ -18,6 +18,7 @@ from peftly.injection import (
     Prefix,
     add_prefix,
     check_placement,
+    device_of,
     drop_prefix,
     inserts_no_tokens,
     is_multimodal,
@@ -121,7 +122,7 @@ class PrefixTuningAdapter(Adapter):
             encoder: network that returns the keys and values; None: the keys and values are trained themselves.
         """
         super().__init__(model, config, name)
-        device = next(model.parameters()).device
+        device = device_of(model)
         prefix = Prefix(values.to(device), _shape(model), None if encoder is None else encoder.to(device))
         add_prefix(model, name, prefix)
         if is_multimodal(model):
@@ -285,7 +286,7 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     layers, heads, head_dim = _shape(model)
     count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
-    has_no_weights = next(model.parameters()).is_meta
+    has_no_weights = device_of(model).type == "meta"
     if init == "zero" or has_no_weights:
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":

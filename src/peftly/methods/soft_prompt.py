@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens, inserts_no_tokens
+from peftly.injection import (
+    Position,
+    VirtualTokens,
+    add_virtual_tokens,
+    device_of,
+    drop_virtual_tokens,
+    inserts_no_tokens,
+)
 from peftly.methods.method import Adapter, MethodConfig, Setup
 from peftly.methods.peft_files import PROMPT_KEYS
 
@@ -48,7 +55,7 @@ class PromptAdapter(Adapter):
         role = model._peftly.hooks.text.role
         position: Position = config.position or ("after_cls" if role == "encoder" else "front")
         self.is_peft_compatible = position == "front"
-        device = model.get_input_embeddings().weight.device
+        device = device_of(model.get_input_embeddings())
         encoder = None if encoder is None else encoder.to(device)
         self.virtual_tokens = VirtualTokens(embeddings.to(device), encoder, position=position)
         add_virtual_tokens(model, name, self.virtual_tokens)
@@ -181,5 +188,5 @@ def token_embeddings(embedding: nn.Module, ids: Tensor) -> Tensor:
         (count, width).
     """
     with torch.no_grad():
-        embeddings: Tensor = embedding(ids.to(next(embedding.parameters()).device))
+        embeddings: Tensor = embedding(ids.to(device_of(embedding)))
     return embeddings.float()
