@@ -174,49 +174,58 @@ class StackHooks:
         return output if self.role == "target" else remove_virtual_tokens(self, call, output)
 
 
-class _PrepareInputs:
-    """`prepare_inputs_for_generation` that counts text, where the cache counts inserted columns too."""
+class _Override:
+    """A method of a model that replaces the one of its class, with the same signature."""
 
-    name: ClassVar[str] = "prepare_inputs_for_generation"
+    name: ClassVar[str]
 
     def __init__(self, model: Any, hooks: ModelHooks) -> None:
         self.original = getattr(model, self.name)
         self.hooks = hooks
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the original, by which `generate` decides which inputs a model takes."""
+        return inspect.signature(self.original)
+
+
+class _PrepareInputs(_Override):
+    """`prepare_inputs_for_generation` that counts text, where the cache counts inserted columns too."""
+
+    name = "prepare_inputs_for_generation"
 
     def __call__(self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments of the next call of the model."""
         cache: Any = kwargs.get("past_key_values")
-        mask = kwargs.get("attention_mask")
         inserted = cache_insertions(cache).count
         if next_sequence_length is not None and inserted:
-            next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - inserted)
+            if kwargs.get("inputs_embeds") is None:
+                next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - inserted)
+            elif kwargs.get("is_first_iteration"):
+                next_sequence_length += inserted
+        is_decoder_alone = not self.hooks.model.config.is_encoder_decoder
+        mask_name = "attention_mask" if is_decoder_alone else "decoder_attention_mask"
+        mask = kwargs.get(mask_name)
         inputs: dict[str, Any] = self.original(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        if self.hooks.num_inserted_columns() and isinstance(mask, Tensor) and mask.ndim == 2:
-            inputs["attention_mask"] = mask  # for a static cache it is a 4-D mask, into which nothing can be inserted
+        if self.hooks.num_inserted_columns() and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+            inputs[mask_name] = mask  # for a static cache it is a 4-D mask, into which nothing can be inserted
         return inputs
 
 
-class _PrepareCache:
+class _PrepareCache(_Override):
     """`_prepare_cache_for_generation` that makes room for inserted columns in a static cache."""
 
-    name: ClassVar[str] = "_prepare_cache_for_generation"
-
-    def __init__(self, model: Any, hooks: ModelHooks) -> None:
-        self.original = getattr(model, self.name)
-        self.hooks = hooks
+    name = "_prepare_cache_for_generation"
 
     def __call__(self, config: Any, model_kwargs: Any, mode: Any, batch_size: int, max_cache_length: int) -> None:
         """Put a cache into `model_kwargs`."""
         self.original(config, model_kwargs, mode, batch_size, max_cache_length + self.hooks.num_inserted_columns())
 
 
-class _Generate:
+class _Generate(_Override):
     """`generate` that caches the tensors of adapters, since no weight changes while it runs."""
 
-    name: ClassVar[str] = "generate"
-
-    def __init__(self, model: Any, hooks: ModelHooks) -> None:
-        self.original = getattr(model, self.name)
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the generated tokens."""
