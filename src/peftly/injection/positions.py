@@ -61,13 +61,7 @@ class Positions:
         """
         if (packing := arguments.get("packing")) is not None:
             arguments["position_ids"] = packing.positions(arguments["input_ids"].device) + self.first
-        mask = arguments.get("attention_mask")
-        is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
-        positions = None
-        if isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles):
-            positions = positions_of(mask)[:, -length:]
-            if self.first:
-                positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
+        mask, positions = arguments.get("attention_mask"), self._derived(arguments, length)
         if positions is not None and self.takes_argument:
             arguments["position_ids"] = positions
         elif isinstance(mask, Tensor) and positions is not None and _are_columns(positions, mask):
@@ -77,6 +71,23 @@ class Positions:
             yield
         finally:
             _TABLE_POSITIONS.reset(token)
+
+
+    def derive(self, arguments: dict[str, Any], length: int) -> None:
+        """Derive the positions of a call as `applied` does, where the stack takes them as an argument."""
+        if self.takes_argument and (positions := self._derived(arguments, length)) is not None:
+            arguments["position_ids"] = positions
+
+    def _derived(self, arguments: dict[str, Any], length: int) -> Tensor | None:
+        """Return the positions of a call by its 2-D mask; None without one, or if the caller passed positions."""
+        mask = arguments.get("attention_mask")
+        is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
+        if not (isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles)):
+            return None
+        positions = positions_of(mask)[:, -length:]
+        if self.first:
+            positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
+        return positions
 
 
 def _are_columns(positions: Tensor, mask: Tensor) -> bool:

@@ -120,10 +120,20 @@ def expand_to_batch(items: Sequence[Item], batch_size: int, noun: str) -> tuple[
 
 
 class Selection:
-    """Active adapters of one model. All adapted layers of the model share it."""
+    """Active adapters of one model. All adapted layers of the model share it.
 
-    def __init__(self) -> None:
-        self.default = ActiveAdapters([frozenset()])
+    Attributes:
+        default: adapters that are active where no block has chosen others.
+        blocks: running blocks of `use`, of all threads; each with the threads that may call the model without a choice.
+    """
+
+    def __init__(self, default: ActiveAdapters | None = None) -> None:
+        self.default = ActiveAdapters([frozenset()]) if default is None else default
+        self.blocks: dict[object, set[int | None] | None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the default only: the blocks are of this selection."""
+        return Selection, (self.default,)
 
     def activate(self, name: str) -> None:
         """Add an adapter to the default."""
@@ -132,10 +142,15 @@ class Selection:
     @property
     def active(self) -> ActiveAdapters:
         """Adapters that are active in the current context."""
+        if not self.blocks:  # torch.compile traces this line, and guards it; it cannot trace context variables
+            return self.default
+        return self._active_in_context()
+
+    @torch.compiler.disable(reason="torch.compile cannot trace peftly.use_adapters; call peftly.set_adapters instead")  # type: ignore[untyped-decorator]
+    def _active_in_context(self) -> ActiveAdapters:
         active = _ACTIVE.get().get(self)
         if active is None:
-            if self in _BLOCKS:
-                _warn_of_thread(self)
+            self._warn_of_thread()
             return self.default
         return active
 
@@ -145,25 +160,34 @@ class Selection:
         return _PROMPT_POSITIONS.get().get(self)
 
     @contextmanager
-    def use(self, active: ActiveAdapters) -> Iterator[None]:
-        """Activate these adapters for the calls inside the block."""
+    def use(self, active: ActiveAdapters, *, warns: bool = False) -> Iterator[None]:
+        """Activate these adapters for the calls inside the block.
+
+        Args:
+            active: the adapters.
+            warns: whether a thread that is started inside the block is warned that it does not inherit the choice.
+        """
+        block = object()
+        self.blocks[block] = {thread.ident for thread in threading.enumerate()} if warns else None
         token = _ACTIVE.set({**_ACTIVE.get(), self: active})
         try:
             yield
         finally:
             _ACTIVE.reset(token)
+            del self.blocks[block]
 
-    @contextmanager
-    def note_block(self) -> Iterator[None]:
-        """Warn in threads that are started while the block runs, if they call the model without a choice of theirs."""
-        block = _Block({thread.ident for thread in threading.enumerate()})
-        _BLOCKS[self] = (*_BLOCKS.get(self, ()), block)
-        try:
-            yield
-        finally:
-            _BLOCKS[self] = tuple(other for other in _BLOCKS[self] if other is not block)
-            if not _BLOCKS[self]:
-                del _BLOCKS[self]
+    def _warn_of_thread(self) -> None:
+        """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
+        thread = threading.get_ident()
+        for known in tuple(self.blocks.values()):
+            if known is not None and thread not in known:
+                known.add(thread)
+                warn(
+                    "this thread was started inside peftly.use_adapters and does not inherit its choice: the model "
+                    "uses its default adapters here; enter use_adapters in the function that the thread runs, or start "
+                    "the thread with Thread(target=contextvars.copy_context().run, args=(function,))",
+                    stacklevel=4,
+                )
 
     @contextmanager
     def use_prompt_positions(self, positions: PromptPositions) -> Iterator[None]:
@@ -175,33 +199,6 @@ class Selection:
             _PROMPT_POSITIONS.reset(token)
 
 
-@dataclass(eq=False)
-class _Block:
-    """A running block of `use_adapters`.
-
-    Attributes:
-        known: threads that were running when the block began, or that were warned.
-    """
-
-    known: set[int | None]
-
-
-def _warn_of_thread(selection: Selection) -> None:
-    """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
-    thread = threading.get_ident()
-    for block in _BLOCKS.get(selection, ()):
-        if thread not in block.known:
-            block.known.add(thread)
-            warn(
-                "this thread was started inside peftly.use_adapters and does not inherit its choice: the model uses "
-                "its default adapters here; enter use_adapters in the function that the thread runs, or start the "
-                "thread with Thread(target=contextvars.copy_context().run, args=(function,))",
-                stacklevel=4,
-            )
-
-
-_BLOCKS: dict[Selection, tuple[_Block, ...]] = {}
-"""Running blocks of `use_adapters`, of all threads."""
 _ACTIVE: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("active adapters", default={})  # noqa: B039 -- never changed
 _PROMPT_POSITIONS: ContextVar[Mapping[Selection, PromptPositions]] = ContextVar("prompt positions", default={})  # noqa: B039 -- never changed
 

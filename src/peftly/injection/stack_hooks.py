@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from peftly.errors import MethodError
@@ -20,10 +21,11 @@ from peftly.injection.insertion import cache_insertions
 from peftly.injection.layers import override_method, restore_method
 from peftly.injection.positions import Positions
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
-from peftly.injection.prefixes import max_prefix_length
+from peftly.injection.prefixes import has_prefixes, max_prefix_length
 from peftly.injection.stack_calls import close_call, open_call
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
-from peftly.injection.virtual_tokens import max_virtual_tokens
+from peftly.injection.virtual_tokens import has_virtual_tokens, max_virtual_tokens
+from peftly.kernels import IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +103,7 @@ class StackHooks:
         role: see `Role`.
         is_sequence_classifier: whether the head of the model classifies whole texts.
         config: configuration of the text that the stack reads.
-        signature: signature of the forward of the stack.
+        names: names of the arguments of the stack's forward.
         positions: positions of the tokens of a call.
         pooler: pooler of the stack, which reads whole texts, or None.
     """
@@ -110,8 +112,8 @@ class StackHooks:
         self.model, self.stack, self.role = model, stack, role
         self.is_sequence_classifier = is_sequence_classifier
         self.config = model.config.get_text_config(decoder=True) if role == "decoder" else model.config
-        self.signature = inspect.signature(stack.forward)
-        self.positions = Positions(stack, takes_argument="position_ids" in self.signature.parameters)
+        self.names = tuple(inspect.signature(stack.forward).parameters)
+        self.positions = Positions(stack, takes_argument="position_ids" in self.names)
         self.pooler = getattr(stack, "pooler", None)
         self.handles = [
             stack.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -148,10 +150,12 @@ class StackHooks:
             )
 
     def _before(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        if torch.compiler.is_compiling() and self._is_traceable():
+            arguments = self._by_name(args, kwargs)
+            self.positions.derive(arguments)
+            return (), arguments
         call = open_call(self)  # first of all: `_after` closes it even if this hook fails
-        arguments = self.signature.bind_partial(*args, **kwargs).arguments
-        arguments |= arguments.pop("kwargs", {})
-        call.arguments = arguments
+        arguments = call.arguments = self._by_name(args, kwargs)
         if self.role == "target":
             extend_encoder_mask(self, call)
         elif not packing.is_packed_sequence(self):
@@ -164,6 +168,8 @@ class StackHooks:
         return (), arguments
 
     def _after(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_compiling() and self._is_traceable():
+            return None
         call = close_call(self)
         if call is None:
             return None
@@ -172,6 +178,20 @@ class StackHooks:
             return None
         output = packing.pad_output(call, restore_cache(call, output))
         return output if self.role == "target" else remove_virtual_tokens(self, call, output)
+
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call of the stack by name."""
+        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+
+    def _is_traceable(self) -> bool:
+        """Whether torch.compile can trace the calls of the stack, into which nothing is inserted."""
+        return not (
+            has_virtual_tokens(self)
+            or has_prefixes(self)
+            or self.positions.handles
+            or self.config._attn_implementation == IMPLEMENTATION
+        )
 
 
 class _Override:

@@ -33,6 +33,7 @@ __all__ = [
     "count_virtual_tokens",
     "drop_virtual_tokens",
     "embedding_of",
+    "has_virtual_tokens",
     "max_virtual_tokens",
     "virtual_token_ids",
 ]
@@ -128,6 +129,11 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 def embedding_of(hooks: StackHooks) -> Any:
     """Return the input embedding of a stack. T5's encoder and decoder have two modules that share their weights."""
     return hooks.stack.get_input_embeddings()
+
+
+def has_virtual_tokens(hooks: StackHooks) -> bool:
+    """Whether some adapter of a stack has virtual tokens, active or not."""
+    return any(True for _ in _attached(hooks))
 
 
 def active_virtual_tokens(hooks: StackHooks) -> list[list[VirtualTokens]]:
