@@ -4,9 +4,11 @@ The tools are transformers (`TrainingArguments`), TRL, PEFT, bitsandbytes, axolo
 Lightning and AdapterHub. Nothing here is an alias: a setting has one name, and an error names it.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["OTHER_NAMES", "OtherName", "other_name"]
+__all__ = ["OTHER_NAMES", "OTHER_OBJECTS", "OtherName", "missing_attribute", "other_name"]
 
 
 class OtherName(NamedTuple):
@@ -175,9 +177,10 @@ _SAME_PURPOSE = (
         "all-linear by default",
     ),
     ("use_rslora lora_use_rslora", "method.rslora", None, ""),
-    ("use_dora peft_use_dora lora_use_dora", "method", "dora", ""),
+    ("use_dora peft_use_dora lora_use_dora", "method", "dora", "in Python peftly.DoRA"),
     ("init_lora_weights lora_init peft_init_lora_weights", "method.init", None, ""),
     ("pissa_init", "method.init", "pissa", ""),
+    ("loftq_config", "method.init", "qera", "on a quantised base"),
     ("freeze_trainable_layers unfrozen_parameters freeze_trainable_modules", "method", "selective", ""),
     ("loraplus_lr_ratio loraplus_ratio lorap_lr_ratio", "method.lora_plus_ratio", None, ""),
     ("additional_target lora_modules_to_save additional_trainable", "method.modules_to_save", None, ""),
@@ -252,7 +255,10 @@ _NOT_NEEDED = (
         "torch_compile_backend torch_compile_mode unsloth use_reentrant tf32 packing_strategy activation_offloading",
         "peftly chooses its own attention and kernels",
     ),
-    ("gradient_checkpointing_kwargs use_cache bf16_full_eval fp16_full_eval eval_accumulation_steps", "peftly sets it"),
+    (
+        "runtime_config gradient_checkpointing_kwargs use_cache bf16_full_eval fp16_full_eval eval_accumulation_steps",
+        "peftly sets it",
+    ),
     (
         "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_type model_type use_fast_tokenizer revision "
         "model_revision trust_remote_code auto_mapping",
@@ -260,15 +266,17 @@ _NOT_NEEDED = (
     ),
     (
         "token_dim num_attention_heads num_layers num_transformer_submodules inference_mode fan_in_fan_out "
-        "lora_fan_in_fan_out peft_version",
+        "lora_fan_in_fan_out peft_version megatron_config megatron_core",
         "it is read from the base",
     ),
     ("adam_beta1 adam_beta2 adam_epsilon optim_args betas eps", "the optimizers have the defaults of torch"),
     (
         "eval_table_size eval_max_new_tokens loss_watchdog_threshold rope_scaling mix_strategy loss_type use_galore "
         "label_smoothing_factor label_smoothing neftune_noise_alpha noisy_embedding_alpha exclude_modules "
-        "layers_to_transform layers_pattern layer_replication use_qalora lr_scheduler_kwargs llm_int8_threshold "
-        "bnb_4bit_quant_storage",
+        "layers_to_transform layers_pattern layer_replication use_qalora qalora_group_size lr_scheduler_kwargs "
+        "llm_int8_threshold bnb_4bit_quant_storage target_parameters alora_invocation_tokens lora_bias eva_config "
+        "corda_config lora_ga_config velora_config monteclora_config kasa_config arrow_config use_bdlora "
+        "ensure_weight_tying",
         "peftly has no such setting",
     ),
     (
@@ -299,3 +307,62 @@ OTHER_NAMES: dict[str, OtherName] = {
 def other_name(key: Any) -> OtherName | None:
     """Return the entry for a key of a configuration, `-` being as good as `_`; None: no known tool has this setting."""
     return OTHER_NAMES.get(str(key).strip().lower().replace("-", "_"))
+
+
+OTHER_OBJECTS = {
+    **dict.fromkeys(("LoraConfig", "LoraModel"), "use peftly.LoRA"),
+    **dict.fromkeys(("AdaLoraConfig", "AdaLoraModel"), "peftly has no AdaLoRA; use peftly.LoRA"),
+    "PromptTuningConfig": "use peftly.PromptTuning",
+    "PromptEncoderConfig": "use peftly.PTuning",
+    "PrefixTuningConfig": "use peftly.PrefixTuning",
+    "IA3Config": "use peftly.IA3",
+    "LoftQConfig": 'use peftly.LoRA(init="qera") on a quantised base',
+    **dict.fromkeys(("get_peft_model", "inject_adapter_in_model", "add_adapter"), "use peftly.attach"),
+    **dict.fromkeys(
+        (
+            *("PeftModel", "PeftMixedModel", "AutoPeftModel", "from_pretrained"),
+            *(
+                f"{prefix}For{task}"
+                for prefix in ("PeftModel", "AutoPeftModel")
+                for task in (
+                    *("CausalLM", "FeatureExtraction", "QuestionAnswering", "Seq2SeqLM"),
+                    *("SequenceClassification", "TokenClassification"),
+                )
+            ),
+        ),
+        "use peftly.load(adapter) for base and adapter, or peftly.load_adapter(model, adapter) on a model",
+    ),
+    **dict.fromkeys(("PeftConfig", "get_peft_config"), "use the class of a method, such as peftly.LoRA"),
+    **dict.fromkeys(("PeftType", "PEFT_TYPE_TO_CONFIG_MAPPING"), "use peftly.METHODS"),
+    "TaskType": f'use the argument task of peftly.load_base as a text: task="causal_lm" ({_TASKS})',
+    "prepare_model_for_kbit_training": "leave it out: peftly.attach and peftly.train prepare a quantised base",
+    "get_peft_model_state_dict": "use peftly.trainable_parameters, or peftly.save_adapter for the files",
+    **dict.fromkeys(("set_peft_model_state_dict", "load_peft_weights"), "use peftly.load_adapter"),
+    **dict.fromkeys(("merge_and_unload", "merge_adapter"), "use peftly.merge"),
+    **dict.fromkeys(("unload", "unmerge_adapter", "delete_adapter"), "use peftly.detach"),
+    **dict.fromkeys(("set_adapter", "enable_adapters"), "use peftly.set_adapters"),
+    **dict.fromkeys(("disable_adapter", "disable_adapters"), "use peftly.use_adapters"),
+    "add_weighted_adapter": "use peftly.combine",
+    "save_pretrained": "use peftly.save_adapter",
+    "BitsAndBytesConfig": "use peftly.Quantization",
+    **dict.fromkeys(("TrainingArguments", "SFTConfig"), "use peftly.TrainConfig"),
+    **dict.fromkeys(("Trainer", "SFTTrainer"), "use peftly.train"),
+    **dict.fromkeys(("AutoAdapterModel", "FastLanguageModel", "FastModel"), "use peftly.load_base"),
+    **dict.fromkeys(("BnConfig", "SeqBnConfig", "DoubleSeqBnConfig", "ParBnConfig"), "use peftly.AdapterConfig"),
+}
+"""Advice for names that PEFT, transformers, TRL, AdapterHub and Unsloth have."""
+
+
+def missing_attribute(name: str, names: Iterable[str]) -> tuple[str, bool]:
+    """Return a message for a name that peftly does not have, and whether another tool has it.
+
+    Args:
+        name: the missing name.
+        names: the public names of peftly.
+    """
+    message = f"module 'peftly' has no attribute {name!r}"
+    if advice := OTHER_OBJECTS.get(name):
+        return f"{message}; {advice}", True
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"{message}; did you mean peftly.{lower[close[0]]}?" if close else message, False

@@ -1,14 +1,17 @@
 """Base class of settings, seeds, and values in messages."""
 
+import difflib
+import re
 from numbers import Integral
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from peftly.errors import ConfigError
 from peftly.setting_names import other_name
 
-__all__ = ["Seed", "Settings", "check_seed", "shortened"]
+__all__ = ["Seed", "Settings", "check_seed", "shortened", "value_problem"]
 
 _NUM_SEEDS = 2**32
 """NumPy takes seeds of 32 bits."""
@@ -46,6 +49,34 @@ class Settings(BaseModel):
                 raise ConfigError(f"{cls.__name__} has no setting {name}; {advice}")
         return super().__new__(cls)
 
+    def __init__(self, **settings: Any) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: a setting does not exist, or has an impossible value.
+        """
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(self._first_problem(error)) from None
+
+    # Without this mark pydantic would call `__init__` for settings inside a file too, where strict types and the paths
+    # of the settings would be lost.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def _first_problem(cls, error: ValidationError) -> str:
+        """Return a line on the first problem of keyword arguments. Unknown names come first."""
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+        path = ".".join(map(str, problems[0]["loc"]))
+        if problems[0]["type"] == "missing":
+            return f"{cls.__name__}: {path} is missing"
+        if problems[0]["type"] != "extra_forbidden":
+            return f"{cls.__name__}: {value_problem(problems[0], path)}"
+        close = difflib.get_close_matches(path, cls.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(cls.model_fields)}"
+        return f"{cls.__name__} has no setting {path}; {hint}"
+
     @classmethod
     def _advice(cls, name: str, value: object) -> str:
         """Return advice for the setting `name` of another tool; an empty text if these settings lack it."""
@@ -79,6 +110,20 @@ class Settings(BaseModel):
 
 def _has_type(annotation: Any, kind: type) -> bool:
     return kind in (annotation, get_origin(annotation)) or any(_has_type(part, kind) for part in get_args(annotation))
+
+
+def value_problem(problem: ErrorDetails, path: str) -> str:
+    """Return a line on an impossible value.
+
+    Args:
+        problem: one error of a validation by pydantic.
+        path: path of the setting in the configuration; empty for the whole configuration.
+    """
+    message = re.sub(r"^(Input|Value error,) ?(should be )?|, unable to parse.*", "", problem["msg"])
+    got = shortened(problem["input"])
+    if problem["type"] in ("value_error", "assertion_error"):
+        return f"{path}: {message}" if got in message or not path else f"{path}: {message}; got {got}"
+    return f"{path} must be {message}; got {got}"
 
 
 def shortened(value: object, length: int = 80) -> str:

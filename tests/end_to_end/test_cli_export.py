@@ -16,6 +16,7 @@ WRITTEN = {
     "out/peft": {"README.md", "adapter_config.json", "adapter_model.safetensors"},
     "out/tweets": {"README.md", "adapter_config.json", "adapter_model.safetensors"},
     "out/gguf": {"gguf-f16.gguf"},
+    "out/lora": {"lora-f32.gguf"},
     "out/embeddings": {"README.md", "prompt_embeddings.pt", "prompt_embeddings.safetensors"},
     "out/base": {"base-q8_0.gguf"},
 }
@@ -67,9 +68,9 @@ def test_a_gguf_file_is_a_base(here, peftly: Peftly):
     [
         (["runs/prompt", "--to", "vllm", "--out", "nothing/deep"], ["vLLM takes LoRA only", "--to prompt-embeddings"]),
         (["runs/prompt", "--to", "gguf"], ["prompt_tuning cannot be merged"]),
-        (["runs/tweets", "--to", "onnx"], ["'onnx'", "peft, vllm, prompt-embeddings, gguf"]),
+        (["runs/tweets", "--to", "onnx"], ["'onnx'", "peft, vllm, prompt-embeddings, gguf, gguf-lora"]),
         (["runs/tweets", "--to", "gguf", "--dtype", "q4"], ["'q4'", "f16, bf16, f32, q8_0"]),
-        (["runs/tweets", "--to", "peft", "--dtype", "f16"], ["gguf only"]),
+        (["runs/tweets", "--to", "peft", "--dtype", "f16"], ["gguf and gguf-lora only"]),
         (["runs/nothing", "--to", "peft"], ["runs/nothing"]),
         (["runs", "--to", "peft"], ["runs", "prompt, tweets"]),
         (["runs/tweets"], ["--to"]),

@@ -3,10 +3,15 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 
+import peft
+import pytest
+
 import peftly
+from peftly.setting_names import OTHER_OBJECTS
 
 
 def test_names():
@@ -89,3 +94,41 @@ def test_every_public_function_and_class_is_documented():
 def test_importing_peftly_imports_nothing_heavy():
     code = "import sys, peftly; print(sorted({'torch', 'transformers', 'pydantic', 'datasets'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("LoraConfig", "use peftly.LoRA"),
+        ("get_peft_model", "use peftly.attach"),
+        (
+            "PeftModelForCausalLM",
+            "use peftly.load(adapter) for base and adapter, or peftly.load_adapter(model, adapter",
+        ),
+        ("prepare_model_for_kbit_training", "leave it out: peftly.attach and peftly.train prepare a quantised base"),
+        ("TrainingArguments", "use peftly.TrainConfig"),
+        ("Lora", "did you mean peftly.LoRA?"),
+        ("load_adapters", "did you mean peftly.load_adapter?"),
+    ],
+)
+def test_a_name_of_another_tool_has_advice(name, advice):
+    with pytest.raises(AttributeError, match=f"^module 'peftly' has no attribute '{name}'; {re.escape(advice)}"):
+        getattr(peftly, name)
+    assert not hasattr(peftly, name)
+
+
+def test_an_import_of_a_name_of_another_tool_has_the_advice():
+    with pytest.raises(ImportError, match=r"has no attribute 'LoraConfig'; use peftly\.LoRA"):
+        exec("from peftly import LoraConfig")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from peftly import nothing")
+
+
+def test_advised_names_exist():
+    advised = {name for advice in OTHER_OBJECTS.values() for name in re.findall(r"peftly\.(\w+)", advice)}
+    assert advised <= set(peftly.__all__)
+    assert not set(OTHER_OBJECTS) & set(peftly.__all__)
+    classes = ("LoraConfig", "PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig", "IA3Config")
+    assert {name for name in vars(peft) if name.startswith(("PeftModel", "AutoPeft")) or name in classes} <= set(
+        OTHER_OBJECTS
+    )

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 
 from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGETHER, escaped
 from peftly.adapters.folder import AdapterFolder, BaseRequirements, no_adapter, quantization_in, read_notes
+from peftly.adapters.own_tokenizer import TOKENIZER_FILES
 from peftly.data import RowFormat
 from peftly.errors import AdapterError, ConfigError
 from peftly.utils import recover
@@ -134,7 +135,7 @@ def open_adapters(source: AdapterSource) -> AdapterSet:
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise no_adapter(path)
     try:
-        folder = Path(snapshot_download(str(source), allow_patterns=list(ADAPTER_FILES)))
+        folder = Path(snapshot_download(str(source), allow_patterns=[*ADAPTER_FILES, *TOKENIZER_FILES]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from peftly.adapters.embeddings import restore_embeddings
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
+from peftly.adapters.vocabulary import ResizeVocabulary, SetEmbedding, vocabulary_size
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
+    Selection,
     adapted_layers,
     add_copies,
     base_modules,
@@ -28,8 +32,10 @@ from peftly.injection import (
     is_within,
     override_method,
     patch_quantized_layers,
+    remove_weight_readers,
     restore_method,
     restore_quantized_layers,
+    serve_weight_readers,
     task_modules,
 )
 from peftly.methods import METHODS, Adapter, MethodConfig, Setup
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["attach", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_SET_EMBEDDING = ("set_input_embeddings", "set_output_embeddings")
 
 
 def attach(
@@ -116,7 +124,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         _prepare(model)
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
-    state_of(model).adapters[name] = adapter
+    state = state_of(model)
+    serve_weight_readers(model, state.selection)
+    state.reach.begin_again()
+    state.adapters[name] = adapter
     return adapter
 
 
@@ -136,9 +147,12 @@ def detach(model: ModelT, name: str | None = None) -> ModelT:
     state = state_of(model)
     for removed in list(state.adapters) if name is None else checked_names(state, [name]):
         state.adapters.pop(removed).remove()
+        state.tokenizers.pop(removed, None)
         state.other_quantizations.pop(removed, None)
         state.selection.default = ActiveAdapters([state.selection.default.sets[0] - {removed}])
-    if not state.adapters:
+    if state.adapters:
+        serve_weight_readers(model, state.selection)
+    else:
         _restore(model)
     return model
 
@@ -148,13 +162,19 @@ def _prepare(model: nn.Module) -> None:
     patched_layers = patch_quantized_layers(model)
     # By all names of a parameter: merging may untie a parameter that several modules share.
     named = model.named_parameters(remove_duplicate=False)
-    state = AttachedAdapters([name for name, parameter in named if parameter.requires_grad], patched_layers)
+    selection = Selection()
+    unfrozen = [name for name, parameter in named if parameter.requires_grad]
+    state = AttachedAdapters(unfrozen, patched_layers, selection, ReachCheck(model, selection))
     model.requires_grad_(False)
     setattr(model, ATTRIBUTE, state)
+    state.vocabulary = vocabulary_size(model)
     if isinstance(model, PreTrainedModel):
         reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
         state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
         override_method(model, "save_pretrained", _SaveAdapters(model))
+        override_method(model, "resize_token_embeddings", ResizeVocabulary(model))
+        for method in _SET_EMBEDDING:
+            override_method(model, method, SetEmbedding(model, method))
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
@@ -163,15 +183,20 @@ def _prepare(model: nn.Module) -> None:
 
 def _restore(model: nn.Module) -> None:
     """Undo `_prepare`."""
+    restore_embeddings(model)
     state = state_of(model)
-    for part in (state.hooks, state.checkpointing):
+    if state.generation is not None:
+        model.generation_config = state.generation
+    remove_weight_readers(model)
+    for part in (state.reach, state.hooks, state.checkpointing):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
     for path in state.unfrozen:
         model.get_parameter(path).requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        restore_method(model, "save_pretrained")
+        for method in ("save_pretrained", "resize_token_embeddings", *_SET_EMBEDDING):
+            restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from peftly.methods import MethodConfig
-from peftly.models import Pooling
+from peftly.models import OutputKind, Pooling
 
 __all__ = ["adapter_card"]
 
@@ -15,6 +15,7 @@ def adapter_card(
     made_of: Sequence[str] = (),
     labels: Sequence[str] = (),
     pooling: Pooling | None = None,
+    outputs: OutputKind = "class",
 ) -> str:
     """Return the text of an adapter's model card.
 
@@ -24,18 +25,28 @@ def adapter_card(
         made_of: lines about the adapters that a combined adapter was made of.
         labels: labels of a classifier, in the order of its outputs.
         pooling: pooling in front of the head of a sequence classifier; None: the class of transformers has its own.
+        outputs: meaning of the outputs of a classifier.
     """
     settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
     parts = "".join(f"\n- {line}" for line in made_of)
-    outputs = "".join(f"\n{number}. `{json.dumps(label, ensure_ascii=False)}`" for number, label in enumerate(labels))
+    names = "".join(f"\n{number}. `{json.dumps(label, ensure_ascii=False)}`" for number, label in enumerate(labels))
+    by_number = f"{_OUTPUTS[outputs]}, by the number of the output (`id2label`):\n{names}\n\n" if labels else ""
     front_matter = f"base_model: {json.dumps(base)}\n" if base else ""
     return (
         f"---\n{front_matter}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
         f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
         f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
-        f"{f'Labels, by the number of the output (`id2label`):{chr(10)}{outputs}{chr(10)}{chr(10)}' if labels else ''}"
+        f"{by_number}"
         f"{_loading(pooling)}\n"
     )
+
+
+_OUTPUTS: dict[OutputKind, str] = {
+    "class": "Labels",
+    "labels": "Labels, of which any number may be right (a sigmoid for each)",
+    "numbers": "Numbers that it predicts",
+}
+"""Names of the outputs of a classifier, by their meaning."""
 
 
 def _loading(pooling: Pooling | None) -> str:

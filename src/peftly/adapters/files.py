@@ -25,6 +25,8 @@ __all__ = [
     "LABELS",
     "METHOD",
     "NOTES",
+    "PROBLEM_TYPE",
+    "PROBLEM_TYPES",
     "QUANTIZATION",
     "ROW_FORMAT",
     "TENSORS",
@@ -69,6 +71,12 @@ BASE = "base"
 
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""
+
+PROBLEM_TYPE = "problem_type"
+"""Key of `NOTES`: meaning of the outputs of a classifier, where not exactly one of its labels is right."""
+
+PROBLEM_TYPES = ("multi_label_classification", "regression")
+"""Values of this note, as in the configs of transformers."""
 
 HEAD_SEED = "head_seed"
 """Key of `NOTES`: seed of the weights of a new head in the base. Several adapters add up their changes of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ from peftly.adapters.files import (
     HEAD_SEED,
     LABELS,
     NOTES,
+    PROBLEM_TYPE,
+    PROBLEM_TYPES,
     QUANTIZATION,
     ROW_FORMAT,
     TENSORS,
@@ -35,7 +37,7 @@ from peftly.adapters.method_settings import read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
-from peftly.models import TASKS, Pooling, Quantization, pooling_of_peft, task_of_peft
+from peftly.models import TASKS, Pooling, Quantization, class_of_peft, pooling_of_peft, task_of_peft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +55,16 @@ class BaseRequirements(NamedTuple):
         task: task of the adapter; None where the file names none.
         labels: labels of a classifier, in the order of its outputs; empty for other tasks.
         pooling: pooling in front of the head, as `load_base` takes it.
+        model_class: class of transformers for a base without one of these tasks, as `load_base` takes it.
+        problem_type: meaning of the outputs of a classifier where it is not the usual one, as in transformers' configs.
     """
 
     base: str
     task: TaskName | None
     labels: tuple[str, ...]
     pooling: Pooling | None = None
+    model_class: str | None = None
+    problem_type: str | None = None
 
     def __str__(self) -> str:
         labels = f" of {', '.join(self.labels)}" if self.labels else ""
@@ -157,7 +163,8 @@ class AdapterFolder:
         """
         if self.base_name is None:
             raise AdapterError(f"{self.path / CONFIG} names no base; open one with load_base and use load_adapter")
-        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling)
+        model_class, problem_type = class_of_peft(self.peft_config), self.notes.get(PROBLEM_TYPE)
+        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling, model_class, problem_type)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -270,7 +277,12 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
-    checks = {LABELS: _are_labels, ROW_FORMAT: lambda value: isinstance(value, Mapping), HEAD_SEED: _is_seed}
+    checks: dict[str, Callable[[object], bool]] = {
+        LABELS: _are_labels,
+        ROW_FORMAT: lambda value: isinstance(value, Mapping),
+        HEAD_SEED: _is_seed,
+        PROBLEM_TYPE: lambda value: value in PROBLEM_TYPES,
+    }
     for key, is_sound in checks.items():
         if notes.get(key) is not None and not is_sound(notes[key]):
             raise AdapterError(f"{folder / NOTES} is damaged: {key} is {escaped(repr(notes[key]))}")

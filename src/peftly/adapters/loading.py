@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Container, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +12,37 @@ from torch import Tensor, nn
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
 from peftly.adapters.attachment import install
-from peftly.adapters.files import BASE, HEAD_SEED, LABELS, TENSORS, TRAINING, escaped
+from peftly.adapters.base_changes import base_for, finish_base, tokenizer_for
+from peftly.adapters.embeddings import (
+    check_vocabulary,
+    embeddings_in,
+    put_embeddings,
+    rows_restored_on_failure,
+    with_tied_modules,
+)
+from peftly.adapters.files import BASE, HEAD_SEED, LABELS, METHOD, TENSORS, TRAINING, escaped
 from peftly.adapters.folder import AdapterFolder
+from peftly.adapters.own_tokenizer import tokenizer_size
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
-from peftly.adapters.state import parts_without_copy, state_of
+from peftly.adapters.state import attached, parts_without_copy, state_of
 from peftly.adapters.training_quantization import other_quantization, quantization_advice
+from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_modules, copied_parameters
-from peftly.methods import METHODS, Adapter
-from peftly.models import Quantization, labels_of, load_base, note_difference, pooling_of, task_of
+from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
+from peftly.methods import METHODS, Adapter, MethodConfig
+from peftly.models import Base, Quantization, labels_of, load_base, note_difference, pooling_of, task_of
 from peftly.utils import warn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peftly.models import Base, BaseSpec
+    from peftly.models import BaseSpec
 
 __all__ = ["load", "load_adapter", "load_together"]
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound="nn.Module | Base")
 
-_BASE_WEIGHT = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
 _ROUNDING = 0.02
 """Largest relative difference of a prompt and the one that its network computes, which may have been in bf16."""
 
@@ -42,26 +50,32 @@ _ROUNDING = 0.02
 def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default", on: bool = True) -> ModelT:
     """Put an adapter that peftly or PEFT wrote on `model`, in place; the adapter is active afterwards.
 
+    Embeddings in the file of the adapter, of new tokens, are written into the base; `detach` restores its own.
+
     While the model answers in other threads, load with `on=False` and choose adapters with `use_adapters`.
 
     Args:
-        model: base of the adapter, for example from `load_base`.
+        model: base of the adapter, for example from `load_base`, or a `Base` of model and tokenizer: then the tokenizer
+            in the folder of the adapter, if there is one, is returned instead of that of the base. Adapters with
+            different tokenizers may be on one model; each is for texts of its own tokenizer.
         source: an adapter folder, a folder in which several adapters were saved together (all are attached), a run
             folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
         on: whether the adapter is active afterwards, in all threads; False: as soon as it is chosen.
 
     Returns:
-        The same model.
+        The same model; for a `Base` the model and the tokenizer of the adapter.
 
     Raises:
         AdapterError: the source holds no adapter, or one that is damaged, that was changed after it was saved, whose
-            files disagree, of an unknown type, or for another base. After this and any other error, Ctrl-C included,
-            the model is as it was before the call.
+            files disagree, of an unknown type, or for another base or vocabulary. After this and any other error,
+            Ctrl-C included, the model is as it was before the call.
         MethodError: the model has an adapter of this name already, or cannot carry this one.
     """
+    if isinstance(model, Base):
+        return cast("ModelT", _load_on_base(model, open_adapters(source), name, on=on))
     adapters = open_adapters(source).named(name)
-    with restored_on_failure(model):
+    with restored_on_failure(model), rows_restored_on_failure(model):
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
@@ -72,12 +86,34 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
     return model
 
 
+def _load_on_base(base: Base, adapters: AdapterSet, name: str, *, on: bool) -> Base:
+    """Put adapters on a model with their tokenizer; see `load_adapter`."""
+    tokenizer, rows = tokenizer_for([adapters], base.tokenizer), vocabulary_size(base.model)
+    if tokenizer is not None and rows is not None and tokenizer_size(tokenizer) > rows:
+        raise AdapterError(
+            f"{adapters.path} has a tokenizer of {tokenizer_size(tokenizer)} tokens, and this base has {rows} "
+            f"embeddings; call base.model.resize_token_embeddings({tokenizer_size(tokenizer)}) first, or open both "
+            "with peftly.load"
+        )
+    load_adapter(base.model, adapters, name=name, on=on)
+    finish_base(base.model, adapters.named(name), [adapters], tokenizer)
+    return Base(base.model, tokenizer or base.tokenizer)
+
+
 def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> None:
     _check_labels(model, folder)
     _check_pooling(model, folder)
-    tensors = _without_extras(folder.path, model, folder.tensors())
-    adapter = install(model, folder.method, name, lambda: _attach(model, folder, name))
-    _check_tensors(folder.path, adapter_tensors(adapter), tensors)
+    check_vocabulary(model, folder)
+    tensors, is_alone = folder.tensors(), not attached(model)
+    method = with_tied_modules(model, folder, tensors)
+    adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
+    expected = adapter_tensors(adapter)
+    extras = {name: tensor for name, tensor in tensors.items() if name not in expected}
+    embeddings = embeddings_in(model, adapter, extras)
+    own = {name: tensor for name, tensor in tensors.items() if name in expected or not _is_left_out(name, embeddings)}
+    _check_tensors(folder.path, expected, own)
+    put_embeddings(model, folder.path, {path: extras[name] for name, path in embeddings.items()}, is_alone=is_alone)
+    _untie_copies(model, folder, adapter, tensors)
     with torch.no_grad():
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
@@ -86,6 +122,18 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
             _load_training_tensors(folder, adapter, training_tensors)
     if on:  # not before its tensors are loaded: other threads may call the model
         state_of(model).selection.activate(name)
+
+
+def _untie_copies(model: nn.Module, folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    """Give copies of modules that are tied in the base parameters of their own, if they were trained untied.
+
+    PEFT trains two copies, and one only with `ensure_weight_tying`; the file has a tensor for each in both cases.
+    """
+    were_tied = METHOD in folder.notes or folder.peft_config.get("ensure_weight_tying")
+    for names in tied_copies(model, adapter.name):
+        first, *others = (tensors[f"{adapter.copies_prefix}{name}"] for name in names)
+        if not were_tied or not all(torch.equal(first, other) for other in others):
+            untie_copies(model, adapter.name, names[1:])
 
 
 def _check_labels(model: Any, folder: AdapterFolder) -> None:
@@ -134,10 +182,10 @@ def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> No
             )
 
 
-def _attach(model: Any, folder: AdapterFolder, name: str) -> Adapter:
+def _attach(model: Any, folder: AdapterFolder, method: MethodConfig, name: str) -> Adapter:
     try:
         with AllocationLimit(folder):
-            return METHODS[folder.method.name].adapter.attach_for_loading(model, folder.method, name)
+            return METHODS[method.name].adapter.attach_for_loading(model, method, name)
     except MethodError as error:
         raise AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}") from error
 
@@ -185,15 +233,17 @@ def load(
         quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
     Returns:
-        The adapted model and its tokenizer, which has the chat template that the training set.
+        The adapted model and its tokenizer: the one in the folder of the adapter, if there is one, else that of the
+        base, with the chat template that the training set. The model has an embedding for each of its tokens, and
+        generates with the settings in the folder of the adapter, if there are any.
 
     Raises:
-        AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases, or
-            neither the adapter nor its base has weights for a part of the head.
+        AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases or
+            tokenizers, or neither the adapter nor its base has weights for a part of the head.
         BaseModelError: the base cannot be opened.
     """
     adapters = open_adapters(source)
-    return _load_with_base(adapters, adapters.requirements.base, name, quantization, dtype, device, device_map)
+    return _load_with_base({name: adapters}, adapters.requirements.base, quantization, dtype, device, device_map)
 
 
 def load_together(
@@ -212,22 +262,19 @@ def load_together(
         dtype, device, quantization: as for `load`.
     """
     first, *others = opened
-    name = "adapter_1" if others else "default"
-    loaded = _load_with_base(first, base, name, quantization, dtype, device)
-    for number, adapters in enumerate(others, start=2):
-        load_adapter(loaded.model, adapters, name=f"adapter_{number}")
-    return loaded
+    named = {f"adapter_{number}": adapters for number, adapters in enumerate([first, *others], start=1)}
+    return _load_with_base(named if others else {"default": first}, base, quantization, dtype, device)
 
 
 def _load_with_base(
-    adapters: AdapterSet,
+    opened: Mapping[str, AdapterSet],
     base: str | BaseSpec,
-    name: str,
     quantization: Quantization | str | None,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> Base:
+    adapters = next(iter(opened.values()))
     if quantization is None:
         quantization = adapters.quantization
     elif quantization == "none" and correcting_adapter([adapters]):
@@ -235,7 +282,7 @@ def _load_with_base(
             f"{adapters.path} corrects the quantisation error of its base: over the plain base its answers are off",
             stacklevel=3,
         )
-    base_name, task, labels, pooling = adapters.requirements
+    base_name, task, labels, pooling, model_class, problem_type = adapters.requirements
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # the adapter should have them, see below
         loaded = load_base(
@@ -247,14 +294,21 @@ def _load_with_base(
             task=task,
             labels=labels,
             pooling=pooling,
+            model_class=model_class,
             seed=adapters.notes.get(HEAD_SEED, 0),
         )
+    if problem_type is not None:
+        loaded.model.config.problem_type = problem_type
     if adapters.chat_template is not None:
         loaded.tokenizer.chat_template = adapters.chat_template
+    rows = vocabulary_size(loaded.model)
+    loaded, own_tokenizer = base_for(loaded, opened.values())
     with warnings.catch_warnings():
         if quantization == "none":
             warnings.filterwarnings("ignore", ".* was trained over a base in")  # the caller has chosen the plain base
-        load_adapter(loaded.model, adapters, name=name)
+        for name, one in opened.items():
+            load_adapter(loaded.model, one, name=name)
+    finish_base(loaded.model, attached(loaded.model), opened.values(), own_tokenizer, rows)
     missing = parts_without_copy(loaded.model)
     if missing:
         raise AdapterError(
@@ -264,27 +318,9 @@ def _load_with_base(
     return loaded
 
 
-def _without_extras(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out tensors that PEFT writes with an adapter: trained embeddings of the base, and a head's bias thrice.
-
-    Raises:
-        AdapterError: the embeddings in the file are not those of `model`.
-    """
-    copies = {name: match[1] for name in tensors if (match := _BASE_WEIGHT.fullmatch(name))}
-    parameters = dict(model.named_parameters(remove_duplicate=False)) if copies else {}
-    for name, path in copies.items():
-        weight = parameters.get(f"{path}.weight")
-        if weight is None or not _are_close(weight, tensors[name]):
-            raise AdapterError(
-                f"{folder / TENSORS} has {path} of another base: {tuple(tensors[name].shape)}, or with other "
-                "values; give the base that it was trained on, its vocabulary resized likewise"
-            )
-    left_out = {*copies, *(name for name in tensors if ".modules_to_save." in name or ".original_module." in name)}
-    return {name: tensor for name, tensor in tensors.items() if name not in left_out}
-
-
-def _are_close(weight: Tensor, tensor: Tensor) -> bool:
-    return weight.shape == tensor.shape and torch.allclose(weight.float().cpu(), tensor.float(), atol=1e-3)
+def _is_left_out(name: str, embeddings: Container[str]) -> bool:
+    """Return whether a tensor is no weight of an adapter: an embedding of the base, or one that a file has twice."""
+    return name in embeddings or ".modules_to_save." in name or ".original_module." in name
 
 
 def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

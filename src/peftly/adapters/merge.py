@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftly.adapters.attachment import detach
+from peftly.adapters.base_changes import keep_base_changes
 from peftly.adapters.state import attached, check_names, state_of
 from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
@@ -160,6 +161,7 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
+    keep_base_changes(model)
     for name in names:
         detach(model, name)
     return lines

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.card import adapter_card
 from peftly.adapters.checksums import with_checksums
+from peftly.adapters.embeddings import embedding_tensors
 from peftly.adapters.files import (
     ADAPTER_FILES,
     BASE,
@@ -20,20 +21,34 @@ from peftly.adapters.files import (
     LABELS,
     METHOD,
     NOTES,
+    PROBLEM_TYPE,
+    PROBLEM_TYPES,
     QUANTIZATION,
     TENSORS,
     TOGETHER,
     TRAINING,
 )
 from peftly.adapters.folder import AdapterFolder
-from peftly.adapters.state import attached
+from peftly.adapters.own_tokenizer import write_tokenizer
+from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import NEW_PARAMETERS_SEED, copied_modules, copied_parameters, new_modules, short_names
-from peftly.models import TASKS, base_note, labels_of, peft_task_type, pooling_of, quantization_of, task_of
+from peftly.models import (
+    TASKS,
+    auto_mapping,
+    base_note,
+    labels_of,
+    output_kind,
+    peft_task_type,
+    pooling_of,
+    quantization_of,
+    task_of,
+)
 from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from peftly.methods import Adapter
 
@@ -44,12 +59,14 @@ PEFT_VERSION = "0.21.2"
 
 
 def save_adapter(
-    model: nn.Module,
+    model: Any,
     folder: str | Path,
     *,
     name: str | None = None,
     notes: Mapping[str, Any] | None = None,
     card: str | None = None,
+    embeddings: bool | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
     """Write an adapter of `model` to `folder`, so that PEFT and `load_adapter` can read it.
 
@@ -62,6 +79,11 @@ def save_adapter(
         name: name of the adapter. None: the only adapter, or all adapters, each in a folder of its name in `folder`.
         notes: JSON values to store with the adapter, by key; see `AdapterFolder.notes`.
         card: text of the model card; None: a short one.
+        embeddings: whether the file also holds the embedding and the output head of the base, as with PEFT's
+            `save_embedding_layers`. None: if the vocabulary was resized, since the embeddings of new tokens are in no
+            file of the base.
+        tokenizer: tokenizer to save with the adapter, one with other tokens or another chat template than the base's.
+            None: the tokenizer with which `load` opened the adapter, if it came with one.
 
     Returns:
         `folder`.
@@ -75,7 +97,7 @@ def save_adapter(
         raise MethodError("this model carries no adapter to save; attach one first")
     if name is not None and name not in adapters:
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
-    folder = Path(folder)
+    folder, state = Path(folder), state_of(model)
     names = [name] if name is not None else list(adapters)
     together = {} if len(names) == 1 else {TOGETHER: names}
     note_of_base = cache(partial(base_note, model))  # many adapters share one
@@ -85,7 +107,11 @@ def save_adapter(
                 base = note_of_base(tuple(copied_modules(model, saved)))
                 all_notes = {BASE: base, **(notes or {}), **together}
                 inner = saved if together else "."
-                _write(adapters[saved], scratch / inner, all_notes, card)
+                _write(adapters[saved], scratch / inner, all_notes, card, embeddings)
+                if (own := tokenizer or state.tokenizers.get(saved)) is not None:
+                    write_tokenizer(scratch / inner, own)
+                if state.generation is not None:
+                    model.generation_config.save_pretrained(scratch / inner)
                 if (folder / inner / CARD).exists() and not (folder / inner / CONFIG).exists():
                     delete_file(scratch / inner / CARD)  # the file in the folder is not the card of an adapter
     except ConfigError as error:  # another process, or a symbolic link
@@ -107,19 +133,21 @@ def _replaced(folder: Path) -> Iterator[str]:
     yield from (f"{name}{file}" for name in names if (folder / name / CONFIG).is_file() for file in ADAPTER_FILES)
 
 
-def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None) -> None:
+def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None, embeddings: bool | None) -> None:
     """Write the files of one adapter."""
     base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
     make_folder(folder)
-    write_tensors(folder / TENSORS, _on_cpu(adapter_tensors(adapter)), {"format": "pt"})
+    tensors = {**embedding_tensors(adapter, always=embeddings), **adapter_tensors(adapter)}
+    write_tensors(folder / TENSORS, _on_cpu(tensors), {"format": "pt"})
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
     _write_json(folder / CONFIG, _peft_config(adapter, base))
     all_notes = {**_own_notes(adapter), **notes}
     _write_json(folder / NOTES, with_checksums(folder, all_notes))
-    card = card or adapter_card(
-        base, adapter.config, labels=all_notes.get(LABELS, ()), pooling=pooling_of(adapter.model)
-    )
+    labels = all_notes.get(LABELS, ())
+    outputs = output_kind(adapter.model.config) if labels else "class"
+    pooling = pooling_of(adapter.model)
+    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs)
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
 
@@ -132,7 +160,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
     copied = copied_modules(adapter.model, adapter.name)
     return {
-        "auto_mapping": None,
+        "auto_mapping": auto_mapping(adapter.model),
         "base_model_name_or_path": base,
         "inference_mode": True,
         "peft_type": adapter.peft_type,
@@ -149,6 +177,8 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
     notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)
+        if (problem_type := getattr(adapter.model.config, "problem_type", None)) in PROBLEM_TYPES:
+            notes[PROBLEM_TYPE] = problem_type
     if new_modules(adapter.model):
         notes[HEAD_SEED] = getattr(adapter.model, NEW_PARAMETERS_SEED)
     if quantization is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,12 +21,16 @@ from peftly.injection import (
     AdapterNames,
     Checkpointing,
     ModelHooks,
+    ReachCheck,
     Selection,
     copied_modules,
     is_within,
     new_modules,
 )
 from peftly.methods import Adapter
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "ATTRIBUTE",
@@ -60,19 +64,31 @@ class AttachedAdapters:
         unfrozen: names of the parameters that required grad before the first adapter was attached.
         patched_layers: quantised layers that compute with our kernels.
         selection: active adapters.
+        reach: check of the first calls of the model.
         adapters: adapters by name, in the order of attachment.
         other_quantizations: quantization of the base in the training of adapters by name, where this base has another.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
+        vocabulary: number of embeddings of the base before the first adapter was attached; None for other modules.
+        embeddings: parameters of the base for which the file of an adapter has values; see `adapters.embeddings`.
+        replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
+        tokenizers: tokenizers that adapters came with, by the name of the adapter.
+        generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
     """
 
     unfrozen: list[str]
     patched_layers: list[nn.Module]
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection
+    reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
     other_quantizations: dict[str, str] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
+    vocabulary: int | None = None
+    embeddings: set[nn.Parameter] = field(default_factory=set)
+    replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
+    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    generation: GenerationConfig | None = None
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:

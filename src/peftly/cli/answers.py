@@ -15,7 +15,7 @@ __all__ = ["print_answer"]
 
 
 def print_answer(opened: "OpenRun", example: "Example") -> None:
-    """Print the labels of a text with their probabilities, the most likely first, or each word with its tag.
+    """Print the labels of a text with their probabilities or numbers, the highest first, or each word with its tag.
 
     Args:
         opened: classifier.
@@ -23,7 +23,7 @@ def print_answer(opened: "OpenRun", example: "Example") -> None:
     """
     from peftly.data import DataConfig, encode_sources
     from peftly.inference import classify
-    from peftly.models import max_input_tokens, task_of
+    from peftly.models import max_input_tokens, output_kind, task_of
 
     max_length = (opened.config.data if opened.config else DataConfig(train="unused")).max_length
     max_length = min(max_length, max_input_tokens(opened.model) or max_length)
@@ -33,9 +33,10 @@ def print_answer(opened: "OpenRun", example: "Example") -> None:
     length = len(encode_sources([example], opened.tokenizer)[0].input_ids)
     if length > max_length:
         typer.echo(f"warning: the text has {length} tokens and is cut to {max_length}, as in training", err=True)
-    probabilities = classify(opened.model, opened.tokenizer, [example], max_length=max_length)[0]
-    for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
-        echo(f"{label}\t{probability:.1%}")
+    scores = classify(opened.model, opened.tokenizer, [example], max_length=max_length)[0]
+    form = ".4g" if output_kind(opened.model.config) == "numbers" else ".1%"
+    for label, score in sorted(scores.items(), key=lambda item: -item[1]):
+        echo(f"{label}\t{score:{form}}")
 
 
 def _print_tags(opened: "OpenRun", words: Sequence[str], max_length: int) -> None:

@@ -14,10 +14,14 @@ def export(
         str,
         typer.Argument(metavar="ADAPTER", help="Adapter folder, run folder, or Hub id; for gguf also a base."),
     ],
-    to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, prompt-embeddings or gguf.")],
+    to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, prompt-embeddings, gguf or gguf-lora.")],
     out: Annotated[str, typer.Option("--out", help="Output folder, new or empty.")],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Dtype for gguf: f16 (the default), bf16, f32 or q8_0.")
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Dtype for gguf: f16 (the default), bf16, f32 or q8_0; for gguf-lora f32 (the default), f16 or bf16.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in --out.")] = False,
 ) -> None:

@@ -19,7 +19,7 @@ from peftly.inference import (
     use_batch,
 )
 from peftly.injection import evaluation_mode
-from peftly.models import POOLINGS, classifier_layer, is_encoder, pool, pooling_of, task_of
+from peftly.models import POOLINGS, classifier_layer, is_encoder, pool, pooling_of, reads_padding, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,8 @@ def head_states(
     is_plain = task_of(model) == "sequence_classification" and pooling_of(model) is None
     has_poolings = pooled and is_plain and is_encoder(model.config)
     with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
-        for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+        lengths = [len(example.input_ids) for example in encoded]
+        for chosen in by_length(lengths, batch_size, equal_lengths=reads_padding(model)):
             examples = [encoded[index] for index in chosen]
             batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
             inputs.clear()
@@ -91,7 +92,8 @@ def label_states(
     """
     parts, order = [], []
     with evaluation_mode(model), _recorded(model.get_output_embeddings()) as record:
-        for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+        lengths = [len(example.input_ids) for example in encoded]
+        for chosen in by_length(lengths, batch_size, equal_lengths=reads_padding(model)):
             examples = [encoded[index] for index in chosen]
             batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)
             labels = batch["labels"]

@@ -14,7 +14,7 @@ from peftly.evaluation.classification import evaluate_classes, evaluate_tags
 from peftly.evaluation.label_scores import evaluate_answers, evaluate_labels
 from peftly.evaluation.metrics import Evaluation, evaluate_tokens
 from peftly.inference import Logits, class_logits, decoder_logits, labelled_logits, tag_logits
-from peftly.models import TASKS, labels_of, max_answer_tokens, max_input_tokens, task_of
+from peftly.models import TASKS, labels_of, max_answer_tokens, max_input_tokens, output_kind, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
 
     Raises:
         DataError: the examples are encoded for another task, have other labels than the model's head, or have more
-            tokens than the model has positions.
+            tokens than the model has positions; or the model predicts numbers or several labels for a text.
     """
     name = task_of(model) or "causal_lm"
     first = split.encoded[0]
@@ -91,6 +91,12 @@ def scoring_for(model: Any, split: Split, row_format: RowFormat) -> Scoring:
         raise DataError(
             f"the model has {len(labels_of(model))} labels and the examples have {len(row_format.labels)}; "
             "open its base with the labels of the examples"
+        )
+    if name == "sequence_classification" and (kind := output_kind(model.config)) != "class":
+        raise DataError(
+            f"the model predicts {'numbers' if kind == 'numbers' else 'any number of labels'} for a text, by its "
+            "config's problem_type or its one output, and the examples have one label each; train and evaluate it with "
+            "transformers' Trainer, which takes the adapted model"
         )
     check_lengths(model, split)
     return SCORINGS[name]

@@ -4,9 +4,13 @@ formats            the list of formats, and `export`
 peft               an adapter for Hugging Face PEFT
 pooled_head        a classifier whose head pools the token states, for PEFT
 vllm               a LoRA adapter for vLLM
+vllm_models        the models for which vLLM serves LoRA adapters
 prompt_embeddings  a soft prompt as a tensor
 gguf               a merged model for llama.cpp
-gguf_tokenizer     its tokenizer
+gguf_lora          a LoRA adapter for llama.cpp
+gguf_tensors       names, order and dtypes of tensors in GGUF files
+gguf_tokenizer     the tokenizer in a GGUF file
+factors            the LoRA factors in the file of an adapter
 saved_adapter      the files of an adapter, read for an export
 request            the request to the writer of a format
 output_folder      checks of the output folder

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from peftly.adapters import CONFIG
 from peftly.errors import ConfigError
-from peftly.exporting.gguf import DTYPES, write_gguf
+from peftly.exporting.gguf import write_gguf
+from peftly.exporting.gguf_lora import LORA_DTYPES, write_gguf_lora
+from peftly.exporting.gguf_tensors import DTYPES
 from peftly.exporting.output_folder import KIND, check_out
 from peftly.exporting.peft import write_peft
 from peftly.exporting.prompt_embeddings import write_prompt_embeddings
@@ -36,6 +38,9 @@ FORMATS = {
     "vllm": Format(write_vllm, "a LoRA adapter that vLLM serves beside its base"),
     "prompt-embeddings": Format(write_prompt_embeddings, "a soft prompt as the embeddings that servers take"),
     "gguf": Format(write_gguf, "the merged model as one file for llama.cpp", dtypes=tuple(DTYPES)),
+    "gguf-lora": Format(
+        write_gguf_lora, "a LoRA adapter as one file that llama.cpp loads beside its base", dtypes=LORA_DTYPES
+    ),
 }
 """Formats by name. A new format is one file with a `write` function, and one entry here."""
 
@@ -59,9 +64,11 @@ def export(
 
     Args:
         adapter: adapter folder, run folder, or Hub id of an adapter, as `load` takes it; for `gguf` also a base.
-        to: name of a format in `FORMATS`: `peft`, `vllm`, `prompt-embeddings` or `gguf`.
+        to: name of a format in `FORMATS`: `peft`, `vllm`, `prompt-embeddings`, `gguf` or
+            `gguf-lora`.
         out: output folder, missing or empty.
-        dtype: dtype of the weights in a GGUF file: f16 (the default), bf16, f32 or q8_0.
+        dtype: dtype of the weights in a GGUF file: f16 (the default), bf16, f32 or q8_0; for `gguf-lora` f32 (the
+            default), f16 or bf16.
         overwrite: replace the files of an earlier export in `out`.
 
     Returns:
@@ -78,7 +85,7 @@ def export(
         raise ConfigError(f"there is no format {to!r}; there are {', '.join(FORMATS)}")
     chosen = FORMATS[to]
     if dtype is not None and dtype not in chosen.dtypes:
-        possible = f"is one of {', '.join(chosen.dtypes)}" if chosen.dtypes else "is for gguf only"
+        possible = f"is one of {', '.join(chosen.dtypes)}" if chosen.dtypes else "is for gguf and gguf-lora only"
         raise ConfigError(f"dtype={dtype!r} is not for {to}: it {possible}")
     out = Path(out).expanduser().resolve()
     check_out(out, str(adapter), overwrite=overwrite)

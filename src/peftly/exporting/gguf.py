@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import CONFIG, attached, check_mergeable, load, merge_adapters, open_adapters
 from peftly.errors import AdapterError, BaseModelError
+from peftly.exporting.gguf_tensors import DTYPES, PERMUTED, add_tensor, interleaved, tensor_names
 from peftly.exporting.gguf_tokenizer import add_tokenizer
 from peftly.exporting.request import Request
 from peftly.injection import dequantize
@@ -12,17 +13,11 @@ from peftly.models import WHEEL_BASES, check_links, load_base, pooling_of, resol
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "write_gguf", "write_model"]
-
-DTYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0"}
-"""Dtypes of matrices, and GGUF's names for files of these dtypes. Vectors are always in f32."""
+__all__ = ["write_gguf", "write_model"]
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-_PERMUTED = ("llama",)
-"""Architectures whose query and key rows GGUF stores interleaved: the two halves of each head alternate."""
 _DIVIDES_FREQUENCIES = ("llama",)
 """Architectures for which llama.cpp reads `rope_freqs`; it ignores the tensor silently for others."""
 
@@ -197,46 +192,18 @@ def _add_weights(writer: Any, model: "PreTrainedModel", architecture: str, dtype
     """
     import gguf
 
-    arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
-    config, heads = model.config, {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    names, config = tensor_names(architecture, model.config.num_hidden_layers), model.config
     # `named_parameters` yields an output head that is tied to the embedding once, as the embedding.
     for path, tensor in model.named_parameters():
         name = names.get_name(path, try_suffixes=(".weight", ".bias"))
         if name is None or not tensor.is_floating_point():
             reason = f"has no name in a GGUF file of {architecture}" if name is None else "is quantised"
             raise BaseModelError(f"{path} {reason}: give a base as it was published, without quantisation")
-        layer = path.split(".")[-2]
-        if architecture in _PERMUTED and layer in heads:
-            tensor = _interleaved(tensor, getattr(config, heads[layer]))
-        _add_tensor(writer, name, tensor, dtype)
+        if architecture in PERMUTED:
+            tensor = interleaved(tensor, path.split(".")[-2], config)
+        add_tensor(writer, name, tensor, dtype)
     writer.add_file_type(gguf.LlamaFileType[DTYPES[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _interleaved(tensor: "Tensor", heads: int) -> "Tensor":
-    """Return a query or key projection, (out_features, ...), with the two halves of each head's rows interleaved."""
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _add_tensor(writer: Any, name: str, tensor: "Tensor", dtype: str) -> None:
-    """Add a tensor: vectors in f32, matrices in `dtype`, or in f16 where q8_0's blocks do not divide the row length."""
-    import numpy as np
-    from gguf import GGMLQuantizationType
-    from gguf.quants import QuantError, quantize
-
-    values = tensor.detach().float().cpu().numpy()
-    kind = GGMLQuantizationType[dtype.upper() if tensor.ndim > 1 else "F32"]
-    with np.errstate(over="ignore"):
-        try:
-            packed = quantize(values, kind)
-        except QuantError:
-            kind = GGMLQuantizationType.F16
-            packed = quantize(values, kind)
-    if kind == GGMLQuantizationType.F16 and not np.isfinite(packed).all():
-        raise BaseModelError(f"{name} has values that f16 cannot hold: choose dtype bf16 or f32")
-    writer.add_tensor(name, packed, raw_dtype=kind)
 
 
 def _single_id(ids: Any) -> int | None:

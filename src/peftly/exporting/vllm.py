@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, BaseModelError
+from peftly.exporting.factors import layer_and_factor, layer_scalings, lora_factors, other_tensors
 from peftly.exporting.prompt_embeddings import embeddings_obstacle
 from peftly.exporting.request import Request
 from peftly.exporting.saved_adapter import (
@@ -25,16 +26,17 @@ from peftly.exporting.saved_adapter import (
     write_adapter,
     write_chat_template,
 )
-from peftly.injection import by_pattern
+from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
 from peftly.methods import METHODS, lora_scaling
+from peftly.models import base_config
 
 __all__ = ["MAX_RANKS", "smallest_max_rank", "write_vllm"]
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that every version of vLLM accepts; newer versions accept 1 as well."""
 
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
-_BASE_COPY = re.compile(r".*\.base_layer\.weight")
+_MERGE = "merge it into the base instead, and serve the merged model: peftly merge"
+_TABLE = "https://docs.vllm.ai/en/latest/models/supported_models"
 
 
 def write_vllm(request: Request) -> list[str]:
@@ -50,11 +52,12 @@ def write_vllm(request: Request) -> list[str]:
         AdapterError: vLLM cannot serve the adapter.
     """
     saved = open_saved(request.source)
-    reason = _obstacle(saved)
+    config = _base_config(saved)
+    reason = _obstacle(saved) or _base_obstacle(config)
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for vLLM: {reason}")
-    tensors = {name: tensor for name, tensor in saved.tensors.items() if not _BASE_COPY.fullmatch(name)}
-    notes = base_notes(saved)
+    tensors = lora_factors(saved.tensors)
+    notes = [*base_notes(saved), *_model_notes(saved, config)]
     if len(tensors) < len(saved.tensors):
         notes.append("left out: a copy of the base's embeddings, which vLLM reads from the base")
     notes += _embedding_notes(tensors)
@@ -68,13 +71,15 @@ def write_vllm(request: Request) -> list[str]:
         "base_model_name_or_path": saved.base,
         "init_lora_weights": True,
         "inference_mode": True,
+        "bias": "none",  # the file holds factors only, whatever the training was asked for
+        "modules_to_save": None,
         "target_modules": _targets(saved.peft_config, tensors),
     }
     largest = smallest_max_rank(peft_config["r"])
     if largest is None:
         raise AdapterError(
             f"{saved.folder} cannot be exported for vLLM: its rank is {peft_config['r']}, and {MAX_RANKS[-1]} is "
-            "the largest; merge it instead: peftly merge"
+            f"the largest; {_MERGE}"
         )
     name = request.out.name
     command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
@@ -110,20 +115,17 @@ def to_one_rank(
     Returns:
         The changed keys of `adapter_config.json`, and the tensors.
     """
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if layer_and_factor(name)[1] == "A")
     rslora = bool(peft_config.get("use_rslora"))
-    rank = max(tensor.shape[0] for name, tensor in tensors.items() if _layer_and_factor(name)[1] == "A")
     scaling = lora_scaling(peft_config["lora_alpha"], peft_config["r"], rslora=rslora)
-    paths = {_layer_and_factor(name)[0] for name in tensors}
-    ranks = by_pattern(peft_config.get("rank_pattern") or {}, paths, peft_config["r"], "rank_pattern")
-    alphas = by_pattern(peft_config.get("alpha_pattern") or {}, paths, peft_config["lora_alpha"], "alpha_pattern")
+    scalings = layer_scalings(peft_config, tensors)
     padded = {}
     for name, tensor in tensors.items():
-        path, factor = _layer_and_factor(name)
-        layer_scaling = lora_scaling(alphas[path], ranks[path], rslora=rslora)
+        path, factor = layer_and_factor(name)
         dim = 0 if factor == "A" else 1
         shape = list(tensor.shape)
         shape[dim] = rank - shape[dim]
-        scaled = tensor * (layer_scaling / scaling) if dim == 1 and layer_scaling != scaling else tensor
+        scaled = tensor * (scalings[path] / scaling) if dim == 1 and scalings[path] != scaling else tensor
         padded[name] = torch.cat([scaled, tensor.new_zeros(shape)], dim)
     changed = {"r": rank, "lora_alpha": scaling * rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     return changed, padded
@@ -131,49 +133,65 @@ def to_one_rank(
 
 def _obstacle(saved: SavedAdapter) -> str | None:
     """Return the reason why vLLM cannot serve an adapter, and an alternative; None if vLLM can."""
-    merge = "merge it into the base instead, and serve the merged model: peftly merge"
     peft_config, method = saved.peft_config, METHODS[saved.config.name]
     if saved.files.pooling is not None:
         return "its head reads pooled token states, which vLLM does not; train it with head: transformers"
     if peft_config["peft_type"] != "LORA":
         reason = f"it is {saved.config.name}, and vLLM takes LoRA only"
         if method.mergeable:
-            return f"{reason}; {merge}"
+            return f"{reason}; {_MERGE}"
         return reason if embeddings_obstacle(saved) else f"{reason}; export it --to prompt-embeddings"
     if peft_config.get("task_type") == "SEQ_2_SEQ_LM":
-        return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {merge}"
+        return f"it is for an encoder-decoder, and vLLM takes LoRA on decoders; {_MERGE}"
     if peft_config.get("use_dora"):
-        return f"it is a DoRA adapter, which vLLM does not support; {merge}"
-    if peft_config.get("modules_to_save"):
-        modules = ", ".join(peft_config["modules_to_save"])
-        return f"it holds trained copies of modules (modules_to_save: {modules}), which vLLM does not read; {merge}"
-    if peft_config.get("bias", "none") != "none":
-        return f"it trains biases (bias: {peft_config['bias']}), which vLLM does not read; {merge}"
-    unknown = [name for name in saved.tensors if not (_FACTOR.fullmatch(name) or _BASE_COPY.fullmatch(name))]
-    if unknown:
-        return f"{unknown[0]} is not a LoRA factor, and vLLM reads LoRA factors only; {merge}"
+        return f"it is a DoRA adapter, which vLLM does not support; {_MERGE}"
+    others = other_tensors(saved)
+    return f"{others}, and vLLM reads LoRA factors only; {_MERGE}" if others else None
+
+
+def _base_config(saved: SavedAdapter) -> Any:
+    """Return the config of the base; None where the base has no name or cannot be opened."""
+    spec = saved.files.base_name
+    try:
+        return base_config(spec) if spec else None
+    except BaseModelError:
+        return None
+
+
+def _base_obstacle(config: Any) -> str | None:
+    """Return the reason why vLLM serves no LoRA adapters for a base; None if it does, or if that is unknown."""
+    kind = getattr(config, "model_type", None)
+    if kind in WITHOUT_LORA:
+        return f"vLLM has no LoRA for {kind} models, by its table of supported models; {_MERGE}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"its base is an encoder-decoder, and vLLM takes LoRA on decoders; {_MERGE}"
     return None
+
+
+def _model_notes(saved: SavedAdapter, config: Any) -> list[str]:
+    """Return a note for the user on a base of which it is unknown whether vLLM serves LoRA adapters for it."""
+    if config is not None and config.model_type not in WITH_LORA:
+        return [
+            f"vLLM's table of supported models has no {config.model_type}: it runs such a model, if at all, with the "
+            "code of transformers (--model-impl transformers)"
+        ]
+    if config is None and saved.files.base_name:
+        return [f"the base cannot be opened here: look it up in the column LoRA of {_TABLE}"]
+    return []
 
 
 def _embedding_notes(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return a note for the user on adapted layers outside the transformer blocks, if there are such layers."""
-    outside = sorted({_layer_and_factor(name)[0] for name in tensors if not re.search(r"\.\d+\.", name)})
+    outside = sorted({layer_and_factor(name)[0] for name in tensors if not re.search(r"\.\d+\.", name)})
     if not outside:
         return []
     return [f"{', '.join(outside)}: vLLM supports LoRA there for some models (Llama), not for others (Qwen, Gemma)"]
 
 
-def _layer_and_factor(name: str) -> tuple[str, str]:
-    """Return the module path of a factor's layer, and the letter of the factor, A or B."""
-    match = _FACTOR.fullmatch(name)
-    assert match is not None
-    return match[1], match[2] or match[3]
-
-
 def _targets(peft_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the adapted layers; for a regular expression, which some versions misread, all paths."""
+    """Return the names of the adapted layers; without a list (some versions misread expressions), all paths."""
     targets = peft_config["target_modules"]
-    return sorted({_layer_and_factor(name)[0] for name in tensors}) if isinstance(targets, str) else sorted(targets)
+    return sorted(targets) if isinstance(targets, list) else sorted({layer_and_factor(name)[0] for name in tensors})
 
 
 def _card(saved: SavedAdapter, name: str, serve: str) -> str:

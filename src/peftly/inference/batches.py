@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peftly.adapters import AdapterChoice, use_adapters, use_prompt_positions
 from peftly.data import EncodedExample, Split
 from peftly.errors import ConfigError
+from peftly.models import reads_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def batches(model: "PreTrainedModel", split: Split, lengths: Sequence[int], batc
         lengths: number of tokens of each example.
         batch_size: maximum number of examples of a batch.
     """
-    for chosen in by_length(lengths, batch_size):
+    for chosen in by_length(lengths, batch_size, equal_lengths=reads_padding(model)):
         adapters = None if split.adapters is None else [split.adapters[index] for index in chosen]
         with use_batch(model, [split.encoded[index] for index in chosen], adapters):
             yield chosen

@@ -1,8 +1,10 @@
 """Labels of texts and tags of words by a classifier, for new texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from peftly.adapters import AdapterChoice
@@ -12,7 +14,7 @@ from peftly.inference.batches import by_length, check_adapters, on_device, pad_i
 from peftly.inference.inputs import TextInput, texts_of, words_of
 from peftly.inference.logits import model_inputs
 from peftly.injection import evaluation_mode
-from peftly.models import labels_of, max_input_tokens, task_of
+from peftly.models import OutputKind, labels_of, max_input_tokens, output_kind, reads_padding, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +29,13 @@ _FUNCTIONS = {
 }
 """Function of this package for a model of each task."""
 
+_SCORES: dict[OutputKind, Callable[[Tensor], Tensor]] = {
+    "class": partial(torch.softmax, dim=-1),
+    "labels": torch.sigmoid,
+    "numbers": torch.clone,
+}
+"""Functions of the logits of a text, (batch, labels), by the meaning of the outputs."""
+
 
 def classify(
     model: "PreTrainedModel",
@@ -37,7 +46,11 @@ def classify(
     batch_size: int = 32,
     adapters: Sequence[AdapterChoice] | None = None,
 ) -> list[dict[str, float]]:
-    """Return the probability of every label for every text.
+    """Return the probability of every label for every text; of a model that predicts numbers, its numbers.
+
+    The probabilities of a text have the sum 1, unless the config of the model says that several labels may be right
+    (`problem_type="multi_label_classification"`): then each label has a probability of its own. A model with one output
+    or with `problem_type="regression"`, such as a reward model, predicts numbers.
 
     Args:
         model: sequence classifier. Its modes are restored afterwards.
@@ -50,7 +63,7 @@ def classify(
             the model's active adapters for all texts.
 
     Returns:
-        For each text a probability per label.
+        For each text a probability per label, or a number per label.
 
     Raises:
         DataError: a text has no tokens, more tokens than the model has positions, half of a character, or another type.
@@ -59,8 +72,7 @@ def classify(
     examples = texts_of(texts)
     check_adapters(adapters, len(examples), "text")
     _check_task(model, "sequence_classification")
-    if len(labels := labels_of(model)) == 1:
-        raise ConfigError("the model has one output, so it predicts a number and no label; call the model itself")
+    labels, scores_of = labels_of(model), _SCORES[output_kind(model.config)]
     encoded = encode_sources(examples, tokenizer, max_length)
     empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:
@@ -69,7 +81,7 @@ def classify(
     probabilities: list[dict[str, float]] = [{} for _ in encoded]
     with evaluation_mode(model):
         for chosen, logits in _logits(model, tokenizer, encoded, batch_size, adapters):
-            for index, values in zip(chosen, logits.softmax(-1).tolist(), strict=True):
+            for index, values in zip(chosen, scores_of(logits).tolist(), strict=True):
                 probabilities[index] = dict(zip(labels, values, strict=True))
     return probabilities
 
@@ -146,7 +158,8 @@ def _logits(
     adapters: Sequence[AdapterChoice] | None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the indices of each batch's examples and their logits in fp64 on the CPU."""
-    for chosen in by_length([len(example.input_ids) for example in encoded], batch_size):
+    lengths = [len(example.input_ids) for example in encoded]
+    for chosen in by_length(lengths, batch_size, equal_lengths=reads_padding(model)):
         examples = [encoded[index] for index in chosen]
         chosen_adapters = None if adapters is None else [adapters[index] for index in chosen]
         batch = on_device(collate(examples, pad_id=pad_id(tokenizer)), model)

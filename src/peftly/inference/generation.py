@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -24,7 +24,7 @@ from peftly.inference.inputs import Prompt, prompts_of
 from peftly.inference.sampling import Sampling, prompt_generators, sampling_processors, sampling_settings
 from peftly.inference.stopping import StopTexts, TextPieces, completion_text, stop_texts, stop_token_ids
 from peftly.injection import evaluation_mode
-from peftly.models import max_answer_tokens, max_input_tokens
+from peftly.models import max_answer_tokens, max_input_tokens, reads_padding
 from peftly.settings import check_seed
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def generate(
     check_adapters(adapters, len(listed), "prompt")
     if not model.can_generate():
         raise ConfigError(f"a {type(model).__name__} does not generate text; use peftly.classify or peftly.tag_words")
+    if model.main_input_name != "input_ids":
+        raise ConfigError(f"a {type(model).__name__} reads {model.main_input_name} and no prompt; call model.generate")
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoded = [_encode(prompt, tokenizer, chat=chat, for_encoder=is_encoder_decoder) for prompt in listed]
     given_stops = stop_texts(stop)
@@ -118,7 +120,8 @@ def generate(
         generators = prompt_generators(encoded, adapters, seed)
     completions = [""] * len(encoded)
     # transformers 5.17 applies the repetition penalty to padding in decoder prompts, so their batches have no padding.
-    equal_lengths = repetition_penalty != 1 and not is_encoder_decoder
+    side: Literal["left", "right"] = "right" if is_encoder_decoder else "left"
+    equal_lengths = (repetition_penalty != 1 and not is_encoder_decoder) or reads_padding(model, side)
     rooms = _rooms(model, [len(ids) for ids in prompt_tokens], max_new_tokens)
     # Near the last position, a completion is as long as its own prompt allows, not the longest prompt of a batch.
     equal_lengths = equal_lengths or min(rooms, default=max_new_tokens) < max_new_tokens
@@ -126,9 +129,7 @@ def generate(
         for chosen in by_length([len(ids) for ids in prompt_tokens], batch_size, equal_lengths=equal_lengths):
             examples = [encoded[index] for index in chosen]
             settings.max_new_tokens = min(rooms[index] for index in chosen)
-            batch = on_device(
-                collate(examples, pad_id=settings.pad_token_id, side="right" if is_encoder_decoder else "left"), model
-            )
+            batch = on_device(collate(examples, pad_id=settings.pad_token_id, side=side), model)
             # A decoder starts from one token, which is an end token in BART.
             prompt_length = 1 if is_encoder_decoder else batch["input_ids"].shape[1]
             batch_stops = [stops[index] for index in chosen]

@@ -1,15 +1,20 @@
 """Insertion of adapters into a model from outside, and their removal. May import: `data`, `kernels`.
 
 targets                 find layers by name or by their part in a block
+heads                   head of a model outside its body
 patterns                regular expressions in settings, with a time limit
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
+weight_uses             submodules whose weights a class reads instead of calling them
+weight_readers          modules that read the weights of adapted layers
+reach                   check of whether changed layers reach the output
 module_copies           trained copies of modules and biases
 selection               active adapters of each batch element of a call
 blocks                  blocks of a stack of transformer layers
 stack_hooks             hooks on the stacks of a model
 stack_calls             state of a call of a stack
+text_stacks             stacks that read and write text, and the direction in which they attend
 virtual_tokens          soft prompts as token ids past the vocabulary
 virtual_token_calls     calls of a stack with virtual tokens
 prompt_states           keys and values of a soft prompt, computed once
@@ -32,6 +37,7 @@ from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
+from peftly.injection.heads import is_body, output_heads, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -56,9 +62,12 @@ from peftly.injection.module_copies import (
     copied_modules,
     copied_parameters,
     norm_layers,
+    tied_copies,
+    untie_copies,
 )
 from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
+from peftly.injection.prefix_calls import check_placement
 from peftly.injection.prefixes import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
 from peftly.injection.quantized_layers import (
     QUANTIZATION,
@@ -68,8 +77,9 @@ from peftly.injection.quantized_layers import (
     quantization_settings,
     restore_quantized_layers,
 )
+from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
-from peftly.injection.stack_hooks import ModelHooks, StackHooks, role_of
+from peftly.injection.stack_hooks import ModelHooks, StackHooks
 from peftly.injection.targets import (
     ALL_LINEAR,
     NEW_PARAMETERS,
@@ -80,10 +90,10 @@ from peftly.injection.targets import (
     is_within,
     matches_path,
     new_modules,
-    output_heads,
     short_names,
     task_modules,
 )
+from peftly.injection.text_stacks import embedding_in, family_of, inserts_no_tokens, is_multimodal, role_of, text_stack
 from peftly.injection.virtual_tokens import (
     Position,
     VirtualTokens,
@@ -91,6 +101,7 @@ from peftly.injection.virtual_tokens import (
     drop_virtual_tokens,
     virtual_token_ids,
 )
+from peftly.injection.weight_readers import remove_weight_readers, serve_weight_readers
 
 __all__ = [
     "ALL_LINEAR",
@@ -108,6 +119,7 @@ __all__ = [
     "OriginalForward",
     "Position",
     "Prefix",
+    "ReachCheck",
     "Selection",
     "StackHooks",
     "VirtualTokens",
@@ -122,6 +134,7 @@ __all__ = [
     "blocks_of",
     "by_pattern",
     "cache_adapter_tensors",
+    "check_placement",
     "checkpointed_blocks",
     "copied_modules",
     "copied_parameters",
@@ -130,16 +143,22 @@ __all__ = [
     "device_of",
     "drop_prefix",
     "drop_virtual_tokens",
+    "embedding_in",
     "evaluation_mode",
+    "family_of",
     "features",
     "find_part",
     "find_targets",
     "first_matches",
     "fusible_weight",
+    "inserts_no_tokens",
     "invalidate_cached_tensors",
+    "is_body",
+    "is_multimodal",
     "is_part",
     "is_within",
     "key_value_shape",
+    "layers_without_gradient",
     "lean_blocks",
     "make_plain",
     "matches_path",
@@ -153,14 +172,21 @@ __all__ = [
     "quantization_settings",
     "recorded_states",
     "remove_layer_adapters",
+    "remove_weight_readers",
     "reorder_cache_insertions",
     "restore_method",
     "restore_quantized_layers",
     "role_of",
+    "serve_weight_readers",
     "short_names",
+    "some_paths",
     "task_modules",
+    "text_stack",
+    "tied_copies",
     "training_mode",
+    "untie_copies",
     "use_adapters_of_elements",
     "virtual_token_ids",
+    "vocabulary_head",
     "whole_weight",
 ]

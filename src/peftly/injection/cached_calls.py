@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from peftly.injection.insertion import InsertionPlan, insert_columns
 from peftly.injection.selection import AdapterNames
 from peftly.injection.stack_calls import StackCall
 
-__all__ = ["cached_insertion", "continue_after"]
+__all__ = ["cached_insertion", "continue_after", "move_positions"]
 
 
 def cached_insertion(
@@ -51,6 +53,18 @@ def continue_after(plan: InsertionPlan, call: StackCall) -> None:
     plan = plan.repeat_to(call.inputs.shape[0])
     if mask is not None:
         call.arguments["attention_mask"] = insert_columns(mask, plan, plan.used)
-        call.arguments.pop("position_ids", None)
+        move_positions(call.arguments, plan)
     elif positions is not None:
         call.arguments["position_ids"] = positions + plan.used.sum(1, keepdim=True)
+
+
+def move_positions(arguments: dict[str, Any], plan: InsertionPlan) -> None:
+    """Leave out the positions of a call with a mask, which follow from it; move those in several dimensions.
+
+    Args:
+        arguments: arguments of the call by name.
+        plan: columns that were inserted in front of the text.
+    """
+    positions = arguments.pop("position_ids", None)
+    if positions is not None and positions.ndim == 3:  # of texts with images, (dimensions, batch, length)
+        arguments["position_ids"] = positions + plan.used.sum(1, keepdim=True)

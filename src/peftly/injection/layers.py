@@ -7,12 +7,14 @@ and a `forward` that runs them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from peftly.errors import MethodError
 from peftly.injection.caching import cached, invalidate_cached_tensors, is_caching
@@ -21,11 +23,14 @@ from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, 
 __all__ = [
     "LAYER_ADAPTERS",
     "SHORT_CALL_TOKENS",
+    "AdaptedForward",
     "LayerAdapter",
     "OriginalForward",
+    "WatchedForward",
     "adapted_layers",
     "add_layer_adapter",
     "base_modules",
+    "map_tensors",
     "original_forward",
     "override_method",
     "owner",
@@ -103,12 +108,17 @@ class OriginalForward:
         output: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
         return output
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The forward itself, for its signature."""
+        return partial(type(self.layer).forward, self.layer) if self.replaced is None else self.replaced
+
     def is_plain(self, kind: type[nn.Module]) -> bool:
         """Whether the layer is exactly of the class `kind`, with the forward of this class."""
         return type(self.layer) is kind and self.replaced is None
 
 
-class _AdaptedForward:
+class AdaptedForward:
     """Replacement of `layer.forward` that runs the adapters in the order of attachment, innermost first.
 
     An object and not a closure, so that deepcopy and pickle copy it with the layer.
@@ -120,13 +130,16 @@ class _AdaptedForward:
         self.selection = selection
         self.original = OriginalForward(layer)
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the layer with the active adapters."""
+        if kwargs and not args:
+            args = self._input_by_keyword(kwargs)
         active = self.selection.active
-        if not (args or kwargs) and (output := self._fused_forward(active, x)) is not None:
+        if len(args) == 1 and not kwargs and (output := self._fused_forward(active, args[0])) is not None:
             return output
         if len(active.sets) == 1:
-            return self._run(active.sets[0], x, *args, **kwargs)
+            return self._run(active.sets[0], *args, **kwargs)
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim)
         batch_size = x.shape[0]
         if batch_size % len(active.sets):
             raise MethodError(
@@ -136,17 +149,33 @@ class _AdaptedForward:
             )
         groups = active.groups(batch_size, frozenset(self.adapters), x.device)
         if len(groups) == 1:
-            return self._run(groups[0].names, x, *args, **kwargs)
+            return self._run(groups[0].names, *args, **kwargs)
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            raise MethodError(
+                f"a {type(self.layer).__name__} with a key-value cache cannot have different adapters within a batch; "
+                "call the model once for each adapter"
+            )
         outputs = []
         for group in groups:
-            group_args = [_select(value, batch_size, group.indices) for value in (x, *args)]
+            group_args = [_select(value, batch_size, group.indices) for value in args]
             group_kwargs = {key: _select(value, batch_size, group.indices) for key, value in kwargs.items()}
             with self.selection.use(group.active):
                 output = self._run(group.names, *group_args, **group_kwargs)
-            # A layer may return one batch element that stands for all (BART's positions).
-            outputs.append(output.expand(len(group.indices), *output.shape[1:]) if output.shape[0] == 1 else output)
+            outputs.append(output)
         order = torch.cat([group.indices for group in groups]).argsort()
-        return torch.cat(outputs).index_select(0, order)
+        sizes = [len(group.indices) for group in groups]
+        return map_tensors(partial(_concatenated, sizes=sizes, order=order), *outputs)
+
+    def _input_by_keyword(self, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Take the input of the layer out of keyword arguments, as adapters expect it first.
+
+        Returns:
+            The value of the first parameter of the layer's forward, or nothing if it was not given or has no position.
+        """
+        first = next(iter(inspect.signature(self.original.function).parameters.values()), None)
+        if first is None or first.kind is not first.POSITIONAL_OR_KEYWORD or first.name not in kwargs:
+            return ()
+        return (kwargs.pop(first.name),)
 
     def _fused_forward(self, active: ActiveAdapters, x: Tensor) -> Tensor | None:
         """Return the output of all batch elements at once, or None where the adapters cannot be fused."""
@@ -178,14 +207,75 @@ class _AdaptedForward:
         return forward(*args, **kwargs)
 
 
+class WatchedForward(AdaptedForward):
+    """Forward of an adapted layer that notes its first call."""
+
+    @classmethod
+    def watch(cls, forward: AdaptedForward) -> None:
+        """Note the next call of a forward."""
+        forward.__class__ = cls
+
+    @classmethod
+    def was_called(cls, forward: Any) -> bool:
+        """Return whether a watched forward was called, and watch it no longer."""
+        if not isinstance(forward, cls):
+            return True
+        forward.note_call()
+        return False
+
+    def note_call(self) -> None:
+        """Note a call: the forward is an ordinary one from then on."""
+        self.__class__ = AdaptedForward  # type: ignore[assignment]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `AdaptedForward`."""
+        self.note_call()
+        return self(*args, **kwargs)
+
+
 def _is_none(value: Any) -> bool:
     return value is None
 
 
+def map_tensors(function: Callable[..., Tensor], *values: Any) -> Any:
+    """Return `function` of tensors, or of the tensors inside equal tuples, lists and dictionaries of them.
+
+    Of values of any other kind, such as None, the first is returned.
+    """
+    first = values[0]
+    if isinstance(first, Tensor):
+        return function(*values)
+    if isinstance(first, Mapping):  # and the outputs of transformers' modules
+        contents = {key: map_tensors(function, *(value[key] for value in values)) for key in first}
+        return type(first)(contents)  # type: ignore[call-arg]
+    if isinstance(first, tuple | list):
+        items = [map_tensors(function, *each) for each in zip(*values, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    return first
+
+
+def _concatenated(*outputs: Tensor, sizes: list[int], order: Tensor) -> Tensor:
+    """Return outputs of groups of batch elements as one batch.
+
+    Args:
+        outputs: output of each group.
+        sizes: number of batch elements of each group.
+        order: for each batch element, its index in the groups laid end to end, (batch,).
+    """
+    # A layer may return one batch element that stands for all (BART's positions).
+    expanded = [
+        output.expand(size, *output.shape[1:]) if output.shape[0] == 1 else output
+        for output, size in zip(outputs, sizes, strict=True)
+    ]
+    return torch.cat(expanded).index_select(0, order)
+
+
 def _select(value: Any, batch_size: int, indices: Tensor) -> Any:
-    """Return the batch elements at `indices` of a batched tensor, and any other value as it is."""
-    is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch_size
-    return value.index_select(0, indices) if is_batched else value
+    """Return the batch elements at `indices` of the batched tensors in `value`, and any other value as it is."""
+    return map_tensors(
+        lambda tensor: tensor.index_select(0, indices) if tensor.ndim and tensor.shape[0] == batch_size else tensor,
+        value,
+    )
 
 
 def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAdapter) -> None:
@@ -200,7 +290,7 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
     if not hasattr(layer, LAYER_ADAPTERS):
         layer.peftly = nn.ModuleDict().train(layer.training)
         if adapter.has_forward:
-            layer.forward = _AdaptedForward(layer, layer.peftly, selection_of(model))
+            layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
     adapter.train(layer.training)
     outermost = {}
     if not adapter.is_outermost:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
+from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
+from peftly.errors import MethodError
+from peftly.injection.caching import invalidate_cached_tensors
 from peftly.injection.devices import bias_of, in_memory
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -20,9 +25,11 @@ from peftly.injection.layers import (
     adapted_layers,
     add_layer_adapter,
     base_modules,
+    map_tensors,
     original_forward,
 )
 from peftly.injection.quantized_layers import dequantize_layers
+from peftly.injection.weight_readers import without_reader
 from peftly.kernels import is_quantized
 
 __all__ = [
@@ -33,9 +40,12 @@ __all__ = [
     "copied_modules",
     "copied_parameters",
     "norm_layers",
+    "tied_copies",
+    "untie_copies",
 ]
 
 _NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CHANNELS_SECOND = _NORM_CLASSES[2:]
 _NORM_NAME = re.compile(
     r"(^|[._]|layer|rms)norm(_\w+|\d+)?(\.\d+)?$"  # input_layernorm, q_norm, LayerNorm, norm1, norm_f, layernorm.0
     r"|(^|\.)ln(_\w+|\d+)?(\.\d+)?$",  # ln_1, ln_f
@@ -59,6 +69,8 @@ class BiasCopy(LayerAdapter):
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
         difference: Tensor = self.bias - bias_of(layer)
+        if isinstance(layer, _CHANNELS_SECOND):
+            difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:
@@ -87,22 +99,39 @@ class ModuleCopy(LayerAdapter):
         dequantize_layers(self.copy, torch.float32)
         self.copy.float().requires_grad_(True)
 
-    def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the output of the copy; see `LayerAdapter.run`."""
-        has_quantized_layers = any(map(is_quantized, layer.modules()))
-        dtype = x.dtype if has_quantized_layers else next(layer.parameters()).dtype
-        wide_x = x.to(next(self.copy.parameters()).dtype) if x.dtype == dtype else x
-        output: Tensor = self.copy(wide_x, *args, **kwargs)
+    def run(self, layer: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the output of the copy, which may be a tuple or a dictionary; see `LayerAdapter.run`."""
+        copy_dtype = next(self.copy.parameters()).dtype
+        dtype = next(layer.parameters()).dtype
+        if any(map(is_quantized, layer.modules())):
+            dtype = next((value.dtype for value in args if isinstance(value, Tensor)), copy_dtype)
+        wide_args, wide_kwargs = map_tensors(partial(_cast, source=dtype, target=copy_dtype), (args, kwargs))
+        output = self.copy(*wide_args, **wide_kwargs)
         if isinstance(inner, OriginalForward):
-            return output.to(dtype)
-        adapted_output = inner(x, *args, **kwargs)
-        difference = output - original_forward(layer)(x, *args, **kwargs)
-        return adapted_output + difference.to(adapted_output.dtype)
+            return map_tensors(partial(_cast, source=copy_dtype, target=dtype), output)
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            raise MethodError(
+                f"two adapters change a {type(layer).__name__}, and the effect of a copy cannot be added with a "
+                "key-value cache; activate one of them"
+            )
+        return map_tensors(_add_difference, inner(*args, **kwargs), output, original_forward(layer)(*args, **kwargs))
 
     def merge_into(self, layer: Any) -> None:
         """See `LayerAdapter.merge_into`."""
         for path, parameter in self.copy.named_parameters():
-            layer.get_parameter(path).copy_(parameter)
+            module, _, attribute = path.rpartition(".")
+            getattr(layer.get_submodule(module), attribute).copy_(parameter)
+
+
+def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
+    """Return a tensor of the dtype `source` in the dtype `target`, and any other as it is."""
+    return value.to(target) if value.dtype == source else value
+
+
+def _add_difference(output: Tensor, changed: Tensor, unchanged: Tensor) -> Tensor:
+    """Return `output + (changed - unchanged)`, in the dtype of `output`."""
+    difference = changed - unchanged
+    return output + difference.to(output.dtype)
 
 
 def add_copies(model: nn.Module, name: str, modules: Iterable[nn.Module]) -> None:
@@ -129,6 +158,32 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
         if isinstance(layer_adapter, ModuleCopy)
         for parameter_path, parameter in layer_adapter.copy.named_parameters(remove_duplicate=False)
     }
+
+
+def tied_copies(model: nn.Module, name: str) -> list[list[str]]:
+    """Return the names in the base of each parameter that several module copies of adapter `name` share."""
+    names: defaultdict[nn.Parameter, list[str]] = defaultdict(list)
+    for parameter_name, parameter in copied_parameters(model, name).items():
+        names[parameter].append(parameter_name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def untie_copies(model: nn.Module, name: str, names: Iterable[str]) -> None:
+    """Give a module copy of adapter `name` parameters of its own, instead of those that other copies share.
+
+    Args:
+        model: model with the adapter.
+        name: name of the adapter.
+        names: names of the parameters in the base, see `tied_copies`.
+    """
+    copies = {path: change.copy for path, _, change in adapted_layers(model, name) if isinstance(change, ModuleCopy)}
+    for parameter_name in names:
+        path = next(path for path in copies if parameter_name.startswith(f"{path}."))
+        inner, _, attribute = parameter_name.removeprefix(f"{path}.").rpartition(".")
+        owner_module = copies[path].get_submodule(inner)
+        parameter = getattr(owner_module, attribute)
+        setattr(owner_module, attribute, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    invalidate_cached_tensors()
 
 
 def copied_modules(model: nn.Module, name: str) -> list[str]:
@@ -170,4 +225,5 @@ def _without_adapters(clone: nn.Module) -> nn.Module:
         if LAYER_ADAPTERS in dict(module.named_children()):
             delattr(module, LAYER_ADAPTERS)
             vars(module).pop("forward", None)
+        without_reader(module)
     return clone

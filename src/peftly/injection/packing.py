@@ -100,7 +100,7 @@ def pack_call(hooks: StackHooks, call: StackCall) -> None:
         _use_sequence(hooks, call, packing)
     elif not _pack_batch(hooks, call):
         return
-    arguments = call.arguments
+    call.is_changed, arguments = True, call.arguments
     arguments["attention_mask"], arguments["use_cache"] = no_mask(arguments["input_ids"].device), False
     arguments.pop("position_ids", None)
 

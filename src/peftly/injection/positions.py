@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS
+from peftly.injection.stack_calls import current_call
 
 __all__ = ["Positions", "positions_of"]
 
@@ -61,7 +62,13 @@ class Positions:
         """
         if (packing := arguments.get("packing")) is not None:
             arguments["position_ids"] = packing.positions(arguments["input_ids"].device) + self.first
-        mask, positions = arguments.get("attention_mask"), self._derived(arguments, length)
+        mask = arguments.get("attention_mask")
+        is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
+        positions = None
+        if isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles):
+            positions = positions_of(mask)[:, -length:]
+            if self.first:
+                positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
         if positions is not None and self.takes_argument:
             arguments["position_ids"] = positions
         elif isinstance(mask, Tensor) and positions is not None and _are_columns(positions, mask):
@@ -71,23 +78,6 @@ class Positions:
             yield
         finally:
             _TABLE_POSITIONS.reset(token)
-
-
-    def derive(self, arguments: dict[str, Any], length: int) -> None:
-        """Derive the positions of a call as `applied` does, where the stack takes them as an argument."""
-        if self.takes_argument and (positions := self._derived(arguments, length)) is not None:
-            arguments["position_ids"] = positions
-
-    def _derived(self, arguments: dict[str, Any], length: int) -> Tensor | None:
-        """Return the positions of a call by its 2-D mask; None without one, or if the caller passed positions."""
-        mask = arguments.get("attention_mask")
-        is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
-        if not (isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles)):
-            return None
-        positions = positions_of(mask)[:, -length:]
-        if self.first:
-            positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
-        return positions
 
 
 def _are_columns(positions: Tensor, mask: Tensor) -> bool:
@@ -100,7 +90,7 @@ _TABLE_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions for the tabl
 
 
 def _pass_positions(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    positions = _TABLE_POSITIONS.get()
+    positions = None if current_call() is None else _TABLE_POSITIONS.get()
     if positions is None:
         return None
     if hasattr(table, LAYER_ADAPTERS) and positions.shape[0] > 1:
@@ -113,4 +103,4 @@ def _pass_positions(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _without_extra_dimension(table: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
     # The table expects positions that all batch elements share, and adds a batch dimension for these.
-    return output if _TABLE_POSITIONS.get() is None else output.squeeze(0)
+    return output if current_call() is None or _TABLE_POSITIONS.get() is None else output.squeeze(0)

@@ -19,7 +19,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from peftly.errors import MethodError
 from peftly.injection.blocks import blocks_of
-from peftly.injection.cached_calls import cached_insertion, continue_after
+from peftly.injection.cached_calls import cached_insertion, continue_after, move_positions
 from peftly.injection.insertion import InsertionPlan, cache_insertions, insert_columns, store_cache_insertions
 from peftly.injection.prefix_cache import NeverUpdated, PassThroughCache, PrefixCache
 from peftly.injection.prefixes import (
@@ -30,13 +30,13 @@ from peftly.injection.prefixes import (
     key_value_shape,
     max_prefix_length,
 )
-from peftly.injection.selection import selection_of
+from peftly.injection.selection import ActiveAdapters, selection_of
 
 if TYPE_CHECKING:
     from peftly.injection.stack_calls import StackCall
     from peftly.injection.stack_hooks import StackHooks
 
-__all__ = ["checkpointing_with_prefix", "insert_prefixes", "restore_cache"]
+__all__ = ["check_placement", "checkpointing_with_prefix", "insert_prefixes", "restore_cache"]
 
 
 def insert_prefixes(hooks: StackHooks, call: StackCall) -> None:
@@ -59,11 +59,36 @@ def insert_prefixes(hooks: StackHooks, call: StackCall) -> None:
         if is_checkpointed:
             arguments["use_cache"], arguments["past_key_values"] = False, None
         return
+    call.is_changed = True
     plan = cached_insertion(call, stored, owners, "prefixes")
     if plan is None:
         _start_text(hooks, call, None if is_checkpointed else cache, stores=not is_checkpointed)
         return
     continue_after(plan, call)
+
+
+def check_placement(model: Any, name: str) -> None:
+    """Check that the stack of a multimodal model gets a mask into which a prefix can be inserted, by a call of it.
+
+    Args:
+        model: model with the prefix.
+        name: name of the adapter.
+
+    Raises:
+        MethodError: the model computes the masks of its layers itself.
+    """
+    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    mask = torch.tensor([[0, 1, 1]], device=model.device)  # with padding, since a mask of ones may be left out
+    with torch.no_grad(), selection_of(model).use(ActiveAdapters([frozenset({name})])):
+        try:
+            model(input_ids=ids, attention_mask=mask)
+        except MethodError as error:
+            raise MethodError(
+                f"a prefix cannot be placed in {type(model).__name__}, which computes the masks of its layers itself; "
+                "lora works on it"
+            ) from error
+        except (NotImplementedError, RuntimeError, TypeError, ValueError):
+            return  # it has no values on the meta device, or reads no text without an image
 
 
 @contextmanager
@@ -103,7 +128,8 @@ def _start_text(hooks: StackHooks, call: StackCall, cache: Any, *, stores: bool)
     """
     arguments, inputs = call.arguments, call.inputs
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
-    if mask is None and positions is not None and bool((torch.diff(positions) != 1).any()):
+    is_plain = positions is None or positions.ndim == 2  # Qwen2-VL has positions in three dimensions
+    if mask is None and positions is not None and is_plain and bool((torch.diff(positions) != 1).any()):
         raise MethodError("a prefix cannot go into packed sequences; pass each text as a batch element")
     owners, batch_size = active_prefix_owners(hooks), inputs.shape[0]
     start = inputs.new_zeros(batch_size, 1, dtype=torch.long)
@@ -115,7 +141,7 @@ def _start_text(hooks: StackHooks, call: StackCall, cache: Any, *, stores: bool)
     plan = InsertionPlan(start * used, used, owners)
     if mask is not None:
         arguments["attention_mask"] = mask = insert_columns(mask, plan, used)
-        arguments.pop("position_ids", None)
+        move_positions(arguments, plan)
     elif positions is not None:
         arguments["position_ids"] = positions + plan.count
     hooks.check_length(inputs.shape[1] + plan.count, mask, plan.count)

@@ -157,7 +157,9 @@ def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:
         if hooks.role == "target":
             both = EncoderDecoderCache(DynamicCache(), DynamicCache())
             both.self_attention_cache = cache
-            states = hooks.model.get_encoder()(input_ids=ids).last_hidden_state
+            source: StackHooks | None = hooks.model._peftly.hooks.text
+            # Without an encoder of text the decoder reads the tokens alone: its layers leave out the cross-attention.
+            states = None if source is None else source.stack(input_ids=ids).last_hidden_state
             hooks.stack(input_ids=ids, encoder_hidden_states=states, past_key_values=both)
         else:
             hooks.stack(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache)

@@ -144,10 +144,6 @@ class Selection:
         """Adapters that are active in the current context."""
         if not self.blocks:  # torch.compile traces this line, and guards it; it cannot trace context variables
             return self.default
-        return self._active_in_context()
-
-    @torch.compiler.disable(reason="torch.compile cannot trace peftly.use_adapters; call peftly.set_adapters instead")  # type: ignore[untyped-decorator]
-    def _active_in_context(self) -> ActiveAdapters:
         active = _ACTIVE.get().get(self)
         if active is None:
             self._warn_of_thread()

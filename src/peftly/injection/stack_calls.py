@@ -27,6 +27,8 @@ class StackCall:
         contexts: contexts that are open while the stack runs.
         text_columns: columns of the stack whose outputs the caller gets, (batch, length); None: all columns.
         virtual_tokens: plan of the virtual tokens that were inserted into the ids, or None.
+        is_changed: whether columns were inserted into the sequences of the caller, or these were packed, so that the
+            call needs positions of its own. A call without such a change has those of its caller and its model.
         packed_batch: layout of a batch that `injection.packing` has packed, or None.
     """
 
@@ -35,6 +37,7 @@ class StackCall:
     contexts: ExitStack = field(default_factory=ExitStack)
     text_columns: Tensor | None = None
     virtual_tokens: InsertionPlan | None = None
+    is_changed: bool = False
     packed_batch: Any = None
 
     @property
@@ -47,12 +50,15 @@ class StackCall:
 def open_call(hooks: StackHooks) -> StackCall:
     """Make a new call the current one."""
     call = StackCall(hooks)
+    _OPEN[id(call)] = call
     _CALLS.set((*_CALLS.get(), call))
     return call
 
 
 def current_call() -> StackCall | None:
     """Return the innermost call that runs in the current context, or None."""
+    if not _OPEN:  # torch.compile traces this line, and guards it; it cannot trace context variables
+        return None
     calls = _CALLS.get()
     return calls[-1] if calls else None
 
@@ -66,7 +72,10 @@ def close_call(hooks: StackHooks) -> StackCall | None:
     if call is None or call.hooks is not hooks:
         return None
     _CALLS.set(_CALLS.get()[:-1])
+    del _OPEN[id(call)]
     return call
 
 
 _CALLS: ContextVar[tuple[StackCall, ...]] = ContextVar("calls of stacks that run", default=())
+_OPEN: dict[int, StackCall] = {}
+"""Calls of stacks that run in any context."""

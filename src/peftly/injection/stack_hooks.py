@@ -9,7 +9,7 @@ in several threads, and copies and pickles of the model, do not affect each othe
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from peftly.injection.positions import Positions
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
 from peftly.injection.stack_calls import close_call, open_call
+from peftly.injection.text_stacks import Role, role_of, text_stack
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
 from peftly.injection.virtual_tokens import has_virtual_tokens, max_virtual_tokens
 from peftly.kernels import IMPLEMENTATION
@@ -30,18 +31,7 @@ from peftly.kernels import IMPLEMENTATION
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ModelHooks", "Role", "StackHooks", "role_of"]
-
-Role = Literal["decoder", "encoder", "source", "target"]
-"""Kind of a stack: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
-
-
-def role_of(model: PreTrainedModel) -> Role:
-    """Return the role of the stack that reads the text of a model."""
-    if model.config.is_encoder_decoder:
-        return "source"
-    is_causal = all(getattr(module, "is_causal", True) is not False for module in model.modules())
-    return "decoder" if is_causal else "encoder"
+__all__ = ["ModelHooks", "StackHooks"]
 
 
 class ModelHooks:
@@ -49,7 +39,7 @@ class ModelHooks:
 
     Attributes:
         model: the model.
-        text: hooks of the stack that reads the text.
+        text: hooks of the stack that reads the text; None for a model that reads sounds, images or numbers.
         target: hooks of the decoder behind an encoder, or None.
     """
 
@@ -62,17 +52,17 @@ class ModelHooks:
         """
         role = role_of(model)
         self.model = model
-        text_stack = model.get_encoder() if role == "source" else model.get_decoder()
-        self.text = StackHooks(model, text_stack, role, is_sequence_classifier=is_sequence_classifier)
-        self.target = StackHooks(model, model.get_decoder(), "target") if role == "source" else None
+        text, target = text_stack(model, role), text_stack(model, "target") if role == "source" else None
+        self.text = text and StackHooks(model, text, role, is_sequence_classifier=is_sequence_classifier)
+        self.target = target and StackHooks(model, target, "target")
         self.generates = model.can_generate()
         if self.generates:
             for override in _OVERRIDES:
                 override_method(model, override.name, override(model, self))
 
     @property
-    def attending(self) -> StackHooks:
-        """Hooks of the stack that attends to prefixes: the one that has a cache."""
+    def attending(self) -> StackHooks | None:
+        """Hooks of the stack that attends to prefixes: the one that has a cache; None where no stack reads text."""
         return self.text if self.target is None else self.target
 
     def remove(self) -> None:
@@ -86,12 +76,12 @@ class ModelHooks:
 
     def num_virtual_tokens(self) -> int:
         """Return the largest number of active virtual tokens of a text."""
-        return max_virtual_tokens(self.text)
+        return 0 if self.text is None else max_virtual_tokens(self.text)
 
     def num_inserted_columns(self) -> int:
         """Return the largest number of columns that the active adapters insert into the cache of a call."""
         virtual_tokens = 0 if self.target is not None else self.num_virtual_tokens()
-        return virtual_tokens + max_prefix_length(self.attending)
+        return virtual_tokens + (0 if self.attending is None else max_prefix_length(self.attending))
 
 
 class StackHooks:
@@ -111,7 +101,7 @@ class StackHooks:
     def __init__(self, model: Any, stack: Any, role: Role, *, is_sequence_classifier: bool = False) -> None:
         self.model, self.stack, self.role = model, stack, role
         self.is_sequence_classifier = is_sequence_classifier
-        self.config = model.config.get_text_config(decoder=True) if role == "decoder" else model.config
+        self.config = getattr(stack, "config", model.config)
         self.names = tuple(inspect.signature(stack.forward).parameters)
         self.positions = Positions(stack, takes_argument="position_ids" in self.names)
         self.pooler = getattr(stack, "pooler", None)
@@ -140,7 +130,7 @@ class StackHooks:
             MethodError: a text has more positions.
         """
         limit = getattr(self.config, "max_position_embeddings", None)
-        if limit is None or columns <= limit:
+        if limit is None or limit < 0 or columns <= limit:  # XLNet has -1 for no limit
             return
         needed = columns if mask is None else int(mask.ne(0).sum(1).max())  # padding needs no position
         if needed > limit:
@@ -149,11 +139,11 @@ class StackHooks:
                 f"the {limit} of this base; shorten the text (data.max_length) or use fewer virtual tokens"
             )
 
-    def _before(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def _before(
+        self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         if torch.compiler.is_compiling() and self._is_traceable():
-            arguments = self._by_name(args, kwargs)
-            self.positions.derive(arguments)
-            return (), arguments
+            return None
         call = open_call(self)  # first of all: `_after` closes it even if this hook fails
         arguments = call.arguments = self._by_name(args, kwargs)
         if self.role == "target":
@@ -163,7 +153,7 @@ class StackHooks:
         packing.pack_call(self, call)
         insert_prefixes(self, call)
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
-        if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
+        if call.is_changed:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
         return (), arguments
 
@@ -179,7 +169,6 @@ class StackHooks:
         output = packing.pad_output(call, restore_cache(call, output))
         return output if self.role == "target" else remove_virtual_tokens(self, call, output)
 
-
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call of the stack by name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -187,10 +176,7 @@ class StackHooks:
     def _is_traceable(self) -> bool:
         """Whether torch.compile can trace the calls of the stack, into which nothing is inserted."""
         return not (
-            has_virtual_tokens(self)
-            or has_prefixes(self)
-            or self.positions.handles
-            or self.config._attn_implementation == IMPLEMENTATION
+            has_virtual_tokens(self) or has_prefixes(self) or self.config._attn_implementation == IMPLEMENTATION
         )
 
 

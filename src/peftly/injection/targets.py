@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.heads import output_heads, vocabulary_head
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
 
@@ -24,7 +24,6 @@ __all__ = [
     "is_within",
     "matches_path",
     "new_modules",
-    "output_heads",
     "short_names",
     "task_modules",
 ]
@@ -128,32 +127,13 @@ def is_part(part: Part, path: str) -> bool:
     return _PARTS[part].search(path) is not None
 
 
-def output_heads(model: nn.Module) -> list[str]:
-    """Return the paths of the modules that map the last hidden states to logits: a language model head or a classifier.
-
-    The list is empty for a module that is not a transformers model.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return []
-    body = model.base_model
-    inside = {id(module) for _, module in base_modules(body)} if body is not model else set()
-    vocabulary = model.get_output_embeddings()
-    return [
-        path
-        for path, module in model.named_children()
-        if any(True for _ in module.parameters())
-        and (module is vocabulary or (id(module) not in inside and vocabulary is None))
-    ]
-
-
 def task_modules(model: nn.Module) -> list[str]:
     """Return the paths of the modules of a task, which every adapter trains as full copies.
 
     These modules are a classifier (a language model head is not among them), and all modules that the files of the base
     do not contain.
     """
-    is_language_model = isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None
-    heads = [] if is_language_model else output_heads(model)
+    heads = [] if vocabulary_head(model) is not None else output_heads(model)
     modules = [_with_parent(model, path) for path in new_modules(model) if not is_within(path, heads)]
     return list(dict.fromkeys([*heads, *modules]))
 

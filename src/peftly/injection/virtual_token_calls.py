@@ -49,6 +49,7 @@ def insert_virtual_tokens(hooks: StackHooks, call: StackCall) -> None:
     stored = cache_insertions(cache).virtual_tokens
     if stored is None and not any(active_owners(hooks)):
         return
+    call.is_changed = True
     plan = cached_insertion(call, stored, active_owners(hooks), "virtual tokens")
     if plan is not None:
         continue_after(plan, call)
@@ -85,9 +86,9 @@ def remove_virtual_tokens(hooks: StackHooks, call: StackCall, output: Any) -> An
 def extend_encoder_mask(hooks: StackHooks, call: StackCall) -> None:
     """Extend the mask over the states of an encoder, with which its decoder is called, by the virtual tokens."""
     states, mask = call.arguments.get("encoder_hidden_states"), call.arguments.get("encoder_attention_mask")
-    source: StackHooks = hooks.model._peftly.hooks.text
-    owners = active_owners(source)
-    if states is None or not any(owners):
+    source: StackHooks | None = hooks.model._peftly.hooks.text
+    owners = () if source is None else active_owners(source)
+    if source is None or states is None or not any(owners):
         return
     counts = torch.tensor(
         expand_to_batch(list(map(count_virtual_tokens, active_virtual_tokens(source))), len(states), "adapters")

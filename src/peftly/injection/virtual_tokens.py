@@ -18,6 +18,7 @@ from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
 from peftly.injection.modes import evaluation_mode
 from peftly.injection.selection import AdapterNames, expand_to_batch, selection_of
+from peftly.injection.text_stacks import embedding_in
 
 if TYPE_CHECKING:
     from peftly.injection.stack_hooks import StackHooks
@@ -107,7 +108,8 @@ class VirtualTokens(LayerAdapter):
         ids = self.ids(layer)
         is_virtual = (x >= ids.start) & (x < ids.stop)
         embedded = inner(x.masked_fill(is_virtual, 0), *args, **kwargs)
-        if (x.shape[-1] == 1 or not torch.is_grad_enabled()) and not bool(is_virtual.any()):
+        is_traced = torch.compiler.is_compiling()
+        if not is_traced and (x.shape[-1] == 1 or not torch.is_grad_enabled()) and not bool(is_virtual.any()):
             return embedded  # a call that continues from a cache: the encoder would run in vain
         # F.embedding and not values[ids]: the backward of indexing adds in an order that varies with two threads.
         values = F.embedding((x - ids.start).clamp(0, len(ids) - 1), self.values())
@@ -128,7 +130,7 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 
 def embedding_of(hooks: StackHooks) -> Any:
     """Return the input embedding of a stack. T5's encoder and decoder have two modules that share their weights."""
-    return hooks.stack.get_input_embeddings()
+    return embedding_in(hooks.stack)
 
 
 def has_virtual_tokens(hooks: StackHooks) -> bool:
@@ -167,7 +169,7 @@ def are_marked(active: Sequence[list[VirtualTokens]]) -> bool:
 def virtual_token_ids(model: Any, batch_size: int) -> Sequence[list[tuple[int, int]]]:
     """Return the virtual tokens of each batch element of a call of an adapted model; see `active_token_ids`."""
     hooks = model._peftly.hooks
-    if hooks is None:
+    if hooks is None or hooks.text is None:
         return [[]] * batch_size
     return expand_to_batch(active_token_ids(hooks.text, batch_size), batch_size, "virtual tokens")
 

@@ -26,7 +26,7 @@ from peftly.adapters import (
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
-from peftly.models import pooling_of, resolve_base, stored_dtype
+from peftly.models import output_kind, pooling_of, resolve_base, stored_dtype
 from peftly.utils import check_output_folder
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def save_combined(
         log(line)
     made_of = [f"{weight:g} times {name}" for name, weight in zip(names, weight_of.values(), strict=True)]
     labels = opened[0].requirements.labels
-    card = adapter_card(base, adapter.config, made_of, labels=labels, pooling=pooling_of(model))
+    outputs = output_kind(model.config) if labels else "class"
+    card = adapter_card(base, adapter.config, made_of, labels=labels, pooling=pooling_of(model), outputs=outputs)
     save_adapter(model, target, name=_NAME, notes=notes, card=card)
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))

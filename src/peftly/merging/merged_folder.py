@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.data import chat_ends
 from peftly.errors import ConfigError
-from peftly.models import TASKS, Base
+from peftly.models import Base
 from peftly.utils import bytes_text, check_output_folder, nearest_existing_parent, quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from peftly.data import TaskName
 
 __all__ = ["KIND", "check_out", "check_room", "read_back", "write"]
 
@@ -94,17 +92,15 @@ def _stop_at_turns(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         model.generation_config.eos_token_id = [*known, *new]
 
 
-def read_back(folder: Path, task: "TaskName | None", pooled_class: Any = None) -> Base:
+def read_back(folder: Path, model_class: Any) -> Base:
     """Open a model and its tokenizer with transformers alone, or with the class of a pooled head.
 
     Args:
         folder: folder of the model.
-        task: task of the model's head; None for a model without a head.
-        pooled_class: class of a model whose head pools the token states; None: the class of transformers for the task.
+        model_class: class of the model, which `config.architectures` in the folder names.
     """
     import transformers
 
-    auto_class = pooled_class or getattr(transformers, TASKS[task].auto_class if task else "AutoModel")
     with quiet():
-        model = auto_class.from_pretrained(folder, local_files_only=True)
+        model = model_class.from_pretrained(folder, local_files_only=True)
         return Base(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))

@@ -23,13 +23,13 @@ from peftly.adapters import (
     open_compatible_adapters,
     weight_adapters,
 )
-from peftly.errors import ConfigError, MergeError
+from peftly.errors import ConfigError, MergeError, MethodError
 from peftly.injection import dequantize
 from peftly.merging.merged_card import CARD, copy_licences, merged_card, settings_of
 from peftly.merging.merged_folder import KIND, check_out, check_room, read_back, write
 from peftly.merging.parity import Outputs, Parity, compare, logits_of, outputs_of, perplexities, relative_difference
 from peftly.merging.parity_samples import Samples, samples_for
-from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype, task_of
+from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype
 from peftly.utils import resolve_dtype, write_folder
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ def save_merged(
     check_out(target, max_shard_size, overwrite=overwrite)
     plan = _plan(listed, target, dtype, weights, into)
     model, tokenizer, samples, before, rounding = _adapted_model(plan, text, held_out, log)
-    task, card = task_of(model), partial(merged_card, plan.base, *_ingredients(plan, model), pooling=pooling_of(model))
-    pooled_class = type(model) if pooling_of(model) else None
+    model_class, pooling = type(model), pooling_of(model)
+    card = partial(merged_card, plan.base, *_ingredients(plan, model), pooling=pooling)
     merging, rounded = _merge(model, samples, before, plan.dtype, log)
     quantized = _over_quantized_base(plan, samples, before) if into == "original" else None
     with write_folder(target, kind=KIND, markers=("config.json",)) as folder:
         write(model, tokenizer, plan.dtype, folder, max_shard_size)
         del model
-        merged, tokenizer = read_back(folder, task, pooled_class)
+        merged, tokenizer = read_back(folder, model_class)
         parity = compare(merged, tokenizer, samples, before, rounded, rounding=rounding, merging=merging)
         parity = replace(parity, quantized=quantized)
         if parity.complaint is not None and not force:
@@ -114,7 +114,7 @@ def save_merged(
             )
         log(copy_licences(plan.base, folder))
         (folder / CARD).write_text(card(parity), encoding="utf-8")
-    opens = "transformers' from_pretrained" if pooled_class is None else "peftly.load_base or --base only"
+    opens = "transformers' from_pretrained" if pooling is None else "peftly.load_base or --base only"
     log(f"{out}: {parity.dtype}, opens with {opens}")
     return parity
 
@@ -200,6 +200,11 @@ def _adapted_model(
     import torch
 
     model, tokenizer = _open(plan, plan.dtype, plan.into)
+    if model.main_input_name != "input_ids":
+        raise MethodError(
+            f"models are compared on texts here, and {type(model).__name__} reads {model.main_input_name}; merge it "
+            "with peftly.merge(model) and write it with model.save_pretrained"
+        )
     check_mergeable(model, attached(model))
     check_room(plan.out, model, plan.dtype)
     examples = None if held_out is None else partial(held_out, plan.adapters[0], model, tokenizer)

@@ -14,7 +14,18 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Prefix, add_prefix, drop_prefix, key_value_shape, recorded_states
+from peftly.injection import (
+    Prefix,
+    add_prefix,
+    check_placement,
+    drop_prefix,
+    inserts_no_tokens,
+    is_multimodal,
+    key_value_shape,
+    recorded_states,
+    role_of,
+    text_stack,
+)
 from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
 from peftly.methods.soft_prompt import prompt_shape_error
@@ -108,6 +119,8 @@ class PrefixTuningAdapter(Adapter):
         device = next(model.parameters()).device
         prefix = Prefix(values.to(device), _shape(model), None if encoder is None else encoder.to(device))
         add_prefix(model, name, prefix)
+        if is_multimodal(model):
+            check_placement(model, name)
         self.prefix = prefix
 
     @classmethod
@@ -134,12 +147,12 @@ class PrefixTuningAdapter(Adapter):
             return (
                 f"prefix_tuning needs a transformers model, and this is a {class_name}; lora works on any linear layers"
             )
-        stack: Any = model.get_decoder()
-        if "past_key_values" not in inspect.signature(stack.forward).parameters:
-            return (
-                f"prefix_tuning needs a model with a key-value cache, and {class_name} has none; prompt_tuning and "
-                "lora work on it"
-            )
+        role = role_of(model)
+        stack = text_stack(model, "target" if role == "source" else role)
+        has_cache = stack is not None and "past_key_values" in inspect.signature(stack.forward).parameters
+        if not has_cache or (role == "encoder" and getattr(stack, "is_decoder", None) is False):  # T5's encoder
+            others = "prompt_tuning and lora work" if inserts_no_tokens(model) is None else "lora works"
+            return f"prefix_tuning needs a model with a key-value cache, and {class_name} has none; {others} on it"
         return None
 
     @property

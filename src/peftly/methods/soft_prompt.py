@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens
+from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens, inserts_no_tokens
 from peftly.methods.method import Adapter, MethodConfig, Setup
 
 __all__ = ["Position", "PromptAdapter", "prompt_shape_error", "token_embeddings"]
@@ -63,13 +63,8 @@ class PromptAdapter(Adapter):
     @classmethod
     def unsupported_reason(cls, model: nn.Module) -> str | None:
         """See `Adapter.unsupported_reason`."""
-        has_embedding = isinstance(model, PreTrainedModel) and isinstance(model.get_input_embeddings(), nn.Embedding)
-        if has_embedding:
-            return None
-        return (
-            f"virtual tokens need a transformers model with an embedding of token ids, and {type(model).__name__} is "
-            "none; lora works on any model with linear layers"
-        )
+        reason = inserts_no_tokens(model)
+        return None if reason is None else f"{reason}; lora works on any model with linear layers"
 
     @property
     def peft_type(self) -> str:

@@ -13,31 +13,40 @@ identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files
 quantization  linear layers in 4 or 8 bits, as a setting
 heads         head of a task on a base
+vocabulary    size of the vocabulary in the files of a base
 pooled        sequence classifiers whose head reads pooled token states
 pooling       pooling that a base was trained with, by its files
 positions     number of tokens that a model has positions for
+padding       models whose outputs change with padding
 tasks         class of transformers for each task, and the choice of the task
 """
 
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.contents import check_links, is_inside
+from peftly.models.gguf import gguf_config
 from peftly.models.heads import classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
+from peftly.models.padding import reads_padding
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
 from peftly.models.pooling import trained_pooling
 from peftly.models.positions import max_answer_tokens, max_input_tokens, max_tokens
 from peftly.models.quantization import Quantization, quantization_of, read_quantization
 from peftly.models.tasks import (
     TASKS,
+    OutputKind,
+    auto_mapping,
     choose_task,
+    class_of_peft,
     is_encoder,
     labels_of,
+    output_kind,
     peft_task_type,
     pooling_of_peft,
     task_of,
     task_of_peft,
 )
+from peftly.models.vocabulary import vocabulary_in_files
 from peftly.models.wheels import WHEEL_BASES, is_quantized_in_wheel
 
 __all__ = [
@@ -46,17 +55,21 @@ __all__ = [
     "WHEEL_BASES",
     "Base",
     "BaseSpec",
+    "OutputKind",
     "Pooling",
     "Quantization",
+    "auto_mapping",
     "base_config",
     "base_note",
     "check_links",
     "choose_task",
+    "class_of_peft",
     "classifier_layer",
     "classifier_weights",
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
+    "gguf_config",
     "has_new_classifier",
     "is_encoder",
     "is_inside",
@@ -69,16 +82,19 @@ __all__ = [
     "max_tokens",
     "note_difference",
     "open_original",
+    "output_kind",
     "peft_task_type",
     "pool",
     "pooling_of",
     "pooling_of_peft",
     "quantization_of",
     "read_quantization",
+    "reads_padding",
     "remember_whole",
     "resolve_base",
     "stored_dtype",
     "task_of",
     "task_of_peft",
     "trained_pooling",
+    "vocabulary_in_files",
 ]

@@ -8,7 +8,7 @@ from peftly.kernels import has_bitsandbytes, import_bitsandbytes
 from peftly.models.quantization import Quantization
 
 if TYPE_CHECKING:
-    from peftly.data import TaskName
+    pass
 
 __all__ = ["check_device_map", "check_gguf", "check_quantization"]
 
@@ -16,13 +16,13 @@ _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Accelerate's strategies for distributing a model over devices."""
 
 
-def check_gguf(name: str, quantization: Quantization | None, task: "TaskName | None") -> None:
+def check_gguf(name: str, quantization: Quantization | None, task: str | None) -> None:
     """Do nothing if a GGUF file can be opened for this task.
 
     Args:
         name: name of the base, for messages.
         quantization: wanted quantization.
-        task: wanted task.
+        task: wanted task, or wanted class of transformers.
 
     Raises:
         BaseModelError: the file cannot be quantized again, or does not serve the task.

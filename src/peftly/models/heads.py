@@ -32,12 +32,14 @@ class Head:
         labels: labels of a classifier, in the order of its outputs; empty: those of the base's own head.
         seed: seed of new weights.
         pooling: pooling in front of the head of a sequence classifier; None: as the class of transformers has it.
+        model_class: name of the class of transformers, for a head of another task or none; None: that of the task.
     """
 
     task: "TaskName | None" = None
     labels: tuple[str, ...] = ()
     seed: int = 0
     pooling: "Pooling | None" = None
+    model_class: str | None = None
 
     def set_labels(self, config: Any) -> bool:
         """Write the labels into the config of a base, in place; return whether the base's own head has these labels."""
@@ -46,6 +48,8 @@ class Head:
         own_labels = [str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: number for number, label in enumerate(self.labels)}
+        if own_labels != list(self.labels):
+            config.problem_type = None  # that of the base's own head
         return own_labels == list(self.labels)
 
     def finish(self, model: Any, report: Mapping[str, Any], *, has_own_labels: bool) -> list[str]:

@@ -44,6 +44,7 @@ __all__ = [
     "note_difference",
     "remember_files",
     "remember_whole",
+    "rows_when_opened",
     "weights_identity",
 ]
 
@@ -102,6 +103,11 @@ def remember_files(model: Any, files: tuple[FileIdentity, ...]) -> None:
     """
     num_rows = {name: len(tensor) for name, tensor in _tensors(model).items() if tensor.ndim}
     _OPENED[model] = _OpenedFiles(files, _guards(model), num_rows, _quantized_paths(model))
+
+
+def rows_when_opened(model: Any, name: str) -> int | None:
+    """Return the number of rows that a tensor had when `load_base` opened the model; None: another tool opened it."""
+    return _OPENED.get(model, _OpenedFiles()).num_rows.get(name)
 
 
 def remember_whole(model: Any, adapters: Iterable[str]) -> None:

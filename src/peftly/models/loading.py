@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.errors import MethodError
+from peftly.errors import BaseModelError, MethodError
 from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
 from peftly.models.gguf import open_gguf
@@ -53,6 +53,7 @@ def load_base(
     task: TaskName | None = None,
     labels: Sequence[str] = (),
     pooling: Pooling | None = None,
+    model_class: str | None = None,
     seed: int = 0,
 ) -> Base:
     """Open a base model. Without a task its class is the one that its config names, or else a causal language model.
@@ -72,13 +73,16 @@ def load_base(
             labels; else a new head is drawn. Empty: the base's own head stays.
         pooling: for sequence_classification: `mean` or `first` for a head that is one linear layer on the mean of the
             token states, or on the first one, which other tools cannot load; None: the head of transformers' class.
+        model_class: class of transformers that opens the base, by its name, instead of a task: `AutoModel` for the body
+            without a head, `AutoModelForQuestionAnswering`, `BertForNextSentencePrediction`.
         seed: seed of new weights; the global random generators are not used.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        BaseModelError: the base cannot be found, fetched, verified or opened.
+        BaseModelError: the base cannot be found, fetched, verified or opened, or `model_class` is no class of
+            transformers' models or contradicts another argument.
         ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
     check_seed(seed)
@@ -88,7 +92,9 @@ def load_base(
     is_gguf = base.kind == "gguf"
     wanted = as_quantization(quantization)
     if is_gguf:
-        check_gguf(base.name, wanted, task)
+        check_gguf(base.name, wanted, task or model_class)
+    if model_class is not None and (task or labels or pooling):
+        raise BaseModelError(f"model_class={model_class!r} names the head of {base.name}: leave task and labels out")
     if device_map is not None:
         check_device_map(base.name, device_map, device, wanted, gguf=is_gguf)
     files = weights_identity(base)
@@ -98,7 +104,7 @@ def load_base(
             base.complete_tokenizer(tokenizer)
         else:
             devices = resolved_device if device_map is None else device_map
-            head = Head(task, tuple(labels), seed, pooling)
+            head = Head(task, tuple(labels), seed, pooling, model_class)
             model = open_model(base, LoadOptions(weights_dtype, devices, wanted, head, allow_pickle))
             tokenizer = base.tokenizer
         if getattr(model, "hf_quantizer", None) is None and device_map is None:
@@ -126,5 +132,14 @@ def open_original(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* has no weights for")  # a new head, which was never quantized
         dtype = quantization.dtype or "auto"
+        model_class = None if task else type(model).__name__
         pooling = pooling_of(model)
-        return load_base(model.name_or_path, dtype=dtype, device="cpu", task=task, labels=labels, pooling=pooling).model
+        return load_base(
+            model.name_or_path,
+            dtype=dtype,
+            device="cpu",
+            task=task,
+            labels=labels,
+            pooling=pooling,
+            model_class=model_class,
+        ).model

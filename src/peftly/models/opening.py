@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftly.errors import BaseModelError
-from peftly.injection import output_heads, patch_quantized_layers
+from peftly.injection import embedding_in, output_heads, patch_quantized_layers
 from peftly.kernels import blocks_of_size
 from peftly.models.base_spec import BaseSpec
 from peftly.models.checks import check_quantization
@@ -103,8 +103,8 @@ def _finish_layers(name: str, model: "PreTrainedModel", options: LoadOptions) ->
     """Patch quantized layers, and refuse a model that does not have the wanted devices or quantization."""
     import torch
 
-    has_device_map = not isinstance(options.devices, torch.device)
-    if has_device_map and any(parameter.is_meta for parameter in model.get_input_embeddings().parameters()):
+    has_device_map, embedding = not isinstance(options.devices, torch.device), embedding_in(model)
+    if has_device_map and embedding and any(parameter.is_meta for parameter in embedding.parameters()):
         raise BaseModelError(
             f"device_map leaves the embeddings of {name} waiting on disk or in memory: give them a device"
         )
@@ -132,7 +132,7 @@ def _head_paths(model_class: Any, config: Any) -> list[str]:
     with torch.device("meta"):
         has_factory = hasattr(model_class, "_from_config")
         model = model_class._from_config(config) if has_factory else model_class.from_config(config)
-    return [] if model.base_model is model else output_heads(model)
+    return output_heads(model)
 
 
 def _shortened(names: list[str]) -> str:
@@ -141,6 +141,8 @@ def _shortened(names: list[str]) -> str:
 
 def _model_class(name: str, config: Any, head: Head) -> Any:
     """Return the class that a base is opened with for a head."""
+    if head.model_class is not None:
+        return _named_class(name, head.model_class)
     model_class = _class_for_task(name, config, head.task)
     if head.pooling is None:
         return model_class
@@ -156,6 +158,24 @@ def _model_class(name: str, config: Any, head: Head) -> Any:
     return pooled_class(model_class, head.pooling)
 
 
+def _named_class(name: str, class_name: str) -> Any:
+    """Return the class of transformers with this name.
+
+    Raises:
+        BaseModelError: transformers has no such class of models.
+    """
+    import transformers
+
+    found = getattr(transformers, class_name, None)
+    is_auto = isinstance(found, type) and class_name.startswith("Auto") and hasattr(found, "from_config")
+    if is_auto or (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        return found
+    raise BaseModelError(
+        f"{name}: model_class={class_name!r} is no class of models of transformers {transformers.__version__}, such as "
+        "AutoModel, AutoModelForQuestionAnswering or BertForNextSentencePrediction"
+    )
+
+
 def _class_for_task(name: str, config: Any, task: "TaskName | None") -> Any:
     """Return the class that `config` names, or the class of transformers for the task if that one has another task."""
     import transformers
@@ -167,7 +187,8 @@ def _class_for_task(name: str, config: Any, task: "TaskName | None") -> Any:
             return named_class
         architecture = None
     if architecture is None:
-        return getattr(transformers, TASKS[task or "causal_lm"].auto_class)
+        is_named = task is not None or type(config) in transformers.AutoModelForCausalLM._model_mapping
+        return getattr(transformers, TASKS[task or "causal_lm"].auto_class if is_named else "AutoModel")
     raise BaseModelError(
         f"{name} is a {architecture}, which transformers {transformers.__version__} does not have: "
         "update it if the model is new; code from a model's own repository is never run"

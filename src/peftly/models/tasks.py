@@ -1,22 +1,28 @@
 """Tasks: class of transformers that opens a base for a task, and choice of the task for a base and data."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from peftly.data import TargetKind, TaskName
 from peftly.errors import ConfigError
+from peftly.injection import family_of, is_body
 from peftly.models.pooled import POOLINGS, Pooling, pooling_of
 
 __all__ = [
     "TASKS",
+    "OutputKind",
     "Task",
+    "auto_mapping",
     "choose_task",
+    "class_of_peft",
     "is_encoder",
     "labels_of",
+    "output_kind",
     "peft_task_type",
     "pooling_of_peft",
     "task_of",
@@ -52,6 +58,19 @@ _CLASSIFIERS: dict[TaskName, frozenset[str]] = {
     "token_classification": frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
 }
 """Classes of transformers with a head for each task of classification, by their names."""
+
+
+OutputKind = Literal["class", "labels", "numbers"]
+"""Meaning of the outputs of a sequence classifier: one of the labels is right, any number of them are, or each output
+is a number, such as the score of a reward model."""
+
+
+def output_kind(config: Any) -> OutputKind:
+    """Return the meaning of the outputs of a sequence classifier with this config, as its class reads the config."""
+    problem = getattr(config, "problem_type", None)
+    if problem == "multi_label_classification":
+        return "labels"
+    return "numbers" if problem == "regression" or (problem is None and config.num_labels == 1) else "class"
 
 
 def labels_of(model: Any) -> list[str]:
@@ -106,11 +125,44 @@ _POOLED_PEFT_TYPE = re.compile(f"PEFTLY_({'|'.join(POOLINGS).upper()})_(.*)")
 
 
 def peft_task_type(model: Any) -> str | None:
-    """Return the name of the task of a model for adapter files; None where the model has no task."""
+    """Return the name of the task of a model for adapter files; None where PEFT has no name for it."""
     task, pooling = task_of(model), pooling_of(model)
-    if task is None or pooling is None:
-        return TASKS[task].peft_type if task else None
-    return f"PEFTLY_{pooling.upper()}_{TASKS[task].peft_type}"
+    if task is None:
+        names = {ancestor.__name__ for ancestor in type(model).__mro__}
+        return _BODY if is_body(model) else _ANSWERS if names & _ANSWER_CLASSES else None
+    return TASKS[task].peft_type if pooling is None else f"PEFTLY_{pooling.upper()}_{TASKS[task].peft_type}"
+
+
+_BODY, _ANSWERS = "FEATURE_EXTRACTION", "QUESTION_ANS"
+_ANSWER_CLASSES = frozenset(modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
+_AUTO_CLASSES = {_BODY: "AutoModel", _ANSWERS: "AutoModelForQuestionAnswering"}
+"""Auto classes of the tasks in PEFT's files that are none of `TASKS`."""
+
+
+def auto_mapping(model: Any) -> dict[str, str] | None:
+    """Return the class of a model for adapter files, as PEFT has it where no task names the class; else None."""
+    if peft_task_type(model) is not None or not isinstance(model, PreTrainedModel):
+        return None
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+
+
+def class_of_peft(peft: Mapping[str, Any]) -> str | None:
+    """Return the name of the class of transformers that opens the base of an adapter without a task of `TASKS`.
+
+    Args:
+        peft: content of `adapter_config.json`.
+
+    Returns:
+        None for a task of `TASKS`, and where the file names no class that transformers has.
+    """
+    import transformers
+
+    task_type, mapping = peft.get("task_type"), peft.get("auto_mapping")
+    if task_of_peft(task_type) is not None:
+        return None
+    name = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    known = isinstance(name, str) and isinstance(getattr(transformers, name, None), type)
+    return _AUTO_CLASSES.get(task_type or "") or (name if known else None)
 
 
 def task_of_peft(peft_type: str | None) -> TaskName | None:
@@ -138,7 +190,7 @@ def choose_task(asked: TaskName | None, config: Any, targets: TargetKind, name: 
     Raises:
         ConfigError: the base or the data do not fit the task, or no task fits both.
     """
-    family = _family(config)
+    family = "decoder" if config is None else family_of(config)
     model_type = f" ({config.model_type})" if config else ""
     description = f"{name} is {'an' if family[0] == 'e' else 'a'} {family}{model_type}"
     able = [task for task in _FAMILIES[family] if config is None or _has_class(task, config)]
@@ -160,18 +212,7 @@ def choose_task(asked: TaskName | None, config: Any, targets: TargetKind, name: 
 
 def is_encoder(config: Any) -> bool:
     """Return whether a config is that of a base that reads a text in both directions, without a decoder."""
-    return _family(config) == "encoder"
-
-
-def _family(config: Any) -> str:
-    if config is None:
-        return "decoder"
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder"
-    is_masked_lm = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    is_causal_lm = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    is_encoder = (is_masked_lm or not is_causal_lm) and not getattr(config, "is_decoder", False)
-    return "encoder" if is_encoder else "decoder"
+    return config is not None and family_of(config) == "encoder"
 
 
 def _has_class(task: TaskName, config: Any) -> bool:

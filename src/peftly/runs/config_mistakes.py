@@ -12,7 +12,7 @@ from peftly.errors import ConfigError
 from peftly.methods import METHODS
 from peftly.runs.version_0_1 import RENAMED_SETTINGS
 from peftly.setting_names import OtherName, other_name
-from peftly.settings import shortened
+from peftly.settings import shortened, value_problem
 
 __all__ = ["first_line", "joined", "suggestion", "unknown_key_advice"]
 
@@ -54,11 +54,7 @@ def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags:
     if problem["type"] == "model_type":
         example = f", as in {keys[-1]}: {{train: {problem['input']}}}" if keys[-1] == "data" else ""
         return f"{path} must be a mapping of settings{example}; got {shortened(problem['input'])}"
-    message = re.sub(r"^(Input|Value error,) ?(should be )?|, unable to parse.*", "", problem["msg"])
-    got = shortened(problem["input"])
-    if problem["type"] in ("value_error", "assertion_error"):
-        return f"{path}: {message}" if got in message or not path else f"{path}: {message}; got {got}"
-    return f"{path} must be {message}; got {got}"
+    return value_problem(problem, path)
 
 
 def _unknown_key(path: str, given: object, model: type[BaseModel], prefix: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import perturb, tiny_model
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from peftly import (
     AdapterConfig,
@@ -32,6 +33,7 @@ from peftly import (
 from peftly.errors import AdapterError, BaseModelError, ConfigError, MethodError
 from peftly.exporting import FORMATS
 from peftly.exporting.vllm import MAX_RANKS, smallest_max_rank
+from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
 
 
 @pytest.fixture
@@ -66,6 +68,11 @@ REFUSED = {
         "modules_to_save: lm_head.*peftly merge",
     ),
     ("vllm", "biases"): (LoRA(rank=3, bias="all"), {"architecture": "opt"}, "bias: all.*peftly merge"),
+    ("vllm", "some biases"): (
+        LoRA(rank=3, bias="lora_only"),
+        {"architecture": "opt"},
+        "bias: lora_only.*peftly merge",
+    ),
     ("vllm", "encoder-decoder"): (LoRA(rank=3), {"architecture": "t5", "task": "seq2seq_lm"}, "on decoders; merge"),
     ("vllm", "full"): (Full(), {}, "it is full, and vLLM takes LoRA only; merge"),
     ("vllm", "soft prompt"): (ROWS, {}, "takes LoRA only; export it --to prompt-embeddings"),
@@ -112,9 +119,11 @@ def test_several_adapters_are_exported_one_by_one(tmp_path):
 class TestFolder:
     def test_unknown_formats_and_dtypes(self, saved, tmp_path):
         folder = saved(LoRA(rank=3))
-        with pytest.raises(ConfigError, match="no format 'onnx'; there are peft, vllm, prompt-embeddings, gguf"):
+        with pytest.raises(
+            ConfigError, match="no format 'onnx'; there are peft, vllm, prompt-embeddings, gguf, gguf-lora"
+        ):
             export(folder, "onnx", tmp_path / "out")
-        with pytest.raises(ConfigError, match="'f16' is not for peft: it is for gguf only"):
+        with pytest.raises(ConfigError, match="'f16' is not for peft: it is for gguf and gguf-lora only"):
             export(folder, "peft", tmp_path / "out", dtype="f16")
         with pytest.raises(ConfigError, match="'q4' is not for gguf: it is one of f16, bf16, f32, q8_0"):
             export(folder, "gguf", tmp_path / "out", dtype="q4")
@@ -180,6 +189,64 @@ def test_the_smallest_max_rank_for_a_rank():
     found = {rank: smallest_max_rank(rank) for rank in (1, 8, 9, 64, 300, 321, 512, 513)}
     assert found == {1: 8, 8: 8, 9: 16, 64: 64, 300: 320, 321: 512, 512: 512, 513: None}
     assert list(MAX_RANKS) == sorted(MAX_RANKS)
+
+
+def with_base(folder, base):
+    """Let a saved adapter name its base."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
+    return folder
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_the_base_does_not_have_are_no_obstacle_for_vllm(bias, saved, tmp_path):
+    export(saved(LoRA(rank=3, bias=bias)), "vllm", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (written["bias"], written["modules_to_save"]) == ("none", None)
+
+
+def test_names_of_modules_without_copies_are_no_obstacle_for_vllm(saved, tmp_path):
+    folder = saved(LoRA(rank=3))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["classifier"]}))
+    (folder / "peftly.json").unlink()
+    export(folder, "vllm", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] is None
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "bert", "falcon", "mamba"])
+def test_a_base_without_lora_in_vllm_is_refused(kind, saved, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": kind}))
+    (tmp_path / "base" / "model.safetensors").touch()
+    folder = with_base(saved(LoRA(rank=3)), tmp_path / "base")
+    with pytest.raises(AdapterError, match=f"vLLM has no LoRA for {kind} models, .*: peftly merge$"):
+        export(folder, "vllm", tmp_path / "out")
+    export(folder, "peft", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        ("llama", None),
+        ("qwen3", None),
+        ("codegen", "has no codegen: it runs such a model, if at all, with the code of transformers"),
+        (None, "the base cannot be opened here: look it up in the column LoRA of https://docs.vllm.ai"),
+    ],
+)
+def test_a_base_that_vllm_does_not_list_is_noted(kind, note, saved, tmp_path):
+    if kind:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": kind}))
+        (tmp_path / "base" / "model.safetensors").touch()
+    notes = export(with_base(saved(LoRA(rank=3)), tmp_path / "base"), "vllm", tmp_path / "out").notes
+    assert len(notes) == (3 if note else 2), notes
+    assert note is None or note in notes[0]
+
+
+def test_every_model_type_of_vllms_table_exists():
+    assert not WITH_LORA & WITHOUT_LORA
+    assert set(WITH_LORA | WITHOUT_LORA) <= set(CONFIG_MAPPING_NAMES)
 
 
 def test_a_larger_rank_needs_a_larger_server(saved, tmp_path):

@@ -1,0 +1,132 @@
+"""Check of whether changed layers reach the output of a model: are they called, and do they get gradients?
+
+An adapter works in the forward of a layer. A module that reads the weight of the layer instead of calling it gets the
+weight of the base, so the adapter is trained in vain, or answers as the base does. `weight_readers` serves the modules
+whose source code shows such a read. The first calls of the model find the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftly.errors import MethodError
+from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
+from peftly.injection.selection import Selection
+from peftly.utils import warn
+
+__all__ = ["ReachCheck", "layers_without_gradient", "some_paths"]
+
+_LOCK = threading.Lock()
+
+
+class ReachCheck:
+    """Check of the first call of a model in training mode and in evaluation mode, with and without gradients.
+
+    Attributes:
+        selection: active adapters of the model.
+        checked: modes in which the model was called.
+        watched: layers that are watched in the present call, with their parameters, by path; None: no call is watched.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection) -> None:
+        self.selection = selection
+        self.checked: set[tuple[bool, bool]] = set()
+        self.watched: dict[str, tuple[Any, dict[str, Any]]] | None = None
+        self.handles = [
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self.handles:
+            handle.remove()
+
+    def begin_again(self) -> None:
+        """Check the next calls, because the adapters of the model have changed."""
+        self.checked.clear()
+
+    def _before(self, model: nn.Module, args: Any) -> None:
+        mode = (model.training, torch.is_grad_enabled())
+        if mode in self.checked or torch.compiler.is_compiling():
+            return
+        with _LOCK:
+            if self.watched is not None:
+                return
+            self.watched = {}
+        self.checked.add(mode)
+        names = self.selection.active.names
+        for path, layer in base_modules(model):
+            forward = vars(layer).get("forward")
+            if isinstance(forward, AdaptedForward) and not names.isdisjoint(forward.adapters):
+                WatchedForward.watch(forward)
+                self.watched[path] = (layer, layer._parameters)
+                layer._parameters = _ReadParameters(layer._parameters)
+
+    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or self.watched is None:
+            return
+        watched, self.watched = self.watched, None
+        read, not_called = [], []
+        for path, (layer, parameters) in watched.items():
+            record, layer._parameters = layer._parameters, parameters
+            parameters.clear()
+            parameters.update(record)
+            if WatchedForward.was_called(vars(layer).get("forward")):
+                continue
+            (read if getattr(record, "was_read", False) else not_called).append(path)
+        if output is None:  # the call has failed, or the model returns nothing
+            return
+        if read:
+            raise MethodError(
+                f"{type(model).__name__} reads the weights of {some_paths(read)} instead of calling these layers, so "
+                "an adapter there has no effect: leave them out of the adapter (target_modules)"
+            )
+        if not_called and model.training and torch.is_grad_enabled():
+            warn(
+                f"the first training call did not use {some_paths(not_called)}: an adapter is not trained where the "
+                "model does not call the layer",
+                stacklevel=2,
+            )
+
+
+class _ReadParameters(dict[str, Any]):
+    """Parameters of a layer that record whether one of them was read by its name.
+
+    Attributes:
+        was_read: whether a parameter was read.
+    """
+
+    was_read = False
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        self.was_read = self.was_read or value is not None
+        return value
+
+
+def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the paths of the changed layers for which no parameter has a gradient other than zero.
+
+    Args:
+        parameters: trained parameters by their names in the model, after a backward pass.
+    """
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    sizes = torch._foreach_norm(list(gradients.values())) if gradients else ()
+    reached = {_layer_of(name) for name, size in zip(gradients, sizes, strict=True) if float(size) != 0}
+    return [path for path in dict.fromkeys(map(_layer_of, parameters)) if path not in reached]
+
+
+def _layer_of(name: str) -> str:
+    """Return the path of the layer that a parameter of an adapter changes."""
+    return name.partition(".peftly.")[0] if owner(name) else name.rpartition(".")[0]
+
+
+def some_paths(paths: Sequence[str]) -> str:
+    """Return paths for a message, of which there may be many."""
+    return f"{', '.join(paths[:3])} and {len(paths) - 3} more" if len(paths) > 3 else ", ".join(paths)

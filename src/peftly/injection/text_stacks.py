@@ -1,0 +1,102 @@
+"""The stacks of a transformers model that read and write text, and the direction in which they attend."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+__all__ = ["Role", "embedding_in", "family_of", "inserts_no_tokens", "is_multimodal", "role_of", "text_stack"]
+
+Role = Literal["decoder", "encoder", "source", "target"]
+"""Kind of a stack: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+
+_CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+_MASKED = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+_WRITING_ABOUT_IMAGES = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of models of a config: whether the text is read in both directions, in one, or by two stacks.
+
+    Args:
+        config: config of a model; that of a multimodal model has the config of its text in it.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    text = getattr(config, "text_config", None) or config
+    types = {config.model_type, text.model_type, text.model_type.removesuffix("_text")}
+    if getattr(text, "is_decoder", False):
+        return "decoder"
+    if getattr(text, "is_causal", None) is False or getattr(text, "use_bidirectional_attention", None) is True:
+        return "encoder"
+    is_decoder = types & {*_CAUSAL, *_WRITING_ABOUT_IMAGES} and text.model_type not in _MASKED
+    return "decoder" if is_decoder else "encoder"
+
+
+def role_of(model: PreTrainedModel) -> Role:
+    """Return the role of the stack that reads the text of a model: as its attention tells, or else as its config."""
+    family, stack = family_of(model.config), model.get_decoder()
+    if family == "encoder-decoder":
+        # T5ForTokenClassification is the encoder alone.
+        return "source" if "encoder_hidden_states" in inspect.signature(stack.forward).parameters else "encoder"
+    flags = {getattr(module, "is_causal", None) for module in stack.modules()}
+    if flags & {True, False}:
+        return "decoder" if True in flags else "encoder"
+    return family
+
+
+def text_stack(model: PreTrainedModel, role: Role) -> Any:
+    """Return the stack in this role, whose calls take the ids of tokens; None for a model that reads no text there.
+
+    Args:
+        model: a transformers model.
+        role: role of the stack; see `role_of`.
+    """
+    candidates: list[Any] = [model.get_decoder()]
+    if role in ("source", "encoder"):
+        # `get_encoder` returns the model itself where it finds no part with this name.
+        encoders = [stack for stack in [model.get_encoder()] if stack is not model]
+        candidates = encoders if role == "source" else encoders + candidates
+    return next((stack for stack in candidates if _takes_ids(stack)), None)
+
+
+def embedding_in(stack: Any) -> Any:
+    """Return the input embedding of a stack or a model; None where there is none, as in models of sounds or images."""
+    try:
+        return stack.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def is_multimodal(model: PreTrainedModel) -> bool:
+    """Return whether a model embeds its inputs of several kinds in front of its stack, which gets no token ids."""
+    return not model.config.is_encoder_decoder and getattr(model.config, "text_config", None) is not None
+
+
+def inserts_no_tokens(model: nn.Module) -> str | None:
+    """Return why virtual tokens cannot be inserted into the texts of `model`; None if they can be."""
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        return f"virtual tokens need a transformers model, and {name} is none"
+    stack = text_stack(model, role_of(model))
+    if stack is None or not isinstance(embedding_in(stack), nn.Embedding):
+        return f"virtual tokens need a model that reads token ids, and {name} reads {model.main_input_name}"
+    if is_multimodal(model):
+        return f"virtual tokens need a stack that reads token ids, and that of {name} reads texts and images embedded"
+    if getattr(stack, "eos_token_id", None) == _LARGEST_ID_ENDS_TEXT:
+        return f"virtual tokens have the largest ids, which {name} takes for the end of a text"
+    return None
+
+
+_LARGEST_ID_ENDS_TEXT = 2
+"""End token in old configs of CLIP, whose models look for the largest id instead."""
+
+
+def _takes_ids(stack: Any) -> bool:
+    return "input_ids" in inspect.signature(stack.forward).parameters
