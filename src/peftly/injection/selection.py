@@ -8,6 +8,7 @@ other. A new thread does not inherit context variables; its calls use the defaul
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -85,9 +86,7 @@ class ActiveAdapters:
             for index, names in enumerate(sets):
                 indices_by_names.setdefault(names & among, []).append(index)
             self._groups[key] = [
-                BatchGroup(
-                    names, torch.tensor(indices, device=device), ActiveAdapters([sets[index] for index in indices])
-                )
+                BatchGroup(names, _constant(indices, device), ActiveAdapters([sets[index] for index in indices]))
                 for names, indices in indices_by_names.items()
             ]
         return self._groups[key]
@@ -97,8 +96,14 @@ class ActiveAdapters:
         key = (batch_size, names, device)
         if key not in self._missing:
             table = [[name not in active for name in names] for active in self.expand(batch_size)]
-            self._missing[key] = torch.tensor(table, device=device)
+            self._missing[key] = _constant(table, device)
         return self._missing[key]
+
+
+def _constant(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Return a tensor that later calls may save for a backward pass, whatever the mode of this call."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def expand_to_batch(items: Sequence[Item], batch_size: int, noun: str) -> tuple[Item, ...]:
@@ -124,15 +129,16 @@ class Selection:
 
     Attributes:
         default: adapters that are active where no block has chosen others.
-        blocks: running blocks of `use`, of all threads; each with the threads that may call the model without a choice.
+        chosen: choices of `use` that some context still has, by id: of a running block of `use_adapters` the threads
+            that may call the model without a choice, otherwise None. A copy of a context may outlive the block.
     """
 
     def __init__(self, default: ActiveAdapters | None = None) -> None:
         self.default = ActiveAdapters([frozenset()]) if default is None else default
-        self.blocks: dict[object, set[int | None] | None] = {}
+        self.chosen: dict[int, set[threading.Thread] | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle the default only: the blocks are of this selection."""
+        """Copy and pickle the default only: choices are of this selection."""
         return Selection, (self.default,)
 
     def activate(self, name: str) -> None:
@@ -142,7 +148,7 @@ class Selection:
     @property
     def active(self) -> ActiveAdapters:
         """Adapters that are active in the current context."""
-        if not self.blocks:  # torch.compile traces this line, and guards it; it cannot trace context variables
+        if not self.chosen:  # torch.compile traces this line, and guards it; it cannot trace context variables
             return self.default
         active = _ACTIVE.get().get(self)
         if active is None:
@@ -163,19 +169,21 @@ class Selection:
             active: the adapters.
             warns: whether a thread that is started inside the block is warned that it does not inherit the choice.
         """
-        block = object()
-        self.blocks[block] = {thread.ident for thread in threading.enumerate()} if warns else None
+        key = id(active)
+        if key not in self.chosen:
+            weakref.finalize(active, self.chosen.pop, key, None)
+        self.chosen[key] = set(threading.enumerate()) if warns else None
         token = _ACTIVE.set({**_ACTIVE.get(), self: active})
         try:
             yield
         finally:
             _ACTIVE.reset(token)
-            del self.blocks[block]
+            self.chosen[key] = None
 
     def _warn_of_thread(self) -> None:
         """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
-        thread = threading.get_ident()
-        for known in tuple(self.blocks.values()):
+        thread = threading.current_thread()
+        for known in tuple(self.chosen.values()):
             if known is not None and thread not in known:
                 known.add(thread)
                 warn(

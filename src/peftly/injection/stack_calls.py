@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -50,14 +51,15 @@ class StackCall:
 def open_call(hooks: StackHooks) -> StackCall:
     """Make a new call the current one."""
     call = StackCall(hooks)
-    _OPEN[id(call)] = call
+    key = id(call)
+    _KNOWN[key] = weakref.ref(call, lambda _: _KNOWN.pop(key, None))
     _CALLS.set((*_CALLS.get(), call))
     return call
 
 
 def current_call() -> StackCall | None:
     """Return the innermost call that runs in the current context, or None."""
-    if not _OPEN:  # torch.compile traces this line, and guards it; it cannot trace context variables
+    if not _KNOWN:  # torch.compile traces this line, and guards it; it cannot trace context variables
         return None
     calls = _CALLS.get()
     return calls[-1] if calls else None
@@ -72,10 +74,9 @@ def close_call(hooks: StackHooks) -> StackCall | None:
     if call is None or call.hooks is not hooks:
         return None
     _CALLS.set(_CALLS.get()[:-1])
-    del _OPEN[id(call)]
     return call
 
 
 _CALLS: ContextVar[tuple[StackCall, ...]] = ContextVar("calls of stacks that run", default=())
-_OPEN: dict[int, StackCall] = {}
-"""Calls of stacks that run in any context."""
+_KNOWN: dict[int, weakref.ref[StackCall]] = {}
+"""Calls that some context still has, by id: a copy of a context, for a checkpointed block, may outlive the call."""

@@ -116,7 +116,8 @@ def add_bottleneck(
         (..., width).
     """
     if is_transformed():
-        update = bottleneck(h, *weights, activation)
+        down, down_bias, up, up_bias = weights
+        update = bottleneck(h, down, down_bias, up, up_bias, activation)
         update = F.dropout(update, probability) if probability else update
         return (h if output is None else output) + scaling * update
     mask = None
@@ -185,8 +186,8 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     h, _, down, down_bias, up, up_bias, mask = ctx.saved_tensors
     kept = None if mask is None else drop(torch.ones_like(h), mask)
 
-    def update(h: Tensor, *weights: Tensor) -> Tensor:
-        added = ctx.scaling * bottleneck(h, *weights, ctx.activation)
+    def update(h: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+        added: Tensor = ctx.scaling * bottleneck(h, down, down_bias, up, up_bias, ctx.activation)
         added = added if kept is None else added * kept
         return h + added if ctx.adds_to_h else added
 
