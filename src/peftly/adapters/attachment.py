@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
 from peftly.adapters.embeddings import restore_embeddings
@@ -31,6 +33,7 @@ from peftly.injection import (
     invalidate_cached_tensors,
     is_within,
     override_method,
+    parts_without,
     patch_quantized_layers,
     remove_weight_readers,
     restore_method,
@@ -117,6 +120,12 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if hasattr(nn.ModuleDict(), name):
         raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MethodError(
+            f"{type(model).__name__} is a TorchScript module; attach the adapter to the module it is made of"
+        )
+    if lazy := next((path for path, parameter in model.named_parameters() if is_lazy(parameter)), None):
+        raise MethodError(f"{lazy} has no values yet; call the model once, and attach the adapter then")
     unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)
     if unsupported_reason is not None:
         raise MethodError(unsupported_reason)
@@ -192,8 +201,9 @@ def _restore(model: nn.Module) -> None:
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for path in state.unfrozen:
-        model.get_parameter(path).requires_grad_(True)
+        parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         for method in ("save_pretrained", "resize_token_embeddings", *_SET_EMBEDDING):
             restore_method(model, method)
@@ -212,7 +222,7 @@ def _save_modules(model: nn.Module, name: str, modules_to_save: Sequence[str] | 
     """
     if modules_to_save is None:
         adapted = [path for path, _, _ in adapted_layers(model, name)]
-        paths = [path for path in task_modules(model) if not any(is_within(layer, [path]) for layer in adapted)]
+        paths = [part for path in task_modules(model) for part in parts_without(model, path, adapted)]
     else:
         # By the end of a path, without a dot, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
         matching = [path for path, _ in base_modules(model) if path.endswith(tuple(modules_to_save))]

@@ -29,7 +29,7 @@ from peftly.adapters.state import attached, parts_without_copy, state_of
 from peftly.adapters.training_quantization import other_quantization, quantization_advice
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_modules, copied_parameters, tied_copies, untie_copies
+from peftly.injection import copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.models import Base, Quantization, labels_of, load_base, note_difference, pooling_of, task_of
 from peftly.utils import warn
@@ -79,10 +79,10 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
-    for adapter_name, folder in adapters.items():
-        if (quantization := other_quantization(model, folder)) is not None:
-            state_of(model).other_quantizations[adapter_name] = quantization
-            warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
+        for adapter_name, folder in adapters.items():
+            if (quantization := other_quantization(model, folder)) is not None:
+                warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
+                state_of(model).other_quantizations[adapter_name] = quantization
     return model
 
 
@@ -107,7 +107,9 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
     tensors, is_alone = folder.tensors(), not attached(model)
     method = with_tied_modules(model, folder, tensors)
     adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
-    expected = adapter_tensors(adapter)
+    buffers = copied_buffers(model, name, adapter.copies_prefix)
+    # Files of earlier versions have no buffers: those of the base stay.
+    expected = {key: value for key, value in adapter_tensors(adapter).items() if key in tensors or key not in buffers}
     extras = {name: tensor for name, tensor in tensors.items() if name not in expected}
     embeddings = embeddings_in(model, adapter, extras)
     own = {name: tensor for name, tensor in tensors.items() if name in expected or not _is_left_out(name, embeddings)}
@@ -118,6 +120,8 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
         adapter.load_file_tensors(tensors, folder.peft_config)
         for tensor_name, parameter in copied_parameters(model, name, adapter.copies_prefix).items():
             parameter.copy_(tensors[tensor_name])
+        for tensor_name, buffer in buffers.items():
+            buffer.copy_(tensors.get(tensor_name, buffer))
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
     if on:  # not before its tensors are loaded: other threads may call the model
@@ -345,5 +349,5 @@ def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mappin
                 f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
                 f"and the base needs {tuple(parameter.shape)}"
             )
-        if not tensors[name].is_floating_point():
+        if tensors[name].is_floating_point() != parameter.is_floating_point():
             raise AdapterError(f"{folder / TENSORS} is damaged: {name} has the dtype {tensors[name].dtype}")

@@ -37,7 +37,7 @@ from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.heads import is_body, output_heads, vocabulary_head
+from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -47,18 +47,21 @@ from peftly.injection.layers import (
     adapted_layers,
     add_layer_adapter,
     base_modules,
+    original_forward,
     override_method,
     owner,
     remove_layer_adapters,
     restore_method,
 )
 from peftly.injection.lean_blocks import lean_blocks
-from peftly.injection.linear import features, fusible_weight, whole_weight
+from peftly.injection.linear import features, fusible_weight, is_foreign, whole_weight
 from peftly.injection.modes import checkpointed_blocks, evaluation_mode, training_mode
 from peftly.injection.module_copies import (
     BiasCopy,
+    ModuleCopy,
     add_copies,
     bias_layers,
+    copied_buffers,
     copied_modules,
     copied_parameters,
     norm_layers,
@@ -116,6 +119,7 @@ __all__ = [
     "FusedForward",
     "LayerAdapter",
     "ModelHooks",
+    "ModuleCopy",
     "OriginalForward",
     "Position",
     "Prefix",
@@ -136,6 +140,7 @@ __all__ = [
     "cache_adapter_tensors",
     "check_placement",
     "checkpointed_blocks",
+    "copied_buffers",
     "copied_modules",
     "copied_parameters",
     "current_packing",
@@ -154,6 +159,7 @@ __all__ = [
     "inserts_no_tokens",
     "invalidate_cached_tensors",
     "is_body",
+    "is_foreign",
     "is_multimodal",
     "is_part",
     "is_within",
@@ -164,10 +170,12 @@ __all__ = [
     "matches_path",
     "new_modules",
     "norm_layers",
+    "original_forward",
     "output_heads",
     "override_method",
     "owner",
     "packed_call",
+    "parts_without",
     "patch_quantized_layers",
     "quantization_settings",
     "recorded_states",

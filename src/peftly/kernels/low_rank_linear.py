@@ -103,7 +103,9 @@ class _LowRankLinear(torch.autograd.Function):
         saved_weight = weight if recompute_weight is None else None
         ctx.save_for_backward(x, low, saved_weight, lora_a, lora_b, scale, unscaled, mask, bias)
         ctx.scaling, ctx.recompute_weight = scaling, recompute_weight
-        return output.view(*x.shape[:-1], -1)
+        # Not a view: torch lets no caller change a view from here in place, as `nn.ReLU(inplace=True)` does.
+        result: Tensor = torch.ops.aten._unsafe_view(output, [*x.shape[:-1], output.shape[-1]])
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -19,7 +19,7 @@ from peftly.injection import invalidate_cached_tensors, owner
 from peftly.training.best import evaluation_record, is_best, is_improvement, metric_of_best, stop_text
 from peftly.training.callbacks import Callback, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
-from peftly.training.checks import check_trainable
+from peftly.training.checks import check_trainable, first_gradients_note
 from peftly.training.config import TrainConfig
 from peftly.training.finite_weights import LastFiniteWeights, assign, copies
 from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
@@ -74,6 +74,7 @@ class AdapterJob:
         learning_rate: float | None = None,
         resume: bool = False,
         examples_per_step: int | None = None,
+        own_tokenizer: "PreTrainedTokenizerBase | None" = None,
     ) -> None:
         """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
@@ -91,6 +92,7 @@ class AdapterJob:
             resume: whether `load_state_dict` will follow.
             examples_per_step: examples of a step in the checkpoint, which may be of another number of processes; None:
                 as configured, on the processes of this run.
+            own_tokenizer: tokenizer to save with the adapter, where it is not that of the base.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -123,9 +125,8 @@ class AdapterJob:
         if not resume:
             for note in filter(None, (optimizer_note(config, model.device), schedule_note(config, self.steps))):
                 self.log.note(note)
-        self.saved = SavedAdapters(
-            model, adapter, out if accelerator.is_main_process else None, data.row_format, self.log
-        )
+        out = out if accelerator.is_main_process else None
+        self.saved = SavedAdapters(model, adapter, out, data.row_format, self.log, own_tokenizer)
         self.started = time.perf_counter()
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:
@@ -154,8 +155,10 @@ class AdapterJob:
             The record of the step, which the callbacks have not received yet.
 
         Raises:
-            TrainingError: the loss or the gradient norm is not finite.
+            TrainingError: the loss or the gradient norm is not finite, or no parameter has a gradient.
         """
+        if not self.step and loss and (note := first_gradients_note(self.parameters)):
+            self.log.note(note)
         limit = self.config.max_grad_norm
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
         rate = float(self.schedule.get_last_lr()[0])

@@ -10,6 +10,7 @@ from torch import nn
 
 from peftly import (
     IA3,
+    AdapterConfig,
     BitFit,
     DoRA,
     Full,
@@ -42,6 +43,35 @@ def classifier() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+class Perceptron(nn.Module):
+    """A feed-forward part with the names of transformers, whose activations may change their inputs in place."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(6, 8), "fc2": nn.Linear(8, 3)})
+        self.activation = nn.ReLU(inplace=inplace)
+
+    def forward(self, x):
+        return self.activation(self.mlp["fc2"](self.activation(self.mlp["fc1"](x))))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("config", [LoRA(rank=2), DoRA(rank=2), AdapterConfig(placement="pfeiffer", bottleneck_dim=4)])
+def test_the_output_of_an_adapted_layer_may_be_changed_in_place(config, dropout):
+    config, x = config.model_copy(update={"dropout": dropout}), torch.randn(2, 5, 6)
+    found = []
+    for inplace in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = attach(Perceptron(inplace=inplace), config).train()
+            perturb(trainable_parameters(model).values())
+            loss = model(x).square().sum()
+        found.append(torch.autograd.grad(loss, trainable_parameters(model).values()))
+    for gradient, expected in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, expected)
+    assert any(gradient.any() for gradient in found[0])
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=lambda config: config.name)
@@ -108,3 +138,67 @@ def test_a_transformers_model_that_reads_no_text(tmp_path):
         attach(model, PrefixTuning(init="zero"), name="prefix")
     with pytest.raises(MethodError, match="an embedding of token ids, and ViTForImageClassification is none"):
         attach(model, PromptTuning(init="random"), name="prompt")
+
+
+def with_statistics() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+@pytest.mark.parametrize("config", [LoRA(rank=2, modules_to_save=("1",)), Full()], ids=lambda config: config.name)
+def test_running_statistics_of_trained_copies_are_saved_merged_and_left_out_of_the_base(config, tmp_path):
+    base, x = with_statistics(), 3 + torch.randn(20, 6)
+    model = attach(copy.deepcopy(base), config).train()
+    model(x)
+    expected = model.eval()(x)
+    assert (expected - base(x)).norm() > 0.01 * expected.norm()
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(loaded(x), expected)
+    torch.testing.assert_close(merge(loaded)(x), expected)
+    detach(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in base.state_dict().items())
+
+
+def test_running_statistics_are_in_files_of_peft_and_optional_in_ours(tmp_path):
+    import peft
+    from safetensors.torch import load_file, save_file
+
+    base, x = with_statistics(), 3 + torch.randn(20, 6)
+    model = attach(copy.deepcopy(base), LoRA(rank=2, target_modules=("0",), modules_to_save=("1",))).train()
+    model(x)
+    expected = model.eval()(x)
+    save_adapter(model, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours", is_trainable=True)
+    torch.testing.assert_close(theirs.eval()(x), expected)
+    theirs.train()(x)
+    theirs.save_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(load_adapter(copy.deepcopy(base), tmp_path / "theirs")(x), theirs.eval()(x))
+    tensors = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "running_" not in name and "num_batches" not in name}
+    assert len(kept) == len(tensors) - 3
+    save_file(kept, tmp_path / "theirs" / "adapter_model.safetensors")
+    earlier = load_adapter(copy.deepcopy(base), tmp_path / "theirs")
+    assert (earlier(x) - expected).norm() > 0.01 * expected.norm()
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """A LayerNorm of images, (batch, channels, height, width), as ConvNext has it."""
+
+    data_format = "channels_first"
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("norm", [ChannelsFirst(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)])
+@pytest.mark.parametrize("width", [4, 5])  # with 4 a difference at the wrong dimension raises nothing
+def test_bitfit_adds_to_the_channels_of_a_norm(norm, width):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), copy.deepcopy(norm)).eval(), torch.randn(2, 3, 6, width)
+    expected = model(x) + torch.arange(4.0)[:, None, None]
+    attach(model, BitFit())
+    with torch.no_grad():
+        next(iter(trainable_parameters(model).values())).add_(torch.arange(4.0))
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(merge(model)(x), expected)

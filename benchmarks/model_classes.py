@@ -1,0 +1,221 @@
+"""Try every method on a tiny model of every class of transformers, and write the outcomes.
+
+    python benchmarks/model_classes.py              # writes benchmarks/results/model_classes.json
+    python benchmarks/model_classes.py --report     # writes the tables in docs/models.md from it
+
+Each class is tried in a process of its own, so that a crash or an endless loop is an outcome, too. An architecture that
+is in the JSON is not tried again, so that an interrupted run continues at the next; `--again` starts from nothing.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "model_classes.json"
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+LARGEST, SECONDS = 20_000_000, 120
+"""Most parameters of a model, and the time for one class."""
+
+Result = dict[str, Any]
+"""Outcome of one class: `base` is the reason why the model itself does not run, or `passes`, `refused` and `faults`."""
+
+
+def classes() -> dict[str, dict[str, list[str]]]:
+    """Return the classes of transformers that an Auto class opens, with these Auto classes, by architecture."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for auto_name, auto in sorted(vars(modeling_auto).items()):
+        mapping = getattr(auto, "_model_mapping", None) if auto_name.startswith("AutoModel") else None
+        for model_type, names in getattr(mapping, "_model_mapping", {}).items():
+            for name in names if isinstance(names, list | tuple) else [names]:
+                found[model_type][name].append(auto_name)
+    return {model_type: dict(found[model_type]) for model_type in sorted(found)}
+
+
+def tiny(model_type: str, class_name: str) -> tuple[Any, Any]:
+    """Return a tiny random model of a class, in evaluation mode, and inputs that it runs with.
+
+    Raises:
+        ValueError: no such model was made; the message says why.
+    """
+    import torch
+    import transformers
+    from model_inputs import working_inputs
+    from tiny_configs import tiny_configs
+
+    reason = ""
+    for config in tiny_configs(model_type):
+        try:
+            if isinstance(config, Exception):
+                raise config
+            kind = getattr(transformers, class_name)
+            with torch.device("meta"):
+                count = sum(parameter.numel() for parameter in kind(config).parameters())
+            if count > LARGEST:
+                raise ValueError(f"it has {count:,} parameters")
+            torch.manual_seed(0)
+            model = kind(config).eval()
+            for parameter in model.parameters():
+                parameter.data.add_(0.02 * torch.randn_like(parameter))  # no zeros, which hide mistakes
+            return model, working_inputs(model)
+        except Exception as error:
+            reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise ValueError(reason)
+
+
+def check_class(model_type: str, class_name: str, cells: list[str], send: Any) -> None:
+    """Check the methods on one class, and pass each outcome to `send` as soon as it is known."""
+    from model_cells import check_cell, live_modules
+
+    try:
+        model, inputs = tiny(model_type, class_name)
+        live = live_modules(model, inputs)
+    except Exception as error:
+        send({"base": str(error)[:250]})
+        return
+    send({"inputs": sorted(inputs), "parameters": model.num_parameters()})
+    for cell in cells:
+        send({"cell": cell})
+        outcome = check_cell(model, inputs, cell, live)
+        send({"cell": cell, "kind": outcome.kind, "reason": outcome.reason, "notes": outcome.notes})
+
+
+def in_process(model_type: str, class_name: str, cells: list[str]) -> Result:
+    """Check one class in a process of its own, and return its result."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        with open(write, "w", encoding="utf-8") as pipe:
+            check_class(model_type, class_name, cells, lambda line: print(json.dumps(line), file=pipe, flush=True))
+        os._exit(0)
+    os.close(write)
+    lines, data, deadline = [], b"", time.monotonic() + SECONDS
+    while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not (part := os.read(read, 65536)):
+            break
+        data += part
+    else:
+        os.kill(child, signal.SIGKILL)
+    os.close(read)
+    os.waitpid(child, 0)
+    lines = [json.loads(line) for line in data.decode().splitlines()]
+    return result_of(lines, cells)
+
+
+def result_of(lines: list[dict[str, Any]], cells: list[str]) -> Result:
+    """Return the result of a class from what its process has said."""
+    head = lines[0] if lines else {"base": "its process ended"}
+    if "base" in head:
+        return head
+    ended = {line["cell"]: line for line in lines if "kind" in line}
+    begun = [line["cell"] for line in lines if "cell" in line]
+    result: Result = {"inputs": head["inputs"], "passes": [], "refused": {}, "faults": {}, "notes": {}}
+    for cell in cells:
+        line = ended.get(cell, {"kind": "fault", "reason": "its process ended, or ran too long", "notes": []})
+        if cell not in begun:
+            continue
+        if line["kind"] == "passes":
+            result["passes"].append(cell)
+        elif line["kind"] == "refused":
+            result["refused"].setdefault(line["reason"], []).append(cell)
+        else:
+            result["faults"][cell] = line["reason"]
+        for note in line["notes"]:
+            result["notes"].setdefault(note, []).append(cell)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries."""
+    return {name: importlib.metadata.version(name) for name in ("transformers", "peft", "torch")}
+
+
+def read(path: Path = RESULTS) -> dict[str, Any]:
+    """Return the results, or empty ones."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {"versions": versions(), "architectures": {}}
+
+
+def write(results: dict[str, Any], path: Path = RESULTS) -> None:
+    """Write the results, a class on a line."""
+    lines = [
+        f" {json.dumps(model_type)}: {{\n"
+        + ",\n".join(f"  {json.dumps(name)}: {json.dumps(result)}" for name, result in found.items())
+        + "\n }"
+        for model_type, found in sorted(results["architectures"].items())
+    ]
+    text = f'{{"versions": {json.dumps(results["versions"])},\n"architectures": {{\n' + ",\n".join(lines) + "\n}}\n"
+    path.with_suffix(".part").write_text(text, encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Check the architectures that are not in the results."""
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+    import transformers.models.bert.modeling_bert  # once, and not in every process
+    from model_cells import CELLS
+
+    torch.set_num_threads(1)  # more do not survive a fork
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    results = {"versions": versions(), "architectures": {}} if options.again else read(options.out)
+    known = results["architectures"]
+    for model_type, found in classes().items():
+        if (
+            options.only
+            and model_type not in options.only
+            or (model_type in known and (not options.only or options.resume))
+        ):
+            continue
+        started = time.perf_counter()
+        known[model_type] = {}
+        for class_name, auto in found.items():
+            result = in_process(model_type, class_name, options.cells or list(CELLS))
+            known[model_type][class_name] = {"auto": auto, **result}
+            show(model_type, class_name, result)
+        write(results, options.out)
+        print(f"{model_type}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def show(model_type: str, class_name: str, result: Result) -> None:
+    """Print the faults of a class."""
+    for cell, reason in result.get("faults", {}).items():
+        print(f"FAULT {model_type}:{class_name} {cell}: {reason}", flush=True)
+    if "base" in result:
+        print(f"BASE {model_type}:{class_name}: {result['base']}", flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="architectures, which are tried again")
+    parser.add_argument("--cells", nargs="*", help="methods")
+    parser.add_argument("--again", action="store_true", help="try all architectures again")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    parser.add_argument("--report", action="store_true", help="try nothing, and write the tables of the page")
+    options = parser.parse_args()
+    if not options.report:
+        measure(options)
+        return
+    from model_classes_page import write_page
+
+    write_page()
+
+
+if __name__ == "__main__":
+    main()
