@@ -167,7 +167,7 @@ def use_adapters(
         sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
         raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
-    with state.selection.use(ActiveAdapters(sets)), state.selection.note_block():
+    with state.selection.use(ActiveAdapters(sets), warns=True):
         yield
 
 

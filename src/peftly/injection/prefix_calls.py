@@ -152,6 +152,10 @@ def _start_text(hooks: StackHooks, call: StackCall, cache: Any, *, stores: bool)
         cache = EncoderDecoderCache(cache, DynamicCache(config=hooks.config)) if hooks.role == "target" else cache
     if not stores:
         arguments["use_cache"] = False
+    elif hooks.role == "target":
+        arguments["use_cache"] = (
+            True  # Whisper gives its layers no cache otherwise; `restore_cache` returns the caller's
+        )
     arguments["past_key_values"] = _wrapped_cache(hooks, cache, states, plan)
 
 

@@ -18,6 +18,7 @@ from peftly.injection import (
     inserts_no_tokens,
 )
 from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.peft_files import PROMPT_KEYS
 
 __all__ = ["Position", "PromptAdapter", "prompt_shape_error", "token_embeddings"]
 
@@ -34,7 +35,9 @@ class PromptAdapter(Adapter):
     settings: ClassVar[type[MethodConfig]]
     """Class of the settings."""
     peft_limitation: ClassVar[str] = "its virtual tokens are after [CLS] or where a template marks them, not in front"
+    peft_keys: ClassVar[frozenset[str]] = PROMPT_KEYS
     copies_prefix: ClassVar[str] = "base_model."
+    needs_task_in_peft: ClassVar[bool] = True
 
     def __init__(
         self, model: PreTrainedModel, config: Any, name: str, embeddings: Tensor, encoder: nn.Module | None = None
