@@ -166,7 +166,7 @@ def ignore_missing_base(model: PreTrainedModel, incompatible: Any) -> None:
         incompatible.missing_keys.clear()
 
 
-def take_peft_names(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def take_peft_names(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Rename the tensors of a model into which PEFT has put the adapter, as sentence-transformers opens checkpoints.
 
     This is a hook for `register_load_state_dict_pre_hook`. Magnitudes of DoRA keep PEFT's name, so that the load fails:
