@@ -206,7 +206,7 @@ class Bottleneck(LayerAdapter):
         up: (width, bottleneck_dim).
         up_bias: (width,).
         activation: name of the activation.
-        dropout: dropout probability on the output of the network.
+        dropout_module: dropout on the output of the network, or None.
         scaling: factor of the output of the network.
     """
 
@@ -222,9 +222,16 @@ class Bottleneck(LayerAdapter):
         self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
         self.down_bias = nn.Parameter(torch.zeros(hidden, device=device))
         self.up_bias = nn.Parameter(torch.zeros(width, device=device))
-        self.activation, self.dropout = config.activation, config.dropout
+        self.activation = config.activation
+        # A module, so that tools which disable dropout find it (TRL's trainers do).
+        self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
         default = 4.0 if config.placement == "parallel" else 1.0
         self.scaling = default if config.scaling is None else config.scaling
+
+    @property
+    def dropout(self) -> float:
+        """Dropout probability on the output of the network."""
+        return 0.0 if self.dropout_module is None else self.dropout_module.p
 
     def add_to(self, output: Tensor | None, h: Tensor) -> Tensor:
         """Return `output` (None: `h`) plus the output of the bottleneck network for `h`; all (..., width)."""
