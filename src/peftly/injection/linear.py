@@ -77,7 +77,7 @@ def is_foreign(weight: Tensor) -> bool:
     Such a weight can be multiplied by its layer. Its elements cannot be read or replaced as those of other tensors.
     """
     kind = type(weight)  # isinstance is true for any tensor that was made a parameter
-    return kind is not Tensor and not issubclass(kind, DTensor) and nn.Parameter not in kind.__mro__
+    return kind is not Tensor and not issubclass(kind, (DTensor, nn.Parameter))
 
 
 def whole_weight(layer: Any) -> Tensor:
