@@ -124,7 +124,7 @@ def result_of(lines: list[dict[str, Any]], cells: list[str]) -> Result:
     result: Result = {"inputs": head["inputs"], "passes": [], "refused": {}, "faults": {}, "notes": {}}
     for cell in cells:
         line = ended.get(cell, {"kind": "fault", "reason": "its process ended, or ran too long", "notes": []})
-        if cell not in begun:
+        if cell not in begun or line["kind"] == "left out":
             continue
         if line["kind"] == "passes":
             result["passes"].append(cell)

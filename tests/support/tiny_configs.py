@@ -86,7 +86,13 @@ _COMMON_TOKENS = {
 }
 _MISSING = {
     **{name: _COMMON_TOKENS[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
-    **{"vocab_size": VOCABULARY, "prediction_length": 8, "attn_layer_indices": [1], "num_key_value_heads": HEADS, "num_experts_per_tok": 2},
+    **{
+        "vocab_size": VOCABULARY,
+        "prediction_length": 8,
+        "attn_layer_indices": [1],
+        "num_key_value_heads": HEADS,
+        "num_experts_per_tok": 2,
+    },
 }
 """Settings that some configurations leave open."""
 
@@ -137,7 +143,11 @@ def _smaller(name: str, value: Any, values: dict[str, Any], tokens: dict[str, in
     if isinstance(value, int) and not isinstance(value, bool):
         if name.endswith(("_token_id", "_token_index")):
             return _token(name, tokens)
-        if name.endswith(("vocab_size", "n_words", "vocab_size_per_layer_input")) and name != "type_vocab_size" and value > VOCABULARY:
+        if (
+            name.endswith(("vocab_size", "n_words", "vocab_size_per_layer_input"))
+            and name != "type_vocab_size"
+            and value > VOCABULARY
+        ):
             return VOCABULARY
         if name in _LAYERS:
             return min(value, _layers(values))
@@ -164,7 +174,11 @@ def _smaller(name: str, value: Any, values: dict[str, Any], tokens: dict[str, in
         return (kinds + [kinds[-1]] * LAYERS)[: _layers(values)]
     if name == "attention_types":  # of GPT-Neo
         return [[["global", "local"], LAYERS // 2]]
-    if name == "rope_parameters" and "vocab_size" in values and not any(isinstance(v, dict) for v in (value or {}).values()):
+    if (
+        name == "rope_parameters"
+        and "vocab_size" in values
+        and not any(isinstance(v, dict) for v in (value or {}).values())
+    ):
         value = value or {}
         sections = {"mrope_section": [HEAD_DIM // 2 - 4, 2, 2]} if is_narrow and "mrope_section" in value else {}
         missing = {"rope_theta": 10_000.0, "rope_type": "default"} if value.get("rope_theta") is None else {}
