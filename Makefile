@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+LLAMA := $(VENV)/llama
 
 .PHONY: help install quickstart test lint format soak tables bench api compat wheel clean
 
@@ -41,7 +42,12 @@ quickstart: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not soak'
 
-soak: install
+# llama.cpp is built from source (three minutes on two cores, with cmake and a compiler); without it its tests are skipped.
+$(LLAMA): $(INSTALLED)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[llama]'
+	@touch $@
+
+soak: install $(LLAMA)
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python tests/soak/crash_totals.py
 

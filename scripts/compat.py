@@ -35,9 +35,10 @@ SMOKE = (
 
 
 def requirements() -> list[str]:
-    """Return the dependencies of pyproject.toml, those for tests among them."""
+    """Return the dependencies of pyproject.toml, those for tests among them; llama.cpp would be built from source."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    extras = {name: extra for name, extra in project["optional-dependencies"].items() if name != "llama"}
+    return [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
 
 
 def pinned(name: str) -> str:

@@ -12,6 +12,10 @@ adapter_set `AdapterSet`: adapters that are opened together, found by a path or 
 loading     adapters from disk, alone or with their base
 training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
+embeddings  embeddings of a resized vocabulary, in the file of an adapter and in the base
+vocabulary  input embedding and output head of a model, and their resize
+own_tokenizer  the tokenizer in the folder of an adapter
+base_changes  a base made ready for adapters with a tokenizer or new tokens
 rollback    restoration of a model after an adapter could not be put on it
 card        the model card
 version_0_1 names in files of version 0.1.0
@@ -39,10 +43,18 @@ from peftly.adapters.files import (
     ROW_FORMAT,
     TENSORS,
     TOGETHER,
+    TOKENIZER,
 )
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
 from peftly.adapters.merge import check_mergeable, check_weightable, merge_adapters, weight_adapters
+from peftly.adapters.own_tokenizer import (
+    TOKENIZER_FILES,
+    chat_template_in,
+    own_tokenizer,
+    tokenizer_size,
+    tokenizer_to_save,
+)
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
@@ -68,6 +80,8 @@ __all__ = [
     "ROW_FORMAT",
     "TENSORS",
     "TOGETHER",
+    "TOKENIZER",
+    "TOKENIZER_FILES",
     "AdapterChoice",
     "AdapterFolder",
     "AdapterSet",
@@ -77,6 +91,7 @@ __all__ = [
     "adapter_names",
     "attach",
     "attached",
+    "chat_template_in",
     "check_mergeable",
     "check_number_of_weights",
     "check_weightable",
@@ -89,8 +104,11 @@ __all__ = [
     "num_virtual_tokens_of",
     "open_adapters",
     "open_compatible_adapters",
+    "own_tokenizer",
     "save_adapter",
     "set_adapters",
+    "tokenizer_size",
+    "tokenizer_to_save",
     "trainable_parameters",
     "use_adapters",
     "use_prompt_positions",

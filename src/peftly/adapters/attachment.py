@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ from peftly.injection import (
     invalidate_cached_tensors,
     is_within,
     override_method,
+    parts_without,
     patch_quantized_layers,
     remove_weight_readers,
     restore_method,
@@ -122,8 +124,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         raise MethodError(unsupported_reason)
     if not attached(model):
         _prepare(model)
-    adapter = create()
-    _save_modules(model, name, config.modules_to_save)
+    # Random generators are on the CPU, whatever the default device is; parameters go to the devices of their layers.
+    with torch.device("cpu"):
+        adapter = create()
+        _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()
@@ -212,7 +216,7 @@ def _save_modules(model: nn.Module, name: str, modules_to_save: Sequence[str] | 
     """
     if modules_to_save is None:
         adapted = [path for path, _, _ in adapted_layers(model, name)]
-        paths = [path for path in task_modules(model) if not any(is_within(layer, [path]) for layer in adapted)]
+        paths = [part for path in task_modules(model) for part in parts_without(model, path, adapted)]
     else:
         # By the end of a path, without a dot, as PEFT does: `classifier` is DistilBERT's `pre_classifier` too.
         matching = [path for path, _ in base_modules(model) if path.endswith(tuple(modules_to_save))]

@@ -31,6 +31,7 @@ __all__ = [
     "ROW_FORMAT",
     "TENSORS",
     "TOGETHER",
+    "TOKENIZER",
     "TRAINING",
     "escaped",
     "is_name",
@@ -88,6 +89,9 @@ The order matters: it is the order of their virtual tokens."""
 
 CHECKSUMS = "checksums"
 """Key of `NOTES`: SHA-256 of the files of the adapter, by their names; see `adapters.checksums`."""
+
+TOKENIZER = "tokenizer"
+"""Key of `NOTES`: true where `save_adapter` has written the tokenizer in the folder."""
 
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_JSON_DEPTH = 64

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters.files import escaped, read_json
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, PeftlyError
+from peftly.models import WHEEL_BASES, load_tokenizer
 from peftly.utils import quiet
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TOKENIZER_FILES",
+    "chat_template_in",
     "generation_settings",
     "own_tokenizer",
     "tokenizer_size",
+    "tokenizer_to_save",
     "tokenizers_differ",
     "write_tokenizer",
 ]
@@ -107,14 +110,24 @@ def _overlaid(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTok
     for name, value in {**config, **special}.items():
         if name in _TOKENS and value is not None:
             setattr(tokenizer, name, value["content"] if isinstance(value, dict) else value)
-    template = folder / _TEMPLATE
-    if template.is_file():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    elif config.get("chat_template"):
-        listed = config["chat_template"]
-        texts = {one["name"]: one["template"] for one in listed} if isinstance(listed, list) else listed
-        tokenizer.chat_template = texts
+    listed = config.get("chat_template")
+    named = {one["name"]: one["template"] for one in listed} if isinstance(listed, list) else None
+    tokenizer.chat_template = chat_template_in(folder) or named or tokenizer.chat_template
     return tokenizer
+
+
+def chat_template_in(folder: Path) -> str | None:
+    """Return the chat template in the folder of an adapter; None: there is none, or several by name.
+
+    Raises:
+        AdapterError: the file cannot be read.
+    """
+    file = folder / _TEMPLATE
+    try:
+        template = file.read_text(encoding="utf-8") if file.is_file() else _json(folder / _CONFIG).get("chat_template")
+    except (OSError, UnicodeError) as error:
+        raise AdapterError(f"{file} cannot be read: {escaped(error)}") from None
+    return template if isinstance(template, str) else None
 
 
 def _added_tokens(config: dict[str, Any], added: dict[str, Any]) -> Iterator[tuple[int, Any]]:
@@ -175,3 +188,24 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a tokenizer to the folder of an adapter."""
     with quiet():
         tokenizer.save_pretrained(folder)
+
+
+def tokenizer_to_save(model: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
+    """Return a tokenizer that an adapter is to be saved with; None: it is that of the base, or the base is not known.
+
+    Args:
+        model: base of the adapter.
+        tokenizer: tokenizer with which the adapter is trained.
+    """
+    import transformers
+
+    name = getattr(model, "name_or_path", "")
+    try:
+        if name in WHEEL_BASES or Path(name or "?").exists():
+            base = load_tokenizer(name)
+        else:
+            with quiet():
+                base = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (PeftlyError, OSError, ValueError):
+        return None
+    return tokenizer if tokenizers_differ(tokenizer, base) else None

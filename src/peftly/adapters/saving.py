@@ -26,10 +26,11 @@ from peftly.adapters.files import (
     QUANTIZATION,
     TENSORS,
     TOGETHER,
+    TOKENIZER,
     TRAINING,
 )
-from peftly.adapters.folder import AdapterFolder
-from peftly.adapters.own_tokenizer import write_tokenizer
+from peftly.adapters.folder import AdapterFolder, read_notes
+from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
 from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import (
@@ -109,13 +110,14 @@ def save_adapter(
     together = {} if len(names) == 1 else {TOGETHER: names}
     note_of_base = cache(partial(base_note, model))  # many adapters share one
     try:
-        with replacing_files(folder, deletes=_replaced(folder), markers=(CONFIG,)) as scratch:
+        with replacing_files(folder, deletes=_replaced(folder, tokenizer), markers=(CONFIG,)) as scratch:
             for saved in names:
                 base = note_of_base(tuple(copied_modules(model, saved)))
-                all_notes = {BASE: base, **(notes or {}), **together}
+                own = tokenizer or state.tokenizers.get(saved)
+                all_notes = {BASE: base, **(notes or {}), **together, **({} if own is None else {TOKENIZER: True})}
                 inner = saved if together else "."
                 _write(adapters[saved], scratch / inner, all_notes, card, embeddings)
-                if (own := tokenizer or state.tokenizers.get(saved)) is not None:
+                if own is not None:
                     write_tokenizer(scratch / inner, own)
                 if state.generation is not None:
                     model.generation_config.save_pretrained(scratch / inner)
@@ -135,10 +137,26 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies, **buffers}
 
 
-def _replaced(folder: Path) -> Iterator[str]:
-    """Yield the files of the adapter in a folder, or of adapters that were saved together there."""
-    names = ["", *(f"{name}/" for name in names_saved_together(folder))]
-    yield from (f"{name}{file}" for name in names if (folder / name / CONFIG).is_file() for file in ADAPTER_FILES)
+def _replaced(folder: Path, tokenizer: object) -> Iterator[str]:
+    """Yield the files of the adapter in a folder, or of adapters that were saved together there.
+
+    Args:
+        folder: folder of the adapters.
+        tokenizer: tokenizer that is about to be written; None: none. Files of another tokenizer stay only if somebody
+            else has put them into the folder.
+    """
+    for name in ("", *(f"{name}/" for name in names_saved_together(folder))):
+        if (folder / name / CONFIG).is_file():
+            yield from (f"{name}{file}" for file in ADAPTER_FILES)
+            if tokenizer is not None or _has_written_tokenizer(folder / name):
+                yield from (f"{name}{file}" for file in TOKENIZER_FILES)
+
+
+def _has_written_tokenizer(folder: Path) -> bool:
+    try:
+        return bool(read_notes(folder).get(TOKENIZER))
+    except AdapterError:  # damaged, and replaced now
+        return False
 
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None, embeddings: bool | None) -> None:

@@ -14,7 +14,7 @@ from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.factors import layer_and_factor, layer_scalings, lora_factors, other_tensors
 from peftly.exporting.gguf_tensors import PERMUTED, add_tensor, interleaved, tensor_names
 from peftly.exporting.request import Request
-from peftly.exporting.saved_adapter import CHAT_TEMPLATE, SavedAdapter, base_notes, open_saved
+from peftly.exporting.saved_adapter import CHAT_TEMPLATE, SavedAdapter, base_notes, open_saved, vocabulary_obstacle
 from peftly.methods import METHODS, lora_scaling
 from peftly.models import gguf_config, resolve_base
 
@@ -77,8 +77,10 @@ def _obstacle(saved: SavedAdapter) -> str | None:
         return f"it is a DoRA adapter, which llama.cpp does not support; {merge}"
     if peft_config.get("task_type") not in (None, "CAUSAL_LM") or saved.files.pooling is not None:
         return f"it is for {peft_config.get('task_type')}, and llama.cpp takes LoRA on text generation (CAUSAL_LM)"
-    others = other_tensors(saved)
-    return f"{others}, and llama.cpp reads LoRA factors only; {merge}" if others else None
+    if (others := other_tensors(saved)) is not None:
+        return f"{others}, and llama.cpp reads LoRA factors only; {merge}"
+    vocabulary = vocabulary_obstacle(saved)
+    return None if vocabulary is None else f"{vocabulary}; {merge}"
 
 
 def _base_config(saved: SavedAdapter) -> Any:

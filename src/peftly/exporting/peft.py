@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from peftly.errors import AdapterError
 from peftly.exporting.pooled_head import HEAD_FILE, BareAdapter, bare_adapter, pooling_lines
 from peftly.exporting.request import Request
-from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter, write_chat_template
+from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved, write_adapter, write_own_tokenizer
 
 __all__ = ["write_peft"]
 
@@ -34,7 +34,7 @@ def write_peft(request: Request) -> list[str]:
         raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.peft_limitation}")
     peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
     write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
-    notes = [*base_notes(saved), *write_chat_template(request.folder, saved)]
+    notes = [*base_notes(saved), *write_own_tokenizer(request.folder, saved)]
     return [*notes, f"load it with PeftModel.from_pretrained(base, {str(request.out)!r})"]
 
 

@@ -14,7 +14,13 @@ from safetensors.torch import save_file
 from peftly.adapters import ROW_FORMAT
 from peftly.errors import AdapterError, BaseModelError
 from peftly.exporting.request import Request
-from peftly.exporting.saved_adapter import SavedAdapter, base_notes, open_saved
+from peftly.exporting.saved_adapter import (
+    SavedAdapter,
+    base_notes,
+    open_saved,
+    vocabulary_obstacle,
+    write_own_tokenizer,
+)
 from peftly.methods import METHODS, PromptAdapter
 from peftly.models import base_config
 
@@ -39,7 +45,7 @@ def write_prompt_embeddings(request: Request) -> list[str]:
     reason = embeddings_obstacle(saved)
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported as prompt embeddings: {reason}")
-    notes = base_notes(saved)
+    notes = [*base_notes(saved), *write_own_tokenizer(request.folder, saved)]
     dtype = _base_dtype(saved)
     if dtype is None:
         notes.append("the base cannot be opened here, so its dtype is unknown: written in float32")
@@ -63,7 +69,9 @@ def embeddings_obstacle(saved: SavedAdapter) -> str | None:
     if peft_config.get("modules_to_save"):
         modules = ", ".join(peft_config["modules_to_save"])
         return f"it holds trained copies of modules (modules_to_save: {modules}), which a server of the base lacks"
-    return None
+    if any(name != _NAME for name in saved.tensors):
+        return "it holds the embeddings of new tokens, which a server of the base lacks"
+    return vocabulary_obstacle(saved)
 
 
 def _base_dtype(saved: SavedAdapter) -> torch.dtype | None:
@@ -93,6 +101,7 @@ def _training_text(saved: SavedAdapter) -> str:
 
 def _readme(saved: SavedAdapter, prompt: torch.Tensor) -> str:
     base, (count, width) = json.dumps(saved.base_name), prompt.shape
+    tokenizer = '"."' if saved.has_own_tokenizer else "base"
     return f"""# A soft prompt for {saved.base_name}
 
 `{_NAME}.safetensors` and `{_NAME}.pt` hold the same tensor: {count} embeddings of {width} numbers. The model reads
@@ -105,7 +114,7 @@ import torch
 import transformers
 
 base = {base}
-tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+tokenizer = transformers.AutoTokenizer.from_pretrained({tokenizer})
 model = transformers.AutoModelForCausalLM.from_pretrained(base)
 soft_prompt = torch.load("{_NAME}.pt", weights_only=True)
 

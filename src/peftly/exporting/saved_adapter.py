@@ -1,6 +1,7 @@
 """An adapter as its files hold it: the input of the exports that open no base."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,32 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftly.adapters import CARD, CONFIG, ROW_FORMAT, TENSORS, AdapterFolder, AdapterSource, open_adapters
+from peftly.adapters import (
+    CARD,
+    CONFIG,
+    ROW_FORMAT,
+    TENSORS,
+    TOKENIZER_FILES,
+    AdapterFolder,
+    AdapterSource,
+    chat_template_in,
+    open_adapters,
+    own_tokenizer,
+    tokenizer_size,
+)
 from peftly.errors import AdapterError, BaseModelError
 from peftly.methods import METHODS, Adapter, MethodConfig
-from peftly.models import TASKS, WHEEL_BASES, is_quantized_in_wheel, resolve_base
+from peftly.models import TASKS, WHEEL_BASES, base_config, is_quantized_in_wheel, resolve_base
 
-__all__ = ["CHAT_TEMPLATE", "SavedAdapter", "base_notes", "open_saved", "write_adapter", "write_chat_template"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "SavedAdapter",
+    "base_notes",
+    "open_saved",
+    "vocabulary_obstacle",
+    "write_adapter",
+    "write_own_tokenizer",
+]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File that transformers and vLLM read a chat template from."""
@@ -78,9 +99,26 @@ class SavedAdapter(NamedTuple):
 
     @property
     def chat_template(self) -> str | None:
-        """Chat template that the training set; None: the base's own."""
+        """Chat template that the training set, or that is in the folder of the adapter; None: the base's own."""
         template = (self.files.notes.get(ROW_FORMAT) or {}).get("chat_template")
-        return template if isinstance(template, str) else None
+        return template if isinstance(template, str) else chat_template_in(self.folder)
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the adapter has another tokenizer or chat template than its base."""
+        return self.chat_template is not None or any((self.folder / name).is_file() for name in TOKENIZER_FILES)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the adapter, with its chat template; None where neither it nor its base can be opened here."""
+        try:
+            base = resolve_base(self.files.base_name or "").tokenizer
+        except BaseModelError:
+            return None
+        tokenizer = own_tokenizer(self.folder, base) or base
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        return tokenizer
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -125,8 +163,8 @@ def write_adapter(folder: Path, peft: Mapping[str, Any], tensors: Mapping[str, T
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def write_chat_template(folder: Path, saved: SavedAdapter) -> list[str]:
-    """Write the tokenizer of the base with the chat template of the training, if the training set one.
+def write_own_tokenizer(folder: Path, saved: SavedAdapter) -> list[str]:
+    """Write the tokenizer of an adapter, if it is not that of its base: with other tokens or another chat template.
 
     Args:
         folder: output folder.
@@ -134,14 +172,43 @@ def write_chat_template(folder: Path, saved: SavedAdapter) -> list[str]:
 
     Returns:
         Notes for the user.
+
+    Raises:
+        AdapterError: the tokenizer in the folder of the adapter cannot be opened.
     """
-    if saved.chat_template is None:
+    if not saved.has_own_tokenizer:
         return []
-    (folder / CHAT_TEMPLATE).write_text(saved.chat_template, encoding="utf-8")
-    try:
-        tokenizer = resolve_base(saved.files.base_name or "").tokenizer
-    except BaseModelError:
+    names = [name for name in TOKENIZER_FILES if (saved.folder / name).is_file()]
+    for name in names:
+        shutil.copyfile(saved.folder / name, folder / name)
+    if saved.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(saved.chat_template, encoding="utf-8")
+    tokenizer = saved.tokenizer
+    if tokenizer is None and not names:
         return [f"{CHAT_TEMPLATE} is the chat template of the training: set it as the chat_template of the tokenizer"]
-    tokenizer.chat_template = saved.chat_template
-    tokenizer.save_pretrained(folder)
-    return ["the folder holds the tokenizer with the chat template of the training, which is not the base's own"]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    template = " with the chat template of the training, which is not the base's own" if saved.chat_template else ""
+    return [f"the folder holds the tokenizer{template or ' of the adapter'}"]
+
+
+def vocabulary_obstacle(saved: SavedAdapter) -> str | None:
+    """Return why a server of the base cannot read the tokens of an adapter; None: the base has all of them."""
+    size = _vocabulary_of_base(saved)
+    if size is None:
+        return None
+    rows = [tensor.shape[0] for name, tensor in saved.tensors.items() if name.endswith(".base_layer.weight")]
+    tokens = saved.tokenizer and tokenizer_size(saved.tokenizer)
+    larger = next((number for number in (*rows, tokens or 0) if number > size), None)
+    if larger is None:
+        return None
+    return f"it has a vocabulary of {larger} tokens, and a server of its base has {size} embeddings"
+
+
+def _vocabulary_of_base(saved: SavedAdapter) -> int | None:
+    try:
+        config = base_config(saved.files.base_name or "")
+    except BaseModelError:
+        return None
+    size = getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+    return size if isinstance(size, int) else None

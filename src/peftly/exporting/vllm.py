@@ -23,8 +23,9 @@ from peftly.exporting.saved_adapter import (
     SavedAdapter,
     base_notes,
     open_saved,
+    vocabulary_obstacle,
     write_adapter,
-    write_chat_template,
+    write_own_tokenizer,
 )
 from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
 from peftly.methods import METHODS, lora_scaling
@@ -54,6 +55,8 @@ def write_vllm(request: Request) -> list[str]:
     saved = open_saved(request.source)
     config = _base_config(saved)
     reason = _obstacle(saved) or _base_obstacle(config)
+    if reason is None and (obstacle := vocabulary_obstacle(saved)) is not None:
+        reason = f"{obstacle}; {_MERGE}"
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for vLLM: {reason}")
     tensors = lora_factors(saved.tensors)
@@ -84,7 +87,7 @@ def write_vllm(request: Request) -> list[str]:
     name = request.out.name
     command = ["vllm", "serve", saved.base_name, "--enable-lora", "--max-lora-rank", str(largest)]
     serve, here = (shlex.join(_with_paths(command, name, Path(path), saved)) for path in (request.out, "."))
-    notes += write_chat_template(request.folder, saved)
+    notes += write_own_tokenizer(request.folder, saved)
     write_adapter(request.folder, peft_config, tensors, _card(saved, name, here))
     return [*notes, f"serve it: {serve}", f"model {name!r} has the adapter, and {saved.base_name!r} is the base alone"]
 

@@ -37,7 +37,7 @@ from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.heads import is_body, output_heads, vocabulary_head
+from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -170,6 +170,7 @@ __all__ = [
     "override_method",
     "owner",
     "packed_call",
+    "parts_without",
     "patch_quantized_layers",
     "quantization_settings",
     "recorded_states",

@@ -6,6 +6,7 @@ which classes are bodies and which have the head of a task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from peftly.injection.layers import base_modules
 
-__all__ = ["is_body", "output_heads", "vocabulary_head"]
+__all__ = ["is_body", "output_heads", "parts_without", "vocabulary_head"]
 
 
 def _class_names(start: str) -> frozenset[str]:
@@ -73,6 +74,22 @@ def _callable_parts(model: nn.Module, paths: list[str]) -> list[str]:
         members = [f"{path}.{name}" for name, _ in module.named_children()] if is_list else []
         parts += _callable_parts(model, members) if is_list else [path]
     return parts
+
+
+def parts_without(model: nn.Module, path: str, layers: Sequence[str]) -> list[str]:
+    """Return the paths of the largest modules at or inside `path` that have parameters and contain none of `layers`.
+
+    Args:
+        model: a model.
+        path: path of one of its modules.
+        layers: paths of layers.
+    """
+    if path in layers:
+        return []
+    module = model.get_submodule(path)
+    if not any(layer.startswith(f"{path}.") for layer in layers):
+        return [path] if any(True for _ in module.parameters()) else []
+    return [part for name, _ in module.named_children() for part in parts_without(model, f"{path}.{name}", layers)]
 
 
 def _has_task(model_class: type) -> bool:

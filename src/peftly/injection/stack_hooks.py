@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelHooks", "StackHooks"]
 
-
 class ModelHooks:
     """All hooks of one model.
 

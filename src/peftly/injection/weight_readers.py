@@ -204,7 +204,9 @@ def _merged(layer: Any, own: Mapping[str, Any], names: AdapterNames) -> dict[str
         for name, adapter in layer.peftly.items():
             if name in names:
                 adapter.merge_into(layer)
-        return {name: None if value is None else layer._parameters[name].to(value.dtype) for name, value in own.items()}
+        return {
+            name: None if value is None else layer._parameters[name].to(value.dtype) for name, value in own.items()
+        }
     finally:
         layer._parameters = before
 

@@ -13,6 +13,8 @@ from peftly.adapters import (
     QUANTIZATION,
     ROW_FORMAT,
     TOGETHER,
+    TOKENIZER,
+    TOKENIZER_FILES,
     AdapterSet,
     AdapterSource,
     adapter_card,
@@ -23,6 +25,7 @@ from peftly.adapters import (
     load_together,
     open_compatible_adapters,
     save_adapter,
+    tokenizer_to_save,
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
@@ -37,7 +40,7 @@ __all__ = ["Combined", "save_combined"]
 _NAME = "combined"
 """Name of the new adapter in the model."""
 
-_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE)
+_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TOKENIZER)
 """Keys of notes that are not copied: they describe one adapter, or `save_combined` writes them itself."""
 
 _MEANINGS = {ROW_FORMAT: "the row format, so give generate its text with --prompt"}
@@ -92,7 +95,7 @@ def save_combined(
         target,
         kind="an adapter",
         is_ours=lambda folder: (folder / CONFIG).is_file(),
-        may_hold=lambda entry: entry.name in ADAPTER_FILES,
+        may_hold=lambda entry: entry.name in (*ADAPTER_FILES, *TOKENIZER_FILES),
         overwrite=overwrite,
     )
     check_method(method, rank)
@@ -112,7 +115,8 @@ def save_combined(
             "others or weighted; combine adapters with another init"
         )
     resolved = resolve_base(base)
-    model = load_together(opened, resolved, dtype=stored_dtype(resolved), device="cpu", quantization="none").model
+    loaded = load_together(opened, resolved, dtype=stored_dtype(resolved), device="cpu", quantization="none")
+    model, own_tokenizer = loaded.model, tokenizer_to_save(loaded.model, loaded.tokenizer)
     weight_of = dict(zip(attached(model), weights or [1.0] * len(names), strict=True))
     combine(model, weight_of, name=_NAME, method=method, rank=rank)
     adapter: Any = attached(model)[_NAME]
@@ -123,7 +127,7 @@ def save_combined(
     labels = opened[0].requirements.labels
     outputs = output_kind(model.config) if labels else "class"
     card = adapter_card(base, adapter.config, made_of, labels=labels, pooling=pooling_of(model), outputs=outputs)
-    save_adapter(model, target, name=_NAME, notes=notes, card=card)
+    save_adapter(model, target, name=_NAME, notes=notes, card=card, tokenizer=own_tokenizer)
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))
 

@@ -85,10 +85,11 @@ def write(
 
 
 def _stop_at_turns(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let the generation of transformers and vLLM stop where the chat template ends a turn."""
+    """Let the generation of transformers and vLLM stop at the end token, and where the chat template ends a turn."""
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known] if known is not None else []
-    if new := [end for end in chat_ends(tokenizer).ids if end not in known]:
+    ends = dict.fromkeys(filter(lambda end: end is not None, (*chat_ends(tokenizer).ids, tokenizer.eos_token_id)))
+    if new := [end for end in ends if end not in known]:
         model.generation_config.eos_token_id = [*known, *new]
 
 

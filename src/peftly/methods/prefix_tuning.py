@@ -280,7 +280,8 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     layers, heads, head_dim = _shape(model)
     count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
-    if init == "zero":
+    has_no_weights = next(model.parameters()).is_meta
+    if init == "zero" or has_no_weights:
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":
         ids = repeated(text_ids(setup.tokenizer, config.init_text or ""), count, "init_text")

@@ -20,7 +20,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from peftly.adapters import ADAPTER_FILES, CONFIG
+from peftly.adapters import ADAPTER_FILES, CONFIG, TOKENIZER_FILES
 from peftly.errors import ConfigError
 from peftly.runs.config import AnyConfig
 from peftly.runs.config_file import load_config
@@ -136,7 +136,12 @@ def run_files(out: Path) -> list[Path]:
 def adapter_files(folder: Path) -> list[Path]:
     """Return the existing files of the adapter in `folder`, or of the adapters that were trained together."""
     together = [file.parent for file in folder.glob(f"*/{CONFIG}")]
-    return [inner / name for inner in (*together, folder) for name in ADAPTER_FILES if (inner / name).is_file()]
+    return [
+        inner / name
+        for inner in (*together, folder)
+        for name in (*ADAPTER_FILES, *TOKENIZER_FILES)
+        if (inner / name).is_file()
+    ]
 
 
 def _adapter_paths(out: Path) -> list[Path]:

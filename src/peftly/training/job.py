@@ -74,6 +74,7 @@ class AdapterJob:
         learning_rate: float | None = None,
         resume: bool = False,
         examples_per_step: int | None = None,
+        own_tokenizer: "PreTrainedTokenizerBase | None" = None,
     ) -> None:
         """Make the optimizer and the learning rate schedule, and begin `metrics.jsonl`.
 
@@ -91,6 +92,7 @@ class AdapterJob:
             resume: whether `load_state_dict` will follow.
             examples_per_step: examples of a step in the checkpoint, which may be of another number of processes; None:
                 as configured, on the processes of this run.
+            own_tokenizer: tokenizer to save with the adapter, where it is not that of the base.
 
         Raises:
             ConfigError: settings that the data or the model cannot serve.
@@ -123,9 +125,8 @@ class AdapterJob:
         if not resume:
             for note in filter(None, (optimizer_note(config, model.device), schedule_note(config, self.steps))):
                 self.log.note(note)
-        self.saved = SavedAdapters(
-            model, adapter, out if accelerator.is_main_process else None, data.row_format, self.log
-        )
+        out = out if accelerator.is_main_process else None
+        self.saved = SavedAdapters(model, adapter, out, data.row_format, self.log, own_tokenizer)
         self.started = time.perf_counter()
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:

@@ -11,7 +11,7 @@ from peftly.training.run_log import RunLog
 from peftly.utils import is_disk_full
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["SavedAdapters", "weights_location"]
 
@@ -26,6 +26,7 @@ class SavedAdapters:
         folder: folder of these folders; None: nothing is saved, as on other processes than the main one.
         row_format: row format of the examples, which is stored with the adapter.
         log: log that reports each folder.
+        tokenizer: tokenizer to save with the adapter, where it is not that of the base.
     """
 
     model: "PreTrainedModel"
@@ -33,13 +34,14 @@ class SavedAdapters:
     folder: Path | None
     row_format: RowFormat
     log: RunLog
+    tokenizer: "PreTrainedTokenizerBase | None" = None
 
     def save(self, name: str) -> Path | None:
         """Save the adapter in the folder `name`; return the folder, if there is one."""
         if self.folder is None:
             return None
         notes = {"row_format": self.row_format.to_dict()}
-        path = save_adapter(self.model, self.folder / name, name=self.adapter, notes=notes)
+        path = save_adapter(self.model, self.folder / name, name=self.adapter, notes=notes, tokenizer=self.tokenizer)
         self.log.save(path)
         return path
 

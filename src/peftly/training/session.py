@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftly.adapters import attached
+from peftly.adapters import attached, tokenizer_to_save
 from peftly.data import Data
 from peftly.errors import AdapterError, ConfigError, PeftlyError, Stopped, TrainingError
 from peftly.injection import lean_blocks, training_mode
@@ -133,6 +133,8 @@ def _train_in(
     if any(job.config.fsdp for job in jobs.values()) and accelerator.num_processes > 1:
         shard_base(model, accelerator.device)
     damaged: list[str] = []
+    saves = out is not None and accelerator.is_main_process
+    own_tokenizer = tokenizer_to_save(model, tokenizer) if saves else None
     state = on_main_process(partial(_saved_state, out, tuple(folders.values()), damaged.append, resume=resume))
     adapter_jobs = [
         AdapterJob(
@@ -147,6 +149,7 @@ def _train_in(
             learning_rate=job.learning_rate,
             resume=state is not None,
             examples_per_step=saved_examples_per_step(state, name),
+            own_tokenizer=own_tokenizer,
         )
         for name, job in jobs.items()
     ]
