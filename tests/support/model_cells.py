@@ -1,4 +1,4 @@
-"""One method on one model of transformers: what must hold for an adapter on any model, and the outcome of a check of it."""
+"""One method on one model of transformers: properties of an adapter on any model, and the outcome of their check."""
 
 import copy
 import tempfile
@@ -45,12 +45,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 CELLS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **{name: (name, lambda model, name=name: METHODS[name].config(**_SETTINGS.get(name, {}))) for name in METHODS},
-    "lora with the head": (
-        "lora",
-        lambda model: (heads := output_heads(model)) and LoRA(rank=2, modules_to_save=tuple(heads)) or None,
-    ),
+    "lora with the head": ("lora", lambda model: _with_head(output_heads(model))),
 }
 """Method, and settings for a model or None, by the name of the cell."""
+
+
+def _with_head(heads: list[str]) -> LoRA | None:
+    return LoRA(rank=2, modules_to_save=tuple(heads)) if heads else None
 
 
 @dataclass
@@ -100,7 +101,7 @@ def check_cell(base: Any, inputs: Inputs, name: str, live: set[str]) -> Outcome:
             return Outcome("fault", f"{check.step}: {error}")
         except PeftlyError as error:
             return Outcome("fault", f"{check.step}: late refusal: {_line(error)}")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- any is a fault
             return Outcome("fault", f"{check.step}: {type(error).__name__}: {_line(error)} ({_where(error)})")
     return Outcome("passes", notes=check.notes)
 
@@ -180,13 +181,13 @@ class _Check:
         if adapter.peft_type.startswith("PEFTLY_"):
             return
         is_prompt = adapter.peft_type in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
-        outputs_at = _text_logits if is_prompt else outputs_of
+        outputs_at = _at_text if is_prompt else outputs_of
         try:
             theirs = peft.PeftModel.from_pretrained(
                 copy.deepcopy(self.base), folder / "ours", is_trainable=not is_prompt
             ).eval()
             outputs = outputs_at(theirs, self.inputs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- of PEFT
             self.notes.append(f"PEFT cannot: {type(error).__name__}: {_line(error)}")
             return
         if (reason := _peft_differs(theirs)) is not None:
@@ -266,13 +267,10 @@ def _peft_differs(theirs: Any) -> str | None:
     return None
 
 
-def _text_logits(model: Any, inputs: Inputs) -> Tensor:
-    """Return the logits at the text: PEFT returns logits at virtual tokens, too."""
-    with torch.no_grad():
-        outputs = model(**inputs)
-    logits = outputs.logits if "logits" in outputs else outputs.last_hidden_state
-    text = inputs.get("decoder_input_ids", inputs["input_ids"])
-    return logits[:, -text.shape[1] :] if logits.ndim == 3 else logits
+def _at_text(model: Any, inputs: Inputs) -> Tensor:
+    """Return the outputs at the text: PEFT returns outputs at virtual tokens, too."""
+    length = inputs.get("decoder_input_ids", inputs["input_ids"]).shape[-1]
+    return outputs_of(model, inputs, length=length)
 
 
 def _difference(outputs: Tensor, expected: Tensor) -> float:
