@@ -193,7 +193,7 @@ class _Check:
         if (reason := _peft_differs(theirs)) is not None:
             self.notes.append(reason)
             return
-        if is_prompt and _difference(outputs, outputs_at(self.base, self.inputs)) < SAME:
+        if is_prompt and type(theirs) is peft.PeftModel:
             self.notes.append("PEFT leaves the prompt out for a model without a task that it knows")
             return
         _compare(outputs, outputs_at(self.model, self.inputs), CLOSE)
@@ -232,10 +232,13 @@ class _Check:
         return load_adapter(copy.deepcopy(self.base), folder)
 
     def _is_live(self, name: str) -> bool:
-        """Return whether the outputs of the base depend on the layer of a trained parameter."""
-        path, _, inner = name.partition(".peftly.")
-        inner = inner.partition(".copy.")[2]
-        return (f"{path}.{inner}" if inner else path) in self.live
+        """Return whether the outputs of the base depend on the layer of a trained parameter, or on one in it."""
+        path, _, inner = f".{name}".partition(".peftly.")
+        path, inner = path.removeprefix("."), inner.partition(".copy.")[2]
+        if inner:
+            return f"{path}.{inner}".removeprefix(".") in self.live
+        has_parameters = any(True for _ in self.base.get_submodule(path).parameters(recurse=False))
+        return path in self.live or not has_parameters
 
 
 def modules_of(model: nn.Module) -> list[tuple[str, type, list[str]]]:
