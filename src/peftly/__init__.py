@@ -8,7 +8,7 @@ from typing import Any
 
 import lazy_loader
 
-from peftly.setting_names import missing_attribute
+from peftly.object_names import missing_attribute
 
 _load, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -4,11 +4,9 @@ The tools are transformers (`TrainingArguments`), TRL, PEFT, bitsandbytes, axolo
 Lightning and AdapterHub. Nothing here is an alias: a setting has one name, and an error names it.
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["OTHER_NAMES", "OTHER_OBJECTS", "OtherName", "missing_attribute", "other_name"]
+__all__ = ["OTHER_NAMES", "OtherName", "other_name"]
 
 
 class OtherName(NamedTuple):
@@ -307,62 +305,3 @@ OTHER_NAMES: dict[str, OtherName] = {
 def other_name(key: Any) -> OtherName | None:
     """Return the entry for a key of a configuration, `-` being as good as `_`; None: no known tool has this setting."""
     return OTHER_NAMES.get(str(key).strip().lower().replace("-", "_"))
-
-
-OTHER_OBJECTS = {
-    **dict.fromkeys(("LoraConfig", "LoraModel"), "use peftly.LoRA"),
-    **dict.fromkeys(("AdaLoraConfig", "AdaLoraModel"), "peftly has no AdaLoRA; use peftly.LoRA"),
-    "PromptTuningConfig": "use peftly.PromptTuning",
-    "PromptEncoderConfig": "use peftly.PTuning",
-    "PrefixTuningConfig": "use peftly.PrefixTuning",
-    "IA3Config": "use peftly.IA3",
-    "LoftQConfig": 'use peftly.LoRA(init="qera") on a quantised base',
-    **dict.fromkeys(("get_peft_model", "inject_adapter_in_model", "add_adapter"), "use peftly.attach"),
-    **dict.fromkeys(
-        (
-            *("PeftModel", "PeftMixedModel", "AutoPeftModel", "from_pretrained"),
-            *(
-                f"{prefix}For{task}"
-                for prefix in ("PeftModel", "AutoPeftModel")
-                for task in (
-                    *("CausalLM", "FeatureExtraction", "QuestionAnswering", "Seq2SeqLM"),
-                    *("SequenceClassification", "TokenClassification"),
-                )
-            ),
-        ),
-        "use peftly.load(adapter) for base and adapter, or peftly.load_adapter(model, adapter) on a model",
-    ),
-    **dict.fromkeys(("PeftConfig", "get_peft_config"), "use the class of a method, such as peftly.LoRA"),
-    **dict.fromkeys(("PeftType", "PEFT_TYPE_TO_CONFIG_MAPPING"), "use peftly.METHODS"),
-    "TaskType": f'use the argument task of peftly.load_base as a text: task="causal_lm" ({_TASKS})',
-    "prepare_model_for_kbit_training": "leave it out: peftly.attach and peftly.train prepare a quantised base",
-    "get_peft_model_state_dict": "use peftly.trainable_parameters, or peftly.save_adapter for the files",
-    **dict.fromkeys(("set_peft_model_state_dict", "load_peft_weights"), "use peftly.load_adapter"),
-    **dict.fromkeys(("merge_and_unload", "merge_adapter"), "use peftly.merge"),
-    **dict.fromkeys(("unload", "unmerge_adapter", "delete_adapter"), "use peftly.detach"),
-    **dict.fromkeys(("set_adapter", "enable_adapters"), "use peftly.set_adapters"),
-    **dict.fromkeys(("disable_adapter", "disable_adapters"), "use peftly.use_adapters"),
-    "add_weighted_adapter": "use peftly.combine",
-    "save_pretrained": "use peftly.save_adapter",
-    "BitsAndBytesConfig": "use peftly.Quantization",
-    **dict.fromkeys(("TrainingArguments", "SFTConfig"), "use peftly.TrainConfig"),
-    **dict.fromkeys(("Trainer", "SFTTrainer"), "use peftly.train"),
-    **dict.fromkeys(("AutoAdapterModel", "FastLanguageModel", "FastModel"), "use peftly.load_base"),
-    **dict.fromkeys(("BnConfig", "SeqBnConfig", "DoubleSeqBnConfig", "ParBnConfig"), "use peftly.AdapterConfig"),
-}
-"""Advice for names that PEFT, transformers, TRL, AdapterHub and Unsloth have."""
-
-
-def missing_attribute(name: str, names: Iterable[str]) -> tuple[str, bool]:
-    """Return a message for a name that peftly does not have, and whether another tool has it.
-
-    Args:
-        name: the missing name.
-        names: the public names of peftly.
-    """
-    message = f"module 'peftly' has no attribute {name!r}"
-    if advice := OTHER_OBJECTS.get(name):
-        return f"{message}; {advice}", True
-    lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f"{message}; did you mean peftly.{lower[close[0]]}?" if close else message, False

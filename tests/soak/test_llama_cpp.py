@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import perturb
-from tiny_gguf import TEXTS, make_model, make_tokenizer
+from tiny_gguf import TEXTS, make_model, make_sentencepiece, make_tokenizer, write_sentencepiece
 
 from peftly import LoRA, attach, export, generate, load, load_base, save_adapter, trainable_parameters, use_adapters
 from peftly.exporting.gguf import write_model
@@ -240,4 +240,16 @@ def test_updates_of_embedding_and_head(architecture, tmp_path):
     llama = opened(tmp_path / "gguf" / "gguf-f32.gguf", lora_path=str(tmp_path / "lora" / "lora-f32.gguf"))
     ids = tokenizer(TEXTS[0]).input_ids
     assert difference(their_logits(llama, ids), our_logits(model, ids)) < 1e-5
+    llama.close()
+
+
+@pytest.mark.parametrize("prefix", [None, True, False])
+def test_tokens_of_a_sentencepiece_base(prefix, tmp_path):
+    """A GGUF file of somebody else, which exports cannot write, has llama.cpp's tokens here."""
+    write_sentencepiece(tmp_path / "m.gguf", make_sentencepiece(prefix=True), prefix)
+    llama, tokenizer = opened(tmp_path / "m.gguf"), load_base(str(tmp_path / "m.gguf"), dtype="float32").tokenizer
+    draw = random.Random(0)
+    texts = [*TEXTS, "  two", "<s>hi</s> there", *("".join(draw.choices(CHARACTERS, k=20)) for _ in range(200))]
+    for text in texts:
+        assert llama.tokenize(text.encode(), add_bos=True, special=True) == tokenizer(text).input_ids, repr(text)
     llama.close()

@@ -1,9 +1,13 @@
 """Tiny models and tokenizers of the kinds that are written to GGUF, and GGUF files read back by transformers."""
 
+import gguf
+import pytest
 import torch
 import transformers as tf
 from data_tokenizers import CORPUS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from peftly.exporting.gguf import write_model
 
 ROWS = 320  # number of embeddings: more than the tokenizer has tokens
 SIZES = {
@@ -84,3 +88,39 @@ def read_back(file, dtype=torch.float32):
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model = tf.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=unpacked)
     return model.eval(), tf.AutoTokenizer.from_pretrained(**where)
+
+
+def make_sentencepiece(*, prefix):
+    """A tokenizer as Llama 2's: BPE over characters, with bytes for the others, and spaces marked in the text."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    marks = normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), marks]) if prefix else marks
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def write_sentencepiece(file, tokenizer, prefix):
+    """Write a tiny llama with a tokenizer of `make_sentencepiece`; a prefix of None is not stated in the file."""
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    kinds = [gguf.TokenType.UNKNOWN, *2 * [gguf.TokenType.CONTROL], *256 * [gguf.TokenType.BYTE]]
+
+    def add_tokenizer(writer, *_, **__):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([-float(max(0, number - 258)) for number in range(len(tokens))])
+        writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (len(tokens) - len(kinds))])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_unk_token_id(0)
+        writer.add_add_bos_token(True)
+        if prefix is not None:
+            writer.add_add_space_prefix(prefix)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peftly.exporting.gguf.add_tokenizer", add_tokenizer)
+        write_model(file, make_model("llama", vocab_size=len(tokens)), None, "f32", name="m")

@@ -11,7 +11,7 @@ import peft
 import pytest
 
 import peftly
-from peftly.setting_names import OTHER_OBJECTS
+from peftly.object_names import OTHER_OBJECTS
 
 
 def test_names():

@@ -3,6 +3,8 @@
 attachment  attach, detach
 state       the adapters of a model, and the choice of the active ones
 merge       adapters merged into the weights of their base, in memory
+mergeable   whether they can be merged
+merge_check comparison of each layer before and after the merge
 saving      adapters to disk, in PEFT's format
 files       names of the files of an adapter
 checksums   checksums of these files
@@ -47,7 +49,8 @@ from peftly.adapters.files import (
 )
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
-from peftly.adapters.merge import check_mergeable, check_weightable, merge_adapters, weight_adapters
+from peftly.adapters.merge import check_weightable, merge_adapters, weight_adapters
+from peftly.adapters.mergeable import check_mergeable
 from peftly.adapters.own_tokenizer import (
     TOKENIZER_FILES,
     chat_template_in,

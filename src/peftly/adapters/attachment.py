@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
 from peftly.adapters.embeddings import restore_embeddings
@@ -119,15 +120,19 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
         raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if hasattr(nn.ModuleDict(), name):
         raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MethodError(
+            f"{type(model).__name__} is a TorchScript module; attach the adapter to the module it is made of"
+        )
+    if lazy := next((path for path, parameter in model.named_parameters() if is_lazy(parameter)), None):
+        raise MethodError(f"{lazy} has no values yet; call the model once, and attach the adapter then")
     unsupported_reason = METHODS[config.name].adapter.unsupported_reason(model)
     if unsupported_reason is not None:
         raise MethodError(unsupported_reason)
     if not attached(model):
         _prepare(model)
-    # Random generators are on the CPU, whatever the default device is; parameters go to the devices of their layers.
-    with torch.device("cpu"):
-        adapter = create()
-        _save_modules(model, name, config.modules_to_save)
+    adapter = create()
+    _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()
@@ -196,8 +201,9 @@ def _restore(model: nn.Module) -> None:
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for path in state.unfrozen:
-        model.get_parameter(path).requires_grad_(True)
+        parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
         for method in ("save_pretrained", "resize_token_embeddings", *_SET_EMBEDDING):
             restore_method(model, method)

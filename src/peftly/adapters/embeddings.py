@@ -50,11 +50,11 @@ __all__ = [
 _OTHER_NAMES = ("", ".base_layer", ".modules_to_save", ".original_module")
 """Parts that PEFT adds to the path of an embedding which it also trains or adapts."""
 
-_ROUNDING = 1e-3
-"""Largest difference of two embeddings that are equal but for the dtype of the base."""
+_ROUNDING = 2.0**-7
+"""Largest difference of two embeddings that are equal but for the dtype of the base, absolute and relative."""
 
 
-def embedding_tensors(adapter: Adapter, *, always: bool | None = None) -> dict[str, Tensor]:
+def embedding_tensors(adapter: Adapter, always: bool | None = None) -> dict[str, Tensor]:
     """Return the embedding and the output head of a base whose vocabulary was resized, by their names in the file.
 
     Layers of which the adapter trains copies are left out: the file holds the copies under these names.
@@ -219,7 +219,8 @@ def _warn_of_other_base(model: Any, folder: Path, parameter: Tensor, value: Tens
     size = vocabulary_in_files(model)
     if size is None:
         return
-    different = ((parameter[:size].float() - value[:size].float()).abs() > _ROUNDING).reshape(size, -1).any(1)
+    own, of_file = parameter[:size].float(), value[:size].float()
+    different = ((own - of_file).abs() > _ROUNDING * (1 + own.abs())).reshape(len(own), -1).any(1)
     if different.any():
         warn(
             f"{folder} was trained over a base with other embeddings of {int(different.sum())} tokens; those in its "
@@ -240,7 +241,7 @@ def restore_embeddings(model: nn.Module, count: int = 0) -> None:
         while len(state.replaced_rows) > count:
             parameter, rows, values = state.replaced_rows.pop()
             if int(rows.max()) < len(parameter):  # else the vocabulary is smaller now
-                parameter[rows] = values
+                parameter[rows.to(parameter.device)] = values.to(parameter)
     invalidate_cached_tensors()
 
 

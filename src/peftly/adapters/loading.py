@@ -79,10 +79,10 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)
         _compare_base(model, adapters)
-    for adapter_name, folder in adapters.items():
-        if (quantization := other_quantization(model, folder)) is not None:
-            state_of(model).other_quantizations[adapter_name] = quantization
-            warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
+        for adapter_name, folder in adapters.items():
+            if (quantization := other_quantization(model, folder)) is not None:
+                warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
+                state_of(model).other_quantizations[adapter_name] = quantization
     return model
 
 

@@ -13,15 +13,21 @@ from torch import nn
 
 from peftly.adapters.attachment import detach
 from peftly.adapters.base_changes import keep_base_changes
+from peftly.adapters.merge_check import check_merged_layer
+from peftly.adapters.mergeable import check_mergeable
 from peftly.adapters.state import attached, check_names, state_of
 from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
-from peftly.injection import LAYER_ADAPTERS, BiasCopy, adapted_layers, base_modules, copied_modules
-from peftly.kernels import is_quantized
-from peftly.methods import METHODS
-from peftly.utils import warn
+from peftly.injection import (
+    LAYER_ADAPTERS,
+    BiasCopy,
+    adapted_layers,
+    base_modules,
+    copied_modules,
+)
+from peftly.utils import stops_held, warn
 
-__all__ = ["check_mergeable", "check_weightable", "merge", "merge_adapters", "weight_adapters"]
+__all__ = ["check_weightable", "merge", "merge_adapters", "weight_adapters"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -29,8 +35,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float] | None = None) -> ModelT:
     """Merge the active adapters, or one, into the weights of the base, in place, and detach them.
 
-    The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Tied weights that
-    merging makes different are untied, with a warning: each becomes a tensor of its own.
+    The arithmetic is in fp32 or wider, and the result is rounded once to the dtype of the weight. Before any weight is
+    replaced, each layer's outputs with the adapters are compared with those after the merge. Tied weights that merging
+    makes different are untied, with a warning: each becomes a tensor of its own.
 
     Args:
         model: a model with adapters.
@@ -43,19 +50,24 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
         The same model, with merged weights and without the adapters.
 
     Raises:
-        MethodError: the model has no such adapter, no adapter is active, or its method or the weights of the base
-            cannot be merged; the model is then unchanged.
+        MethodError: the model has no such adapter, no adapter is active, its method or the weights of the base cannot
+            be merged, or the outputs of a layer would change; the model is then unchanged.
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
     names = list(weights) if weights is not None else _active(model) if name is None else [name]
     inactive = [other for other in attached(model) if other not in names] if weights is None and name is None else []
     check_mergeable(model, names, without=inactive)
-    if weights is not None:
-        weight_adapters(model, weights)
+    with _restored_scalings(model, names):
+        if weights is not None:
+            weight_adapters(model, weights)
+        with torch.no_grad():
+            for path, layer, changes in _mergeable_layers(model, names):
+                check_merged_layer(path, layer, changes)
     others = state_of(model).other_quantizations
     lines = [quantization_advice(name, others[name], model) for name in names if name in others]
-    lines += merge_adapters(model, names)
+    with stops_held():
+        lines += merge_adapters(model, names)
     if inactive:
         lines.append(
             f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "
@@ -66,6 +78,20 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
     for line in lines:
         warn(line, stacklevel=2)
     return model
+
+
+@contextmanager
+def _restored_scalings(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Restore the scalings of adapters if the block raises an error."""
+    changes = [change for name in names for _, _, change in adapted_layers(model, name)]
+    scalings = [getattr(change, "scaling", None) for change in changes]
+    try:
+        yield
+    except BaseException:
+        for change, scaling in zip(changes, scalings, strict=True):
+            if scaling is not None:
+                change.scaling = scaling
+        raise
 
 
 def _active(model: nn.Module) -> list[str]:
@@ -83,32 +109,6 @@ def _active(model: nn.Module) -> list[str]:
             f"{', '.join(map(repr, attached(model)))}) first, or name one adapter"
         )
     return [name for name in attached(model) if name in active.names]
-
-
-def check_mergeable(model: nn.Module, names: Iterable[str], *, without: Sequence[str] = ()) -> None:
-    """Do nothing if these adapters can be merged into the weights of the base.
-
-    Args:
-        model: a model with adapters.
-        names: names of the adapters.
-        without: names of adapters that are detached together with the merge.
-
-    Raises:
-        MethodError: a method does not change weights, a weight is quantized or on disk, the merge would change the
-            effect of an adapter that stays, or the model has no such adapter.
-    """
-    names = check_names(model, list(names))
-    others = [other for other in attached(model) if other not in (*names, *without)]
-    for name in names:
-        method = attached(model)[name].config.name
-        if not METHODS[method].mergeable:
-            raise MethodError(
-                f"{method} cannot be merged: it does not change weights of the base; keep the adapter and load it with "
-                "its base instead (peftly.load opens both; peftly export writes it for other tools)"
-            )
-        _refuse_quantized_layers(model, name)
-        _refuse_shared_layers(model, name, [*names, *others])
-        _refuse_hidden_changes(model, name, others)
 
 
 def check_weightable(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -157,7 +157,7 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     names = [*names]
     with torch.no_grad():
         lines = _untie(model, names)
-        for layer, changes in _mergeable_layers(model, names):
+        for _, layer, changes in _mergeable_layers(model, names):
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
@@ -167,8 +167,8 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     return lines
 
 
-def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Yield the layers that adapters change, each with its layer adapters, innermost first.
+def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.Module, list[Any]]]:
+    """Yield path and module of the layers that adapters change, each with its layer adapters, innermost first.
 
     Layers inside a module that an adapter replaces by a trained copy are left out: the model does not compute them.
     """
@@ -176,44 +176,7 @@ def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[
     for path, layer in base_modules(model):
         changes = [change for name, change in getattr(layer, LAYER_ADAPTERS, {}).items() if name in names]
         if changes and not path.startswith(tuple(copied)):
-            yield layer, changes
-
-
-def _refuse_quantized_layers(model: nn.Module, name: str) -> None:
-    for path, layer, change in adapted_layers(model, name):
-        for inner, part in base_modules(layer):
-            full_path = f"{path}.{inner}" if inner else path
-            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
-                raise MethodError(f"{full_path} is on disk: open the base without a device_map to merge into it")
-            if is_quantized(part) and not isinstance(change, BiasCopy):
-                raise MethodError(
-                    f"{full_path} is quantised: call peftly.dequantize first, or open the base without quantisation"
-                )
-
-
-def _refuse_shared_layers(model: nn.Module, name: str, names: Sequence[str]) -> None:
-    for path, layer, _ in adapted_layers(model, name):
-        changes = {other: change for other, change in layer.peftly.items() if other in names}
-        if len(changes) > 1 and not all(change.only_adds for change in changes.values()):
-            raise MethodError(
-                f"{path} is changed by {' and '.join(changes)} together, and no weight can replace their "
-                "joint effect; detach one of them first"
-            )
-
-
-def _refuse_hidden_changes(model: nn.Module, name: str, others: Sequence[str]) -> None:
-    """Refuse if a module copy of `name` replaces a module in which `others` change layers.
-
-    These changes have no effect while the copy is attached, and would have one after the copy is merged.
-    """
-    for path in copied_modules(model, name):
-        for other in others:
-            for inner, _, _ in adapted_layers(model, other):
-                if inner.startswith(f"{path}."):
-                    raise MethodError(
-                        f"{name} trains a copy of {path}, so the change of {other} in {inner} has no effect, and would "
-                        f"have one once {name} is merged; merge them together, or detach {other} first"
-                    )
+            yield path, layer, changes
 
 
 @contextmanager

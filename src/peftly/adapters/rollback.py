@@ -33,7 +33,8 @@ def restored_on_failure(model: nn.Module) -> Iterator[None]:
         for attributes, before in contents:
             _restore(attributes, before)
         for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
         if state is not None and default is not None:
             state.adapters, state.selection.default = adapters, default
         invalidate_cached_tensors()

@@ -163,8 +163,8 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     """Write the files of one adapter."""
     base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
     make_folder(folder)
-    tensors = {**embedding_tensors(adapter, always=embeddings), **adapter_tensors(adapter)}
-    write_tensors(folder / TENSORS, _on_cpu(tensors), {"format": "pt"})
+    of_base = {name: tensor.detach().cpu().clone() for name, tensor in embedding_tensors(adapter, embeddings).items()}
+    write_tensors(folder / TENSORS, {**of_base, **_on_cpu(adapter_tensors(adapter))}, {"format": "pt"})
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
     _write_json(folder / CONFIG, _peft_config(adapter, base))

@@ -47,16 +47,18 @@ from peftly.injection.layers import (
     adapted_layers,
     add_layer_adapter,
     base_modules,
+    original_forward,
     override_method,
     owner,
     remove_layer_adapters,
     restore_method,
 )
 from peftly.injection.lean_blocks import lean_blocks
-from peftly.injection.linear import features, fusible_weight, whole_weight
+from peftly.injection.linear import features, fusible_weight, is_foreign, whole_weight
 from peftly.injection.modes import checkpointed_blocks, evaluation_mode, training_mode
 from peftly.injection.module_copies import (
     BiasCopy,
+    ModuleCopy,
     add_copies,
     bias_layers,
     copied_buffers,
@@ -117,6 +119,7 @@ __all__ = [
     "FusedForward",
     "LayerAdapter",
     "ModelHooks",
+    "ModuleCopy",
     "OriginalForward",
     "Position",
     "Prefix",
@@ -156,6 +159,7 @@ __all__ = [
     "inserts_no_tokens",
     "invalidate_cached_tensors",
     "is_body",
+    "is_foreign",
     "is_multimodal",
     "is_part",
     "is_within",
@@ -166,6 +170,7 @@ __all__ = [
     "matches_path",
     "new_modules",
     "norm_layers",
+    "original_forward",
     "output_heads",
     "override_method",
     "owner",

@@ -105,8 +105,18 @@ class OriginalForward:
         """Return the output of the layer without adapters."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
-        output: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
+        output: Tensor = type(self.layer).forward(self._caller(), *args, **kwargs)
         return output
+
+    def _caller(self) -> nn.Module:
+        """Return the layer; a container as it was before it was adapted, because its forward calls all its children."""
+        if not isinstance(self.layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return self.layer
+        kind, children = type(self.layer), dict(self.layer._modules)
+        children.pop(LAYER_ADAPTERS, None)
+        container: nn.Module = kind.__new__(kind)
+        vars(container).update({**vars(self.layer), "_modules": children})
+        return container
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -129,6 +139,11 @@ class AdaptedForward:
         self.adapters = adapters  # not `layer.peftly` in each call: the attributes of modules are slow to look up
         self.selection = selection
         self.original = OriginalForward(layer)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the layer's own forward, which its callers may look up."""
+        return inspect.signature(self.original.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the layer with the active adapters."""
@@ -172,7 +187,7 @@ class AdaptedForward:
         Returns:
             The value of the first parameter of the layer's forward, or nothing if it was not given or has no position.
         """
-        first = next(iter(inspect.signature(self.original.function).parameters.values()), None)
+        first = next(iter(self.__signature__.parameters.values()), None)
         if first is None or first.kind is not first.POSITIONAL_OR_KEYWORD or first.name not in kwargs:
             return ()
         return (kwargs.pop(first.name),)
@@ -202,7 +217,7 @@ class AdaptedForward:
     def _run(self, names: AdapterNames, *args: Any, **kwargs: Any) -> Tensor:
         forward: Callable[..., Tensor] = self.original
         for name, adapter in tuple(self.adapters.items()):  # another thread may attach adapters
-            if name in names:
+            if name in names and adapter.has_forward:
                 forward = partial(adapter.run, self.layer, forward)
         return forward(*args, **kwargs)
 
@@ -289,8 +304,8 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, LAYER_ADAPTERS):
         layer.peftly = nn.ModuleDict().train(layer.training)
-        if adapter.has_forward:
-            layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
+    if adapter.has_forward and not isinstance(vars(layer).get("forward"), AdaptedForward):
+        layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
     adapter.train(layer.training)
     outermost = {}
     if not adapter.is_outermost:
@@ -311,13 +326,13 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
     """Remove adapter `name` from every layer of `model`; a layer without adapters gets its original forward back."""
     for _, layer, adapter in list(adapted_layers(model, name)):
         del layer.peftly[name]
+        if adapter.has_forward and not any(other.has_forward for other in layer.peftly.values()):
+            replaced = original_forward(layer).replaced
+            if replaced is None:
+                del layer.forward
+            else:
+                layer.forward = replaced
         if not len(layer.peftly):
-            if adapter.has_forward:
-                replaced = original_forward(layer).replaced
-                if replaced is None:
-                    del layer.forward
-                else:
-                    layer.forward = replaced
             del layer.peftly
     invalidate_cached_tensors()
 
@@ -346,9 +361,10 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the path, the layer and the `LayerAdapter` of every layer that adapter `name` changes, in model order."""
     for path, layer in base_modules(model):
-        adapters = layer._modules.get(LAYER_ADAPTERS)
-        if isinstance(adapters, nn.ModuleDict) and name in adapters:
-            yield path, layer, adapters[name]
+        if LAYER_ADAPTERS in layer._modules:
+            adapters = layer._modules[LAYER_ADAPTERS]
+            if isinstance(adapters, nn.ModuleDict) and name in adapters:
+                yield path, layer, adapters[name]
 
 
 def owner(path: str) -> str:

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from peftly.errors import MethodError
 from peftly.injection.devices import in_memory
 from peftly.injection.layers import OriginalForward
 from peftly.injection.quantized_layers import QuantizedForward
 from peftly.kernels import dequantized_weight, is_quantized
 
-__all__ = ["FusibleWeight", "features", "fusible_weight", "whole_weight"]
+__all__ = ["FusibleWeight", "features", "fusible_weight", "is_foreign", "whole_weight"]
 
 
 def features(layer: Any) -> tuple[int, int]:
@@ -59,19 +61,41 @@ def fusible_weight(layer: Any, inner: Any, x: Tensor) -> FusibleWeight | None:
     if isinstance(inner.replaced, QuantizedForward):
         dequantize = partial(dequantized_weight, layer, x.dtype)
         return FusibleWeight(dequantize(), dequantize) if inner.replaced.dtype(x) == x.dtype else None
-    if layer.weight.dtype != x.dtype or layer.weight.requires_grad:
+    weight = layer.weight
+    if weight.dtype != x.dtype or weight.requires_grad or is_foreign(weight):
         return None
     if layer.bias is not None and layer.bias.requires_grad:
         return None
     if inner.is_plain(nn.Linear):
-        return FusibleWeight(layer.weight)
-    return FusibleWeight(layer.weight.T) if inner.is_plain(Conv1D) else None
+        return FusibleWeight(weight)
+    return FusibleWeight(weight.T) if inner.is_plain(Conv1D) else None
+
+
+def is_foreign(weight: Tensor) -> bool:
+    """Return whether a weight is of a tensor class of another library, such as the quantised tensors of torchao.
+
+    Such a weight can be multiplied by its layer. Its elements cannot be read or replaced as those of other tensors.
+    """
+    kind = type(weight)  # isinstance is true for any tensor that was made a parameter
+    return kind is not Tensor and not issubclass(kind, DTensor) and nn.Parameter not in kind.__mro__
 
 
 def whole_weight(layer: Any) -> Tensor:
-    """Return the weight of a linear layer as (out_features, in_features), dequantised if the layer is quantised."""
+    """Return the weight of a linear layer as (out_features, in_features), dequantised if the layer is quantised.
+
+    Raises:
+        MethodError: the weight is of a class of another library that cannot be dequantised.
+    """
     if is_quantized(layer):
         return dequantized_weight(layer)
     with in_memory(layer):
         weight: Tensor = layer.weight
+    if is_foreign(weight):
+        kind = type(weight).__name__
+        try:
+            weight = weight.dequantize()
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise MethodError(
+                f"the weight of {layer} is a {kind}, whose values cannot be read ({error}); use method lora"
+            ) from None
     return weight.T if isinstance(layer, Conv1D) else weight

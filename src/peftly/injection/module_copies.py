@@ -28,6 +28,7 @@ from peftly.injection.layers import (
     map_tensors,
     original_forward,
 )
+from peftly.injection.linear import is_foreign
 from peftly.injection.quantized_layers import dequantize_layers
 from peftly.injection.weight_readers import without_reader
 from peftly.kernels import is_quantized
@@ -97,9 +98,19 @@ class ModuleCopy(LayerAdapter):
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
         """Copy `layer`; with one `memo` for several layers, parameters that they share are shared by the copies."""
         super().__init__()
+        for path, parameter in layer.named_parameters():
+            if is_foreign(parameter):
+                raise MethodError(
+                    f"{path} of a {type(layer).__name__} is a {type(parameter).__name__}, of which no copy can be "
+                    "trained; open the base without quantisation, or use method lora"
+                )
         for _, module in base_modules(layer):
             if LAYER_ADAPTERS in module._modules:
                 memo[id(module._modules[LAYER_ADAPTERS])] = nn.ModuleDict()  # other adapters are not copied
+            memo.update({id(hook): hook for hook in map(_our_hook, _hooks(module)) if hook is not None})
+            for value in vars(module).values():
+                if isinstance(value, Tensor) and not value.is_leaf:  # computed from parameters, as by weight_norm
+                    memo[id(value)] = value.detach().clone()
         with in_memory(layer):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)
@@ -124,11 +135,10 @@ class ModuleCopy(LayerAdapter):
 
     def merge_into(self, layer: Any) -> None:
         """See `LayerAdapter.merge_into`."""
-        for path, parameter in self.copy.named_parameters():
+        # Buffers too: training may have changed the running statistics of a BatchNorm in the copy.
+        for path, tensor in [*self.copy.named_parameters(), *self.copy.named_buffers()]:
             module, _, attribute = path.rpartition(".")
-            getattr(layer.get_submodule(module), attribute).copy_(parameter)
-        for path, buffer in self.copy.named_buffers():
-            layer.get_buffer(path).copy_(buffer)
+            getattr(layer.get_submodule(module), attribute).copy_(tensor)
 
 
 def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
@@ -240,6 +250,17 @@ def _is_norm(path: str, layer: nn.Module) -> bool:
     return _NORM_NAME.search(path) is not None and all(parameter.ndim == 1 for parameter in parameters)
 
 
+def _hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks on the calls of a module."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def _our_hook(hook: Any) -> Any:
+    """Return the object of this package to which a hook belongs, or None."""
+    owner = getattr(hook, "__self__", hook)
+    return owner if getattr(owner, "__module__", "").startswith(f"{__package__}.") else None
+
+
 def _without_adapters(clone: nn.Module) -> nn.Module:
     """Remove from a copied module the adapters and hooks of the original."""
     for module in list(clone.modules()):
@@ -248,4 +269,7 @@ def _without_adapters(clone: nn.Module) -> nn.Module:
             delattr(module, LAYER_ADAPTERS)
             vars(module).pop("forward", None)
         without_reader(module)
+    for hooks in (clone._forward_pre_hooks, clone._forward_hooks):  # those of the original run around the copy
+        for key in [key for key, hook in hooks.items() if _our_hook(hook) is not None]:
+            del hooks[key]
     return clone

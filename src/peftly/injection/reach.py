@@ -16,7 +16,9 @@ from torch import nn
 
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
-from peftly.injection.selection import Selection
+from peftly.injection.module_copies import copied_modules
+from peftly.injection.selection import AdapterNames, Selection
+from peftly.injection.targets import is_within
 from peftly.utils import warn
 
 __all__ = ["ReachCheck", "layers_without_gradient", "some_paths"]
@@ -25,17 +27,17 @@ _LOCK = threading.Lock()
 
 
 class ReachCheck:
-    """Check of the first call of a model in training mode and in evaluation mode, with and without gradients.
+    """Check of the first call of a model in training and in evaluation mode, with and without gradients.
 
     Attributes:
         selection: active adapters of the model.
-        checked: modes in which the model was called.
+        checked: modes in which the model was called, with the active adapters.
         watched: layers that are watched in the present call, with their parameters, by path; None: no call is watched.
     """
 
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self.selection = selection
-        self.checked: set[tuple[bool, bool]] = set()
+        self.checked: set[tuple[bool, bool, AdapterNames]] = set()
         self.watched: dict[str, tuple[Any, dict[str, Any]]] | None = None
         self.handles = [
             model.register_forward_pre_hook(self._before),
@@ -52,15 +54,17 @@ class ReachCheck:
         self.checked.clear()
 
     def _before(self, model: nn.Module, args: Any) -> None:
-        mode = (model.training, torch.is_grad_enabled())
-        if mode in self.checked or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        names = self.selection.active.names
+        mode = (model.training, torch.is_grad_enabled(), names)
+        if mode in self.checked:
             return
         with _LOCK:
             if self.watched is not None:
                 return
             self.watched = {}
         self.checked.add(mode)
-        names = self.selection.active.names
         for path, layer in base_modules(model):
             forward = vars(layer).get("forward")
             if isinstance(forward, AdaptedForward) and not names.isdisjoint(forward.adapters):
@@ -72,14 +76,17 @@ class ReachCheck:
         if torch.compiler.is_compiling() or self.watched is None:
             return
         watched, self.watched = self.watched, None
-        read, not_called = [], []
+        read: list[str] = []
+        not_called: list[str] = []
+        copied = [path for name in self.selection.active.names for path in copied_modules(model, name)]
         for path, (layer, parameters) in watched.items():
             record, layer._parameters = layer._parameters, parameters
             parameters.clear()
             parameters.update(record)
             if WatchedForward.was_called(vars(layer).get("forward")):
                 continue
-            (read if getattr(record, "was_read", False) else not_called).append(path)
+            was_read = getattr(record, "was_read", False) and not is_within(path, copied)
+            (read if was_read else not_called).append(path)
         if output is None:  # the call has failed, or the model returns nothing
             return
         if read:
@@ -110,8 +117,8 @@ class _ReadParameters(dict[str, Any]):
         return value
 
 
-def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Return the paths of the changed layers for which no parameter has a gradient other than zero.
+def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], int]:
+    """Return the paths of the changed layers that got no gradient other than zero, and the number of changed layers.
 
     Args:
         parameters: trained parameters by their names in the model, after a backward pass.
@@ -119,7 +126,8 @@ def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     sizes = torch._foreach_norm(list(gradients.values())) if gradients else ()
     reached = {_layer_of(name) for name, size in zip(gradients, sizes, strict=True) if float(size) != 0}
-    return [path for path in dict.fromkeys(map(_layer_of, parameters)) if path not in reached]
+    layers = dict.fromkeys(map(_layer_of, parameters))
+    return [path for path in layers if path not in reached], len(layers)
 
 
 def _layer_of(name: str) -> str:

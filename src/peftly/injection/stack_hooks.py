@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelHooks", "StackHooks"]
 
+
 class ModelHooks:
     """All hooks of one model.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +13,7 @@ from peftly.errors import MethodError
 from peftly.injection.heads import output_heads, vocabulary_head
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
+from peftly.utils import warn
 
 __all__ = [
     "ALL_LINEAR",
@@ -61,19 +62,19 @@ def find_targets(
 
     Args:
         model: model to search.
-        targets: `"all-linear"` (every linear layer except the output head and `task_modules`), a regular expression
+        targets: `"all-linear"` (every linear layer except output heads and `task_modules`), a regular expression
             that must match a whole path, or a list of paths and ends of paths (`"q_proj"` matches
             `layers.0.self_attn.q_proj`).
         classes: classes of layers to search.
 
     Raises:
-        MethodError: nothing matches, a name in the list matches nothing, or the regular expression is invalid.
+        MethodError: nothing matches, or the regular expression is invalid.
     """
     layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, classes)}
     wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
-        heads = [*output_heads(model), *task_modules(model)]
+        heads = [*output_heads(model), *_tied_to_embeddings(model, layers), *task_modules(model)]
         matched = {
             path: layer
             for path, layer in layers.items()
@@ -83,13 +84,40 @@ def find_targets(
         matched = {path: layers[path] for path in first_matches([targets], layers, "target_modules")}
     else:
         ends = {end for path in layers for end in _ends(path)}
-        if unmatched := [target for target in targets if target not in ends]:
+        unmatched = [target for target in targets if target not in ends]
+        if unmatched and len(unmatched) == len(targets):
             raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
+        if unmatched:
+            text = f"target_modules={_some(unmatched)} match no {wanted} and are passed over; this model has"
+            warn(f"{text} {_some(present)}", stacklevel=5)
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
+    if targets == ALL_LINEAR and (stacked := _stacked_weights(model)):
+        warn(
+            f"target_modules={targets!r} leaves out {_some(stacked, 2)}: the experts there are stacked in one tensor "
+            "and are no linear layers",
+            stacklevel=5,
+        )
     return matched
+
+
+def _tied_to_embeddings(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the layers whose weight is that of an embedding: they map hidden states to the vocabulary."""
+    embeddings = {id(module.weight) for _, module in base_modules(model) if isinstance(module, nn.Embedding)}
+    return [path for path, layer in layers.items() if id(layer._parameters.get("weight")) in embeddings]
+
+
+def _stacked_weights(model: nn.Module) -> list[str]:
+    """Return the paths of the parameters that hold the weights of several experts, (experts, features, features)."""
+    return [
+        f"{path}.{name}"
+        for path, module in base_modules(model)
+        if not isinstance(module, nn.modules.conv._ConvNd) and "expert" in f"{path} {type(module).__name__}".lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1
+    ]
 
 
 def _ends(path: str) -> list[str]:
@@ -98,9 +126,9 @@ def _ends(path: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], most: int = 10) -> str:
     """Return names for a message, which may be many."""
-    return f"{names[:10]} and {len(names) - 10} more" if len(names) > 10 else str(names)
+    return f"{names[:most]} and {len(names) - most} more" if len(names) > most else str(names)
 
 
 def find_part(model: nn.Module, part: Part) -> dict[str, nn.Module]:

@@ -1,12 +1,14 @@
 """Modules that read the weights of adapted layers instead of calling the layers, and get the adapted weights.
 
-`nn.MultiheadAttention` reads `out_proj.weight`, and in evaluation mode `nn.TransformerEncoderLayer` reads the weights of
-all its layers for one fused call. Adapters run in the forward of a layer, which such a module does not call. So while it
-runs, the weights that it reads are those of the layer with its active adapters merged, and torch's fused calls are off.
+`nn.MultiheadAttention` reads `out_proj.weight`, and in evaluation mode `nn.TransformerEncoderLayer` reads the weights
+of all its layers for one fused call. Adapters run in the forward of a layer, which such a module does not call. So
+while it runs, the weights that it reads are those of the layer with its active adapters merged, and torch's fused calls
+are off.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +20,7 @@ from torch import nn
 from peftly.errors import MethodError
 from peftly.injection.layers import AdaptedForward, LayerAdapter, OriginalForward, WatchedForward, base_modules
 from peftly.injection.selection import AdapterNames, Selection
-from peftly.injection.weight_uses import weights_read
+from peftly.injection.weight_uses import ANY, changes_weights, weights_read
 from peftly.kernels import is_quantized
 
 __all__ = ["remove_weight_readers", "serve_weight_readers", "without_reader"]
@@ -45,6 +47,11 @@ class _ReaderForward:
         self.module, self.layers, self.selection, self.is_fused = module, dict(layers), selection, is_fused
         self.original = OriginalForward(module)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the module's own forward, which its callers may look up."""
+        return inspect.signature(self.original.function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the module with the active adapters of the layers that it reads."""
         if self.is_fused:
@@ -68,24 +75,12 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
         selection: active adapters of the model.
 
     Raises:
-        MethodError: a module only reads the weight of a layer, and an adapter of this layer changes no weight.
+        MethodError: a module only reads the weight of a layer, and an adapter of this layer changes no weight; or a
+            module changes weights of layers in place.
     """
     remove_weight_readers(model)
     modules = dict(base_modules(model))
-    adapted = {path: layer for path, layer in modules.items() if isinstance(vars(layer).get("forward"), AdaptedForward)}
-    readers: dict[str, dict[str, Any]] = {}
-    for path, layer in adapted.items():
-        parts = path.split(".")
-        for end in range(len(parts) if path else 0):
-            reader, relative = ".".join(parts[:end]), ".".join(parts[end:])
-            module = modules.get(reader)
-            if isinstance(module, _FUSED_ENCODERS):
-                readers.setdefault(reader, {})
-            elif module is not None and relative in (read := weights_read(type(module))):
-                if not read[relative]:
-                    _check_changes_weights(path, layer, module)
-                readers.setdefault(reader, {})[path] = layer
-    for path, layers in readers.items():
+    for path, layers in _readers(modules).items():
         module = modules[path]
         forward = _ReaderForward(module, layers, selection, is_fused=isinstance(module, _FUSED_ENCODERS))
         adapted_forward: Any = vars(module).get("forward")
@@ -97,6 +92,37 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
             vars(module)["forward"] = forward
 
 
+def _readers(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """Return the adapted layers whose weights a module reads, by path, for each path of such a module.
+
+    Raises:
+        MethodError: see `serve_weight_readers`.
+    """
+    readers: dict[str, dict[str, Any]] = {}
+    adapted = {path: layer for path, layer in modules.items() if isinstance(vars(layer).get("forward"), AdaptedForward)}
+    for path, layer in adapted.items():
+        parts = path.split(".") if path else []
+        for end in range(len(parts)):
+            reader, relative = ".".join(parts[:end]), ".".join(parts[end:])
+            if reader not in modules:  # a module with two paths
+                continue
+            module = modules[reader]
+            kind: Any = type(module)
+            if (method := changes_weights(kind)) is not None and _rescales(module):
+                raise MethodError(
+                    f"{kind.__name__}.{method} changes the weights of its layers in place, and adapters on {path} "
+                    "cannot follow that; this model can have no adapter there"
+                )
+            read = weights_read(kind)
+            if isinstance(module, _FUSED_ENCODERS):
+                readers.setdefault(reader, {})
+            elif relative in read or ANY in read:
+                if not read.get(relative, True):
+                    _check_changes_weights(path, layer, module)
+                readers.setdefault(reader, {})[path] = layer
+    return readers
+
+
 def remove_weight_readers(model: nn.Module) -> None:
     """Undo `serve_weight_readers`."""
     for _, module in base_modules(model):
@@ -105,13 +131,18 @@ def remove_weight_readers(model: nn.Module) -> None:
 
 def without_reader(module: nn.Module) -> None:
     """Restore the forward of a module that may be one of the readers, in place."""
-    forward = vars(module).get("forward")
+    forward: Any = vars(module).get("forward")
     if isinstance(forward, _ReaderForward):
         del vars(module)["forward"]
         if forward.original.replaced is not None:
             vars(module)["forward"] = forward.original.replaced
     elif isinstance(getattr(getattr(forward, "original", None), "replaced", None), _ReaderForward):
         forward.original = forward.original.replaced.original
+
+
+def _rescales(module: nn.Module) -> bool:
+    """Return whether a model that may change its weights in place does: RWKV has a setting for that."""
+    return bool(getattr(getattr(module, "config", None), "rescale_every", 1))
 
 
 def _check_changes_weights(path: str, layer: Any, module: nn.Module) -> None:
@@ -130,7 +161,7 @@ def _changes_weights(adapter: nn.Module) -> bool:
 
 @contextmanager
 def _readable(path: str, layer: Any, selection: Selection) -> Iterator[None]:
-    """Let the parameters of `layer` be read with the active adapters merged, while the layer itself computes as ever."""
+    """Let others read the parameters of `layer` with the active adapters merged; its calls stay as they are."""
     names = [frozenset(layer.peftly) & active for active in set(selection.active.sets)]
     forward = vars(layer)["forward"]
     if not any(names) or forward is None:
@@ -204,9 +235,7 @@ def _merged(layer: Any, own: Mapping[str, Any], names: AdapterNames) -> dict[str
         for name, adapter in layer.peftly.items():
             if name in names:
                 adapter.merge_into(layer)
-        return {
-            name: None if value is None else layer._parameters[name].to(value.dtype) for name, value in own.items()
-        }
+        return {name: None if value is None else layer._parameters[name].to(value.dtype) for name, value in own.items()}
     finally:
         layer._parameters = before
 

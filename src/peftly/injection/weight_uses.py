@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-__all__ = ["weights_read"]
+__all__ = ["ANY", "changes_weights", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
 _FACTS = frozenset(["dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "is_meta"])
 """Attributes of a tensor that do not depend on its values."""
 
-_NOT_IN_CALLS = ("__init__", "_init_weights", "reset_parameters", "_reset_parameters", "tie_weights", "extra_repr")
-"""Methods that no forward calls."""
+_NOT_IN_CALLS = re.compile(r"__\w+__|_?(init|reset|tie|set|resize|get_resized|load|extra)_\w+")
+"""Names of methods that no forward calls."""
+
+ANY = "*"
+"""Path for a submodule that the source code does not name, as in `self.layers[0].weight`."""
 
 _CHECKS = ("isinstance", "hasattr", "id", "GatheredParameters")
 
@@ -35,23 +40,69 @@ def weights_read(kind: type[nn.Module]) -> Mapping[str, bool]:
         kind: class of a module.
 
     Returns:
-        Whether the class calls the submodule too, by the relative path of the submodule. Empty if the source code is
-        unknown.
+        Whether the class calls the submodule too, by the relative path of the submodule or `ANY`. Empty if the source
+        code is unknown.
     """
     paths: set[str] = set()
     called: set[str] = set()
-    seen: set[str] = set()
+    for method, own in _methods(kind):
+        paths.update(_reads(method, own))
+        called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
+    return {path: path in called or path == ANY for path in paths}
+
+
+@cache
+def changes_weights(kind: type[nn.Module]) -> str | None:
+    """Return the method, called by the forward of a class, that changes weights of submodules in place, or None.
+
+    Args:
+        kind: class of a module.
+    """
+    methods = list(_methods(kind))
+    pending, seen = ["forward"], {"forward"}
+    while pending:
+        name = pending.pop()
+        for method, own in methods:
+            if method.name == name:
+                if _changes_in_place(method, own):
+                    return name
+                called = {node.attr for node in ast.walk(method) if isinstance(node, ast.Attribute)}
+                pending += called - seen
+                seen |= called
+    return None
+
+
+def _changes_in_place(method: ast.FunctionDef, own: str) -> bool:
+    """Return whether a method calls a function such as `mul_` of the weight of a submodule."""
+    for node in ast.walk(method):
+        function = node.func if isinstance(node, ast.Call) else None
+        if not isinstance(function, ast.Attribute) or not function.attr.endswith("_") or function.attr.endswith("__"):
+            continue
+        weight = function.value
+        if isinstance(weight, ast.Attribute) and weight.attr == "data":
+            weight = weight.value
+        if isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS:
+            is_own = isinstance(weight.value, ast.Name) and weight.value.id == own
+            if not is_own and function.attr != "requires_grad_":
+                return True
+    return False
+
+
+def _methods(kind: Any) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Yield the methods that a forward of the class may call, each with its name for the module (`self`)."""
+    overridden: set[str] = set()
     for base in kind.__mro__:
-        definition = _definitions(base.__module__).get(base.__qualname__) if issubclass(base, nn.Module) else None
-        if base is nn.Module or definition is None:
+        if not issubclass(base, nn.Module) or base in (nn.Module, PreTrainedModel):
+            continue
+        definition = _definitions(base.__module__).get(base.__qualname__)
+        if definition is None:
             continue
         for method in definition.body:
-            if isinstance(method, ast.FunctionDef) and method.name not in _NOT_IN_CALLS and method.name not in seen:
-                seen.add(method.name)
-                own = method.args.args[0].arg if method.args.args else ""
-                paths.update(_reads(method, own))
-                called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
-    return {path: path in called for path in paths}
+            if isinstance(method, ast.FunctionDef) and method.name not in overridden:
+                if not any(isinstance(node, ast.Name) and node.id == "super" for node in ast.walk(method)):
+                    overridden.add(method.name)
+                if not _NOT_IN_CALLS.fullmatch(method.name):
+                    yield method, method.args.args[0].arg if method.args.args else ""
 
 
 def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
@@ -64,9 +115,9 @@ def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
             ignored.update(node.args)
     for node in ast.walk(method):
         if isinstance(node, ast.Attribute) and node.attr in _PARAMETERS and isinstance(node.ctx, ast.Load):
-            path = _path(node.value, own)
-            if path and node not in ignored:
-                yield path
+            is_own = isinstance(node.value, ast.Name) and node.value.id == own
+            if not is_own and node not in ignored:
+                yield _path(node.value, own) or ANY
 
 
 def _path(node: ast.AST, own: str) -> str:

@@ -4,6 +4,7 @@ merged_model      `save_merged`
 merged_folder     the files of a merged model
 merged_card       the model card of a merged model
 parity            comparison before and after merging
+rounding          how much rounding in fp32 is, as measured on the model
 parity_samples    inputs for this comparison
 combine           combination of several adapters, in memory
 combined_adapter  combination of several adapters, on disk

@@ -27,8 +27,17 @@ from peftly.errors import ConfigError, MergeError, MethodError
 from peftly.injection import dequantize
 from peftly.merging.merged_card import CARD, copy_licences, merged_card, settings_of
 from peftly.merging.merged_folder import KIND, check_out, check_room, read_back, write
-from peftly.merging.parity import Outputs, Parity, compare, logits_of, outputs_of, perplexities, relative_difference
+from peftly.merging.parity import (
+    Outputs,
+    Parity,
+    compare,
+    logits_of,
+    outputs_of,
+    perplexities,
+    relative_difference,
+)
 from peftly.merging.parity_samples import Samples, samples_for
+from peftly.merging.rounding import rounding_in_fp32
 from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype
 from peftly.utils import resolve_dtype, write_folder
 
@@ -96,7 +105,7 @@ def save_merged(
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
     plan = _plan(listed, target, dtype, weights, into)
-    model, tokenizer, samples, before, rounding = _adapted_model(plan, text, held_out, log)
+    model, tokenizer, samples, before, rounding, fp32_rounding = _adapted_model(plan, text, held_out, log)
     model_class, pooling = type(model), pooling_of(model)
     card = partial(merged_card, plan.base, *_ingredients(plan, model), pooling=pooling)
     merging, rounded = _merge(model, samples, before, plan.dtype, log)
@@ -105,7 +114,8 @@ def save_merged(
         write(model, tokenizer, plan.dtype, folder, max_shard_size)
         del model
         merged, tokenizer = read_back(folder, model_class)
-        parity = compare(merged, tokenizer, samples, before, rounded, rounding=rounding, merging=merging)
+        differences = {"rounding": rounding, "merging": merging, "fp32_rounding": fp32_rounding}
+        parity = compare(merged, tokenizer, samples, before, rounded, **differences)
         parity = replace(parity, quantized=quantized)
         if parity.complaint is not None and not force:
             raise MergeError(
@@ -180,6 +190,7 @@ class _AdaptedModel(NamedTuple):
         samples: texts on which models are compared.
         outputs: outputs of the model.
         rounding: relative difference between its logits in fp32 and in the dtype of the merged model.
+        fp32_rounding: relative difference between its logits that rounding in fp32 makes.
     """
 
     model: Any
@@ -187,6 +198,7 @@ class _AdaptedModel(NamedTuple):
     samples: Samples
     outputs: Outputs
     rounding: float
+    fp32_rounding: float
 
 
 def _adapted_model(
@@ -215,7 +227,9 @@ def _adapted_model(
         del model, examples
         model, tokenizer = _open(plan, torch.float32, plan.into)
     outputs = outputs_of(model, tokenizer, samples.samples)
-    return _AdaptedModel(model, tokenizer, samples, outputs, relative_difference(in_dtype, outputs.logits))
+    rounding = relative_difference(in_dtype, outputs.logits)
+    fp32_rounding = rounding_in_fp32(model, samples.samples, outputs.logits)
+    return _AdaptedModel(model, tokenizer, samples, outputs, rounding, fp32_rounding)
 
 
 def _open(plan: _MergePlan, dtype: "torch.dtype", into: Into) -> Base:

@@ -3,7 +3,8 @@
 Three relative differences of logits, ‖difference‖ / ‖reference‖ over sample texts, decide:
 
 - merging: the adapted model against the merged model before rounding, both in fp32. The two compute the same sums in
-  different order, so a difference above fp32 rounding is a mistake.
+  different order, so a difference above fp32 rounding is a mistake. How much this rounding is for the model at hand is
+  measured, by disturbing the outputs of the adapted layers in their last bit.
 - files: the merged and rounded model in memory against the model that plain transformers reads back, both in fp32.
 - final: the adapted model in fp32 against the model that is read back, in its own dtype. The limit follows from the
   difference that computing in this dtype makes for the adapted model.
@@ -26,14 +27,21 @@ from peftly.utils import count_text, score_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Outputs", "Parity", "compare", "logits_of", "outputs_of", "perplexities", "relative_difference"]
+__all__ = [
+    "Outputs",
+    "Parity",
+    "compare",
+    "logits_of",
+    "outputs_of",
+    "perplexities",
+    "relative_difference",
+]
 
 EXACT = 1e-5
 """Maximum relative difference of equal sums in different order in fp32, the same as for batches and padding."""
 
 TIMES_ROUNDING = 4.0
-"""Maximum ratio of the final difference to the difference from the dtype: the weights are rounded too, and the texts
-are few."""
+"""Maximum ratio of a difference to the measured rounding: the weights are rounded too, and the texts are few."""
 
 NEW_TOKENS = 16
 """Number of tokens of a greedy continuation."""
@@ -53,6 +61,7 @@ class Parity:
         relative: relative difference of the same logits, ‖difference‖ / ‖reference‖.
         rounding: relative difference between the adapted model in fp32 and in `dtype`; 0 for fp32.
         merging: relative difference in fp32 from merging.
+        fp32_rounding: relative difference in fp32 that the last bits of the adapted layers' outputs make.
         files: relative difference in fp32 from writing and reading.
         agreeing, choices: number of equal most likely tokens or labels, and number of all.
         same_texts, continuations: number of equal greedy continuations, and number of all.
@@ -78,20 +87,27 @@ class Parity:
     continuations: int
     gap: float | None
     perplexity: tuple[float, ...] | None
+    fp32_rounding: float = 0.0
     quantized: tuple[float, float | None] | None = None
+
+    @property
+    def fp32_tolerance(self) -> float:
+        """Maximum of `merging` and `files` that rounding in fp32 explains."""
+        return max(EXACT, TIMES_ROUNDING * self.fp32_rounding)
 
     @property
     def tolerance(self) -> float:
         """Maximum of `relative` that rounding explains."""
-        return max(EXACT, TIMES_ROUNDING * self.rounding)
+        return max(self.fp32_tolerance, TIMES_ROUNDING * self.rounding)
 
     @property
     def complaint(self) -> str | None:
         """Difference that rounding does not explain; None if rounding explains all differences."""
         # `not a <= b` is true for NaN, so NaN is a complaint.
-        if not self.merging <= EXACT:
-            return f"merging moved its logits by {self.merging:.1e} in fp32, where rounding explains {EXACT:.0e}"
-        if not self.files <= EXACT:
+        if not self.merging <= self.fp32_tolerance:
+            explained = f"where rounding explains {self.fp32_tolerance:.0e}"
+            return f"merging moved its logits by {self.merging:.1e} in fp32, {explained}"
+        if not self.files <= self.fp32_tolerance:
             return f"the model in the files differs from the model in memory by {self.files:.1e} in fp32"
         if not self.relative <= self.tolerance:
             return (
@@ -187,6 +203,7 @@ def compare(
     *,
     rounding: float,
     merging: float,
+    fp32_rounding: float,
 ) -> Parity:
     """Compare the merged model with the adapted model.
 
@@ -196,7 +213,7 @@ def compare(
         samples: texts on which the models are compared.
         before: outputs of the adapted model in fp32.
         rounded: logits of the merged model in memory after rounding, computed in fp32.
-        rounding, merging: relative differences, see `Parity`.
+        rounding, merging, fp32_rounding: relative differences, see `Parity`.
     """
     dtype = str(merged.dtype).removeprefix("torch.")
     after = outputs_of(merged, tokenizer, samples.samples)
@@ -215,6 +232,7 @@ def compare(
         relative=relative_difference(after.logits, before.logits),
         rounding=rounding,
         merging=merging,
+        fp32_rounding=fp32_rounding,
         files=relative_difference(logits_of(merged.float(), samples.samples), rounded),
         agreeing=sum(int((old.argmax(-1) == new.argmax(-1)).sum()) for old, new in pairs),
         choices=sum(len(old) for old, _ in pairs),

@@ -53,7 +53,7 @@ class AdapterConfig(MethodConfig):
     """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. Without both: 16."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """Activation between the two projections."""
-    scaling: float | None = None
+    scaling: float | None = Field(default=None, gt=0)
     """Factor of the adapter's output. None: 4 for `parallel`, as in its paper, else 1."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability on the adapter's output, in training."""
@@ -202,7 +202,8 @@ class Bottleneck(LayerAdapter):
         self.down_bias = nn.Parameter(torch.zeros(hidden, device=device))
         self.up_bias = nn.Parameter(torch.zeros(width, device=device))
         self.activation, self.dropout = config.activation, config.dropout
-        self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
+        default = 4.0 if config.placement == "parallel" else 1.0
+        self.scaling = default if config.scaling is None else config.scaling
 
     def add_to(self, output: Tensor | None, h: Tensor) -> Tensor:
         """Return `output` (None: `h`) plus the output of the bottleneck network for `h`; all (..., width)."""

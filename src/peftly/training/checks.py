@@ -1,20 +1,24 @@
 """Checks of a training run's settings against its data and model, before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from peftly.adapters import attached
 from peftly.data import Data
-from peftly.errors import ConfigError
+from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import check_lengths, metrics_of
+from peftly.injection import layers_without_gradient, some_paths
 from peftly.methods import MethodConfig
 from peftly.training.config import TrainConfig
 from peftly.training.optimizer import parameter_groups
+from peftly.utils import count_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_trainable"]
+__all__ = ["check_trainable", "first_gradients_note"]
 
 
 def check_trainable(
@@ -44,6 +48,29 @@ def check_trainable(
     methods = [attached_adapter.config for name, attached_adapter in attached(model).items() if adapter in (None, name)]
     _check_marks([method for method in methods if method.num_marked_tokens], data.row_format.num_marked_tokens)
     parameter_groups(model, config, learning_rate)
+
+
+def first_gradients_note(parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """Return a line that names the layers which got no gradient in the first step; None if all layers got one.
+
+    Args:
+        parameters: trained parameters by their names in the model, after the backward pass.
+
+    Raises:
+        TrainingError: no parameter got a gradient.
+    """
+    paths, layers = layers_without_gradient(parameters)
+    if all(parameter.grad is None for parameter in parameters.values()):
+        raise TrainingError(
+            f"no trained parameter gets a gradient, so nothing would be learnt: the loss does not depend on "
+            f"{some_paths(paths)}; name other layers in method.target_modules"
+        )
+    if not paths:
+        return None
+    return (
+        f"{count_text(len(paths))} of {count_text(layers)} trained layers got no gradient in the first step, because "
+        f"the model did not use them: {some_paths(paths)}"
+    )
 
 
 def _check(config: TrainConfig, data: Data) -> None:

@@ -249,7 +249,8 @@ class StepGradients:
                 # Data parallelism averages gradients over the processes, and the loss needs their sum.
                 averaged = 1 if self.is_sharded else self.accelerator.num_processes
                 loss = (sums * (averaged / counts.to(sums))).sum()
-                self.accelerator.backward(self.loss_scale.scale(loss))
+                if loss.requires_grad:  # else no trained layer was used, which the first step refuses
+                    self.accelerator.backward(self.loss_scale.scale(loss))
             sums_of_batches.append(sums.detach())
         if self.is_sharded:
             sum_gradients(parameter for job, _ in work for parameter in job.parameters.values())

@@ -19,7 +19,7 @@ from peftly.injection import invalidate_cached_tensors, owner
 from peftly.training.best import evaluation_record, is_best, is_improvement, metric_of_best, stop_text
 from peftly.training.callbacks import Callback, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
-from peftly.training.checks import check_trainable
+from peftly.training.checks import check_trainable, first_gradients_note
 from peftly.training.config import TrainConfig
 from peftly.training.finite_weights import LastFiniteWeights, assign, copies
 from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
@@ -155,8 +155,10 @@ class AdapterJob:
             The record of the step, which the callbacks have not received yet.
 
         Raises:
-            TrainingError: the loss or the gradient norm is not finite.
+            TrainingError: the loss or the gradient norm is not finite, or no parameter has a gradient.
         """
+        if not self.step and loss and (note := first_gradients_note(self.parameters)):
+            self.log.note(note)
         limit = self.config.max_grad_norm
         norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), math.inf if limit is None else limit))
         rate = float(self.schedule.get_last_lr()[0])

@@ -6,6 +6,9 @@ import pytest
 import torch
 from references import DEFAULTS, assert_close
 from tiny import perturb, tiny_model
+from torch import nn
+from torch.nn.utils import prune
+from transformers.pytorch_utils import Conv1D
 
 from peftly import (
     METHODS,
@@ -13,12 +16,15 @@ from peftly import (
     LoRA,
     PrefixTuning,
     PromptTuning,
+    Selective,
     attach,
     attached,
+    detach,
     merge,
     trainable_parameters,
 )
 from peftly.errors import MethodError
+from peftly.methods.lora import LoRALayer
 
 IDS = torch.tensor([[5, 17, 33, 60, 8, 41, 12]])
 
@@ -109,3 +115,105 @@ def test_a_method_that_changes_no_weights_is_refused_with_advice(method):
     attach(model, METHODS[method].config(**DEFAULTS[method]))
     with pytest.raises(MethodError, match=f"^{method} cannot be merged: .* load it with its base instead"):
         merge(model)
+
+
+def linear_model(change) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    change(model[0])
+    return model
+
+
+COMPUTED = {
+    "weight_norm": (nn.utils.parametrizations.weight_norm, r'remove_parametrizations\(layer, "weight"\)'),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, r'remove_parametrizations\(layer, "weight"\)'),
+    "old weight_norm": (nn.utils.weight_norm, r'remove_weight_norm\(layer, "weight"\)'),
+    "old spectral_norm": (nn.utils.spectral_norm, r'remove_spectral_norm\(layer, "weight"\)'),
+    "prune": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r'prune\.remove\(layer, "weight"\)'),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("method", ["lora", "dora", "bitfit", "selective"])
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_weights_that_are_computed_from_others(kind, method):
+    """Adapters work on them. A merge into the computed weight would be lost, one into the other tensors is right."""
+    change, advice = COMPUTED[kind]
+    model, x = linear_model(change).requires_grad_(False).eval(), torch.randn(4, 8)
+    base = model(x)
+    settings = {"rank": 2} if method in ("lora", "dora") else {}
+    settings |= {"last_layers": 0, "modules": ("0", "2")} if method == "selective" else {}
+    attach(model, METHODS[method].config(**settings))
+    torch.testing.assert_close(model(x), base)
+    perturb(trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(x)
+    assert (expected - base).norm() > 1e-2 * base.norm()
+    if method in ("lora", "dora"):
+        with pytest.raises(MethodError, match=rf"0\.weight is computed from other tensors \(.*\).*{advice}"):
+            merge(model)
+        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(detach(model)(x), base)
+    else:
+        torch.testing.assert_close(merge(model)(x), expected)
+
+
+class Doubled(nn.Linear):
+    """Layer for which adding an update to the weight is not adding it to the output."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize("weights", [None, {"default": 0.5}])
+def test_a_layer_whose_outputs_would_change_is_refused_before_anything_is_merged(weights):
+    model, x = nn.Sequential(nn.Linear(8, 8), Doubled(8, 2)), torch.randn(4, 8)
+    attach(model, LoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = model(x)
+    with pytest.raises(MethodError, match="1, a Doubled, cannot be merged: its outputs would change by"):
+        merge(model, weights=weights)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(x), expected)
+    assert list(attached(model)) == ["default"]
+
+
+def test_a_merge_that_fails_midway_leaves_the_model_as_it_was(monkeypatch):
+    model = attach(tiny_model("llama", torch.float32), LoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    expected, calls, merge_into = model(IDS).logits, [], LoRALayer.merge_into
+
+    def failing(change, layer):
+        calls.append(layer)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory")
+        merge_into(change, layer)
+
+    monkeypatch.setattr(LoRALayer, "merge_into", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        merge(model)
+    assert torch.equal(model(IDS).logits, expected)
+    assert list(attached(model)) == ["default"]
+
+
+@pytest.mark.parametrize("rank", [8, 256])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(16, 24), Conv1D(24, 16), nn.Embedding(16, 24)], ids=lambda layer: str(layer)
+)
+def test_kinds_of_layers_of_any_rank_are_merged(layer, rank):
+    model = nn.Sequential(copy.deepcopy(layer))
+    x = torch.arange(16) if isinstance(layer, nn.Embedding) else torch.randn(4, 16)
+    attach(model, LoRA(rank=rank, target_modules=("0",)))
+    perturb(trainable_parameters(model).values(), 1.0)
+    expected = model(x)
+    torch.testing.assert_close(merge(model)(x), expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+
+
+def test_a_merged_copy_has_the_running_statistics_of_its_training():
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), torch.randn(16, 8)
+    attach(model.eval(), Selective(last_layers=0, modules=("1",)))
+    model.train()(x)
+    expected = model.eval()(x)
+    torch.testing.assert_close(merge(model)(x), expected)

@@ -139,8 +139,8 @@ def test_exports_hold_the_tokenizer_or_are_refused(theirs, tiny_llama_folder, tm
     base, _ = own_base(tiny_llama_folder)
     with pytest.raises(AdapterError, match=r"cannot be exported for vLLM: .*merge it into the base instead"):
         export(folder, "vllm", tmp_path / "vllm")
-    with pytest.warns(UserWarning):  # PEFT says that it saves the embeddings
-        prompt = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    prompt = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
         prompt.save_pretrained(tmp_path / "prompt")
     with pytest.raises(AdapterError, match="embeddings of new tokens, which a server of the base lacks"):
         export(tmp_path / "prompt", "prompt-embeddings", tmp_path / "embeddings")
@@ -182,6 +182,42 @@ def test_a_base_with_a_tokenizer_gets_that_of_the_adapter(theirs, tiny_llama_fol
     assert opened.model is base.model
     assert opened.tokenizer(TEXT).input_ids == ids != base.tokenizer(TEXT).input_ids
     assert_close(logits(opened.model, ids), expected, 1e-6)
+
+
+KINDS = [
+    ("bert", {"task": "sequence_classification", "labels": ("no", "yes")}),
+    ("roberta", {"task": "token_classification", "labels": ("O", "B")}),
+    ("llama", {"task": "sequence_classification", "labels": ("no", "yes")}),
+    ("t5", {}),
+    ("bart", {}),
+    ("gpt2", {}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "task"), KINDS, ids=[architecture for architecture, _ in KINDS])
+@pytest.mark.filterwarnings("ignore:.*has no weights for")
+def test_models_of_other_kinds_open_with_new_tokens(architecture, task, task_base, tmp_path):
+    model, tokenizer = load_base(str(task_base(architecture)), dtype="float32", **task)
+    tokenizer.add_special_tokens({"pad_token": "<|fill|>", "additional_special_tokens": ["<|new|>"]})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    perturb(trainable_parameters(attach(model, LoRA(rank=2))).values())
+    save_adapter(model, tmp_path, tokenizer=tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = load(tmp_path, dtype="float32")
+    ids = tokenizer("late <|new|> again").input_ids
+    assert opened.tokenizer("late <|new|> again").input_ids == ids
+    assert tokenizer.convert_tokens_to_ids("<|new|>") in ids
+    if architecture == "llama":  # finds the end of a text by the pad token
+        assert opened.model.config.pad_token_id == opened.tokenizer.convert_tokens_to_ids("<|fill|>")
+        model.config.pad_token_id = opened.model.config.pad_token_id
+    inputs = torch.tensor([[*ids, opened.tokenizer.pad_token_id]] * 2)
+    more = {"decoder_input_ids": inputs} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        expected = model(input_ids=inputs, **more).logits
+        assert_close(opened.model(input_ids=inputs, **more).logits, expected, 1e-6)
 
 
 PARTS = {
@@ -227,7 +263,7 @@ def test_adapters_with_different_tokenizers_are_opened_one_at_a_time(tiny_llama_
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "a")
     for function in (save_merged, save_combined):
-        with pytest.raises(AdapterError, match="a and .*b have different tokenizers, .* open them one at a time"):
+        with pytest.raises(AdapterError, match=r"a and .*b have different tokenizers, .* open them one at a time"):
             function(sources, tmp_path / "out")
     shutil.copytree(tmp_path / "a", tmp_path / "b", dirs_exist_ok=True)
     save_combined(sources, tmp_path / "out")

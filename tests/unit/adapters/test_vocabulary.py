@@ -99,7 +99,7 @@ def test_weights_of_each_token_refuse_a_resize(case):
 def test_an_adapted_embedding_is_not_replaced():
     model = attach(llama(), PromptTuning(init="random"))
     other = torch.nn.Embedding(ROWS, 32)
-    with pytest.raises(MethodError, match="^set_input_embeddings would replace a layer that the adapter 'default'"):
+    with pytest.raises(MethodError, match=r"^set_input_embeddings would replace a layer that the adapter 'default'"):
         model.set_input_embeddings(other)
     model.set_input_embeddings(model.get_input_embeddings())
     model.set_output_embeddings(torch.nn.Linear(32, ROWS))  # no adapter changes it
@@ -127,6 +127,12 @@ def test_embeddings_are_saved_as_asked(tmp_path):
     resized(0, model)
     save_adapter(model, tmp_path, embeddings=False)
     assert not any("lm_head" in key for key in load_file(tmp_path / FILE))
+    save_adapter(model.bfloat16(), tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    assert {key for key, value in tensors.items() if value.dtype == torch.bfloat16} == {
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.lm_head.weight",
+    }
 
 
 def test_other_adapters_keep_the_embeddings_that_they_were_trained_with(tmp_path):
@@ -192,3 +198,24 @@ def test_our_own_copies_of_tied_modules_are_tied(tmp_path):
         merged = merge(copy.deepcopy(again))
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     assert_close(merged(IDS % 97).logits, expected, 2e-6)
+
+
+def test_detached_embeddings_are_restored_in_another_dtype(tmp_path):
+    saved(resized(1), tmp_path, embeddings=True)
+    base = resized(2)
+    expected = {key: value.bfloat16() for key, value in base.state_dict().items()}
+    model = load_adapter(base, tmp_path).bfloat16()
+    assert not torch.equal(model.lm_head.weight, expected["lm_head.weight"])
+    detach(model)
+    assert all(torch.equal(value, expected[key]) for key, value in base.state_dict().items())
+
+
+def test_embeddings_of_another_base_are_used_with_a_warning(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    other = tiny_model("llama", torch.float32, seed=7)
+    other.save_pretrained(tmp_path / "other")
+    opened = type(other).from_pretrained
+    expected = saved(resized(1, opened(tmp_path / "other")), tmp_path / "a")
+    assert expected.isfinite().all()
+    with pytest.warns(UserWarning, match="was trained over a base with other embeddings of 97 tokens; those in its"):
+        load_adapter(resized(2, opened(tmp_path / "base")), tmp_path / "a")

@@ -94,9 +94,3 @@ def test_other_prompts_are_refused(task_base, prompts, message):
     with pytest.raises(DataError) as error:
         generate(*opened(task_base("t5"), task="seq2seq_lm"), prompts)
     assert message in str(error.value)
-
-
-def test_a_regression_has_no_labels(task_base):
-    model, tokenizer = opened(task_base("bert"), task="sequence_classification", labels=["score"])
-    with pytest.raises(ConfigError, match="one output, so it predicts a number"):
-        classify(model, tokenizer, TEXTS)

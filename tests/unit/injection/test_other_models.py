@@ -70,7 +70,7 @@ def test_lora_with_default_targets(name):
     assert torch.equal(values_of(model, inputs), before)
     perturb(trainable_parameters(model).values())
     assert not torch.allclose(values_of(model, inputs), before)
-    copies = [path for path in copied_modules(model, "default")]
+    copies = copied_modules(model, "default")
     language_model = model.get_output_embeddings() is not None
     assert copies == ([] if language_model else HEADS.get(name, copies))
     detach(model)
@@ -109,7 +109,7 @@ def test_soft_prompts_work_or_are_refused_at_attach(name):
     model, inputs = other_model(name)
     before = values_of(model, inputs)
     if not _accepts_tokens(model):
-        with pytest.raises(MethodError, match="virtual tokens .*; lora works on any model with linear layers"):
+        with pytest.raises(MethodError, match=r"virtual tokens .*; lora works on any model with linear layers"):
             attach(model, PromptTuning(num_virtual_tokens=2, init="random"))
         assert torch.equal(values_of(model, inputs), before)
         return

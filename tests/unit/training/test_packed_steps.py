@@ -12,9 +12,9 @@ from peftly.data import EncodedExample, collate, collate_packed
 from peftly.errors import MethodError
 from peftly.evaluation.losses import target_losses
 from peftly.inference.logits import Logits, labelled_logits, tag_logits
+from peftly.injection import role_of
 from peftly.injection.modes import training_mode
 from peftly.injection.packing import packed_call
-from peftly.injection import role_of
 from peftly.injection.virtual_tokens import virtual_token_ids
 from peftly.kernels.packed_attention import Packing, supports_packing, use_packed_attention
 from peftly.training.config import TrainConfig
