@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import torch
 from model_inputs import Inputs, outputs_of
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from peftly import (
@@ -190,7 +191,7 @@ class _Check:
         except Exception as error:  # noqa: BLE001 -- of PEFT
             self.notes.append(f"PEFT cannot: {type(error).__name__}: {_line(error)}")
             return
-        if (reason := _peft_differs(theirs)) is not None:
+        if (reason := _peft_differs(theirs, folder / "ours")) is not None:
             self.notes.append(reason)
             return
         if is_prompt and type(theirs) is peft.PeftModel:
@@ -259,7 +260,7 @@ def _loss(outputs: Tensor) -> Tensor:
     return (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(7))).sum()
 
 
-def _peft_differs(theirs: Any) -> str | None:
+def _peft_differs(theirs: Any, folder: Path) -> str | None:
     """Return why PEFT changes other layers than our file says; None: it does not."""
     if getattr(theirs.peft_config["default"], "target_parameters", None):
         return "PEFT takes the names of these layers for the fused experts of this architecture"
@@ -267,6 +268,12 @@ def _peft_differs(theirs: Any) -> str | None:
     attention = [path for path, module in theirs.named_modules() if isinstance(module, nn.MultiheadAttention)]
     if any(path.rpartition(".out_proj")[0] in attention for path in wrapped):
         return "PEFT has no effect on the output projection of torch's MultiheadAttention"
+    if any(path.endswith("dt_proj") for path in wrapped):
+        return "PEFT has no effect on dt_proj, whose weight a Mamba reads"
+    tensors, state = load_file(folder / "adapter_model.safetensors"), theirs.state_dict()
+    loaded = {name.replace(".default", ""): value for name, value in state.items() if ".lora_" in name}
+    if any(name in tensors and not torch.equal(value, tensors[name]) for name, value in loaded.items()):
+        return "PEFT loads tensors of this architecture under other names"
     return None
 
 
