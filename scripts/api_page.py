@@ -63,7 +63,7 @@ SECTIONS = {
         "Ensemble",
         "open_run",
     ),
-    "Merging and exporting": ("merge", "save_merged", "combine", "export"),
+    "Merging and exporting": ("merge", "save_merged", "combine", "export", "convert"),
     "Errors": (),
 }
 """The public names by subject; the errors are added from their tree."""

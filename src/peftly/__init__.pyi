@@ -23,6 +23,7 @@ from .evaluation.ensemble import Ensemble as Ensemble
 from .evaluation.ensemble import evaluate_ensemble as evaluate_ensemble
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.metrics import Evaluation as Evaluation
+from .exporting import convert as convert
 from .exporting import export as export
 from .inference.classification import classify as classify
 from .inference.classification import tag_words as tag_words

@@ -37,7 +37,7 @@ def _here(tmp_path_factory, tiny_llama_folder):
 def test_the_commands_of_its_page(here, peftly: Peftly, tiny_llama_folder, monkeypatch):
     monkeypatch.chdir(here)
     page = PAGE.read_text(encoding="utf-8")
-    commands = re.findall(r"^    peftly (.+)$", page, re.MULTILINE)
+    commands = re.findall(r"^    peftly (export .+)$", page, re.MULTILINE)
     assert len(commands) == len(WRITTEN)
     for command in commands:
         words = [str(tiny_llama_folder) if word == "smollm2-135m" else word for word in shlex.split(command)]

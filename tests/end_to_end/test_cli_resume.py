@@ -101,6 +101,17 @@ def test_a_stopped_run_continues_to_the_same_bytes(peftly, rows, whole, how, req
     assert "is finished" in again.err
 
 
+def test_a_stopped_run_continues_over_its_moved_base(peftly, whole, killed, tiny_llama_folder, tmp_path):
+    config = (killed / "config.yaml").read_text()
+    (killed / "config.yaml").write_text(config.replace(str(tiny_llama_folder), str(tmp_path / "before")))
+    failed = peftly("train", "--resume", killed)
+    assert (failed.code, failed.err.count("\n")) == (2, 1)
+    assert "before" in failed.err
+    done = peftly("train", "--resume", killed, "--base", tiny_llama_folder)
+    assert done.code == 0, done.err
+    assert bytes_of(killed) == bytes_of(whole)
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(peftly, rows, whole, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

@@ -2,26 +2,29 @@
 
 import importlib.util
 import json
+import math
 import re
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
-from peftly import dequantize, generate, load, merge, trainable_parameters
+import peftly
+from peftly import dequantize, generate, load, load_base, merge, trainable_parameters
 from peftly.kernels.quantized import is_quantized
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def run(name):
+def run(name, **settings):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
     try:
-        return module.main()
+        return module.main(**settings)
     finally:
         torch.set_num_threads(threads)
 
@@ -29,8 +32,12 @@ def run(name):
 def test_every_example_is_tested_here():
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
         "digits_lora.py",
+        "lightning_prompt.py",
         "qlora_llama.yaml",
+        "sentence_embeddings.py",
         "slurm.sh",
+        "trainer_lora.py",
+        "trl_sft_dpo.py",
     }
 
 
@@ -79,3 +86,44 @@ def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
     names = {}
     exec(compile(code, "docs/qlora.md", "exec"), names)
     assert trainable_parameters(names["model"])
+
+
+@pytest.fixture
+def tiny_bases(monkeypatch, tiny_llama_folder, task_base):
+    """Let `peftly.load_base` open tiny bases, so that the examples of other tools take seconds."""
+    folders = {"smollm2-135m": tiny_llama_folder, "minilm-l6": task_base("bert")}
+    monkeypatch.setattr(peftly, "load_base", lambda name, **settings: load_base(str(folders[name]), **settings))
+
+
+def check_client(name, folder, steps):
+    if name == "lightning_prompt":
+        assert run(name, folder=str(folder), steps=steps) < 7
+        assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+        return
+    found = run(name, folder=str(folder), steps=steps)
+    if name == "trl_sft_dpo":
+        assert found["dpo"][0] == pytest.approx(math.log(2), abs=1e-3)
+        assert len(found["sft"]) == len(found["dpo"]) == steps
+        return
+    after, before = found["after"], found["before"]
+    assert after < before if name == "trainer_lora" else after > before
+    if name == "trainer_lora":
+        again = run(name, folder=str(folder), steps=steps, resume=True)
+        assert again["before"] == before
+        assert again["after"] == after
+    else:
+        assert found["opened again"] == pytest.approx(after, abs=1e-5)
+
+
+CLIENTS = ["trainer_lora", "trl_sft_dpo", "lightning_prompt", "sentence_embeddings"]
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_examples_of_other_tools(name, tmp_path, tiny_bases):
+    check_client(name, tmp_path, steps=4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", CLIENTS)
+def test_examples_of_other_tools_on_their_real_bases(name, tmp_path):
+    check_client(name, tmp_path, steps=4)

@@ -66,10 +66,10 @@ def test_a_cache_filled_without_the_prompt_is_refused():
             model(ids, past_key_values=cache)
 
 
-def test_embeddings_and_texts_beyond_the_limit_are_refused():
+def test_texts_beyond_the_limit_and_packed_embeddings_are_refused():
     model, _ = adapted("gpt2", "prompt_tuning")
-    with pytest.raises(MethodError, match="input_ids"):
-        model(inputs_embeds=torch.zeros(1, 3, 32, dtype=model.dtype))
+    with pytest.raises(MethodError, match="as input_ids only, not as inputs_embeds"):
+        model(inputs_embeds=torch.zeros(1, 4, 32, dtype=model.dtype), position_ids=torch.tensor([[0, 1, 0, 1]]))
     with pytest.raises(MethodError, match="129 positions"):
         model(torch.ones(1, 125, dtype=torch.long))
 

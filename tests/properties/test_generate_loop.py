@@ -94,6 +94,33 @@ class TestOptions:
         )
         assert continued(generated) == [by_hand(logits, text) for text in TEXTS]
 
+    @pytest.mark.parametrize("mask", [True, False])
+    def test_a_static_cache_without_padding(self, case, mask):
+        model, logits = case
+        ids = torch.tensor([TEXTS[1]])
+        given = {"attention_mask": torch.ones_like(ids)} if mask else {}
+        generated = model.generate(
+            ids, **given, max_new_tokens=NEW, do_sample=False, cache_implementation="static", disable_compile=True
+        )
+        assert generated[0].tolist() == by_hand(logits, TEXTS[1])
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}]
+    )
+    def test_texts_as_embeddings(self, case, options):
+        model, logits = case
+        ids, mask = padded(TEXTS, "left")
+        embeds = model.get_input_embeddings()(ids).detach()
+        generated = model.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options
+        )
+        expected = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)
+        assert torch.equal(generated, expected[:, ids.shape[1] :])
+        one = torch.tensor([TEXTS[1]])
+        generated = model.generate(one, inputs_embeds=embeds[1:2], max_new_tokens=NEW, do_sample=False, **options)
+        if "num_beams" not in options:
+            assert generated[0].tolist() == by_hand(logits, TEXTS[1])
+
     def test_without_a_cache(self, case):
         model, logits = case
         ids, mask = padded(TEXTS, "left")

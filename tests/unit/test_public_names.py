@@ -55,6 +55,7 @@ def test_names():
         "detach",
         "evaluate",
         "evaluate_ensemble",
+        "convert",
         "export",
         "generate",
         "load",

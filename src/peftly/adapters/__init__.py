@@ -9,11 +9,14 @@ saving      adapters to disk, in PEFT's format
 files       names of the files of an adapter
 checksums   checksums of these files
 method_settings  settings of the method, from the two files that hold them
+tensor_names  names of tensors as other tools write them
 folder      `AdapterFolder`: one adapter on disk, parsed once
 adapter_set `AdapterSet`: adapters that are opened together, found by a path or a Hub id
+fitting     whether the files of an adapter fit a model
 loading     adapters from disk, alone or with their base
 training_quantization  quantization of the base that an adapter was trained over
 allocation  bound of the memory that an adapter on disk may ask for
+pretrained  `save_pretrained` and `push_to_hub` of an adapted model, and the checkpoints of Trainer
 embeddings  embeddings of a resized vocabulary, in the file of an adapter and in the base
 vocabulary  input embedding and output head of a model, and their resize
 own_tokenizer  the tokenizer in the folder of an adapter
@@ -43,6 +46,7 @@ from peftly.adapters.files import (
     METHOD,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TENSORS,
     TOGETHER,
     TOKENIZER,
@@ -69,6 +73,7 @@ from peftly.adapters.state import (
     use_adapters,
     use_prompt_positions,
 )
+from peftly.adapters.tensor_names import with_plain_names
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
     "ROW_FORMAT",
+    "TASK",
     "TENSORS",
     "TOGETHER",
     "TOKENIZER",
@@ -117,4 +123,5 @@ __all__ = [
     "use_prompt_positions",
     "weight_adapters",
     "with_current_names",
+    "with_plain_names",
 ]

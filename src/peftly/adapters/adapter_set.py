@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
-from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TOGETHER, escaped
+from peftly.adapters.files import ADAPTER_FILES, CONFIG, NOTES, ROW_FORMAT, TENSORS, TOGETHER, escaped, no_tensors
 from peftly.adapters.folder import AdapterFolder, BaseRequirements, no_adapter, quantization_in, read_notes
 from peftly.adapters.own_tokenizer import TOKENIZER_FILES
 from peftly.data import RowFormat
-from peftly.errors import AdapterError, ConfigError
-from peftly.utils import recover
+from peftly.errors import AdapterError, BaseModelError, ConfigError
+from peftly.models import resolve_base
+from peftly.utils import recover, warn
 
 if TYPE_CHECKING:
-    from peftly.models import Quantization
+    from peftly.models import BaseSpec, Quantization
 
 __all__ = [
     "AdapterSet",
@@ -73,6 +74,41 @@ class AdapterSet:
         return shared
 
     @cached_property
+    def base(self) -> BaseSpec:
+        """The base, whose files have been found.
+
+        Raises:
+            AdapterError: as for `requirements`.
+            BaseModelError: the base cannot be found or fetched.
+        """
+        name = self.requirements.base
+        try:
+            base = resolve_base(name)
+            if not base.is_local:
+                base.file_names  # noqa: B018 - asks the Hub, which may not have the base
+        except BaseModelError as error:
+            if any(folder.moved_base for folder in self.folders.values()):
+                raise
+            raise BaseModelError(
+                f"{error}; {self.path} names this base: if it has moved, give it with --base, or base= in Python"
+            ) from error
+        revisions = {folder.peft_config.get("revision") for folder in self.folders.values()} - {None, "", "main"}
+        if revisions and base.kind == "hub":
+            warn(
+                f"{self.path} was trained over the revision {escaped(', '.join(map(str, revisions)))} of {name}, and "
+                "peftly opens its main revision: download the other one, and give its folder with --base, or base= in "
+                "Python"
+            )
+        return base
+
+    def over(self, base: str | None) -> AdapterSet:
+        """Return the same adapters with another base than the one that their files name; None: the same."""
+        if base is None:
+            return self
+        folders = {name: replace(folder, moved_base=str(base)) for name, folder in self.folders.items()}
+        return replace(self, folders=MappingProxyType(folders))
+
+    @cached_property
     def notes(self) -> Mapping[str, Any]:
         """Notes that have the same value for all adapters."""
         first, *others = (folder.notes for folder in self.folders.values())
@@ -117,21 +153,25 @@ AdapterSource = str | Path | AdapterSet
 opened), the Hub id of one adapter (which is downloaded), or adapters that are open already."""
 
 
-def open_adapters(source: AdapterSource) -> AdapterSet:
+def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
     """Find adapters and read their JSON files, each once.
+
+    Args:
+        source: adapters.
+        base: their base, where it is not the one that their files name, or has moved.
 
     Raises:
         AdapterError: the source holds no adapter; an adapter is damaged or of an unknown type; or of several adapters
             that were saved together, some are missing or were saved at another time.
     """
     if isinstance(source, AdapterSet):
-        return source
+        return source.over(base)
     notes_of = cache(read_notes)  # the search below reads notes, and so does `AdapterFolder.read`
     path = Path(source)
     for folder in (path, path / "adapter"):
         recover(folder)
         if adapters := _adapters_in(folder, notes_of):
-            return AdapterSet(str(source), folder, MappingProxyType(adapters))
+            return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise no_adapter(path)
     try:
@@ -139,16 +179,19 @@ def open_adapters(source: AdapterSource) -> AdapterSet:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
+    if (folder / CONFIG).is_file() and not (folder / TENSORS).is_file():
+        raise no_tensors(folder, str(source))
     if not (adapters := _adapters_in(folder, notes_of)):
         raise AdapterError(f"{source} is no folder here, and on the Hub it is no adapter: it has no {CONFIG}")
-    return AdapterSet(str(source), folder, MappingProxyType(adapters))
+    return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)
 
 
-def open_compatible_adapters(sources: Iterable[AdapterSource]) -> dict[str, AdapterSet]:
+def open_compatible_adapters(sources: Iterable[AdapterSource], base: str | None = None) -> dict[str, AdapterSet]:
     """Open adapters that are to work on one base.
 
     Args:
         sources: at least one source, each as `open_adapters` takes it.
+        base: as for `open_adapters`.
 
     Returns:
         The adapters by the name of their source, as the user wrote it.
@@ -158,7 +201,7 @@ def open_compatible_adapters(sources: Iterable[AdapterSource]) -> dict[str, Adap
     """
     opened: dict[str, AdapterSet] = {}
     for source in sources:
-        adapters = open_adapters(source)
+        adapters = open_adapters(source, base)
         same = next((name for name, other in opened.items() if other.path.resolve() == adapters.path.resolve()), None)
         if same is not None:
             raise AdapterError(f"{same} and {adapters.source} are one adapter, {adapters.path}; name each once")

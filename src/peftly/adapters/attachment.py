@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
 from peftly.adapters.embeddings import restore_embeddings
+from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base, take_peft_names
 from peftly.adapters.rollback import restored_on_failure
-from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters, attached, checked_names, state_of, use_adapters
 from peftly.adapters.vocabulary import ResizeVocabulary, SetEmbedding, vocabulary_size
 from peftly.errors import MethodError
@@ -46,8 +46,6 @@ from peftly.models import open_original, pooling_of, task_of
 from peftly.settings import check_seed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedTokenizerBase
 
     from peftly.data import EncodedExample
@@ -56,6 +54,12 @@ __all__ = ["attach", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
+_METHODS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "save_pretrained": SaveAdapters,
+    "push_to_hub": PushAdapters,
+    "create_or_update_model_card": UpdateCard,
+    "resize_token_embeddings": ResizeVocabulary,
+}
 _SET_EMBEDDING = ("set_input_embeddings", "set_output_embeddings")
 
 
@@ -134,6 +138,8 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
+    if isinstance(model, PreTrainedModel):
+        state.refuse_fused_head(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()
     state.adapters[name] = adapter
@@ -180,10 +186,14 @@ def _prepare(model: nn.Module) -> None:
     if isinstance(model, PreTrainedModel):
         reads_first_token = task_of(model) == "sequence_classification" and pooling_of(model) != "mean"
         state.hooks = ModelHooks(model, is_sequence_classifier=reads_first_token)
-        override_method(model, "save_pretrained", _SaveAdapters(model))
-        override_method(model, "resize_token_embeddings", ResizeVocabulary(model))
+        for method, replacement in _METHODS.items():
+            override_method(model, method, replacement(model))
         for method in _SET_EMBEDDING:
             override_method(model, method, SetEmbedding(model, method))
+        state.state_dict_hooks = [
+            model.register_load_state_dict_pre_hook(take_peft_names),
+            model.register_load_state_dict_post_hook(ignore_missing_base),
+        ]
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
             # transformers' Trainer trains a quantised model only if this attribute reports an adapter on the model.
@@ -197,7 +207,7 @@ def _restore(model: nn.Module) -> None:
     if state.generation is not None:
         model.generation_config = state.generation
     remove_weight_readers(model)
-    for part in (state.reach, state.hooks, state.checkpointing):
+    for part in (state.reach, state.hooks, state.checkpointing, *state.state_dict_hooks, state.head_hook):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
@@ -205,7 +215,7 @@ def _restore(model: nn.Module) -> None:
     for path in state.unfrozen:
         parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        for method in ("save_pretrained", "resize_token_embeddings", *_SET_EMBEDDING):
+        for method in (*_METHODS, *_SET_EMBEDDING):
             restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)
@@ -230,13 +240,3 @@ def _save_modules(model: nn.Module, name: str, modules_to_save: Sequence[str] | 
         if modules_to_save and not paths:
             raise MethodError(f"modules_to_save={list(modules_to_save)} match no module of this {type(model).__name__}")
     add_copies(model, name, map(model.get_submodule, paths))
-
-
-class _SaveAdapters:
-    """`save_pretrained` of an adapted model: it writes the adapters, not the base, so that checkpoints are small."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        save_adapter(self.model, save_directory)

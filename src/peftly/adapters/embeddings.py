@@ -8,7 +8,7 @@ adapter is detached, the base has its own again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,22 +257,30 @@ def rows_restored_on_failure(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def with_tied_modules(model: nn.Module, folder: AdapterFolder, tensors: Mapping[str, Tensor]) -> MethodConfig:
+def with_tied_modules(
+    model: nn.Module, folder: AdapterFolder, method: MethodConfig, names: Container[str]
+) -> MethodConfig:
     """Return the settings of an adapter with the output head among its modules, if PEFT tied it to the embedding.
 
     With `ensure_weight_tying`, PEFT's configuration names the embedding only, and the file has tensors of both.
+
+    Args:
+        model: model that the adapter is about to be attached to.
+        folder: files of the adapter.
+        method: settings of the adapter.
+        names: plain names of its tensors.
     """
-    method: Any = folder.method
+    tied: Any = method
     if not folder.peft_config.get("ensure_weight_tying"):
-        return folder.method
-    prefix = METHODS[method.name].adapter.copies_prefix
+        return method
+    prefix = METHODS[tied.name].adapter.copies_prefix
     for path in vocabulary_layers(model):
-        if f"{prefix}{path}.weight" in tensors and not path.endswith(tuple(method.modules_to_save or ())):
-            method = method.model_copy(update={"modules_to_save": (*(method.modules_to_save or ()), path)})
-        targets = getattr(method, "target_modules", None)
-        if f"{prefix}{path}.lora_B.weight" in tensors and not isinstance(targets, str):
-            method = method.model_copy(update={"target_modules": tuple(dict.fromkeys((*(targets or ()), path)))})
-        elif f"{prefix}{path}.lora_B.weight" in tensors:
-            method = method.model_copy(update={"target_modules": f"(?:{targets})|{re.escape(path)}"})
-    tied: MethodConfig = method
-    return tied
+        if f"{prefix}{path}.weight" in names and not path.endswith(tuple(tied.modules_to_save or ())):
+            tied = tied.model_copy(update={"modules_to_save": (*(tied.modules_to_save or ()), path)})
+        targets = getattr(tied, "target_modules", None)
+        if f"{prefix}{path}.lora_B.weight" in names and not isinstance(targets, str):
+            tied = tied.model_copy(update={"target_modules": tuple(dict.fromkeys((*(targets or ()), path)))})
+        elif f"{prefix}{path}.lora_B.weight" in names:
+            tied = tied.model_copy(update={"target_modules": f"(?:{targets})|{re.escape(path)}"})
+    found: MethodConfig = tied
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from peftly.errors import AdapterError
+from peftly.utils import program
 
 __all__ = [
     "ADAPTER_FILES",
@@ -29,12 +31,14 @@ __all__ = [
     "PROBLEM_TYPES",
     "QUANTIZATION",
     "ROW_FORMAT",
+    "TASK",
     "TENSORS",
     "TOGETHER",
     "TOKENIZER",
     "TRAINING",
     "escaped",
     "is_name",
+    "no_tensors",
     "read_json",
     "read_shapes",
     "read_tensors",
@@ -69,6 +73,9 @@ QUANTIZATION = "quantization"
 
 BASE = "base"
 """Key of `NOTES`: identity of the base in training; see `peftly.models.identity`."""
+
+TASK = "task"
+"""Key of `NOTES`: task of the adapter, where PEFT would ask for the trained head of this task and there is none."""
 
 LABELS = "labels"
 """Key of `NOTES`: labels of a classifier, in the order of its outputs."""
@@ -214,7 +221,18 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
 def _tensor_file(folder: Path, file_name: str) -> Path:
     path = folder / file_name
     if not path.is_file():
-        is_pickled = (folder / "adapter_model.bin").is_file()
-        hint = "; its adapter_model.bin is a pickle, which is not opened: convert it to safetensors"
-        raise AdapterError(f"{folder} has no {file_name}{hint if is_pickled else ''}")
+        raise no_tensors(folder, str(folder)) if file_name == TENSORS else AdapterError(f"{folder} has no {file_name}")
     return path
+
+
+def no_tensors(folder: Path, source: str) -> AdapterError:
+    """Return the error about an adapter without weights in safetensors.
+
+    Args:
+        folder: folder of the adapter.
+        source: its path or Hub id, as `peftly convert` takes it.
+    """
+    is_pickled = (folder / "adapter_model.bin").is_file()
+    reason = "its adapter_model.bin is a pickle, which is not opened:" if is_pickled else "if another tool wrote it,"
+    command = f"{program()} convert {shlex.quote(source)} {shlex.quote(f'{Path(source).name}-converted')}"
+    return AdapterError(f"{source} has no {TENSORS}; {reason} convert it by {command}")

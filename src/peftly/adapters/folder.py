@@ -20,20 +20,23 @@ from peftly.adapters.files import (
     CONFIG,
     HEAD_SEED,
     LABELS,
+    METHOD,
     NOTES,
     PROBLEM_TYPE,
     PROBLEM_TYPES,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TENSORS,
     TRAINING,
     escaped,
     is_name,
+    no_tensors,
     read_json,
     read_shapes,
     read_tensors,
 )
-from peftly.adapters.method_settings import read_method
+from peftly.adapters.method_settings import has_own_format, read_method
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
@@ -83,6 +86,7 @@ class AdapterFolder:
         checksums: checksum of each file, by its name; empty for an adapter that PEFT or version 0.1.0 wrote.
         method: settings of the method.
         file_names: names of the files that exist, of those in `ADAPTER_FILES`.
+        moved_base: base that was given instead of the one that the files name; None: there is none.
 
     Settings that version 0.1.0 wrote under other names have their current names.
     """
@@ -93,6 +97,7 @@ class AdapterFolder:
     checksums: Mapping[str, str]
     method: MethodConfig
     file_names: tuple[str, ...]
+    moved_base: str | None = None
 
     @classmethod
     def read(cls, path: Path, notes: Mapping[str, Any] | None = None) -> AdapterFolder:
@@ -108,6 +113,8 @@ class AdapterFolder:
         """
         if not (path / CONFIG).is_file():
             raise no_adapter(path)
+        if not (path / TENSORS).is_file():
+            raise no_tensors(path, str(path))
         peft_config = read_json(path / CONFIG)
         notes = read_notes(path) if notes is None else notes
         checksums = check_json(path, peft_config, notes)
@@ -126,14 +133,25 @@ class AdapterFolder:
         )
 
     @property
+    def is_own(self) -> bool:
+        """Whether peftly wrote the adapter, so that its files hold all settings of the method."""
+        return METHOD in self.notes or has_own_format(self.peft_config)
+
+    @property
     def base_name(self) -> str | None:
-        """Name of the base; None where the file names none."""
-        return self.peft_config.get("base_model_name_or_path") or None
+        """Name of the base that was given, or else that of the file; None where there is none."""
+        return self.moved_base or self.peft_config.get("base_model_name_or_path") or None
 
     @property
     def task(self) -> TaskName | None:
         """Task of the adapter; None where the file names none, or one that is none of peftly's."""
-        return task_of_peft(self.peft_config.get("task_type"))
+        noted: TaskName | None = self.notes.get(TASK)
+        return noted or task_of_peft(self.peft_config.get("task_type"))
+
+    @property
+    def model_class(self) -> str | None:
+        """Class of transformers that opens the base of an adapter without a task; None: the class that it names."""
+        return None if self.task is not None else class_of_peft(self.peft_config)
 
     @property
     def pooling(self) -> Pooling | None:
@@ -162,9 +180,12 @@ class AdapterFolder:
             AdapterError: the adapter names no base.
         """
         if self.base_name is None:
-            raise AdapterError(f"{self.path / CONFIG} names no base; open one with load_base and use load_adapter")
-        model_class, problem_type = class_of_peft(self.peft_config), self.notes.get(PROBLEM_TYPE)
-        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling, model_class, problem_type)
+            raise AdapterError(
+                f"{self.path / CONFIG} names no base: give it with --base, or base= in Python; or open one with "
+                "load_base and use load_adapter"
+            )
+        problem_type = self.notes.get(PROBLEM_TYPE)
+        return BaseRequirements(self.base_name, self.task, self.labels, self.pooling, self.model_class, problem_type)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -267,6 +288,11 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
     for key in ("peft_type", "base_model_name_or_path", "task_type"):
         if not isinstance(config.get(key), str | None):
             raise AdapterError(f"{path}: {key} should be a text, and is {escaped(repr(config[key]))}")
+    mapping = config.get("auto_mapping")
+    if mapping is not None and not (
+        isinstance(mapping, Mapping) and isinstance(mapping.get("base_model_class"), str | None)
+    ):
+        raise AdapterError(f"{path}: auto_mapping should name a class, and is {escaped(repr(mapping))}")
     if config.get("modules_to_save") is not None and not _are_names(config["modules_to_save"]):
         raise AdapterError(
             f"{path}: modules_to_save should be a list of names, and is {escaped(repr(config['modules_to_save']))}"
@@ -281,6 +307,7 @@ def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
         LABELS: _are_labels,
         ROW_FORMAT: lambda value: isinstance(value, Mapping),
         HEAD_SEED: _is_seed,
+        TASK: lambda value: value in TASKS,
         PROBLEM_TYPE: lambda value: value in PROBLEM_TYPES,
     }
     for key, is_sound in checks.items():

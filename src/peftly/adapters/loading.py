@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -18,20 +18,21 @@ from peftly.adapters.embeddings import (
     embeddings_in,
     put_embeddings,
     rows_restored_on_failure,
-    with_tied_modules,
 )
-from peftly.adapters.files import BASE, HEAD_SEED, LABELS, METHOD, TENSORS, TRAINING, escaped
+from peftly.adapters.files import BASE, HEAD_SEED, METHOD, TENSORS, TRAINING, escaped
+from peftly.adapters.fitting import check_labels, check_pooling, check_tensors, is_left_out, method_on, unfit
 from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.own_tokenizer import tokenizer_size
 from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import attached, parts_without_copy, state_of
+from peftly.adapters.tensor_names import with_known_names
 from peftly.adapters.training_quantization import other_quantization, quantization_advice
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
 from peftly.methods import METHODS, Adapter, MethodConfig
-from peftly.models import Base, Quantization, labels_of, load_base, note_difference, pooling_of, task_of
+from peftly.models import Base, Quantization, load_base, note_difference
 from peftly.utils import warn
 
 if TYPE_CHECKING:
@@ -101,19 +102,21 @@ def _load_on_base(base: Base, adapters: AdapterSet, name: str, *, on: bool) -> B
 
 
 def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> None:
-    _check_labels(model, folder)
-    _check_pooling(model, folder)
+    check_labels(model, folder)
+    check_pooling(model, folder)
     check_vocabulary(model, folder)
     tensors, is_alone = folder.tensors(), not attached(model)
-    method = with_tied_modules(model, folder, tensors)
+    method = method_on(model, folder, tensors)
     adapter = install(model, method, name, lambda: _attach(model, folder, method, name))
-    buffers = copied_buffers(model, name, adapter.copies_prefix)
+    all_tensors, buffers = adapter_tensors(adapter), copied_buffers(model, name, adapter.copies_prefix)
+    if not folder.is_own:
+        tensors = with_known_names(tensors, all_tensors, folder.path / TENSORS)
     # Files of earlier versions have no buffers: those of the base stay.
-    expected = {key: value for key, value in adapter_tensors(adapter).items() if key in tensors or key not in buffers}
+    expected = {key: value for key, value in all_tensors.items() if key in tensors or key not in buffers}
     extras = {name: tensor for name, tensor in tensors.items() if name not in expected}
     embeddings = embeddings_in(model, adapter, extras)
-    own = {name: tensor for name, tensor in tensors.items() if name in expected or not _is_left_out(name, embeddings)}
-    _check_tensors(folder.path, expected, own)
+    own = {name: tensor for name, tensor in tensors.items() if name in expected or not is_left_out(name, embeddings)}
+    check_tensors(folder.path, expected, own)
     put_embeddings(model, folder.path, {path: extras[name] for name, path in embeddings.items()}, is_alone=is_alone)
     _untie_copies(model, folder, adapter, tensors)
     with torch.no_grad():
@@ -140,35 +143,6 @@ def _untie_copies(model: nn.Module, folder: AdapterFolder, adapter: Adapter, ten
             untie_copies(model, adapter.name, names[1:])
 
 
-def _check_labels(model: Any, folder: AdapterFolder) -> None:
-    """Refuse a classifier whose labels are those of the adapter in another order.
-
-    Raises:
-        AdapterError: the order differs, so that answers would have the wrong names.
-    """
-    noted = [str(label) for label in folder.notes.get(LABELS) or ()]
-    labels = labels_of(model) if noted and getattr(model, "config", None) is not None else noted
-    if labels != noted and sorted(labels) == sorted(noted):
-        raise AdapterError(
-            f"{folder.path} has the labels {', '.join(noted)}, and this base has them as {', '.join(labels)}; open the "
-            "base with the labels in the order of the adapter"
-        )
-
-
-def _check_pooling(model: Any, folder: AdapterFolder) -> None:
-    """Refuse a classifier whose head reads other states than the head of the adapter.
-
-    Raises:
-        AdapterError: the poolings differ.
-    """
-    if task_of(model) == folder.task == "sequence_classification" and pooling_of(model) != folder.pooling:
-        raise AdapterError(
-            f"{folder.path} has a head for pooling={folder.pooling!r}, and this base has one for pooling="
-            f"{pooling_of(model)!r}; open the adapter with peftly.load, or the base with load_base(..., pooling="
-            f"{folder.pooling!r})"
-        )
-
-
 def _compare_base(model: nn.Module, adapters: Mapping[str, AdapterFolder]) -> None:
     """Warn if the base of a model is known to differ from the base of the training of some of its adapters."""
     compared: list[tuple[list[str], Any]] = []
@@ -191,7 +165,7 @@ def _attach(model: Any, folder: AdapterFolder, method: MethodConfig, name: str) 
         with AllocationLimit(folder):
             return METHODS[method.name].adapter.attach_for_loading(model, method, name)
     except MethodError as error:
-        raise AdapterError(f"the settings of {folder.path} do not fit this base: {escaped(error, 1000)}") from error
+        raise unfit(folder, error) from error
 
 
 def _load_training_tensors(folder: AdapterFolder, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
@@ -222,6 +196,7 @@ def load(
     source: AdapterSource,
     *,
     name: str = "default",
+    base: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
@@ -233,6 +208,7 @@ def load(
         source: an adapter folder, a folder in which several adapters were saved together (all are attached, and
             active), a run folder (its `adapter` is opened), or the Hub id of an adapter.
         name: name of the adapter in the model; adapters that were saved together have their own names.
+        base: the base, as `load_base` takes it, where it is not the one that the adapter names, or has moved.
         dtype, device, device_map: as for `load_base`.
         quantization: as for `load_base`. None: as in training; `none`: the base as its files have it.
 
@@ -242,12 +218,12 @@ def load(
         generates with the settings in the folder of the adapter, if there are any.
 
     Raises:
-        AdapterError: the source holds no adapter, the adapter names no base, several adapters have different bases or
-            tokenizers, or neither the adapter nor its base has weights for a part of the head.
+        AdapterError: the source holds no adapter, neither it nor `base` names a base, several adapters have different
+            bases or tokenizers, or neither the adapter nor its base has weights for a part of the head.
         BaseModelError: the base cannot be opened.
     """
-    adapters = open_adapters(source)
-    return _load_with_base({name: adapters}, adapters.requirements.base, quantization, dtype, device, device_map)
+    adapters = open_adapters(source, None if base is None else str(base))
+    return _load_with_base({name: adapters}, adapters.base, quantization, dtype, device, device_map)
 
 
 def load_together(
@@ -272,7 +248,7 @@ def load_together(
 
 def _load_with_base(
     opened: Mapping[str, AdapterSet],
-    base: str | BaseSpec,
+    base: BaseSpec,
     quantization: Quantization | str | None,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
@@ -314,40 +290,11 @@ def _load_with_base(
             load_adapter(loaded.model, one, name=name)
     finish_base(loaded.model, attached(loaded.model), opened.values(), own_tokenizer, rows)
     missing = parts_without_copy(loaded.model)
-    if missing:
+    if missing and loaded.model.base_model is loaded.model:  # its states do not depend on a pooler
+        warn(f"{base_name} has no weights for {', '.join(missing)}: they are random", stacklevel=3)
+    elif missing:
         raise AdapterError(
             f"neither {adapters.path} nor its base {base_name} has weights for {', '.join(missing)}, so its answers "
             "would be random; train it again with modules_to_save naming them"
         )
     return loaded
-
-
-def _is_left_out(name: str, embeddings: Container[str]) -> bool:
-    """Return whether a tensor is no weight of an adapter: an embedding of the base, or one that a file has twice."""
-    return name in embeddings or ".modules_to_save." in name or ".original_module." in name
-
-
-def _check_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Do nothing if a file holds the tensors that an adapter has on its base, by names and shapes.
-
-    Args:
-        folder: folder of the file, for messages.
-        expected: tensors of the adapter on the model.
-        tensors: tensors of the file, without extras.
-
-    Raises:
-        AdapterError: names or shapes differ, so the adapter is for another base.
-    """
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        verb, name = ("lacks", missing[0]) if missing else ("also has", extra[0])
-        more = f" and {len(missing or extra) - 1} more" if len(missing or extra) > 1 else ""
-        raise AdapterError(f"{folder / TENSORS} does not fit this base: it {verb} {name}{more}")
-    for name, parameter in expected.items():
-        if parameter.shape != tensors[name].shape:
-            raise AdapterError(
-                f"{folder / TENSORS} does not fit this base: {name} is {tuple(tensors[name].shape)}, "
-                f"and the base needs {tuple(parameter.shape)}"
-            )
-        if tensors[name].is_floating_point() != parameter.is_floating_point():
-            raise AdapterError(f"{folder / TENSORS} is damaged: {name} has the dtype {tensors[name].dtype}")

@@ -71,7 +71,7 @@ def _sample_inputs(layer: Any) -> Tensor | None:
         return torch.randint(layer.num_embeddings, (SAMPLES,), generator=generator).to(parameter.device)
     if isinstance(layer, nn.Linear | Conv1D):
         width = features(layer)[1]
-    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and len(layer.normalized_shape) == 1:
+    elif type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1:
         width = layer.normalized_shape[0]
     else:
         return None

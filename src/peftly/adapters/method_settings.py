@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,43 @@ from pydantic import ValidationError
 from peftly.adapters.files import CONFIG, METHOD, NOTES, escaped
 from peftly.errors import AdapterError
 from peftly.methods import METHODS, MethodConfig
+from peftly.utils import warn
 
-__all__ = ["read_method"]
+__all__ = ["has_own_format", "read_method"]
+
+_COMMON_KEYS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "settings",
+        "task_type",
+    }
+)
+"""Keys of PEFT's configuration that all methods have, and ours of methods that PEFT does not have."""
+
+_OFF: tuple[object, ...] = (None, False, "", [], {})
+"""Values of a setting that is off. 0 is among them too, as it equals False."""
 
 
 def read_method(folder: Path, peft_config: Mapping[str, Any], notes: Mapping[str, Any]) -> MethodConfig:
     """Return the settings of the method: those in the notes, or else those in PEFT's configuration.
 
+    Warns about entries of PEFT's configuration that no method knows.
+
     Raises:
         AdapterError: a setting is impossible or not supported, or the two disagree.
     """
     candidates = _methods_of_peft(folder, peft_config)
+    _warn_about_unknown_keys(folder, peft_config, candidates)
     if METHOD not in notes:
         method = next(iter(candidates.values()))
         saved = peft_config.get("modules_to_save")
-        if saved is None or _has_own_format(peft_config):
+        if saved is None or has_own_format(peft_config):
             return method
         return method.model_copy(update={"modules_to_save": tuple(saved)})
     noted = notes[METHOD]
@@ -43,6 +65,18 @@ def read_method(folder: Path, peft_config: Mapping[str, Any], notes: Mapping[str
     return method
 
 
+def _warn_about_unknown_keys(folder: Path, peft_config: Mapping[str, Any], candidates: Iterable[str]) -> None:
+    known = _COMMON_KEYS.union(*(METHODS[name].adapter.peft_keys for name in candidates))
+    # A setting that is off has no effect, whatever it is.
+    unknown = sorted(key for key in peft_config if key not in known and peft_config[key] not in _OFF)
+    if unknown and not has_own_format(peft_config):
+        warn(
+            f"{folder / CONFIG} has settings that peftly does not know and leaves out, so its outputs may differ: "
+            f"{escaped(', '.join(unknown))}",
+            stacklevel=4,
+        )
+
+
 def _differences(
     method: MethodConfig, of_peft: MethodConfig, peft_config: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
@@ -53,7 +87,7 @@ def _differences(
         of_peft: settings of the same method in `adapter_config.json`, which may have no field for some of them.
         peft_config: content of `adapter_config.json`.
     """
-    if _has_own_format(peft_config):
+    if has_own_format(peft_config):
         own, other = method.model_dump(), of_peft.model_dump()
     else:
         own = METHODS[method.name].adapter.peft_settings(method)
@@ -61,7 +95,7 @@ def _differences(
     yield from ((key, own[key], other[key]) for key in other if own[key] != other[key])
 
 
-def _has_own_format(peft_config: Mapping[str, Any]) -> bool:
+def has_own_format(peft_config: Mapping[str, Any]) -> bool:
     """Return whether `adapter_config.json` holds our settings, with a field for each, because PEFT has no such type."""
     return bool(peft_config["peft_type"].startswith("PEFTLY_"))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peftly.adapters.files import escaped, read_json
 from peftly.errors import AdapterError, PeftlyError
 from peftly.models import WHEEL_BASES, load_tokenizer
-from peftly.utils import quiet
+from peftly.utils import quiet, sync
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -184,10 +184,16 @@ def tokenizer_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a tokenizer to the folder of an adapter."""
+def write_tokenizer(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | None, settings: GenerationConfig | None = None
+) -> None:
+    """Write a tokenizer and settings of generation, if there are any, to a new folder of an adapter, and sync them."""
+    before = set(folder.rglob("*"))
     with quiet():
-        tokenizer.save_pretrained(folder)
+        for written in filter(None, (tokenizer, settings)):
+            written.save_pretrained(folder)
+    for path in {*folder.rglob("*")} - before:
+        sync(path)
 
 
 def tokenizer_to_save(model: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:

@@ -24,6 +24,7 @@ from peftly.adapters.files import (
     PROBLEM_TYPE,
     PROBLEM_TYPES,
     QUANTIZATION,
+    TASK,
     TENSORS,
     TOGETHER,
     TOKENIZER,
@@ -35,9 +36,11 @@ from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import (
     NEW_PARAMETERS_SEED,
+    base_modules,
     copied_buffers,
     copied_modules,
     copied_parameters,
+    is_within,
     new_modules,
     short_names,
 )
@@ -117,10 +120,7 @@ def save_adapter(
                 all_notes = {BASE: base, **(notes or {}), **together, **({} if own is None else {TOKENIZER: True})}
                 inner = saved if together else "."
                 _write(adapters[saved], scratch / inner, all_notes, card, embeddings)
-                if own is not None:
-                    write_tokenizer(scratch / inner, own)
-                if state.generation is not None:
-                    model.generation_config.save_pretrained(scratch / inner)
+                write_tokenizer(scratch / inner, own, state.generation and model.generation_config)
                 if (folder / inner / CARD).exists() and not (folder / inner / CONFIG).exists():
                     delete_file(scratch / inner / CARD)  # the file in the folder is not the card of an adapter
     except ConfigError as error:  # another process, or a symbolic link
@@ -137,7 +137,7 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**adapter.file_tensors(), **copies, **buffers}
 
 
-def _replaced(folder: Path, tokenizer: object) -> Iterator[str]:
+def _replaced(folder: Path, tokenizer: object = None) -> Iterator[str]:
     """Yield the files of the adapter in a folder, or of adapters that were saved together there.
 
     Args:
@@ -161,7 +161,8 @@ def _has_written_tokenizer(folder: Path) -> bool:
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None, embeddings: bool | None) -> None:
     """Write the files of one adapter."""
-    base = getattr(getattr(adapter.model, "config", None), "name_or_path", None) or None
+    config = getattr(adapter.model, "config", None)
+    base = getattr(adapter.model, "name_or_path", None) or getattr(config, "name_or_path", None) or None
     make_folder(folder)
     of_base = {name: tensor.detach().cpu().clone() for name, tensor in embedding_tensors(adapter, embeddings).items()}
     write_tensors(folder / TENSORS, {**of_base, **_on_cpu(adapter_tensors(adapter))}, {"format": "pt"})
@@ -179,24 +180,49 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express."""
+    """Return fp32 copies: parameters may share memory, which a safetensors file cannot express.
+
+    Raises:
+        AdapterError: a tensor has no values here.
+    """
+    if offloaded := next((name for name, tensor in tensors.items() if tensor.is_meta), None):
+        raise AdapterError(
+            f"{offloaded} is offloaded, so it cannot be saved; first call "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 
 
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
     copied = copied_modules(adapter.model, adapter.name)
+    task_type = None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model)
     return {
-        "auto_mapping": auto_mapping(adapter.model),
+        "auto_mapping": auto_mapping(adapter.model) if task_type is None else None,
         "base_model_name_or_path": base,
         "inference_mode": True,
         "peft_type": adapter.peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": peft_task_type(adapter.model),
+        "task_type": task_type,
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **adapter.peft_config(),
     }
+
+
+_PEFT_HEADS = ("classifier", "score")
+"""Ends of the paths of modules that PEFT replaces by copies from the file, for a classifier."""
+
+
+def _keeps_head_of_base(adapter: Adapter) -> bool:
+    """Return whether PEFT would ask for the head of a classifier that the adapter trains no copy of.
+
+    PEFT opens such a file where it names no task. A prompt needs a task there.
+    """
+    task, copied = task_of(adapter.model), copied_modules(adapter.model, adapter.name)
+    if task is None or not TASKS[task].is_classification or pooling_of(adapter.model) or adapter.needs_task_in_peft:
+        return False
+    return any(path.endswith(_PEFT_HEADS) and not is_within(path, copied) for path, _ in base_modules(adapter.model))
 
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
@@ -206,6 +232,8 @@ def _own_notes(adapter: Adapter) -> dict[str, Any]:
         notes[LABELS] = labels_of(adapter.model)
         if (problem_type := getattr(adapter.model.config, "problem_type", None)) in PROBLEM_TYPES:
             notes[PROBLEM_TYPE] = problem_type
+    if _keeps_head_of_base(adapter):
+        notes[TASK] = task
     if new_modules(adapter.model):
         notes[HEAD_SEED] = getattr(adapter.model, NEW_PARAMETERS_SEED)
     if quantization is not None:

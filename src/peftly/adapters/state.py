@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from peftly.errors import MethodError
@@ -26,6 +27,7 @@ from peftly.injection import (
     copied_modules,
     is_within,
     new_modules,
+    refuse_fused_head,
 )
 from peftly.methods import Adapter
 
@@ -74,6 +76,8 @@ class AttachedAdapters:
         replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
         tokenizers: tokenizers that adapters came with, by the name of the adapter.
         generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
+        state_dict_hooks: hooks on `load_state_dict` of a transformers model; none for other modules.
+        head_hook: hook on a transformers model whose output head an adapter changes; None for others.
     """
 
     unfrozen: list[str]
@@ -89,6 +93,13 @@ class AttachedAdapters:
     replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     generation: GenerationConfig | None = None
+    state_dict_hooks: list[RemovableHandle] = field(default_factory=list)
+    head_hook: RemovableHandle | None = None
+
+    def refuse_fused_head(self, model: PreTrainedModel) -> None:
+        """See `injection.refuse_fused_head`."""
+        if self.head_hook is None or self.head_hook.id not in model._forward_pre_hooks:
+            self.head_hook = refuse_fused_head(model)
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
@@ -156,7 +167,7 @@ def use_adapters(
         sets = [checked_names(state, [choice] if isinstance(choice, str) else choice or ()) for choice in adapters]
     else:
         raise MethodError("adapters is empty: give one adapter, several, or None for each batch element")
-    with state.selection.use(ActiveAdapters(sets)), state.selection.note_block():
+    with state.selection.use(ActiveAdapters(sets), warns=True):
         yield
 
 

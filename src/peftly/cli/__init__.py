@@ -22,6 +22,7 @@ import typer
 from peftly.cli.chat import chat
 from peftly.cli.combine import combine
 from peftly.cli.console import Command, CommandGroup, echo, is_launched, prepare_streams, silence_other_processes
+from peftly.cli.convert import convert
 from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
@@ -46,7 +47,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quickstart, train, evaluate, generate, chat, combine, merge, export, inspect, explain, methods, env):
+for _command in (
+    quickstart,
+    train,
+    evaluate,
+    generate,
+    chat,
+    combine,
+    merge,
+    export,
+    convert,
+    inspect,
+    explain,
+    methods,
+    env,
+):
     app.command(cls=Command)(_command)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from peftly.cli.console import echo, echo_pieces, silence_libraries
 from peftly.cli.opening import open_model
-from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
+from peftly.cli.options import Field, MaxNewTokens, MinP, ModelBase, OptionalRun, Stop, System, Temperature, TopK
 from peftly.cli.prompts import description, field_options, messages, open_fields, read_fields, text_prompt, with_system
 from peftly.errors import ConfigError
 
@@ -22,7 +22,7 @@ __all__ = ["chat"]
 
 def chat(
     run: OptionalRun = None,
-    base: BaseOption = None,
+    base: ModelBase = None,
     system: System = None,
     field: Field = None,
     max_new_tokens: MaxNewTokens = 256,

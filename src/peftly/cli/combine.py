@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from peftly.cli.console import console, silence_libraries
-from peftly.cli.options import Adapters, Weights, read_weights
+from peftly.cli.options import Adapters, MovedBase, Weights, read_weights
 
 if TYPE_CHECKING:
     from peftly.merging import Combined
@@ -16,6 +16,7 @@ __all__ = ["combine"]
 def combine(
     adapters: Adapters,
     out: Annotated[str, typer.Option("--out", help="Folder of the new adapter.")],
+    base: MovedBase = None,
     weights: Weights = None,
     method: Annotated[
         str, typer.Option("--method", help="linear: exact sum; svd: best approximation of a lower rank.")
@@ -31,7 +32,7 @@ def combine(
     screen = console(is_progress=True)
     chosen = cast(Literal["linear", "svd"], method)  # `save_combined` checks it
     combined = save_combined(
-        adapters, out, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, log=screen.print
+        adapters, out, base=base, weights=numbers, method=chosen, rank=rank, overwrite=overwrite, log=screen.print
     )
     left_out = f", {combined.left_out:.1%} of the sum left out" if method == "svd" else ""
     screen.print(f"{out}: {_summary(combined)}{left_out}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftly.cli.console import console, echo, silence_libraries
-from peftly.cli.options import Run
+from peftly.cli.options import MovedBase, Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ def evaluate(
         str | None,
         typer.Option("--data", help="Data to score. Default: the test (or validation) data of the run."),
     ] = None,
+    base: MovedBase = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 32,
     generate: Annotated[
         int,
@@ -41,8 +42,8 @@ def evaluate(
     from peftly.evaluation import evaluate as score
     from peftly.runs import held_out_split, open_ensemble, open_run
 
-    ensemble = open_ensemble(run)
-    opened = open_run(run) if ensemble is None else ensemble.opened
+    ensemble = open_ensemble(run, base=base)
+    opened = open_run(run, base=base) if ensemble is None else ensemble.opened
     folder = run if ensemble is None else Path(run) / ensemble.members[0]
     name, split, row_format, lines = held_out_split(opened, data, run=folder)
     if generate:

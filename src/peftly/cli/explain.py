@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from peftly.cli.console import console, echo, silence_libraries
-from peftly.cli.options import Run
+from peftly.cli.options import MovedBase, Run
 
 __all__ = ["explain"]
 
@@ -15,6 +15,7 @@ def explain(
     adapter: Annotated[
         str | None, typer.Option("--adapter", help="Name of the adapter, if several were trained together.")
     ] = None,
+    base: MovedBase = None,
     neighbours: Annotated[
         int, typer.Option("--neighbours", min=1, help="Vocabulary tokens to show for each virtual token.")
     ] = 5,
@@ -25,7 +26,7 @@ def explain(
     from peftly.inference import explain as explain_prompt
     from peftly.runs import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, base=base)
     explanation = explain_prompt(
         opened.model,
         opened.tokenizer,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from peftly.cli.console import echo, silence_libraries
+from peftly.cli.options import MovedBase
 
 __all__ = ["export"]
 
@@ -16,6 +17,7 @@ def export(
     ],
     to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, prompt-embeddings, gguf or gguf-lora.")],
     out: Annotated[str, typer.Option("--out", help="Output folder, new or empty.")],
+    base: MovedBase = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -30,7 +32,7 @@ def export(
     from peftly.exporting import export as write
     from peftly.utils import bytes_text
 
-    exported = write(adapter, to, out, dtype=dtype, overwrite=overwrite)
+    exported = write(adapter, to, out, base=base, dtype=dtype, overwrite=overwrite)
     files = sorted(exported.folder.iterdir())
     echo(f"wrote {exported.folder}")
     width = max(len(file.name) for file in files)

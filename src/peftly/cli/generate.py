@@ -6,7 +6,7 @@ import typer
 
 from peftly.cli.console import echo, echo_pieces, silence_libraries
 from peftly.cli.opening import open_model
-from peftly.cli.options import BaseOption, Field, MaxNewTokens, MinP, OptionalRun, Stop, System, Temperature, TopK
+from peftly.cli.options import Field, MaxNewTokens, MinP, ModelBase, OptionalRun, Stop, System, Temperature, TopK
 from peftly.cli.prompts import Inputs, prompt_of, read_fields
 from peftly.errors import ConfigError
 
@@ -22,7 +22,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option("--prompt", help="Complete prompt, used without a template.")] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="Second text, for a classifier of text pairs.")] = None,
     system: System = None,
-    base: BaseOption = None,
+    base: ModelBase = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = None,

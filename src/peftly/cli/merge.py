@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from peftly.cli.console import console, silence_libraries
-from peftly.cli.options import Adapters, Weights, read_weights
+from peftly.cli.options import Adapters, MovedBase, Weights, read_weights
 from peftly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ __all__ = ["merge"]
 def merge(
     adapters: Adapters,
     out: Annotated[str, typer.Option("--out", help="Folder of the merged model.")],
+    base: MovedBase = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Default: the dtype of the base.")
     ] = None,
@@ -50,6 +51,7 @@ def merge(
     parity = save_merged(
         adapters,
         out,
+        base=base,
         dtype=dtype,
         weights=numbers,
         into=cast("Into", into),  # `save_merged` checks it

@@ -1,4 +1,4 @@
-"""The model of a command: a run, an adapter, or an untouched base."""
+"""The model of a command: a run or an adapter with its base, or an untouched base."""
 
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,13 @@ def open_model(run: str | None, base: str | None) -> "OpenRun":
 
     Args:
         run: run folder, adapter folder or Hub id; None: `base` is given.
-        base: untouched base, as `load_base` takes it; None: `run` is given.
+        base: base as `load_base` takes it: that of the run, instead of the one that it names, or an untouched one.
 
     Raises:
-        ConfigError: neither or both are given.
+        ConfigError: neither is given.
     """
     from peftly.runs import open_base, open_run
 
-    if (run is None) == (base is None):
-        raise ConfigError("give either a run, or an untouched base with --base")
-    return open_run(run) if run is not None else open_base(str(base))
+    if run is None and base is None:
+        raise ConfigError("give a run, or an untouched base with --base")
+    return open_run(run, base=base) if run is not None else open_base(str(base))

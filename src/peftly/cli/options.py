@@ -19,6 +19,8 @@ __all__ = [
     "MaxLength",
     "MaxNewTokens",
     "MinP",
+    "ModelBase",
+    "MovedBase",
     "OptionalRun",
     "Overrides",
     "Run",
@@ -48,6 +50,13 @@ ConfigFile = Annotated[
 ]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Base model: short name (smollm2-135m), Hub id, folder or .gguf file.")
+]
+MovedBase = Annotated[
+    str | None,
+    typer.Option("--base", help="Base of the adapter, if it has moved or is another than the adapter names."),
+]
+ModelBase = Annotated[
+    str | None, typer.Option("--base", help="Base of the run, if it has moved; without a run, an untouched base.")
 ]
 BatchSize = Annotated[
     int | None,

@@ -62,7 +62,7 @@ def train(
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Folder of an unfinished run to continue. Takes no other options.")
+        Path | None, typer.Option("--resume", help="Folder of an unfinished run to continue. Takes --base only.")
     ] = None,
 ) -> None:
     """Train an adapter on your data, with settings from a YAML file, from options, or from both."""
@@ -95,9 +95,10 @@ def train(
             resolved = load_config(config, overrides or (), flags)
             check_run_folder(Path(resolved.out), overwrite=overwrite)
             return resolved
-        _check_alone(config, overrides or None, overwrite or None, *flags.values())
+        others = (value for flag, value in flags.items() if flag != "base")
+        _check_alone(config, overrides or None, overwrite or None, *others)
         check_resumable(resume)
-        return load_config(resume / "config.yaml", (), {"out": str(resume)}, stored=True)
+        return load_config(resume / "config.yaml", (), {"out": str(resume), "base": base}, stored=True)
 
     join_processes()
     resolved = on_main_process(resolved_config)
@@ -113,8 +114,8 @@ def _check_alone(*others: object) -> None:
     """Refuse other options beside `--resume`."""
     if any(value is not None for value in others):
         raise ConfigError(
-            "--resume takes no other options: a run continues with the settings in its config.yaml; for other settings "
-            "train again"
+            "--resume takes no other options than --base, for a base that has moved: a run continues with the settings "
+            "in its config.yaml; for other settings train again"
         )
 
 

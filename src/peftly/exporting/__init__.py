@@ -1,4 +1,4 @@
-"""Adapters in the formats of other tools. May import: `adapters` and below; not `training`, not `merging`.
+"""Adapters to and from the formats of other tools. May import: `adapters` and below; not `training`, not `merging`.
 
 formats            the list of formats, and `export`
 peft               an adapter for Hugging Face PEFT
@@ -14,8 +14,16 @@ factors            the LoRA factors in the file of an adapter
 saved_adapter      the files of an adapter, read for an export
 request            the request to the writer of a format
 output_folder      checks of the output folder
+conversion         the list of formats to read, and `convert`
+foreign            the files of other tools, read without running code
+from_peft          PEFT's `adapter_model.bin`
+from_mlx           mlx-lm
+from_litgpt        litgpt
+from_torchtune     torchtune
+from_adapterhub    the library `adapters`
 """
 
+from peftly.exporting.conversion import convert
 from peftly.exporting.formats import FORMATS, Exported, export
 
-__all__ = ["FORMATS", "Exported", "export"]
+__all__ = ["FORMATS", "Exported", "convert", "export"]

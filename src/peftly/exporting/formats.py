@@ -58,7 +58,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    adapter: str | Path, to: str, out: str | Path, *, dtype: str | None = None, overwrite: bool = False
+    adapter: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write an adapter in the format of another tool. After an error `out` is as it was before.
 
@@ -67,6 +73,7 @@ def export(
         to: name of a format in `FORMATS`: `peft`, `vllm`, `prompt-embeddings`, `gguf` or
             `gguf-lora`.
         out: output folder, missing or empty.
+        base: base of the adapter, where it is not the one that the adapter names, or has moved.
         dtype: dtype of the weights in a GGUF file: f16 (the default), bf16, f32 or q8_0; for `gguf-lora` f32 (the
             default), f16 or bf16.
         overwrite: replace the files of an earlier export in `out`.
@@ -91,5 +98,6 @@ def export(
     check_out(out, str(adapter), overwrite=overwrite)
     with write_folder(out, kind=KIND, markers=(CONFIG,)) as folder:
         weights_dtype = dtype or next(iter(chosen.dtypes), None)
-        notes = chosen.write(Request(str(adapter), folder, out, weights_dtype))
+        moved_base = None if base is None else str(base)
+        notes = chosen.write(Request(str(adapter), folder, out, weights_dtype, moved_base))
     return Exported(out, notes)

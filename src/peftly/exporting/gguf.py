@@ -37,7 +37,7 @@ def write_gguf(request: Request) -> list[str]:
         MethodError: the adapter cannot be merged.
     """
     assert request.dtype is not None
-    model, tokenizer, merge_notes = _merged(request.source)
+    model, tokenizer, merge_notes = _merged(request.source, request.base)
     file = f"{request.out.name}-{request.dtype}.gguf"
     notes = write_model(request.folder / file, model, tokenizer, request.dtype, name=request.out.name)
     return [*merge_notes, *notes, f"try it: llama-cli -m {request.out / file}"]
@@ -83,10 +83,10 @@ def write_model(
     return notes
 
 
-def _merged(source: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
+def _merged(source: str, moved_base: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
     """Return the model in fp32 with its adapter merged, the tokenizer, and notes on the merge."""
-    adapters = None if _is_base(source) else open_adapters(source)
-    base = resolve_base(source if adapters is None else adapters.requirements.base)
+    adapters = None if _is_base(source) else open_adapters(source, moved_base)
+    base = resolve_base(source) if adapters is None else adapters.base
     check_links(base.name, base.source)
     if adapters is None:
         model, tokenizer = load_base(base, dtype="float32", device="cpu")

@@ -45,7 +45,7 @@ def write_gguf_lora(request: Request) -> list[str]:
         BaseModelError: the config of the base cannot be read.
     """
     assert request.dtype is not None
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     reason = _obstacle(saved)
     if reason is None:
         config = _base_config(saved)

@@ -27,11 +27,16 @@ def write_peft(request: Request) -> list[str]:
     Raises:
         AdapterError: PEFT cannot represent the adapter.
     """
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     if saved.files.pooling is not None and (bare := bare_adapter(saved)) is not None:
         return _write_bare(request, saved, bare)
     if saved.peft_limitation is not None:
         raise AdapterError(f"{saved.folder} cannot be exported for PEFT: {saved.peft_limitation}")
+    if saved.adapter_class.needs_task_in_peft and saved.files.labels and not saved.has_head:
+        raise AdapterError(
+            f"{saved.folder} cannot be exported for PEFT, which opens a prompt of a classifier with a copy of its head "
+            "only: train it with modules_to_save: null"
+        )
     peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
     write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
     notes = [*base_notes(saved), *write_own_tokenizer(request.folder, saved)]

@@ -41,7 +41,7 @@ def write_prompt_embeddings(request: Request) -> list[str]:
     Raises:
         AdapterError: the adapter is not a soft prompt in front of a decoder's text.
     """
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     reason = embeddings_obstacle(saved)
     if reason is not None:
         raise AdapterError(f"{saved.folder} cannot be exported as prompt embeddings: {reason}")

@@ -14,9 +14,11 @@ class Request(NamedTuple):
         folder: empty temporary folder to write to.
         out: final path of this folder.
         dtype: one of the format's dtypes; None for a format without dtypes.
+        base: base of the adapter, where it is not the one that the adapter names; None: that one.
     """
 
     source: str
     folder: Path
     out: Path
     dtype: str | None
+    base: str | None = None

@@ -121,21 +121,27 @@ class SavedAdapter(NamedTuple):
         return tokenizer
 
     @property
+    def has_head(self) -> bool:
+        """Whether the adapter holds copies of modules, as of the head of a classifier."""
+        return bool(self.peft_config.get("modules_to_save"))
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier; empty for other tasks."""
         return self.files.labels
 
 
-def open_saved(source: AdapterSource) -> SavedAdapter:
+def open_saved(source: AdapterSource, base: str | None = None) -> SavedAdapter:
     """Read the files of one adapter.
 
     Args:
         source: adapter, as `peftly.load` takes it.
+        base: its base, where it is not the one that it names; None: that one.
 
     Raises:
         AdapterError: there is no adapter, the adapter is damaged, or several adapters were saved together.
     """
-    opened = open_adapters(source)
+    opened = open_adapters(source, base)
     first, *others = opened.folders.values()
     if others:
         paths = ", ".join(str(folder.path) for folder in (first, *others))

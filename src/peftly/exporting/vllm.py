@@ -52,7 +52,7 @@ def write_vllm(request: Request) -> list[str]:
     Raises:
         AdapterError: vLLM cannot serve the adapter.
     """
-    saved = open_saved(request.source)
+    saved = open_saved(request.source, request.base)
     config = _base_config(saved)
     reason = _obstacle(saved) or _base_obstacle(config)
     if reason is None and (obstacle := vocabulary_obstacle(saved)) is not None:

@@ -3,12 +3,14 @@
 targets                 find layers by name or by their part in a block
 heads                   head of a model outside its body
 patterns                regular expressions in settings, with a time limit
+accelerate_hooks        adapters inside the hooks of accelerate
 layers                  adapters of single layers, in place
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
 weight_uses             submodules whose weights a class reads instead of calling them
 weight_readers          modules that read the weights of adapted layers
 reach                   check of whether changed layers reach the output
+fused_heads             refusal of calls that do not call an adapted output head
 module_copies           trained copies of modules and biases
 selection               active adapters of each batch element of a call
 blocks                  blocks of a stack of transformer layers
@@ -36,6 +38,7 @@ devices                 device of a module, and weights that are on another one
 from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
+from peftly.injection.fused_heads import refuse_fused_head
 from peftly.injection.gradient_checkpointing import Checkpointing
 from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
@@ -179,6 +182,7 @@ __all__ = [
     "patch_quantized_layers",
     "quantization_settings",
     "recorded_states",
+    "refuse_fused_head",
     "remove_layer_adapters",
     "remove_weight_readers",
     "reorder_cache_insertions",

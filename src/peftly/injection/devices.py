@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ def in_memory(module: nn.Module) -> Iterator[None]:
     """Load the offloaded weights of a module and of its submodules to their device while the block runs."""
     with ExitStack() as stack:
         for _, submodule in base_modules(module):
-            stack.enter_context(align_module_device(submodule))
+            tensors = chain(submodule.parameters(recurse=False), submodule.buffers(recurse=False))
+            if any(tensor.is_meta for tensor in tensors):  # not in a call of the module, whose end offloads it again
+                stack.enter_context(align_module_device(submodule))
         yield
 
 

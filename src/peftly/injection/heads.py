@@ -61,8 +61,9 @@ def output_heads(model: nn.Module) -> list[str]:
         return _callable_parts(model, heads)
     if type(model).__module__.startswith("transformers.") and not _has_task(type(model)):
         return []
-    heads = [path for path, child in children if not _has_blocks(child)]
-    return _callable_parts(model, heads) if len(heads) < len(children) else []
+    # Without a body of its own a model has its head behind its last stack of layers.
+    stacks = [index for index, (_, child) in enumerate(children) if _has_blocks(child)]
+    return _callable_parts(model, [path for path, _ in children[stacks[-1] + 1 :]]) if stacks else []
 
 
 def _callable_parts(model: nn.Module, paths: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "cache_insertions",
     "insert_columns",
     "insert_packed",
+    "insert_states",
     "pick_columns",
     "reorder_cache_insertions",
     "store_cache_insertions",
@@ -73,6 +74,14 @@ def insert_columns(x: Tensor, plan: InsertionPlan, fill: Tensor) -> Tensor:
     longer = x.new_empty(x.shape[0], x.shape[1] + plan.count)
     longer.scatter_(1, text_columns(plan, x.shape[1]), x)
     return longer.scatter_(1, plan.columns(), fill.to(x.dtype))
+
+
+def insert_states(x: Tensor, plan: InsertionPlan, fill: Tensor) -> Tensor:
+    """Insert embeddings, (batch, count, width), into every sequence of `x`, (batch, length, width)."""
+    batch_size, length = x.shape[:2]
+    source = torch.arange(length + plan.count, device=x.device).expand(batch_size, -1)
+    columns = insert_columns(source[:, :length], plan, source[:, length:])
+    return pick_columns(torch.cat([x, fill.to(x)], dim=1), columns)
 
 
 def text_columns(plan: InsertionPlan, length: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from peftly.errors import MethodError
+from peftly.injection.accelerate_hooks import NeverOffloaded, forward_attribute, restore_forward
 from peftly.injection.caching import cached, invalidate_cached_tensors, is_caching
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, selection_of
 
@@ -52,6 +53,8 @@ fp32, with 2 adapters and with 16."""
 class LayerAdapter(nn.Module):
     """Part of one adapter at one layer."""
 
+    _hf_hook = NeverOffloaded()
+
     is_outermost: ClassVar[bool] = False
     """Whether it runs outside of all other adapters of its layer, in any order of attachment."""
 
@@ -60,6 +63,14 @@ class LayerAdapter(nn.Module):
 
     only_adds: bool = False
     """Whether it adds a term to the output of the layer that does not depend on the parameters of the layer."""
+
+    def children(self) -> Iterator[nn.Module]:
+        """See `torch.nn.Module.children`."""
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return no module: accelerate, which asks nobody else for modules to offload, would offload them."""
+        return iter(())
 
     def run(self, layer: nn.Module, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the new output of the layer for its input `x`.
@@ -99,7 +110,7 @@ class OriginalForward:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.replaced: Callable[..., Tensor] | None = layer.__dict__.get("forward")
+        self.replaced: Callable[..., Tensor] | None = vars(layer).get(forward_attribute(layer))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output of the layer without adapters."""
@@ -304,8 +315,9 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
         raise MethodError(f"{path} would be changed twice by one adapter; take it out of one of the two settings")
     if not hasattr(layer, LAYER_ADAPTERS):
         layer.peftly = nn.ModuleDict().train(layer.training)
-    if adapter.has_forward and not isinstance(vars(layer).get("forward"), AdaptedForward):
-        layer.forward = AdaptedForward(layer, layer.peftly, selection_of(model))
+    attribute = forward_attribute(layer)
+    if adapter.has_forward and not isinstance(vars(layer).get(attribute), AdaptedForward):
+        setattr(layer, attribute, AdaptedForward(layer, layer.peftly, selection_of(model)))
     adapter.train(layer.training)
     outermost = {}
     if not adapter.is_outermost:
@@ -318,7 +330,7 @@ def add_layer_adapter(model: nn.Module, layer: Any, name: str, adapter: LayerAda
 
 def original_forward(layer: Any) -> OriginalForward:
     """Return the forward of an adapted layer without adapters."""
-    original: OriginalForward = vars(layer)["forward"].original
+    original: OriginalForward = vars(layer)[forward_attribute(layer)].original
     return original
 
 
@@ -327,11 +339,7 @@ def remove_layer_adapters(model: nn.Module, name: str) -> None:
     for _, layer, adapter in list(adapted_layers(model, name)):
         del layer.peftly[name]
         if adapter.has_forward and not any(other.has_forward for other in layer.peftly.values()):
-            replaced = original_forward(layer).replaced
-            if replaced is None:
-                del layer.forward
-            else:
-                layer.forward = replaced
+            restore_forward(layer, original_forward(layer).replaced)
         if not len(layer.peftly):
             del layer.peftly
     invalidate_cached_tensors()

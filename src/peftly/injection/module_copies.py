@@ -115,6 +115,7 @@ class ModuleCopy(LayerAdapter):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)
         self.copy.float().requires_grad_(True)
+        self.register_buffer("placed", torch.empty(0), persistent=False)  # accelerate places modules with tensors
 
     def run(self, layer: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the output of the copy, which may be a tuple or a dictionary; see `LayerAdapter.run`."""

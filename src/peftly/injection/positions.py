@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS
+from peftly.injection.stack_calls import current_call
 
 __all__ = ["Positions", "positions_of"]
 
@@ -89,7 +90,7 @@ _TABLE_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions for the tabl
 
 
 def _pass_positions(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    positions = _TABLE_POSITIONS.get()
+    positions = None if current_call() is None else _TABLE_POSITIONS.get()
     if positions is None:
         return None
     if hasattr(table, LAYER_ADAPTERS) and positions.shape[0] > 1:
@@ -102,4 +103,4 @@ def _pass_positions(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _without_extra_dimension(table: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
     # The table expects positions that all batch elements share, and adds a batch dimension for these.
-    return output if _TABLE_POSITIONS.get() is None else output.squeeze(0)
+    return output if current_call() is None or _TABLE_POSITIONS.get() is None else output.squeeze(0)

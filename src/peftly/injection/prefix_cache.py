@@ -38,7 +38,8 @@ class PrefixCache(Cache):  # type: ignore[misc]
         types = getattr(config, "layer_types", None) or ["full_attention"] * (len(states) // 2)
         super().__init__(layers=[_PrefixLayer(self, index, "sliding" in type_) for index, type_ in enumerate(types)])
         self.inner, self.result, self.states, self.plan = inner, result, states, plan
-        self.is_in_front = not bool(plan.before.any())
+        # torch.export cannot branch on values; the general way to insert the prefix serves both.
+        self.is_in_front = not torch.compiler.is_compiling() and not bool(plan.before.any())
 
     def with_prefix(self, prefix: Tensor, x: Tensor) -> Tensor:
         """Return `x`, (batch, heads, length, head_dim), with `prefix`, (batch, heads, count, head_dim), inserted."""

@@ -152,6 +152,10 @@ def _start_text(hooks: StackHooks, call: StackCall, cache: Any, *, stores: bool)
         cache = EncoderDecoderCache(cache, DynamicCache(config=hooks.config)) if hooks.role == "target" else cache
     if not stores:
         arguments["use_cache"] = False
+    elif hooks.role == "target":
+        arguments["use_cache"] = (
+            True  # Whisper gives its layers no cache otherwise; `restore_cache` returns the caller's
+        )
     arguments["past_key_values"] = _wrapped_cache(hooks, cache, states, plan)
 
 
@@ -183,7 +187,8 @@ def _batch_states(hooks: StackHooks, batch_size: int) -> tuple[Tensor, Tensor]:
     for prefixes in active:
         if prefixes not in distinct:
             distinct.append(prefixes)
-    states = torch.stack([_concatenated(hooks, prefixes, count) for prefixes in distinct], dim=1)
+    device = next(prefix.embeddings.device for prefixes in active for prefix in prefixes)
+    states = torch.stack([_concatenated(hooks, prefixes, count, device) for prefixes in distinct], dim=1)
     repeats = len(selection_of(hooks.model).active.expand(batch_size)) // len(active)
     indices = torch.tensor([distinct.index(prefixes) for prefixes in active], device=states.device)
     lengths = torch.tensor([sum(prefix.length for prefix in prefixes) for prefixes in active], device=states.device)
@@ -195,11 +200,10 @@ def _batch_states(hooks: StackHooks, batch_size: int) -> tuple[Tensor, Tensor]:
     return states, used.long().repeat_interleave(repeats, 0)
 
 
-def _concatenated(hooks: StackHooks, prefixes: list[Prefix], count: int) -> Tensor:
+def _concatenated(hooks: StackHooks, prefixes: list[Prefix], count: int, device: torch.device) -> Tensor:
     """Return several prefixes one after the other, after zeros, (2 x layers, heads, count, head_dim)."""
     layers, heads, head_dim = key_value_shape(hooks)
     missing = count - sum(prefix.length for prefix in prefixes)
-    device = next(hooks.stack.parameters()).device
     zeros = torch.zeros(2 * layers, heads, missing, head_dim, device=device)
     return torch.cat([zeros, *(prefix.states() for prefix in prefixes)], dim=2)
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from peftly.errors import MethodError
 from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cached
+from peftly.injection.devices import device_of
 from peftly.injection.insertion import InsertionPlan
 from peftly.injection.layers import LAYER_ADAPTERS, LayerAdapter, add_layer_adapter, remove_layer_adapters
 from peftly.injection.prefix_cache import PrefixCache
@@ -153,7 +154,7 @@ def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:
         MethodError: the model has no such keys and values, or reads more than tokens.
     """
     layers, heads, head_dim = key_value_shape(hooks)
-    device = next(hooks.stack.parameters()).device
+    device = device_of(hooks.stack)
     ids = ids[None].to(device)
     no_prefix = torch.zeros(2 * layers, 1, heads, 0, head_dim, device=device)
     plan = InsertionPlan(ids.new_zeros(1, 0), ids.new_zeros(1, 0), (frozenset(),))

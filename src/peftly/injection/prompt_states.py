@@ -59,6 +59,7 @@ def _is_cacheable(hooks: StackHooks, call: StackCall, virtual_tokens: Sequence[V
     cache: Any = call.arguments.get("past_key_values")
     return (
         hooks.role == "decoder"
+        and call.arguments.get("input_ids") is not None
         and call.arguments["input_ids"].shape[1] > 0  # otherwise it is the call of `_compute`
         and call.arguments.get("token_type_ids") is None
         and all(adapter.position == "front" for adapter in virtual_tokens)

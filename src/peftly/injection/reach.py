@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from peftly.errors import MethodError
+from peftly.injection.accelerate_hooks import forward_attribute
 from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
 from peftly.injection.module_copies import copied_modules
 from peftly.injection.selection import AdapterNames, Selection
@@ -66,7 +67,7 @@ class ReachCheck:
             self.watched = {}
         self.checked.add(mode)
         for path, layer in base_modules(model):
-            forward = vars(layer).get("forward")
+            forward = vars(layer).get(forward_attribute(layer))
             if isinstance(forward, AdaptedForward) and not names.isdisjoint(forward.adapters):
                 WatchedForward.watch(forward)
                 self.watched[path] = (layer, layer._parameters)
@@ -83,7 +84,7 @@ class ReachCheck:
             record, layer._parameters = layer._parameters, parameters
             parameters.clear()
             parameters.update(record)
-            if WatchedForward.was_called(vars(layer).get("forward")):
+            if WatchedForward.was_called(vars(layer).get(forward_attribute(layer))):
                 continue
             was_read = getattr(record, "was_read", False) and not is_within(path, copied)
             (read if was_read else not_called).append(path)

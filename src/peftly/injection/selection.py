@@ -8,6 +8,7 @@ other. A new thread does not inherit context variables; its calls use the defaul
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -85,9 +86,7 @@ class ActiveAdapters:
             for index, names in enumerate(sets):
                 indices_by_names.setdefault(names & among, []).append(index)
             self._groups[key] = [
-                BatchGroup(
-                    names, torch.tensor(indices, device=device), ActiveAdapters([sets[index] for index in indices])
-                )
+                BatchGroup(names, _constant(indices, device), ActiveAdapters([sets[index] for index in indices]))
                 for names, indices in indices_by_names.items()
             ]
         return self._groups[key]
@@ -97,8 +96,14 @@ class ActiveAdapters:
         key = (batch_size, names, device)
         if key not in self._missing:
             table = [[name not in active for name in names] for active in self.expand(batch_size)]
-            self._missing[key] = torch.tensor(table, device=device)
+            self._missing[key] = _constant(table, device)
         return self._missing[key]
+
+
+def _constant(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Return a tensor that later calls may save for a backward pass, whatever the mode of this call."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def expand_to_batch(items: Sequence[Item], batch_size: int, noun: str) -> tuple[Item, ...]:
@@ -120,10 +125,21 @@ def expand_to_batch(items: Sequence[Item], batch_size: int, noun: str) -> tuple[
 
 
 class Selection:
-    """Active adapters of one model. All adapted layers of the model share it."""
+    """Active adapters of one model. All adapted layers of the model share it.
 
-    def __init__(self) -> None:
-        self.default = ActiveAdapters([frozenset()])
+    Attributes:
+        default: adapters that are active where no block has chosen others.
+        chosen: choices of `use` that some context still has, by id: of a running block of `use_adapters` the threads
+            that may call the model without a choice, otherwise None. A copy of a context may outlive the block.
+    """
+
+    def __init__(self, default: ActiveAdapters | None = None) -> None:
+        self.default = ActiveAdapters([frozenset()]) if default is None else default
+        self.chosen: dict[int, set[threading.Thread] | None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the default only: choices are of this selection."""
+        return Selection, (self.default,)
 
     def activate(self, name: str) -> None:
         """Add an adapter to the default."""
@@ -132,10 +148,11 @@ class Selection:
     @property
     def active(self) -> ActiveAdapters:
         """Adapters that are active in the current context."""
+        if not self.chosen:  # torch.compile traces this line, and guards it; it cannot trace context variables
+            return self.default
         active = _ACTIVE.get().get(self)
         if active is None:
-            if self in _BLOCKS:
-                _warn_of_thread(self)
+            self._warn_of_thread()
             return self.default
         return active
 
@@ -145,25 +162,36 @@ class Selection:
         return _PROMPT_POSITIONS.get().get(self)
 
     @contextmanager
-    def use(self, active: ActiveAdapters) -> Iterator[None]:
-        """Activate these adapters for the calls inside the block."""
+    def use(self, active: ActiveAdapters, *, warns: bool = False) -> Iterator[None]:
+        """Activate these adapters for the calls inside the block.
+
+        Args:
+            active: the adapters.
+            warns: whether a thread that is started inside the block is warned that it does not inherit the choice.
+        """
+        key = id(active)
+        if key not in self.chosen:
+            weakref.finalize(active, self.chosen.pop, key, None)
+        self.chosen[key] = set(threading.enumerate()) if warns else None
         token = _ACTIVE.set({**_ACTIVE.get(), self: active})
         try:
             yield
         finally:
             _ACTIVE.reset(token)
+            self.chosen[key] = None
 
-    @contextmanager
-    def note_block(self) -> Iterator[None]:
-        """Warn in threads that are started while the block runs, if they call the model without a choice of theirs."""
-        block = _Block({thread.ident for thread in threading.enumerate()})
-        _BLOCKS[self] = (*_BLOCKS.get(self, ()), block)
-        try:
-            yield
-        finally:
-            _BLOCKS[self] = tuple(other for other in _BLOCKS[self] if other is not block)
-            if not _BLOCKS[self]:
-                del _BLOCKS[self]
+    def _warn_of_thread(self) -> None:
+        """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
+        thread = threading.current_thread()
+        for known in tuple(self.chosen.values()):
+            if known is not None and thread not in known:
+                known.add(thread)
+                warn(
+                    "this thread was started inside peftly.use_adapters and does not inherit its choice: the model "
+                    "uses its default adapters here; enter use_adapters in the function that the thread runs, or start "
+                    "the thread with Thread(target=contextvars.copy_context().run, args=(function,))",
+                    stacklevel=4,
+                )
 
     @contextmanager
     def use_prompt_positions(self, positions: PromptPositions) -> Iterator[None]:
@@ -175,33 +203,6 @@ class Selection:
             _PROMPT_POSITIONS.reset(token)
 
 
-@dataclass(eq=False)
-class _Block:
-    """A running block of `use_adapters`.
-
-    Attributes:
-        known: threads that were running when the block began, or that were warned.
-    """
-
-    known: set[int | None]
-
-
-def _warn_of_thread(selection: Selection) -> None:
-    """Warn if the current thread, which has no choice of adapters, was started inside a block that made one."""
-    thread = threading.get_ident()
-    for block in _BLOCKS.get(selection, ()):
-        if thread not in block.known:
-            block.known.add(thread)
-            warn(
-                "this thread was started inside peftly.use_adapters and does not inherit its choice: the model uses "
-                "its default adapters here; enter use_adapters in the function that the thread runs, or start the "
-                "thread with Thread(target=contextvars.copy_context().run, args=(function,))",
-                stacklevel=4,
-            )
-
-
-_BLOCKS: dict[Selection, tuple[_Block, ...]] = {}
-"""Running blocks of `use_adapters`, of all threads."""
 _ACTIVE: ContextVar[Mapping[Selection, ActiveAdapters]] = ContextVar("active adapters", default={})  # noqa: B039 -- never changed
 _PROMPT_POSITIONS: ContextVar[Mapping[Selection, PromptPositions]] = ContextVar("prompt positions", default={})  # noqa: B039 -- never changed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -50,12 +51,16 @@ class StackCall:
 def open_call(hooks: StackHooks) -> StackCall:
     """Make a new call the current one."""
     call = StackCall(hooks)
+    key = id(call)
+    _KNOWN[key] = weakref.ref(call, lambda _: _KNOWN.pop(key, None))
     _CALLS.set((*_CALLS.get(), call))
     return call
 
 
 def current_call() -> StackCall | None:
     """Return the innermost call that runs in the current context, or None."""
+    if not _KNOWN:  # torch.compile traces this line, and guards it; it cannot trace context variables
+        return None
     calls = _CALLS.get()
     return calls[-1] if calls else None
 
@@ -73,3 +78,5 @@ def close_call(hooks: StackHooks) -> StackCall | None:
 
 
 _CALLS: ContextVar[tuple[StackCall, ...]] = ContextVar("calls of stacks that run", default=())
+_KNOWN: dict[int, weakref.ref[StackCall]] = {}
+"""Calls that some context still has, by id: a copy of a context, for a checkpointed block, may outlive the call."""

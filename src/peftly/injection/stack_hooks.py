@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from peftly.errors import MethodError
@@ -20,11 +21,12 @@ from peftly.injection.insertion import cache_insertions
 from peftly.injection.layers import override_method, restore_method
 from peftly.injection.positions import Positions
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
-from peftly.injection.prefixes import max_prefix_length
+from peftly.injection.prefixes import has_prefixes, max_prefix_length
 from peftly.injection.stack_calls import close_call, open_call
 from peftly.injection.text_stacks import Role, role_of, text_stack
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
-from peftly.injection.virtual_tokens import max_virtual_tokens
+from peftly.injection.virtual_tokens import has_virtual_tokens, max_virtual_tokens
+from peftly.kernels import IMPLEMENTATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +93,7 @@ class StackHooks:
         role: see `Role`.
         is_sequence_classifier: whether the head of the model classifies whole texts.
         config: configuration of the text that the stack reads.
-        signature: signature of the forward of the stack.
+        names: names of the arguments of the stack's forward.
         positions: positions of the tokens of a call.
         pooler: pooler of the stack, which reads whole texts, or None.
     """
@@ -100,8 +102,8 @@ class StackHooks:
         self.model, self.stack, self.role = model, stack, role
         self.is_sequence_classifier = is_sequence_classifier
         self.config = getattr(stack, "config", model.config)
-        self.signature = inspect.signature(stack.forward)
-        self.positions = Positions(stack, takes_argument="position_ids" in self.signature.parameters)
+        self.names = tuple(inspect.signature(stack.forward).parameters)
+        self.positions = Positions(stack, takes_argument="position_ids" in self.names)
         self.pooler = getattr(stack, "pooler", None)
         self.handles = [
             stack.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -137,11 +139,13 @@ class StackHooks:
                 f"the {limit} of this base; shorten the text (data.max_length) or use fewer virtual tokens"
             )
 
-    def _before(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def _before(
+        self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        if torch.compiler.is_compiling() and self._is_traceable():
+            return None
         call = open_call(self)  # first of all: `_after` closes it even if this hook fails
-        arguments = self.signature.bind_partial(*args, **kwargs).arguments
-        arguments |= arguments.pop("kwargs", {})
-        call.arguments = arguments
+        arguments = call.arguments = self._by_name(args, kwargs)
         if self.role == "target":
             extend_encoder_mask(self, call)
         elif not packing.is_packed_sequence(self):
@@ -154,6 +158,8 @@ class StackHooks:
         return (), arguments
 
     def _after(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_compiling() and self._is_traceable():
+            return None
         call = close_call(self)
         if call is None:
             return None
@@ -163,50 +169,69 @@ class StackHooks:
         output = packing.pad_output(call, restore_cache(call, output))
         return output if self.role == "target" else remove_virtual_tokens(self, call, output)
 
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call of the stack by name."""
+        return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
-class _PrepareInputs:
-    """`prepare_inputs_for_generation` that counts text, where the cache counts inserted columns too."""
+    def _is_traceable(self) -> bool:
+        """Whether torch.compile can trace the calls of the stack, into which nothing is inserted."""
+        return not (
+            has_virtual_tokens(self) or has_prefixes(self) or self.config._attn_implementation == IMPLEMENTATION
+        )
 
-    name: ClassVar[str] = "prepare_inputs_for_generation"
+
+class _Override:
+    """A method of a model that replaces the one of its class, with the same signature."""
+
+    name: ClassVar[str]
 
     def __init__(self, model: Any, hooks: ModelHooks) -> None:
         self.original = getattr(model, self.name)
         self.hooks = hooks
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Signature of the original, by which `generate` decides which inputs a model takes."""
+        return inspect.signature(self.original)
+
+
+class _PrepareInputs(_Override):
+    """`prepare_inputs_for_generation` that counts text, where the cache counts inserted columns too."""
+
+    name = "prepare_inputs_for_generation"
 
     def __call__(self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments of the next call of the model."""
         cache: Any = kwargs.get("past_key_values")
-        mask = kwargs.get("attention_mask")
         inserted = cache_insertions(cache).count
         if next_sequence_length is not None and inserted:
-            next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - inserted)
+            if kwargs.get("inputs_embeds") is None:
+                next_sequence_length = input_ids.shape[1] - (int(cache.get_seq_length()) - inserted)
+            elif kwargs.get("is_first_iteration"):
+                next_sequence_length += inserted
+        is_decoder_alone = not self.hooks.model.config.is_encoder_decoder
+        mask_name = "attention_mask" if is_decoder_alone else "decoder_attention_mask"
+        mask = kwargs.get(mask_name)
         inputs: dict[str, Any] = self.original(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        if self.hooks.num_inserted_columns() and isinstance(mask, Tensor) and mask.ndim == 2:
-            inputs["attention_mask"] = mask  # for a static cache it is a 4-D mask, into which nothing can be inserted
+        if self.hooks.num_inserted_columns() and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+            inputs[mask_name] = mask  # for a static cache it is a 4-D mask, into which nothing can be inserted
         return inputs
 
 
-class _PrepareCache:
+class _PrepareCache(_Override):
     """`_prepare_cache_for_generation` that makes room for inserted columns in a static cache."""
 
-    name: ClassVar[str] = "_prepare_cache_for_generation"
-
-    def __init__(self, model: Any, hooks: ModelHooks) -> None:
-        self.original = getattr(model, self.name)
-        self.hooks = hooks
+    name = "_prepare_cache_for_generation"
 
     def __call__(self, config: Any, model_kwargs: Any, mode: Any, batch_size: int, max_cache_length: int) -> None:
         """Put a cache into `model_kwargs`."""
         self.original(config, model_kwargs, mode, batch_size, max_cache_length + self.hooks.num_inserted_columns())
 
 
-class _Generate:
+class _Generate(_Override):
     """`generate` that caches the tensors of adapters, since no weight changes while it runs."""
 
-    name: ClassVar[str] = "generate"
-
-    def __init__(self, model: Any, hooks: ModelHooks) -> None:
-        self.original = getattr(model, self.name)
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the generated tokens."""

@@ -56,7 +56,11 @@ _CLASS_NAMES = {nn.Linear: "linear layer", Conv1D: "linear layer", nn.Embedding:
 
 
 def find_targets(
-    model: nn.Module, targets: str | Sequence[str], classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+    model: nn.Module,
+    targets: str | Sequence[str],
+    classes: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D),
+    *,
+    warns: bool = True,
 ) -> dict[str, nn.Module]:
     """Return the layers that `targets` names, by path, in the order of the model.
 
@@ -66,6 +70,7 @@ def find_targets(
             that must match a whole path, or a list of paths and ends of paths (`"q_proj"` matches
             `layers.0.self_attn.q_proj`).
         classes: classes of layers to search.
+        warns: whether to warn about names in the list that match nothing.
 
     Raises:
         MethodError: nothing matches, or the regular expression is invalid.
@@ -87,14 +92,14 @@ def find_targets(
         unmatched = [target for target in targets if target not in ends]
         if unmatched and len(unmatched) == len(targets):
             raise MethodError(f"target_modules={_some(unmatched)} match no {wanted}; this model has {present}")
-        if unmatched:
+        if unmatched and warns:
             text = f"target_modules={_some(unmatched)} match no {wanted} and are passed over; this model has"
             warn(f"{text} {_some(present)}", stacklevel=5)
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
     if not matched:
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
-    if targets == ALL_LINEAR and (stacked := _stacked_weights(model)):
+    if warns and targets == ALL_LINEAR and (stacked := _stacked_weights(model)):
         warn(
             f"target_modules={targets!r} leaves out {_some(stacked, 2)}: the experts there are stacked in one tensor "
             "and are no linear layers",

@@ -19,6 +19,7 @@ from peftly.injection.insertion import (
     cache_insertions,
     insert_columns,
     insert_packed,
+    insert_states,
     pick_columns,
     store_cache_insertions,
     text_columns,
@@ -44,18 +45,15 @@ __all__ = ["extend_encoder_mask", "insert_virtual_tokens", "remove_virtual_token
 def insert_virtual_tokens(hooks: StackHooks, call: StackCall) -> None:
     """Insert the active virtual tokens into a call of a stack."""
     arguments = call.arguments
-    ids: Tensor | None = arguments.get("input_ids")
     cache: Any = arguments.get("past_key_values")
     stored = cache_insertions(cache).virtual_tokens
     if stored is None and not any(active_owners(hooks)):
         return
     call.is_changed = True
-    if ids is None:
-        raise MethodError("a model with virtual tokens needs input_ids: it cannot insert them into inputs_embeds")
     plan = cached_insertion(call, stored, active_owners(hooks), "virtual tokens")
     if plan is not None:
         continue_after(plan, call)
-        columns = int(cache.get_seq_length()) + ids.shape[1]
+        columns = int(cache.get_seq_length()) + call.inputs.shape[1]
         hooks.check_length(columns, arguments.get("attention_mask"), plan.count)
     elif arguments.get("attention_mask") is None and cache is None and _is_packed(arguments.get("position_ids")):
         _insert_packed(hooks, call)
@@ -112,12 +110,14 @@ def extend_encoder_mask(hooks: StackHooks, call: StackCall) -> None:
 def _start_text(hooks: StackHooks, call: StackCall) -> None:
     """Insert virtual tokens into a call that starts texts."""
     arguments = call.arguments
-    ids, mask, cache = arguments["input_ids"], arguments.get("attention_mask"), arguments.get("past_key_values")
-    start = ids.new_zeros(ids.shape[0], 1) if mask is None else mask.ne(0).int().argmax(1, keepdim=True)
-    lengths = torch.full_like(start, ids.shape[1]) if mask is None else mask.ne(0).sum(1, keepdim=True)
-    plan, virtual_ids = _plan(hooks, start, lengths, columns=ids.shape[1])
+    inputs, mask, cache = call.inputs, arguments.get("attention_mask"), arguments.get("past_key_values")
+    start = inputs.new_zeros(inputs.shape[0], 1, dtype=torch.long)
+    if mask is not None:
+        start = mask.ne(0).int().argmax(1, keepdim=True)
+    lengths = torch.full_like(start, inputs.shape[1]) if mask is None else mask.ne(0).sum(1, keepdim=True)
+    plan, virtual_ids = _plan(hooks, start, lengths, columns=inputs.shape[1])
     if mask is None and len(plan.owners) > 1:
-        mask = torch.ones_like(ids)
+        mask = inputs.new_ones(inputs.shape[:2], dtype=torch.long)
     states = prompt_states(hooks, call, active_virtual_tokens(hooks))
     if states is None:
         _insert_ids(hooks, call, plan, virtual_ids, start)
@@ -126,21 +126,27 @@ def _start_text(hooks: StackHooks, call: StackCall) -> None:
     if mask is not None:
         _check_padding(hooks, mask)
         arguments["attention_mask"] = mask = insert_columns(mask, plan, plan.used)
-    hooks.check_length(ids.shape[1] + plan.count, mask, plan.count)
+    hooks.check_length(inputs.shape[1] + plan.count, mask, plan.count)
     arguments.pop("position_ids", None)
     if cache is not None:
         store_cache_insertions(cache, virtual_tokens=plan)
 
 
 def _insert_ids(hooks: StackHooks, call: StackCall, plan: InsertionPlan, virtual_ids: Tensor, start: Tensor) -> None:
-    """Insert ids of virtual tokens into the ids of a call, whose texts start at the columns `start`, (batch, 1)."""
-    arguments = call.arguments
-    ids = arguments["input_ids"]
-    arguments["input_ids"] = longer = insert_columns(ids, plan, virtual_ids)
-    columns = text_columns(plan, ids.shape[1])
+    """Insert virtual tokens into the ids or embeddings of a call, whose texts start at the columns `start`, (batch, 1).
+
+    Embeddings of a text get the embeddings of the virtual tokens, which the embedding of the stack looks up.
+    """
+    arguments, inputs = call.arguments, call.inputs
+    if arguments.get("input_ids") is not None:
+        arguments["input_ids"] = insert_columns(inputs, plan, virtual_ids)
+    else:
+        arguments["inputs_embeds"] = insert_states(inputs, plan, embedding_of(hooks)(virtual_ids))
+    columns = text_columns(plan, inputs.shape[1])
     if hooks.role == "decoder":
         # The last column before a token predicts it: that of the token before, or of a virtual token that follows it.
-        columns = torch.cat([columns[:, 1:], torch.full_like(columns[:, :1], longer.shape[1])], dim=1) - 1
+        last = torch.full_like(columns[:, :1], inputs.shape[1] + plan.count)
+        columns = torch.cat([columns[:, 1:], last], dim=1) - 1
     if hooks.role == "encoder" and hooks.is_sequence_classifier:
         # PEFT's virtual tokens go in front of the first token of an encoder, which then classifies by the first one.
         in_front = plan.used[:, :1].bool() & (plan.before[:, :1] == start)
@@ -153,7 +159,9 @@ def _insert_ids(hooks: StackHooks, call: StackCall, plan: InsertionPlan, virtual
 def _insert_packed(hooks: StackHooks, call: StackCall) -> None:
     """Insert virtual tokens in front of each example of a packed sequence, whose positions restart at each example."""
     arguments = call.arguments
-    ids = arguments["input_ids"]
+    ids = arguments.get("input_ids")
+    if ids is None:
+        raise MethodError("packed sequences take virtual tokens as input_ids only, not as inputs_embeds")
     selection_of(hooks.model).active.expand(1)
     virtual_tokens, embedding = active_virtual_tokens(hooks)[0], embedding_of(hooks)
     if any(adapter.position != "front" for adapter in virtual_tokens):

@@ -34,6 +34,7 @@ __all__ = [
     "count_virtual_tokens",
     "drop_virtual_tokens",
     "embedding_of",
+    "has_virtual_tokens",
     "max_virtual_tokens",
     "virtual_token_ids",
 ]
@@ -107,7 +108,8 @@ class VirtualTokens(LayerAdapter):
         ids = self.ids(layer)
         is_virtual = (x >= ids.start) & (x < ids.stop)
         embedded = inner(x.masked_fill(is_virtual, 0), *args, **kwargs)
-        if (x.shape[-1] == 1 or not torch.is_grad_enabled()) and not bool(is_virtual.any()):
+        is_traced = torch.compiler.is_compiling()
+        if not is_traced and (x.shape[-1] == 1 or not torch.is_grad_enabled()) and not bool(is_virtual.any()):
             return embedded  # a call that continues from a cache: the encoder would run in vain
         # F.embedding and not values[ids]: the backward of indexing adds in an order that varies with two threads.
         values = F.embedding((x - ids.start).clamp(0, len(ids) - 1), self.values())
@@ -129,6 +131,11 @@ def drop_virtual_tokens(model: Any, name: str) -> None:
 def embedding_of(hooks: StackHooks) -> Any:
     """Return the input embedding of a stack. T5's encoder and decoder have two modules that share their weights."""
     return embedding_in(hooks.stack)
+
+
+def has_virtual_tokens(hooks: StackHooks) -> bool:
+    """Whether some adapter of a stack has virtual tokens, active or not."""
+    return any(True for _ in _attached(hooks))
 
 
 def active_virtual_tokens(hooks: StackHooks) -> list[list[VirtualTokens]]:

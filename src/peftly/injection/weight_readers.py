@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from peftly.errors import MethodError
-from peftly.injection.layers import AdaptedForward, LayerAdapter, OriginalForward, WatchedForward, base_modules
+from peftly.injection.accelerate_hooks import forward_attribute, restore_forward
+from peftly.injection.layers import (
+    AdaptedForward,
+    LayerAdapter,
+    OriginalForward,
+    WatchedForward,
+    base_modules,
+)
 from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.weight_uses import ANY, changes_weights, weights_read
 from peftly.kernels import is_quantized
@@ -83,13 +90,13 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
     for path, layers in _readers(modules).items():
         module = modules[path]
         forward = _ReaderForward(module, layers, selection, is_fused=isinstance(module, _FUSED_ENCODERS))
-        adapted_forward: Any = vars(module).get("forward")
+        adapted_forward: Any = vars(module).get(forward_attribute(module))
         if isinstance(adapted_forward, AdaptedForward):  # inside the adapters of the module itself
             forward.original = adapted_forward.original
             adapted_forward.original = OriginalForward(module)
             adapted_forward.original.replaced = forward
         else:
-            vars(module)["forward"] = forward
+            vars(module)[forward_attribute(module)] = forward
 
 
 def _readers(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
@@ -99,7 +106,8 @@ def _readers(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
         MethodError: see `serve_weight_readers`.
     """
     readers: dict[str, dict[str, Any]] = {}
-    adapted = {path: layer for path, layer in modules.items() if isinstance(vars(layer).get("forward"), AdaptedForward)}
+    forwards = {path: vars(layer).get(forward_attribute(layer)) for path, layer in modules.items()}
+    adapted = {path: modules[path] for path, forward in forwards.items() if isinstance(forward, AdaptedForward)}
     for path, layer in adapted.items():
         parts = path.split(".") if path else []
         for end in range(len(parts)):
@@ -131,11 +139,9 @@ def remove_weight_readers(model: nn.Module) -> None:
 
 def without_reader(module: nn.Module) -> None:
     """Restore the forward of a module that may be one of the readers, in place."""
-    forward: Any = vars(module).get("forward")
+    forward: Any = vars(module).get(forward_attribute(module))
     if isinstance(forward, _ReaderForward):
-        del vars(module)["forward"]
-        if forward.original.replaced is not None:
-            vars(module)["forward"] = forward.original.replaced
+        restore_forward(module, forward.original.replaced)
     elif isinstance(getattr(getattr(forward, "original", None), "replaced", None), _ReaderForward):
         forward.original = forward.original.replaced.original
 
@@ -192,7 +198,7 @@ class _MergedParameters(dict[str, Any]):
         self.own, self.path, self.layer, self.names = own, path, layer, names
         self.merged: dict[str, Any] = {}
         self.is_quantized = is_quantized(layer)
-        self.forward: Any = vars(layer)["forward"]
+        self.forward: Any = vars(layer)[forward_attribute(layer)]
 
     def __getitem__(self, name: str) -> Any:
         if not self.merged:

@@ -7,6 +7,7 @@ cross_entropy     cross-entropy of logits, a chunk at a time
 packed_attention  attention over packed examples with a shared prefix
 short_attention   attention over few keys, in bf16 on a CPU
 lean_blocks       RMSNorm and gated SiLU that save fewer tensors for the backward pass
+transforms        when autograd functions give way to plain operations (torch.compile, torch.func, double backward)
 quantized         linear layers of bitsandbytes, with weights in 4 or 8 bits
 bitsandbytes      import of bitsandbytes that downloads nothing
 """
@@ -26,6 +27,7 @@ from peftly.kernels.quantized import (
     is_quantized,
     quant_state,
 )
+from peftly.kernels.transforms import is_transformed, plain_gradients
 
 __all__ = [
     "IMPLEMENTATION",
@@ -42,9 +44,11 @@ __all__ = [
     "is_bitsandbytes_layer",
     "is_int8",
     "is_quantized",
+    "is_transformed",
     "keep_probability",
     "low_rank_linear",
     "no_mask",
+    "plain_gradients",
     "quant_state",
     "rms_norm",
     "silu_product",

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from peftly.kernels.transforms import is_transformed
 
 __all__ = ["draw_mask", "drop", "dropout", "keep_probability"]
 
@@ -89,6 +91,8 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     """
     if not training or probability == 0:
         return x
+    if is_transformed():
+        return F.dropout(x, probability)
     apply: Callable[..., Tensor] = _Dropout.apply
     keep = keep_probability(probability)
     return apply(x, draw_mask(x, keep), keep)
@@ -102,7 +106,8 @@ class _Dropout(torch.autograd.Function):
         return drop(x, mask).div_(keep)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of the backward pass is built
+            return grad * drop(torch.ones_like(grad), mask) / ctx.keep, None, None
         return drop(grad, mask).div_(ctx.keep), None, None

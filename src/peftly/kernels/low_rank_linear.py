@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from peftly.kernels.dropout import draw_mask, drop, keep_probability
+from peftly.kernels.transforms import is_transformed, plain_gradients
 
 __all__ = ["low_rank_linear"]
 
@@ -49,6 +49,9 @@ def low_rank_linear(
         (..., out_features).
     """
     dtype = weight.dtype
+    if is_transformed():
+        lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)
+        return _composed(x, weight, bias, lora_a, lora_b, scale, scaling, F.dropout(x, dropout) if dropout else x)
     mask = None
     if dropout > 0:
         keep = keep_probability(dropout)
@@ -56,6 +59,23 @@ def low_rank_linear(
     bias, scale = (None if value is None else value.to(dtype) for value in (bias, scale))
     apply: Callable[..., Tensor] = _LowRankLinear.apply
     return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale, mask, recompute_weight)
+
+
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: Tensor | None,
+    scaling: float,
+    dropped_x: Tensor,
+) -> Tensor:
+    """Return the output of `low_rank_linear` by operations of torch."""
+    output = F.linear(x, weight) + scaling * F.linear(F.linear(dropped_x, lora_a), lora_b)
+    if scale is not None:
+        output = output * scale.to(output.dtype)
+    return output if bias is None else output + bias.to(output.dtype)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -81,16 +101,18 @@ class _LowRankLinear(torch.autograd.Function):
             unscaled = output
             output = unscaled * scale if bias is None else torch.addcmul(bias, unscaled, scale)
         saved_weight = weight if recompute_weight is None else None
-        ctx.save_for_backward(flat_x, low, saved_weight, lora_a, lora_b, scale, unscaled, mask)
-        ctx.scaling, ctx.shape, ctx.recompute_weight = scaling, x.shape, recompute_weight
+        ctx.save_for_backward(x, low, saved_weight, lora_a, lora_b, scale, unscaled, mask, bias)
+        ctx.scaling, ctx.recompute_weight = scaling, recompute_weight
         # Not a view: torch lets no caller change a view from here in place, as `nn.ReLU(inplace=True)` does.
         result: Tensor = torch.ops.aten._unsafe_view(output, [*x.shape[:-1], output.shape[-1]])
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat_x, low, weight, lora_a, lora_b, scale, unscaled, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
+        x, low, weight, lora_a, lora_b, scale, unscaled, mask, _ = ctx.saved_tensors
+        flat_x = x.reshape(-1, x.shape[-1])
         needs_x, _, needs_bias, needs_a, needs_b, _, needs_scale, *_ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])
         grad_bias = grad.sum(0) if needs_bias else None
@@ -105,7 +127,7 @@ class _LowRankLinear(torch.autograd.Function):
             grad_x.add_(drop(grad_low @ lora_a, mask))
         dropped_x = flat_x if mask is None or not needs_a else drop(flat_x, mask)
         return (
-            None if grad_x is None else grad_x.view(ctx.shape),
+            None if grad_x is None else grad_x.view(x.shape),
             None,
             grad_bias,
             grad_low.T @ dropped_x if needs_a else None,
@@ -115,3 +137,18 @@ class _LowRankLinear(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `_LowRankLinear` for a backward pass with `create_graph=True`."""
+    x, _, weight, lora_a, lora_b, scale, _, mask, bias = ctx.saved_tensors
+    frozen = weight if ctx.recompute_weight is None else ctx.recompute_weight()
+    kept = None if mask is None else drop(torch.ones_like(x), mask)
+
+    def composed(x: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor | None) -> Tensor:
+        return _composed(x, frozen, bias, lora_a, lora_b, scale, ctx.scaling, x if kept is None else x * kept)
+
+    needs_x, _, needs_bias, needs_a, needs_b, _, needs_scale, *_ = ctx.needs_input_grad
+    needed = (needs_x, needs_bias, needs_a, needs_b, needs_scale)
+    of_x, of_bias, of_a, of_b, of_scale = plain_gradients(composed, (x, bias, lora_a, lora_b, scale), needed, grad)
+    return of_x, None, of_bias, of_a, of_b, None, of_scale, None, None

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from peftly.kernels.transforms import is_transformed
 
 __all__ = [
     "dequantized_linear",
@@ -73,6 +74,8 @@ def dequantized_linear(x: Tensor, dequantize: Callable[[], Tensor], bias: Tensor
     Returns:
         (..., out_features).
     """
+    if is_transformed():
+        return F.linear(x, dequantize(), bias)
     apply: Callable[..., Tensor] = _DequantizedLinear.apply
     return apply(x, dequantize, bias)
 
@@ -85,7 +88,6 @@ class _DequantizedLinear(torch.autograd.Function):
             return F.linear(x, dequantize(), bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad @ ctx.dequantize(), None, None
 

@@ -12,6 +12,7 @@ from peftly.adapters import (
     METHOD,
     QUANTIZATION,
     ROW_FORMAT,
+    TASK,
     TOGETHER,
     TOKENIZER,
     TOKENIZER_FILES,
@@ -29,7 +30,7 @@ from peftly.adapters import (
 )
 from peftly.errors import ConfigError
 from peftly.merging.combine import check_method, combine, left_out
-from peftly.models import output_kind, pooling_of, resolve_base, stored_dtype
+from peftly.models import output_kind, pooling_of, stored_dtype
 from peftly.utils import check_output_folder
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ __all__ = ["Combined", "save_combined"]
 _NAME = "combined"
 """Name of the new adapter in the model."""
 
-_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TOKENIZER)
+_INDIVIDUAL_NOTES = (METHOD, TOGETHER, LABELS, QUANTIZATION, BASE, TASK, TOKENIZER)
 """Keys of notes that are not copied: they describe one adapter, or `save_combined` writes them itself."""
 
 _MEANINGS = {ROW_FORMAT: "the row format, so give generate its text with --prompt"}
@@ -67,6 +68,7 @@ def save_combined(
     adapters: Sequence[AdapterSource],
     out: str | Path,
     *,
+    base: str | Path | None = None,
     weights: Sequence[float] | None = None,
     method: Literal["linear", "svd"] = "linear",
     rank: int | None = None,
@@ -78,6 +80,7 @@ def save_combined(
     Args:
         adapters: adapters of one base, as `load` takes them, whose updates can be added (LoRA).
         out: output folder, missing or empty.
+        base: their base, where it is not the one that they name, or has moved.
         weights: weight of each adapter; None: 1 for each, which equals all adapters active together.
         method, rank: see `combine`.
         overwrite: replace an adapter in `out`.
@@ -101,20 +104,19 @@ def save_combined(
     check_method(method, rank)
     if not adapters:
         raise ConfigError("there is no adapter to combine; name several")
-    by_source = open_compatible_adapters(adapters)
+    by_source = open_compatible_adapters(adapters, None if base is None else str(base))
     names, opened = adapter_names(by_source), list(by_source.values())
     check_number_of_weights(weights, names)
     if len(names) == 1 and weights is None and rank is None:
         raise ConfigError(f"{names[0]} is one adapter: name another, or give its weight, or a lower rank for svd")
     if target in (adapter_set.path.resolve() for adapter_set in opened):
         raise ConfigError(f"out: {target} is one of the adapters to combine; choose another folder")
-    base = opened[0].requirements.base
     if (correcting := correcting_adapter(opened)) is not None:
         raise ConfigError(
             f"{correcting} corrects the quantisation error of its base (init: qera), so it cannot be added to "
             "others or weighted; combine adapters with another init"
         )
-    resolved = resolve_base(base)
+    resolved = opened[0].base
     loaded = load_together(opened, resolved, dtype=stored_dtype(resolved), device="cpu", quantization="none")
     model, own_tokenizer = loaded.model, tokenizer_to_save(loaded.model, loaded.tokenizer)
     weight_of = dict(zip(attached(model), weights or [1.0] * len(names), strict=True))
@@ -126,7 +128,8 @@ def save_combined(
     made_of = [f"{weight:g} times {name}" for name, weight in zip(names, weight_of.values(), strict=True)]
     labels = opened[0].requirements.labels
     outputs = output_kind(model.config) if labels else "class"
-    card = adapter_card(base, adapter.config, made_of, labels=labels, pooling=pooling_of(model), outputs=outputs)
+    name = resolved.name
+    card = adapter_card(name, adapter.config, made_of, labels=labels, pooling=pooling_of(model), outputs=outputs)
     save_adapter(model, target, name=_NAME, notes=notes, card=card, tokenizer=own_tokenizer)
     parameters = sum(tensor.numel() for tensor in adapter.file_tensors().values())
     return Combined(target, adapter.config, parameters, left_out(model, weight_of, _NAME))

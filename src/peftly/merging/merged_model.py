@@ -38,7 +38,7 @@ from peftly.merging.parity import (
 )
 from peftly.merging.parity_samples import Samples, samples_for
 from peftly.merging.rounding import rounding_in_fp32
-from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, resolve_base, stored_dtype
+from peftly.models import Base, BaseSpec, Quantization, check_links, pooling_of, stored_dtype
 from peftly.utils import resolve_dtype, write_folder
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def save_merged(
     adapters: AdapterSource | Sequence[AdapterSource],
     out: str | Path,
     *,
+    base: str | Path | None = None,
     dtype: "str | torch.dtype | None" = None,
     weights: Sequence[float] | None = None,
     into: Into = "trained",
@@ -81,6 +82,7 @@ def save_merged(
     Args:
         adapters: an adapter as `load` takes it, or several adapters of one base.
         out: output folder, missing or empty.
+        base: base of the adapters, where it is not the one that they name, or has moved.
         dtype: dtype of the written weights, as `resolve_dtype` takes it; None: the dtype of the base's files.
         weights: weight of each adapter; for adapters whose updates can be added (LoRA). None: 1 for each.
         into: base to merge into, for adapters that were trained over a quantised base: the dequantised weights of this
@@ -104,7 +106,7 @@ def save_merged(
     listed = [adapters] if isinstance(adapters, AdapterSource) else list(adapters)
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
-    plan = _plan(listed, target, dtype, weights, into)
+    plan = _plan(listed, target, None if base is None else str(base), dtype, weights, into)
     model, tokenizer, samples, before, rounding, fp32_rounding = _adapted_model(plan, text, held_out, log)
     model_class, pooling = type(model), pooling_of(model)
     card = partial(merged_card, plan.base, *_ingredients(plan, model), pooling=pooling)
@@ -154,6 +156,7 @@ class _MergePlan(NamedTuple):
 def _plan(
     sources: Sequence[AdapterSource],
     out: Path,
+    moved_base: str | None,
     dtype: "str | torch.dtype | None",
     weights: Sequence[float] | None,
     into: Into,
@@ -163,10 +166,10 @@ def _plan(
         raise ConfigError(f"into={into!r} is not one of {', '.join(get_args(Into))}")
     if not sources:
         raise ConfigError("there is no adapter to merge; name one")
-    by_source = open_compatible_adapters(sources)
+    by_source = open_compatible_adapters(sources, moved_base)
     check_number_of_weights(weights, adapter_names(by_source))
     adapters = tuple(by_source.values())
-    base_name, quantization = adapters[0].requirements.base, adapters[0].quantization
+    quantization = adapters[0].quantization
     if into == "original" and quantization is None:
         raise ConfigError(
             f"into=original: {adapters[0].source} was trained over the base as its files have it; leave it out"
@@ -176,7 +179,7 @@ def _plan(
             f"into=original: {correcting} corrects the quantisation error of its base, so it fits only the base "
             "that it was trained over: use into='trained'"
         )
-    base = resolve_base(base_name)
+    base = adapters[0].base
     check_links(base.name, base.source)
     resolved_dtype = resolve_dtype(stored_dtype(base) if dtype is None else dtype)
     return _MergePlan(adapters, base, quantization, into, weights, resolved_dtype, out)

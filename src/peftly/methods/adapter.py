@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from peftly.errors import MethodError
@@ -29,7 +28,7 @@ from peftly.injection import (
     find_part,
     norm_layers,
 )
-from peftly.kernels import draw_mask, drop, dropout, keep_probability
+from peftly.kernels import draw_mask, drop, dropout, is_transformed, keep_probability, plain_gradients
 from peftly.methods.method import MethodConfig, OwnFormat, Setup, Size
 
 if TYPE_CHECKING:
@@ -116,6 +115,11 @@ def add_bottleneck(
     Returns:
         (..., width).
     """
+    if is_transformed():
+        down, down_bias, up, up_bias = weights
+        update = bottleneck(h, down, down_bias, up, up_bias, activation)
+        update = F.dropout(update, probability) if probability else update
+        return (h if output is None else output) + scaling * update
     mask = None
     if probability > 0:
         keep = keep_probability(probability)
@@ -146,15 +150,17 @@ class _AddBottleneck(torch.autograd.Function):
         else:
             update = torch.addmm(up_bias, activation(hidden), up.T)
             after = torch.add(before, drop(update, mask), alpha=scaling)
-        ctx.save_for_backward(flat_h, hidden, down, up, mask)
+        ctx.save_for_backward(h, hidden, down, down_bias, up, up_bias, mask)
         ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
         result: Tensor = torch.ops.aten._unsafe_view(after, h.shape)  # not a view, which no caller may change in place
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat_h, hidden, down, up, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
+        h, hidden, down, _, up, _, mask = ctx.saved_tensors
+        flat_h = h.reshape(-1, h.shape[-1])
         flat_grad = grad.reshape(flat_h.shape)
         grad_update = flat_grad if mask is None else drop(flat_grad, mask)
         with torch.enable_grad():
@@ -176,6 +182,21 @@ class _AddBottleneck(torch.autograd.Function):
         )
 
 
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `_AddBottleneck` for a backward pass with `create_graph=True`."""
+    h, _, down, down_bias, up, up_bias, mask = ctx.saved_tensors
+    kept = None if mask is None else drop(torch.ones_like(h), mask)
+
+    def update(h: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+        added: Tensor = ctx.scaling * bottleneck(h, down, down_bias, up, up_bias, ctx.activation)
+        added = added if kept is None else added * kept
+        return h + added if ctx.adds_to_h else added
+
+    inputs = (h, down, down_bias, up, up_bias)
+    gradients = plain_gradients(update, inputs, ctx.needs_input_grad[1:6], grad)
+    return (None if ctx.adds_to_h else grad, *gradients, None, None, None)
+
+
 class Bottleneck(LayerAdapter):
     """Weights of one bottleneck network, for all placements.
 
@@ -185,7 +206,7 @@ class Bottleneck(LayerAdapter):
         up: (width, bottleneck_dim).
         up_bias: (width,).
         activation: name of the activation.
-        dropout: dropout probability on the output of the network.
+        dropout_module: dropout on the output of the network, or None.
         scaling: factor of the output of the network.
     """
 
@@ -201,9 +222,16 @@ class Bottleneck(LayerAdapter):
         self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
         self.down_bias = nn.Parameter(torch.zeros(hidden, device=device))
         self.up_bias = nn.Parameter(torch.zeros(width, device=device))
-        self.activation, self.dropout = config.activation, config.dropout
+        self.activation = config.activation
+        # A module, so that tools which disable dropout find it (TRL's trainers do).
+        self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
         default = 4.0 if config.placement == "parallel" else 1.0
         self.scaling = default if config.scaling is None else config.scaling
+
+    @property
+    def dropout(self) -> float:
+        """Dropout probability on the output of the network."""
+        return 0.0 if self.dropout_module is None else self.dropout_module.p
 
     def add_to(self, output: Tensor | None, h: Tensor) -> Tensor:
         """Return `output` (None: `h`) plus the output of the bottleneck network for `h`; all (..., width)."""

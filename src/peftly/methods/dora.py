@@ -66,7 +66,7 @@ def dora_scale(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, m
     """
     with torch.no_grad():
         norms = row_norms(weight, lora_a, lora_b, scaling)
-    scale: Tensor = magnitude / norms
+    scale: Tensor = magnitude / norms.detach()  # forward-mode AD does not heed no_grad
     return scale
 
 

@@ -6,6 +6,7 @@ layer. The vectors start at one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,7 +26,8 @@ from peftly.injection import (
     is_part,
     short_names,
 )
-from peftly.methods.method import Adapter, MethodConfig, Setup, module_names
+from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.peft_files import LAYER_KEYS, check_layer_choice, module_names, peft_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +80,7 @@ class IA3Adapter(Adapter):
 
     config: IA3
     peft_types: ClassVar[tuple[str, ...]] = ("IA3",)
+    peft_keys: ClassVar[frozenset[str]] = LAYER_KEYS | {"feedforward_modules", "init_ia3_weights"}
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: IA3, name: str, setup: Setup) -> Self:
@@ -85,10 +88,11 @@ class IA3Adapter(Adapter):
         if config.target_modules is None:
             targets = find_part(model, "keys and values") | find_part(model, "feed-forward output")
         else:
-            targets = find_targets(model, config.target_modules)
+            targets = find_targets(model, config.target_modules, warns=not setup.is_loading)
         modules = config.feedforward_modules
-        inputs = find_targets(model, modules) if modules else {}
-        if outside := [path for path in inputs if path not in targets]:
+        inputs = find_targets(model, modules, warns=not setup.is_loading) if modules else {}
+        outside = [path for path in inputs if path not in targets]
+        if outside and not setup.is_loading:  # in a file they have no effect in PEFT either
             raise MethodError(
                 f"feedforward_modules={modules!r} name {outside[0]}, which is not among target_modules; name it there "
                 "too, or leave it out"
@@ -130,8 +134,26 @@ class IA3Adapter(Adapter):
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> IA3:
         """See `Adapter.config_from_peft`."""
+        check_layer_choice(peft)
         return IA3.from_json({key: module_names(peft, key) for key in ("target_modules", "feedforward_modules")})
+
+    @classmethod
+    def config_on(
+        cls, model: nn.Module, config: IA3, peft: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> IA3:
+        """See `Adapter.config_on`."""
+        in_file = {match[1]: shape for name, shape in shapes.items() if (match := _VECTOR.fullmatch(name))}
+        targets = peft_targets(model, (nn.Linear, Conv1D), peft, config.modules_to_save or (), in_file)
+        if targets is None:
+            return config
+        modules: Any = config.feedforward_modules
+        if not peft.get("target_modules"):
+            modules = tuple(path for path in targets if in_file[path][0] == 1)
+        return config.model_copy(update={"target_modules": tuple(targets), "feedforward_modules": modules})
 
     def _targets(self) -> list[tuple[str, Any, IA3Layer]]:
         layers = adapted_layers(self.model, self.name)
         return [(path, layer, ia3) for path, layer, ia3 in layers if isinstance(ia3, IA3Layer)]
+
+
+_VECTOR = re.compile(r"base_model\.model\.(.+)\.ia3_l")

@@ -122,7 +122,7 @@ class LoRALayer(LowRankLayer):
             with torch.no_grad():
                 self.lora_a.copy_(self.start_a)
                 self.lora_b.copy_(self.start_b)
-        elif isinstance(layer, nn.Embedding):
+        elif isinstance(layer, nn.Embedding) and not setup.is_loading:
             # As in the released code: A, which has a column for each token, starts at zero.
             with torch.no_grad():
                 self.lora_a.zero_()

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import AdapterError
 from peftly.injection import (
     ALL_LINEAR,
     BiasCopy,
@@ -26,11 +25,13 @@ from peftly.injection import (
     device_of,
     features,
     find_targets,
+    first_matches,
     is_within,
     short_names,
     task_modules,
 )
-from peftly.methods.method import Adapter, MethodConfig, Setup, Size, module_names
+from peftly.methods.method import Adapter, MethodConfig, Setup, Size
+from peftly.methods.peft_files import LORA_KEYS, lora_settings, peft_targets
 from peftly.utils import warn
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class LowRankLayer(LayerAdapter):
     Attributes:
         rank: rank of the factors.
         scaling: factor of the update.
-        dropout: dropout probability on the input of the update.
+        dropout_module: dropout on the input of the update, or None.
         lora_a: (rank, in_features), initially Kaiming-uniform as in the released code of LoRA.
         lora_b: (out_features, rank), initially zero, so that the layer is unchanged.
         bias: trained copy of the bias of the layer, (out_features,), or None.
@@ -104,12 +105,19 @@ class LowRankLayer(LayerAdapter):
         out_features, in_features = features(layer)
         self.rank = config.rank
         self.scaling = lora_scaling(config.alpha, config.rank, rslora=config.rslora)
-        self.dropout = config.dropout
+        # A module, so that tools which disable dropout find it (TRL's trainers do).
+        self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
         lora_a = torch.empty(self.rank, in_features)
-        nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
+        if not setup.is_loading:
+            nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
         self.lora_a = nn.Parameter(lora_a.to(device_of(layer)))
         self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=device_of(layer)))
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone()) if with_bias else None
+
+    @property
+    def dropout(self) -> float:
+        """Dropout probability on the input of the update."""
+        return 0.0 if self.dropout_module is None else self.dropout_module.p
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B as they are saved, which may have a higher rank than the trained ones."""
@@ -126,6 +134,7 @@ class LowRankAdapter(Adapter):
 
     config: LowRankConfig
     peft_types: ClassVar[tuple[str, ...]] = ("LORA",)
+    peft_keys: ClassVar[frozenset[str]] = LORA_KEYS
     settings: ClassVar[type[LowRankConfig]]
     """Class of the settings."""
     uses_dora: ClassVar[bool]
@@ -149,7 +158,7 @@ class LowRankAdapter(Adapter):
     @classmethod
     def attach(cls, model: PreTrainedModel, config: Any, name: str, setup: Setup) -> Self:
         """See `Adapter.attach`."""
-        targets = find_targets(model, config.target_modules, cls.layer_classes)
+        targets = find_targets(model, config.target_modules, cls.layer_classes, warns=not setup.is_loading)
         with_bias = {} if config.bias == "none" else bias_layers(model)
         # The modules of a task are trained as full copies.
         with_bias = {path: layer for path, layer in with_bias.items() if not is_within(path, task_modules(model))}
@@ -209,11 +218,9 @@ class LowRankAdapter(Adapter):
         """See `Adapter.peft_config`."""
         targets = self.targets()
         return {
-            "exclude_modules": None,
             "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer, _ in targets.values()),
             "init_lora_weights": True,
             "layers_pattern": None,
-            "layers_to_transform": None,
             "lora_bias": False,
             "target_modules": short_names(self.model, list(targets)),
             **self.peft_settings(self.config),
@@ -225,6 +232,8 @@ class LowRankAdapter(Adapter):
         return {
             "alpha_pattern": config.alpha_pattern,
             "bias": config.bias,
+            "exclude_modules": None,
+            "layers_to_transform": None,
             "lora_alpha": config.alpha,
             "lora_dropout": config.dropout,
             "r": config.rank,
@@ -236,31 +245,27 @@ class LowRankAdapter(Adapter):
     @classmethod
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig | None:
         """See `Adapter.config_from_peft`."""
-        uses_dora = peft.get("use_dora", False)
+        uses_dora = False if peft.get("use_dora") is None else peft["use_dora"]
         if not isinstance(uses_dora, bool):
             raise TypeError(f"use_dora: {uses_dora!r} is neither true nor false")
         if uses_dora != cls.uses_dora:
             return None
-        unsupported = [key for key in _UNSUPPORTED if peft.get(key)]
-        if unsupported:
-            raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
-        init = peft.get("init_lora_weights")
-        if isinstance(init, str) and init.startswith(_INITS_THAT_CHANGE_BASE):
-            raise AdapterError(
-                f"this LoRA adapter has init_lora_weights={init!r}, with which PEFT changes the base when it loads it; "
-                "save it again with PEFT's path_initial_model_for_weight_conversion"
-            )
-        settings = {
-            "rank": peft.get("r", 8),
-            "alpha": peft.get("lora_alpha", 8),
-            "dropout": peft.get("lora_dropout", 0.0),
-            "target_modules": module_names(peft, "target_modules"),
-            "bias": peft.get("bias", "none"),
-            "rslora": peft.get("use_rslora", False),
-            "rank_pattern": peft.get("rank_pattern") or {},
-            "alpha_pattern": peft.get("alpha_pattern") or {},
-        }
-        return cls.settings.from_json(settings)
+        return cls.settings.from_json(lora_settings(peft))
+
+    @classmethod
+    def config_on(
+        cls, model: nn.Module, config: Any, peft: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> MethodConfig:
+        """See `Adapter.config_on`."""
+        in_file = {match[1] for name in shapes if (match := _FACTOR.fullmatch(name))}
+        targets = peft_targets(model, cls.layer_classes, peft, config.modules_to_save or (), in_file)
+        found: LowRankConfig = config
+        # Of several keys that match a layer, PEFT takes the first in the file, and `by_pattern` that in the alphabet.
+        alphas = first_matches(list(found.alpha_pattern), in_file, "alpha_pattern", at_end=True)
+        if alphas != first_matches(sorted(found.alpha_pattern), in_file, "alpha_pattern", at_end=True):
+            of_paths = {path: found.alpha_pattern[key] for path, key in alphas.items()}
+            found = found.model_copy(update={"alpha_pattern": of_paths})
+        return found if targets is None else found.model_copy(update={"target_modules": tuple(targets)})
 
     @classmethod
     def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -280,23 +285,6 @@ class LowRankAdapter(Adapter):
         """Return each layer that has factors, and these factors, by path."""
         layers = adapted_layers(self.model, self.name)
         return {path: (layer, adapter) for path, layer, adapter in layers if isinstance(adapter, LowRankLayer)}
-
-
-_INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq")
-"""Prefixes of values of PEFT's `init_lora_weights` for which the factors belong to changed weights of the base."""
-
-_UNSUPPORTED = (
-    "alora_invocation_tokens",
-    "exclude_modules",
-    "layer_replication",
-    "layers_to_transform",
-    "lora_bias",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-)
-"""Settings of PEFT that are not supported."""
 
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")

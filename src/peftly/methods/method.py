@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from peftly.data import EncodedExample
 
-__all__ = ["Adapter", "MethodConfig", "OwnFormat", "Setup", "Size", "module_names"]
+__all__ = ["Adapter", "MethodConfig", "OwnFormat", "Setup", "Size"]
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 """Rank, number of virtual tokens or hidden dimension: a dimension of the tensors of an adapter."""
@@ -66,7 +66,8 @@ class Setup:
         seed: seed of the initial values; the global random generators are not used.
         examples: training examples, for parameters that start from the inputs of layers.
         original: function that opens the base without quantisation, on the CPU.
-        is_loading: whether the values of a file are about to replace the initial values.
+        is_loading: whether the values of a file are about to replace the initial values, so that none has to be
+            computed, and names of layers that the model does not have are passed over, as PEFT does.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -100,8 +101,12 @@ class Adapter(ABC):
     peft_types: ClassVar[tuple[str, ...]]
     """Values of `peft_type` in `adapter_config.json` that this class can load. PEFT does not know the ones that begin
     with PEFTLY_."""
+    peft_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `adapter_config.json` that this class reads or that change no output, besides those of all methods."""
     peft_limitation: ClassVar[str] = ""
     """Reason why PEFT cannot represent an adapter whose type begins with PEFTLY_."""
+    needs_task_in_peft: ClassVar[bool] = False
+    """Whether PEFT opens the adapter only by the task of its file."""
     can_be_weighted: ClassVar[bool] = False
     """Whether the adapter only adds products to outputs of layers, each with a `scaling`, which a weight multiplies."""
     copies_prefix: ClassVar[str] = "base_model.model."
@@ -218,6 +223,24 @@ class Adapter(ABC):
         """
 
     @classmethod
+    def config_on(
+        cls, model: nn.Module, config: Any, peft: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> MethodConfig:
+        """Return the settings for one model of an adapter that PEFT wrote.
+
+        Args:
+            model: model that the adapter is about to be attached to.
+            config: result of `config_from_peft`, with `modules_to_save`.
+            peft: content of `adapter_config.json`.
+            shapes: shapes of the tensors, by their plain names.
+
+        Raises:
+            AdapterError, MethodError: an entry of the file is unsound.
+        """
+        found: MethodConfig = config
+        return found
+
+    @classmethod
     def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """Return why no adapter with these settings has a file with tensors of these shapes; None: one may have it.
 
@@ -249,14 +272,3 @@ class OwnFormat(Adapter):
     def config_from_peft(cls, peft: Mapping[str, Any]) -> MethodConfig:
         """See `Adapter.config_from_peft`."""
         return cls.settings.from_json(peft["settings"])
-
-
-def module_names(peft: Mapping[str, Any], key: str) -> Any:
-    """Return names of modules in PEFT's configuration, sorted, since PEFT stores a set; a regular expression as it is.
-
-    Args:
-        peft: content of `adapter_config.json`.
-        key: name of the entry; a missing one is an empty list.
-    """
-    names = peft.get(key)
-    return sorted(names, key=str) if isinstance(names, list) else [] if names is None else names

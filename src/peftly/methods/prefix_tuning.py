@@ -18,16 +18,20 @@ from peftly.injection import (
     Prefix,
     add_prefix,
     check_placement,
+    device_of,
     drop_prefix,
     inserts_no_tokens,
     is_multimodal,
     key_value_shape,
+    output_heads,
     recorded_states,
     role_of,
     text_stack,
+    vocabulary_head,
 )
 from peftly.methods.initial_tokens import Length, check_init_text, common_tokens, repeated, text_ids, with_length
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
+from peftly.methods.peft_files import PROMPT_KEYS
 from peftly.methods.soft_prompt import prompt_shape_error
 
 if TYPE_CHECKING:
@@ -100,7 +104,9 @@ class PrefixTuningAdapter(Adapter):
     settings: ClassVar[type[PrefixTuning]] = PrefixTuning
     peft_types: ClassVar[tuple[str, ...]] = ("PREFIX_TUNING", "PEFTLY_PREFIX_TUNING")
     peft_limitation: ClassVar[str] = "in an encoder-decoder model PEFT uses the prefix in half of the layers only"
+    peft_keys: ClassVar[frozenset[str]] = PROMPT_KEYS
     copies_prefix: ClassVar[str] = "base_model."
+    needs_task_in_peft: ClassVar[bool] = True
 
     def __init__(
         self, model: PreTrainedModel, config: PrefixTuning, name: str, values: Tensor, encoder: nn.Module | None = None
@@ -116,7 +122,7 @@ class PrefixTuningAdapter(Adapter):
             encoder: network that returns the keys and values; None: the keys and values are trained themselves.
         """
         super().__init__(model, config, name)
-        device = next(model.parameters()).device
+        device = device_of(model)
         prefix = Prefix(values.to(device), _shape(model), None if encoder is None else encoder.to(device))
         add_prefix(model, name, prefix)
         if is_multimodal(model):
@@ -252,7 +258,7 @@ class PTuningV2Adapter(PrefixTuningAdapter):
     def unsupported_reason(cls, model: nn.Module) -> str | None:
         """See `Adapter.unsupported_reason`."""
         reason = PrefixTuningAdapter.unsupported_reason(model)
-        if reason is None and isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
+        if reason is None and (vocabulary_head(model) is not None or not output_heads(model)):
             return (
                 f"p_tuning_v2 trains a classifier with the prefix, and {type(model).__name__} has none; "
                 "prefix_tuning is the same without a classifier"
@@ -281,7 +287,7 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     layers, heads, head_dim = _shape(model)
     count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
-    has_no_weights = next(model.parameters()).is_meta
+    has_no_weights = device_of(model).type == "meta"
     if init == "zero" or has_no_weights:
         _check_call(model)
         return torch.zeros(count, 2 * layers * heads * head_dim)

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.injection import Position, VirtualTokens, add_virtual_tokens, drop_virtual_tokens, inserts_no_tokens
+from peftly.injection import (
+    Position,
+    VirtualTokens,
+    add_virtual_tokens,
+    device_of,
+    drop_virtual_tokens,
+    inserts_no_tokens,
+)
 from peftly.methods.method import Adapter, MethodConfig, Setup
+from peftly.methods.peft_files import PROMPT_KEYS
 
 __all__ = ["Position", "PromptAdapter", "prompt_shape_error", "token_embeddings"]
 
@@ -27,7 +35,9 @@ class PromptAdapter(Adapter):
     settings: ClassVar[type[MethodConfig]]
     """Class of the settings."""
     peft_limitation: ClassVar[str] = "its virtual tokens are after [CLS] or where a template marks them, not in front"
+    peft_keys: ClassVar[frozenset[str]] = PROMPT_KEYS
     copies_prefix: ClassVar[str] = "base_model."
+    needs_task_in_peft: ClassVar[bool] = True
 
     def __init__(
         self, model: PreTrainedModel, config: Any, name: str, embeddings: Tensor, encoder: nn.Module | None = None
@@ -45,7 +55,7 @@ class PromptAdapter(Adapter):
         role = model._peftly.hooks.text.role
         position: Position = config.position or ("after_cls" if role == "encoder" else "front")
         self.is_peft_compatible = position == "front"
-        device = model.get_input_embeddings().weight.device
+        device = device_of(model.get_input_embeddings())
         encoder = None if encoder is None else encoder.to(device)
         self.virtual_tokens = VirtualTokens(embeddings.to(device), encoder, position=position)
         add_virtual_tokens(model, name, self.virtual_tokens)
@@ -178,5 +188,5 @@ def token_embeddings(embedding: nn.Module, ids: Tensor) -> Tensor:
         (count, width).
     """
     with torch.no_grad():
-        embeddings: Tensor = embedding(ids.to(next(embedding.parameters()).device))
+        embeddings: Tensor = embedding(ids.to(device_of(embedding)))
     return embeddings.float()

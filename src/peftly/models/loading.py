@@ -111,7 +111,9 @@ def load_base(
             model.to(resolved_device)
     remember_files(model, files or weights_identity(base))  # those of a Hub id may be here only now
     # Adapter files name their base by this attribute; the cache folder of a short name means nothing elsewhere.
-    model.name_or_path = model.config.name_or_path = base.name
+    model.name_or_path = base.name
+    # TRL opens references and tokenizers by the one of the config, which no file holds.
+    model.config.name_or_path = base.source if base.kind == "wheel" else base.name
     if task in ("sequence_classification", "token_classification"):
         # A decoder that classifies finds the end of a text by the pad token.
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -140,8 +140,8 @@ _AUTO_CLASSES = {_BODY: "AutoModel", _ANSWERS: "AutoModelForQuestionAnswering"}
 
 
 def auto_mapping(model: Any) -> dict[str, str] | None:
-    """Return the class of a model for adapter files, as PEFT has it where no task names the class; else None."""
-    if peft_task_type(model) is not None or not isinstance(model, PreTrainedModel):
+    """Return the class of a model for adapter files that name no task, as PEFT has it; None: transformers has none."""
+    if not isinstance(model, PreTrainedModel):
         return None
     return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
 

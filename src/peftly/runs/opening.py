@@ -48,12 +48,13 @@ class OpenEnsemble(NamedTuple):
     vote: "Vote"
 
 
-def open_run(spec: str, *, name: str = "default") -> OpenRun:
+def open_run(spec: str, *, name: str = "default", base: str | None = None) -> OpenRun:
     """Open a trained adapter with its base.
 
     Args:
         spec: run folder, adapter folder, or Hub id of an adapter.
         name: name of the adapter in the model.
+        base: base of the adapter, where it is not the one that the adapter names, or has moved.
 
     Returns:
         The adapted model with its tokenizer, row format and configuration. A run folder determines dtype and device
@@ -65,11 +66,15 @@ def open_run(spec: str, *, name: str = "default") -> OpenRun:
         ConfigError: the folder holds several runs that were trained side by side.
     """
     config = _run_config(spec)
-    return _open(_adapters_of(spec), config, name)
+    return _open(_adapters_of(spec, base), config, name)
 
 
-def open_ensemble(spec: str) -> OpenEnsemble | None:
+def open_ensemble(spec: str, *, base: str | None = None) -> OpenEnsemble | None:
     """Open the members of an ensemble on one base, each under its name.
+
+    Args:
+        spec: folder of the ensemble.
+        base: as for `open_run`.
 
     Returns:
         The ensemble; None if `spec` is any other run or adapter.
@@ -81,7 +86,7 @@ def open_ensemble(spec: str) -> OpenEnsemble | None:
     config = read_config(folder)
     if not isinstance(config, RunConfig) or config.ensemble is None:
         return None
-    members = {name: _adapters_of(str(folder / name)) for name in config.parts()}
+    members = {name: _adapters_of(str(folder / name), base) for name in config.parts()}
     first, *others = members
     for name in others:
         if members[name].row_format != members[first].row_format:
@@ -107,13 +112,13 @@ def _run_config(spec: str) -> RunConfig | None:
     return None if config is None else one_run(config, spec)
 
 
-def _adapters_of(spec: str) -> AdapterSet:
+def _adapters_of(spec: str, base: str | None) -> AdapterSet:
     folder = Path(spec)
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
         raise AdapterError(
             f"{spec}: this run has saved no adapter yet: it is still in training, or was stopped before that"
         )
-    return open_adapters(spec)
+    return open_adapters(spec, base)
 
 
 def _open(adapters: AdapterSet, config: RunConfig | None, name: str) -> OpenRun:

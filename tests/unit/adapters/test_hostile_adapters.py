@@ -97,7 +97,7 @@ TYPES = {
     "lora_alpha": [None, "16", [], 0, {"a": 1}],
     "lora_dropout": ["0.1", 1.5, None],
     "bias": ["some", 1, None],
-    "use_rslora": ["yes", 1, None],
+    "use_rslora": ["yes", 1, []],
     "use_dora": ["yes", 1, []],
     "target_modules": [5, {"a": 1}, [1], [None], [["q_proj"]], True],
     "modules_to_save": [5, 0, "lm_head", {"a": 1}, [1], ["a\nb"]],

