@@ -50,6 +50,7 @@ $(LLAMA): $(INSTALLED)
 soak: install $(LLAMA)
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python tests/soak/crash_totals.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/model_classes.py --again
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,16 +1,20 @@
-"""Try every method on a tiny model of every class of transformers, and write the outcomes.
+"""Try every method on a tiny model of every class of transformers, and write the outcomes into the docs.
 
-    python benchmarks/model_classes.py              # writes benchmarks/results/model_classes.json
-    python benchmarks/model_classes.py --report     # writes the tables in docs/models.md from it
+    python benchmarks/model_classes.py --again      # all, in half an hour on one core
+    python benchmarks/model_classes.py              # the architectures that are not in the JSON: after an interruption
+    python benchmarks/model_classes.py --only bert  # this architecture again, and the others stay
+    python benchmarks/model_classes.py --report     # only the page
 
-Each class is tried in a process of its own, so that a crash or an endless loop is an outcome, too. An architecture that
-is in the JSON is not tried again, so that an interrupted run continues at the next; `--again` starts from nothing.
+writes benchmarks/results/model_classes.json and the tables in docs/models.md. Each class is tried in a process of its
+own, so that a crash or an endless loop is an outcome, too. The exit code is 1 if a method has a fault on some class.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -69,7 +73,7 @@ def tiny(model_type: str, class_name: str) -> tuple[Any, Any]:
             for parameter in model.parameters():
                 parameter.data.add_(0.02 * torch.randn_like(parameter))  # no zeros, which hide mistakes
             return model, working_inputs(model)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- of any class of transformers
             reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     raise ValueError(reason)
 
@@ -81,7 +85,7 @@ def check_class(model_type: str, class_name: str, cells: list[str], send: Any) -
     try:
         model, inputs = tiny(model_type, class_name)
         live = live_modules(model, inputs)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- of any class of transformers
         send({"base": str(error)[:250]})
         return
     send({"inputs": sorted(inputs), "parameters": model.num_parameters()})
@@ -97,7 +101,7 @@ def in_process(model_type: str, class_name: str, cells: list[str]) -> Result:
     child = os.fork()
     if not child:
         os.close(read)
-        with open(write, "w", encoding="utf-8") as pipe:
+        with os.fdopen(write, "w", encoding="utf-8") as pipe:
             check_class(model_type, class_name, cells, lambda line: print(json.dumps(line), file=pipe, flush=True))
         os._exit(0)
     os.close(write)
@@ -124,7 +128,7 @@ def result_of(lines: list[dict[str, Any]], cells: list[str]) -> Result:
     result: Result = {"inputs": head["inputs"], "passes": [], "refused": {}, "faults": {}, "notes": {}}
     for cell in cells:
         line = ended.get(cell, {"kind": "fault", "reason": "its process ended, or ran too long", "notes": []})
-        if cell not in begun:
+        if cell not in begun or line["kind"] == "left out":
             continue
         if line["kind"] == "passes":
             result["passes"].append(cell)
@@ -175,20 +179,33 @@ def measure(options: argparse.Namespace) -> None:
     results = {"versions": versions(), "architectures": {}} if options.again else read(options.out)
     known = results["architectures"]
     for model_type, found in classes().items():
-        if (
-            options.only
-            and model_type not in options.only
-            or (model_type in known and (not options.only or options.resume))
-        ):
+        is_wanted = model_type in options.only if options.only else model_type not in known
+        if not is_wanted or (options.resume and model_type in known):
             continue
-        started = time.perf_counter()
+        started = processor_seconds()
         known[model_type] = {}
         for class_name, auto in found.items():
             result = in_process(model_type, class_name, options.cells or list(CELLS))
             known[model_type][class_name] = {"auto": auto, **result}
             show(model_type, class_name, result)
         write(results, options.out)
-        print(f"{model_type}: {time.perf_counter() - started:.1f} s", flush=True)
+        print(f"{model_type}: {processor_seconds() - started:.1f} s", flush=True)
+
+
+def processor_seconds() -> float:
+    """Return the time on a processor of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def faults(results: dict[str, Any]) -> list[str]:
+    """Return the faults in results, one line for each."""
+    return [
+        f"{model_type}:{class_name} {cell}: {reason}"
+        for model_type, found in results["architectures"].items()
+        for class_name, result in found.items()
+        for cell, reason in result.get("faults", {}).items()
+    ]
 
 
 def show(model_type: str, class_name: str, result: Result) -> None:
@@ -199,23 +216,25 @@ def show(model_type: str, class_name: str, result: Result) -> None:
         print(f"BASE {model_type}:{class_name}: {result['base']}", flush=True)
 
 
-def main() -> None:
-    """Read the command line."""
+def main() -> int:
+    """Read the command line, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="architectures, which are tried again")
-    parser.add_argument("--cells", nargs="*", help="methods")
+    parser.add_argument("--cells", nargs="*", help="methods, for a look at some faults; use another --out")
     parser.add_argument("--again", action="store_true", help="try all architectures again")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
-    parser.add_argument("--report", action="store_true", help="try nothing, and write the tables of the page")
+    parser.add_argument("--resume", action="store_true", help="leave out those of --only that are in the JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="another file, and no page")
+    parser.add_argument("--report", action="store_true", help="try nothing, and write the page")
     options = parser.parse_args()
     if not options.report:
         measure(options)
-        return
-    from model_classes_page import write_page
-
-    write_page()
+    if options.out == RESULTS:
+        importlib.import_module("model_classes_page").write_page()
+    found = faults(read(options.out))
+    print(f"{len(found)} faults")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.modules["model_classes"] = sys.modules["__main__"]  # the page imports this file
+    sys.exit(main())

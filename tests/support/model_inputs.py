@@ -32,7 +32,7 @@ def working_inputs(model: Any) -> Inputs:
                 if (outputs := outputs_of(model, inputs)).isfinite().all() and outputs.numel():
                     return inputs
                 reasons.append("its outputs are not finite")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- of any class of transformers
                 reasons.append(f"{type(error).__name__}: {str(error).strip()}")
                 if (more := _with_image_tokens(model, inputs, reasons[-1])) is not None:
                     inputs = more
@@ -41,12 +41,21 @@ def working_inputs(model: Any) -> Inputs:
     raise ValueError("; ".join(dict.fromkeys(r[:150] for r in reasons)) if reasons else "no input is known")
 
 
-def outputs_of(model: Any, inputs: Inputs, *, gradients: bool = False) -> Tensor:
-    """Return the floating-point outputs of a model in one vector, without caches. Random numbers start from one seed."""
+def outputs_of(model: Any, inputs: Inputs, *, gradients: bool = False, length: int | None = None) -> Tensor:
+    """Return the floating-point outputs of a model in one vector, without caches.
+
+    Args:
+        model: model to call; its random numbers start from one seed.
+        inputs: its inputs.
+        gradients: whether the outputs have gradients.
+        length: columns at the end of longer outputs, (batch, columns, ...); None: all.
+    """
     with torch.random.fork_rng(), torch.set_grad_enabled(gradients):
         torch.manual_seed(0)
         copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         found = list(_tensors(model(**copies)))
+    if length is not None:
+        found = [tensor[:, -length:] if tensor.ndim > 1 and tensor.shape[1] > length else tensor for tensor in found]
     outputs = torch.cat([tensor.flatten().float() for tensor in found]) if found else torch.zeros(0)
     return outputs.masked_fill(outputs.abs() > HIDDEN, 0)
 

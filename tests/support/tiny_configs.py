@@ -80,19 +80,24 @@ _INDEX_LISTS = (
     *("intermediate_hook_ids", "intermediate_hidden_state_indices", "global_attention_blocks"),
 )
 _COMMON_TOKENS = {
-    **{"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2},
-    **{"mask_token_id": 3, "unk_token_id": 4, "decoder_start_token_id": 1, "forced_eos_token_id": 2},
-    **{"forced_bos_token_id": 1},
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "mask_token_id": 3,
+    "unk_token_id": 4,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": 2,
+    "forced_bos_token_id": 1,
 }
 _MISSING = {
     **{name: _COMMON_TOKENS[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
-    **{
-        "vocab_size": VOCABULARY,
-        "prediction_length": 8,
-        "attn_layer_indices": [1],
-        "num_key_value_heads": HEADS,
-        "num_experts_per_tok": 2,
-    },
+    "vocab_size": VOCABULARY,
+    "prediction_length": 8,
+    "attn_layer_indices": [1],
+    "num_key_value_heads": HEADS,
+    "num_experts_per_tok": 2,
 }
 """Settings that some configurations leave open."""
 
@@ -109,7 +114,7 @@ def tiny_configs(model_type: str) -> Iterator[PreTrainedConfig | Exception]:
     for is_narrow in (True, False):
         try:
             yield _shrunk(CONFIG_MAPPING[model_type](), {}, is_narrow=is_narrow)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- of any class of transformers
             yield error
 
 
@@ -124,11 +129,12 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int], *, is_narrow: bool
             changes[name] = _shrunk(value, tokens, is_narrow=is_narrow)
         elif value is None and name in _MISSING:
             changes[name] = _MISSING[name]
+        elif value is None and name == "head_dim" and is_narrow:
+            changes[name] = HEAD_DIM
         elif (smaller := _smaller(name, value, values, tokens, is_narrow=is_narrow)) is not None:
             changes[name] = smaller
-        elif isinstance(value, bool | str | int | float) and isinstance(default, bool | str | int | float):
-            if value != default:  # a setting of a configuration inside another
-                changes[name] = value
+        elif isinstance(value, _PLAIN) and isinstance(default, _PLAIN) and value != default:
+            changes[name] = value  # of a configuration inside another
     if "expand" in settings and "num_heads" in settings and is_narrow:
         changes |= {"num_heads": 2 * HEADS, "head_dim": HEAD_DIM}  # of a Mamba, as wide as the expanded state
     if "out_features" in settings and config.model_type:
@@ -141,51 +147,56 @@ def _shrunk(config: PreTrainedConfig, tokens: dict[str, int], *, is_narrow: bool
 def _smaller(name: str, value: Any, values: dict[str, Any], tokens: dict[str, int], *, is_narrow: bool) -> Any:
     """Return a smaller value of a setting, or None for a setting that stays."""
     if isinstance(value, int) and not isinstance(value, bool):
-        if name.endswith(("_token_id", "_token_index")):
-            return _token(name, tokens)
-        if (
-            name.endswith(("vocab_size", "n_words", "vocab_size_per_layer_input"))
-            and name != "type_vocab_size"
-            and value > VOCABULARY
-        ):
-            return VOCABULARY
-        if name in _LAYERS:
-            return min(value, _layers(values))
-        if name == "image_size" and not ("window_size" in values and "depths" in values):
-            return _image_size(values, value)
-        if name in _KEY_VALUE_HEADS and is_narrow and value > 1:
-            return HEADS if value == values.get("num_attention_heads") else 2
-        size = _SIZES.get(name, value) if is_narrow or name in _ANY_WIDTH else value
-        return size if value > size else None
-    if name == "eos_token_id" and isinstance(value, list | tuple):
-        return [2]
-    if name == "image_size" and isinstance(value, list | tuple):
-        return type(value)(_image_size(values, side) for side in value)
-    if name == "depths" and isinstance(value, list | tuple):
-        return type(value)([1] * len(value))
-    if name == "attn_layer_indices":
-        return [1]
-    if name in ("conv_dim", "tdnn_dim") and is_narrow:
-        return [WIDTH // 2] * len(value)
-    if name in _INDEX_LISTS and isinstance(value, list | tuple):
-        return list(range(min(len(value), _MOST_LAYERS)))
-    if name in _LAYER_LISTS and isinstance(value, list | tuple) and value:
-        kinds = list(dict.fromkeys(value))
-        return (kinds + [kinds[-1]] * LAYERS)[: _layers(values)]
-    if name == "attention_types":  # of GPT-Neo
-        return [[["global", "local"], LAYERS // 2]]
-    if (
-        name == "rope_parameters"
-        and "vocab_size" in values
-        and not any(isinstance(v, dict) for v in (value or {}).values())
-    ):
+        return _smaller_number(name, value, values, tokens, is_narrow=is_narrow)
+    if isinstance(value, list | tuple) and value:
+        return _smaller_list(name, value, values, is_narrow=is_narrow)
+    if name == "rope_parameters" and "vocab_size" in values:
         value = value or {}
         sections = {"mrope_section": [HEAD_DIM // 2 - 4, 2, 2]} if is_narrow and "mrope_section" in value else {}
-        missing = {"rope_theta": 10_000.0, "rope_type": "default"} if value.get("rope_theta") is None else {}
-        return {**value, **missing, **sections} if missing or sections else None
+        is_nested = any(isinstance(inner, dict) for inner in value.values())
+        lacks_base = not is_nested and value.get("rope_theta") is None
+        return {**value, **(_ROPE if lacks_base else {}), **sections} if lacks_base or sections else None
     return None
 
 
+def _smaller_number(name: str, value: int, values: dict[str, Any], tokens: dict[str, int], *, is_narrow: bool) -> Any:
+    if name.endswith(("_token_id", "_token_index")):
+        return _token(name, tokens)
+    if name.endswith(("vocab_size", "n_words", "vocab_size_per_layer_input")) and name != "type_vocab_size":
+        return min(value, VOCABULARY)
+    if name in _LAYERS:
+        return min(value, _layers(values))
+    if name == "image_size" and not ("window_size" in values and "depths" in values):
+        return _image_size(values, value)
+    if name in _KEY_VALUE_HEADS and is_narrow and value > 1:
+        return HEADS if value == values.get("num_attention_heads") else 2
+    size = _SIZES.get(name, value) if is_narrow or name in _ANY_WIDTH else value
+    return size if value > size else None
+
+
+def _smaller_list(name: str, value: Any, values: dict[str, Any], *, is_narrow: bool) -> Any:
+    if name == "image_size":
+        return type(value)(_image_size(values, side) for side in value)
+    if name == "depths":
+        return type(value)([1] * len(value))
+    if name in ("conv_dim", "tdnn_dim") and is_narrow:
+        return [WIDTH // 2] * len(value)
+    if name in _INDEX_LISTS:
+        return list(range(min(len(value), _MOST_LAYERS)))
+    if name in _LAYER_LISTS:
+        kinds = list(dict.fromkeys(value))
+        kinds += ["full_attention"] if kinds == ["linear_attention"] else []
+        return (kinds + [kinds[-1]] * LAYERS)[: _layers(values)]
+    return _WHOLE_LISTS.get(name)
+
+
+_PLAIN = bool | str | int | float
+_ROPE = {"rope_theta": 10_000.0, "rope_type": "default"}
+_WHOLE_LISTS = {
+    "eos_token_id": [2],
+    "attn_layer_indices": [1],
+    "attention_types": [[["global", "local"], LAYERS // 2]],  # of GPT-Neo
+}
 _ANY_WIDTH = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")
 
 

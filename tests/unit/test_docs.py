@@ -171,6 +171,16 @@ def test_the_page_of_the_crashes_has_the_counts_of_the_results():
     assert all(counts["lost"] == 0 for counts in results.values())
 
 
+def test_the_page_of_the_models_has_the_tables_of_the_results_and_no_class_has_a_fault():
+    module, page = script("model_classes"), script("model_classes_page")
+    results = module.read()
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.with_tables(text, results) == text
+    assert module.faults(results) == []
+    ran = [name for name, found in results["architectures"].items() if any("base" not in one for one in found.values())]
+    assert len(ran) > 20
+
+
 def test_the_rules_for_the_best_adapter_on_a_curve_by_hand():
     module = script("best_adapter")
     scores = [

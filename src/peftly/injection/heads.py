@@ -89,7 +89,7 @@ def parts_without(model: nn.Module, path: str, layers: Sequence[str]) -> list[st
         return []
     module = model.get_submodule(path)
     if not any(layer.startswith(f"{path}.") for layer in layers):
-        return [path] if any(True for _ in module.parameters()) else []
+        return _callable_parts(model, [path]) if any(True for _ in module.parameters()) else []
     return [part for name, _ in module.named_children() for part in parts_without(model, f"{path}.{name}", layers)]
 
 

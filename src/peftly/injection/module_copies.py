@@ -70,9 +70,12 @@ class BiasCopy(LayerAdapter):
     def run(self, layer: Any, inner: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
         output = inner(x, *args, **kwargs)
-        difference: Tensor = self.bias - bias_of(layer)
         if isinstance(output, tuple):  # layers of I-BERT return the scale of the output, too
-            return (output[0] + difference.to(output[0].dtype), *output[1:])
+            return (self._corrected(layer, output[0]), *output[1:])
+        return self._corrected(layer, output)
+
+    def _corrected(self, layer: Any, output: Tensor) -> Tensor:
+        difference: Tensor = self.bias - bias_of(layer)
         if isinstance(layer, _CHANNELS_SECOND) or getattr(layer, "data_format", None) == "channels_first":
             difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
@@ -177,7 +180,7 @@ def copied_parameters(model: nn.Module, name: str, prefix: str = "") -> dict[str
 
 
 def copied_buffers(model: nn.Module, name: str, prefix: str = "") -> dict[str, Tensor]:
-    """Return the buffers of the module copies of adapter `name` that a file holds, by `prefix` plus their base names.
+    """Return the saved buffers of the module copies of adapter `name`, by `prefix` plus their names in the base.
 
     Such buffers are the running statistics of a BatchNorm, which a training step changes too.
     """

@@ -87,7 +87,7 @@ def check_placement(model: Any, name: str) -> None:
                 f"a prefix cannot be placed in {type(model).__name__}, which computes the masks of its layers itself; "
                 "lora works on it"
             ) from error
-        except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return  # it has no values on the meta device, or reads no text without an image
 
 

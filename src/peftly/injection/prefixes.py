@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from peftly.errors import MethodError
 from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cached
 from peftly.injection.devices import device_of
@@ -83,6 +84,8 @@ def key_value_shape(hooks: StackHooks) -> tuple[int, int, int]:
     head_names = ("decoder_attention_heads", "num_attention_heads") if is_target else ("num_attention_heads",)
     heads = _first(config, head_names)
     head_dim = _first(config, ("head_dim", "d_kv")) or config.hidden_size // heads
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):  # Falcon
+        return _first(config, layer_names), 1, head_dim
     return _first(config, layer_names), _first(config, ("num_key_value_heads",)) or heads, head_dim
 
 
@@ -146,6 +149,9 @@ def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:
     Args:
         hooks: the stack that attends to prefixes.
         ids: token ids, (count,).
+
+    Raises:
+        MethodError: the model has no such keys and values, or reads more than tokens.
     """
     layers, heads, head_dim = key_value_shape(hooks)
     device = device_of(hooks.stack)
@@ -154,14 +160,27 @@ def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:
     plan = InsertionPlan(ids.new_zeros(1, 0), ids.new_zeros(1, 0), (frozenset(),))
     recorded = DynamicCache()
     cache = PrefixCache(hooks.config, recorded, None, no_prefix, plan)
-    with torch.no_grad(), selection_of(hooks.model).use(ActiveAdapters([frozenset()])):
-        if hooks.role == "target":
-            both = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            both.self_attention_cache = cache
-            source: StackHooks | None = hooks.model._peftly.hooks.text
-            # Without an encoder of text the decoder reads the tokens alone: its layers leave out the cross-attention.
-            states = None if source is None else source.stack(input_ids=ids).last_hidden_state
-            hooks.stack(input_ids=ids, encoder_hidden_states=states, past_key_values=both)
-        else:
-            hooks.stack(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
-    return torch.stack([states[0] for layer in recorded.layers for states in (layer.keys, layer.values)])
+    try:
+        with torch.no_grad(), selection_of(hooks.model).use(ActiveAdapters([frozenset()])):
+            _call_with_cache(hooks, ids, cache)
+        return torch.stack([states[0] for layer in recorded.layers for states in (layer.keys, layer.values)])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise MethodError(
+            "a prefix needs keys and values of one size in every layer, and a stack that can be called with tokens "
+            f"alone; {type(hooks.model).__name__} has none (it raised {type(error).__name__}); lora works on it"
+        ) from error
+
+
+def _call_with_cache(hooks: StackHooks, ids: Tensor, cache: PrefixCache) -> None:
+    """Call a stack with tokens, (1, count), and a cache for its keys and values."""
+    if hooks.role != "target":
+        hooks.stack(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+        return
+    both = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    both.self_attention_cache = cache
+    source: StackHooks | None = hooks.model._peftly.hooks.text
+    # Without an encoder of text the decoder reads the tokens alone: its layers leave out the cross-attention.
+    states = None if source is None else source.stack(input_ids=ids).last_hidden_state
+    hooks.stack(input_ids=ids, encoder_hidden_states=states, past_key_values=both)

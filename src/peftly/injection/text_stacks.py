@@ -86,9 +86,12 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens need a transformers model, and {name} is none"
     stack = text_stack(model, role_of(model))
     if stack is None or not isinstance(embedding_in(stack), nn.Embedding):
-        return f"virtual tokens need a model that reads token ids, and {name} reads {model.main_input_name}"
+        reads = "" if model.main_input_name == "input_ids" else f" and reads {model.main_input_name}"
+        return f"virtual tokens need a model with an embedding of token ids (nn.Embedding), and {name} has none{reads}"
     if is_multimodal(model):
         return f"virtual tokens need a stack that reads token ids, and that of {name} reads texts and images embedded"
+    if "bbox" in inspect.signature(stack.forward).parameters:
+        return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
     if getattr(stack, "eos_token_id", None) == _LARGEST_ID_ENDS_TEXT:
         return f"virtual tokens have the largest ids, which {name} takes for the end of a text"
     return None

@@ -136,6 +136,7 @@ class PrefixTuningAdapter(Adapter):
         config = with_length(config, setup.tokenizer)
         if not config.projection:
             return cls(model, config, name, _initial_values(model, config, setup))
+        _check_call(model)
         encoder_inputs = torch.randn(int(config.num_virtual_tokens), heads * head_dim, generator=setup.generator)
         return cls(model, config, name, encoder_inputs, _projection(config, (layers, heads, head_dim), setup))
 
@@ -288,6 +289,7 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     init = config.init or ("text" if config.init_text else "vocabulary")
     has_no_weights = device_of(model).type == "meta"
     if init == "zero" or has_no_weights:
+        _check_call(model)
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":
         ids = repeated(text_ids(setup.tokenizer, config.init_text or ""), count, "init_text")
@@ -299,6 +301,16 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
         scale = states.std(dim=(1, 2, 3), keepdim=True).cpu()
         states = scale * torch.randn(states.shape, generator=setup.generator)
     return states.permute(2, 0, 1, 3).reshape(count, -1)
+
+
+def _check_call(model: Any) -> None:
+    """Do nothing if a prefix can be placed in the layers of a model.
+
+    Raises:
+        MethodError: it cannot, as a call of the model shows.
+    """
+    if not next(model.parameters()).is_meta:
+        recorded_states(model._peftly.hooks.attending, torch.zeros(1, dtype=torch.long))
 
 
 def _init_linear(layer: Any, generator: torch.Generator) -> None:

@@ -138,7 +138,7 @@ class PromptAdapter(Adapter):
             return {"settings": self.config.model_dump(mode="json")}
         text_config = self.model.config.get_text_config(decoder=True)
         return {
-            "num_attention_heads": text_config.num_attention_heads,
+            "num_attention_heads": getattr(text_config, "num_attention_heads", 1),  # a Mamba has none
             "num_layers": text_config.num_hidden_layers,
             "num_transformer_submodules": 2 if self.model.config.is_encoder_decoder else 1,
             "token_dim": self.virtual_tokens.values_for_use().shape[1],

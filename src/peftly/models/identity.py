@@ -299,7 +299,8 @@ def _config_values(model: Any, ignored: str) -> dict[str, Any]:
         else:
             values[path] = value
 
-    add("", json.loads(json.dumps(config.to_dict(), default=str)))
+    # An infinite number (Mamba's longest time step) is no JSON: its name is.
+    add("", json.loads(json.dumps(config.to_dict(), default=str), parse_constant=str))
     return values
 
 

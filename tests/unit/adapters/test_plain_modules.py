@@ -136,7 +136,9 @@ def test_a_transformers_model_that_reads_no_text(tmp_path):
     torch.testing.assert_close(mixed[[0, 3]], expected[[0, 3]])
     with pytest.raises(MethodError, match="prefix_tuning needs a model with a key-value cache"):
         attach(model, PrefixTuning(init="zero"), name="prefix")
-    with pytest.raises(MethodError, match="a model that reads token ids, and ViTForImageClassification reads"):
+    with pytest.raises(
+        MethodError, match=r"an embedding of token ids .nn\.Embedding., and ViTForImageClassification has none"
+    ):
         attach(model, PromptTuning(init="random"), name="prompt")
 
 

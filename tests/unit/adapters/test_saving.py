@@ -1,9 +1,12 @@
 """Adapter folders are written completely or not at all, and damaged folders are refused."""
 
+import copy
 import json
+import warnings
 
 import pytest
 import torch
+import transformers
 from adapter_files import edit_config, without_checksums
 from references import ARCHITECTURE_OF, DEFAULTS
 from safetensors.torch import load_file, save_file
@@ -296,3 +299,21 @@ def test_the_card_names_the_labels_in_the_order_of_the_outputs():
         in card
     )
     assert "id2label" not in adapter_card("some/base", METHODS["lora"].config())
+
+
+def test_a_base_with_an_infinite_setting_and_without_heads_is_saved(tmp_path):
+    """Mamba 2 has no attention, and its longest time step is infinite."""
+    config = transformers.Mamba2Config(
+        vocab_size=20, hidden_size=16, num_heads=4, head_dim=8, num_hidden_layers=1, state_size=4, n_groups=1
+    )
+    assert float("inf") in config.time_step_limit
+    for number, method in enumerate((LoRA(rank=2), PromptTuning(num_virtual_tokens=2, init="random"))):
+        base = transformers.Mamba2ForCausalLM(config).eval()
+        model = attach(copy.deepcopy(base), method)
+        perturb(trainable_parameters(model).values())
+        save_adapter(model, tmp_path / str(number))
+        ids = torch.tensor([[3, 4, 5]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = load_adapter(base, tmp_path / str(number))
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
