@@ -58,7 +58,7 @@ def test_something_else_than_a_model_is_refused(tiny_llama_folder, tmp_path):
     for function in (lambda model: attach(model, LoRA()), merge, detach, lambda model: save_adapter(model, tmp_path)):
         with pytest.raises(MethodError, match="a Base is no model; pass its model"):
             function(base)
-        with pytest.raises(MethodError, match="'smollm2-135m' is no model; open one with peftly.load_base"):
+        with pytest.raises(MethodError, match=r"'smollm2-135m' is no model; open one with peftly\.load_base"):
             function("smollm2-135m")
     pipeline = tf.pipeline("text-generation", model=base.model, tokenizer=base.tokenizer)
     with pytest.raises(MethodError, match="a TextGenerationPipeline is no model; pass its model"):
