@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Peftly, peftly_apart
+from commands import Peftly
 
 
 def failed(outcome, *words: str) -> str:
@@ -229,9 +229,13 @@ def test_wrong_usage_is_one_line(peftly, arguments, words):
     failed(peftly(*arguments), *words)
 
 
-def test_debug_shows_the_traceback(tmp_path):
+@pytest.mark.parametrize("options", [["--debug"], []], ids=["option", "variable"])
+def test_debug_shows_the_traceback(peftly, options, tmp_path, monkeypatch):
     file = tmp_path / "nothing.yaml"
-    for outcome in (peftly_apart("--debug", "train", file), peftly_apart("train", file, PEFTLY_DEBUG="1")):
-        assert outcome.code == 2
-        assert "Traceback" in outcome.err
-        assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in peftly("train", file).err
+    if not options:
+        monkeypatch.setenv("PEFTLY_DEBUG", "1")
+    outcome = peftly(*options, "train", file)
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("error: ")

@@ -136,7 +136,7 @@ def test_compiled_code_follows_the_active_adapters():
         assert_close(call(x), base, 1e-10)
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix", "lora"])
+@pytest.mark.parametrize("method", ["prompt", pytest.param("prefix", marks=SOAK), "lora"])
 def test_adapted_models_can_be_exported(method):
     model = adapted(method)
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "use_cache": False}
@@ -193,7 +193,8 @@ def tensors(*shapes):
 
 
 @pytest.mark.parametrize(
-    ("with_scale", "probability", "recomputed"), [(False, 0.0, False), (True, 0.0, True), (False, 0.5, True)]
+    ("with_scale", "probability", "recomputed"),
+    [pytest.param(False, 0.0, False, marks=SOAK), (True, 0.0, True), (False, 0.5, True)],
 )
 def test_low_rank_linear_passes_gradgradcheck(with_scale, probability, recomputed):
     x, bias, lora_a, lora_b, scale = tensors((2, 2, 3), (4,), (2, 3), (4, 2), (4,))

@@ -1,5 +1,6 @@
 """A real base as a GGUF file: its sizes, its tokenizer and its weights, read by the gguf package and as a base."""
 
+import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
@@ -10,6 +11,7 @@ from peftly import export, load_base
 TEXT = "The train was 12345 minutes late, again:\n  it's not funny!"
 
 
+@pytest.mark.soak
 def test_smollm2(tmp_path):
     exported = export("smollm2-135m", "gguf", tmp_path / "smol", dtype="q8_0")
     reader = GGUFReader(exported.folder / "smol-q8_0.gguf")
