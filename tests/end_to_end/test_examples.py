@@ -52,7 +52,25 @@ def test_digits(capsys):
     assert "the base is unchanged, bit for bit" in capsys.readouterr().out
 
 
-def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_bases(monkeypatch, tiny_llama_folder, task_base):
+    """Let `peftly.load_base` open tiny bases, so that the examples take seconds."""
+    folders = {"smollm2-135m": tiny_llama_folder, "minilm-l6": task_base("bert")}
+    monkeypatch.setattr(peftly, "load_base", lambda name, **settings: load_base(str(folders[name]), **settings))
+    return folders
+
+
+def test_qlora_from_the_data_to_a_merged_model(peftly, tiny_bases, tmp_path, monkeypatch):
+    options = ["--base", tiny_bases["smollm2-135m"], "--set", "train.learning_rate=0.01"]
+    check_qlora(peftly, tmp_path, monkeypatch, options, layers=2)
+
+
+@pytest.mark.soak
+def test_qlora_on_its_real_base(peftly, tmp_path, monkeypatch):
+    check_qlora(peftly, tmp_path, monkeypatch, ["--set", "train.learning_rate=0.001"], layers=30)
+
+
+def check_qlora(peftly, tmp_path, monkeypatch, options, layers):
     """Run the commands and the code of the page, with a few steps and rows, and check their results."""
     for name in ("examples", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -62,7 +80,8 @@ def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
     write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
     rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:3]
     Path("few.jsonl").write_text("\n".join(rows))
-    for setting in ("max_steps=6", "gradient_accumulation_steps=2", "learning_rate=0.001"):
+    train += options
+    for setting in ("max_steps=6", "gradient_accumulation_steps=2"):
         train += ["--set", f"train.{setting}"]
     train += ["--set", "data.validation=few.jsonl", "--set", "baselines=false"]
     for words in (train, [*merging, "--report", "report.json"], [*write, "--max-new-tokens", 4]):
@@ -76,7 +95,7 @@ def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
     assert found["gap"] is None or found["gap"] <= 2 * found["largest"]
 
     model, tokenizer = load("runs/qlora", dtype="float32")
-    assert sum(map(is_quantized, model.modules())) == 30 * 7
+    assert sum(map(is_quantized, model.modules())) == layers * 7
     prompts = [f"Tweet text : {json.loads(row)['text']} Label :" for row in rows]
     before = generate(model, tokenizer, prompts, max_new_tokens=8)
     after = generate(merge(dequantize(model)), tokenizer, prompts, max_new_tokens=8)
@@ -86,13 +105,6 @@ def test_qlora_from_the_data_to_a_merged_model(peftly, tmp_path, monkeypatch):
     names = {}
     exec(compile(code, "docs/qlora.md", "exec"), names)
     assert trainable_parameters(names["model"])
-
-
-@pytest.fixture
-def tiny_bases(monkeypatch, tiny_llama_folder, task_base):
-    """Let `peftly.load_base` open tiny bases, so that the examples of other tools take seconds."""
-    folders = {"smollm2-135m": tiny_llama_folder, "minilm-l6": task_base("bert")}
-    monkeypatch.setattr(peftly, "load_base", lambda name, **settings: load_base(str(folders[name]), **settings))
 
 
 def check_client(name, folder, steps):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from references import of_each_kind
 from tiny import perturb
 
 from peftly import (
@@ -45,7 +46,7 @@ def before(base):
     return {name: value.clone() for name, value in base.model.state_dict().items()}
 
 
-@pytest.fixture(scope="class", params=CONFIGS)
+@pytest.fixture(scope="class", params=of_each_kind(CONFIGS))
 def adapted(base, before, request):
     """The base with one adapter; afterwards its weights must be what they were."""
     model, tokenizer = base
