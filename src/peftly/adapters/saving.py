@@ -33,7 +33,7 @@ from peftly.adapters.files import (
 )
 from peftly.adapters.folder import AdapterFolder, read_notes
 from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
-from peftly.adapters.state import attached, state_of
+from peftly.adapters.state import state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import (
     NEW_PARAMETERS_SEED,
@@ -105,9 +105,7 @@ def save_adapter(
         MethodError: the model has no adapter, or none of this name.
     """
     check_model(model)
-    adapters = attached(model)
-    if not adapters:
-        raise MethodError("this model carries no adapter to save; attach one first")
+    adapters = state_of(model).adapters
     if name is not None and name not in adapters:
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters))}")
     folder, state = Path(folder), state_of(model)

@@ -221,7 +221,9 @@ def state_of(model: nn.Module) -> AttachedAdapters:
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     if state is None:
         check_model(model)
-        raise MethodError("this model carries no adapter; attach or load one first")
+        inner = next((path for path, part in model.named_modules() if hasattr(part, ATTRIBUTE)), None)
+        advice = "attach or load one first" if inner is None else f"its part {inner} does: pass that"
+        raise MethodError(f"this {type(model).__name__} carries no adapter; {advice}")
     return state
 
 

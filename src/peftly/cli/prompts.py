@@ -88,7 +88,8 @@ def prompt_of(opened: "OpenRun", inputs: Inputs, *, is_base: bool) -> "Example |
         inputs.check({"system"}, 'this model answers conversations: give --text "…"')
         return messages(str(inputs.text), inputs.system)
     if row_format is None:
-        raise ConfigError('this model records no template for --text; give the complete prompt: --prompt "…"')
+        chat = ", or use peftly chat" if opened.tokenizer.chat_template else ""
+        raise ConfigError(f'this model records no template for --text; give the complete prompt: --prompt "…"{chat}')
     fields = with_system(row_format, inputs.field, inputs.system)
     return text_prompt(row_format, inputs.text, fields, pair=inputs.pair)
 

@@ -65,6 +65,14 @@ def test_something_else_than_a_model_is_refused(tiny_llama_folder, tmp_path):
         attach(pipeline, LoRA())
 
 
+def test_the_adapted_part_of_a_model_is_named(tmp_path):
+    """As in a module of Lightning or sentence-transformers: "this model carries no adapter; attach one first"."""
+    whole = torch.nn.ModuleDict({"body": attach(llama(), LoRA())})
+    for function in (merge, detach, lambda model: save_adapter(model, tmp_path)):
+        with pytest.raises(MethodError, match=r"this ModuleDict carries no adapter; its part body does: pass that"):
+            function(whole)
+
+
 def test_something_else_than_an_adapter_is_refused(tiny_llama_folder, tmp_path):
     model = attach(llama(), LoRA())
     for function in (

@@ -200,7 +200,7 @@ def make_names():
 
 
 def test_saving_without_an_adapter(tmp_path):
-    with pytest.raises(MethodError, match="no adapter to save"):
+    with pytest.raises(MethodError, match="carries no adapter"):
         save_adapter(tiny_model("llama"), tmp_path / "adapter")
 
 
