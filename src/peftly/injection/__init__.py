@@ -107,7 +107,7 @@ from peftly.injection.virtual_tokens import (
     drop_virtual_tokens,
     virtual_token_ids,
 )
-from peftly.injection.weight_readers import remove_weight_readers, serve_weight_readers
+from peftly.injection.weight_readers import layers_read, remove_weight_readers, serve_weight_readers
 
 __all__ = [
     "ALL_LINEAR",
@@ -167,6 +167,7 @@ __all__ = [
     "is_part",
     "is_within",
     "key_value_shape",
+    "layers_read",
     "layers_without_gradient",
     "lean_blocks",
     "make_plain",
