@@ -128,9 +128,17 @@ def limits():
     yield "dora", lambda: model_of("qwen3_moe"), DoRA(rank=2), "for stacked experts"
     bert = {"max_position_embeddings": 32, "num_key_value_heads": 4}
     masked = lambda: model_of("bert", "MaskedLM", **bert)  # noqa: E731
+    dpr = {"max_position_embeddings": 32, "num_key_value_heads": 4}
+    encoder = lambda: transformers.DPRQuestionEncoder(transformers.DPRConfig(**SMALL | dpr)).eval()  # noqa: E731
+    yield (
+        "prefix of a wrapped body",
+        encoder,
+        PrefixTuning(num_virtual_tokens=2, init="random"),
+        "leaves the prefix out",
+    )
     yield "prompt", masked, PromptTuning(num_virtual_tokens=2, init="random", position="front"), "PEFT has no task"
-    electra = lambda: model_of("bert", "NextSentencePrediction", **bert)  # noqa: E731
-    yield "prefix", electra, PrefixTuning(num_virtual_tokens=2, init="random"), "PEFT has no task"
+    sentences = lambda: model_of("bert", "NextSentencePrediction", **bert)  # noqa: E731
+    yield "prefix", sentences, PrefixTuning(num_virtual_tokens=2, init="random"), "PEFT has no task"
 
 
 @pytest.mark.parametrize(("base", "config", "reason"), [pytest.param(*case, id=name) for name, *case in limits()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from peftly.adapters.parameter_targets import names_of_experts
 from peftly.injection import adapted_layers, base_modules, copied_modules, is_within, layers_read, short_names
+from peftly.models import peft_task_type
 
 if TYPE_CHECKING:
     from peftly.methods import Adapter
@@ -35,6 +37,9 @@ def peft_limit(adapter: Adapter) -> str | None:
         taken = [path for path in paths if path.rpartition(".")[2] in names_of_experts(model)]
         if taken:
             return f"PEFT takes the names of {_listed(taken)} for stacked experts, and has no DoRA by weight; use lora"
+    is_prefix_of_body = adapter.peft_type == "PREFIX_TUNING" and peft_task_type(model) == "FEATURE_EXTRACTION"
+    if is_prefix_of_body and "past_key_values" not in inspect.signature(model.forward).parameters:
+        return f"{type(model).__name__} takes no keys and values (past_key_values), so PEFT leaves the prefix out"
     copied = copied_modules(model, adapter.name)
     names = tuple(short_names(model, copied))
     others = [
