@@ -83,7 +83,7 @@ from peftly.injection.quantized_layers import (
     quantization_settings,
     restore_quantized_layers,
 )
-from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
+from peftly.injection.reach import ReachCheck, layers_without_gradient, peft_layer, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks
 from peftly.injection.targets import (
@@ -181,6 +181,7 @@ __all__ = [
     "packed_call",
     "parts_without",
     "patch_quantized_layers",
+    "peft_layer",
     "quantization_settings",
     "recorded_states",
     "refuse_fused_head",
