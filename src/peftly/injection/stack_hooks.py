@@ -18,7 +18,7 @@ from peftly.errors import MethodError
 from peftly.injection import packing
 from peftly.injection.caching import cache_adapter_tensors
 from peftly.injection.insertion import cache_insertions
-from peftly.injection.layers import override_method, restore_method
+from peftly.injection.overrides import override_method, restore_method
 from peftly.injection.positions import Positions
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
