@@ -99,7 +99,15 @@ from peftly.injection.targets import (
     short_names,
     task_modules,
 )
-from peftly.injection.text_stacks import embedding_in, family_of, inserts_no_tokens, is_multimodal, role_of, text_stack
+from peftly.injection.text_stacks import (
+    calls_blocks_of,
+    embedding_in,
+    family_of,
+    inserts_no_tokens,
+    is_multimodal,
+    role_of,
+    text_stack,
+)
 from peftly.injection.virtual_tokens import (
     Position,
     VirtualTokens,
@@ -140,6 +148,7 @@ __all__ = [
     "bias_of",
     "blocks_of",
     "by_pattern",
+    "calls_blocks_of",
     "cache_adapter_tensors",
     "check_placement",
     "checkpointed_blocks",
