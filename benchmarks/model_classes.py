@@ -125,10 +125,12 @@ def in_process(work: Callable[[Any], None]) -> list[dict[str, Any]]:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.close(read)
-        with os.fdopen(write, "w", encoding="utf-8") as pipe:
-            work(lambda line: print(json.dumps(line), file=pipe, flush=True))
-        os._exit(0)
+        try:
+            os.close(read)
+            with os.fdopen(write, "w", encoding="utf-8") as pipe:
+                work(lambda line: print(json.dumps(line), file=pipe, flush=True))
+        finally:
+            os._exit(0)  # never into the code of the parent
     os.close(write)
     data, deadline = b"", time.monotonic() + SECONDS
     while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:

@@ -180,7 +180,7 @@ def test_a_prefix_moves_positions_in_three_dimensions():
 @pytest.mark.parametrize("settings", [PrefixTuning(num_virtual_tokens=2), PromptTuning(num_virtual_tokens=2)])
 def test_nothing_is_inserted_into_a_stack_that_is_never_called(settings):
     model = BridgeTowerModel(next(tiny_configs("bridgetower")))
-    with pytest.raises(MethodError, match="lora|its stack"):
+    with pytest.raises(MethodError, match=r"lora works|its stack"):
         attach(model, settings)
 
 
