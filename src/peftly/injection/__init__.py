@@ -100,7 +100,15 @@ from peftly.injection.targets import (
     short_names,
     task_modules,
 )
-from peftly.injection.text_stacks import embedding_in, family_of, inserts_no_tokens, is_multimodal, role_of, text_stack
+from peftly.injection.text_stacks import (
+    calls_blocks_of,
+    embedding_in,
+    family_of,
+    inserts_no_tokens,
+    is_multimodal,
+    role_of,
+    text_stack,
+)
 from peftly.injection.virtual_tokens import (
     Position,
     VirtualTokens,
@@ -142,6 +150,7 @@ __all__ = [
     "blocks_of",
     "by_pattern",
     "cache_adapter_tensors",
+    "calls_blocks_of",
     "check_placement",
     "checkpointed_blocks",
     "copied_buffers",
