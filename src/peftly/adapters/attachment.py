@@ -36,6 +36,7 @@ from peftly.injection import (
     override_method,
     parts_without,
     patch_quantized_layers,
+    refuse_fused_head,
     remove_weight_readers,
     restore_method,
     restore_quantized_layers,
@@ -142,8 +143,6 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
-    if isinstance(model, PreTrainedModel):
-        state.refuse_fused_head(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()
     state.adapters[name] = adapter
@@ -196,9 +195,10 @@ def _prepare(model: nn.Module) -> None:
             override_method(model, method, SetEmbedding(model, method))
         for method in PEFT_METHODS:
             override_method(model, method, RefuseMethod(model, method))
-        state.state_dict_hooks = [
+        state.handles = [
             model.register_load_state_dict_pre_hook(take_peft_names),
             model.register_load_state_dict_post_hook(ignore_missing_base),
+            refuse_fused_head(model),
         ]
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
@@ -213,7 +213,7 @@ def _restore(model: nn.Module) -> None:
     if state.generation is not None:
         model.generation_config = state.generation
     remove_weight_readers(model)
-    for part in (state.reach, state.hooks, state.checkpointing, *state.state_dict_hooks, state.head_hook):
+    for part in (state.reach, state.hooks, state.checkpointing, *state.handles):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

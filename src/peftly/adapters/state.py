@@ -28,7 +28,6 @@ from peftly.injection import (
     copied_modules,
     is_within,
     new_modules,
-    refuse_fused_head,
 )
 from peftly.methods import Adapter
 
@@ -77,8 +76,7 @@ class AttachedAdapters:
         replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
         tokenizers: tokenizers that adapters came with, by the name of the adapter.
         generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
-        state_dict_hooks: hooks on `load_state_dict` of a transformers model; none for other modules.
-        head_hook: hook on a transformers model whose output head an adapter changes; None for others.
+        handles: hooks on `load_state_dict` and on the calls of a transformers model; none for other modules.
     """
 
     unfrozen: list[str]
@@ -94,13 +92,7 @@ class AttachedAdapters:
     replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     generation: GenerationConfig | None = None
-    state_dict_hooks: list[RemovableHandle] = field(default_factory=list)
-    head_hook: RemovableHandle | None = None
-
-    def refuse_fused_head(self, model: PreTrainedModel) -> None:
-        """See `injection.refuse_fused_head`."""
-        if self.head_hook is None or self.head_hook.id not in model._forward_pre_hooks:
-            self.head_hook = refuse_fused_head(model)
+    handles: list[RemovableHandle] = field(default_factory=list)
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:

@@ -4,7 +4,7 @@ The folder appears only after the written files were read back and their outputs
 model; see `parity`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,7 @@ def save_merged(
         ConfigError: `out` cannot be used, the disk is too small, or the number of weights is not that of the adapters.
         MergeError: the merged model differs by more than rounding explains; nothing was written.
     """
-    listed = list(adapters) if isinstance(adapters, Iterable) and not isinstance(adapters, str) else [adapters]
+    listed: list[Any] = list(adapters) if isinstance(adapters, list | tuple) else [adapters]
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
     plan = _plan(listed, target, None if base is None else str(base), dtype, weights, into)
