@@ -44,6 +44,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dora": {"rank": 2},
     "selective": {"head": False, "layer_norms": True},
 }
+_PEFT_LIMITS = {
+    "instead of calling": "PEFT has no effect on layers whose weights the model reads",
+    "under other names": "PEFT loads tensors of this architecture under other names",
+    "stacked experts": "PEFT takes the names of these layers for stacked experts, and has no DoRA by weight",
+    "past_key_values": "PEFT leaves the prefix out for a model that takes no past_key_values",
+    "modules_to_save": "PEFT takes another module for one of modules_to_save, by the end of its name",
+}
+"""Notes by words of the reason in the file for which PEFT cannot use it, see `peftly.adapters.peft_limits`."""
 CELLS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **{name: (name, lambda model, name=name: METHODS[name].config(**_SETTINGS.get(name, {}))) for name in METHODS},
     "lora with the head": ("lora", lambda model: _with_head(output_heads(model))),
@@ -185,7 +193,7 @@ class _Check:
             self.notes.append("PEFT leaves the prompt out for a model without a task that it knows")
             return
         if (limit := json.loads((folder / "ours" / "peftly.json").read_text()).get("peft_limit")) is not None:
-            self.notes.append(limit)
+            self.notes.append(next(note for words, note in _PEFT_LIMITS.items() if words in limit))
             return
         is_prompt = adapter.peft_type in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
         outputs_at = _at_text if is_prompt else outputs_of
