@@ -1,6 +1,7 @@
 """Adapters on a model and on disk. May import: `models`, `methods` and the packages that these may import.
 
 attachment  attach, detach
+arguments   checks of arguments that people pass who know other tools
 state       the adapters of a model, and the choice of the active ones
 merge       adapters merged into the weights of their base, in memory
 mergeable   whether they can be merged
@@ -33,6 +34,7 @@ from peftly.adapters.adapter_set import (
     AdapterSource,
     adapter_names,
     check_number_of_weights,
+    check_source,
     correcting_adapter,
     open_adapters,
     open_compatible_adapters,
@@ -108,6 +110,7 @@ __all__ = [
     "chat_template_in",
     "check_mergeable",
     "check_number_of_weights",
+    "check_source",
     "check_weightable",
     "correcting_adapter",
     "detach",

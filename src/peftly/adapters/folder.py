@@ -255,6 +255,8 @@ def no_adapter(folder: Path) -> AdapterError:
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "." not in path.parent.name)
     inside = inside or sorted(path.parent.parent.name for path in folder.glob(f"*/adapter/{CONFIG}"))
     hint = f"; open one of its folders: {', '.join(inside)}" if inside else ""
+    if not inside and (folder / "config.json").is_file():
+        hint = "; it is a base, which peftly.load_base opens"
     return AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor adapters that were saved together{hint}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters.adapter_set import names_saved_together
+from peftly.adapters.arguments import check_model
 from peftly.adapters.card import adapter_card
 from peftly.adapters.checksums import with_checksums
 from peftly.adapters.embeddings import embedding_tensors
@@ -109,6 +110,7 @@ def save_adapter(
         AdapterError: the folder cannot be written.
         MethodError: the model has no adapter, or none of this name.
     """
+    check_model(model)
     adapters = attached(model)
     if not adapters:
         raise MethodError("this model carries no adapter to save; attach one first")

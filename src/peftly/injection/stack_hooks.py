@@ -18,7 +18,7 @@ from peftly.errors import MethodError
 from peftly.injection import packing
 from peftly.injection.caching import cache_adapter_tensors
 from peftly.injection.insertion import cache_insertions
-from peftly.injection.layers import override_method, restore_method
+from peftly.injection.overrides import override_method, restore_method
 from peftly.injection.positions import Positions, positions_behind_padding
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
@@ -175,7 +175,7 @@ class StackHooks:
 
     def _moves_padded_texts(self) -> bool:
         """Whether left-padded texts without insertions get positions of their own. Encoders keep those of the base."""
-        return self.role in ("decoder", "target") and not self.positions.counts_tokens
+        return self.role == "decoder" and not self.positions.counts_tokens
 
     def _with_positions(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """Return the arguments of a call that torch.compile traces, with the positions of left-padded texts."""

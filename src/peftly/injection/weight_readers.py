@@ -19,13 +19,8 @@ from torch import nn
 
 from peftly.errors import MethodError
 from peftly.injection.accelerate_hooks import forward_attribute, restore_forward
-from peftly.injection.layers import (
-    AdaptedForward,
-    LayerAdapter,
-    OriginalForward,
-    WatchedForward,
-    base_modules,
-)
+from peftly.injection.adapted_forward import AdaptedForward, OriginalForward, WatchedForward
+from peftly.injection.layers import LayerAdapter, base_modules
 from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.weight_uses import ANY, changes_weights, weights_read
 from peftly.kernels import is_quantized
@@ -191,24 +186,37 @@ def _readable(path: str, layer: Any, selection: Selection) -> Iterator[None]:
     """Let others read the parameters of `layer` with the active adapters merged; its calls stay as they are."""
     names = [frozenset(layer.peftly) & active for active in set(selection.active.sets)]
     forward = vars(layer)["forward"]
-    if not any(names) or forward is None:
+    if not any(names):
         yield
         return
     own = layer._parameters
     merged = _MergedParameters(own, path, layer, names)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        layer._parameters = own
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            layer._parameters = merged
-
-    layer._parameters, vars(layer)["forward"] = merged, call
+    layer._parameters, vars(layer)["forward"] = merged, _ForwardOfOwn(forward, layer, own)
     try:
         yield
     finally:
         layer._parameters, vars(layer)["forward"] = own, forward
+
+
+class _ForwardOfOwn:
+    """Forward of an adapted layer that computes with the layer's own parameters, while others read merged ones."""
+
+    def __init__(self, forward: Any, layer: Any, own: dict[str, Any]) -> None:
+        self.forward, self.layer, self.own = forward, layer, own
+
+    @property
+    def original(self) -> OriginalForward:
+        """Forward of the layer without adapters."""
+        original: OriginalForward = self.forward.original
+        return original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of the layer with its active adapters."""
+        merged, self.layer._parameters = self.layer._parameters, self.own
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            self.layer._parameters = merged
 
 
 class _MergedParameters(dict[str, Any]):
