@@ -97,7 +97,8 @@ def calls_blocks_of(model: nn.Module, stack: nn.Module) -> bool:
     parts = path.split(".") if path else []
     are_blocks_used = False
     for end in range(len(parts)):
-        used, relative = paths_used(type(model.get_submodule(".".join(parts[:end])))), ".".join(parts[end:])
+        kind: Any = type(model.get_submodule(".".join(parts[:end])))
+        used, relative = paths_used(kind), ".".join(parts[end:])
         if relative in used:
             return False
         are_blocks_used = are_blocks_used or any(f"{relative}.{inner}" in used for inner in lists)
