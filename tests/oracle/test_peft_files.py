@@ -398,7 +398,7 @@ def test_factors_in_eight_bits(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["peft", "vllm"])
-@pytest.mark.parametrize(("kept", "match"), [(0, "holds no tensor"), (-1, "has no counterpart")])
+@pytest.mark.parametrize(("kept", "match"), [(0, "holds no tensor"), (-1, r"it lacks .*lora_B\.weight")])
 def test_a_file_without_some_factors_is_not_exported(kept, match, to, tmp_path):
     write(tmp_path / "adapter", peft.LoraConfig(**LORA))
     file = tmp_path / "adapter" / "adapter_model.safetensors"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -278,9 +277,10 @@ class LowRankAdapter(Adapter):
     def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """See `Adapter.shape_error`."""
         factors = {name: match for name in shapes if (match := _FACTOR.fullmatch(name))}
-        letters = Counter(match[1] for match in factors.values())
-        if alone := next((name for name, match in factors.items() if letters[match[1]] != 2), None):
-            return f"{alone} has no counterpart, since an update is the product of two factors"
+        for name, match in factors.items():
+            other = f"{name[: match.start(2)]}{'BA'['AB'.index(match[2])]}{name[match.end(2) :]}"
+            if other not in factors:
+                return f"it lacks {other}"
         settings = cls.peft_settings(config)
         ranks = by_pattern(
             settings["rank_pattern"], {match[1] for match in factors.values()}, settings["r"], "rank_pattern"
