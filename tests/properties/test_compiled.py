@@ -85,6 +85,22 @@ def test_one_adapter_has_no_graph_break(method):
         assert_close(found[name], gradient, 1e-8)
 
 
+def test_a_model_can_be_compiled_before_its_first_call_and_after_a_step():
+    """The first calls of an adapted model are checked, by hooks."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double(), torch.randn(2, 4).double()
+    attach(model, LoRA(rank=2, target_modules=("0", "2")))
+    perturb(trainable_parameters(model).values())
+    call = compiled(model.train())
+    for _ in range(2):
+        first = call(x)
+        first.square().sum().backward()
+        assert_close(first, model(x), 1e-10)
+        torch.optim.SGD(trainable_parameters(model).values(), lr=0.1).step()
+        assert (model(x) - first).norm() > 1e-3 * first.norm()
+    with torch.no_grad():
+        assert_close(call.eval()(x), model.eval()(x), 1e-10)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("architecture", "task"),

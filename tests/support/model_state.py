@@ -15,5 +15,10 @@ def observable_state(model) -> dict:
         state[f"{path} hooks"] = {hooks: list(getattr(module, hooks)) for hooks in HOOKS}
         state[f"{path} flags"] = (module.training, getattr(module, "gradient_checkpointing", None))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        state[f"tensor {name}"] = (id(tensor), tensor.requires_grad, tensor.dtype, tensor.detach().numpy().tobytes())
+        state[f"tensor {name}"] = (
+            id(tensor),
+            tensor.requires_grad,
+            tensor.dtype,
+            tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
     return state

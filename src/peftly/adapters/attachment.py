@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
+from peftly.adapters.arguments import PEFT_METHODS, RefuseMethod, check_config, check_model
 from peftly.adapters.embeddings import restore_embeddings
 from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base, take_peft_names
 from peftly.adapters.rollback import restored_on_failure
@@ -35,6 +36,7 @@ from peftly.injection import (
     override_method,
     parts_without,
     patch_quantized_layers,
+    refuse_fused_head,
     remove_weight_readers,
     restore_method,
     restore_quantized_layers,
@@ -89,10 +91,13 @@ def attach(
         The same model. Its `save_pretrained` now writes its adapters.
 
     Raises:
-        MethodError: the model has an adapter of this name, or cannot carry this one; the model is then unchanged.
+        MethodError: the model has an adapter of this name or of PEFT, or cannot carry this one, or an argument is
+            neither a model nor the settings of a method; the model is then unchanged.
         ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_config(config)
     check_seed(seed)
+    check_model(model)
     setup = Setup(tokenizer, tuple(answers), seed, examples, partial(open_original, model))
     kind = METHODS[config.name].adapter
     with restored_on_failure(model):
@@ -138,8 +143,6 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     adapter = create()
     _save_modules(model, name, config.modules_to_save)
     state = state_of(model)
-    if isinstance(model, PreTrainedModel):
-        state.refuse_fused_head(model)
     serve_weight_readers(model, state.selection)
     state.reach.begin_again()
     state.adapters[name] = adapter
@@ -190,9 +193,12 @@ def _prepare(model: nn.Module) -> None:
             override_method(model, method, replacement(model))
         for method in _SET_EMBEDDING:
             override_method(model, method, SetEmbedding(model, method))
-        state.state_dict_hooks = [
+        for method in PEFT_METHODS:
+            override_method(model, method, RefuseMethod(model, method))
+        state.handles = [
             model.register_load_state_dict_pre_hook(take_peft_names),
             model.register_load_state_dict_post_hook(ignore_missing_base),
+            refuse_fused_head(model),
         ]
         state.checkpointing = Checkpointing(model)
         if getattr(model, "is_quantized", False):
@@ -207,7 +213,7 @@ def _restore(model: nn.Module) -> None:
     if state.generation is not None:
         model.generation_config = state.generation
     remove_weight_readers(model)
-    for part in (state.reach, state.hooks, state.checkpointing, *state.state_dict_hooks, state.head_hook):
+    for part in (state.reach, state.hooks, state.checkpointing, *state.handles):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)
@@ -215,7 +221,7 @@ def _restore(model: nn.Module) -> None:
     for path in state.unfrozen:
         parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        for method in (*_METHODS, *_SET_EMBEDDING):
+        for method in (*_METHODS, *_SET_EMBEDDING, *PEFT_METHODS):
             restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)

@@ -15,6 +15,7 @@ from peftly.adapters.attachment import detach
 from peftly.adapters.base_changes import keep_base_changes
 from peftly.adapters.merge_check import check_merged_layer
 from peftly.adapters.mergeable import check_mergeable
+from peftly.adapters.rollback import ReplacedValues, restored_on_failure
 from peftly.adapters.state import attached, check_names, state_of
 from peftly.adapters.training_quantization import quantization_advice
 from peftly.errors import MethodError
@@ -24,8 +25,9 @@ from peftly.injection import (
     adapted_layers,
     base_modules,
     copied_modules,
+    is_foreign,
 )
-from peftly.utils import stops_held, warn
+from peftly.utils import warn
 
 __all__ = ["check_weightable", "merge", "merge_adapters", "weight_adapters"]
 
@@ -51,32 +53,33 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
 
     Raises:
         MethodError: the model has no such adapter, no adapter is active, its method or the weights of the base cannot
-            be merged, or the outputs of a layer would change; the model is then unchanged.
+            be merged, or the outputs of a layer would change. After any exception, Ctrl-C included, the model is
+            unchanged.
     """
     if weights is not None and name is not None:
         raise MethodError("give the name of one adapter, or the weights of several; not both")
     names = list(weights) if weights is not None else _active(model) if name is None else [name]
     inactive = [other for other in attached(model) if other not in names] if weights is None and name is None else []
     check_mergeable(model, names, without=inactive)
-    with _restored_scalings(model, names):
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    with restored_on_failure(model), _restored_scalings(model, names), ReplacedValues(size) as before:
         if weights is not None:
             weight_adapters(model, weights)
         with torch.no_grad():
             for path, layer, changes in _mergeable_layers(model, names):
                 check_merged_layer(path, layer, changes)
-    others = state_of(model).other_quantizations
-    lines = [quantization_advice(name, others[name], model) for name in names if name in others]
-    with stops_held():
-        lines += merge_adapters(model, names)
-    if inactive:
-        lines.append(
-            f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "
-            "(to merge all, call peftly.set_adapters(model, *peftly.attached(model)) first)"
-        )
-        for other in inactive:
-            detach(model, other)
-    for line in lines:
-        warn(line, stacklevel=2)
+        others = state_of(model).other_quantizations
+        lines = [quantization_advice(name, others[name], model) for name in names if name in others]
+        lines += merge_adapters(model, names, before)
+        if inactive:
+            lines.append(
+                f"merged {', '.join(names)}; detached without merging, because it is not active: {', '.join(inactive)} "
+                "(to merge all, call peftly.set_adapters(model, *peftly.attached(model)) first)"
+            )
+            for other in inactive:
+                detach(model, other)
+        for line in lines:
+            warn(line, stacklevel=2)  # an error in some programs
     return model
 
 
@@ -148,8 +151,13 @@ def weight_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
             change.scaling *= weight
 
 
-def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
+def merge_adapters(model: Any, names: Iterable[str], before: ReplacedValues | None = None) -> list[str]:
     """Merge adapters, which `check_mergeable` has passed, into the weights of `model`, in place, and detach them.
+
+    Args:
+        model: a model with adapters.
+        names: names of the adapters.
+        before: collection of the values that are replaced; None: nobody needs them.
 
     Returns:
         Lines for the user: which weights were untied.
@@ -158,6 +166,8 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     with torch.no_grad():
         lines = _untie(model, names)
         for _, layer, changes in _mergeable_layers(model, names):
+            if before is not None:
+                before.keep(_replaceable(layer))
             with _widened(layer):
                 for change in changes:
                     change.merge_into(layer)
@@ -165,6 +175,15 @@ def merge_adapters(model: Any, names: Iterable[str]) -> list[str]:
     for name in names:
         detach(model, name)
     return lines
+
+
+def _replaceable(layer: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a layer of the base that a merge may write into."""
+    for _, module in base_modules(layer):
+        yield from (tensor for tensor in module.buffers(recurse=False) if tensor.numel())
+        for parameter in module.parameters(recurse=False):
+            if parameter.numel() and parameter.is_floating_point() and not is_foreign(parameter):  # not quantised
+                yield parameter
 
 
 def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.Module, list[Any]]]:
@@ -181,7 +200,10 @@ def _mergeable_layers(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[
 
 @contextmanager
 def _widened(layer: nn.Module) -> Iterator[None]:
-    """Hold the layer's own parameters in fp32 inside the block; afterwards they are rounded, into the same memory."""
+    """Hold the layer's own parameters in fp32 inside the block; afterwards they are rounded, into the same memory.
+
+    After an error they stay in fp32; see `ReplacedValues`.
+    """
     narrow = {
         parameter: parameter.data
         for parameter in layer.parameters(recurse=False)
@@ -189,12 +211,10 @@ def _widened(layer: nn.Module) -> Iterator[None]:
     }
     for parameter, data in narrow.items():
         parameter.data = data.float()
-    try:
-        yield
-    finally:
-        for parameter, data in narrow.items():
-            wide, parameter.data = parameter.data, data
-            parameter.copy_(wide)
+    yield
+    for parameter, data in narrow.items():
+        wide, parameter.data = parameter.data, data
+        parameter.copy_(wide)
 
 
 class _Owner(NamedTuple):

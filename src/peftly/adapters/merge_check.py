@@ -20,8 +20,8 @@ SAMPLES = 16
 """Inputs of a layer on which the outputs are compared: vectors, or token ids; fewer sounds, images or videos."""
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
-"""Maximum difference of the outputs in fp32, relative to the outputs and the effect of the adapters. Ranks up to 1024
-give up to 5e-6; a wrong merge differs by about the effect."""
+"""Maximum difference of the outputs in fp32, relative to the outputs and the effect of the adapters. A wrong merge
+differs by about the effect."""
 
 MAX_EFFECT_LOST = 1e-2
 """Maximum difference relative to the effect of the adapters alone, where the effect is above rounding."""

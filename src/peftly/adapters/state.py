@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from peftly.adapters.arguments import check_model
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
@@ -27,7 +28,6 @@ from peftly.injection import (
     copied_modules,
     is_within,
     new_modules,
-    refuse_fused_head,
 )
 from peftly.methods import Adapter
 
@@ -76,8 +76,7 @@ class AttachedAdapters:
         replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
         tokenizers: tokenizers that adapters came with, by the name of the adapter.
         generation: settings of generation of the base, where an adapter came with others; None: nothing was replaced.
-        state_dict_hooks: hooks on `load_state_dict` of a transformers model; none for other modules.
-        head_hook: hook on a transformers model whose output head an adapter changes; None for others.
+        handles: hooks on `load_state_dict` and on the calls of a transformers model; none for other modules.
     """
 
     unfrozen: list[str]
@@ -93,13 +92,7 @@ class AttachedAdapters:
     replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     generation: GenerationConfig | None = None
-    state_dict_hooks: list[RemovableHandle] = field(default_factory=list)
-    head_hook: RemovableHandle | None = None
-
-    def refuse_fused_head(self, model: PreTrainedModel) -> None:
-        """See `injection.refuse_fused_head`."""
-        if self.head_hook is None or self.head_hook.id not in model._forward_pre_hooks:
-            self.head_hook = refuse_fused_head(model)
+    handles: list[RemovableHandle] = field(default_factory=list)
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
@@ -219,6 +212,7 @@ def state_of(model: nn.Module) -> AttachedAdapters:
     """
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     if state is None:
+        check_model(model)
         raise MethodError("this model carries no adapter; attach or load one first")
     return state
 
@@ -229,7 +223,9 @@ def checked_names(state: AttachedAdapters, names: Sequence[str]) -> AdapterNames
     Raises:
         MethodError: there is no adapter of such a name.
     """
-    unknown = [name for name in names if name not in state.adapters]
+    unknown = [name for name in names if not isinstance(name, str) or name not in state.adapters]
+    if unknown and not isinstance(unknown[0], str):
+        raise MethodError(f'{unknown[0]!r} is no name of an adapter; give names one by one, such as "a", "b"')
     if unknown:
         raise MethodError(f"this model has no adapter {unknown[0]!r}; it has {', '.join(map(repr, state.adapters))}")
     return frozenset(names)

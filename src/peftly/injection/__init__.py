@@ -4,7 +4,10 @@ targets                 find layers by name or by their part in a block
 heads                   head of a model outside its body
 patterns                regular expressions in settings, with a time limit
 accelerate_hooks        adapters inside the hooks of accelerate
+nested_tensors          tensors inside tuples, lists and dictionaries
+adapted_forward         forward of an adapted layer, which runs its adapters
 layers                  adapters of single layers, in place
+overrides               methods of one model that are replaced
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
 weight_uses             submodules whose weights a class reads instead of calling them
@@ -35,6 +38,7 @@ caching                 cache of tensors derived from the weights of adapters
 devices                 device of a module, and weights that are on another one
 """
 
+from peftly.injection.adapted_forward import FusedForward, OriginalForward
 from peftly.injection.blocks import blocks_of
 from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_tensors
 from peftly.injection.devices import bias_of, device_of
@@ -44,17 +48,13 @@ from peftly.injection.heads import is_body, output_heads, parts_without, vocabul
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
-    FusedForward,
     LayerAdapter,
-    OriginalForward,
     adapted_layers,
     add_layer_adapter,
     base_modules,
     original_forward,
-    override_method,
     owner,
     remove_layer_adapters,
-    restore_method,
 )
 from peftly.injection.lean_blocks import lean_blocks
 from peftly.injection.linear import features, fusible_weight, is_foreign, whole_weight
@@ -71,6 +71,7 @@ from peftly.injection.module_copies import (
     tied_copies,
     untie_copies,
 )
+from peftly.injection.overrides import override_method, restore_method
 from peftly.injection.packing import current_packing, packed_call
 from peftly.injection.patterns import by_pattern, first_matches
 from peftly.injection.prefix_calls import check_placement
@@ -83,7 +84,7 @@ from peftly.injection.quantized_layers import (
     quantization_settings,
     restore_quantized_layers,
 )
-from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
+from peftly.injection.reach import ReachCheck, layers_without_gradient, peft_layer, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks
 from peftly.injection.targets import (
@@ -115,7 +116,7 @@ from peftly.injection.virtual_tokens import (
     drop_virtual_tokens,
     virtual_token_ids,
 )
-from peftly.injection.weight_readers import remove_weight_readers, serve_weight_readers
+from peftly.injection.weight_readers import layers_read, remove_weight_readers, serve_weight_readers
 from peftly.injection.weight_uses import is_callable
 
 __all__ = [
@@ -178,6 +179,7 @@ __all__ = [
     "is_part",
     "is_within",
     "key_value_shape",
+    "layers_read",
     "layers_without_gradient",
     "lean_blocks",
     "make_plain",
@@ -191,6 +193,7 @@ __all__ = [
     "packed_call",
     "parts_without",
     "patch_quantized_layers",
+    "peft_layer",
     "quantization_settings",
     "recorded_states",
     "refuse_fused_head",

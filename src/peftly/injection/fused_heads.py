@@ -17,15 +17,12 @@ from peftly.injection.selection import selection_of
 __all__ = ["refuse_fused_head"]
 
 
-def refuse_fused_head(model: Any) -> RemovableHandle | None:
-    """Let a call of a model raise an error if it does not call the output head, which adapters change.
+def refuse_fused_head(model: Any) -> RemovableHandle:
+    """Let a call of a model raise an error if it does not call its output head and an adapter changes the head.
 
     Returns:
-        The hook on the model; None: no adapter changes the output head.
+        The hook on the model.
     """
-    head = model.get_output_embeddings()
-    if head is None or LAYER_ADAPTERS not in head._modules:
-        return None
     handle: RemovableHandle = model.register_forward_pre_hook(_refuse, with_kwargs=True)
     return handle
 

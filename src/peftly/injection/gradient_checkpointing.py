@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from peftly.injection.layers import override_method, restore_method
+from peftly.injection.overrides import override_method, restore_method
 from peftly.injection.selection import bind_context
 
 __all__ = ["Checkpointing"]

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.adapted_forward import OriginalForward
 from peftly.injection.devices import in_memory
-from peftly.injection.layers import OriginalForward
 from peftly.injection.quantized_layers import QuantizedForward
 from peftly.kernels import dequantized_weight, is_quantized
 

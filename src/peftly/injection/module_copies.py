@@ -16,19 +16,19 @@ from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from peftly.errors import MethodError
+from peftly.injection.adapted_forward import OriginalForward
 from peftly.injection.caching import invalidate_cached_tensors
 from peftly.injection.devices import bias_of, in_memory
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
     LayerAdapter,
-    OriginalForward,
     adapted_layers,
     add_layer_adapter,
     base_modules,
-    map_tensors,
     original_forward,
 )
 from peftly.injection.linear import is_foreign
+from peftly.injection.nested_tensors import map_tensors
 from peftly.injection.quantized_layers import dequantize_layers
 from peftly.injection.weight_readers import without_reader
 from peftly.kernels import is_quantized

@@ -16,13 +16,14 @@ from torch import nn
 
 from peftly.errors import MethodError
 from peftly.injection.accelerate_hooks import forward_attribute
-from peftly.injection.layers import AdaptedForward, WatchedForward, base_modules, owner
+from peftly.injection.adapted_forward import AdaptedForward, WatchedForward
+from peftly.injection.layers import base_modules, owner
 from peftly.injection.module_copies import copied_modules
 from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.targets import is_within
 from peftly.utils import warn
 
-__all__ = ["ReachCheck", "layers_without_gradient", "some_paths"]
+__all__ = ["ReachCheck", "layers_without_gradient", "peft_layer", "some_paths"]
 
 _LOCK = threading.Lock()
 
@@ -34,12 +35,14 @@ class ReachCheck:
         selection: active adapters of the model.
         checked: modes in which the model was called, with the active adapters.
         watched: layers that are watched in the present call, with their parameters, by path; None: no call is watched.
+        thread: thread of this call; calls of others run beside it.
     """
 
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self.selection = selection
         self.checked: set[tuple[bool, bool, AdapterNames]] = set()
         self.watched: dict[str, tuple[Any, dict[str, Any]]] | None = None
+        self.thread: int | None = None
         self.handles = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
@@ -61,10 +64,15 @@ class ReachCheck:
         mode = (model.training, torch.is_grad_enabled(), names)
         if mode in self.checked:
             return
+        if (path := peft_layer(model)) is not None:
+            raise MethodError(
+                f"PEFT has put an adapter of its own on this model ({path}), and froze those of peftly: leave out "
+                "peft_config and get_peft_model"
+            )
         with _LOCK:
             if self.watched is not None:
                 return
-            self.watched = {}
+            self.thread, self.watched = threading.get_ident(), {}
         self.checked.add(mode)
         for path, layer in base_modules(model):
             forward = vars(layer).get(forward_attribute(layer))
@@ -74,16 +82,18 @@ class ReachCheck:
                 layer._parameters = _ReadParameters(layer._parameters)
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self.watched is None:
+        if torch.compiler.is_compiling() or self.watched is None or self.thread != threading.get_ident():
             return
         watched, self.watched = self.watched, None
         read: list[str] = []
         not_called: list[str] = []
         copied = [path for name in self.selection.active.names for path in copied_modules(model, name)]
         for path, (layer, parameters) in watched.items():
-            record, layer._parameters = layer._parameters, parameters
-            parameters.clear()
+            record = layer._parameters
+            for name in parameters.keys() - record.keys():
+                del parameters[name]
             parameters.update(record)
+            layer._parameters = parameters  # complete: other threads may call the layer
             if WatchedForward.was_called(vars(layer).get(forward_attribute(layer))):
                 continue
             was_read = getattr(record, "was_read", False) and not is_within(path, copied)
@@ -116,6 +126,11 @@ class _ReadParameters(dict[str, Any]):
         value = super().__getitem__(name)
         self.was_read = self.was_read or value is not None
         return value
+
+
+def peft_layer(model: nn.Module) -> str | None:
+    """Return the path of the first module of a model that is of a class of PEFT; None: there is none."""
+    return next((path for path, module in model.named_modules() if type(module).__module__.startswith("peft.")), None)
 
 
 def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], int]:

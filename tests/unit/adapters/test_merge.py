@@ -1,6 +1,7 @@
 """Merging in memory: weights are rounded once, in place, and only layers that the model computes are merged."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from peftly import (
     detach,
     merge,
     trainable_parameters,
+    use_adapters,
 )
 from peftly.errors import MethodError
 from peftly.methods.lora import LoRALayer
@@ -90,6 +92,22 @@ def test_a_prefix_has_the_same_effect_with_a_copy_and_with_merged_weights():
     perturb(trainable_parameters(model).values())
     with torch.no_grad():
         expected = model(IDS).logits
+        assert_close(merge(model, "copies")(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("copied", ["layers.1", "model"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["prefix first", "copy first"])
+def test_a_prefix_and_a_copy_of_its_stack(copied, is_first):
+    """In either order: the copy of the stack calls no hook of the stack, whose calls insert the prefix."""
+    model = tiny_model("llama", torch.float32)
+    prefix, copies = PrefixTuning(num_virtual_tokens=3, init="random"), Selective(last_layers=0, modules=(copied,))
+    for name, config in [("prefix", prefix), ("copies", copies)][:: 1 if is_first else -1]:
+        attach(model, config, name=name)
+    perturb(trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        with use_adapters(model, "copies"):
+            assert (model(IDS).logits - expected).norm() > 1e-3 * expected.norm()
         assert_close(merge(model, "copies")(IDS).logits, expected)
 
 
@@ -181,22 +199,37 @@ def test_a_layer_whose_outputs_would_change_is_refused_before_anything_is_merged
     assert list(attached(model)) == ["default"]
 
 
-def test_a_merge_that_fails_midway_leaves_the_model_as_it_was(monkeypatch):
+@pytest.mark.parametrize("weights", [None, {"default": 0.5}])
+@pytest.mark.parametrize("failing_call", [5, 14 + 5], ids=["comparison", "replacement"])
+def test_a_merge_that_fails_midway_leaves_the_model_as_it_was(failing_call, weights, monkeypatch):
     model = attach(tiny_model("llama", torch.float32), LoRA(rank=2))
     perturb(trainable_parameters(model).values())
     expected, calls, merge_into = model(IDS).logits, [], LoRALayer.merge_into
 
     def failing(change, layer):
         calls.append(layer)
-        if len(calls) == 5:
-            raise RuntimeError("out of memory")
         merge_into(change, layer)
+        if len(calls) == failing_call:
+            raise RuntimeError("out of memory")
 
     monkeypatch.setattr(LoRALayer, "merge_into", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
-        merge(model)
+        merge(model, weights=weights)
     assert torch.equal(model(IDS).logits, expected)
     assert list(attached(model)) == ["default"]
+
+
+def test_a_warning_that_is_an_error_undoes_the_merge():
+    model = attach(tiny_model("gpt2", torch.float32), LoRA(target_modules=("lm_head",)))
+    perturb(trainable_parameters(model).values())
+    expected = model(IDS).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="untied, as merging makes them different"):
+            merge(model)
+    assert torch.equal(model(IDS).logits, expected)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("rank", [8, 256])

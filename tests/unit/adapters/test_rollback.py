@@ -1,5 +1,6 @@
 """A load or an attachment that fails, wherever and by whatever exception, leaves the model exactly as it was."""
 
+import copy
 import signal
 import sys
 
@@ -11,7 +12,19 @@ from references import ARCHITECTURE_OF, DEFAULTS
 from tiny import perturb, tiny_model
 
 import peftly
-from peftly import LoRA, PTuning, attach, attached, detach, load_adapter, save_adapter, trainable_parameters
+from peftly import (
+    IA3,
+    DoRA,
+    LoRA,
+    PTuning,
+    attach,
+    attached,
+    detach,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+)
 from peftly.adapters import active_adapters
 from peftly.errors import AdapterError
 from peftly.methods import METHODS
@@ -97,8 +110,9 @@ def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
 def test_an_interrupted_attachment_changes_nothing():
     model = tiny_model("llama", torch.float32)
     before = full_state(model)
-    total = lines_of(lambda: attach(model, LoRA(rank=2)))
-    detach(model)
+    for _ in range(2):  # the first attachment searches the source code of the modules
+        total = lines_of(lambda: attach(model, LoRA(rank=2)))
+        detach(model)
     for line in range(1, total - 5, total // 12):
         with pytest.raises(KeyboardInterrupt), Interrupt(line):
             attach(model, LoRA(rank=2))
@@ -121,3 +135,43 @@ def test_of_several_adapters_all_or_none_are_loaded(tmp_path):
     assert full_state(model) == before
     tensors.write_bytes(sound)
     assert list(attached(load_adapter(model, tmp_path))) == ["own", "first", "prompt", "last"]
+
+
+MERGED = {
+    "lora": ("llama", {"one": LoRA(rank=2)}),
+    "in bf16": ("gpt2", {"one": LoRA(rank=2), "two": LoRA(rank=3)}),
+    "dora": ("llama", {"one": DoRA(rank=2)}),
+    "ia3": ("gpt2", {"one": IA3()}),
+    "copies": ("llama", {"one": LoRA(rank=2, modules_to_save=("layers.1",))}),
+    "untied": ("gpt2", {"one": LoRA(rank=2, target_modules=("lm_head",))}),
+    "weight readers": ("bloom", {"one": LoRA(rank=2)}),
+    "others stay": ("llama", {"one": LoRA(rank=2), "other": PTuning(num_virtual_tokens=2)}),
+}
+
+
+def adapted_for_merge(case):
+    architecture, adapters = MERGED[case]
+    model = tiny_model(architecture, torch.bfloat16 if case == "in bf16" else torch.float32)
+    for name, config in adapters.items():
+        attach(model, config, name=name)
+    perturb(trainable_parameters(model).values())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:untied, as merging")
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
+@pytest.mark.parametrize("case", MERGED)
+def test_an_interrupted_merge_changes_nothing(case, on_disk, monkeypatch):
+    if on_disk:
+        monkeypatch.setattr("peftly.adapters.rollback.IN_MEMORY", 1)
+    model = adapted_for_merge(case)
+    names = [name for name in attached(model) if name != "other"]
+    only = {"name": "one"} if len(names) == 1 else {}
+    total = lines_of(lambda: merge(copy.deepcopy(model), **only))
+    before = full_state(model)
+    for line in range(total // 30, total - 5, total // 12):
+        with pytest.raises(KeyboardInterrupt), Interrupt(line):
+            merge(model, **only)
+        assert full_state(model) == before, f"interrupted before line {line} of {total}"
+    merge(model, **only)
+    assert ("other" in MERGED[case][1]) == hasattr(model, "_peftly")

@@ -1,6 +1,7 @@
 """Adapters reach the output of any module, in training mode as in evaluation mode, or the layers are named."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,19 @@ from tiny import perturb
 from torch import nn
 from torch.nn import functional as F
 
-from peftly import AdapterConfig, BitFit, DoRA, Full, LoRA, Selective, attach, detach, merge, use_adapters
+from peftly import (
+    AdapterConfig,
+    BitFit,
+    DoRA,
+    Full,
+    LoRA,
+    Selective,
+    attach,
+    cache_adapter_tensors,
+    detach,
+    merge,
+    use_adapters,
+)
 from peftly.adapters.state import trainable_parameters
 from peftly.errors import MethodError
 
@@ -155,3 +168,46 @@ def test_copies_of_a_block_by_two_adapters_add_up():
     both, (off, *_) = model.block(hidden_states=X)[0], odd_module("by keyword").block(X)
     torch.testing.assert_close(both - off, a + b - 2 * off)
     assert (model(X) - base).norm() > 0
+
+
+def test_a_call_in_another_thread_does_not_end_the_check_of_the_first():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+
+        def forward(self, x, during=None):
+            if during is None:
+                return self.out(x)
+            getattr(self.inner, "weight")  # noqa: B009 -- not found in the source code
+            during()
+            return self.out(self.inner(x))
+
+    model = attach(Forked(), LoRA(rank=2))
+    with ThreadPoolExecutor(1) as other:
+        model(X, during=lambda: other.submit(model, X).result())
+    assert not any(type(module._parameters) is not dict for module in model.modules())
+
+
+class Summed(nn.Module):
+    """Gets a list of tensors, or no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, 2)
+
+    def forward(self, parts):
+        return self.inner(sum(parts) if parts else torch.ones(3, WIDTH))
+
+
+def test_copies_of_modules_that_get_no_tensor():
+    model = nn.Sequential(Summed(), nn.Linear(2, 2))
+    base = model([X, X])
+    attach(model, LoRA(rank=2, target_modules=("1",), modules_to_save=("0",)))
+    perturb(trainable_parameters(model).values(), 0.3)
+    adapted = model([X, X])
+    assert (adapted - base).norm() > 0.1 * base.norm()
+    with torch.no_grad(), cache_adapter_tensors():
+        assert torch.equal(model([X, X]), adapted)
+    with use_adapters(model, adapters=["default", None, None]), pytest.raises(MethodError, match="gets no tensor"):
+        model([])

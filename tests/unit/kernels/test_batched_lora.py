@@ -9,7 +9,7 @@ from references import assert_close
 from tiny import perturb, random_token_ids, tiny_model
 
 from peftly import DoRA, LoRA, attach, cache_adapter_tensors, detach, trainable_parameters, use_adapters
-from peftly.injection.layers import SHORT_CALL_TOKENS
+from peftly.injection.adapted_forward import SHORT_CALL_TOKENS
 from peftly.injection.modes import evaluation_mode
 from peftly.kernels import batched_lora as _stacked
 
