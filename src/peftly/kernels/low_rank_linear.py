@@ -60,11 +60,11 @@ def low_rank_linear(
     if dropout > 0:
         keep = keep_probability(dropout)
         mask, scaling = draw_mask(x, keep), scaling / keep
-    bias, lora_a, lora_b, scale = (  # `to` takes longer than the comparison
+    bias, down, up, scale = (  # `to` takes longer than the comparison
         value if value is None or value.dtype == dtype else value.to(dtype) for value in (bias, lora_a, lora_b, scale)
     )
     apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x, weight, bias, lora_a, lora_b, scaling, scale, mask, recompute_weight)
+    return apply(x, weight, bias, down, up, scaling, scale, mask, recompute_weight)
 
 
 def _composed(

@@ -125,7 +125,9 @@ def add_bottleneck(
         keep = keep_probability(probability)
         mask, scaling = draw_mask(h, keep), scaling / keep
     apply: Callable[..., Tensor] = _AddBottleneck.apply
-    return apply(output, h, *(weight.to(h.dtype) for weight in weights), activation, scaling, mask)
+    dtype = h.dtype
+    same = (weight if weight.dtype == dtype else weight.to(dtype) for weight in weights)  # `to` takes longer
+    return apply(output, h, *same, activation, scaling, mask)
 
 
 class _AddBottleneck(torch.autograd.Function):
