@@ -10,6 +10,7 @@ own, so that a crash or an endless loop is an outcome, too. The exit code is 1 i
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -21,6 +22,8 @@ import sys
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +98,41 @@ def check_class(model_type: str, class_name: str, cells: list[str], send: Any) -
         send({"cell": cell, "kind": outcome.kind, "reason": outcome.reason, "notes": outcome.notes})
 
 
-def in_process(model_type: str, class_name: str, cells: list[str]) -> Result:
-    """Check one class in a process of its own, and return its result."""
+def warm_up(cells: list[str]) -> None:
+    """Import once, and not in every process, the modules that a check imports when it runs."""
+
+    def check(send: Any) -> None:
+        check_class("bert", "BertForSequenceClassification", cells, lambda line: None)
+        send({"modules": sorted(sys.modules)})
+
+    # In a process of its own: a pool of threads that has run here would not survive a fork.
+    lines = in_process(check)
+    for name in lines[-1]["modules"] if lines else ():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def imported(class_name: str) -> None:
+    """Import the file of a class before the processes of an architecture begin, if it can be imported."""
+    import transformers
+
+    with contextlib.suppress(Exception):  # which is an outcome of the class
+        getattr(transformers, class_name)
+
+
+def in_process(work: Callable[[Any], None]) -> list[dict[str, Any]]:
+    """Call a function in a process of its own, and return the lines that it has sent with the function it is given."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.close(read)
-        with os.fdopen(write, "w", encoding="utf-8") as pipe:
-            check_class(model_type, class_name, cells, lambda line: print(json.dumps(line), file=pipe, flush=True))
-        os._exit(0)
+        try:
+            os.close(read)
+            with os.fdopen(write, "w", encoding="utf-8") as pipe:
+                work(lambda line: print(json.dumps(line), file=pipe, flush=True))
+        finally:
+            os._exit(0)  # never into the code of the parent
     os.close(write)
-    lines, data, deadline = [], b"", time.monotonic() + SECONDS
+    data, deadline = b"", time.monotonic() + SECONDS
     while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
         if not (part := os.read(read, 65536)):
             break
@@ -114,8 +141,7 @@ def in_process(model_type: str, class_name: str, cells: list[str]) -> Result:
         os.kill(child, signal.SIGKILL)
     os.close(read)
     os.waitpid(child, 0)
-    lines = [json.loads(line) for line in data.decode().splitlines()]
-    return result_of(lines, cells)
+    return [json.loads(line) for line in data.decode().splitlines()]
 
 
 def result_of(lines: list[dict[str, Any]], cells: list[str]) -> Result:
@@ -171,13 +197,14 @@ def measure(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     import torch
     import transformers
-    import transformers.models.bert.modeling_bert  # once, and not in every process
     from model_cells import CELLS
 
     torch.set_num_threads(1)  # more do not survive a fork
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     results = {"versions": versions(), "architectures": {}} if options.again else read(options.out)
     known = results["architectures"]
+    cells = options.cells or list(CELLS)
+    warm_up(cells)
     for model_type, found in classes().items():
         is_wanted = model_type in options.only if options.only else model_type not in known
         if not is_wanted or (options.resume and model_type in known):
@@ -185,7 +212,9 @@ def measure(options: argparse.Namespace) -> None:
         started = processor_seconds()
         known[model_type] = {}
         for class_name, auto in found.items():
-            result = in_process(model_type, class_name, options.cells or list(CELLS))
+            imported(class_name)
+            lines = in_process(partial(check_class, model_type, class_name, cells))
+            result = result_of(lines, cells)
             known[model_type][class_name] = {"auto": auto, **result}
             show(model_type, class_name, result)
         write(results, options.out)

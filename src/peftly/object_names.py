@@ -35,6 +35,10 @@ OTHER_OBJECTS = {
     **dict.fromkeys(("PeftType", "PEFT_TYPE_TO_CONFIG_MAPPING"), "use peftly.METHODS"),
     "TaskType": 'use the argument task of peftly.load_base, a text: "causal_lm" for CAUSAL_LM',
     "prepare_model_for_kbit_training": "leave it out: peftly.attach and peftly.train prepare a quantised base",
+    **dict.fromkeys(
+        ("print_trainable_parameters", "get_nb_trainable_parameters"),
+        "use peftly.trainable_parameters, or model.num_parameters(only_trainable=True) of a transformers model",
+    ),
     "get_peft_model_state_dict": "use peftly.trainable_parameters, or peftly.save_adapter for the files",
     **dict.fromkeys(("set_peft_model_state_dict", "load_peft_weights"), "use peftly.load_adapter"),
     **dict.fromkeys(("merge_and_unload", "merge_adapter"), "use peftly.merge"),

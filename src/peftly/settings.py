@@ -3,7 +3,7 @@
 import difflib
 import re
 from numbers import Integral
-from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -97,6 +97,8 @@ class Settings(BaseModel):
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and not _has_type(annotation, bool):
             wanted = "text (in YAML, yes and no need quotes)" if _has_type(annotation, str) else "number"
+            if literals := _literals(annotation):
+                wanted = f"value of {', '.join(map(repr, literals))}"
             raise ValueError(f"give a {wanted}, not a truth value")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("the number has more than 64 bits")
@@ -110,6 +112,13 @@ class Settings(BaseModel):
 
 def _has_type(annotation: Any, kind: type) -> bool:
     return kind in (annotation, get_origin(annotation)) or any(_has_type(part, kind) for part in get_args(annotation))
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a type lists, such as `Literal["none", "all"]`; none for other types."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(value for part in get_args(annotation) for value in _literals(part))
 
 
 def value_problem(problem: ErrorDetails, path: str) -> str:

@@ -4,7 +4,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook, remove_hook_from_submodules
-from references import DEFAULTS, METHOD_CELLS, adapted, assert_close
+from references import DEFAULTS, METHOD_CELLS, adapted, assert_close, of_each_kind
 from tiny import perturb, random_token_ids, tiny_model
 
 from peftly import METHODS, LoRA, attach, detach, merge, save_adapter, trainable_parameters
@@ -40,7 +40,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("offload", [cpu, disk, buffers, mixed])
-@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
+@pytest.mark.parametrize(("architecture", "method"), of_each_kind(METHOD_CELLS))
 def test_a_base_offloaded_after_attaching_answers_as_before(architecture, method, offload, tmp_path):
     if offload is mixed and architecture != "llama":
         pytest.skip("the device map is that of a llama")
@@ -58,7 +58,7 @@ def test_a_base_offloaded_after_attaching_answers_as_before(architecture, method
 
 
 @pytest.mark.parametrize("offload", [cpu, disk])
-@pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
+@pytest.mark.parametrize(("architecture", "method"), of_each_kind(METHOD_CELLS))
 def test_an_adapter_on_an_offloaded_base_answers_and_trains_as_on_another(architecture, method, offload, tmp_path):
     plain, offloaded = (tiny_model(architecture, torch.float32) for _ in range(2))
     offload(offloaded, tmp_path / "weights")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from huggingface_hub import HfApi, ModelCard
-from references import CELLS, adapted
+from references import CELLS, adapted, of_each_kind
 from safetensors.torch import load_file
 from tiny import perturb, random_token_ids, tiny_model
 
@@ -73,7 +73,7 @@ def test_only_the_main_process_writes(tmp_path):
     assert files(tmp_path / "adapter") == FILES
 
 
-@pytest.mark.parametrize("method", LLAMA)
+@pytest.mark.parametrize("method", of_each_kind(LLAMA))
 def test_a_state_dict_gives_the_values(method, tmp_path):
     model, _ = adapted("llama", method, torch.float32)
     expected, state = logits(model), {name: value.clone() for name, value in model.state_dict().items()}

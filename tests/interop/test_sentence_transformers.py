@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers as tf
 from datasets import Dataset
+from references import of_each_kind
 from sentence_transformers import (
     CrossEncoder,
     SentenceTransformer,
@@ -33,7 +34,7 @@ def encoder(body, method="lora"):
     return model, base
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "adapter"])
+@pytest.mark.parametrize("method", of_each_kind(["lora", "dora", "ia3", "adapter"]))
 def test_embeddings_are_those_of_the_adapted_body(method, body):
     model, base = encoder(body, method)
     if method in ("lora", "ia3"):
@@ -101,7 +102,7 @@ class StopAfterTwo(tf.TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", of_each_kind(["lora", "ia3"]))
 def test_a_training_resumes_and_the_best_model_is_loaded(method, body, tmp_path):
     def run(folder, *callbacks, **settings):
         model, _ = encoder(body, method)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from references import DEFAULTS, METHOD_CELLS
+from references import DEFAULTS, METHOD_CELLS, of_each_kind
 from tiny import LABELS, random_token_ids, tiny_model
 
 from peftly import IA3, METHODS, LoRA, attach, load_adapter, trainable_parameters
@@ -45,7 +45,7 @@ def same(actual, expected):
     return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("architecture", "method"), [*METHOD_CELLS, ("llama", "classifier")])
+@pytest.mark.parametrize(("architecture", "method"), [*of_each_kind(METHOD_CELLS), ("llama", "classifier")])
 def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(architecture, method, tmp_path, caplog):
     def model():
         if method == "classifier":
@@ -66,7 +66,7 @@ def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(architecture, method
     assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes()
 
 
-@pytest.mark.parametrize(("architecture", "method"), [*METHOD_CELLS, ("bert", "classifier")])
+@pytest.mark.parametrize(("architecture", "method"), [*of_each_kind(METHOD_CELLS), ("bert", "classifier")])
 def test_the_best_model_is_loaded_at_the_end(architecture, method, tmp_path, caplog):
     task = "sequence_classification" if method == "classifier" else "causal_lm"
     model = fresh(architecture, "lora" if method == "classifier" else method, task)

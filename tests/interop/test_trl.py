@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 import trl
 from datasets import Dataset
-from references import DEFAULTS
+from references import DEFAULTS, of_each_kind
 from tiny import perturb
 
 from peftly import METHODS, LoRA, attach, detach, load_adapter, trainable_parameters
@@ -54,7 +54,7 @@ def first_loss(trainer):
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
-@pytest.mark.parametrize("method", SUPPORTED)
+@pytest.mark.parametrize("method", of_each_kind(SUPPORTED))
 def test_sft_has_the_loss_of_each_text_alone(method, settings, tiny_llama_folder, tokenizer, tmp_path):
     if method == "prefix_tuning" and settings:
         pytest.skip("refused, see below")
@@ -108,7 +108,7 @@ PAIRS = Dataset.from_dict(
 )
 
 
-@pytest.mark.parametrize("method", SUPPORTED)
+@pytest.mark.parametrize("method", of_each_kind(SUPPORTED))
 def test_dpo_starts_at_log_2_with_the_adapter_as_its_own_reference(method, tiny_llama_folder, tokenizer, tmp_path):
     """`precompute_ref_log_probs=True` does it: without this line TRL opens the base again as the reference."""
     model = adapted(tiny_llama_folder, method)
@@ -117,7 +117,7 @@ def test_dpo_starts_at_log_2_with_the_adapter_as_its_own_reference(method, tiny_
     assert first_loss(trainer) == pytest.approx(math.log(2), abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "adapter"])
+@pytest.mark.parametrize("method", of_each_kind(["lora", "dora", "adapter"]))
 def test_dpo_disables_the_dropout_of_an_adapter(method, tiny_llama_folder, tokenizer, tmp_path):
     model = adapted(tiny_llama_folder, method, dropout=0.5)
     arguments = trl.DPOConfig(str(tmp_path), precompute_ref_log_probs=True, per_device_train_batch_size=2, **COMMON)

@@ -3,12 +3,14 @@
 Both ways through files, on one unpadded sequence: outputs, and the gradient with respect to what is trained.
 """
 
+import copy
 import json
 
 import peft
 import pytest
 import torch
 from data_tokenizers import family
+from other_models import other_model
 from references import assert_close
 from safetensors.torch import load_file
 from tiny import TASKS, perturb, random_token_ids, tiny_model
@@ -198,3 +200,16 @@ def test_a_prompt_from_a_text_starts_from_the_rows_that_peft_takes(tmp_path):
         ours = attach(bases[1], PromptTuning(num_virtual_tokens=count, init_text=text), tokenizer=tokenizer)
         rows = attached(ours)["default"].virtual_tokens.values()
         assert torch.equal(rows, theirs.prompt_encoder["default"].embedding.weight.float())
+
+
+@pytest.mark.parametrize("case", ["prompt_tuning", "p_tuning"])
+def test_a_model_with_a_config_of_two_stacks_that_writes_no_text_has_one_prompt_there(case, tmp_path):
+    base, inputs = other_model("T5ForTokenClassification")
+    model = attach(copy.deepcopy(base), OURS[case])
+    perturb(trainable_parameters(model).values())
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    assert_close(theirs(**inputs).logits[:, 4:], model(**inputs).logits)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = load_adapter(copy.deepcopy(other_model("T5ForTokenClassification")[0]), tmp_path / "theirs")
+    assert_close(again(**inputs).logits, model(**inputs).logits)

@@ -200,9 +200,17 @@ def encoder_decoder(architecture, configs):
     return model
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
-@pytest.mark.parametrize("architecture", TASKS["seq2seq_lm"])
+@pytest.mark.parametrize(
+    ("architecture", "method", "side"),
+    [
+        (architecture, method, side)
+        for architecture in TASKS["seq2seq_lm"]
+        for method in ("prompt_tuning", "prefix_tuning", "lora")
+        for side in ("left", "right")
+        # BART's encoder counts padding; a prompt in it gets positions, other adapters leave those of the base.
+        if not (architecture == "bart" and side == "left" and method != "prompt_tuning")
+    ],
+)
 class TestEncoderDecoders:
     """Texts are padded in the encoder, which also holds a prompt; a prefix is in front of the answer."""
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import cache
 
+import pytest
 import torch
 from tiny import ARCHITECTURES, perturb, tiny_model
 from torch import Tensor, nn
@@ -54,6 +55,18 @@ ARCHITECTURE_OF = {m: a for m in METHODS for a in ("gpt2", "llama") if unsupport
 """Architecture for each method that supports a language model: llama if possible."""
 METHOD_CELLS = [(architecture, method) for method, architecture in ARCHITECTURE_OF.items()]
 CAUSAL = list(ARCHITECTURE_OF)
+KINDS = ("lora", "prompt_tuning", "prefix_tuning", "selective")
+"""A method of each kind: one that changes layers, virtual tokens, keys and values, and copies of modules."""
+
+
+def of_each_kind(cells):
+    """Return parameters of a test: cells that end with a method, or methods. Those not of `KINDS` are for `make soak`.
+
+    Other tests of `make test` run the other methods through the same code.
+    """
+    marks = {True: (), False: pytest.mark.soak}
+    cells = [cell if isinstance(cell, tuple) else (cell,) for cell in cells]
+    return [pytest.param(*cell, marks=marks[cell[-1] in KINDS]) for cell in cells]
 
 
 def adapted(architecture: str, method: str, dtype: torch.dtype = torch.float64, **settings):

@@ -1,6 +1,7 @@
 """Adapters on a model and on disk. May import: `models`, `methods` and the packages that these may import.
 
 attachment  attach, detach
+arguments   checks of arguments that people pass who know other tools
 state       the adapters of a model, and the choice of the active ones
 merge       adapters merged into the weights of their base, in memory
 mergeable   whether they can be merged
@@ -23,6 +24,8 @@ own_tokenizer  the tokenizer in the folder of an adapter
 base_changes  a base made ready for adapters with a tokenizer or new tokens
 rollback    restoration of a model after an adapter could not be put on it
 card        the model card
+parameter_targets  layers that PEFT's configuration names by their weight
+peft_limits adapters with which PEFT computes other outputs
 version_0_1 names in files of version 0.1.0
 """
 
@@ -31,6 +34,7 @@ from peftly.adapters.adapter_set import (
     AdapterSource,
     adapter_names,
     check_number_of_weights,
+    check_source,
     correcting_adapter,
     open_adapters,
     open_compatible_adapters,
@@ -44,6 +48,7 @@ from peftly.adapters.files import (
     CONFIG,
     LABELS,
     METHOD,
+    PEFT_LIMIT,
     QUANTIZATION,
     ROW_FORMAT,
     TASK,
@@ -62,6 +67,7 @@ from peftly.adapters.own_tokenizer import (
     tokenizer_size,
     tokenizer_to_save,
 )
+from peftly.adapters.parameter_targets import with_parameter_targets
 from peftly.adapters.saving import save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
@@ -83,6 +89,7 @@ __all__ = [
     "CONFIG",
     "LABELS",
     "METHOD",
+    "PEFT_LIMIT",
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
     "ROW_FORMAT",
@@ -103,6 +110,7 @@ __all__ = [
     "chat_template_in",
     "check_mergeable",
     "check_number_of_weights",
+    "check_source",
     "check_weightable",
     "correcting_adapter",
     "detach",
@@ -123,5 +131,6 @@ __all__ = [
     "use_prompt_positions",
     "weight_adapters",
     "with_current_names",
+    "with_parameter_targets",
     "with_plain_names",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ __all__ = [
     "AdapterSource",
     "adapter_names",
     "check_number_of_weights",
+    "check_source",
     "correcting_adapter",
     "names_saved_together",
     "open_adapters",
@@ -166,6 +168,7 @@ def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
     """
     if isinstance(source, AdapterSet):
         return source.over(base)
+    check_source(source)
     notes_of = cache(read_notes)  # the search below reads notes, and so does `AdapterFolder.read`
     path = Path(source)
     for folder in (path, path / "adapter"):
@@ -184,6 +187,19 @@ def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
     if not (adapters := _adapters_in(folder, notes_of)):
         raise AdapterError(f"{source} is no folder here, and on the Hub it is no adapter: it has no {CONFIG}")
     return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)
+
+
+def check_source(source: object) -> None:
+    """Do nothing for the path or the Hub id of an adapter.
+
+    Raises:
+        AdapterError: the argument is something else, such as a model.
+    """
+    if not isinstance(source, str | PathLike):
+        raise AdapterError(
+            f"give the folder, run or Hub id of an adapter, not a {type(source).__name__}; peftly.save_adapter writes "
+            "the adapters of a model to a folder"
+        )
 
 
 def open_compatible_adapters(sources: Iterable[AdapterSource], base: str | None = None) -> dict[str, AdapterSet]:

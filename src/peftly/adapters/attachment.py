@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 
+from peftly.adapters.arguments import PEFT_METHODS, RefuseMethod, check_config, check_model
 from peftly.adapters.embeddings import restore_embeddings
 from peftly.adapters.pretrained import PushAdapters, SaveAdapters, UpdateCard, ignore_missing_base, take_peft_names
 from peftly.adapters.rollback import restored_on_failure
@@ -90,10 +91,13 @@ def attach(
         The same model. Its `save_pretrained` now writes its adapters.
 
     Raises:
-        MethodError: the model has an adapter of this name, or cannot carry this one; the model is then unchanged.
+        MethodError: the model has an adapter of this name or of PEFT, or cannot carry this one, or an argument is
+            neither a model nor the settings of a method; the model is then unchanged.
         ConfigError: the seed is not a whole number from 0 to 2³² - 1.
     """
+    check_config(config)
     check_seed(seed)
+    check_model(model)
     setup = Setup(tokenizer, tuple(answers), seed, examples, partial(open_original, model))
     kind = METHODS[config.name].adapter
     with restored_on_failure(model):
@@ -189,6 +193,8 @@ def _prepare(model: nn.Module) -> None:
             override_method(model, method, replacement(model))
         for method in _SET_EMBEDDING:
             override_method(model, method, SetEmbedding(model, method))
+        for method in PEFT_METHODS:
+            override_method(model, method, RefuseMethod(model, method))
         state.handles = [
             model.register_load_state_dict_pre_hook(take_peft_names),
             model.register_load_state_dict_post_hook(ignore_missing_base),
@@ -215,7 +221,7 @@ def _restore(model: nn.Module) -> None:
     for path in state.unfrozen:
         parameters[path].requires_grad_(True)
     if isinstance(model, PreTrainedModel):
-        for method in (*_METHODS, *_SET_EMBEDDING):
+        for method in (*_METHODS, *_SET_EMBEDDING, *PEFT_METHODS):
             restore_method(model, method)
         vars(model).pop("_hf_peft_config_loaded", None)
     delattr(model, ATTRIBUTE)

@@ -16,6 +16,7 @@ def adapter_card(
     labels: Sequence[str] = (),
     pooling: Pooling | None = None,
     outputs: OutputKind = "class",
+    peft_limit: str | None = None,
 ) -> str:
     """Return the text of an adapter's model card.
 
@@ -26,6 +27,7 @@ def adapter_card(
         labels: labels of a classifier, in the order of its outputs.
         pooling: pooling in front of the head of a sequence classifier; None: the class of transformers has its own.
         outputs: meaning of the outputs of a classifier.
+        peft_limit: why PEFT computes other outputs with the adapter; None: it does not.
     """
     settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
     parts = "".join(f"\n- {line}" for line in made_of)
@@ -37,7 +39,7 @@ def adapter_card(
         f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
         f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
         f"{by_number}"
-        f"{_loading(pooling)}\n"
+        f"{_loading(pooling, peft_limit)}\n"
     )
 
 
@@ -49,7 +51,9 @@ _OUTPUTS: dict[OutputKind, str] = {
 """Names of the outputs of a classifier, by their meaning."""
 
 
-def _loading(pooling: Pooling | None) -> str:
+def _loading(pooling: Pooling | None, peft_limit: str | None) -> str:
+    if peft_limit is not None:
+        return f"Load it with `peftly.load(folder)`, and not with PEFT: {peft_limit}."
     if pooling is None:
         return "Load it with `peftly.load(folder)`, or with PEFT's `PeftModel.from_pretrained(base, folder)`."
     states = "mean of the token states" if pooling == "mean" else "state of the first token"

@@ -27,6 +27,7 @@ __all__ = [
     "LABELS",
     "METHOD",
     "NOTES",
+    "PEFT_LIMIT",
     "PROBLEM_TYPE",
     "PROBLEM_TYPES",
     "QUANTIZATION",
@@ -99,6 +100,9 @@ CHECKSUMS = "checksums"
 
 TOKENIZER = "tokenizer"
 """Key of `NOTES`: true where `save_adapter` has written the tokenizer in the folder."""
+
+PEFT_LIMIT = "peft_limit"
+"""Key of `NOTES`: why PEFT cannot load the adapter, or computes other outputs with it."""
 
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_JSON_DEPTH = 64

@@ -22,6 +22,7 @@ from peftly.adapters.files import (
     LABELS,
     METHOD,
     NOTES,
+    PEFT_LIMIT,
     PROBLEM_TYPE,
     PROBLEM_TYPES,
     QUANTIZATION,
@@ -37,6 +38,7 @@ from peftly.adapters.files import (
     read_tensors,
 )
 from peftly.adapters.method_settings import has_own_format, read_method
+from peftly.adapters.parameter_targets import without_parameter_targets
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names, with_current_notes
 from peftly.errors import AdapterError, MethodError
 from peftly.methods import METHODS, MethodConfig
@@ -81,7 +83,7 @@ class AdapterFolder:
 
     Attributes:
         path: folder of the adapter.
-        peft_config: content of `adapter_config.json`.
+        peft_config: content of `adapter_config.json`, with all layers in `target_modules`.
         notes: content of `peftly.json` without checksums; empty for an adapter that PEFT wrote.
         checksums: checksum of each file, by its name; empty for an adapter that PEFT or version 0.1.0 wrote.
         method: settings of the method.
@@ -250,6 +252,8 @@ def no_adapter(folder: Path) -> AdapterError:
     inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "." not in path.parent.name)
     inside = inside or sorted(path.parent.parent.name for path in folder.glob(f"*/adapter/{CONFIG}"))
     hint = f"; open one of its folders: {', '.join(inside)}" if inside else ""
+    if not inside and (folder / "config.json").is_file():
+        hint = "; it is a base, which peftly.load_base opens"
     return AdapterError(f"{folder} holds no adapter: it has no {CONFIG}, nor adapters that were saved together{hint}")
 
 
@@ -299,7 +303,7 @@ def _checked_peft_config(folder: Path, config: Mapping[str, Any]) -> dict[str, A
         )
     if isinstance(config.get("settings"), Mapping):
         return {**config, "settings": with_current_names(config["settings"], RENAMED_METHOD_SETTINGS)}
-    return dict(config)
+    return without_parameter_targets(config)
 
 
 def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
@@ -308,6 +312,7 @@ def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
         ROW_FORMAT: lambda value: isinstance(value, Mapping),
         HEAD_SEED: _is_seed,
         TASK: lambda value: value in TASKS,
+        PEFT_LIMIT: lambda value: isinstance(value, str),
         PROBLEM_TYPE: lambda value: value in PROBLEM_TYPES,
     }
     for key, is_sound in checks.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftly.adapters.adapter_set import AdapterSet, AdapterSource, correcting_adapter, open_adapters
 from peftly.adapters.allocation import AllocationLimit
+from peftly.adapters.arguments import check_model
 from peftly.adapters.attachment import install
 from peftly.adapters.base_changes import base_for, finish_base, tokenizer_for
 from peftly.adapters.embeddings import (
@@ -76,6 +77,7 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
     if isinstance(model, Base):
         return cast("ModelT", _load_on_base(model, open_adapters(source), name, on=on))
     adapters = open_adapters(source).named(name)
+    check_model(model)
     with restored_on_failure(model), rows_restored_on_failure(model):
         for adapter_name, folder in adapters.items():
             _load(model, folder, adapter_name, on=on)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import MethodError
+from peftly.errors import MethodError, PeftlyError
 from peftly.injection import base_modules, evaluation_mode, features, original_forward
 
 __all__ = ["check_merged_layer"]
 
 SAMPLES = 16
-"""Inputs of a layer on which the outputs are compared: vectors, or token ids."""
+"""Inputs of a layer on which the outputs are compared: vectors, or token ids; fewer sounds, images or videos."""
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 """Maximum difference of the outputs in fp32, relative to the outputs and the effect of the adapters. A wrong merge
@@ -25,6 +25,11 @@ differs by about the effect."""
 
 MAX_EFFECT_LOST = 1e-2
 """Maximum difference relative to the effect of the adapters alone, where the effect is above rounding."""
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
@@ -42,14 +47,13 @@ def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
     adapted: Callable[..., Any] = original
     for change in changes:
         adapted = partial(change.run, layer, adapted)
-    x = _sample_inputs(layer)
     with evaluation_mode(layer), _own_copies_of_tensors(layer):
-        outputs = [] if x is None else [original(x), adapted(x)]
+        x, outputs = _first_outputs(_sample_inputs(layer), original, adapted)
         for change in changes:
             change.merge_into(layer)
-        outputs += [] if x is None else [original(x)]
-    if not outputs:
-        return
+        if x is None:
+            return
+        outputs += [_tensor(original(x))]
     before, expected, after = outputs
     difference, effect = (float((expected - other).norm()) for other in (after, before))
     size = float(expected.norm()) + effect
@@ -61,22 +65,54 @@ def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
         )
 
 
-def _sample_inputs(layer: Any) -> Tensor | None:
-    """Return inputs of a layer, in fp32 or wider; None for a layer of an unknown kind, which is not compared."""
+def _first_outputs(inputs: Iterator[Tensor], *forwards: Callable[..., Any]) -> tuple[Tensor | None, list[Tensor]]:
+    """Return the first input that a layer takes, with the output of each forward for it; None if it takes none."""
+    for x in inputs:
+        try:
+            return x, [_tensor(forward(x)) for forward in forwards]
+        except PeftlyError:
+            raise
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            continue  # of another shape than the layer takes, or an input among several
+    return None, []
+
+
+def _tensor(output: Any) -> Tensor:
+    """Return the first tensor of an output: some layers return more, as the scale of quantised numbers."""
+    found: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return found.float() if found.dtype.itemsize < torch.float32.itemsize else found
+
+
+def _sample_inputs(layer: Any) -> Iterator[Tensor]:
+    """Yield inputs that a layer may take, in fp32 or wider, the likely ones first."""
+    weight = layer._parameters.get("weight")
+    if weight is None:  # a hook computes it, and the forward alone does not
+        return
     generator = torch.Generator().manual_seed(0)
-    parameter = next(layer.parameters())
-    if "weight" not in layer._parameters:  # a hook computes it, and the forward alone does not
-        return None
     if isinstance(layer, nn.Embedding):
-        return torch.randint(layer.num_embeddings, (SAMPLES,), generator=generator).to(parameter.device)
+        yield torch.randint(layer.num_embeddings, (SAMPLES,), generator=generator).to(weight.device)
+        # Tables of positions read whole sequences, some of them the mask; larger numbers would leave the table.
+        yield torch.ones(2, SAMPLES // 2, dtype=torch.long, device=weight.device)
+        return
+    for shape in _input_shapes(layer, weight):
+        x = torch.randn(shape, generator=generator)
+        yield x.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+
+def _input_shapes(layer: Any, weight: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes of inputs that a layer with this weight may take."""
     if isinstance(layer, nn.Linear | Conv1D):
-        width = features(layer)[1]
-    elif type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1:
-        width = layer.normalized_shape[0]
-    else:
-        return None
-    x = torch.randn(SAMPLES, width, generator=generator)
-    return x.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+        return [(SAMPLES, features(layer)[1])]
+    if isinstance(layer, _CONVOLUTIONS):
+        sizes = [
+            dilation * (kernel - 1) + 2 for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
+        ]
+        return [(2, layer.in_channels, *sizes)]
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and len(layer.normalized_shape) > 1:
+        return [(SAMPLES, *layer.normalized_shape)]
+    if weight.ndim == 1:  # normalisations: of the last dimension, or of the channels of sounds, images and videos
+        return [(SAMPLES, len(weight)), *((2, len(weight), *[4] * count) for count in (1, 2, 3))]
+    return [(SAMPLES, weight.shape[1])] if weight.ndim == 2 else []
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftly.adapters.adapter_set import names_saved_together
+from peftly.adapters.arguments import check_model
 from peftly.adapters.card import adapter_card
 from peftly.adapters.checksums import with_checksums
 from peftly.adapters.embeddings import embedding_tensors
@@ -21,6 +22,7 @@ from peftly.adapters.files import (
     LABELS,
     METHOD,
     NOTES,
+    PEFT_LIMIT,
     PROBLEM_TYPE,
     PROBLEM_TYPES,
     QUANTIZATION,
@@ -31,11 +33,16 @@ from peftly.adapters.files import (
     TRAINING,
 )
 from peftly.adapters.folder import AdapterFolder, read_notes
+from peftly.adapters.method_settings import has_own_format
 from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
+from peftly.adapters.parameter_targets import names_of_experts, with_parameter_targets
+from peftly.adapters.peft_limits import peft_limit
 from peftly.adapters.state import attached, state_of
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import (
     NEW_PARAMETERS_SEED,
+    BiasCopy,
+    adapted_layers,
     base_modules,
     copied_buffers,
     copied_modules,
@@ -55,7 +62,7 @@ from peftly.models import (
     quantization_of,
     task_of,
 )
-from peftly.utils import delete_file, make_folder, replacing_files, write_new_file, write_tensors
+from peftly.utils import delete_file, make_folder, replacing_files, warn, write_new_file, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +110,7 @@ def save_adapter(
         AdapterError: the folder cannot be written.
         MethodError: the model has no adapter, or none of this name.
     """
+    check_model(model)
     adapters = attached(model)
     if not adapters:
         raise MethodError("this model carries no adapter to save; attach one first")
@@ -168,13 +176,17 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     write_tensors(folder / TENSORS, {**of_base, **_on_cpu(adapter_tensors(adapter))}, {"format": "pt"})
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
-    _write_json(folder / CONFIG, _peft_config(adapter, base))
-    all_notes = {**_own_notes(adapter), **notes}
+    peft_config = _peft_config(adapter, base)
+    limit = None if has_own_format(peft_config) else peft_limit(adapter)
+    if limit is not None:
+        warn(f"the adapter is saved for peftly only: {limit}", stacklevel=4)
+    all_notes = {**_own_notes(adapter), **notes, **({} if limit is None else {PEFT_LIMIT: limit})}
+    _write_json(folder / CONFIG, peft_config)
     _write_json(folder / NOTES, with_checksums(folder, all_notes))
     labels = all_notes.get(LABELS, ())
     outputs = output_kind(adapter.model.config) if labels else "class"
     pooling = pooling_of(adapter.model)
-    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs)
+    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs, peft_limit=limit)
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
 
@@ -197,17 +209,35 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
     copied = copied_modules(adapter.model, adapter.name)
     task_type = None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model)
-    return {
+    peft_type, settings = adapter.peft_type, adapter.peft_config()
+    if adapter.needs_task_in_peft and task_type is None and not peft_type.startswith("PEFTLY_"):
+        # PEFT would open the file and leave the prompt out.
+        peft_type, settings = f"PEFTLY_{peft_type}", {"settings": adapter.config.model_dump(mode="json")}
+    peft_config = {
         "auto_mapping": auto_mapping(adapter.model) if task_type is None else None,
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "peft_type": adapter.peft_type,
+        "peft_type": peft_type,
         "peft_version": PEFT_VERSION,
         "revision": None,
         "task_type": task_type,
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
-        **adapter.peft_config(),
+        **settings,
     }
+    return _with_expert_names(adapter, peft_config) if peft_type == "LORA" else peft_config
+
+
+def _with_expert_names(adapter: Adapter, peft_config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of LoRA in which PEFT takes no layer for the stacked experts of the model."""
+    names = names_of_experts(adapter.model)
+    layers = (
+        path for path, _, change in adapted_layers(adapter.model, adapter.name) if not isinstance(change, BiasCopy)
+    )
+    taken = [path for path in layers if path.rpartition(".")[2] in names]
+    if not taken:
+        return peft_config
+    kept = [name for name in peft_config["target_modules"] if name.rpartition(".")[2] not in names]
+    return with_parameter_targets({**peft_config, "target_modules": kept}, taken)
 
 
 _PEFT_HEADS = ("classifier", "score")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from peftly.adapters.arguments import check_model
 from peftly.errors import MethodError
 from peftly.injection import (
     ActiveAdapters,
@@ -211,6 +212,7 @@ def state_of(model: nn.Module) -> AttachedAdapters:
     """
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     if state is None:
+        check_model(model)
         raise MethodError("this model carries no adapter; attach or load one first")
     return state
 
@@ -221,7 +223,9 @@ def checked_names(state: AttachedAdapters, names: Sequence[str]) -> AdapterNames
     Raises:
         MethodError: there is no adapter of such a name.
     """
-    unknown = [name for name in names if name not in state.adapters]
+    unknown = [name for name in names if not isinstance(name, str) or name not in state.adapters]
+    if unknown and not isinstance(unknown[0], str):
+        raise MethodError(f'{unknown[0]!r} is no name of an adapter; give names one by one, such as "a", "b"')
     if unknown:
         raise MethodError(f"this model has no adapter {unknown[0]!r}; it has {', '.join(map(repr, state.adapters))}")
     return frozenset(names)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from peftly.adapters import CONFIG
+from peftly.adapters import CONFIG, check_source
 from peftly.errors import ConfigError
 from peftly.exporting.gguf import write_gguf
 from peftly.exporting.gguf_lora import LORA_DTYPES, write_gguf_lora
@@ -90,6 +90,7 @@ def export(
     """
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r}; there are {', '.join(FORMATS)}")
+    check_source(adapter)
     chosen = FORMATS[to]
     if dtype is not None and dtype not in chosen.dtypes:
         possible = f"is one of {', '.join(chosen.dtypes)}" if chosen.dtypes else "is for gguf and gguf-lora only"

@@ -4,9 +4,12 @@ A head that pools the token states is a fourth file; see `exporting.pooled_head`
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from safetensors.torch import save_file
 
+from peftly.adapters import with_parameter_targets
 from peftly.errors import AdapterError
 from peftly.exporting.pooled_head import HEAD_FILE, BareAdapter, bare_adapter, pooling_lines
 from peftly.exporting.request import Request
@@ -37,15 +40,23 @@ def write_peft(request: Request) -> list[str]:
             f"{saved.folder} cannot be exported for PEFT, which opens a prompt of a classifier with a copy of its head "
             "only: train it with modules_to_save: null"
         )
-    peft_config = {**saved.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
+    peft_config = {**_own_targets(saved.peft_config), "base_model_name_or_path": saved.base, "inference_mode": True}
     write_adapter(request.folder, peft_config, saved.tensors, _card(saved))
     notes = [*base_notes(saved), *write_own_tokenizer(request.folder, saved)]
     return [*notes, f"load it with PeftModel.from_pretrained(base, {str(request.out)!r})"]
 
 
+def _own_targets(peft_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration in which `target_modules` does not name the layers of `target_parameters`."""
+    parameters = peft_config.get("target_parameters")
+    if not parameters:
+        return peft_config
+    return with_parameter_targets(peft_config, [name.removesuffix(".weight") for name in parameters])
+
+
 def _write_bare(request: Request, saved: SavedAdapter, bare: BareAdapter) -> list[str]:
     """Write a classifier with a pooled head as an adapter of the bare base, and the head."""
-    peft_config = {**bare.peft_config, "base_model_name_or_path": saved.base, "inference_mode": True}
+    peft_config = {**_own_targets(bare.peft_config), "base_model_name_or_path": saved.base, "inference_mode": True}
     base = json.dumps(saved.base_name)
     code = f"""import transformers
 from peft import PeftModel

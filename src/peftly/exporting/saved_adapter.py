@@ -12,6 +12,7 @@ from torch import Tensor
 from peftly.adapters import (
     CARD,
     CONFIG,
+    PEFT_LIMIT,
     ROW_FORMAT,
     TENSORS,
     TOKENIZER_FILES,
@@ -79,7 +80,12 @@ class SavedAdapter(NamedTuple):
                 f"its head reads pooled token states (pooling {self.files.pooling}), which the class of transformers "
                 "does not; train it with head: transformers"
             )
-        return self.adapter_class.peft_limitation if self.peft_config["peft_type"].startswith("PEFTLY_") else None
+        if self.adapter_class.needs_task_in_peft and self.peft_config.get("task_type") is None:
+            return "PEFT has no task for the class of its base, and leaves prompts out there"
+        if self.peft_config["peft_type"].startswith("PEFTLY_"):
+            return self.adapter_class.peft_limitation
+        limit: str | None = self.files.notes.get(PEFT_LIMIT)
+        return limit
 
     @property
     def base(self) -> str | None:

@@ -76,6 +76,7 @@ def write_vllm(request: Request) -> list[str]:
         "inference_mode": True,
         "bias": "none",  # the file holds factors only, whatever the training was asked for
         "modules_to_save": None,
+        "target_parameters": None,
         "target_modules": _targets(saved.peft_config, tensors),
     }
     largest = smallest_max_rank(peft_config["r"])

@@ -84,7 +84,7 @@ from peftly.injection.quantized_layers import (
     quantization_settings,
     restore_quantized_layers,
 )
-from peftly.injection.reach import ReachCheck, layers_without_gradient, some_paths
+from peftly.injection.reach import ReachCheck, layers_without_gradient, peft_layer, some_paths
 from peftly.injection.selection import ActiveAdapters, AdapterNames, Selection, use_adapters_of_elements
 from peftly.injection.stack_hooks import ModelHooks, StackHooks
 from peftly.injection.targets import (
@@ -100,7 +100,15 @@ from peftly.injection.targets import (
     short_names,
     task_modules,
 )
-from peftly.injection.text_stacks import embedding_in, family_of, inserts_no_tokens, is_multimodal, role_of, text_stack
+from peftly.injection.text_stacks import (
+    calls_blocks_of,
+    embedding_in,
+    family_of,
+    inserts_no_tokens,
+    is_multimodal,
+    role_of,
+    text_stack,
+)
 from peftly.injection.virtual_tokens import (
     Position,
     VirtualTokens,
@@ -108,7 +116,7 @@ from peftly.injection.virtual_tokens import (
     drop_virtual_tokens,
     virtual_token_ids,
 )
-from peftly.injection.weight_readers import remove_weight_readers, serve_weight_readers
+from peftly.injection.weight_readers import layers_read, remove_weight_readers, serve_weight_readers
 
 __all__ = [
     "ALL_LINEAR",
@@ -142,6 +150,7 @@ __all__ = [
     "blocks_of",
     "by_pattern",
     "cache_adapter_tensors",
+    "calls_blocks_of",
     "check_placement",
     "checkpointed_blocks",
     "copied_buffers",
@@ -168,6 +177,7 @@ __all__ = [
     "is_part",
     "is_within",
     "key_value_shape",
+    "layers_read",
     "layers_without_gradient",
     "lean_blocks",
     "make_plain",
@@ -181,6 +191,7 @@ __all__ = [
     "packed_call",
     "parts_without",
     "patch_quantized_layers",
+    "peft_layer",
     "quantization_settings",
     "recorded_states",
     "refuse_fused_head",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,7 +15,7 @@ from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS
 from peftly.injection.stack_calls import current_call
 
-__all__ = ["Positions", "positions_of"]
+__all__ = ["Positions", "positions_behind_padding", "positions_of"]
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -26,16 +27,33 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0) * mask.ne(0)
 
 
+def positions_behind_padding(mask: Tensor) -> Tensor:
+    """Return the positions of texts with padding in front, (batch, length); those of all others are the columns.
+
+    Args:
+        mask: (batch, length), 0 for padding. A text with padding between its tokens keeps the columns, too.
+    """
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    is_in_front = (mask.ne(0).long().diff(dim=1) >= 0).all(1, keepdim=True)
+    return torch.where(is_in_front, positions_of(mask), columns)
+
+
 class Positions:
     """Positions of the tokens of a stack, which takes them as an argument, through its table, or not at all.
 
     GPT-2 by itself counts padding, and a left-padded text gets other logits than the same text alone.
+
+    Attributes:
+        takes_argument: whether the stack takes positions as an argument.
+        counts_tokens: whether the stack derives its positions from the mask by itself, as OPT does.
+        first: first position of a text.
     """
 
     def __init__(self, stack: nn.Module, *, takes_argument: bool) -> None:
         """Hook the table of positions of `stack`, unless the stack takes positions as an argument (BART does not)."""
         self.takes_argument = takes_argument
         table: Any = getattr(stack, "embed_positions", None)
+        self.counts_tokens = table is not None and "attention_mask" in inspect.signature(table.forward).parameters
         self.handles = []
         if not takes_argument and isinstance(table, nn.Embedding):
             self.handles = [
@@ -53,12 +71,15 @@ class Positions:
             handle.remove()
 
     @contextmanager
-    def applied(self, arguments: dict[str, Any], length: int) -> Iterator[None]:
+    def applied(
+        self, arguments: dict[str, Any], length: int, derive: Callable[[Tensor], Tensor] = positions_of
+    ) -> Iterator[None]:
         """Derive the positions of a call from its 2-D mask, unless the caller passed positions.
 
         Args:
             arguments: arguments of the call by name, which may get `position_ids`.
             length: number of columns of the call.
+            derive: function that returns the positions for a mask.
         """
         if (packing := arguments.get("packing")) is not None:
             arguments["position_ids"] = packing.positions(arguments["input_ids"].device) + self.first
@@ -66,7 +87,7 @@ class Positions:
         is_derivable = isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None
         positions = None
         if isinstance(mask, Tensor) and is_derivable and (self.takes_argument or self.handles):
-            positions = positions_of(mask)[:, -length:]
+            positions = derive(mask)[:, -length:]
             if self.first:
                 positions = (positions + self.first).where(mask.ne(0)[:, -length:], self.first - 1)
         if positions is not None and self.takes_argument:

@@ -23,7 +23,7 @@ from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.targets import is_within
 from peftly.utils import warn
 
-__all__ = ["ReachCheck", "layers_without_gradient", "some_paths"]
+__all__ = ["ReachCheck", "layers_without_gradient", "peft_layer", "some_paths"]
 
 _LOCK = threading.Lock()
 
@@ -64,6 +64,11 @@ class ReachCheck:
         mode = (model.training, torch.is_grad_enabled(), names)
         if mode in self.checked:
             return
+        if (path := peft_layer(model)) is not None:
+            raise MethodError(
+                f"PEFT has put an adapter of its own on this model ({path}), and froze those of peftly: leave out "
+                "peft_config and get_peft_model"
+            )
         with _LOCK:
             if self.watched is not None:
                 return
@@ -121,6 +126,11 @@ class _ReadParameters(dict[str, Any]):
         value = super().__getitem__(name)
         self.was_read = self.was_read or value is not None
         return value
+
+
+def peft_layer(model: nn.Module) -> str | None:
+    """Return the path of the first module of a model that is of a class of PEFT; None: there is none."""
+    return next((path for path, module in model.named_modules() if type(module).__module__.startswith("peft.")), None)
 
 
 def layers_without_gradient(parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], int]:

@@ -19,9 +19,10 @@ from peftly.injection import packing
 from peftly.injection.caching import cache_adapter_tensors
 from peftly.injection.insertion import cache_insertions
 from peftly.injection.overrides import override_method, restore_method
-from peftly.injection.positions import Positions
+from peftly.injection.positions import Positions, positions_behind_padding
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
+from peftly.injection.selection import selection_of
 from peftly.injection.stack_calls import close_call, open_call
 from peftly.injection.text_stacks import Role, role_of, text_stack
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
@@ -143,7 +144,7 @@ class StackHooks:
         self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         if torch.compiler.is_compiling() and self._is_traceable():
-            return None
+            return self._with_positions(args, kwargs)
         call = open_call(self)  # first of all: `_after` closes it even if this hook fails
         arguments = call.arguments = self._by_name(args, kwargs)
         if self.role == "target":
@@ -153,8 +154,11 @@ class StackHooks:
         packing.pack_call(self, call)
         insert_prefixes(self, call)
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
-        if call.is_changed:
+        if call.is_changed or len(selection_of(self.model).active.sets) > 1:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
+        elif self._moves_padded_texts():
+            derived = self.positions.applied(arguments, call.inputs.shape[1], positions_behind_padding)
+            call.contexts.enter_context(derived)
         return (), arguments
 
     def _after(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -168,6 +172,24 @@ class StackHooks:
             return None
         output = packing.pad_output(call, restore_cache(call, output))
         return output if self.role == "target" else remove_virtual_tokens(self, call, output)
+
+    def _moves_padded_texts(self) -> bool:
+        """Whether left-padded texts without insertions get positions of their own. Encoders keep those of the base."""
+        return self.role == "decoder" and not self.positions.counts_tokens
+
+    def _with_positions(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        """Return the arguments of a call that torch.compile traces, with the positions of left-padded texts."""
+        arguments = self._by_name(args, kwargs)
+        mask = arguments.get("attention_mask")
+        if not (isinstance(mask, Tensor) and mask.ndim == 2 and arguments.get("position_ids") is None):
+            return None
+        if not (self.positions.takes_argument and self._moves_padded_texts()):
+            return None
+        inputs = arguments.get("input_ids")
+        length = (arguments["inputs_embeds"] if inputs is None else inputs).shape[1]
+        return (), arguments | {"position_ids": positions_behind_padding(mask)[:, -length:]}
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call of the stack by name."""

@@ -97,6 +97,11 @@ def find_targets(
             warn(f"{text} {_some(present)}", stacklevel=5)
         names = set(targets)
         matched = {path: layer for path, layer in layers.items() if not names.isdisjoint(_ends(path))}
+    if not matched and targets in {end for path in layers for end in _ends(path)}:
+        raise MethodError(
+            f"target_modules={targets!r} is a regular expression of whole paths, and matches none; give a list of "
+            f"names: target_modules=[{targets!r}]"
+        )
     if not matched:
         raise MethodError(f"target_modules={targets!r} matches no {wanted}; this model has {present}")
     if warns and targets == ALL_LINEAR and (stacked := _stacked_weights(model)):

@@ -9,7 +9,18 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-__all__ = ["Role", "embedding_in", "family_of", "inserts_no_tokens", "is_multimodal", "role_of", "text_stack"]
+from peftly.injection.weight_uses import paths_used
+
+__all__ = [
+    "Role",
+    "calls_blocks_of",
+    "embedding_in",
+    "family_of",
+    "inserts_no_tokens",
+    "is_multimodal",
+    "role_of",
+    "text_stack",
+]
 
 Role = Literal["decoder", "encoder", "source", "target"]
 """Kind of a stack: a causal decoder or an encoder alone, or an encoder (source) and its decoder (target) together."""
@@ -79,6 +90,20 @@ def is_multimodal(model: PreTrainedModel) -> bool:
     return not model.config.is_encoder_decoder and getattr(model.config, "text_config", None) is not None
 
 
+def calls_blocks_of(model: nn.Module, stack: nn.Module) -> bool:
+    """Return whether a model calls the blocks of a stack itself (BridgeTower), and never the stack."""
+    path = next(path for path, module in model.named_modules() if module is stack)
+    lists = [inner for inner, module in stack.named_modules() if isinstance(module, nn.ModuleList)]
+    parts = path.split(".") if path else []
+    are_blocks_used = False
+    for end in range(len(parts)):
+        used, relative = paths_used(type(model.get_submodule(".".join(parts[:end])))), ".".join(parts[end:])
+        if relative in used:
+            return False
+        are_blocks_used = are_blocks_used or any(f"{relative}.{inner}" in used for inner in lists)
+    return are_blocks_used
+
+
 def inserts_no_tokens(model: nn.Module) -> str | None:
     """Return why virtual tokens cannot be inserted into the texts of `model`; None if they can be."""
     name = type(model).__name__
@@ -90,6 +115,8 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens need a model with an embedding of token ids (nn.Embedding), and {name} has none{reads}"
     if is_multimodal(model):
         return f"virtual tokens need a stack that reads token ids, and that of {name} reads texts and images embedded"
+    if calls_blocks_of(model, stack):
+        return f"virtual tokens enter a text stack when it is called, and {name} calls the layers of its stack itself"
     if "bbox" in inspect.signature(stack.forward).parameters:
         return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
     if getattr(stack, "eos_token_id", None) == _LARGEST_ID_ENDS_TEXT:

@@ -25,10 +25,13 @@ from peftly.injection.selection import AdapterNames, Selection
 from peftly.injection.weight_uses import ANY, changes_weights, weights_read
 from peftly.kernels import is_quantized
 
-__all__ = ["remove_weight_readers", "serve_weight_readers", "without_reader"]
+__all__ = ["layers_read", "remove_weight_readers", "serve_weight_readers", "without_reader"]
 
 _FUSED_ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 """Classes of torch that read the weights of all their submodules, for fused calls in evaluation mode."""
+
+_CALLED_IF_QUANTIZED = ("dt_proj",)
+"""Layers that a Mamba calls if they are quantised, and whose weights it reads otherwise."""
 
 _LOCK = threading.RLock()
 """Held while the weights that a module reads are replaced, which another thread must not see."""
@@ -101,29 +104,47 @@ def _readers(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
         MethodError: see `serve_weight_readers`.
     """
     readers: dict[str, dict[str, Any]] = {}
-    forwards = {path: vars(layer).get(forward_attribute(layer)) for path, layer in modules.items()}
-    adapted = {path: modules[path] for path, forward in forwards.items() if isinstance(forward, AdaptedForward)}
-    for path, layer in adapted.items():
-        parts = path.split(".") if path else []
-        for end in range(len(parts)):
-            reader, relative = ".".join(parts[:end]), ".".join(parts[end:])
-            if reader not in modules:  # a module with two paths
-                continue
-            module = modules[reader]
-            kind: Any = type(module)
-            if (method := changes_weights(kind)) is not None and _rescales(module):
-                raise MethodError(
-                    f"{kind.__name__}.{method} changes the weights of its layers in place, and adapters on {path} "
-                    "cannot follow that; this model can have no adapter there"
-                )
-            read = weights_read(kind)
-            if isinstance(module, _FUSED_ENCODERS):
-                readers.setdefault(reader, {})
-            elif relative in read or ANY in read:
-                if not read.get(relative, True):
-                    _check_changes_weights(path, layer, module)
-                readers.setdefault(reader, {})[path] = layer
+    for reader, path in _pairs(modules):
+        module, layer, relative = modules[reader], modules[path], path[len(reader) :].removeprefix(".")
+        kind: Any = type(module)
+        if (method := changes_weights(kind)) is not None and _rescales(module):
+            raise MethodError(
+                f"{kind.__name__}.{method} changes the weights of its layers in place, and adapters on {path} "
+                "cannot follow that; this model can have no adapter there"
+            )
+        read = weights_read(kind)
+        if isinstance(module, _FUSED_ENCODERS):
+            readers.setdefault(reader, {})
+        elif relative in read or ANY in read:
+            if not read.get(relative, True):
+                _check_changes_weights(path, layer, module)
+            readers.setdefault(reader, {})[path] = layer
     return readers
+
+
+def _pairs(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """Yield the path of every adapted layer with the path of each module around it, as (module, layer)."""
+    for path, layer in modules.items():
+        if isinstance(vars(layer).get(forward_attribute(layer)), AdaptedForward):
+            parts = path.split(".") if path else []
+            for end in range(len(parts)):
+                if (reader := ".".join(parts[:end])) in modules:  # else a module with two paths
+                    yield reader, path
+
+
+def layers_read(model: nn.Module) -> list[str]:
+    """Return the paths of the adapted layers that the model does not call, because a module reads their weights.
+
+    Adapters that are only modules around such layers, as those of other libraries, have no effect there.
+    """
+    modules, found = dict(base_modules(model)), set()
+    for reader, path in _pairs(modules):
+        module, relative = modules[reader], path[len(reader) :].removeprefix(".")
+        kind: Any = type(module)
+        is_called = weights_read(kind).get(relative, True) and relative not in _CALLED_IF_QUANTIZED
+        if isinstance(module, _FUSED_ENCODERS) or not is_called:
+            found.add(path)
+    return [path for path in modules if path in found]
 
 
 def remove_weight_readers(model: nn.Module) -> None:

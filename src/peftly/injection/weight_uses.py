@@ -1,4 +1,4 @@
-"""Submodules whose weights the source code of a class reads, instead of calling the submodule."""
+"""Submodules that the source code of a class uses, and those whose weights it reads instead of calling them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["ANY", "changes_weights", "weights_read"]
+__all__ = ["ANY", "changes_weights", "paths_used", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
@@ -49,6 +49,24 @@ def weights_read(kind: type[nn.Module]) -> Mapping[str, bool]:
         paths.update(_reads(method, own))
         called.update(_path(node.func, own) for node in ast.walk(method) if isinstance(node, ast.Call))
     return {path: path in called or path == ANY for path in paths}
+
+
+@cache
+def paths_used(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the path `a.b` of every expression `self.a.b` in the methods of a class, without that of `self.a` in it.
+
+    Args:
+        kind: class of a module.
+
+    Returns:
+        Relative paths of submodules, other attributes and methods. Empty if the source code is unknown.
+    """
+    paths: set[str] = set()
+    for method, own in _methods(kind):
+        attributes = [node for node in ast.walk(method) if isinstance(node, ast.Attribute)]
+        inner = {node.value for node in attributes}
+        paths.update(_path(node, own) for node in attributes if node not in inner)
+    return frozenset(paths)
 
 
 @cache

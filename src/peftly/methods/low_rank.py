@@ -31,7 +31,7 @@ from peftly.injection import (
     task_modules,
 )
 from peftly.methods.method import Adapter, MethodConfig, Setup, Size
-from peftly.methods.peft_files import LORA_KEYS, lora_settings, peft_targets
+from peftly.methods.peft_files import LORA_KEYS, check_parameter_targets, lora_settings, peft_targets
 from peftly.utils import warn
 
 if TYPE_CHECKING:
@@ -259,6 +259,8 @@ class LowRankAdapter(Adapter):
         """See `Adapter.config_on`."""
         in_file = {match[1] for name in shapes if (match := _FACTOR.fullmatch(name))}
         targets = peft_targets(model, cls.layer_classes, peft, config.modules_to_save or (), in_file)
+        if peft.get("target_parameters"):
+            check_parameter_targets(model, peft)
         found: LowRankConfig = config
         # Of several keys that match a layer, PEFT takes the first in the file, and `by_pattern` that in the alphabet.
         alphas = first_matches(list(found.alpha_pattern), in_file, "alpha_pattern", at_end=True)

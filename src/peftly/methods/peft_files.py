@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from peftly.errors import AdapterError
+from peftly.errors import AdapterError, MethodError
 from peftly.injection import base_modules, first_matches
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LORA_KEYS",
     "PROMPT_KEYS",
     "check_layer_choice",
+    "check_parameter_targets",
     "lora_settings",
     "module_names",
     "peft_targets",
@@ -49,6 +51,7 @@ LORA_KEYS = LAYER_KEYS | {
     "r",
     "rank_pattern",
     "runtime_config",
+    "target_parameters",
     "use_dora",
     "use_rslora",
     "velora_config",
@@ -84,7 +87,6 @@ _OTHER_COMPUTATIONS = (
     "layer_replication",
     "lora_bias",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -109,6 +111,8 @@ def lora_settings(peft: Mapping[str, Any]) -> dict[str, Any]:
         AdapterError: the file names another computation than that of LoRA, or an initialisation that changes the base.
     """
     unsupported = [key for key in _OTHER_COMPUTATIONS if peft.get(key)]
+    if not _are_layers(peft.get("target_parameters"), peft.get("target_modules")):
+        unsupported.append("target_parameters")
     if unsupported:
         raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
     check_layer_choice(peft)
@@ -124,6 +128,14 @@ def lora_settings(peft: Mapping[str, Any]) -> dict[str, Any]:
         "rank_pattern": peft.get("rank_pattern") or {},
         "alpha_pattern": peft.get("alpha_pattern") or {},
     }
+
+
+def _are_layers(parameters: Any, modules: Any) -> bool:
+    """Return whether parameters are weights of layers in `target_modules`, to which `AdapterFolder` adds these."""
+    if not parameters:
+        return True
+    is_listed = isinstance(parameters, list) and isinstance(modules, list)
+    return is_listed and all(isinstance(name, str) and name.removesuffix(".weight") in modules for name in parameters)
 
 
 def _check_init(init: object) -> None:
@@ -167,6 +179,18 @@ def module_names(peft: Mapping[str, Any], key: str) -> Any:
     """
     names = peft.get(key)
     return sorted(names, key=str) if isinstance(names, list) else [] if names is None else names
+
+
+def check_parameter_targets(model: nn.Module, peft: Mapping[str, Any]) -> None:
+    """Do nothing if the layers in `target_parameters` of PEFT's configuration have weights as those of `nn.Linear`.
+
+    Raises:
+        MethodError: a weight is stored transposed, and PEFT's update is not.
+    """
+    names = frozenset(name.removesuffix(".weight") for name in peft["target_parameters"])
+    for path, layer in base_modules(model):
+        if isinstance(layer, Conv1D) and _ends_with(path, names):
+            raise MethodError(f"target_parameters names {path}.weight, which is transposed: peftly cannot read that")
 
 
 def peft_targets(

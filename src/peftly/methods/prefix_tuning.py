@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from peftly.injection import (
     Prefix,
     add_prefix,
+    calls_blocks_of,
     check_placement,
     device_of,
     drop_prefix,
@@ -160,6 +161,11 @@ class PrefixTuningAdapter(Adapter):
         if not has_cache or (role == "encoder" and getattr(stack, "is_decoder", None) is False):  # T5's encoder
             others = "prompt_tuning and lora work" if inserts_no_tokens(model) is None else "lora works"
             return f"prefix_tuning needs a model with a key-value cache, and {class_name} has none; {others} on it"
+        if calls_blocks_of(model, stack):
+            return (
+                f"a prefix enters a text stack when it is called, and {class_name} calls the layers of its stack "
+                "itself; lora works on it"
+            )
         return None
 
     @property

@@ -93,10 +93,15 @@ class PromptAdapter(Adapter):
             return {"prompt_embeddings": self.virtual_tokens.embeddings}
         return {"embedding.weight": self.virtual_tokens.embeddings, **dict(encoder.named_parameters())}
 
+    @property
+    def _stacks_in_peft(self) -> int:
+        """Number of stacks for which PEFT stores a prompt: 2 in a model that turns text into text, its own default."""
+        return 2 if self.model.config.is_encoder_decoder and self.model.can_generate() else 1
+
     def file_tensors(self) -> dict[str, Tensor]:
         """See `Adapter.file_tensors`."""
         embeddings = self.virtual_tokens.values_for_use()
-        if self.model.config.is_encoder_decoder:
+        if self._stacks_in_peft == 2:
             # PEFT stores embeddings for the decoder too, and never uses them.
             embeddings = torch.cat([embeddings, torch.zeros_like(embeddings)])
         return {"prompt_embeddings": embeddings}
@@ -140,7 +145,7 @@ class PromptAdapter(Adapter):
         return {
             "num_attention_heads": getattr(text_config, "num_attention_heads", 1),  # a Mamba has none
             "num_layers": text_config.num_hidden_layers,
-            "num_transformer_submodules": 2 if self.model.config.is_encoder_decoder else 1,
+            "num_transformer_submodules": self._stacks_in_peft,
             "token_dim": self.virtual_tokens.values_for_use().shape[1],
             **self.peft_settings(self.config),
         }

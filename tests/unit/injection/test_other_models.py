@@ -7,12 +7,13 @@ import pytest
 import torch
 from other_models import MODELS, other_model, values_of
 from tiny import perturb
+from tiny_configs import tiny_configs
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import BertConfig, BertModel, BridgeTowerModel, PreTrainedModel
 
 from peftly import LoRA, PrefixTuning, PromptTuning, attach, detach, trainable_parameters
 from peftly.errors import MethodError
-from peftly.injection import copied_modules, embedding_in, output_heads, role_of
+from peftly.injection import calls_blocks_of, copied_modules, embedding_in, output_heads, role_of, text_stack
 from peftly.models import is_encoder
 
 ROLES = {
@@ -174,3 +175,21 @@ def test_a_prefix_moves_positions_in_three_dimensions():
         others = model(**inputs).logits
     torch.testing.assert_close(masked, plain)
     assert not torch.allclose(masked, others, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [PrefixTuning(num_virtual_tokens=2), PromptTuning(num_virtual_tokens=2)])
+def test_nothing_is_inserted_into_a_stack_that_is_never_called(settings):
+    model = BridgeTowerModel(next(tiny_configs("bridgetower")))
+    with pytest.raises(MethodError, match=r"lora works|its stack"):
+        attach(model, settings)
+
+
+def test_a_stack_whose_blocks_somebody_else_calls_is_known():
+    assert calls_blocks_of(*_with_text_stack(BridgeTowerModel(next(tiny_configs("bridgetower")))))
+    for name in MODELS:
+        model, stack = _with_text_stack(other_model(name)[0])
+        assert stack is None or not calls_blocks_of(model, stack), name
+
+
+def _with_text_stack(model):
+    return model, text_stack(model, role_of(model))
