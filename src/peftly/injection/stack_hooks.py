@@ -177,9 +177,7 @@ class StackHooks:
         """Whether left-padded texts without insertions get positions of their own. Encoders keep those of the base."""
         return self.role == "decoder" and not self.positions.counts_tokens
 
-    def _with_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
+    def _with_positions(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """Return the arguments of a call that torch.compile traces, with the positions of left-padded texts."""
         arguments = self._by_name(args, kwargs)
         mask = arguments.get("attention_mask")
