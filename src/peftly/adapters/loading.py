@@ -28,7 +28,7 @@ from peftly.adapters.rollback import restored_on_failure
 from peftly.adapters.saving import adapter_tensors
 from peftly.adapters.state import attached, parts_without_copy, state_of
 from peftly.adapters.tensor_names import with_known_names
-from peftly.adapters.training_quantization import other_quantization, quantization_advice
+from peftly.adapters.training_quantization import other_quantization, quantization_advice, remember_training
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
@@ -84,8 +84,8 @@ def load_adapter(model: ModelT, source: AdapterSource, *, name: str = "default",
         _compare_base(model, adapters)
         for adapter_name, folder in adapters.items():
             if (quantization := other_quantization(model, folder)) is not None:
-                warn(quantization_advice(str(folder.path), quantization, model), stacklevel=2)
-                state_of(model).other_quantizations[adapter_name] = quantization
+                warn(quantization_advice(str(folder.path), quantization.kind, model), stacklevel=2)
+                remember_training(model, adapter_name, quantization)
     return model
 
 

@@ -69,7 +69,7 @@ def merge(model: ModelT, name: str | None = None, *, weights: Mapping[str, float
             for path, layer, changes in _mergeable_layers(model, names):
                 check_merged_layer(path, layer, changes)
         others = state_of(model).other_quantizations
-        lines = [quantization_advice(name, others[name], model) for name in names if name in others]
+        lines = [quantization_advice(name, others[name].quantization.kind, model) for name in names if name in others]
         lines += merge_adapters(model, names, before)
         if inactive:
             lines.append(

@@ -38,6 +38,7 @@ from peftly.adapters.own_tokenizer import TOKENIZER_FILES, write_tokenizer
 from peftly.adapters.parameter_targets import names_of_experts, with_parameter_targets
 from peftly.adapters.peft_limits import peft_limit
 from peftly.adapters.state import state_of
+from peftly.adapters.training_quantization import training_quantization
 from peftly.errors import AdapterError, ConfigError, MethodError
 from peftly.injection import (
     NEW_PARAMETERS_SEED,
@@ -59,7 +60,6 @@ from peftly.models import (
     output_kind,
     peft_task_type,
     pooling_of,
-    quantization_of,
     task_of,
 )
 from peftly.utils import delete_file, make_folder, replacing_files, warn, write_new_file, write_tensors
@@ -177,7 +177,7 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     peft_config = _peft_config(adapter, base)
     limit = None if has_own_format(peft_config) else peft_limit(adapter)
     if limit is not None:
-        warn(f"the adapter is saved for peftly only: {limit}", stacklevel=4)
+        warn(f"the adapter is saved for peftly only: {limit}", stacklevel=3)
     all_notes = {**_own_notes(adapter), **notes, **({} if limit is None else {PEFT_LIMIT: limit})}
     _write_json(folder / CONFIG, peft_config)
     _write_json(folder / NOTES, with_checksums(folder, all_notes))
@@ -254,7 +254,7 @@ def _keeps_head_of_base(adapter: Adapter) -> bool:
 
 
 def _own_notes(adapter: Adapter) -> dict[str, Any]:
-    task, quantization = task_of(adapter.model), quantization_of(adapter.model)
+    task, quantization = task_of(adapter.model), training_quantization(adapter.model, adapter.name)
     notes: dict[str, Any] = {METHOD: adapter.config.model_dump(mode="json")}
     if task and TASKS[task].is_classification:
         notes[LABELS] = labels_of(adapter.model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -34,10 +34,13 @@ from peftly.methods import Adapter
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+    from peftly.models import Quantization
+
 __all__ = [
     "ATTRIBUTE",
     "AdapterChoice",
     "AttachedAdapters",
+    "TrainedOver",
     "active_adapters",
     "attached",
     "check_names",
@@ -56,6 +59,18 @@ ATTRIBUTE = "_peftly"
 
 AdapterChoice = str | Sequence[str] | None
 """Adapters of one batch element: the name of one adapter, the names of several that work together, or None."""
+
+
+class TrainedOver(NamedTuple):
+    """Quantization of the base in the training of an adapter.
+
+    Attributes:
+        quantization: the quantization.
+        versions: versions of the trained parameters when the adapter was loaded, which further training changes.
+    """
+
+    quantization: Quantization
+    versions: tuple[int, ...]
 
 
 @dataclass
@@ -84,7 +99,7 @@ class AttachedAdapters:
     selection: Selection
     reach: ReachCheck
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    other_quantizations: dict[str, str] = field(default_factory=dict)
+    other_quantizations: dict[str, TrainedOver] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
     vocabulary: int | None = None

@@ -14,6 +14,10 @@ from peftly.kernels.transforms import is_transformed, plain_gradients
 
 __all__ = ["low_rank_linear"]
 
+_unsafe_view: Callable[..., Tensor] = torch.ops.aten._unsafe_view.default
+"""Tensor in another shape that is not a view: torch lets no caller change a view of an autograd function in place, as
+`nn.ReLU(inplace=True)` does. Some outputs of `F.linear` with three dimensions are views."""
+
 
 def low_rank_linear(
     x: Tensor,
@@ -56,9 +60,11 @@ def low_rank_linear(
     if dropout > 0:
         keep = keep_probability(dropout)
         mask, scaling = draw_mask(x, keep), scaling / keep
-    bias, scale = (None if value is None else value.to(dtype) for value in (bias, scale))
+    bias, down, up, scale = (  # `to` takes longer than the comparison
+        value if value is None or value.dtype == dtype else value.to(dtype) for value in (bias, lora_a, lora_b, scale)
+    )
     apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x, weight, bias, lora_a.to(dtype), lora_b.to(dtype), scaling, scale, mask, recompute_weight)
+    return apply(x, weight, bias, down, up, scaling, scale, mask, recompute_weight)
 
 
 def _composed(
@@ -103,9 +109,7 @@ class _LowRankLinear(torch.autograd.Function):
         saved_weight = weight if recompute_weight is None else None
         ctx.save_for_backward(x, low, saved_weight, lora_a, lora_b, scale, unscaled, mask, bias)
         ctx.scaling, ctx.recompute_weight = scaling, recompute_weight
-        # Not a view: torch lets no caller change a view from here in place, as `nn.ReLU(inplace=True)` does.
-        result: Tensor = torch.ops.aten._unsafe_view(output, [*x.shape[:-1], output.shape[-1]])
-        return result
+        return output if x.ndim == 2 else _unsafe_view(output, [*x.shape[:-1], output.shape[-1]])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

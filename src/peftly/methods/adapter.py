@@ -125,7 +125,9 @@ def add_bottleneck(
         keep = keep_probability(probability)
         mask, scaling = draw_mask(h, keep), scaling / keep
     apply: Callable[..., Tensor] = _AddBottleneck.apply
-    return apply(output, h, *(weight.to(h.dtype) for weight in weights), activation, scaling, mask)
+    dtype = h.dtype
+    same = (weight if weight.dtype == dtype else weight.to(dtype) for weight in weights)  # `to` takes longer
+    return apply(output, h, *same, activation, scaling, mask)
 
 
 class _AddBottleneck(torch.autograd.Function):
@@ -143,17 +145,17 @@ class _AddBottleneck(torch.autograd.Function):
         mask: Tensor | None,
     ) -> Tensor:
         flat_h = h.reshape(-1, h.shape[-1])
-        before = flat_h if output is None else output.reshape(flat_h.shape)
+        before = (h if output is None else output).contiguous()
         hidden = torch.addmm(down_bias, flat_h, down.T)
         if mask is None:
-            after = torch.add(before, up_bias, alpha=scaling).addmm_(activation(hidden), up.T, alpha=scaling)
+            after = torch.add(before, up_bias, alpha=scaling)
+            after.view(flat_h.shape).addmm_(activation(hidden), up.T, alpha=scaling)
         else:
             update = torch.addmm(up_bias, activation(hidden), up.T)
-            after = torch.add(before, drop(update, mask), alpha=scaling)
+            after = torch.add(before, drop(update, mask).view(h.shape), alpha=scaling)
         ctx.save_for_backward(h, hidden, down, down_bias, up, up_bias, mask)
         ctx.activation, ctx.scaling, ctx.adds_to_h = activation, scaling, output is None
-        result: Tensor = torch.ops.aten._unsafe_view(after, h.shape)  # not a view, which no caller may change in place
-        return result
+        return after  # not a view, which no caller may change in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -201,6 +201,26 @@ def test_an_adapter_over_another_quantization_says_so_when_loaded_and_when_merge
         merge(model)
 
 
+def test_the_quantization_of_the_training_is_saved_again_until_the_adapter_is_trained_further(
+    tiny_llama_folder, tmp_path
+):
+    trained(tiny_llama_folder, tmp_path / "a")
+    model = load_base(str(tiny_llama_folder), dtype="float32").model
+    with pytest.warns(UserWarning, match="trained over a base in nf4"):
+        load_adapter(model, tmp_path / "a")
+
+    def noted(folder):
+        save_adapter(model, folder)
+        return json.loads((folder / "peftly.json").read_text()).get("quantization")
+
+    original = json.loads((tmp_path / "a" / "peftly.json").read_text())["quantization"]
+    assert noted(tmp_path / "b") == original
+    parameters = trainable_parameters(model).values()
+    model(IDS).logits.square().sum().backward()
+    torch.optim.SGD(parameters, lr=1e-3).step()
+    assert noted(tmp_path / "c") is None
+
+
 @pytest.mark.parametrize("opened_by", ["peftly", "transformers"])
 @pytest.mark.parametrize("plain_first", [True, False])
 def test_an_adapter_over_the_base_of_its_training_is_merged_in_silence(
