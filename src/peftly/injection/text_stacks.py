@@ -128,6 +128,8 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens enter a text stack when it is called, and {name} calls the layers of its stack itself"
     if "bbox" in inspect.signature(stack.forward).parameters:
         return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
+    if hasattr(stack, "ngram"):
+        return f"virtual tokens have no place in the streams with which {name} predicts several tokens (ngram)"
     if any(_takes_ids(module) for block in blocks_of(stack) for module in block.modules()):
         return (
             f"virtual tokens have ids past the vocabulary, and the layers of {name} look up ids in tables of their own"

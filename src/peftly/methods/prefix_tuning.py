@@ -163,6 +163,10 @@ class PrefixTuningAdapter(Adapter):
         if not has_cache or (role == "encoder" and getattr(stack, "is_decoder", None) is False):  # T5's encoder
             others = "prompt_tuning and lora work" if inserts_no_tokens(model) is None else "lora works"
             return f"prefix_tuning needs a model with a key-value cache, and {class_name} has none; {others} on it"
+        if hasattr(stack, "ngram"):  # ProphetNet
+            return (
+                f"a prefix has no place in the streams of {class_name} (ngram), which take no cache; lora works on it"
+            )
         if calls_blocks_of(model, stack):
             return (
                 f"a prefix enters a text stack when it is called, and {class_name} calls the layers of its stack "

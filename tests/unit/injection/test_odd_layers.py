@@ -120,3 +120,9 @@ def test_a_prefix_starts_at_the_states_of_tokens_of_a_stack_that_the_model_does_
 
 def tiny_of(model_type, class_name):
     return getattr(transformers, class_name)(next(tiny_configs(model_type))).eval()
+
+
+@pytest.mark.parametrize("settings", [PromptTuning(num_virtual_tokens=2), PrefixTuning(num_virtual_tokens=2)])
+def test_streams_that_predict_several_tokens(settings):
+    with pytest.raises(MethodError, match="ngram"):
+        attach(tiny_of("prophetnet", "ProphetNetForCausalLM"), settings)
