@@ -373,3 +373,35 @@ def test_names_that_match_nothing_are_noted_at_attach():
     assert all("q_proj" in name for name in trainable_parameters(model))
     with pytest.raises(MethodError, match=r"target_modules=\['query', 'key'\] match no linear layer"):
         attach(fp32(), LoRA(rank=2, target_modules=("query", "key")))
+
+
+@pytest.mark.parametrize("parameters", [["q_proj.weight"], ["0.self_attn.q_proj.weight", "up_proj.weight"]])
+def test_layers_that_are_named_by_their_weights(parameters, tmp_path):
+    write(tmp_path, peft.LoraConfig(r=4, target_modules=["v_proj"], target_parameters=parameters))
+    assert_close(ours(tmp_path), theirs(tmp_path), EXACT)
+
+
+def test_dora_of_an_embedding_is_refused_by_name(tmp_path):
+    write(tmp_path, peft.LoraConfig(r=4, target_modules=["embed_tokens", "v_proj"], use_dora=True))
+    with pytest.raises(AdapterError, match="lora_embedding_A is of an embedding, and peftly has dora of linear layers"):
+        ours(tmp_path)
+
+
+def test_factors_in_eight_bits(tmp_path):
+    write(tmp_path, peft.LoraConfig(**LORA))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    assert_close(ours(tmp_path), theirs(tmp_path), EXACT)
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+@pytest.mark.parametrize(("kept", "match"), [(0, "holds no tensor"), (-1, r"it lacks .*lora_B\.weight")])
+def test_a_file_without_some_factors_is_not_exported(kept, match, to, tmp_path):
+    write(tmp_path / "adapter", peft.LoraConfig(**LORA))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(dict(sorted(load_file(file).items())[:kept]), file)
+    with pytest.raises(AdapterError, match=match):
+        export(tmp_path / "adapter", to, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import tempfile
 import traceback
 import warnings
@@ -34,6 +35,9 @@ __all__ = ["CELLS", "Outcome", "check_cell", "live_modules"]
 SAME, CLOSE, ROUNDED = 1e-6, 1e-5, 1e-4
 """Largest relative differences of outputs: the same weights, PEFT, and a merge in fp32."""
 
+VANISHED = 1e-25
+"""Smaller gradients of the base are zero in a model that was changed a little."""
+
 _SETTINGS: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"num_virtual_tokens": 3, "init": "random"},
     "p_tuning": {"num_virtual_tokens": 3, "encoder_dim": 8},
@@ -44,6 +48,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dora": {"rank": 2},
     "selective": {"head": False, "layer_norms": True},
 }
+_PEFT_LIMITS = {
+    "instead of calling": "PEFT has no effect on layers whose weights the model reads",
+    "under other names": "PEFT loads tensors of this architecture under other names",
+    "stacked experts": "PEFT takes the names of these layers for stacked experts, and has no DoRA by weight",
+    "past_key_values": "PEFT leaves the prefix out for a model that takes no past_key_values",
+    "modules_to_save": "PEFT takes another module for one of modules_to_save, by the end of its name",
+}
+"""Notes by words of the reason in the file for which PEFT cannot use it, see `peftly.adapters.peft_limits`."""
 CELLS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **{name: (name, lambda model, name=name: METHODS[name].config(**_SETTINGS.get(name, {}))) for name in METHODS},
     "lora with the head": ("lora", lambda model: _with_head(output_heads(model))),
@@ -114,7 +126,8 @@ def live_modules(base: Any, inputs: Inputs) -> set[str]:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     _loss(outputs_of(base, inputs, gradients=True)).backward()
-    live = {name for name, parameter in parameters.items() if parameter.grad is not None and parameter.grad.any()}
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    live = {name for name, gradient in gradients.items() if not gradient.abs().amax() < VANISHED}
     for name, parameter in parameters.items():
         parameter.grad = None
         parameter.requires_grad_(flags[name])
@@ -162,7 +175,8 @@ class _Check:
         for parameter in parameters.values():
             parameter.grad = None
         # The experts that the base chooses for these inputs may not be those that the changed model chooses.
-        wrong = [name for name in idle if self._is_live(name) and "expert" not in name]
+        # Of the modules that share a parameter, some are never called (the position tables of UDOP).
+        wrong = [name for name in idle if self._is_live(name) and not re.search("expert|router|relative_.*bias", name)]
         if wrong:
             raise _FaultError(f"no gradient at {len(wrong)} of {len(parameters)} tensors: {wrong[0]}")
         if idle:
@@ -185,7 +199,7 @@ class _Check:
             self.notes.append("PEFT leaves the prompt out for a model without a task that it knows")
             return
         if (limit := json.loads((folder / "ours" / "peftly.json").read_text()).get("peft_limit")) is not None:
-            self.notes.append(limit)
+            self.notes.append(next(note for words, note in _PEFT_LIMITS.items() if words in limit))
             return
         is_prompt = adapter.peft_type in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
         outputs_at = _at_text if is_prompt else outputs_of
@@ -238,8 +252,9 @@ class _Check:
         path, inner = path.removeprefix("."), inner.partition(".copy.")[2]
         if inner:
             return f"{path}.{inner}".removeprefix(".") in self.live
-        has_parameters = any(True for _ in self.base.get_submodule(path).parameters(recurse=False))
-        return path in self.live or not has_parameters
+        own = [attribute for attribute, _ in self.base.get_submodule(path).named_parameters(recurse=False)]
+        attribute = "bias" if name.endswith(".bias") else "weight"
+        return (f"{path}.{attribute}" if attribute in own else path) in self.live or not own
 
 
 def modules_of(model: nn.Module) -> list[tuple[str, type, list[str]]]:

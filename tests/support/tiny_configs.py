@@ -61,6 +61,7 @@ _SIZES = {
     "qk_head_dim": 2 * HEAD_DIM,
     "codebook_size": 32,
     "index_topk": 4,
+    "index_kpool": 2,
     "sliding_window": 16,
     "num_queries": 5,
     "num_denoising": 2,
@@ -75,7 +76,7 @@ _LAYERS = (
 )
 _INDEX_LISTS = (
     *("deepstack_visual_indexes", "fullatt_block_indexes", "global_attn_indexes", "window_block_indexes"),
-    *("full_attn_idxs", "cross_attention_layers", "intermediate_layers_indices", "window_block_indices"),
+    *("full_attn_idxs", "intermediate_layers_indices", "window_block_indices"),
     *("backbone_out_indices", "extract_layers", "moe_layers", "hybrid_layer_ids", "mlp_only_layers"),
     *("intermediate_hook_ids", "intermediate_hidden_state_indices", "global_attention_blocks"),
 )
@@ -195,6 +196,7 @@ _ROPE = {"rope_theta": 10_000.0, "rope_type": "default"}
 _WHOLE_LISTS = {
     "eos_token_id": [2],
     "attn_layer_indices": [1],
+    "cross_attention_layers": [1],
     "attention_types": [[["global", "local"], LAYERS // 2]],  # of GPT-Neo
 }
 _ANY_WIDTH = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")

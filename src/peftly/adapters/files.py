@@ -190,7 +190,8 @@ def read_tensors(folder: Path, file_name: str = TENSORS) -> dict[str, Tensor]:
         raise AdapterError(f"{path} is damaged: {escaped(error)}") from None
     _check_names(path, tensors)
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        values = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # float8
+        if not torch.isfinite(values).all():
             raise AdapterError(f"{path} has NaN or infinite values in {name}, so every output would be NaN")
     return tensors
 

@@ -225,8 +225,11 @@ class AdapterFolder:
                 finite.
         """
         check_file(self.path, TENSORS, self.checksums)
+        shapes = self.shapes()
+        if not shapes:
+            raise AdapterError(f"{self.path / TENSORS} holds no tensor; copy the adapter again, or save it again")
         try:
-            reason = METHODS[self.method.name].adapter.shape_error(self.method, self.shapes())
+            reason = METHODS[self.method.name].adapter.shape_error(self.method, shapes)
         except MethodError as error:
             reason = str(error)
         if reason is not None:

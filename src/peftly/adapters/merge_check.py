@@ -110,6 +110,8 @@ def _input_shapes(layer: Any, weight: Tensor) -> list[tuple[int, ...]]:
         return [(2, layer.in_channels, *sizes)]
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and len(layer.normalized_shape) > 1:
         return [(SAMPLES, *layer.normalized_shape)]
+    if isinstance(layer, nn.GroupNorm):  # a group of one number has no deviation
+        return [(2, len(weight), SAMPLES)]
     if weight.ndim == 1:  # normalisations: of the last dimension, or of the channels of sounds, images and videos
         return [(SAMPLES, len(weight)), *((2, len(weight), *[4] * count) for count in (1, 2, 3))]
     return [(SAMPLES, weight.shape[1])] if weight.ndim == 2 else []

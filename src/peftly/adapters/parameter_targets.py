@@ -62,9 +62,9 @@ def without_parameter_targets(peft_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters, modules = peft_config.get("target_parameters"), peft_config.get("target_modules") or []
     patterns = {key: peft_config.get(key) or {} for key in _PATTERNS}
-    if not (isinstance(parameters, list) and parameters and isinstance(modules, list)):
+    if not (parameters and _are_names(parameters) and _are_names(modules)):
         return dict(peft_config)
-    if not all(isinstance(name, str) and name.endswith(_WEIGHT) for name in parameters):
+    if not all(name.endswith(_WEIGHT) for name in parameters):
         return dict(peft_config)
     of_modules: dict[str, dict[str, Any]] = {}
     for key, pattern in patterns.items():
@@ -74,8 +74,12 @@ def without_parameter_targets(peft_config: Mapping[str, Any]) -> dict[str, Any]:
         if {**of_modules[key], **{_of_weight(name): value for name, value in of_modules[key].items()}} != pattern:
             return dict(peft_config)
     paths = [name.removesuffix(_WEIGHT) for name in parameters]
-    plain = {**peft_config, **of_modules, "target_modules": sorted({*modules, *paths}, key=str)}
+    plain = {**peft_config, **of_modules, "target_modules": sorted({*modules, *paths})}
     return {key: value for key, value in plain.items() if key != "lora_dropout"}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _of_weight(pattern: str) -> str:

@@ -11,7 +11,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, g
 from transformers.core_model_loading import WeightRenaming
 
 from peftly.adapters.parameter_targets import names_of_experts
-from peftly.injection import adapted_layers, base_modules, copied_modules, is_within, layers_read, short_names
+from peftly.injection import BiasCopy, adapted_layers, base_modules, copied_modules, is_within, layers_read, short_names
 from peftly.models import peft_task_type
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def peft_limit(adapter: Adapter) -> str | None:
     Args:
         adapter: an attached adapter, of a type that PEFT has.
     """
-    model, paths = adapter.model, [path for path, _, _ in adapted_layers(adapter.model, adapter.name) if path]
+    model, changes = adapter.model, adapted_layers(adapter.model, adapter.name)
+    paths = [path for path, _, change in changes if path and not isinstance(change, BiasCopy)]
     if unread := [path for path in layers_read(model) if path in paths]:
         return (
             f"the model reads the weight of {_listed(unread)} instead of calling the layer, so PEFT has no effect there"

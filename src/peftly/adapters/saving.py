@@ -179,7 +179,7 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     peft_config = _peft_config(adapter, base)
     limit = None if has_own_format(peft_config) else peft_limit(adapter)
     if limit is not None:
-        warn(f"the adapter is saved for peftly only: {limit}", stacklevel=4)
+        warn(f"the adapter is saved for peftly only: {limit}", stacklevel=3)
     all_notes = {**_own_notes(adapter), **notes, **({} if limit is None else {PEFT_LIMIT: limit})}
     _write_json(folder / CONFIG, peft_config)
     _write_json(folder / NOTES, with_checksums(folder, all_notes))

@@ -117,6 +117,7 @@ from peftly.injection.virtual_tokens import (
     virtual_token_ids,
 )
 from peftly.injection.weight_readers import layers_read, remove_weight_readers, serve_weight_readers
+from peftly.injection.weight_uses import is_callable
 
 __all__ = [
     "ALL_LINEAR",
@@ -172,6 +173,7 @@ __all__ = [
     "inserts_no_tokens",
     "invalidate_cached_tensors",
     "is_body",
+    "is_callable",
     "is_foreign",
     "is_multimodal",
     "is_part",

@@ -61,11 +61,13 @@ class BiasCopy(LayerAdapter):
 
     Attributes:
         bias: (out_features,), fp32.
+        is_of_channels: whether its elements belong to dimension 1 of the output, and not to the last.
     """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone())
+        self.is_of_channels = isinstance(layer, _CHANNELS_SECOND) or _reads_channels_first(layer)
 
     def run(self, layer: Any, inner: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output plus the difference of the two biases; see `LayerAdapter.run`."""
@@ -76,13 +78,27 @@ class BiasCopy(LayerAdapter):
 
     def _corrected(self, layer: Any, output: Tensor) -> Tensor:
         difference: Tensor = self.bias - bias_of(layer)
-        if isinstance(layer, _CHANNELS_SECOND) or getattr(layer, "data_format", None) == "channels_first":
+        if self.is_of_channels:
             difference = difference.view(-1, *[1] * (output.ndim - 2))
         return output + difference.to(output.dtype)
 
     def merge_into(self, layer: Any) -> None:
         """See `LayerAdapter.merge_into`."""
         layer.bias.copy_(self.bias)
+
+
+def _reads_channels_first(layer: Any) -> bool:
+    """Return whether a LayerNorm with a forward of its own normalises dimension 1 of images or sequences."""
+    if getattr(layer, "data_format", None) == "channels_first":
+        return True
+    if not isinstance(layer, nn.LayerNorm) or type(layer).forward is nn.LayerNorm.forward:
+        return False
+    count, weight = layer.normalized_shape[-1], layer.weight
+    try:
+        with torch.no_grad():  # SqueezeBERT's
+            return bool(OriginalForward(layer)(weight.new_zeros(1, count, count + 1)).shape[1] == count)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return False
 
 
 class ModuleCopy(LayerAdapter):
@@ -111,6 +127,9 @@ class ModuleCopy(LayerAdapter):
             for value in vars(module).values():
                 if isinstance(value, Tensor) and not value.is_leaf:  # computed from parameters, as by weight_norm
                     memo[id(value)] = value.detach().clone()
+        _forget_computed_tensors(layer)
+        state = vars(layer).get("_peftly")
+        memo.update({id(state): None} if state is not None else {})  # of the whole model, and so of all its adapters
         with in_memory(layer):
             self.copy = _without_adapters(copy.deepcopy(layer, memo))
         dequantize_layers(self.copy, torch.float32)
@@ -140,6 +159,15 @@ class ModuleCopy(LayerAdapter):
         for path, tensor in [*self.copy.named_parameters(), *self.copy.named_buffers()]:
             module, _, attribute = path.rpartition(".")
             getattr(layer.get_submodule(module), attribute).copy_(tensor)
+        _forget_computed_tensors(layer)
+
+
+def _forget_computed_tensors(layer: nn.Module) -> None:
+    """Let modules drop tensors that they keep for evaluation, computed from parameters that have changed (LeViT)."""
+    modes = {module: module.training for module in layer.modules()}
+    layer.train()  # such modules drop them here
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
@@ -264,6 +292,7 @@ def _our_hook(hook: Any) -> Any:
 
 def _without_adapters(clone: nn.Module) -> nn.Module:
     """Remove from a copied module the adapters and hooks of the original."""
+    vars(clone).pop("_peftly", None)
     for module in list(clone.modules()):
         remove_hook_from_module(module)
         if LAYER_ADAPTERS in dict(module.named_children()):

@@ -78,7 +78,21 @@ class Prefix(LayerAdapter):
 
 
 def key_value_shape(hooks: StackHooks) -> tuple[int, int, int]:
-    """Return the number of layers of a stack, and the number of heads and head_dim of its keys."""
+    """Return the number of layers of a stack, and the number of heads and head_dim of its keys.
+
+    Raises:
+        MethodError: the layers have different ones.
+    """
+    try:
+        return _key_value_shape(hooks)
+    except RuntimeError as error:  # of transformers, for a setting of each layer
+        raise MethodError(
+            f"a prefix needs keys and values of one size in every layer, and those of {type(hooks.model).__name__} "
+            "differ; lora works on it"
+        ) from error
+
+
+def _key_value_shape(hooks: StackHooks) -> tuple[int, int, int]:
     config, is_target = hooks.config, hooks.role == "target"
     layer_names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers") if is_target else ("num_hidden_layers",)
     head_names = ("decoder_attention_heads", "num_attention_heads") if is_target else ("num_attention_heads",)
@@ -163,7 +177,8 @@ def recorded_states(hooks: StackHooks, ids: Tensor) -> Tensor:
     try:
         with torch.no_grad(), selection_of(hooks.model).use(ActiveAdapters([frozenset()])):
             _call_with_cache(hooks, ids, cache)
-        return torch.stack([states[0] for layer in recorded.layers for states in (layer.keys, layer.values)])
+        found = torch.stack([states[0] for layer in recorded.layers for states in (layer.keys, layer.values)])
+        return found.reshape(2 * layers, heads, ids.shape[1], head_dim)  # fails where layers give none (Mllama)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -13,6 +13,7 @@ from peftly.errors import MethodError
 from peftly.injection.heads import output_heads, vocabulary_head
 from peftly.injection.layers import base_modules
 from peftly.injection.patterns import first_matches
+from peftly.injection.weight_uses import returns_several
 from peftly.utils import warn
 
 __all__ = [
@@ -75,7 +76,9 @@ def find_targets(
     Raises:
         MethodError: nothing matches, or the regular expression is invalid.
     """
-    layers = {path: layer for path, layer in base_modules(model) if isinstance(layer, classes)}
+    layers = {
+        path: layer for path, layer in base_modules(model) if isinstance(layer, classes) and not _is_special(layer)
+    }
     wanted = " or ".join(dict.fromkeys(_CLASS_NAMES.get(layer_class, layer_class.__name__) for layer_class in classes))
     present = sorted({path.rpartition(".")[2] for path in layers})
     if targets == ALL_LINEAR:
@@ -111,6 +114,18 @@ def find_targets(
             stacklevel=5,
         )
     return matched
+
+
+def _is_special(layer: nn.Module) -> bool:
+    """Return whether a class of linear layers computes more, or something else, than a product with its weight.
+
+    A router of experts (Llama 4, Phi MoE) returns scores besides the product, so nothing can be added to its output; a
+    grouped layer (DeepSeek V4) multiplies each group of its input by a part of the weight.
+    """
+    kind: Any = type(layer)
+    if kind in (nn.Linear, Conv1D, nn.Embedding):
+        return False
+    return returns_several(kind) or hasattr(layer, "n_groups")
 
 
 def _tied_to_embeddings(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from peftly.injection.blocks import blocks_of
 from peftly.injection.weight_uses import paths_used
 
 __all__ = [
@@ -74,7 +75,14 @@ def text_stack(model: PreTrainedModel, role: Role) -> Any:
         # `get_encoder` returns the model itself where it finds no part with this name.
         encoders = [stack for stack in [model.get_encoder()] if stack is not model]
         candidates = encoders if role == "source" else encoders + candidates
-    return next((stack for stack in candidates if _takes_ids(stack)), None)
+    stack = next((stack for stack in candidates if _takes_ids(stack)), None)
+    if (
+        stack is not None and stack is model and model.get_output_embeddings() is not None
+    ):  # it knows no part of it as its decoder
+        return next(
+            (part for part in model.children() if isinstance(part, PreTrainedModel) and _takes_ids(part)), model
+        )
+    return stack
 
 
 def embedding_in(stack: Any) -> Any:
@@ -97,7 +105,8 @@ def calls_blocks_of(model: nn.Module, stack: nn.Module) -> bool:
     parts = path.split(".") if path else []
     are_blocks_used = False
     for end in range(len(parts)):
-        used, relative = paths_used(type(model.get_submodule(".".join(parts[:end])))), ".".join(parts[end:])
+        kind: Any = type(model.get_submodule(".".join(parts[:end])))
+        used, relative = paths_used(kind), ".".join(parts[end:])
         if relative in used:
             return False
         are_blocks_used = are_blocks_used or any(f"{relative}.{inner}" in used for inner in lists)
@@ -119,6 +128,10 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens enter a text stack when it is called, and {name} calls the layers of its stack itself"
     if "bbox" in inspect.signature(stack.forward).parameters:
         return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
+    if any(_takes_ids(module) for block in blocks_of(stack) for module in block.modules()):
+        return (
+            f"virtual tokens have ids past the vocabulary, and the layers of {name} look up ids in tables of their own"
+        )
     if getattr(stack, "eos_token_id", None) == _LARGEST_ID_ENDS_TEXT:
         return f"virtual tokens have the largest ids, which {name} takes for the end of a text"
     return None

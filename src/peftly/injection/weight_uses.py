@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["ANY", "changes_weights", "paths_used", "weights_read"]
+__all__ = ["ANY", "changes_weights", "is_callable", "paths_used", "returns_several", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
@@ -67,6 +67,39 @@ def paths_used(kind: type[nn.Module]) -> frozenset[str]:
         inner = {node.value for node in attributes}
         paths.update(_path(node, own) for node in attributes if node not in inner)
     return frozenset(paths)
+
+
+@cache
+def returns_several(kind: type[nn.Module]) -> bool:
+    """Return whether the forward of a class returns several values (`return scores, logits`), as its source code says.
+
+    Args:
+        kind: class of a module.
+    """
+    return any(
+        isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
+        for method, _ in _methods(kind)
+        for node in ast.walk(method)
+        if method.name == "forward"
+    )
+
+
+@cache
+def is_callable(kind: type[nn.Module]) -> bool:
+    """Return whether a class has a forward; others use its modules through other methods, or as containers.
+
+    Args:
+        kind: class of a module.
+    """
+    if kind.forward is nn.Module.forward:
+        return False
+    forward = next((method for method, _ in _methods(kind) if method.name == "forward"), None)
+    return forward is None or not isinstance(_statements(forward)[0], ast.Raise)
+
+
+def _statements(method: ast.FunctionDef) -> list[ast.stmt]:
+    """Return the statements of a method without its docstring, or its docstring alone."""
+    return method.body[1:] if ast.get_docstring(method) is not None and len(method.body) > 1 else method.body
 
 
 @cache

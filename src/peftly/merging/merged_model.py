@@ -103,7 +103,7 @@ def save_merged(
         ConfigError: `out` cannot be used, the disk is too small, or the number of weights is not that of the adapters.
         MergeError: the merged model differs by more than rounding explains; nothing was written.
     """
-    listed = list(adapters) if isinstance(adapters, list | tuple) else [adapters]
+    listed: list[Any] = list(adapters) if isinstance(adapters, list | tuple) else [adapters]
     target = Path(out).expanduser().resolve()
     check_out(target, max_shard_size, overwrite=overwrite)
     plan = _plan(listed, target, None if base is None else str(base), dtype, weights, into)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peftly.errors import AdapterError
 from peftly.injection import (
     ALL_LINEAR,
     BiasCopy,
@@ -259,6 +260,9 @@ class LowRankAdapter(Adapter):
         """See `Adapter.config_on`."""
         in_file = {match[1] for name in shapes if (match := _FACTOR.fullmatch(name))}
         targets = peft_targets(model, cls.layer_classes, peft, config.modules_to_save or (), in_file)
+        embedding = next((name for name in shapes if ".lora_embedding_A" in name), None)
+        if embedding is not None and nn.Embedding not in cls.layer_classes:
+            raise AdapterError(f"{embedding} is of an embedding, and peftly has {config.name} of linear layers only")
         if peft.get("target_parameters"):
             check_parameter_targets(model, peft)
         found: LowRankConfig = config
@@ -273,6 +277,10 @@ class LowRankAdapter(Adapter):
     def shape_error(cls, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """See `Adapter.shape_error`."""
         factors = {name: match for name in shapes if (match := _FACTOR.fullmatch(name))}
+        for name, match in factors.items():
+            other = f"{name[: match.start(2)]}{'BA'['AB'.index(match[2])]}{name[match.end(2) :]}"
+            if other not in factors:
+                return f"it lacks {other}"
         settings = cls.peft_settings(config)
         ranks = by_pattern(
             settings["rank_pattern"], {match[1] for match in factors.values()}, settings["r"], "rank_pattern"

@@ -134,8 +134,10 @@ def _are_layers(parameters: Any, modules: Any) -> bool:
     """Return whether parameters are weights of layers in `target_modules`, to which `AdapterFolder` adds these."""
     if not parameters:
         return True
-    is_listed = isinstance(parameters, list) and isinstance(modules, list)
-    return is_listed and all(isinstance(name, str) and name.removesuffix(".weight") in modules for name in parameters)
+    is_listed = isinstance(modules, list) and _are(str, parameters)
+    return is_listed and all(
+        name.endswith(".weight") and name.removesuffix(".weight") in modules for name in parameters
+    )
 
 
 def _check_init(init: object) -> None:

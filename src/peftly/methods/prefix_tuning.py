@@ -14,6 +14,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peftly.errors import MethodError
 from peftly.injection import (
     Prefix,
     add_prefix,
@@ -21,6 +22,7 @@ from peftly.injection import (
     check_placement,
     device_of,
     drop_prefix,
+    embedding_in,
     inserts_no_tokens,
     is_multimodal,
     key_value_shape,
@@ -300,13 +302,28 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     if init == "text":
         ids = repeated(text_ids(setup.tokenizer, config.init_text or ""), count, "init_text")
     else:
-        common = common_tokens(setup.tokenizer, model.get_input_embeddings().weight.shape[0])
+        common = common_tokens(setup.tokenizer, _vocabulary_size(model))
         ids = repeated(common[torch.randperm(len(common), generator=setup.generator)[:count]].tolist(), count)
     states = recorded_states(model._peftly.hooks.attending, ids).float()
     if init == "random":
         scale = states.std(dim=(1, 2, 3), keepdim=True).cpu()
         states = scale * torch.randn(states.shape, generator=setup.generator)
     return states.permute(2, 0, 1, 3).reshape(count, -1)
+
+
+def _vocabulary_size(model: Any) -> int:
+    """Return the number of token embeddings of a model, or of the stack that reads its text.
+
+    Raises:
+        MethodError: there are none.
+    """
+    text = model._peftly.hooks.text
+    for module in (model, text and text.stack):
+        if (weight := getattr(embedding_in(module), "weight", None)) is not None:
+            return int(weight.shape[0])
+    raise MethodError(
+        f"a prefix starts at the states of tokens, and {type(model).__name__} embeds none; lora works on it"
+    )
 
 
 def _check_call(model: Any) -> None:

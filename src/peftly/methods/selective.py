@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -13,6 +13,7 @@ from peftly.injection import (
     add_copies,
     base_modules,
     first_matches,
+    is_callable,
     is_within,
     matches_path,
     norm_layers,
@@ -121,11 +122,28 @@ def _stacks(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
 
 
 def _with_parameters(model: nn.Module, selected: list[str]) -> list[nn.Module]:
-    """Return the smallest modules that own all parameters inside the selected modules; "" selects the whole model."""
+    """Return the smallest modules that own all parameters inside the selected modules; "" selects the whole model.
+
+    A module that is never called, as a list of parameters, is copied with the module around it.
+    """
+    modules = dict(base_modules(model))
     owners: dict[str, nn.Module] = {}
-    for path, module in base_modules(model):
+    for path, module in modules.items():
         is_selected = "" in selected or is_within(path, selected)
-        is_copied = is_within(path, list(owners))
-        if is_selected and not is_copied and any(True for _ in module.parameters(recurse=False)):
-            owners[path] = module
-    return list(owners.values())
+        if is_selected and any(True for _ in module.parameters(recurse=False)):
+            while path and not _is_called(modules[path]):
+                path = path.rpartition(".")[0]
+            owners[path] = modules[path]
+    return [module for path, module in owners.items() if not any(around in owners for around in _parents(path))]
+
+
+def _is_called(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    return is_callable(kind)
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yield the paths of the modules around a module."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path

@@ -157,6 +157,7 @@ COMPUTED = {
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_weights_that_are_computed_from_others(kind, method):
     """Adapters work on them. A merge into the computed weight would be lost, one into the other tensors is right."""
+    torch.manual_seed(0)  # differences are compared with rounding
     change, advice = COMPUTED[kind]
     model, x = linear_model(change).requires_grad_(False).eval(), torch.randn(4, 8)
     base = model(x)

@@ -1,0 +1,122 @@
+"""Layers of unusual classes in the models of transformers: routers, grouped layers, caches of their own, containers."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from model_inputs import working_inputs
+from tiny import perturb
+from tiny_configs import tiny_configs
+from torch import nn
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
+from transformers.models.levit.modeling_levit import LevitAttention
+from transformers.models.phimoe.modeling_phimoe import PhimoeConfig, PhimoeTopKRouter
+from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertLayerNorm
+
+import peftly
+from peftly import BitFit, Full, LoRA, PrefixTuning, PromptTuning, attach, load_adapter, merge, save_adapter
+from peftly.errors import MethodError
+
+
+def router():
+    return PhimoeTopKRouter(PhimoeConfig(hidden_size=8, num_local_experts=4))
+
+
+@pytest.mark.parametrize("layer", [router(), DeepseekV4GroupedLinear(8, 8, 2)], ids=lambda layer: type(layer).__name__)
+def test_a_layer_that_computes_more_than_a_product_has_no_factors(layer):
+    model = attach(nn.ModuleDict({"router": layer, "proj": nn.Linear(8, 8)}), LoRA(rank=2))
+    assert {name.partition(".")[0] for name in peftly.trainable_parameters(model)} == {"proj"}
+    with pytest.raises(MethodError, match="no linear layer"):
+        attach(nn.ModuleDict({"router": layer, "proj": nn.Linear(8, 8)}), LoRA(rank=2, target_modules=("router",)))
+
+
+def test_a_bias_of_channels_in_front():
+    layer = SqueezeBertLayerNorm(6)
+    model, x = attach(nn.Sequential(copy.deepcopy(layer)), BitFit()), torch.randn(2, 6, 6)
+    perturb(peftly.trainable_parameters(model).values())
+    layer.bias.data.copy_(peftly.trainable_parameters(model)["0.peftly.default.bias"])
+    torch.testing.assert_close(model(x), layer(x))
+
+
+def levit():
+    torch.manual_seed(0)
+    layer = LevitAttention(8, 4, 2, 2, 2)
+    nn.init.normal_(layer.attention_biases)
+    return nn.Sequential(layer)
+
+
+def test_a_copy_keeps_no_tensor_that_the_base_has_computed(tmp_path):
+    base, x = levit().eval(), torch.randn(2, 4, 8)
+    with torch.no_grad():
+        base(x)  # which stores its biases for evaluation
+    model = attach(copy.deepcopy(base), Full())
+    perturb(peftly.trainable_parameters(model).values())
+    expected = model(x)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_adapter(copy.deepcopy(base), tmp_path)(x), expected)
+    torch.testing.assert_close(merge(model)(x), expected)
+
+
+class Experts(nn.Module):
+    """Module whose methods are called, and never its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(4))
+
+    def shifted(self, x):
+        return x + self.bias
+
+    def forward(self, x):
+        """Nothing."""
+        raise NotImplementedError("call shifted")
+
+
+class Layer(nn.Module):
+    """Module that reads the parameters of modules inside it which are never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.scales = Experts(), nn.ParameterList([torch.ones(4)])
+
+    def forward(self, x):
+        return self.experts.shifted(x) * self.scales[0]
+
+
+def test_a_module_that_is_never_called_is_copied_with_the_one_around_it():
+    model, x = attach(nn.Sequential(Layer(), nn.Linear(4, 4)), Full()), torch.randn(2, 4)
+    perturb(peftly.trainable_parameters(model).values())
+    expected = model(x)
+    expected.sum().backward()
+    assert all(parameter.grad is not None for parameter in peftly.trainable_parameters(model).values())
+    torch.testing.assert_close(merge(model)(x), expected)
+
+
+def test_a_copy_of_a_whole_model_holds_no_adapters_of_it():
+    model = tiny_of("unispeech-sat", "UniSpeechSatForPreTraining")
+    attach(model, Full())
+    copied = [module.copy for module in model.modules() if hasattr(module, "placed")]
+    assert copied
+    assert not any(hasattr(module, "_peftly") for copy_ in copied for module in copy_.modules())
+    copy.deepcopy(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("settings", [PromptTuning(num_virtual_tokens=2), LoRA(rank=2)], ids=["prompt", "lora"])
+def test_layers_that_look_up_ids(settings):
+    model = tiny_of("deepseek_v4", "DeepseekV4ForCausalLM")
+    if isinstance(settings, PromptTuning):
+        with pytest.raises(MethodError, match="look up ids in tables of their own"):
+            attach(model, settings)
+    else:
+        model(**working_inputs(attach(model, settings)))
+
+
+def test_a_prefix_starts_at_the_states_of_tokens_of_a_stack_that_the_model_does_not_name():
+    model = tiny_of("dia", "DiaForConditionalGeneration")
+    with pytest.raises(MethodError, match="lora works on it"):
+        attach(model, PrefixTuning(num_virtual_tokens=2))
+
+
+def tiny_of(model_type, class_name):
+    return getattr(transformers, class_name)(next(tiny_configs(model_type))).eval()
