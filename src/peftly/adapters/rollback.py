@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,8 @@ from peftly.utils import stops_held
 
 __all__ = ["ReplacedValues", "restored_on_failure"]
 
-IN_MEMORY = 1 << 28
-"""Most bytes of replaced values that are kept in memory while the disk has room for more."""
+USED_SHARE = 0.25
+"""Fraction of free memory that replaced values may take while the disk has room for them."""
 
 
 @contextmanager
@@ -87,14 +89,15 @@ def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> 
 class ReplacedValues:
     """Values of tensors that are replaced inside a `with` block, which gives them back if the block raises anything.
 
-    A merge may replace all weights of a model, of which a second copy may not fit into memory: values past `IN_MEMORY`
-    go to a temporary file, if the disk has room for them.
+    A merge may replace all weights of a model, of which a second copy may not fit into memory. Then they are kept in a
+    temporary file, in the folder for such files (`TMPDIR`), if the disk has room for them.
     """
 
     def __init__(self, size: int) -> None:
         """Create an empty collection; `size` is the number of bytes of all tensors that may be replaced."""
-        has_room = shutil.disk_usage(tempfile.gettempdir()).free > size
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY if has_room else 0)  # noqa: SIM115 -- see __exit__
+        fits = size < USED_SHARE * psutil.virtual_memory().available
+        on_disk = not fits and shutil.disk_usage(tempfile.gettempdir()).free > size
+        self._file: IO[bytes] = tempfile.TemporaryFile() if on_disk else io.BytesIO()  # noqa: SIM115 -- see __exit__
         self._kept: list[tuple[Tensor, Tensor, int]] = []
 
     def keep(self, tensors: Iterable[Tensor]) -> None:

@@ -165,9 +165,11 @@ class ModuleCopy(LayerAdapter):
 def _forget_computed_tensors(layer: nn.Module) -> None:
     """Let modules drop tensors that they keep for evaluation, computed from parameters that have changed (LeViT)."""
     modes = {module: module.training for module in layer.modules()}
-    layer.train()  # such modules drop them here
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        layer.train()  # such modules drop them here
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _cast(value: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
