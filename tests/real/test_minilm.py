@@ -38,7 +38,7 @@ def test_64_examples_beat_chance_and_the_untrained_head(data, tmp_path):
     encoded = data.encode(base.tokenizer)
     untouched = evaluate(base.model, base.tokenizer, encoded.test, encoded.row_format)
     attach(base.model, LoRA(rank=8))
-    config = TrainConfig(epochs=4, batch_size=8, learning_rate=2e-3)
+    config = TrainConfig(epochs=8, batch_size=8, learning_rate=2e-3)
     train(base.model, encoded, config, tokenizer=base.tokenizer, out=tmp_path)
     trained = evaluate(base.model, base.tokenizer, encoded.test, encoded.row_format)
     labels = [example.label for example in encoded.test.examples]
