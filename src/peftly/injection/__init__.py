@@ -11,6 +11,7 @@ overrides               methods of one model that are replaced
 linear                  size and weight of a linear layer of any class
 quantized_layers        quantised layers that compute with our kernels
 weight_uses             submodules whose weights a class reads instead of calling them
+merged_parameters       parameters of adapted layers with the adapters merged
 weight_readers          modules that read the weights of adapted layers
 reach                   check of whether changed layers reach the output
 fused_heads             refusal of calls that do not call an adapted output head

@@ -41,6 +41,9 @@ class LayerAdapter(nn.Module):
     has_forward: ClassVar[bool] = True
     """Whether it takes part in the forward of the layer."""
 
+    changes_inside: ClassVar[bool] = False
+    """Whether a merge changes the modules inside the layer, too."""
+
     only_adds: bool = False
     """Whether it adds a term to the output of the layer that does not depend on the parameters of the layer."""
 

@@ -111,6 +111,8 @@ class ModuleCopy(LayerAdapter):
         copy: the copy.
     """
 
+    changes_inside = True
+
     def __init__(self, layer: nn.Module, memo: dict[int, Any]) -> None:
         """Copy `layer`; with one `memo` for several layers, parameters that they share are shared by the copies."""
         super().__init__()

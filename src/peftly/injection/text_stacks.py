@@ -150,10 +150,10 @@ def _second_table(stack: nn.Module) -> str | None:
     kind: Any = type(stack)
     for path in sorted(called_with(kind, "input_ids")):
         module = dict(stack.named_modules()).get(path)
+        is_table = isinstance(module, nn.Embedding) and module is not embedding_in(stack)
         # Embeddings of positions take the ids too, for their shape, with more arguments.
-        if isinstance(module, nn.Embedding) and module is not embedding_in(stack):
-            if len(inspect.signature(module.forward).parameters) == 1:
-                return path
+        if is_table and len(inspect.signature(module.forward).parameters) == 1:
+            return path
     return None
 
 

@@ -3,7 +3,8 @@
 `nn.MultiheadAttention` reads `out_proj.weight`, and in evaluation mode `nn.TransformerEncoderLayer` reads the weights
 of all its layers for one fused call. Adapters run in the forward of a layer, which such a module does not call. So
 while it runs, the weights that it reads are those of the layer with its active adapters merged, and torch's fused calls
-are off.
+are off. The same holds for a module that calls another method of a layer than its forward, or a method of a module
+that reads the weights.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import nn
 
 from peftly.errors import MethodError
 from peftly.injection.accelerate_hooks import forward_attribute, restore_forward
-from peftly.injection.adapted_forward import AdaptedForward, OriginalForward, WatchedForward
-from peftly.injection.layers import LayerAdapter, base_modules
-from peftly.injection.selection import AdapterNames, Selection
-from peftly.injection.weight_uses import ANY, changes_weights, weights_read
+from peftly.injection.adapted_forward import LAYER_ADAPTERS, AdaptedForward, OriginalForward
+from peftly.injection.layers import base_modules
+from peftly.injection.merged_parameters import changes_weight, readable
+from peftly.injection.selection import Selection
+from peftly.injection.weight_uses import ANY, attributes_used, changes_weights, methods_with, weights_read
 from peftly.kernels import is_quantized
 
 __all__ = ["layers_read", "remove_weight_readers", "serve_weight_readers", "without_reader"]
@@ -66,7 +68,7 @@ class _ReaderForward:
                 return self.original(*args, **kwargs)
         with _LOCK, ExitStack() as stack:
             for path, layer in self.layers.items():
-                stack.enter_context(_readable(path, layer, self.selection))
+                stack.enter_context(readable(path, layer, self.selection))
             return self.original(*args, **kwargs)
 
 
@@ -100,36 +102,61 @@ def serve_weight_readers(model: nn.Module, selection: Selection) -> None:
 def _readers(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """Return the adapted layers whose weights a module reads, by path, for each path of such a module.
 
+    A module also reads those that it reaches through a method, other than the forward, of a module inside it.
+
     Raises:
         MethodError: see `serve_weight_readers`.
     """
     readers: dict[str, dict[str, Any]] = {}
-    for reader, path in _pairs(modules):
-        module, layer, relative = modules[reader], modules[path], path[len(reader) :].removeprefix(".")
-        kind: Any = type(module)
-        if (method := changes_weights(kind)) is not None and _rescales(module):
-            raise MethodError(
-                f"{kind.__name__}.{method} changes the weights of its layers in place, and adapters on {path} "
-                "cannot follow that; this model can have no adapter there"
-            )
-        read = weights_read(kind)
-        if isinstance(module, _FUSED_ENCODERS):
-            readers.setdefault(reader, {})
-        elif relative in read or ANY in read:
-            if not read.get(relative, True):
-                _check_changes_weights(path, layer, module)
+    for path, around in _surrounded(modules):
+        layer, reached = modules[path], [path]
+        for reader in around:
+            module, relative = modules[reader], _relative(path, reader)
+            kind: Any = type(module)
+            if (method := changes_weights(kind)) is not None and _rescales(module):
+                raise MethodError(
+                    f"{kind.__name__}.{method} changes the weights of its layers in place, and adapters on {path} "
+                    "cannot follow that; this model can have no adapter there"
+                )
+            read = weights_read(kind)
+            if isinstance(module, _FUSED_ENCODERS):
+                readers.setdefault(reader, {})
+                continue
+            if relative in read or ANY in read:
+                if not read.get(relative, True):
+                    _check_changes_weights(path, layer, module)
+            elif not any(_calls_methods(modules, reader, inner, path) for inner in reached):
+                continue
             readers.setdefault(reader, {})[path] = layer
+            reached.append(reader)
     return readers
 
 
-def _pairs(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
-    """Yield the path of every adapted layer with the path of each module around it, as (module, layer)."""
+def _calls_methods(modules: Mapping[str, nn.Module], outer: str, inner: str, path: str) -> bool:
+    """Return whether a module uses a method of a module inside it that reads the layer at `path`, or is the layer."""
+    kind: Any = type(modules[inner])
+    outer_kind: Any = type(modules[outer])
+    names = _names(modules[inner]) if inner == path else [_relative(path, inner).partition(".")[0]]
+    places, used = (_relative(inner, outer), ANY), attributes_used(outer_kind)
+    return any(f"{place}.{method}" in used for method in methods_with(kind, frozenset(names)) for place in places)
+
+
+def _names(layer: nn.Module) -> list[str]:
+    """Return the names of the parameters and modules of an adapted layer in its base."""
+    return [name for name in (*layer._parameters, *layer._modules) if name != LAYER_ADAPTERS]
+
+
+def _relative(path: str, around: str) -> str:
+    return path[len(around) :].removeprefix(".")
+
+
+def _surrounded(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the path of every adapted layer with the paths of the modules around it, the innermost first."""
     for path, layer in modules.items():
         if isinstance(vars(layer).get(forward_attribute(layer)), AdaptedForward):
             parts = path.split(".") if path else []
-            for end in range(len(parts)):
-                if (reader := ".".join(parts[:end])) in modules:  # else a module with two paths
-                    yield reader, path
+            around = [".".join(parts[:end]) for end in reversed(range(len(parts)))]
+            yield path, [reader for reader in around if reader in modules]  # not all of a module with two paths
 
 
 def layers_read(model: nn.Module) -> list[str]:
@@ -138,12 +165,12 @@ def layers_read(model: nn.Module) -> list[str]:
     Adapters that are only modules around such layers, as those of other libraries, have no effect there.
     """
     modules, found = dict(base_modules(model)), set()
-    for reader, path in _pairs(modules):
-        module, relative = modules[reader], path[len(reader) :].removeprefix(".")
-        kind: Any = type(module)
-        is_called = weights_read(kind).get(relative, True) and relative not in _CALLED_IF_QUANTIZED
-        if isinstance(module, _FUSED_ENCODERS) or not is_called:
-            found.add(path)
+    for path, around in _surrounded(modules):
+        for reader in around:
+            kind, relative = type(modules[reader]), _relative(path, reader)
+            is_called = weights_read(kind).get(relative, True) and relative not in _CALLED_IF_QUANTIZED
+            if issubclass(kind, _FUSED_ENCODERS) or not is_called:
+                found.add(path)
     return [path for path in modules if path in found]
 
 
@@ -168,111 +195,13 @@ def _rescales(module: nn.Module) -> bool:
 
 
 def _check_changes_weights(path: str, layer: Any, module: nn.Module) -> None:
-    unsuitable = [name for name, adapter in layer.peftly.items() if not _changes_weights(adapter)]
+    unsuitable = [name for name, adapter in layer.peftly.items() if not changes_weight(adapter)]
     if unsuitable or is_quantized(layer):
         reason = "its weight is quantised" if is_quantized(layer) else f"{unsuitable[0]!r} changes no weight there"
         raise MethodError(
             f"{type(module).__name__} reads the weight of {path} instead of calling the layer, and {reason}: leave the "
             "layer out of the adapter (target_modules), or use a method that changes weights, as lora"
         )
-
-
-def _changes_weights(adapter: nn.Module) -> bool:
-    return getattr(type(adapter), "merge_into", None) is not LayerAdapter.merge_into
-
-
-@contextmanager
-def _readable(path: str, layer: Any, selection: Selection) -> Iterator[None]:
-    """Let others read the parameters of `layer` with the active adapters merged; its calls stay as they are."""
-    names = [frozenset(layer.peftly) & active for active in set(selection.active.sets)]
-    forward = vars(layer)["forward"]
-    if not any(names):
-        yield
-        return
-    own = layer._parameters
-    merged = _MergedParameters(own, path, layer, names)
-    layer._parameters, vars(layer)["forward"] = merged, _ForwardOfOwn(forward, layer, own)
-    try:
-        yield
-    finally:
-        layer._parameters, vars(layer)["forward"] = own, forward
-
-
-class _ForwardOfOwn:
-    """Forward of an adapted layer that computes with the layer's own parameters, while others read merged ones."""
-
-    def __init__(self, forward: Any, layer: Any, own: dict[str, Any]) -> None:
-        self.forward, self.layer, self.own = forward, layer, own
-
-    @property
-    def original(self) -> OriginalForward:
-        """Forward of the layer without adapters."""
-        original: OriginalForward = self.forward.original
-        return original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the output of the layer with its active adapters."""
-        merged, self.layer._parameters = self.layer._parameters, self.own
-        try:
-            return self.forward(*args, **kwargs)
-        finally:
-            self.layer._parameters = merged
-
-
-class _MergedParameters(dict[str, Any]):
-    """Parameters of a layer, of which `layer.weight` and `layer.bias` are computed with the adapters when read."""
-
-    def __init__(self, own: Mapping[str, Any], path: str, layer: Any, names: list[AdapterNames]) -> None:
-        super().__init__(own)
-        self.own, self.path, self.layer, self.names = own, path, layer, names
-        self.merged: dict[str, Any] = {}
-        self.is_quantized = is_quantized(layer)
-        self.forward: Any = vars(layer)[forward_attribute(layer)]
-
-    def __getitem__(self, name: str) -> Any:
-        if not self.merged:
-            self._check()
-            if isinstance(self.forward, WatchedForward):
-                self.forward.note_call()
-            self.merged = _merged(self.layer, self.own, self.names[0])
-        return self.merged[name]
-
-    def _check(self) -> None:
-        """Raise an error if no weight has the effect of the active adapters."""
-        adapters = [self.layer.peftly[name] for name in self.layer.peftly if name in self.names[0]]
-        reason = None
-        if len(set(self.names)) > 1:
-            reason = "so all examples of a batch must have the same adapters"
-        elif not all(_changes_weights(adapter) for adapter in adapters) or self.is_quantized:
-            reason = "and an adapter there changes no weight: leave the layer out of it (target_modules)"
-        elif len(adapters) > 1 and not all(adapter.only_adds for adapter in adapters):
-            reason = f"and no weight has the joint effect of {' and '.join(self.layer.peftly)}: use one of them"
-        elif any(adapter.training and getattr(adapter, "dropout", 0) for adapter in adapters):
-            reason = "so there is no input to drop: set dropout to 0, or leave the layer out (target_modules)"
-        if reason is not None:
-            raise MethodError(f"this model reads the weight of {self.path} instead of calling the layer, {reason}")
-
-
-def _merged(layer: Any, own: Mapping[str, Any], names: AdapterNames) -> dict[str, Any]:
-    """Return the parameters of `layer` with the adapters `names` merged, with gradients for the adapters.
-
-    Args:
-        layer: adapted layer.
-        own: parameters of the layer.
-        names: names of the adapters.
-    """
-    before = layer._parameters
-    layer._parameters = {
-        name: None if value is None else value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
-        for name, value in own.items()
-    }
-    try:
-        for name, adapter in layer.peftly.items():
-            if name in names:
-                adapter.merge_into(layer)
-        return {name: None if value is None else layer._parameters[name].to(value.dtype) for name, value in own.items()}
-    finally:
-        layer._parameters = before
 
 
 class _FusedCalls:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -13,7 +14,17 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["ANY", "called_with", "changes_weights", "is_callable", "paths_used", "returns_several", "weights_read"]
+__all__ = [
+    "ANY",
+    "attributes_used",
+    "called_with",
+    "changes_weights",
+    "is_callable",
+    "methods_with",
+    "paths_used",
+    "returns_several",
+    "weights_read",
+]
 
 _PARAMETERS = ("weight", "bias")
 
@@ -67,6 +78,42 @@ def paths_used(kind: type[nn.Module]) -> frozenset[str]:
         inner = {node.value for node in attributes}
         paths.update(_path(node, own) for node in attributes if node not in inner)
     return frozenset(paths)
+
+
+@cache
+def attributes_used(kind: type[nn.Module]) -> frozenset[str]:
+    """Return `a.b.name` for every expression `self.a.b.name` in the methods of a class, and `*.name` for others.
+
+    Args:
+        kind: class of a module.
+    """
+    return frozenset(
+        f"{_path(node.value, own) or ANY}.{node.attr}"
+        for method, own in _methods(kind)
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and not _is_self(node.value, own)
+    )
+
+
+@cache
+def methods_with(kind: type[nn.Module], names: frozenset[str]) -> frozenset[str]:
+    """Return the methods of a class, but the forward, that use one of its attributes or a method of a base class.
+
+    Args:
+        kind: class of a module.
+        names: names of the attributes.
+    """
+    used: defaultdict[str, set[str]] = defaultdict(set)
+    for method, own in _methods(kind):
+        for node in ast.walk(method):
+            if isinstance(node, ast.Attribute) and _is_self(node.value, own):
+                used[method.name].add(node.attr)
+            elif isinstance(node, ast.Name) and node.id == "super":
+                used[method.name].add(node.id)
+    found = {method for method, attributes in used.items() if attributes & {*names, "super"}}
+    while more := {method for method, attributes in used.items() if attributes & found} - found:
+        found |= more
+    return frozenset(found - {"forward"})
 
 
 @cache
@@ -148,10 +195,9 @@ def _changes_in_place(method: ast.FunctionDef, own: str) -> bool:
         weight = function.value
         if isinstance(weight, ast.Attribute) and weight.attr == "data":
             weight = weight.value
-        if isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS:
-            is_own = isinstance(weight.value, ast.Name) and weight.value.id == own
-            if not is_own and function.attr != "requires_grad_":
-                return True
+        is_parameter = isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS
+        if is_parameter and not _is_self(weight.value, own) and function.attr != "requires_grad_":
+            return True
     return False
 
 
@@ -181,10 +227,10 @@ def _reads(method: ast.FunctionDef, own: str) -> Iterator[str]:
         elif isinstance(node, ast.Call) and _name(node.func) in _CHECKS:
             ignored.update(node.args)
     for node in ast.walk(method):
-        if isinstance(node, ast.Attribute) and node.attr in _PARAMETERS and isinstance(node.ctx, ast.Load):
-            is_own = isinstance(node.value, ast.Name) and node.value.id == own
-            if not is_own and node not in ignored:
-                yield _path(node.value, own) or ANY
+        if not isinstance(node, ast.Attribute) or node in ignored or _is_self(node.value, own):
+            continue
+        if node.attr in _PARAMETERS and isinstance(node.ctx, ast.Load):
+            yield _path(node.value, own) or ANY
 
 
 def _path(node: ast.AST, own: str) -> str:
@@ -193,7 +239,11 @@ def _path(node: ast.AST, own: str) -> str:
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
         node = node.value
-    return ".".join(reversed(names)) if isinstance(node, ast.Name) and node.id == own else ""
+    return ".".join(reversed(names)) if _is_self(node, own) else ""
+
+
+def _is_self(node: ast.AST, own: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == own
 
 
 def _name(node: ast.AST) -> str:

@@ -153,3 +153,84 @@ def test_a_head_whose_input_is_scaled_because_it_is_tied(tmp_path):
     torch.testing.assert_close(merged(**inputs).logits, expected)
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(type(merged).from_pretrained(tmp_path).eval()(**inputs).logits, expected)
+
+
+class Shift(nn.Module):
+    """Module of which others call two methods that are not the forward, one inside the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.proj = nn.Parameter(torch.ones(4)), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.moved(x) + 1
+
+    def moved(self, x):
+        return nn.functional.linear(x, self.proj.weight) * self.scaled(x)
+
+    def scaled(self, x):
+        return self.proj(x) * self.scale
+
+
+class Rows(nn.Embedding):
+    """Embedding with a second way to look up rows, as ProphetNet's positions have."""
+
+    def later(self, ids):
+        return super().forward(ids + 1)
+
+
+class Caller(nn.Module):
+    """Module that calls methods of modules inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.rows, self.several = Shift(), Rows(6, 4), nn.ModuleList([Shift()])
+
+    def forward(self, ids):
+        x = self.rows(ids) + self.rows.later(ids)
+        x = self.inner(x) + self.inner.moved(x)
+        for layer in self.several:
+            x = layer.moved(x)
+        return x
+
+
+METHODS_CALLED = {
+    "full": Full(),
+    "lora": LoRA(rank=2, target_modules=r".*\.proj|.*rows"),
+    "rows": LoRA(rank=2, target_modules=r".*rows"),
+    "module": LoRA(rank=2, target_modules=r".*rows", modules_to_save=("0.inner",)),
+}
+
+
+@pytest.mark.parametrize("settings", METHODS_CALLED.values(), ids=METHODS_CALLED)
+def test_other_methods_than_the_forward(settings):
+    torch.manual_seed(0)
+    base, ids = nn.Sequential(Caller(), nn.Linear(4, 4)), torch.tensor([[0, 4]])
+    model = attach(copy.deepcopy(base), settings)
+    perturb(peftly.trainable_parameters(model).values(), scale=0.2)
+    outputs = model(ids)
+    outputs.sum().backward()
+    assert all(parameter.grad is not None for parameter in peftly.trainable_parameters(model).values())
+    bare = copy.deepcopy(model)
+    peftly.detach(bare)
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(tensor, base.state_dict()[name])
+    torch.testing.assert_close(bare(ids), base(ids), rtol=0, atol=0)
+    torch.testing.assert_close(merge(model)(ids), outputs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "class_name", "settings"),
+    [
+        ("prophetnet", "ProphetNetForCausalLM", Full()),
+        ("gemma3n_text", "Gemma3nTextModel", Full()),
+        ("gemma3n_text", "Gemma3nTextModel", LoRA(rank=2, target_modules=("correction_coefs", "prediction_coefs"))),
+    ],
+)
+def test_methods_that_models_call(model_type, class_name, settings):
+    model = tiny_of(model_type, class_name)
+    inputs = working_inputs(model)
+    attach(model, settings)
+    perturb(peftly.trainable_parameters(model).values(), scale=0.05)
+    outputs = model(**inputs)[0]
+    torch.testing.assert_close(merge(model)(**inputs)[0], outputs, rtol=1e-3, atol=1e-4)
