@@ -47,7 +47,7 @@ def readable(path: str, layer: Any, selection: Selection) -> Iterator[None]:
         vars(layer)["forward"] = forward
 
 
-_Parameters = dict[nn.Module, dict[str, Any]]
+_Parameters = dict[Any, dict[str, Any]]
 """Parameters of modules, as they are in `module._parameters`."""
 
 

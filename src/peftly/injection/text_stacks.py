@@ -149,7 +149,7 @@ def _second_table(stack: nn.Module) -> str | None:
     """Return the path of an embedding of token ids that is not the input embedding of a stack, or None."""
     kind: Any = type(stack)
     for path in sorted(called_with(kind, "input_ids")):
-        module = dict(stack.named_modules()).get(path)
+        module: Any = dict(stack.named_modules()).get(path)
         is_table = isinstance(module, nn.Embedding) and module is not embedding_in(stack)
         # Embeddings of positions take the ids too, for their shape, with more arguments.
         if is_table and len(inspect.signature(module.forward).parameters) == 1:

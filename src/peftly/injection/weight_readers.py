@@ -167,7 +167,8 @@ def layers_read(model: nn.Module) -> list[str]:
     modules, found = dict(base_modules(model)), set()
     for path, around in _surrounded(modules):
         for reader in around:
-            kind, relative = type(modules[reader]), _relative(path, reader)
+            kind: Any = type(modules[reader])
+            relative = _relative(path, reader)
             is_called = weights_read(kind).get(relative, True) and relative not in _CALLED_IF_QUANTIZED
             if issubclass(kind, _FUSED_ENCODERS) or not is_called:
                 found.add(path)

@@ -195,8 +195,9 @@ def _changes_in_place(method: ast.FunctionDef, own: str) -> bool:
         weight = function.value
         if isinstance(weight, ast.Attribute) and weight.attr == "data":
             weight = weight.value
-        is_parameter = isinstance(weight, ast.Attribute) and weight.attr in _PARAMETERS
-        if is_parameter and not _is_self(weight.value, own) and function.attr != "requires_grad_":
+        if not isinstance(weight, ast.Attribute) or weight.attr not in _PARAMETERS:
+            continue
+        if not _is_self(weight.value, own) and function.attr != "requires_grad_":
             return True
     return False
 
