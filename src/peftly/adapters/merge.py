@@ -26,6 +26,7 @@ from peftly.injection import (
     base_modules,
     copied_modules,
     is_foreign,
+    paths_used,
 )
 from peftly.utils import warn
 
@@ -244,7 +245,7 @@ def _untie(model: Any, names: Sequence[str]) -> list[str]:
     torn = [group for group in groups if len({_merged_value(model, owner, names) for owner in group}) > 1]
     if not torn:
         return []
-    is_in_config = _set_untied(getattr(model, "config", None))
+    is_in_config = _set_untied(model)
     for group in groups if is_in_config else torn:
         for _, module, attribute in group[1:]:
             parameter = getattr(module, attribute)
@@ -276,9 +277,13 @@ def _merged_value(model: nn.Module, owner: _Owner, names: Sequence[str]) -> obje
     return owner.module if is_changed else None
 
 
-def _set_untied(config: Any) -> bool:
+def _set_untied(model: Any) -> bool:
     """Set `tie_word_embeddings`, one setting for all ties, to false in a model's config; return whether it can be."""
+    config = getattr(model, "config", None)
     if config is None or not hasattr(config, "tie_word_embeddings"):
+        return False
+    # Not for Switch: its forward reads the setting, to scale the input of the head.
+    if any("config.tie_word_embeddings" in paths_used(type(module)) for module in model.modules()):
         return False
     # Not for T5: its loader ties tensors that its file holds twice with the same values, and no others.
     if type(config).from_dict({**config.to_dict(), "tie_word_embeddings": False}).tie_word_embeddings:

@@ -117,7 +117,7 @@ from peftly.injection.virtual_tokens import (
     virtual_token_ids,
 )
 from peftly.injection.weight_readers import layers_read, remove_weight_readers, serve_weight_readers
-from peftly.injection.weight_uses import is_callable
+from peftly.injection.weight_uses import is_callable, paths_used
 
 __all__ = [
     "ALL_LINEAR",
@@ -193,6 +193,7 @@ __all__ = [
     "packed_call",
     "parts_without",
     "patch_quantized_layers",
+    "paths_used",
     "peft_layer",
     "quantization_settings",
     "recorded_states",

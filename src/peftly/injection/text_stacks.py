@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from peftly.injection.blocks import blocks_of
-from peftly.injection.weight_uses import paths_used
+from peftly.injection.weight_uses import called_with, paths_used
 
 __all__ = [
     "Role",
@@ -130,6 +130,8 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
     if hasattr(stack, "ngram"):
         return f"virtual tokens have no place in the streams with which {name} predicts several tokens (ngram)"
+    if (table := _second_table(stack)) is not None:
+        return f"virtual tokens have no rows in {table}, where {name} looks up ids a second time"
     if any(_takes_ids(module) for block in blocks_of(stack) for module in block.modules()):
         return (
             f"virtual tokens have ids past the vocabulary, and the layers of {name} look up ids in tables of their own"
@@ -141,6 +143,18 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
 
 _LARGEST_ID_ENDS_TEXT = 2
 """End token in old configs of CLIP, whose models look for the largest id instead."""
+
+
+def _second_table(stack: nn.Module) -> str | None:
+    """Return the path of an embedding of token ids that is not the input embedding of a stack, or None."""
+    kind: Any = type(stack)
+    for path in sorted(called_with(kind, "input_ids")):
+        module = dict(stack.named_modules()).get(path)
+        # Embeddings of positions take the ids too, for their shape, with more arguments.
+        if isinstance(module, nn.Embedding) and module is not embedding_in(stack):
+            if len(inspect.signature(module.forward).parameters) == 1:
+                return path
+    return None
 
 
 def _takes_ids(stack: Any) -> bool:

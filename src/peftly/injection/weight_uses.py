@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["ANY", "changes_weights", "is_callable", "paths_used", "returns_several", "weights_read"]
+__all__ = ["ANY", "called_with", "changes_weights", "is_callable", "paths_used", "returns_several", "weights_read"]
 
 _PARAMETERS = ("weight", "bias")
 
@@ -67,6 +67,22 @@ def paths_used(kind: type[nn.Module]) -> frozenset[str]:
         inner = {node.value for node in attributes}
         paths.update(_path(node, own) for node in attributes if node not in inner)
     return frozenset(paths)
+
+
+@cache
+def called_with(kind: type[nn.Module], argument: str) -> frozenset[str]:
+    """Return the path `a.b` of every call `self.a.b(argument)` in the methods of a class.
+
+    Args:
+        kind: class of a module.
+        argument: name of a variable.
+    """
+    return frozenset(
+        _path(node.func, own)
+        for method, own in _methods(kind)
+        for node in ast.walk(method)
+        if isinstance(node, ast.Call) and any(_name(value) == argument for value in node.args)
+    )
 
 
 @cache

@@ -112,6 +112,20 @@ def test_layers_that_look_up_ids(settings):
         model(**working_inputs(attach(model, settings)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "class_name"),
+    [
+        ("gemma3n_text", "Gemma3nForCausalLM"),
+        ("gemma4_text", "Gemma4TextModel"),
+        ("neomme", "NeoMMEForMaskedLM"),
+    ],
+)
+def test_a_second_table_of_ids(model_type, class_name):
+    model = tiny_of(model_type, class_name)
+    with pytest.raises(MethodError, match="looks up ids a second time; lora"):
+        attach(model, PromptTuning(num_virtual_tokens=2, init="random"))
+
+
 def test_a_prefix_starts_at_the_states_of_tokens_of_a_stack_that_the_model_does_not_name():
     model = tiny_of("dia", "DiaForConditionalGeneration")
     with pytest.raises(MethodError, match="lora works on it"):
@@ -126,3 +140,16 @@ def tiny_of(model_type, class_name):
 def test_streams_that_predict_several_tokens(settings):
     with pytest.raises(MethodError, match="ngram"):
         attach(tiny_of("prophetnet", "ProphetNetForCausalLM"), settings)
+
+
+@pytest.mark.filterwarnings("ignore:untied")
+def test_a_head_whose_input_is_scaled_because_it_is_tied(tmp_path):
+    model = tiny_of("switch_transformers", "SwitchTransformersForConditionalGeneration")
+    inputs = working_inputs(model)
+    attach(model, LoRA(rank=2, target_modules=("lm_head",)))
+    perturb(peftly.trainable_parameters(model).values())
+    expected = model(**inputs).logits
+    merged = merge(model)
+    torch.testing.assert_close(merged(**inputs).logits, expected)
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(merged).from_pretrained(tmp_path).eval()(**inputs).logits, expected)
