@@ -153,3 +153,10 @@ def test_a_head_whose_input_is_scaled_because_it_is_tied(tmp_path):
     torch.testing.assert_close(merged(**inputs).logits, expected)
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(type(merged).from_pretrained(tmp_path).eval()(**inputs).logits, expected)
+
+
+def test_a_stack_that_puts_images_beside_the_text_takes_no_prompt():
+    """GIT's outputs have the columns of its image in front, and the wrong ones were taken for the text."""
+    model = transformers.GitForCausalLM(next(tiny_configs("git")))
+    with pytest.raises(MethodError, match="pixel_values"):
+        attach(model, PromptTuning(num_virtual_tokens=3, init="random"))
