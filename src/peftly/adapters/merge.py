@@ -283,7 +283,7 @@ def _set_untied(model: Any) -> bool:
     if config is None or not hasattr(config, "tie_word_embeddings"):
         return False
     # Not for Switch: its forward reads the setting, to scale the input of the head.
-    kinds: set[Any] = set(map(type, model.modules()))
+    kinds: set[Any] = {type(module) for module in model.modules()}
     if any("config.tie_word_embeddings" in paths_used(kind) for kind in kinds):
         return False
     # Not for T5: its loader ties tensors that its file holds twice with the same values, and no others.

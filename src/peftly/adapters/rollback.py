@@ -32,6 +32,7 @@ def restored_on_failure(model: nn.Module) -> Iterator[None]:
     """
     contents = [(attributes, _copied(attributes)) for attributes in _attributes(model)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
     state: AttachedAdapters | None = getattr(model, ATTRIBUTE, None)
     default = None if state is None else state.selection.default
     try:
@@ -40,6 +41,8 @@ def restored_on_failure(model: nn.Module) -> Iterator[None]:
         with stops_held():
             for attributes, before in contents:
                 _restore(attributes, before)
+            for module, mode in modes:  # of earlier adapters, too
+                module.training = mode
             for parameter, requires_grad in flags:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)

@@ -126,12 +126,12 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens need a stack that reads token ids, and that of {name} reads texts and images embedded"
     if calls_blocks_of(model, stack):
         return f"virtual tokens enter a text stack when it is called, and {name} calls the layers of its stack itself"
-    if "bbox" in inspect.signature(stack.forward).parameters:
-        return f"virtual tokens have no place on a page, and {name} reads one for every token (bbox)"
     if hasattr(stack, "ngram"):
         return f"virtual tokens have no place in the streams with which {name} predicts several tokens (ngram)"
     if (table := _second_table(stack)) is not None:
         return f"virtual tokens have no rows in {table}, where {name} looks up ids a second time"
+    if argument := next(filter(_BESIDE_TEXT.__contains__, inspect.signature(stack.forward).parameters), None):
+        return f"virtual tokens have no place on a page or image, and the text stack of {name} reads one ({argument})"
     if any(_takes_ids(module) for block in blocks_of(stack) for module in block.modules()):
         return (
             f"virtual tokens have ids past the vocabulary, and the layers of {name} look up ids in tables of their own"
@@ -141,6 +141,9 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
     return None
 
 
+_BESIDE_TEXT = ("bbox", "pixel_values", "image", "images", "visual_embeds", "image_embeds")
+"""Arguments of a stack that reads the coordinates of its tokens on a page, or puts images beside them, as GIT does."""
+
 _LARGEST_ID_ENDS_TEXT = 2
 """End token in old configs of CLIP, whose models look for the largest id instead."""
 
@@ -149,10 +152,10 @@ def _second_table(stack: nn.Module) -> str | None:
     """Return the path of an embedding of token ids that is not the input embedding of a stack, or None."""
     kind: Any = type(stack)
     for path in sorted(called_with(kind, "input_ids")):
-        module: Any = dict(stack.named_modules()).get(path)
-        is_table = isinstance(module, nn.Embedding) and module is not embedding_in(stack)
+        module = dict(stack.named_modules()).get(path)
+        is_other = isinstance(module, nn.Embedding) and module is not embedding_in(stack)
         # Embeddings of positions take the ids too, for their shape, with more arguments.
-        if is_table and len(inspect.signature(module.forward).parameters) == 1:
+        if module is not None and is_other and len(inspect.signature(module.forward).parameters) == 1:
             return path
     return None
 

@@ -234,3 +234,10 @@ def test_methods_that_models_call(model_type, class_name, settings):
     perturb(peftly.trainable_parameters(model).values(), scale=0.05)
     outputs = model(**inputs)[0]
     torch.testing.assert_close(merge(model)(**inputs)[0], outputs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_stack_that_puts_images_beside_the_text_takes_no_prompt():
+    """GIT's outputs have the columns of its image in front, and the wrong ones were taken for the text."""
+    model = transformers.GitForCausalLM(next(tiny_configs("git")))
+    with pytest.raises(MethodError, match="pixel_values"):
+        attach(model, PromptTuning(num_virtual_tokens=3, init="random"))
