@@ -257,14 +257,21 @@ def copied_modules(model: nn.Module, name: str) -> list[str]:
 
 
 def bias_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear and normalisation layers of `model` that have a bias, by path. They add the bias last."""
+    """Return the linear and normalisation layers of `model` that have a bias and add it last, by path."""
     norms = norm_layers(model)
     return {
         path: layer
         for path, layer in base_modules(model)
         if (isinstance(layer, nn.Linear | Conv1D) or path in norms)
         and isinstance(getattr(layer, "bias", None), nn.Parameter)
+        and not _has_activation(layer)
     }
+
+
+def _has_activation(layer: nn.Module) -> bool:
+    """Return whether a module inside a layer may change its output after the bias was added (BiT's normalisations)."""
+    children = (child for name, child in layer.named_children() if name != LAYER_ADAPTERS)
+    return not all(isinstance(child, nn.Identity) for child in children)
 
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -45,7 +45,7 @@ class Positions:
 
     Attributes:
         takes_argument: whether the stack takes positions as an argument.
-        counts_tokens: whether the stack derives its positions from the mask by itself, as OPT does.
+        counts_tokens: whether the stack derives its positions from the mask or the ids by itself, as OPT does.
         first: first position of a text.
     """
 
@@ -53,7 +53,10 @@ class Positions:
         """Hook the table of positions of `stack`, unless the stack takes positions as an argument (BART does not)."""
         self.takes_argument = takes_argument
         table: Any = getattr(stack, "embed_positions", None)
-        self.counts_tokens = table is not None and "attention_mask" in inspect.signature(table.forward).parameters
+        self.counts_tokens = table is not None and (
+            "attention_mask" in inspect.signature(table.forward).parameters
+            or hasattr(table, "create_position_ids_from_input_ids")
+        )
         self.handles = []
         if not takes_argument and isinstance(table, nn.Embedding):
             self.handles = [

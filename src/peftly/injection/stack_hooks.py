@@ -156,7 +156,7 @@ class StackHooks:
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
         if call.is_changed or len(selection_of(self.model).active.sets) > 1:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
-        elif self._moves_padded_texts():
+        elif self._moves_padded_texts() and _is_padded_in_front(arguments.get("attention_mask")):
             derived = self.positions.applied(arguments, call.inputs.shape[1], positions_behind_padding)
             call.contexts.enter_context(derived)
         return (), arguments
@@ -198,6 +198,11 @@ class StackHooks:
         return not (
             has_virtual_tokens(self) or has_prefixes(self) or self.config._attn_implementation == IMPLEMENTATION
         )
+
+
+def _is_padded_in_front(mask: Any) -> bool:
+    """Whether a 2-D mask has padding in its first column."""
+    return isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask[:, 0].eq(0).any())
 
 
 class _Override:

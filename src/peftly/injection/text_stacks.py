@@ -126,6 +126,13 @@ def inserts_no_tokens(model: nn.Module) -> str | None:
         return f"virtual tokens need a stack that reads token ids, and that of {name} reads texts and images embedded"
     if calls_blocks_of(model, stack):
         return f"virtual tokens enter a text stack when it is called, and {name} calls the layers of its stack itself"
+    return _stack_takes_no_tokens(stack, name)
+
+
+def _stack_takes_no_tokens(stack: Any, name: str) -> str | None:
+    """Return why virtual tokens cannot be inserted into the calls of a text stack of a model `name`, or None."""
+    if hasattr(getattr(stack, "config", None), "pool_q_only") and not hasattr(stack, "decoder"):
+        return f"virtual tokens would be pooled with the tokens of a text, of which {name} returns fewer than it reads"
     if hasattr(stack, "ngram"):
         return f"virtual tokens have no place in the streams with which {name} predicts several tokens (ngram)"
     if (table := _second_table(stack)) is not None:

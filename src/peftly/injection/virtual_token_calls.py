@@ -152,8 +152,9 @@ def _insert_ids(hooks: StackHooks, call: StackCall, plan: InsertionPlan, virtual
         in_front = plan.used[:, :1].bool() & (plan.before[:, :1] == start)
         columns[:, :1] = torch.where(in_front, plan.columns()[:, :1], columns[:, :1])
     call.text_columns, call.virtual_tokens = columns, plan
-    if arguments.get("token_type_ids") is not None:
-        arguments["token_type_ids"] = insert_columns(arguments["token_type_ids"], plan, torch.zeros_like(plan.before))
+    for name in ("token_type_ids", "global_attention_mask"):  # the second is Longformer's
+        if arguments.get(name) is not None:
+            arguments[name] = insert_columns(arguments[name], plan, torch.zeros_like(plan.before))
 
 
 def _insert_packed(hooks: StackHooks, call: StackCall) -> None:

@@ -241,3 +241,30 @@ def test_a_stack_that_puts_images_beside_the_text_takes_no_prompt():
     model = transformers.GitForCausalLM(next(tiny_configs("git")))
     with pytest.raises(MethodError, match="pixel_values"):
         attach(model, PromptTuning(num_virtual_tokens=3, init="random"))
+
+
+def test_a_norm_with_an_activation_has_no_bias_that_is_added_last():
+    """BiT's normalisations end with an activation: the difference of the biases was added behind it."""
+    model = transformers.BitForImageClassification(next(tiny_configs("bit"))).eval()
+    inputs = working_inputs(model)
+    attach(model, BitFit())
+    perturb(peftly.trainable_parameters(model).values())
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        torch.testing.assert_close(merge(model)(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("funnel", "FunnelForSequenceClassification")])
+def test_a_stack_that_pools_its_tokens_takes_no_prompt(model_type, name):
+    model = getattr(transformers, name)(next(tiny_configs(model_type)))
+    with pytest.raises(MethodError, match="would be pooled"):
+        attach(model, PromptTuning(num_virtual_tokens=3, init="random"))
+
+
+def test_a_mask_of_global_attention_has_a_column_for_each_virtual_token():
+    """Longformer's classifier makes this mask for the tokens of the text alone, and the call failed."""
+    model = transformers.LongformerForSequenceClassification(next(tiny_configs("longformer"))).eval()
+    inputs = working_inputs(model)
+    attach(model, PromptTuning(num_virtual_tokens=3, init="random"))
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
