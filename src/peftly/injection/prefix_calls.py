@@ -68,27 +68,36 @@ def insert_prefixes(hooks: StackHooks, call: StackCall) -> None:
 
 
 def check_placement(model: Any, name: str) -> None:
-    """Check that the stack of a multimodal model gets a mask into which a prefix can be inserted, by a call of it.
+    """Check by a call that the stack of a multimodal model takes a prefix, and a mask into which it can be inserted.
 
     Args:
         model: model with the prefix.
         name: name of the adapter.
 
     Raises:
-        MethodError: the model computes the masks of its layers itself.
+        MethodError: the model computes the masks of its layers itself, or fails with the prefix alone.
     """
-    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-    mask = torch.tensor([[0, 1, 1]], device=model.device)  # with padding, since a mask of ones may be left out
-    with torch.no_grad(), selection_of(model).use(ActiveAdapters([frozenset({name})])):
+    error = _error_of_call(model, frozenset({name}))
+    reason = None
+    if isinstance(error, MethodError):
+        reason = "which computes the masks of its layers itself"
+    # Otherwise it has no values on the meta device, or reads no text without an image.
+    elif error is not None and _error_of_call(model, frozenset()) is None:
+        reason = "whose layers fail with it"
+    if reason is not None:
+        raise MethodError(f"a prefix cannot be placed in {type(model).__name__}, {reason}; lora works on it") from error
+
+
+def _error_of_call(model: Any, names: frozenset[str]) -> Exception | None:
+    """Return the error of a call of a model with these adapters, or None."""
+    ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
+    mask = torch.tensor([[0, 1, 1]] * 2, device=model.device)  # with padding, since a mask of ones may be left out
+    with torch.no_grad(), selection_of(model).use(ActiveAdapters([names])):
         try:
             model(input_ids=ids, attention_mask=mask)
-        except MethodError as error:
-            raise MethodError(
-                f"a prefix cannot be placed in {type(model).__name__}, which computes the masks of its layers itself; "
-                "lora works on it"
-            ) from error
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return  # it has no values on the meta device, or reads no text without an image
+        except (AttributeError, MethodError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return error
+    return None
 
 
 @contextmanager
