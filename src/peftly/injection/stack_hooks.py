@@ -156,7 +156,11 @@ class StackHooks:
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
         if call.is_changed or len(selection_of(self.model).active.sets) > 1:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
-        elif self._moves_padded_texts() and _is_padded_in_front(arguments.get("attention_mask")):
+        elif (
+            arguments.get("position_ids") is None  # `generate` gives them, so its steps need not wait for the mask
+            and self._moves_padded_texts()
+            and _is_padded_in_front(arguments.get("attention_mask"))
+        ):
             derived = self.positions.applied(arguments, call.inputs.shape[1], positions_behind_padding)
             call.contexts.enter_context(derived)
         return (), arguments
