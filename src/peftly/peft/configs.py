@@ -1,0 +1,1 @@
+"""PEFT's configurations of methods."""
