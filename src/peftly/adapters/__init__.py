@@ -39,7 +39,7 @@ from peftly.adapters.adapter_set import (
     open_adapters,
     open_compatible_adapters,
 )
-from peftly.adapters.attachment import attach, detach
+from peftly.adapters.attachment import attach, attach_without_values, detach
 from peftly.adapters.card import adapter_card
 from peftly.adapters.files import (
     ADAPTER_FILES,
@@ -68,7 +68,7 @@ from peftly.adapters.own_tokenizer import (
     tokenizer_to_save,
 )
 from peftly.adapters.parameter_targets import with_parameter_targets
-from peftly.adapters.saving import save_adapter
+from peftly.adapters.saving import adapter_tensors, save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
     active_adapters,
@@ -105,7 +105,9 @@ __all__ = [
     "active_adapters",
     "adapter_card",
     "adapter_names",
+    "adapter_tensors",
     "attach",
+    "attach_without_values",
     "attached",
     "chat_template_in",
     "check_mergeable",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from peftly.data import EncodedExample
 
-__all__ = ["attach", "detach", "install"]
+__all__ = ["attach", "attach_without_values", "detach", "install"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -110,6 +110,26 @@ def attach(
         detach(model, name)
         raise
     invalidate_cached_tensors()  # the initialisation may have called the model with other values
+    return model
+
+
+def attach_without_values(
+    model: ModelT, config: MethodConfig, *, name: str = "default", tokenizer: PreTrainedTokenizerBase | None = None
+) -> ModelT:
+    """Put a new adapter on a model whose parameters have no data, for counting; see `attach`.
+
+    Initial values that depend on data, on the weights of the base or on a text are left out.
+
+    Args:
+        model, config, name: as for `attach`.
+        tokenizer: tokenizer, for a number of virtual tokens that is that of a text; None: there is none.
+
+    Raises:
+        MethodError: the model cannot carry the adapter.
+    """
+    kind, setup = METHODS[config.name].adapter, Setup(tokenizer, is_loading=True)
+    install(model, config, name, lambda: kind.attach(model, config, name, setup))
+    state_of(model).selection.activate(name)
     return model
 
 

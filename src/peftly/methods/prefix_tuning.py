@@ -300,7 +300,7 @@ def _initial_values(model: Any, config: PrefixTuning, setup: Setup) -> Tensor:
     count = int(config.num_virtual_tokens)
     init = config.init or ("text" if config.init_text else "vocabulary")
     has_no_weights = device_of(model).type == "meta"
-    if init == "zero" or has_no_weights:
+    if init == "zero" or has_no_weights or setup.is_loading:
         _check_call(model)
         return torch.zeros(count, 2 * layers * heads * head_dim)
     if init == "text":

@@ -122,6 +122,8 @@ def initial_embeddings(model: PreTrainedModel, config: PromptTuning, setup: Setu
     # A classifier does not generate the answers.
     generates = model.get_output_embeddings() is not None
     init = config.init or ("text" if config.init_text else "labels" if setup.answers and generates else "vocabulary")
+    if setup.is_loading:
+        init = "random"
     count = int(config.num_virtual_tokens)
     if init != "random" and setup.tokenizer is None:
         raise MethodError(f"init: {init} starts from tokens: pass the tokenizer of the base, or use init: random")

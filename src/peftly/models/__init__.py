@@ -2,6 +2,7 @@
 
 base_spec     `BaseSpec`: a base resolved once to its files, with its config and tokenizer
 loading       `load_base`: model and tokenizer of a base by any name
+skeleton      models without weights, from a config
 opening       models in folders and of the Hub, through transformers
 files         files of a base: found and checked
 contents      small files of a base: the numbers and paths in them, checked
@@ -26,14 +27,15 @@ tasks         class of transformers for each task, and the choice of the task
 from peftly.models.base_spec import BaseSpec, base_config, load_tokenizer, resolve_base, stored_dtype
 from peftly.models.contents import check_links, is_inside
 from peftly.models.gguf import gguf_config
-from peftly.models.heads import classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
+from peftly.models.heads import Head, classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
 from peftly.models.loading import Base, load_base, open_original
 from peftly.models.padding import reads_padding
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
 from peftly.models.pooling import trained_pooling
 from peftly.models.positions import max_answer_tokens, max_input_tokens, max_tokens
-from peftly.models.quantization import Quantization, quantization_of, read_quantization
+from peftly.models.quantization import Quantization, as_quantization, quantization_of, read_quantization
+from peftly.models.skeleton import config_without_weights, open_skeleton
 from peftly.models.tasks import (
     TASKS,
     OutputKind,
@@ -57,9 +59,11 @@ __all__ = [
     "WHEEL_BASES",
     "Base",
     "BaseSpec",
+    "Head",
     "OutputKind",
     "Pooling",
     "Quantization",
+    "as_quantization",
     "auto_mapping",
     "base_config",
     "base_note",
@@ -68,6 +72,7 @@ __all__ = [
     "class_of_peft",
     "classifier_layer",
     "classifier_weights",
+    "config_without_weights",
     "draw_new_weights",
     "exact_difference",
     "exact_identity",
@@ -84,6 +89,7 @@ __all__ = [
     "max_tokens",
     "note_difference",
     "open_original",
+    "open_skeleton",
     "output_kind",
     "peft_task_type",
     "pool",

@@ -66,6 +66,16 @@ class BaseSpec:
             check_config(self.name, self.source)
             check_index(self.name, self.file_names, self.source)
 
+    def check_config_file(self) -> None:
+        """Do nothing if the base has a sound config; its weights may be missing.
+
+        Raises:
+            BaseModelError: there is no config, or it states impossible numbers.
+        """
+        if self.is_local and "config.json" not in self.file_names:
+            raise BaseModelError(f"{self.name} is not a model folder: it has no config.json")
+        check_config(self.name, self.source)
+
     @cached_property
     def config(self) -> PreTrainedConfig | None:
         """Config of the base; None for a GGUF file, which holds a decoder. Copy it before changing it.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from peftly.data import TaskName
 
-__all__ = ["LoadOptions", "open_model"]
+__all__ = ["LoadOptions", "model_class_for", "open_model"]
 
 
 class LoadOptions(NamedTuple):
@@ -54,7 +54,7 @@ def open_model(base: BaseSpec, options: LoadOptions) -> "PreTrainedModel":
     base.check_files(allow_pickle=options.allow_pickle)
     config: Any = copy.deepcopy(base.config)  # the head below changes it
     check_quantization(base.name, config, options.quantization)
-    model_class = _model_class(base.name, config, options.head)
+    model_class = model_class_for(base.name, config, options.head)
     settings = _dtype_and_devices(options, model_class, config)
     has_own_labels = options.head.set_labels(config)
     model, report = _load_weights(base, options, model_class, config=config, **settings)
@@ -139,8 +139,17 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _model_class(name: str, config: Any, head: Head) -> Any:
-    """Return the class that a base is opened with for a head."""
+def model_class_for(name: str, config: Any, head: Head) -> Any:
+    """Return the class of transformers that a base is opened with.
+
+    Args:
+        name: name of the base, for messages.
+        config: config of the base.
+        head: head of the task.
+
+    Raises:
+        BaseModelError: transformers has no such class, or the base does not serve the head.
+    """
     if head.model_class is not None:
         return _named_class(name, head.model_class)
     model_class = _class_for_task(name, config, head.task)

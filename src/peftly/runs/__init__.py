@@ -8,6 +8,8 @@ folder           names of the files of a run folder
 data_file        data.json: report on the data, and digests of the rows
 positions        length of examples for which the base has positions
 replacing        check, replace and clean a run folder
+memory           peak memory of a training, estimated without weights
+simulated_training  training without data, to count its memory
 launch           settings and the processes of a launch
 opening          model of a finished run
 run              one run
@@ -24,6 +26,7 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
+from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods, memory_of_process
 from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
@@ -34,6 +37,7 @@ from peftly.runs.side_by_side import TogetherResult, run_together
 __all__ = [
     "AnyConfig",
     "JobsConfig",
+    "MemoryEstimate",
     "OpenRun",
     "RunConfig",
     "RunResult",
@@ -41,9 +45,12 @@ __all__ = [
     "changed_rows_line",
     "check_resumable",
     "check_run_folder",
+    "estimate_memory",
+    "estimate_methods",
     "held_out_examples",
     "held_out_split",
     "load_config",
+    "memory_of_process",
     "one_run",
     "open_base",
     "open_ensemble",

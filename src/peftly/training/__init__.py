@@ -32,6 +32,7 @@ from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
 from peftly.training.frozen_layers import frozen_layers
+from peftly.training.micro_batches import fast_tokens, free_bytes, memory_of_device
 from peftly.training.processes import (
     is_first_report,
     join_processes,
@@ -55,11 +56,14 @@ __all__ = [
     "check_trainable",
     "checkpoint_files",
     "computed_with",
+    "fast_tokens",
+    "free_bytes",
     "frozen_layers",
     "is_first_report",
     "join_processes",
     "leave_processes",
     "lost_process",
+    "memory_of_device",
     "num_epochs",
     "num_processes",
     "on_main_process",

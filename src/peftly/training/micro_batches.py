@@ -1,19 +1,38 @@
 """The number of tokens that go through the model at once. It decides speed and memory, never the result of a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MicroBatchSplitter", "fast_tokens", "fitting_tokens", "saved_bytes"]
+__all__ = ["MicroBatchSplitter", "fast_tokens", "fitting_tokens", "free_bytes", "memory_of_device", "saved_bytes"]
 
 FAST_TOKENS_CPU, FAST_TOKENS = 768, 8192
 """Tokens above which a step becomes no faster: the matrix products keep all cores busy, and only the memory grows."""
 
 USED_SHARE = 0.5
 """Fraction of free memory that saved activations may take; the backward pass needs about as much again."""
+
+_SIMULATED: ContextVar[tuple[torch.device, Callable[[], int]] | None] = ContextVar("simulated device", default=None)
+
+
+@contextmanager
+def memory_of_device(device: torch.device, free_bytes: Callable[[], int]) -> Iterator[None]:
+    """Choose micro-batches inside the block for another device than that of the model, which has no weights.
+
+    Args:
+        device: device that decides.
+        free_bytes: function that returns its free memory.
+    """
+    token = _SIMULATED.set((device, free_bytes))
+    try:
+        yield
+    finally:
+        _SIMULATED.reset(token)
 
 
 class MicroBatchSplitter:
@@ -67,6 +86,8 @@ class MicroBatchSplitter:
 
 def fast_tokens(device: torch.device) -> int:
     """Return the number of tokens from which on a device becomes no faster."""
+    simulated = _SIMULATED.get()
+    device = device if simulated is None else simulated[0]
     return FAST_TOKENS_CPU if device.type == "cpu" else FAST_TOKENS
 
 
@@ -79,17 +100,18 @@ def fitting_tokens(model: nn.Module, forward: Callable[[], Tensor], tokens: int,
         tokens: number of tokens in that pass.
         device: device whose memory is used.
     """
-    return int(USED_SHARE * _free_bytes(device) * tokens / max(1, saved_bytes(model, forward)))
+    return int(USED_SHARE * free_bytes(device) * tokens / max(1, saved_bytes(model, forward)))
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Return the bytes that a forward pass saves for the backward pass, without parameters and buffers."""
-    of_model = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    # By storage, not by address: tensors without data have none.
+    of_model = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        saved[storage._cdata] = storage.nbytes()
         return tensor.detach()  # an output that its own graph holds would never be freed
 
     def unpack(tensor: Tensor) -> Any:
@@ -98,10 +120,14 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         output = forward()
     del output
-    return sum(size for address, size in saved.items() if address not in of_model)
+    return sum(size for key, size in saved.items() if key not in of_model)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that nothing uses, in bytes."""
+    simulated = _SIMULATED.get()
+    if simulated is not None:
+        return simulated[1]()
     if device.type in ("cuda", "xpu"):
         free, _ = torch.accelerator.get_memory_info(device)
         # Memory in torch's allocator that no tensor uses is free as well.

@@ -7,6 +7,7 @@ transactions   files of a folder replaced together, or not at all
 atomic         text files that appear complete or not at all
 output_folder  check of a folder before a command writes into it, its mark, and writing all of it
 signals        stop signals, delayed while weights change
+simulated_memory  memory of a computation that is not run
 hardware       devices, dtypes, and the memory of this process
 environment    versions, caches and the name of the program
 warning        warnings of the main process
@@ -46,6 +47,7 @@ from peftly.utils.output_folder import (
 )
 from peftly.utils.quiet import quiet
 from peftly.utils.signals import stops_held, stops_noted, stops_raised
+from peftly.utils.simulated_memory import SimulatedMemory
 from peftly.utils.transactions import (
     drop_earlier,
     earlier_files,
@@ -61,6 +63,7 @@ from peftly.utils.warning import warn
 __all__ = [
     "LOCK",
     "MARK",
+    "SimulatedMemory",
     "append",
     "automatic_dtype",
     "bytes_text",

@@ -1,0 +1,78 @@
+"""Estimates of peak memory, from the config of a base alone."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_config
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from peftly import trainable_parameters
+from peftly.adapters import attach_without_values
+from peftly.errors import BaseModelError, MethodError
+from peftly.methods import METHODS
+from peftly.runs import estimate_memory
+from peftly.training import TrainConfig
+from peftly.training.micro_batches import saved_bytes
+from peftly.utils import SimulatedMemory
+
+AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
+
+
+@pytest.fixture(params=AUTO)
+def folder(request, tmp_path):
+    """Folder with a config and nothing else."""
+    config = tiny_config(request.param)
+    config.architectures = [AUTO[request.param]._model_mapping[type(config)].__name__]
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_method_is_estimated_without_weights_and_longer_texts_take_more(folder):
+    estimated = 0
+    for method in METHODS.values():
+        try:
+            short, long = (
+                estimate_memory(
+                    str(folder), method.config(), TrainConfig(batch_size=2, evaluation_batch_size=2), data=length
+                )
+                for length in (4, 8)
+            )
+        except MethodError:
+            continue
+        estimated += 1
+        assert short.training_bytes < long.training_bytes
+        assert short.trained_parameters > 0
+        assert short.adapter_bytes > 0
+        assert long.peak_bytes > long.process_bytes > 0
+    assert estimated >= 8
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("architecture", AUTO)
+def test_a_forward_pass_without_data_saves_the_bytes_of_a_real_one(architecture, name):
+    results = []
+    for simulated in (True, False):
+        with torch.device("meta" if simulated else "cpu"):
+            model = AUTO[architecture].from_config(tiny_config(architecture)).eval()
+        method = METHODS[name]
+        if method.adapter.unsupported_reason(model) is not None:
+            pytest.skip("the method is for other models")
+
+        def forward(model=model):
+            return model(input_ids=torch.arange(1, 9).view(2, 4), use_cache=False).logits
+
+        if simulated:
+            with SimulatedMemory(model.parameters()):
+                attach_without_values(model, method.config())
+                results.append(saved_bytes(model, forward))
+        else:
+            attach_without_values(model, method.config())
+            results.append(saved_bytes(model, forward))
+        assert trainable_parameters(model)
+    assert results[0] == results[1]
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(BaseModelError, match=r"no config\.json"):
+        estimate_memory(str(tmp_path), METHODS["lora"].config())
