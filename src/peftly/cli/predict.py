@@ -91,7 +91,8 @@ def predict(
         "stop": list(stop or ()),
         "seed": seed,
     }
-    with RowProgress() as progress:
+    screen = console(is_progress=True)
+    with RowProgress(screen) as progress:
         result = predict_file(
             request,
             data if len(data) > 1 else data[0],
@@ -104,7 +105,7 @@ def predict(
             overwrite=overwrite,
             on_batch=progress.on_batch,
         )
-    _print_result(console(), result, out, progress.seconds_text())
+    _print_result(screen, result, out, progress.seconds_text())
 
 
 def _print_result(screen: "Console", result: "PredictedFile", out: str, seconds: str) -> None:

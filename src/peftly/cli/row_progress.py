@@ -1,4 +1,4 @@
-"""A bar over the rows of a command on standard error; lines where that is no terminal."""
+"""A bar over the rows of a command on its console; lines where that is no terminal."""
 
 import time
 from types import TracebackType
@@ -15,10 +15,14 @@ _LINES = 10
 
 
 class RowProgress:
-    """Progress over rows. As a context manager it removes the bar at the end, also after an error."""
+    """Progress over rows. As a context manager it removes the bar at the end, also after an error.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, markup=False, emoji=False)
+    Args:
+        console: console of the output.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._start, self._first, self._part = time.monotonic(), -1, 0
         self._bar = Progress(
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
@@ -56,11 +60,11 @@ class RowProgress:
         if self._first < 0:
             self._start, self._first = time.monotonic(), done
             if done:
-                self._console.print(f"continuing after {done:,} of {total:,} rows", highlight=False)
+                self._console.print(f"continuing after {done:,} of {total:,} rows")
         speed = (done - self._first) / max(time.monotonic() - self._start, 1e-3)
         text = f"{speed:,.1f} rows/s"
         self._bar.update(self._task, completed=done, total=total, description=text, visible=True)
         part = done * _LINES // max(total, 1)
         if not self._console.is_terminal and part > self._part and done > self._first:
-            self._console.print(f"{done:,} of {total:,} rows, {text}", highlight=False)
+            self._console.print(f"{done:,} of {total:,} rows, {text}")
         self._part = max(part, self._part)

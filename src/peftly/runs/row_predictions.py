@@ -37,14 +37,14 @@ class PredictSettings:
         max_length: maximum number of tokens of a row; None: `data.max_length` of the run, and for generated text the
             positions of the model.
         is_text: whether a language model writes labels as text, instead of scoring each label.
-        window: number of batches whose rows are sorted by length together.
+        window: number of batches whose rows are sorted by length together; None: 64.
         generation: settings of `generate`, for text.
     """
 
     batch_size: int = 32
     max_length: int | None = None
     is_text: bool = False
-    window: int = _WINDOW_BATCHES
+    window: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -157,7 +157,8 @@ class RowPredictions:
         Args:
             done: indices of the rows of the batches that are known already.
         """
-        window, drawn = self._settings.batch_size * self._settings.window, Counter[object]()
+        window = self._settings.batch_size * (self._settings.window or _WINDOW_BATCHES)
+        drawn = Counter[object]()
         with evaluation_mode(self.predictor.model):
             for start in range(0, len(self.rows), window):
                 indices = range(start, min(start + window, len(self.rows)))
