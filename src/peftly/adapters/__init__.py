@@ -60,6 +60,7 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
 from peftly.adapters.merge import check_weightable, merge_adapters, weight_adapters
 from peftly.adapters.mergeable import check_mergeable
+from peftly.adapters.method_settings import methods_of_peft
 from peftly.adapters.own_tokenizer import (
     TOKENIZER_FILES,
     chat_template_in,
@@ -68,7 +69,7 @@ from peftly.adapters.own_tokenizer import (
     tokenizer_to_save,
 )
 from peftly.adapters.parameter_targets import with_parameter_targets
-from peftly.adapters.saving import save_adapter
+from peftly.adapters.saving import PEFT_VERSION, peft_config_of, save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
     active_adapters,
@@ -90,6 +91,7 @@ __all__ = [
     "LABELS",
     "METHOD",
     "PEFT_LIMIT",
+    "PEFT_VERSION",
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
     "ROW_FORMAT",
@@ -118,10 +120,12 @@ __all__ = [
     "load_adapter",
     "load_together",
     "merge_adapters",
+    "methods_of_peft",
     "num_virtual_tokens_of",
     "open_adapters",
     "open_compatible_adapters",
     "own_tokenizer",
+    "peft_config_of",
     "save_adapter",
     "set_adapters",
     "tokenizer_size",
