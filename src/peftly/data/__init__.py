@@ -11,6 +11,7 @@ tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
+optional_parts  parts of a template that are left out where a field has no text
 templates      prompt templates, and the space between prompt and completion
 tools          tools of conversations, and their calls
 messages       conversations in rows
