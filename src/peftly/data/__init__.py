@@ -15,6 +15,7 @@ optional_parts  parts of a template that are left out where a field has no text
 templates      prompt templates, and the space between prompt and completion
 tools          tools of conversations, and their calls
 messages       conversations in rows
+presets        named row formats of tutorials and models
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
 known_formats  table of the row formats that are detected

@@ -1,4 +1,4 @@
-"""Optional parts of a template: `[\\n{input?}]` is left out where the field has no text."""
+r"""Optional parts of a template: `[\n{input?}]` is left out where the field has no text."""
 
 import re
 from collections.abc import Collection

@@ -62,13 +62,13 @@ class RenderedPrompt(NamedTuple):
 
 
 class Template:
-    """A text with `{field}` placeholders; `{{` and `}}` are literal braces.
+    r"""A text with `{field}` placeholders; `{{` and `}}` are literal braces.
 
     The whole text between two braces is the name of a field, spaces and dots included. Nothing is evaluated, and braces
     in a value have no meaning. `{prompt:3}` is a mark instead of a field: three virtual tokens of a method with
     `position: template` are inserted at the mark, and the mark adds no text.
 
-    A part in brackets with a field `{field?}`, as in `{instruction}[\\n{input?}]`, is left out for a row without a text
+    A part in brackets with a field `{field?}`, as in `{instruction}[\n{input?}]`, is left out for a row without a text
     in this field. `{?field}` adds no text, and the part depends on the field. Brackets without such a field are text.
 
     Args:
