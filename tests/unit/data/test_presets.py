@@ -74,7 +74,7 @@ def test_prompt_and_answer(preset, row, prompt, answer):
             "chatml",
             TALK,
             "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n",
-            "Hello<|im_end|>\n",
+            "Hello<|im_end|>",
         ),
         (
             "llama-2",
