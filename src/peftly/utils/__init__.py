@@ -26,6 +26,7 @@ from peftly.utils.environment import automatic_dtype, cache_folders, environment
 from peftly.utils.file_changes import (
     append,
     delete_file,
+    delete_folder,
     make_folder,
     move,
     sync,
@@ -68,6 +69,7 @@ __all__ = [
     "check_output_folder",
     "count_text",
     "delete_file",
+    "delete_folder",
     "drop_earlier",
     "earlier_files",
     "environment",
