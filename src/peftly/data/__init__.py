@@ -9,11 +9,14 @@ arrow          rows of Parquet files and of the `datasets` library
 text_files     lines of text files in UTF-8 or UTF-16
 tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
+in_memory      rows of objects in memory
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
+optional_parts  parts of a template that are left out where a field has no text
 templates      prompt templates, and the space between prompt and completion
 tools          tools of conversations, and their calls
 messages       conversations in rows
+presets        named row formats of tutorials and models
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
 known_formats  table of the row formats that are detected
@@ -73,7 +76,7 @@ from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.row_files import check_row_file, write_rows
 from peftly.data.rows import Rows, check_characters, quoted
-from peftly.data.sources import DataSource
+from peftly.data.sources import DataSource, read_rows
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, label_answers
@@ -134,6 +137,7 @@ __all__ = [
     "read_data",
     "read_escapes",
     "read_prompt_rows",
+    "read_rows",
     "record_bytes",
     "row_prompt",
     "row_target",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterJob"]
 
-_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples"}
+_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples", "report_to"}
 """Settings that a continued run may change: no step depends on them."""
 
 
@@ -243,6 +243,7 @@ class AdapterJob:
             metric_for_best_model=None if self.state.best is None else self.metric,
             learning_rate=self.learning_rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
+            data=self.data,
         )
 
     def state_dict(self) -> dict[str, Any]:
