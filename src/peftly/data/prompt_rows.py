@@ -9,7 +9,7 @@ from peftly.data.formats import RowFormat
 from peftly.data.messages import has_opening, whole_conversation
 from peftly.data.readers import read
 from peftly.data.rows import Rows, join_rows, quoted
-from peftly.data.sources import DataSource, is_list_of_paths, read_splits
+from peftly.data.sources import DataSource, is_list_of_paths, read_rows
 from peftly.data.types import Example
 from peftly.errors import DataError
 
@@ -17,9 +17,6 @@ __all__ = ["check_prompt_fields", "read_prompt_rows", "row_prompt", "row_target"
 
 _SPLITS = ("test", "validation", "valid", "dev")
 """Splits of a data set in the order of choice, before its only or first one."""
-
-_OPTIONAL = ("input", "context", "system", "history")
-"""Fields of instructions that a row need not have."""
 
 
 def read_prompt_rows(source: DataSource) -> Rows:
@@ -31,12 +28,11 @@ def read_prompt_rows(source: DataSource) -> Rows:
     Raises:
         DataError: a source has the wrong kind, cannot be read, or has no rows.
     """
-    if isinstance(source, str):
-        return _chosen(read(source))
+    if isinstance(source, str | os.PathLike):
+        return _chosen(read(os.fspath(source)))
     if is_list_of_paths(source):
         return join_rows([_chosen(read(os.fspath(path))) for path in cast("Sequence[str]", source)])
-    splits, _ = read_splits(source, None, None)
-    return _chosen(splits)
+    return read_rows(source)
 
 
 def _chosen(splits: Mapping[str, Rows]) -> Rows:
@@ -54,13 +50,18 @@ def check_prompt_fields(rows: Rows, row_format: RowFormat) -> None:
             () if any(has_opening(row, row_format.target) for row in rows.rows[:1]) else (row_format.target,)
         )
     else:
-        needed = [name for name in row_format.input_fields if not (row_format.kind == "alpaca" and name in _OPTIONAL)]
+        needed = [name for name in row_format.input_fields if name not in _optional(row_format)]
     missing = [name for name in needed if name not in rows.fields]
     if missing:
         raise DataError(
             f"{rows.name}: the prompts need the field {quoted(missing)}, which no row has; the rows have "
             f"{quoted(rows.fields)}"
         )
+
+
+def _optional(row_format: RowFormat) -> tuple[str, ...]:
+    """Return the fields that a row need not have; training leaves out the line of an empty context, too."""
+    return (*row_format.optional_fields, *(["context"] if row_format.kind == "alpaca" else []))
 
 
 def row_prompt(row_format: RowFormat, row: Mapping[str, Any], location: str) -> Example | None:
@@ -82,8 +83,7 @@ def row_prompt(row_format: RowFormat, row: Mapping[str, Any], location: str) -> 
     """
     if row_format.kind == "chat":
         return _conversation_prompt(row_format, row, location)
-    optional = _OPTIONAL if row_format.kind == "alpaca" else ()
-    names = row_format.input_fields
+    optional, names = _optional(row_format), row_format.input_fields
     if any(row.get(name) is None for name in names if name not in optional):
         return None
     if all(is_missing(row.get(name)) or row[name] == [] for name in names if name not in ("history", "system")):

@@ -77,7 +77,7 @@ def format_of_rows(
                 f"Python); the rows have {quoted(rows.fields)}"
             )
         return RowFormat("chat", None, name)
-    fields = Template(template).fields
+    fields = Template(template).names
     Template(template).check(rows.fields)
     target = target or next((name for name in _TARGETS if name in rows.fields and name not in fields), _TARGETS[0])
     if len(fields) == 1 and isinstance(rows.rows[0].get(fields[0]), list):

@@ -32,6 +32,7 @@ CHAT = RowFormat("chat", None, "messages")
 LABEL = RowFormat("label", "Tweet: {text}\nLabel:", "label", ("a", "b b"))
 PAIR = RowFormat("label", "{text}", "label", ("a", "b b"), pair="other")
 TAGS = RowFormat("tags", "{words}", "tags", ("O", "X"))
+OPTIONAL = RowFormat("label", "{text}[\n{more?}]\nLabel:", "label", ("a", "b b"))
 INSTRUCTION = RowFormat("alpaca", ALPACA, "output")
 
 
@@ -85,6 +86,10 @@ def test_messages_in_the_prompt_alone_are_a_conversation():
         (INSTRUCTION, {"instruction": "do"}, "Instruction: do\nAnswer:"),
         (INSTRUCTION, {"instruction": "do", "input": "it"}, "Instruction: do\nInput: it\nAnswer:"),
         (INSTRUCTION, {"instruction": None, "input": "it"}, None),
+        (OPTIONAL, {"text": "late"}, "late\nLabel:"),
+        (OPTIONAL, {"text": "late", "more": None}, "late\nLabel:"),
+        (OPTIONAL, {"text": "late", "more": "x"}, "late\nx\nLabel:"),
+        (OPTIONAL, {"more": "x"}, None),
         (RowFormat("text", None, "text"), {"text": "Once"}, "Once"),
     ],
 )
