@@ -8,6 +8,7 @@ checkpoint-N.safetensors  state of an unfinished run after N steps
 adapter/               best adapter
 step-N/                adapter after N steps
 adapter-interrupted/   adapter at Ctrl-C
+trackers/              files of the trackers that train.report_to names
 evaluation.json        scores, predictions and samples of the test (or validation) split
 summary.json           sizes, durations, versions and hardware
 report.html            page made from the other files
@@ -25,7 +26,7 @@ from peftly.adapters import ADAPTER_FILES, CONFIG, TOKENIZER_FILES
 from peftly.errors import ConfigError
 from peftly.runs.config import AnyConfig, JobsConfig
 from peftly.runs.config_file import load_config
-from peftly.training import checkpoint_files
+from peftly.training import TRACKERS, checkpoint_files
 from peftly.utils import MARK, read_mark, recover
 
 __all__ = [
@@ -138,6 +139,7 @@ def run_files(out: Path) -> list[Path]:
     files = [file for part in parts for file in run_files(part)]
     files += checkpoint_files(out)
     files += [file for folder in _adapter_paths(out) for file in adapter_files(folder)]
+    files += sorted(file for file in (out / TRACKERS).rglob("*") if not file.is_dir())
     names = [*_RUN_FILES, RESULTS] if parts else _RUN_FILES
     return [*files, *(out / name for name in reversed(names) if (out / name).is_file())]
 

@@ -35,7 +35,9 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import (
+    Tracking,
     best_line,
+    check_trackers,
     check_trainable,
     checkpoint_files,
     computed_with,
@@ -62,6 +64,7 @@ __all__ = [
     "keeping_progress",
     "open_base_and_data",
     "run",
+    "tracking_of",
 ]
 
 _MANY_EXAMPLES = 100_000
@@ -110,6 +113,7 @@ def run(
     if not is_main_process():
         log = _no_log
     check_processes(config, resume=resume)
+    check_trackers(config.train.report_to)
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
@@ -129,7 +133,7 @@ def run(
             log(
                 f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible"
             )
-        with keeping_progress(out, [out], resume=resume):
+        with keeping_progress(out, [out], resume=resume), tracking_of(config, log) as tracking:
             if not resume:
                 on_main_process(partial(begin_run, out, partial(write_run_header, config=config, data=data)))
             training = train(
@@ -138,15 +142,28 @@ def run(
                 config.train,
                 tokenizer=base.tokenizer,
                 out=out,
-                callbacks=callbacks,
+                callbacks=[tracking, *callbacks],
                 resume=resume,
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
             baselines = computed_with(base.model, partial(baseline_scores, base, probe, data, config, log))
             result = write_run_results(out, data, training, evaluation, baselines)
+            tracking.log_final(evaluation)
         on_main_process(partial(finish_run, out))
     return result
+
+
+def tracking_of(config: RunConfig, log: Callable[[str], None], *, name: str | None = None) -> Tracking:
+    """Return the trackers of a run, which get its whole configuration.
+
+    Args:
+        config: configuration of the run.
+        log: function that receives lines for the user.
+        name: name of the run; None: that of its folder.
+    """
+    settings = config.model_dump(mode="json")
+    return Tracking(config.train.report_to, Path(config.out), name=name, settings=settings, note=log)
 
 
 def _no_log(_line: str) -> None:

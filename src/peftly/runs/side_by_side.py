@@ -8,6 +8,7 @@ report.html    page made from results.json
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,8 +43,17 @@ from peftly.runs.run import (
     inputs_of,
     keeping_progress,
     open_base_and_data,
+    tracking_of,
 )
-from peftly.training import Job, TrainResult, best_line, check_trainable, num_processes, train_together
+from peftly.training import (
+    Job,
+    TrainResult,
+    best_line,
+    check_trackers,
+    check_trainable,
+    num_processes,
+    train_together,
+)
 from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
@@ -97,6 +107,7 @@ def run_side_by_side(
     """
     if num_processes() > 1:
         raise ConfigError("runs side by side share one process; start them without the launcher, or run by run")
+    check_trackers([name for part in config.parts().values() for name in part.train.report_to], together=True)
     out = Path(config.out)
     folders = [Path(part.out) for part in config.parts().values()]
     with stops_raised(), writing_into(out):
@@ -122,7 +133,13 @@ def run_side_by_side(
         log(batches_line(model, *(part.config.train for part in parts.values())))
         for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
             log(line)
-        with keeping_progress(out, folders, resume=resume, root=root):
+        with keeping_progress(out, folders, resume=resume, root=root), ExitStack() as stack:
+            tracking = {
+                name: stack.enter_context(
+                    tracking_of(part.config, partial(_log_of, name, log), name=f"{out.name}-{name}")
+                )
+                for name, part in parts.items()
+            }
             if not resume:
                 begin_run(out, partial(_write_headers, config=config, parts=parts))
             trained = train_together(
@@ -130,11 +147,13 @@ def run_side_by_side(
                 {name: Job(part.data, part.config.train) for name, part in parts.items()},
                 tokenizer=base.tokenizer,
                 out=out,
-                callbacks=callbacks,
+                callbacks={name: [own, *(callbacks or {}).get(name, ())] for name, own in tracking.items()},
                 resume=resume,
                 delete_checkpoints=False,
             )
             result = _write_results(config, base, parts, probes, trained, log, is_given=is_given)
+            for name, run in result.runs.items():
+                tracking[name].log_final(run.evaluation)
         finish_run(out, folders)
     return result
 

@@ -1,7 +1,7 @@
 """Records of a training run, and callbacks that receive them or show them as progress."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +131,12 @@ class TrainResult:
 
 class Callback:
     """Base class of callbacks of `train`; a subclass defines the events of interest."""
+
+    def on_begin(self, step: int, steps: int, history: Sequence[StepRecord | EvaluationRecord]) -> None:
+        """Called before the first step of this process, which is number `step` + 1 of `steps`.
+
+        The history has the records of earlier processes; it is empty for a new training.
+        """
 
     def on_step(self, record: StepRecord) -> None:
         """Called after an update of the trained weights."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterJob"]
 
-_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples"}
+_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples", "report_to"}
 """Settings that a continued run may change: no step depends on them."""
 
 

@@ -73,7 +73,7 @@ def test_no_entry_hides_a_setting_of_its_own_section(name):
         ("lr=1", "lr is not a setting; use train.learning_rate"),
         ("train.num_train_epochs=3", "train.num_train_epochs is not a setting; use train.epochs (a whole number; for "),
         ("train.logging_steps=10", "train.logging_steps is not a setting; leave it out: metrics.jsonl in the run "),
-        ("train.report_to=none", "train.report_to is not a setting; leave it out: report.html"),
+        ("train.use_wandb=true", "train.use_wandb is not a setting; use train.report_to (wandb; "),
         ("load_in_4bit=true", "load_in_4bit is not a setting; set quantization to nf4"),
         ("train.load_in_4bit=true", "train.load_in_4bit is not a setting; set quantization to nf4"),
         ("train.load_in_4bit=false", "train.load_in_4bit is not a setting; leave it out: false is the default"),
