@@ -17,7 +17,7 @@ from peftly.errors import AdapterError
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config, load_config
 from peftly.runs.run import run
-from peftly.runs.side_by_side import run_together
+from peftly.runs.together import run_together
 
 FAST = ["--epochs", "4", "--learning-rate", "0.02", "--batch-size", "10"]
 # In bf16, which a base is opened in where that is fast, rounding would hide what is compared here.

@@ -144,11 +144,11 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
         result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
     screen.print(comparison_table(result.rows))
-    first = next(iter(result.runs.values()))
+    first = next(iter(result.runs.values()), None)  # none if all runs were finished before a resume
     vote: list[str] = []
-    if result.ensemble is not None:
+    if first is not None and result.ensemble is not None:
         vote = next_commands(result.out, first.row_format, has_held_out=True, is_ensemble=True)
-    _print_next(screen, result.report, [*vote, *_commands_of(first)])
+    _print_next(screen, result.report, [*vote, *(_commands_of(first) if first is not None else ())])
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:

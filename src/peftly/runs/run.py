@@ -291,7 +291,7 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
 
 
 @contextmanager
-def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
+def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool, root: Path | None = None) -> Iterator[None]:
     """Protect a run that may fail inside the block.
 
     Checkpoints and saved adapters stay, whatever the error is, and a run with a saved adapter gets its report. A run
@@ -301,6 +301,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
         out: output folder.
         runs: run folders that the training writes: `out`, or folders inside it.
         resume: whether an unfinished run is continued.
+        root: folder that is resumed; None: `out`.
 
     Raises:
         KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
@@ -318,7 +319,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
             if not resume:
                 with suppress(PeftlyError, OSError):  # the error that has ended the run is more important
                     keep_or_restore(out)
-        advice = f"continue with: {resume_command(out)}"
+        advice = f"continue with: {resume_command(root or out)}"
         if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
             raise
         if isinstance(error, KeyboardInterrupt):
