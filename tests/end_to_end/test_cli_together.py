@@ -217,7 +217,7 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
     file.write_text(yaml.safe_dump({**settings, "method": methods, "train": {"epochs": 6, "batch_size": 10}}))
     done = peftly("train", file, "--learning-rate", "0.02")
     assert (done.code, done.err) == (0, "")
-    said = dict(re.findall(r"method: (\w+): \w+, ([\d,]+) trained parameters", done.out))
+    said = dict(re.findall(r"method: (\w+): \w+, ([\d,]+) trainable of", done.out))
     assert list(said) == names
     whole = sum(int(count.replace(",", "")) for count in said.values())
     assert json.loads((out / "summary.json").read_text())["parameters"] == whole

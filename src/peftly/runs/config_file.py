@@ -36,6 +36,7 @@ FLAGS = {
     "epochs": "train.epochs",
     "learning_rate": "train.learning_rate",
     "batch_size": "train.batch_size",
+    "early_stopping_patience": "train.early_stopping_patience",
     "seed": "train.seed",
 }
 """Flags of the command line, and the settings that they set."""
