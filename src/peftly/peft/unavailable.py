@@ -38,7 +38,7 @@ UNAVAILABLE = {
     "PeftMixedModel": "use get_peft_model and add_adapter: one model holds adapters of different methods",
     **dict.fromkeys(
         (
-            *("PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_MIXED_MODEL_MAPPING", "MODEL_TYPE_TO_PEFT_MODEL_MAPPING"),
+            *("PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_MIXED_MODEL_MAPPING"),
             "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
         ),
         "use PEFT_TYPE_TO_CONFIG_MAPPING",
