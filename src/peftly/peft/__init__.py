@@ -52,8 +52,8 @@ from peftly.peft.model import (
     PeftModelForTokenClassification,
 )
 from peftly.peft.names import PeftType, PromptEncoderReparameterizationType, PromptTuningInit, TaskType
-from peftly.peft.status import get_layer_status, get_model_status
 from peftly.peft.state_dict import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peftly.peft.status import get_layer_status, get_model_status
 from peftly.peft.unavailable import UNAVAILABLE
 
 __all__ = [
