@@ -10,6 +10,7 @@ model            `PeftModel` and its classes by task
 wrapping         the class of a model becomes one of PEFT, and back
 trainable        number of parameters, and whether training changes them
 state_dict       tensors of an adapter by PEFT's names
+pickled          adapters whose weights are a pickle, as safetensors
 merging          merge into the base
 prompts          prompts of adapters
 functions        PEFT's functions over models
