@@ -1,6 +1,7 @@
 """A run: its settings, its folder, and all its steps from data to report. May import: all packages but `cli`.
 
 config           settings of a run
+jobs_config      `jobs`: runs by name, or lists of values
 config_file      YAML and flags
 yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
@@ -15,6 +16,7 @@ results          its result, and the files written from it
 baselines        scores of the untouched base
 probing          head of a classifier, chosen by linear probes that it starts from
 side_by_side     several runs trained side by side
+together         several runs, on one base or on several
 row_predictions  predictions of a run for rows, batch by batch
 prediction_files  predictions on the disk
 predict          predictions of a run for rows of data
@@ -35,7 +37,8 @@ from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
 from peftly.runs.row_predictions import PredictSettings, RowPredictions
 from peftly.runs.run import run
-from peftly.runs.side_by_side import TogetherResult, run_together
+from peftly.runs.side_by_side import TogetherResult
+from peftly.runs.together import run_together
 
 __all__ = [
     "AnyConfig",

@@ -34,7 +34,15 @@ from peftly.utils.file_changes import (
     write_new_file,
     write_tensors,
 )
-from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
+from peftly.utils.formatting import (
+    bytes_text,
+    count_text,
+    parameters_text,
+    score_rows,
+    score_text,
+    seconds_text,
+    share_text,
+)
 from peftly.utils.hardware import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from peftly.utils.locks import LOCK, folder_lock
 from peftly.utils.output_folder import (
@@ -85,6 +93,7 @@ __all__ = [
     "mark_text",
     "move",
     "nearest_existing_parent",
+    "parameters_text",
     "peak_memory",
     "program",
     "quiet",
