@@ -55,6 +55,7 @@ SECTIONS = {
     "Training": ("train", "train_together", "TrainConfig", "Job", "TrainResult", "Callback"),
     "Use and evaluation": (
         "generate",
+        "predict",
         "classify",
         "tag_words",
         "evaluate",
