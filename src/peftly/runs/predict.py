@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -290,13 +291,11 @@ def _facts(
     request: PredictionRequest, rows: Rows, row_format: RowFormat, found: FoundRun | None, settings: PredictSettings
 ) -> dict[str, Any]:
     """Return everything that the answers depend on, by its name for messages."""
-    from peftly import __version__
-
     digest = hashlib.sha256()
     for row in rows.rows:
         digest.update(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
     return {
-        "peftly": __version__,
+        "the version of peftly": version("peftly"),
         "the number of rows": len(rows),
         "the data": digest.hexdigest(),
         "the adapter": None if found is None else found.digest(),
