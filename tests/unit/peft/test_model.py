@@ -331,12 +331,3 @@ def test_an_injected_adapter_leaves_the_class():
     model = ours.inject_adapter_in_model(ours.LoraConfig(**LORA, init_lora_weights=False), llama(), "mine")
     assert type(model) is tf.LlamaForCausalLM
     assert list(peftly.attached(model)) == ["mine"]
-
-
-def test_a_compiled_model_takes_adapter_names():
-    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
-    model = ours.get_peft_model(network, ours.LoraConfig(target_modules=["0", "2"]))
-    perturb(peftly.trainable_parameters(model).values())
-    compiled, names = torch.compile(model, backend="eager"), ["default", "__base__"]
-    assert_close(compiled(x), model(x))
-    assert_close(compiled(x, adapter_names=names), model(x, adapter_names=names))
