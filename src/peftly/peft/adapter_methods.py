@@ -138,11 +138,10 @@ class AdapterMethods(nn.Module):
         """
         was_active = self.active_adapters == [adapter_name]
         detach(self, adapter_name)
-        if is_wrapped(self):  # the last adapter takes the class of PEFT with it
-            if was_active:
-                first = next(iter(self.peft_config))
-                warn(f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.")
-                self.set_adapter(first)
+        if was_active and is_wrapped(self):  # the last adapter takes the class of PEFT with it
+            first = next(iter(self.peft_config))
+            warn(f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.")
+            self.set_adapter(first)
 
     def add_weighted_adapter(
         self,
