@@ -1,5 +1,7 @@
 """Trainable parameters on the bases that the tutorials name, on the meta device: the lines that PEFT prints."""
 
+from pathlib import Path
+
 import peft
 import pytest
 import torch
@@ -7,6 +9,7 @@ import transformers as tf
 
 import peftly.peft
 
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials.md"
 BASES = {
     "bloom-1b4-zh": (
         tf.AutoModelForCausalLM,
@@ -76,7 +79,8 @@ OTHERS = [
 def test_the_line_of_the_tutorial(base, config, settings, counts, percent, capsys):
     expected = f"trainable params: {counts} || trainable%: {percent}\n"
     assert printed(peftly.peft, base, config, settings, capsys) == expected
-    assert printed(peftly.peft, base, config, settings, capsys) == expected
+    assert printed(peft, base, config, settings, capsys) == expected
+    assert expected.strip().replace("|", "\\|") in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("base", "config", "settings"), OTHERS, ids=str)

@@ -1,12 +1,14 @@
 """Each script of a tutorial, with PEFT and with the import of peftly: equal counts, losses, texts and files."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
 from references import assert_close
-from tutorial_scripts import TOOLS, ScriptRun, run_script, script
+from tutorial_scripts import SCRIPTS, TOOLS, ScriptRun, changed_import, run_script, script
 from tutorial_variants import VARIANTS
 
 CAUSAL, CLASSES, SEQ2SEQ = (
@@ -93,3 +95,13 @@ def test_script(name, workspace):
                     torch.manual_seed(3)  # of a head that the base lacks
                     found[tool] = logits(tool, case, run.folder / case.base, run.folder / adapter)
             assert_close(found["peftly"], found["peft"], 1e-5)
+
+
+def test_the_page_has_the_changed_lines_of_each_script():
+    page = (Path(__file__).parents[2] / "docs" / "tutorials.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", page, re.MULTILINE)
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in SCRIPTS.glob("*.py")}
+    for name, source in sources.items():
+        lines = zip(source.splitlines(), changed_import(source)[0].splitlines(), strict=True)
+        assert dict(rows)[name] == str(sum(before != after for before, after in lines))
+    assert sources.keys() == dict(rows).keys() == {name.partition(":")[0] for name in CASES}

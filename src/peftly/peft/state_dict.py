@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from peftly.adapters import (
     ADAPTER_FILES,
+    CONFIG,
+    TENSORS,
     TOKENIZER_FILES,
     adapter_tensors,
     attached,
@@ -168,7 +170,7 @@ def adapter_source(
     key_mapping: object = None,
     **_: Any,
 ) -> str | Path:
-    """Return the folder of an adapter, with weights in safetensors, fetched if arguments of the Hub are given.
+    """Return the folder of an adapter, with weights in safetensors; one on the Hub is fetched.
 
     Raises:
         AdapterError: the Hub did not give it.
@@ -179,17 +181,27 @@ def adapter_source(
     path = Path(model_id)
     if path.exists():
         return in_safetensors(path / (subfolder or ""))
-    if not any((subfolder, revision, token, cache_dir)):
-        return model_id
-    names = [f"{subfolder}/{name}" if subfolder else name for name in (*ADAPTER_FILES, *TOKENIZER_FILES, PICKLE)]
+    if str(model_id).count("/") != 1 or str(model_id).startswith((".", "/", "~")):
+        return model_id  # no id of the Hub: an error where it is opened
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    folder = _fetched(str(model_id), subfolder, (*ADAPTER_FILES, *TOKENIZER_FILES), hub)
+    if not (folder / TENSORS).is_file():
+        folder = _fetched(str(model_id), subfolder, (CONFIG, PICKLE), hub)
+    return in_safetensors(folder)
+
+
+def _fetched(model_id: str, subfolder: str | None, files: Iterable[str], hub: Mapping[str, Any]) -> Path:
+    """Return the folder with the files of an adapter on the Hub.
+
+    Raises:
+        AdapterError: the Hub did not give it.
+    """
+    names = [f"{subfolder}/{name}" if subfolder else name for name in files]
     try:
-        fetched = snapshot_download(
-            str(model_id), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=names
-        )
+        return Path(snapshot_download(model_id, allow_patterns=names, **hub)) / (subfolder or "")
     except Exception as error:  # also those of the client's HTTP library, whichever it is
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{model_id} is no folder here, and the Hub did not give it: {reason}") from error
-    return in_safetensors(Path(fetched) / (subfolder or ""))
 
 
 def _adapter(model: Any, name: str) -> Any:
