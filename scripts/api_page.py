@@ -52,7 +52,16 @@ SECTIONS = {
         "Selective",
         "Full",
     ),
-    "Training": ("train", "train_together", "TrainConfig", "Job", "TrainResult", "Callback"),
+    "Training": (
+        "train",
+        "train_together",
+        "TrainConfig",
+        "Job",
+        "TrainResult",
+        "Callback",
+        "find_learning_rate",
+        "LearningRateTest",
+    ),
     "Use and evaluation": (
         "generate",
         "predict",

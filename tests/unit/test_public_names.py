@@ -65,6 +65,8 @@ def test_names():
         "merge",
         "open_run",
         "predict",
+        "find_learning_rate",
+        "LearningRateTest",
         "save_adapter",
         "save_merged",
         "set_adapters",

@@ -28,6 +28,7 @@ from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
 from peftly.cli.export import export
+from peftly.cli.find_lr import find_lr
 from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
@@ -52,6 +53,7 @@ app = typer.Typer(
 for _command in (
     quickstart,
     train,
+    find_lr,
     evaluate,
     predict,
     generate,

@@ -15,16 +15,23 @@ __all__ = [
     "ChatTemplate",
     "ConfigFile",
     "DataFile",
+    "Ensemble",
+    "Epochs",
     "Field",
     "Format",
+    "Head",
+    "LearningRate",
     "MaxLength",
     "MaxNewTokens",
+    "MethodOption",
     "MinP",
     "ModelBase",
     "MovedBase",
     "NumBeams",
     "OptionalRun",
     "Overrides",
+    "Patience",
+    "QuantizationOption",
     "RepetitionPenalty",
     "RowLabels",
     "RowLimit",
@@ -32,6 +39,7 @@ __all__ = [
     "RowTemplate",
     "RowsFile",
     "Run",
+    "Seed",
     "Stop",
     "System",
     "Target",
@@ -176,6 +184,24 @@ ValidationFile = Annotated[
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Weight of each adapter: 0.7,0.3. Only for LoRA. Default: 1 for each.")
 ]
+Ensemble = Annotated[int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
+]
+MethodOption = Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")]
+Patience = Annotated[
+    int | None,
+    typer.Option("--early-stopping-patience", help="Evaluations without progress after which training stops."),
+]
+QuantizationOption = Annotated[
+    str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")]
 
 
 def read_weights(weights: str) -> list[float]:

@@ -12,9 +12,17 @@ from peftly.cli.options import (
     ChatTemplate,
     ConfigFile,
     DataFile,
+    Ensemble,
+    Epochs,
     Format,
+    Head,
+    LearningRate,
     MaxLength,
+    MethodOption,
     Overrides,
+    Patience,
+    QuantizationOption,
+    Seed,
     Target,
     TaskOption,
     Template,
@@ -34,14 +42,9 @@ __all__ = ["train"]
 def train(
     config: ConfigFile = None,
     base: BaseOption = None,
-    quantization: Annotated[
-        str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
-    ] = None,
+    quantization: QuantizationOption = None,
     task: TaskOption = None,
-    head: Annotated[
-        str | None,
-        typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
-    ] = None,
+    head: Head = None,
     data: DataFile = None,
     validation: ValidationFile = None,
     test: TestFile = None,
@@ -50,21 +53,14 @@ def train(
     row_format: Format = None,
     chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
-    method: Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")] = None,
-    ensemble: Annotated[
-        int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")
-    ] = None,
+    method: MethodOption = None,
+    ensemble: Ensemble = None,
     out: Annotated[str | None, typer.Option("--out", help="Output folder of the run.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
-    ] = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    early_stopping_patience: Annotated[
-        int | None,
-        typer.Option("--early-stopping-patience", help="Evaluations without progress after which training stops."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")] = None,
+    early_stopping_patience: Patience = None,
+    seed: Seed = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     resume: Annotated[

@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from markupsafe import Markup
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bar_chart", "line_chart"]
+__all__ = ["bar_chart", "draw_rates", "has_matplotlib", "line_chart"]
 
 # matplotlib writes colours as hexadecimal numbers. The chart is drawn in these colours, which are then replaced by the
 # CSS variables of the page.
@@ -70,7 +71,7 @@ def line_chart(
     curves = {name: finite for name, points in series.items() if (finite := _finite(points))}
     if not curves:
         return Markup()
-    if not _has_matplotlib():
+    if not has_matplotlib():
         return _missing_line()
     figure, axes = _axes(_SMALL if is_small else _LARGE)
     for colour, (name, points) in zip(_SERIES, curves.items(), strict=False):
@@ -114,7 +115,7 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
     measures = list(dict.fromkeys(measure for shares in bars_of.values() for measure in shares))
     if not measures:
         return Markup()
-    if not _has_matplotlib():
+    if not has_matplotlib():
         return _missing_line()
     figure, axes = _axes(_LARGE)
     width = 0.8 / len(measures)
@@ -138,11 +139,40 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
     return _svg(figure, title, description)
 
 
+def draw_rates(
+    file: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> None:
+    """Draw the losses at rising learning rates as a PNG file, on a white background.
+
+    Args:
+        file: file to write.
+        rates, losses, smoothed, suggestion: fields of a `LearningRateTest`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color="#2563c9", alpha=0.35, linewidth=1, label="loss of a step")
+    axes.plot(rates, smoothed, color="#2563c9", linewidth=2, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="#c2570c", linestyle="--", label=f"suggestion: {suggestion:g}")
+    axes.set_xscale("log")
+    axes.set_ylim(top=min(max(losses), 2.5 * smoothed[0]))  # a loss that explodes would hide the fall before it
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.grid(axis="y", color="#d9dee4", linewidth=0.8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(file, format="png", dpi=150)
+
+
 def _finite(pairs: Iterable[tuple[T, float | None]]) -> list[tuple[T, float]]:
     return [(key, value) for key, value in pairs if value is not None and math.isfinite(value)]
 
 
-def _has_matplotlib() -> bool:
+def has_matplotlib() -> bool:
+    """Return whether matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

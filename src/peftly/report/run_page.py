@@ -18,7 +18,7 @@ from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 __all__ = ["write_report"]
 
 _STEP_CHARTS = (
-    ("grad_norm", "gradient norm", "gradient norm before clipping", 1),
+    ("grad_norm", "gradient norm", "gradient norm", 1),
     ("tokens_per_second", "speed", "tokens per second", 1),
     ("memory_bytes", "peak memory", "peak memory so far (GB)", 1e9),
 )

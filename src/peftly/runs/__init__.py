@@ -15,6 +15,7 @@ run              one run
 results          its result, and the files written from it
 baselines        scores of the untouched base
 probing          head of a classifier, chosen by linear probes that it starts from
+learning_rate    learning rate finder
 side_by_side     several runs trained side by side
 together         several runs, on one base or on several
 row_predictions  predictions of a run for rows, batch by batch
@@ -29,6 +30,7 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
+from peftly.runs.learning_rate import find_rate_of_run
 from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
 from peftly.runs.predict import PredictedFile, PredictionRequest, predict, predict_file, prepare_rows
 from peftly.runs.prediction_files import row_with_answer
@@ -54,6 +56,7 @@ __all__ = [
     "changed_rows_line",
     "check_resumable",
     "check_run_folder",
+    "find_rate_of_run",
     "find_run",
     "held_out_examples",
     "held_out_split",

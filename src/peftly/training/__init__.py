@@ -6,6 +6,7 @@ config         settings
 checks         checks of the settings against the data and the model
 loop           steps, evaluations and checkpoints, in order
 job            one adapter under training
+range_test     search for a learning rate
 run_state      progress of a job
 run_log        records of a job, and its callbacks
 steps          examples of each step, and their micro-batches
@@ -43,6 +44,7 @@ from peftly.training.processes import (
     num_processes,
     on_main_process,
 )
+from peftly.training.range_test import LearningRateTest, find_learning_rate
 from peftly.training.schedule import num_epochs
 from peftly.training.sharding import computed_with
 from peftly.training.trackers import check_trackers
@@ -53,6 +55,7 @@ __all__ = [
     "TRACKERS",
     "Callback",
     "Job",
+    "LearningRateTest",
     "ProgressBar",
     "StepRecord",
     "Tracking",
@@ -63,6 +66,7 @@ __all__ = [
     "check_trainable",
     "checkpoint_files",
     "computed_with",
+    "find_learning_rate",
     "frozen_layers",
     "is_first_report",
     "join_processes",

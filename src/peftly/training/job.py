@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from peftly.adapters import attached, num_virtual_tokens_of, trainable_parameters, use_adapters
 from peftly.data import Data, EncodedExample, Split
@@ -119,7 +120,7 @@ class AdapterJob:
         self.eval_steps = config.eval_steps or self.steps_per_epoch
         self.metric = metric_of_best(config, data)
         self.optimizer = make_optimizer(groups, config)
-        self.schedule = make_schedule(self.optimizer, config, self.steps)
+        self.schedule = self.make_schedule()
         self.state = RunState()
         eval_steps = None if data.validation is None else self.eval_steps
         self.last_finite_weights = LastFiniteWeights(self.parameters, eval_steps=eval_steps)
@@ -131,6 +132,10 @@ class AdapterJob:
         self.memory = PeakMemory(model)
         self.saved = SavedAdapters(model, adapter, out, data.row_format, self.log, own_tokenizer)
         self.started = time.perf_counter()
+
+    def make_schedule(self) -> LambdaLR:
+        """Return the learning rate schedule of the configuration."""
+        return make_schedule(self.optimizer, self.config, self.steps)
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:
         """Yield the examples of every step that is left, until the last step or an early stop."""

@@ -81,6 +81,7 @@ def run_jobs(
     *,
     resume: bool,
     delete_checkpoints: bool,
+    make_job: Callable[..., AdapterJob] = AdapterJob,
 ) -> list[TrainResult]:
     """Train all jobs, and return their results in order.
 
@@ -92,6 +93,7 @@ def run_jobs(
         folders: folder of each job.
         callbacks: callbacks of each job.
         resume, delete_checkpoints: see `train`.
+        make_job: `AdapterJob`, or a function that makes another kind of job from its arguments.
     """
     for job in jobs.values():
         check_trackers(job.config.report_to, together=len(jobs) > 1)
@@ -116,7 +118,9 @@ def run_jobs(
             name: trackers.enter_context(tracked(callbacks.get(name, ()), job.config, folders[name], name=name))
             for name, job in jobs.items()
         }
-        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
+        results = _train_in(
+            model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, make_job, resume=resume
+        )
         if delete_checkpoints and out is not None and accelerator.is_main_process:
             for file in checkpoint_files(out):
                 delete_file(file)
@@ -132,6 +136,7 @@ def _train_in(
     folders: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
     stops: Sequence[int],
+    make_job: Callable[..., AdapterJob],
     *,
     resume: bool,
 ) -> list[TrainResult]:
@@ -145,7 +150,7 @@ def _train_in(
     own_tokenizer = tokenizer_to_save(model, tokenizer) if saves else None
     state = on_main_process(partial(_saved_state, out, tuple(folders.values()), damaged.append, resume=resume))
     adapter_jobs = [
-        AdapterJob(
+        make_job(
             model,
             job.data,
             job.config,
