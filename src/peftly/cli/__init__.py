@@ -31,6 +31,7 @@ from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
 from peftly.cli.methods import methods
+from peftly.cli.push import push
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
 from peftly.errors import ConfigError
@@ -57,6 +58,7 @@ for _command in (
     merge,
     export,
     convert,
+    push,
     inspect,
     explain,
     methods,

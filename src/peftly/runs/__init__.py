@@ -17,6 +17,8 @@ probing          head of a classifier, chosen by linear probes that it starts fr
 side_by_side     several runs trained side by side
 held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
+push             an adapter to the Hub
+hub_card         its card
 version_0_1      settings of version 0.1.0
 """
 
@@ -25,6 +27,7 @@ from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
+from peftly.runs.push import Pushed, push
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
@@ -35,6 +38,7 @@ __all__ = [
     "AnyConfig",
     "JobsConfig",
     "OpenRun",
+    "Pushed",
     "RunConfig",
     "RunResult",
     "TogetherResult",
@@ -48,6 +52,7 @@ __all__ = [
     "open_base",
     "open_ensemble",
     "open_run",
+    "push",
     "quickstart",
     "run",
     "run_together",
