@@ -93,6 +93,7 @@ _SAME_PURPOSE = (
     ),
     ("save_total_limit", "train.keep_checkpoints", None, "checkpoints of an unfinished run"),
     ("patience early_stopping early_stopping_rounds", "train.early_stopping_patience", None, "a number of evaluations"),
+    ("early_stopping_delta min_delta early_stopping_min_delta", "train.early_stopping_threshold", None, ""),
     ("activation_checkpointing use_gradient_checkpointing", "train.gradient_checkpointing", None, ""),
     (
         "sample_packing neat_packing eval_packing eval_sample_packing padding_free",
@@ -231,7 +232,6 @@ _NOT_NEEDED = (
         "the weights of the best evaluation are always the result; train.metric_for_best_model says which is the best",
     ),
     ("greater_is_better", "it follows from train.metric_for_best_model"),
-    ("early_stopping_threshold early_stopping_delta min_delta", "every improvement counts"),
     ("do_train do_eval do_predict stage", "peftly train trains, and evaluates where there are other rows"),
     ("overwrite_output_dir", "type --overwrite behind peftly train"),
     ("resume_from_checkpoint auto_resume_from_checkpoints", "type peftly train --resume and the run folder"),

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peftly.adapters import attach, attached, trainable_parameters
+from peftly.adapters import attach, attached, parameter_counts
 from peftly.data import Data, counted, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
@@ -49,7 +49,7 @@ from peftly.training import (
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, program, stops_held, stops_raised
+from peftly.utils import is_main_process, parameters_text, program, stops_held, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,6 +123,8 @@ def run(
         config = config.model_copy(update={"head": head})
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
+        if len(config.adapters) > 1:
+            log(f"methods together: {parameters_text(*parameter_counts(base.model))}")
         start_from(base, list(config.adapters), data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
@@ -258,9 +260,9 @@ def _with_epochs(config: RunConfig, base: Base, data: Data) -> RunConfig:
 def attach_method(
     base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, log: Callable[[str], None]
 ) -> None:
-    """Attach one adapter of a run, and log its number of trained parameters."""
+    """Attach one adapter of a run, and log the number of its parameters, and of those of the base with it."""
     is_first = not attached(base.model)
-    before = 0 if is_first else _count_trainable(base.model)
+    before = 0 if is_first else parameter_counts(base.model)[0]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         attach(
@@ -277,11 +279,8 @@ def attach_method(
     if (new := new_modules(base.model)) and is_first:
         log(f"new layers, saved with the adapter: {', '.join(new)}")
     prefix = "" if name == "default" else f"{name}: "
-    log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
-
-
-def _count_trainable(model: Any) -> int:
-    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    trainable, total = parameter_counts(base.model)
+    log(f"method: {prefix}{method.name}, {parameters_text(trainable - before, total - before)}")
 
 
 def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
@@ -291,7 +290,7 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
 
 
 @contextmanager
-def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
+def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool, root: Path | None = None) -> Iterator[None]:
     """Protect a run that may fail inside the block.
 
     Checkpoints and saved adapters stay, whatever the error is, and a run with a saved adapter gets its report. A run
@@ -301,6 +300,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
         out: output folder.
         runs: run folders that the training writes: `out`, or folders inside it.
         resume: whether an unfinished run is continued.
+        root: folder that is resumed; None: `out`.
 
     Raises:
         KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
@@ -318,7 +318,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
             if not resume:
                 with suppress(PeftlyError, OSError):  # the error that has ended the run is more important
                     keep_or_restore(out)
-        advice = f"continue with: {resume_command(out)}"
+        advice = f"continue with: {resume_command(root or out)}"
         if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
             raise
         if isinstance(error, KeyboardInterrupt):

@@ -16,6 +16,7 @@ losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
+memory         largest memory during a training
 optimizer      optimizers and their parameter groups
 schedule       length of a training, and learning rate schedules
 best           the best evaluation, and records of evaluations

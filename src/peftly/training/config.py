@@ -95,6 +95,9 @@ class TrainConfig(Settings):
     """Evaluations without a better score, or an equal one with a lower loss, after which training stops; None: it does
     not stop early."""
 
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    """Amount by which a score must be better than the best one so far to count for `early_stopping_patience`."""
+
     metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
     """Score that decides which evaluation is the best; of equal accuracies or F1 scores it is the last one. `auto`:
     accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
@@ -126,5 +129,10 @@ class TrainConfig(Settings):
             raise ValueError(
                 "lr_scheduler_type constant_with_warmup needs warmup_ratio or warmup_steps above 0; without a warm-up, "
                 "set lr_scheduler_type: constant"
+            )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_threshold needs early_stopping_patience: the number of evaluations without such "
+                "progress after which training stops"
             )
         return self

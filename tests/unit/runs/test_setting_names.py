@@ -135,7 +135,7 @@ def test_other_names_in_jobs(tmp_path):
     file = tmp_path / "jobs.yaml"
     for job, message in (
         ("train: {lr: 3}", "jobs.a.train.lr is not a setting; use jobs.a.train.learning_rate"),
-        ("lora_r: 3", "jobs.a.lora_r is not a setting; use jobs.a.method.rank; a job has data, method, train"),
+        ("lora_r: 3", "jobs.a.lora_r is not a setting; use jobs.a.method.rank; a job has base, data, method, train"),
         ("data: {load_in_4bit: true}", "jobs.a.data.load_in_4bit is not a setting; set quantization to nf4"),
     ):
         file.write_text(f"{RUN}jobs: {{a: {{{job}}}}}\n")
