@@ -152,6 +152,12 @@ _SAME_PURPOSE = (
         "a file, a folder or a Hub id",
     ),
     (
+        "dataset_config_name dataset_config dataset_subset hf_dataset_subset dataset_split",
+        "data.train",
+        None,
+        "user/name:configuration[split]",
+    ),
+    (
         "validation_file eval_dataset eval_file val_dataset val_data valid_file validation_data dev_file test_datasets",
         "data.validation",
         None,

@@ -34,6 +34,7 @@ from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
 from peftly.cli.methods import methods
 from peftly.cli.predict import predict
+from peftly.cli.push import push
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
 from peftly.errors import ConfigError
@@ -62,6 +63,7 @@ for _command in (
     merge,
     export,
     convert,
+    push,
     inspect,
     explain,
     methods,

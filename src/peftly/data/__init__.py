@@ -6,6 +6,7 @@ types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
 arrow          rows of Parquet files and of the `datasets` library
+hub            data sets of the Hub, with their configuration and split
 text_files     lines of text files in UTF-8 or UTF-16
 tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
@@ -67,6 +68,7 @@ from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, l
 from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
+from peftly.data.hub import is_hub_id
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.overlaps import prompt_key
@@ -126,6 +128,7 @@ __all__ = [
     "epoch_steps",
     "example_digest",
     "input_lengths",
+    "is_hub_id",
     "label_answers",
     "label_ids",
     "load_data",

@@ -1,10 +1,12 @@
 """Settings of the data of a run."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from peftly.data.chat_template import read_chat_template
+from peftly.data.hub import spelling_of
 from peftly.data.presets import PRESETS
 from peftly.settings import Seed, Settings
 
@@ -18,9 +20,16 @@ LongTexts = Literal["cut", "pieces"]
 
 
 def _one_or_several(value: object) -> object:
-    """Convert a list of one source into the source, and other lists into tuples, without a source twice."""
+    """Convert a list of one source into the source, and other lists into tuples, without a source twice.
+
+    A mapping names a data set on the Hub; it becomes a text.
+    """
+    if isinstance(value, Mapping):
+        return spelling_of(value)
     if isinstance(value, str):
         return value
+    if isinstance(value, list | tuple):
+        value = [spelling_of(source) if isinstance(source, Mapping) else source for source in value]
     if not isinstance(value, list | tuple) or not value or not all(isinstance(source, str) for source in value):
         raise ValueError("give a file, a folder or a data set on the Hub, or a list of these")
     for index, source in enumerate(value):
@@ -32,7 +41,7 @@ def _one_or_several(value: object) -> object:
 
 
 Source = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
-"""A file, a folder or the id of a data set on the Hub, or several of them."""
+"""A file, a folder or a data set on the Hub, or several of them."""
 
 
 class DataConfig(Settings):
@@ -40,8 +49,9 @@ class DataConfig(Settings):
 
     Attributes:
         train: training rows: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`), a folder written by
-            the `datasets` library's `save_to_disk`, the id of a data set on the Hub, or a list of these, which are
-            joined.
+            the `datasets` library's `save_to_disk`, a data set on the Hub, or a list of these, which are joined. A data
+            set on the Hub is `user/name`, or `user/name@revision:configuration[split]` with any of these parts, or a
+            mapping with name, config, split and revision.
         validation: validation rows, as for `train`. None: the validation split of the data set `train`, otherwise a
             part of `train`. "none": no validation rows.
         test: test rows, as for `train`. None: the test split of the data set `train`, otherwise no test rows. "none":

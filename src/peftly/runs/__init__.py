@@ -23,6 +23,8 @@ prediction_files  predictions on the disk
 predict          predictions of a run for rows of data
 held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
+push             an adapter to the Hub
+hub_card         its card
 version_0_1      settings of version 0.1.0
 """
 
@@ -34,6 +36,7 @@ from peftly.runs.learning_rate import find_rate_of_run
 from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
 from peftly.runs.predict import PredictedFile, PredictionRequest, predict, predict_file, prepare_rows
 from peftly.runs.prediction_files import row_with_answer
+from peftly.runs.push import Pushed, push
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
@@ -49,6 +52,7 @@ __all__ = [
     "PredictSettings",
     "PredictedFile",
     "PredictionRequest",
+    "Pushed",
     "RowPredictions",
     "RunConfig",
     "RunResult",
@@ -68,6 +72,7 @@ __all__ = [
     "predict",
     "predict_file",
     "prepare_rows",
+    "push",
     "quickstart",
     "row_with_answer",
     "run",
