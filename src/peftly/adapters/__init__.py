@@ -41,6 +41,7 @@ from peftly.adapters.adapter_set import (
 )
 from peftly.adapters.attachment import attach, detach
 from peftly.adapters.card import adapter_card
+from peftly.adapters.embeddings import embedding_tensors
 from peftly.adapters.files import (
     ADAPTER_FILES,
     BASE,
@@ -69,18 +70,20 @@ from peftly.adapters.own_tokenizer import (
     tokenizer_to_save,
 )
 from peftly.adapters.parameter_targets import with_parameter_targets
-from peftly.adapters.saving import PEFT_VERSION, peft_config_of, save_adapter
+from peftly.adapters.pretrained import PushAdapters, SaveAdapters, values_of
+from peftly.adapters.saving import PEFT_VERSION, adapter_tensors, peft_config_of, save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
     active_adapters,
     attached,
     num_virtual_tokens_of,
     set_adapters,
+    state_of,
     trainable_parameters,
     use_adapters,
     use_prompt_positions,
 )
-from peftly.adapters.tensor_names import with_plain_names
+from peftly.adapters.tensor_names import with_known_names, with_plain_names
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
@@ -104,9 +107,12 @@ __all__ = [
     "AdapterFolder",
     "AdapterSet",
     "AdapterSource",
+    "PushAdapters",
+    "SaveAdapters",
     "active_adapters",
     "adapter_card",
     "adapter_names",
+    "adapter_tensors",
     "attach",
     "attached",
     "chat_template_in",
@@ -116,6 +122,7 @@ __all__ = [
     "check_weightable",
     "correcting_adapter",
     "detach",
+    "embedding_tensors",
     "load",
     "load_adapter",
     "load_together",
@@ -128,13 +135,16 @@ __all__ = [
     "peft_config_of",
     "save_adapter",
     "set_adapters",
+    "state_of",
     "tokenizer_size",
     "tokenizer_to_save",
     "trainable_parameters",
     "use_adapters",
     "use_prompt_positions",
+    "values_of",
     "weight_adapters",
     "with_current_names",
+    "with_known_names",
     "with_parameter_targets",
     "with_plain_names",
 ]
