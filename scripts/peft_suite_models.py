@@ -79,7 +79,7 @@ def gemma4() -> tf.PreTrainedModel:
 
 
 MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
-    "peft-internal-testing/tiny-random-OPTForCausalLM": decoder(tf.OPTConfig, OPT),
+    "peft-internal-testing/tiny-random-OPTForCausalLM": decoder(tf.OPTConfig, OPT | {"num_hidden_layers": 5}),
     "peft-internal-testing/opt-125m": decoder(tf.OPTConfig, OPT | {"num_hidden_layers": 12}),
     "facebook/opt-125m": decoder(tf.OPTConfig, OPT | {"num_hidden_layers": 12}),
     "peft-internal-testing/tiny-random-GPT2LMHeadModel": decoder(tf.GPT2Config, GPT2),
@@ -89,7 +89,7 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "peft-internal-testing/tiny-random-GPTJForCausalLM": decoder(tf.GPTJConfig, GPT2 | {"rotary_dim": 4}),
     "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": decoder(tf.GPTNeoXConfig, WIDE),
     "peft-internal-testing/tiny-random-BloomForCausalLM": decoder(
-        tf.BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **IDS}
+        tf.BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 5, "n_head": 4, **IDS}
     ),
     **dict.fromkeys(
         (

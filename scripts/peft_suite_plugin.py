@@ -18,8 +18,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +47,11 @@ class TooLong(BaseException):
 class _Missing(type):
     """Class of the names of PEFT that peftly.peft does not have: they exist, and any use raises `NotInPeftly`."""
 
+    collects = True
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if _Missing.collects:  # a parameter of a test, which is deselected
+            return type.__call__(cls)
         raise NotInPeftly(cls.path)
 
     def __instancecheck__(cls, instance: Any) -> bool:
@@ -202,6 +208,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for name, module in list(sys.modules.items()):
         if name.endswith("testing_utils") and hasattr(module, "_HUB_MODEL_ACCESSES"):
             module._HUB_MODEL_ACCESSES = _AllKnown()
+    _Missing.collects = False
     chosen, others = [], []
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
@@ -237,10 +244,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     entry = {"id": report.nodeid, "when": report.when, "seconds": round(report.duration, 2)}
     entry["outcome"] = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
     if call.excinfo is not None and report.failed:
-        lines = [
-            f"{frame.path.name}:{frame.lineno + 1}: {str(frame.statement).strip()[:160]}"
-            for frame in call.excinfo.traceback
-        ]
+        frames = traceback.extract_tb(call.excinfo.tb)
+        lines = [f"{Path(frame.filename).name}:{frame.lineno}: {(frame.line or '').strip()[:160]}" for frame in frames]
         entry |= {"error": call.excinfo.typename, "message": str(call.excinfo.value)[:600], "trace": lines[-4:]}
         entry["test_line"] = next((line for line in reversed(lines) if line.startswith("test")), "")
     elif report.skipped:
