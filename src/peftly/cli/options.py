@@ -16,6 +16,7 @@ __all__ = [
     "ConfigFile",
     "DataFile",
     "Field",
+    "Format",
     "MaxLength",
     "MaxNewTokens",
     "MinP",
@@ -73,6 +74,15 @@ DataFile = Annotated[
 Field = Annotated[
     list[str] | None,
     typer.Option("--field", metavar="NAME=TEXT", help="A field of the template of the run. Repeatable."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="Named format of the rows: alpaca, alpaca-human, belle, chatml, firefly, llama-2, twitter-complaints or "
+        "vicuna.",
+    ),
 ]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")

@@ -137,8 +137,7 @@ def text_prompt(
 
 def open_fields(row_format: "RowFormat", given: Collection[str]) -> list[str]:
     """Return the fields of a prompt that need a value and are not among `given`."""
-    optional = {"input", "system", "history"} if row_format.kind == "alpaca" else set()
-    return [name for name in row_format.input_fields if name not in given and name not in optional]
+    return [name for name in row_format.input_fields if name not in (*given, *row_format.optional_fields)]
 
 
 def description(row_format: "RowFormat") -> str:

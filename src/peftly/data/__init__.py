@@ -9,11 +9,14 @@ arrow          rows of Parquet files and of the `datasets` library
 text_files     lines of text files in UTF-8 or UTF-16
 tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
+in_memory      rows of objects in memory
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
+optional_parts  parts of a template that are left out where a field has no text
 templates      prompt templates, and the space between prompt and completion
 tools          tools of conversations, and their calls
 messages       conversations in rows
+presets        named row formats of tutorials and models
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
 known_formats  table of the row formats that are detected
@@ -67,7 +70,7 @@ from peftly.data.overlaps import prompt_key
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, check_characters
-from peftly.data.sources import DataSource
+from peftly.data.sources import DataSource, read_rows
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, label_answers
@@ -121,6 +124,7 @@ __all__ = [
     "read",
     "read_data",
     "read_escapes",
+    "read_rows",
     "record_bytes",
     "token_counts",
     "unpack_digests",

@@ -2,9 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from peftly.data.chat_template import read_chat_template
+from peftly.data.presets import PRESETS
 from peftly.settings import Seed, Settings
 
 __all__ = ["AddSpace", "DataConfig", "LongTexts", "Source"]
@@ -35,7 +36,7 @@ Source = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
 
 
 class DataConfig(Settings):
-    """Files of a run, and settings of the conversion from rows to token ids. Immutable; an unknown key is an error.
+    r"""Files of a run, and settings of the conversion from rows to token ids. Immutable; an unknown key is an error.
 
     Attributes:
         train: training rows: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`), a folder written by
@@ -47,9 +48,11 @@ class DataConfig(Settings):
             no test rows.
         template: template of the prompt, such as "Tweet text : {text} Label :". `{prompt:3}` marks the position of
             three virtual tokens of a method with `position: template`. In YAML and on the command line, a backslash
-            with `n`, `t` or a backslash is a line break, a tab or a backslash. None: template of the detected row
-            format.
+            with `n`, `t` or a backslash is a line break, a tab or a backslash. `[\n{input?}]` is a part that
+            can be empty. None: template of the detected row format.
         target: name of the field to learn. None: guessed and reported.
+        format: named row format with a template of its own, such as "alpaca-human" (`PRESETS`), instead of `template`
+            and `chat_template`. None: no such format.
         chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The text
             is stored with the adapter, and the tokenizer of the adapted model has it.
         max_length: maximum number of tokens of an example.
@@ -70,6 +73,7 @@ class DataConfig(Settings):
     test: Source | None = None
     template: str | None = None
     target: str | None = None
+    format: str | None = None
     chat_template: str | None = None
     max_length: int = Field(default=512, ge=2)
     long_texts: LongTexts = "cut"
@@ -77,9 +81,20 @@ class DataConfig(Settings):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     seed: Seed = 0
 
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise ValueError(f"there is no such format; there are {', '.join(PRESETS)}")
+        if value is not None and info.data.get("template") is not None:
+            raise ValueError("a format has its own template, and data.template is given; leave out one of them")
+        return value
+
     @field_validator("chat_template")
     @classmethod
-    def _read_chat_template(cls, value: str | None) -> str | None:
+    def _read_chat_template(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("format") is not None:
+            raise ValueError("data.format has its own templates; leave out one of them")
         return None if value is None else read_chat_template(value)
 
     @property

@@ -8,6 +8,7 @@ classification  evaluation of classifiers
 entities        entities in tags and their F1
 generation      answers that a model generates
 text_scores     scores of generated answers
+rows            rows in memory or in a file as examples of a model
 evaluate        evaluation on one split
 ensemble        evaluation of several adapters that vote
 states          states of a frozen base that the heads of classifiers read
@@ -21,6 +22,7 @@ from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
 from peftly.evaluation.probe import Probe, choose_probe, evaluate_label_probe, evaluate_probe, fit_probes
+from peftly.evaluation.rows import data_of
 from peftly.evaluation.states import HeadName
 from peftly.evaluation.tasks import check_lengths, scoring_for
 from peftly.evaluation.text_scores import missing_scores
@@ -34,6 +36,7 @@ __all__ = [
     "check_answers",
     "check_lengths",
     "choose_probe",
+    "data_of",
     "evaluate",
     "evaluate_ensemble",
     "evaluate_label_probe",

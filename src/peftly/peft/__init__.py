@@ -4,15 +4,20 @@ names            tasks, methods and initialisations, as PEFT spells them
 config           base class of PEFT's configurations
 configs          configurations of prompt tuning, P-tuning, prefix tuning and (IA)³
 lora_config      configuration of LoRA and DoRA
-default_targets  layers that PEFT changes where a configuration names none
+default_targets  layers that PEFT adapts where a configuration names none
 translation      from configurations to settings of methods, and back
-model            `PeftModel` and its classes by task
+unavailable      names of PEFT that are refused, and what to do instead
 wrapping         the class of a model becomes one of PEFT, and back
+attaching        adapters put on a model by a configuration, or from files
 trainable        number of parameters, and whether training changes them
 state_dict       tensors of an adapter by PEFT's names
-merging          merge into the base
-prompts          prompts of adapters
+status           state of the adapters, by layer and together
+merging          adapters merged into the base
+adapter_methods  methods of `PeftModel` that add, choose, merge and remove adapters
+file_methods     methods of `PeftModel` about numbers, files and prompts
+model            `PeftModel` and its classes by task
 functions        PEFT's functions over models
+helpers          PEFT's helpers
 auto             `AutoPeftModel` and its classes by task
 """
 
@@ -48,6 +53,7 @@ from peftly.peft.model import (
 )
 from peftly.peft.names import PeftType, PromptEncoderReparameterizationType, PromptTuningInit, TaskType
 from peftly.peft.state_dict import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peftly.peft.status import get_layer_status, get_model_status
 from peftly.peft.unavailable import UNAVAILABLE
 
 __all__ = [
@@ -79,6 +85,8 @@ __all__ = [
     "PromptTuningInit",
     "TaskType",
     "cast_mixed_precision_params",
+    "get_layer_status",
+    "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",

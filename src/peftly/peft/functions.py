@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from peftly.errors import MethodError
+from peftly.peft.attaching import attach_new
 from peftly.peft.config import PeftConfig
-from peftly.peft.model import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, attach_new
+from peftly.peft.model import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from peftly.peft.state_dict import set_peft_model_state_dict
 from peftly.utils import warn
 

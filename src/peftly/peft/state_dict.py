@@ -138,7 +138,7 @@ def _load(adapter: Any, own: Mapping[str, Tensor], taken: Mapping[str, Tensor]) 
 
 
 def load_peft_weights(
-    model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any
+    model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **kwargs: Any
 ) -> dict[str, Tensor]:
     """Return the tensors of an adapter on disk or on the Hub, by PEFT's names.
 
@@ -146,14 +146,15 @@ def load_peft_weights(
         model_id: folder of the adapter, or its id on the Hub.
         device: device of the tensors; None: the CPU.
         key_mapping: not supported.
-        hub: `subfolder`, `revision`, `token` and `cache_dir`.
+        kwargs: `subfolder`, `revision`, `token` and `cache_dir`; others have no effect.
 
     Raises:
         AdapterError: there is no adapter, or it is damaged.
     """
-    if key_mapping:
-        raise MethodError("key_mapping renames tensors while they are loaded; rename those of the result instead")
-    (folder,) = open_adapters(adapter_source(model_id, **hub)).folders.values()
+    folders = open_adapters(adapter_source(model_id, key_mapping=key_mapping, **kwargs)).folders
+    if len(folders) > 1:
+        raise AdapterError(f"{model_id} holds the adapters {', '.join(folders)}; give the folder of one of them")
+    (folder,) = folders.values()
     return {name: tensor.to(device or "cpu") for name, tensor in folder.tensors().items()}
 
 
@@ -163,13 +164,17 @@ def adapter_source(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    key_mapping: object = None,
     **_: Any,
 ) -> str | Path:
     """Return the folder of an adapter, which is fetched from the Hub if arguments of the Hub are given.
 
     Raises:
         AdapterError: the Hub did not give it.
+        MethodError: `key_mapping` is given.
     """
+    if key_mapping:
+        raise MethodError("key_mapping renames tensors while they are loaded; rename those in the file instead")
     path = Path(model_id)
     if path.exists():
         return path / (subfolder or "")

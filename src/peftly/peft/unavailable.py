@@ -38,7 +38,7 @@ UNAVAILABLE = {
     "PeftMixedModel": "use get_peft_model and add_adapter: one model holds adapters of different methods",
     **dict.fromkeys(
         (
-            *("PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_MIXED_MODEL_MAPPING", "MODEL_TYPE_TO_PEFT_MODEL_MAPPING"),
+            *("PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_MIXED_MODEL_MAPPING"),
             "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
         ),
         "use PEFT_TYPE_TO_CONFIG_MAPPING",
@@ -50,6 +50,14 @@ UNAVAILABLE = {
         ),
         'use peftly.PrefixTuning(init="text", init_text=...) with peftly.attach',
     ),
+    **dict.fromkeys(
+        ("prepare_model_for_int8_training", "prepare_model_for_training"), "use prepare_model_for_kbit_training"
+    ),
+    **dict.fromkeys(("PeftError", "NoMatchingPeftModuleError"), "use peftly.errors.PeftlyError"),
+    "PeftWarning": "use UserWarning",
+    "find_kappa_target_modules": 'use LoraConfig(target_modules="all-linear")',
+    "shift_tokens_right": "use the labels of the model, which shift them",
+    "bloom_model_postprocess_past_key_value": "leave it out; prefixes have the layout of each model",
     **dict.fromkeys(
         ("get_base_model_state_dict", "set_base_model_state_dict"), "use state_dict() of the model before the adapter"
     ),

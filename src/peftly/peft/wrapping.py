@@ -13,7 +13,7 @@ from peftly.adapters import state_of
 from peftly.injection import body_of
 from peftly.peft.config import PeftConfig
 
-__all__ = ["BaseModelView", "Wrapping", "model_class_of", "reduced", "wrapping_of"]
+__all__ = ["BaseModelView", "Wrapping", "is_wrapped", "model_class_of", "reduced", "wrapping_of"]
 
 _ATTRIBUTE = "_peftly_peft"
 _MODEL_CLASS = "_peftly_model_class"
@@ -47,6 +47,11 @@ class Wrapping:
         self.model.__class__ = model_class_of(type(self.model))
         vars(self.model).update(self.hidden)
         del vars(self.model)[_ATTRIBUTE]
+
+
+def is_wrapped(model: object) -> bool:
+    """Return whether a model is one of PEFT."""
+    return isinstance(model, nn.Module) and _ATTRIBUTE in vars(model)
 
 
 def wrapping_of(model: nn.Module) -> Wrapping:

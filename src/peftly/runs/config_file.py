@@ -29,6 +29,7 @@ FLAGS = {
     "test": "data.test",
     "template": "data.template",
     "target": "data.target",
+    "format": "data.format",
     "chat_template": "data.chat_template",
     "max_length": "data.max_length",
     "method": "method",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from peftly.data import Data
 from peftly.utils import is_main_process, score_text, share_text
 
 __all__ = [
@@ -113,6 +114,7 @@ class TrainResult:
         metric_for_best_model: metric by which the best evaluation was chosen; None without validation examples.
         learning_rate: highest learning rate of the schedule.
         trained_parameters: number of trained parameters.
+        data: examples of the training, with the row format and a report.
     """
 
     steps: int
@@ -124,6 +126,7 @@ class TrainResult:
     metric_for_best_model: str | None
     learning_rate: float
     trained_parameters: int
+    data: Data = field(repr=False, compare=False)
 
 
 class Callback:

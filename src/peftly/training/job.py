@@ -243,6 +243,7 @@ class AdapterJob:
             metric_for_best_model=None if self.state.best is None else self.metric,
             learning_rate=self.learning_rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
+            data=self.data,
         )
 
     def state_dict(self) -> dict[str, Any]:
