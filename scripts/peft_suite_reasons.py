@@ -1,0 +1,70 @@
+"""Why a test of PEFT fails with peftly.peft: rules on the name of the test, its error and the line that raised it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+__all__ = ["FAULT", "reason"]
+
+INTERNALS = "internals of PEFT"
+SCOPE = "out of scope"
+PEFT_IS_WRONG = "PEFT is wrong, or has a limit that peftly does not have"
+OFFLINE = "needs the Hub, a GPU or diffusers"
+FAULT = "a fault of ours"
+
+_MODULES = r"tuners\.|mapping\.|utils\.(other|_|constants|quantization|integrations|transformers_weight)|utils\.[A-Z_a-z]+$"
+_OTHERS = (
+    r"\w+(Config|Model|Sampler)\b|helpers\.|optimizers\.|utils\.(hotswap|merge_utils|loftq)|(get|set)_base_model_state|"
+    r"convert_to_lora|save_as_lora|\w*(eva|EVA|loftq|corda|arrow|loraga|Montecl)\w*|tuners\.lora\.(corda|eva|monteclora)"
+)
+_ATTRIBUTES = (
+    "prefix|lora_\\w+|ia3_l|scaling|r|alpha|base_layer|modules_to_save|original_module|prompt_encoder|word_embeddings|"
+    "targeted_\\w+|supports_lora_conversion|_\\w+|merged|merge|merged_adapters|unmerge|unloaded|active_adapter|"
+    "active_adapters|use_dora|use_rslora|fan_in_fan_out|lora_variant|token_adapter|rank_pattern|adapter_model_type|"
+    "adapter_layer_names|tuner_layer_cls|disable_adapters|set_scale|scale_layer|unscale_layer|in_features|transform|"
+    "prompt_tokens|parametrizations|weight|embedding|get_delta_weight|cast_input_dtype_enabled|base_model_torch_dtype"
+)
+
+RULES: list[tuple[str, str, str]] = [
+    # what a test asks for: pattern over "id | error: message | line", class, note
+    (rf"NotInPeftly: (isinstance )?peft\.(tuners\.lora\.config\.)?({_OTHERS})", SCOPE, "another method or a helper"),
+    (r"Config is no configuration of peftly", SCOPE, "another method"),
+    (r"NotInPeftly: (isinstance )?peft\.\w*(Embedding|Encoder)\b", INTERNALS, "a class of PEFT's modules"),
+    (rf"NotInPeftly: (isinstance )?peft\.({_MODULES})", INTERNALS, "a private name of PEFT"),
+    (r"NotInPeftly: peft\.[A-Z_]+\b", INTERNALS, "a table of PEFT's classes"),
+    (r"ConfigError: peftly has no \w+ of PEFT's LoraConfig", SCOPE, "a setting that is refused by name"),
+    (r"ConfigError: peftly has no init_lora_weights", SCOPE, "an initialisation that is refused by name"),
+    (r"uses target_parameters|TargetParameters|target_parameter|test_target_parameters", SCOPE, "target_parameters"),
+    (r"(?i)\b(kasa|velora|monteclora|eva|corda|loftq|olora|qalora|alora|bdlora|arrow|hotswap)", SCOPE, "another variant"),
+    (r"safe_serialization=False", SCOPE, "pickled files are refused by name"),
+    (r"(MethodError|AdapterError): .*(is not in peftly|has no (\w+|'\w+')); ", SCOPE, "refused by name"),
+    (r"add_weighted_adapter has no", SCOPE, "refused by name"),
+    (r"combination_type='\w+' is not in peftly", SCOPE, "refused by name"),
+    (r"only adapters that do nothing but add to a weight can be weighted", SCOPE, "weights of (IA)³"),
+    (r"prefix_tuning needs a (model with a key-value|transformers)|a prefix needs keys and values of one", SCOPE,
+     "a prefix on this base, refused by name"),
+    (r"match(es)? no linear layer.*|'(conv\w*|mha|\w*[Cc]onv\w*)'.*target_modules", SCOPE,
+     "layers that are neither linear nor embeddings"),
+    (rf"AttributeError: .* has no attribute '({_ATTRIBUTES})'", INTERNALS, "an attribute of PEFT's layers or tuners"),
+    (r"isinstance\(.*(Wrapper|Layer|Linear)|ModulesToSaveWrapper", INTERNALS, "a class of PEFT's modules"),
+    (r"Regex pattern did not match", INTERNALS, "the words of an error; the type is the same"),
+    (r"needs the Hub|couldn't connect|Can't load image processor|LocalEntryNotFound|image processor", OFFLINE, ""),
+]  # fmt: skip
+"""Rules in the order in which they are tried."""
+
+
+def reason(row: dict[str, Any], in_peft: str) -> tuple[str, str]:
+    """Return the class of a failed test and a note.
+
+    Args:
+        row: outcome of the test.
+        in_peft: outcome of the same test with PEFT itself.
+    """
+    text = f"{row['id']} | {row['error']}: {row['message']} | {row.get('test_line', '')}".replace("\n", " ")
+    for pattern, found, note in RULES:
+        if re.search(pattern, text):
+            return found, note
+    if in_peft == "failed":
+        return OFFLINE, "fails with PEFT itself, with these stand-ins"
+    return FAULT, ""
