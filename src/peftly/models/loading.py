@@ -46,7 +46,7 @@ class Base(NamedTuple):
 
 
 def load_base(
-    spec: str | BaseSpec,
+    spec: str | Path | BaseSpec,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,

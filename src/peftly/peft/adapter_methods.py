@@ -29,8 +29,13 @@ class AdapterMethods(nn.Module):
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
-        """Configurations of the adapters, by their names."""
-        return wrapping_of(self).configs
+        """Configurations of the adapters, by their names; those of adapters that `peftly.attach` has added, too."""
+        configs, adapters = wrapping_of(self).configs, attached(self)
+        for name in configs.keys() - adapters.keys():
+            del configs[name]
+        for name in adapters.keys() - configs.keys():
+            configs[name] = config_of(adapters[name])
+        return configs
 
     @property
     def active_adapters(self) -> list[str]:
@@ -133,12 +138,10 @@ class AdapterMethods(nn.Module):
         """
         was_active = self.active_adapters == [adapter_name]
         detach(self, adapter_name)
-        if is_wrapped(self):  # the last adapter takes the class of PEFT with it
-            del self.peft_config[adapter_name]
-            if was_active:
-                first = next(iter(self.peft_config))
-                warn(f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.")
-                self.set_adapter(first)
+        if was_active and is_wrapped(self):  # the last adapter takes the class of PEFT with it
+            first = next(iter(self.peft_config))
+            warn(f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {first}.")
+            self.set_adapter(first)
 
     def add_weighted_adapter(
         self,

@@ -160,6 +160,18 @@ def test_adapters_are_added_chosen_and_deleted():
     assert torch.equal(logits(model), first)
 
 
+def test_functions_of_peftly_and_methods_of_peft_see_the_same_adapters(tmp_path):
+    model = peftly.attach(with_lora(), peftly.AdapterConfig(bottleneck_dim=2), name="own")
+    assert [config.peft_type for config in model.peft_config.values()] == ["LORA", "PEFTLY_ADAPTER"]
+    expected = logits(model)
+    peftly.save_adapter(model, tmp_path)
+    peftly.detach(model, "default")
+    assert list(model.peft_config) == model.active_adapters == ["own"]
+    loaded = ours.PeftModel.from_pretrained(llama(), tmp_path)
+    assert list(loaded.peft_config) == ["default", "own"]
+    assert torch.equal(logits(loaded), expected)
+
+
 def test_weighted_sums_are_exact():
     model = with_lora()
     base = logits(llama())
