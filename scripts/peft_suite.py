@@ -102,7 +102,9 @@ def run(folder: Path, package: str) -> tuple[list[dict[str, Any]], float]:
 def outcomes(folder: Path, package: str) -> list[dict[str, Any]]:
     """Return the recorded outcomes of a package, one of each test."""
     lines = (
-        line for number in range(len(SLICES)) for line in (folder / f"{package}-{number}.jsonl").read_text().splitlines()
+        line
+        for number in range(len(SLICES))
+        for line in (folder / f"{package}-{number}.jsonl").read_text().splitlines()
     )
     rows = [json.loads(line) for line in lines]
     by_id = {row["id"]: row for row in rows if "id" in row and row["outcome"] != "failed"}
@@ -163,4 +165,6 @@ def main(folder: Path, *, again: bool) -> int:
 
 if __name__ == "__main__":
     arguments = [argument for argument in sys.argv[1:] if argument != "--again"]
-    sys.exit(main(Path(arguments[0] if arguments else ROOT / "build/peft-suite").resolve(), again="--again" in sys.argv))
+    sys.exit(
+        main(Path(arguments[0] if arguments else ROOT / "build/peft-suite").resolve(), again="--again" in sys.argv)
+    )

@@ -36,18 +36,44 @@ GROUPED = {**WIDE, "num_key_value_heads": 2, "head_dim": 8}
 OPT = {**SIZES, **IDS, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512}
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, **IDS}
 T5 = {
-    **{"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-    **{"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
 }
 BART = {
-    **{"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64},
-    **{"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, **IDS},
-    **{"max_position_embeddings": 512, "decoder_start_token_id": 2, "forced_eos_token_id": None},
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    **IDS,
+    "max_position_embeddings": 512,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
 }
 WHISPER = {
-    **{"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64},
-    **{"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, **IDS},
-    **{"decoder_start_token_id": 2, "max_source_positions": 64, "max_target_positions": 64, "num_mel_bins": 16},
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    **IDS,
+    "decoder_start_token_id": 2,
+    "max_source_positions": 64,
+    "max_target_positions": 64,
+    "num_mel_bins": 16,
 }
 EXPERTS = {**GROUPED, "num_experts_per_tok": 2, "num_local_experts": 4}
 
@@ -100,7 +126,9 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
         decoder(tf.LlamaConfig, GROUPED),
     ),
     "hf-internal-testing/tiny-random-MistralForCausalLM": decoder(tf.MistralConfig, GROUPED),
-    "peft-internal-testing/tiny-dummy-qwen2": decoder(tf.Qwen2Config, {k: v for k, v in GROUPED.items() if k != "head_dim"}),
+    "peft-internal-testing/tiny-dummy-qwen2": decoder(
+        tf.Qwen2Config, {k: v for k, v in GROUPED.items() if k != "head_dim"}
+    ),
     "Qwen/Qwen2-0.5B": decoder(tf.Qwen2Config, {k: v for k, v in GROUPED.items() if k != "head_dim"}),
     "trl-internal-testing/tiny-Qwen3ForCausalLM": decoder(tf.Qwen3Config, GROUPED),
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": decoder(
@@ -108,11 +136,14 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     ),
     "peft-internal-testing/tiny-random-gemma4-E2B": gemma4,
     "trl-internal-testing/tiny-Llama4ForCausalLM": decoder(
-        tf.Llama4TextConfig, EXPERTS | {"intermediate_size_mlp": 64, "num_experts_per_tok": 1}, interleave_moe_layer_step=1
+        tf.Llama4TextConfig,
+        EXPERTS | {"intermediate_size_mlp": 64, "num_experts_per_tok": 1},
+        interleave_moe_layer_step=1,
     ),
     "trl-internal-testing/tiny-GptOssForCausalLM": decoder(tf.GptOssConfig, EXPERTS),
     "tiiuae/falcon-mamba-tiny-dev": decoder(
-        tf.FalconMambaConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **IDS}
+        tf.FalconMambaConfig,
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **IDS},
     ),
     "peft-internal-testing/tiny-random-BertModel": encoder(tf.BertConfig, tf.AutoModelForMaskedLM),
     "hf-internal-testing/tiny-random-BertModel": encoder(tf.BertConfig, tf.AutoModelForMaskedLM),
@@ -143,8 +174,8 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
         ),
         lambda: tf.AutoModelForSeq2SeqLM.from_config(tf.T5Config(**T5)),
     ),
-    "peft-internal-testing/tiny-random-BartForConditionalGeneration": lambda: (
-        tf.AutoModelForSeq2SeqLM.from_config(tf.BartConfig(**BART))
+    "peft-internal-testing/tiny-random-BartForConditionalGeneration": lambda: tf.AutoModelForSeq2SeqLM.from_config(
+        tf.BartConfig(**BART)
     ),
     "openai/whisper-tiny": lambda: tf.AutoModelForSpeechSeq2Seq.from_config(tf.WhisperConfig(**WHISPER)),
     "peft-internal-testing/tiny-random-ResNetForImageClassification": lambda: tf.ResNetForImageClassification(
@@ -152,7 +183,9 @@ MODELS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     ),
     "hf-internal-testing/tiny-random-LlavaForConditionalGeneration": llava,
     "peft-internal-testing/tiny-LlavaForConditionalGeneration": llava,
-    "peft-internal-testing/tiny-clip-text-2": lambda: tf.CLIPTextModelWithProjection(tf.CLIPTextConfig(**WIDE, projection_dim=16)),
+    "peft-internal-testing/tiny-clip-text-2": lambda: tf.CLIPTextModelWithProjection(
+        tf.CLIPTextConfig(**WIDE, projection_dim=16)
+    ),
 }
 """Models by their ids on the Hub."""
 
@@ -203,13 +236,19 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
         vocab_size=VOCABULARY - 200, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     trained.train_from_iterator(TEXTS * 4, trainer)
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    names = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
     return tf.PreTrainedTokenizerFast(tokenizer_object=trained, **names)
 
 
 def publish(hub: Path, repo: str, revision: str, folder: Path) -> None:
     """Move a folder into the cache as one revision of a repository."""
-    commit = hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()  # noqa: S324 - a name
+    commit = hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
     root = hub / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True, exist_ok=True)
     (root / "refs" / revision).write_text(commit)
@@ -217,7 +256,9 @@ def publish(hub: Path, repo: str, revision: str, folder: Path) -> None:
     shutil.move(folder, root / "snapshots" / commit)
 
 
-def write_model(hub: Path, repo: str, create: Callable[[], tf.PreTrainedModel], words: tf.PreTrainedTokenizerFast) -> None:
+def write_model(
+    hub: Path, repo: str, create: Callable[[], tf.PreTrainedModel], words: tf.PreTrainedTokenizerFast
+) -> None:
     for seed, revision in enumerate(["main", *REVISIONS.get(repo, [])]):
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory() as scratch:
@@ -262,7 +303,9 @@ def main(hub: Path) -> None:
             write_adapter(hub, repo, base, head, task)
         except Exception as error:  # noqa: BLE001
             print(f"no stand-in for {repo}: {error!r}"[:300])
-    write_adapter(hub, "peft-internal-testing/test-lora-subfolder", OPT_ID, tf.AutoModelForCausalLM, "CAUSAL_LM", "test")
+    write_adapter(
+        hub, "peft-internal-testing/test-lora-subfolder", OPT_ID, tf.AutoModelForCausalLM, "CAUSAL_LM", "test"
+    )
     write_resized(hub, "peft-internal-testing/tiny-random-OPTForCausalLM-extended-vocab", OPT_ID, "main", tokenizer())
     write_resized(hub, "peft-internal-testing/opt-tokenizer-revision", OPT_ID, "my-revision", tokenizer())
 

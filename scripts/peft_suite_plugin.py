@@ -36,7 +36,7 @@ METHOD_CONFIGS = {
 """Configurations of the methods that peftly has."""
 
 
-class NotInPeftly(Exception):
+class NotInPeftly(Exception):  # noqa: N818 - a fact, as in the result
     """A test uses a name of PEFT that peftly.peft does not have."""
 
 
@@ -97,8 +97,11 @@ HELPERS = {
     "is_transformers_ge_v5_6_0": True,
     "is_bnb_available": lambda: available("bitsandbytes"),
     "is_bnb_4bit_available": lambda: available("bitsandbytes"),
-    **{f"is_{name}_available": lambda: False for name in "aqlm auto_awq diffusers eetq gptqmodel hqq inc".split()},
-    **{f"is_{name}_available": lambda: False for name in "optimum torchao te xpu".split()},
+    **{
+        f"is_{name}_available": lambda: False
+        for name in ["aqlm", "auto_awq", "diffusers", "eetq", "gptqmodel", "hqq", "inc"]
+    },
+    **{f"is_{name}_available": lambda: False for name in ["optimum", "torchao", "te", "xpu"]},
 }
 """Names of PEFT's modules that say something about the environment."""
 
@@ -110,12 +113,14 @@ class _Module(types.ModuleType):
         if name == "__version__":
             return "0.21.2"
         import peftly.peft
+        import peftly.peft.helpers
 
         if name in HELPERS:
             value = HELPERS[name]
         else:
+            owner = peftly.peft.helpers if hasattr(peftly.peft.helpers, name) else peftly.peft
             try:
-                value = getattr(peftly.peft, name)
+                value = getattr(owner, name)
             except (AttributeError, ImportError):
                 value = missing(f"{self.__name__}.{name}")
         setattr(self, name, value)
@@ -220,7 +225,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _record(entry: dict[str, Any]) -> None:
     if path := os.environ.get("PEFT_SUITE_RECORD"):
-        with open(path, "a", encoding="utf-8") as file:
+        with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 

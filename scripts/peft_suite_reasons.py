@@ -13,7 +13,9 @@ PEFT_IS_WRONG = "PEFT is wrong, or has a limit that peftly does not have"
 OFFLINE = "needs the Hub, a GPU or diffusers"
 FAULT = "a fault of ours"
 
-_MODULES = r"tuners\.|mapping\.|utils\.(other|_|constants|quantization|integrations|transformers_weight)|utils\.[A-Z_a-z]+$"
+_MODULES = (
+    r"tuners\.|mapping\.|utils\.(other|_|constants|quantization|integrations|transformers_weight)|utils\.[A-Z_a-z]+$"
+)
 _OTHERS = (
     r"\w+(Config|Model|Sampler)\b|helpers\.|optimizers\.|utils\.(hotswap|merge_utils|loftq)|(get|set)_base_model_state|"
     r"convert_to_lora|save_as_lora|\w*(eva|EVA|loftq|corda|arrow|loraga|Montecl)\w*|tuners\.lora\.(corda|eva|monteclora)"
@@ -36,9 +38,10 @@ RULES: list[tuple[str, str, str]] = [
     (r"ConfigError: peftly has no \w+ of PEFT's LoraConfig", SCOPE, "a setting that is refused by name"),
     (r"ConfigError: peftly has no init_lora_weights", SCOPE, "an initialisation that is refused by name"),
     (r"uses target_parameters|TargetParameters|target_parameter|test_target_parameters", SCOPE, "target_parameters"),
-    (r"(?i)\b(kasa|velora|monteclora|eva|corda|loftq|olora|qalora|alora|bdlora|arrow|hotswap)", SCOPE, "another variant"),
+    (r"(?i)\b(kasa|velora|monteclora|eva|corda|loftq|olora|qalora|alora|bdlora|arrow|hotswap)", SCOPE,
+     "another variant"),
     (r"safe_serialization=False", SCOPE, "pickled files are refused by name"),
-    (r"(MethodError|AdapterError): .*(is not in peftly|has no (\w+|'\w+')); ", SCOPE, "refused by name"),
+    (r"(MethodError|AdapterError): .*(is not in peftly[,;]|has no (\w+|'\w+'); )", SCOPE, "refused by name"),
     (r"add_weighted_adapter has no", SCOPE, "refused by name"),
     (r"combination_type='\w+' is not in peftly", SCOPE, "refused by name"),
     (r"only adapters that do nothing but add to a weight can be weighted", SCOPE, "weights of (IA)³"),
@@ -49,6 +52,31 @@ RULES: list[tuple[str, str, str]] = [
     (rf"AttributeError: .* has no attribute '({_ATTRIBUTES})'", INTERNALS, "an attribute of PEFT's layers or tuners"),
     (r"isinstance\(.*(Wrapper|Layer|Linear)|ModulesToSaveWrapper", INTERNALS, "a class of PEFT's modules"),
     (r"Regex pattern did not match", INTERNALS, "the words of an error; the type is the same"),
+    (r"MethodError: this model has the adapter '\w+' already|test_get_peft_model_(repeated|warns_when_rel)", SCOPE,
+     "a second wrapping of one model, refused with what to do"),
+    (r"key_mapping|ignore_mismatched_sizes|resized_embedding", SCOPE, "renaming or leaving out tensors while loading"),
+    (r"fsdp_wrapped_learnable_bias|with_bias_argument|test_requires_grad_|expected .* to require gradients", INTERNALS,
+     "PEFT trains the bias or the module of the base itself; peftly a copy"),
+    (r"MLP.forward\(\)|EmbConv1D.forward\(\) got an unexpected keyword argument 'adapter_names'", INTERNALS,
+     "calls forward, past the model; model(..., adapter_names=...) works"),
+    (r"TestModelAndLayerStatus|LayerStatus|ModelStatus", INTERNALS, "names and classes of PEFT's layers in a status"),
+    (r"low_cpu_mem_usage", INTERNALS, "parameters on the meta device while loading"),
+    (r"inject_from_state_dict|inject_adapter_in_model|transient_attribute|'_Missing'|__dataclass_fields__", INTERNALS,
+     "PEFT's layers, or transformers' own add_adapter, which needs the package peft"),
+    (r"BaseModelView|has no attribute '(model|get_base_layer|set_adapter|enable_adapters)'|'float' object", INTERNALS,
+     "PEFT's modules around the model and its layers"),
+    (r"assert not dummy_output.requires_grad", INTERNALS, "the embedding serves the virtual tokens"),
+    (r"import allowlist", INTERNALS, "the words of an error; classes outside transformers are refused as well"),
+    (r"(cayley|psoft|hotswap|mica)", SCOPE, "another method or variant"),
+    (r"nested_ignores_modules_to_save|test_weight_tying|test_warning_name_custom", INTERNALS, "words of a warning"),
+    (r"test_fp32_cast|auto_clear_cache_default", SCOPE, "the base stays in its own dtype, so nothing is converted"),
+    (r"test_unload_adapter|adding_multiple_adapters_with_bias|multiple_configs_with_bias|generate_pos_args|"
+     r"requires_grad_prompt_learning|targets_module_dict_raises|overlapping_modules_to_save_raises|"
+     r"same_modules_to_save_raises|pattern_and_rslora_raises|pissa_olora|test_prefix_tuning .*DID NOT RAISE|"
+     r"incompatible_mamba|with_dora_raises|training_mode_raises|merge_layers_multi", PEFT_IS_WRONG,
+     "PEFT raises or warns of a limit; peftly computes it"),
+    (r"(weight_tying|tied|targeting_lora_to_embedding|no_tied_module|no_embed_lora).*DID NOT WARN",
+     PEFT_IS_WRONG, "copies of tied modules are tied here, and merging takes care of them"),
     (r"needs the Hub|couldn't connect|Can't load image processor|LocalEntryNotFound|image processor", OFFLINE, ""),
 ]  # fmt: skip
 """Rules in the order in which they are tried."""
