@@ -185,7 +185,7 @@ def _check_same(config: PeftConfig, of_file: PeftConfig) -> None:
     common = {field.name for field in fields(PeftConfig)}
     given, expected = config.to_json(), of_file.to_json()
     for key in given.keys() - common - _OF_MODEL:
-        if key not in expected or given[key] not in (None, expected[key]):
+        if key in expected and given[key] not in (None, expected[key]):
             raise MethodError(
                 f"config has {key}={given[key]!r}, and the file of the adapter {expected.get(key)!r}; leave config "
                 "out, or change the file"
