@@ -74,7 +74,7 @@ RULES: list[tuple[str, str, str]] = [
     (r"_eva_|EvaConfig", SCOPE, "another variant"),
     (r"DID NOT WARN.*RuntimeWarning.*UserWarning\('(alpha|rank)_pattern has keys", INTERNALS, "the class of a warning"),
     (r"missing_keys_warning", INTERNALS, "overwrites model.state_dict, which peftly does not save from"),
-    (r"test_dora_save_and_load_remapping|prepare_inputs_for_generation_4d|test_repr_", INTERNALS, "names of parameters"),
+    (r"test_dora_save_and_load_remapping|prepare_inputs_for_generation_4d|test_repr_", INTERNALS, "names"),
     (r"test_existing_model_card", SCOPE, "a README.md of the user stays as it is"),
     (r"test_non_existing_model_card", INTERNALS, "the length of a card"),
     (r"test_warning_name_", INTERNALS, "a warning of PEFT's about the names of arguments"),
