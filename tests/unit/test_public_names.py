@@ -64,6 +64,7 @@ def test_names():
         "load_data",
         "merge",
         "open_run",
+        "predict",
         "save_adapter",
         "save_merged",
         "set_adapters",

@@ -8,6 +8,7 @@ opening  model of a run, an adapter or a base
 prompts  prompts in the format of a run
 answers  answers of a classifier, printed
 next_commands  commands to try after a training
+row_progress  a bar over rows
 tokens   tokens of an example, printed
 audit    examples of `inspect`
 
@@ -31,6 +32,7 @@ from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
 from peftly.cli.methods import methods
+from peftly.cli.predict import predict
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
 from peftly.errors import ConfigError
@@ -51,6 +53,7 @@ for _command in (
     quickstart,
     train,
     evaluate,
+    predict,
     generate,
     chat,
     combine,

@@ -22,8 +22,15 @@ __all__ = [
     "MinP",
     "ModelBase",
     "MovedBase",
+    "NumBeams",
     "OptionalRun",
     "Overrides",
+    "RepetitionPenalty",
+    "RowLabels",
+    "RowLimit",
+    "RowTarget",
+    "RowTemplate",
+    "RowsFile",
     "Run",
     "Stop",
     "System",
@@ -33,6 +40,7 @@ __all__ = [
     "Template",
     "TestFile",
     "TopK",
+    "TopP",
     "ValidationFile",
     "Weights",
     "read_weights",
@@ -106,6 +114,30 @@ ChatTemplate = Annotated[
         "--chat-template", metavar="FILE", help="Chat template for conversations: a file. Default: the base's own."
     ),
 ]
+NumBeams = Annotated[int, typer.Option("--num-beams", help="Above 1: beam search with this many beams.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: make repeated tokens less likely.")
+]
+RowsFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Rows: JSON Lines, JSON, CSV, TSV or Parquet file, folder or Hub id (its test split). Repeatable.",
+    ),
+]
+RowLimit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")]
+RowLabels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="A label to choose from, for a base without a run. Repeatable."),
+]
+RowTemplate = Annotated[
+    str | None,
+    typer.Option("--template", help="Template of the prompts, for a base without a run: '{text}\\nLabel:'."),
+]
+RowTarget = Annotated[
+    str | None, typer.Option("--target", help="Field with the answers, for scores of a base without a run.")
+]
 System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
 TaskOption = Annotated[
@@ -131,6 +163,7 @@ TestFile = Annotated[
         help="Test data, for the final scores; none: no test split of the data set. Repeatable.",
     ),
 ]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample from the most likely tokens with this total probability.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this number of most likely tokens.")]
 ValidationFile = Annotated[
     list[str] | None,

@@ -41,6 +41,9 @@ encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
+prompt_rows    rows whose targets are to be predicted
+prompt_encoding  their prompts to token ids
+row_files      rows to files
 digests        digests of examples, by which a run finds them again
 notes          notes on spaces, rendered chats and long texts
 overlaps       search for examples that repeat or contradict others, in one split or two
@@ -67,9 +70,12 @@ from peftly.data.formatted import FormattedExamples
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.overlaps import prompt_key
+from peftly.data.prompt_encoding import encode_conversation, encode_label_prompts, encode_prompts
+from peftly.data.prompt_rows import check_prompt_fields, read_prompt_rows, row_prompt, row_target
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
-from peftly.data.rows import Rows, check_characters
+from peftly.data.row_files import check_row_file, write_rows
+from peftly.data.rows import Rows, check_characters, quoted
 from peftly.data.sources import DataSource, read_rows
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
@@ -101,13 +107,18 @@ __all__ = [
     "answer_ids",
     "chat_ends",
     "check_characters",
+    "check_prompt_fields",
+    "check_row_file",
     "collate",
     "collate_packed",
     "counted",
     "encode",
+    "encode_conversation",
     "encode_example_prompt",
     "encode_for",
+    "encode_label_prompts",
     "encode_prompt",
+    "encode_prompts",
     "encode_sources",
     "encode_split",
     "encode_words",
@@ -121,12 +132,17 @@ __all__ = [
     "pack_digests",
     "prompt_ids",
     "prompt_key",
+    "quoted",
     "read",
     "read_data",
     "read_escapes",
+    "read_prompt_rows",
     "read_rows",
     "record_bytes",
+    "row_prompt",
+    "row_target",
     "token_counts",
     "unpack_digests",
     "usable_rows",
+    "write_rows",
 ]

@@ -174,7 +174,9 @@ class RowFormat:
             has_added_space=has_added_space,
         )
 
-    def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
+    def format_prompt(
+        self, row: Mapping[str, Any] | str, pair: str | None = None, *, location: str = "the text"
+    ) -> Example:
         """Return the prompt of a row at inference, formatted as in training. The target can be missing.
 
         `generate` and `classify` take the returned example, with the offsets of the virtual tokens that the template
@@ -184,6 +186,7 @@ class RowFormat:
             row: fields of the template, or a bare text if the template has one field or the kind is "alpaca". A bare
                 text for kind "tags" is split into words at blanks.
             pair: second text, if the row format has one and `row` is a bare text.
+            location: location of the row, for error messages.
 
         Raises:
             DataError: a field is missing, a second text is missing or superfluous, or the kind is "chat".
@@ -192,7 +195,7 @@ class RowFormat:
             raise DataError("a conversation is not a single text; give its messages, as prompt_ids does")
         fields = self._fields_of(row)
         if self.kind == "tags":
-            words, _ = words_and_tags(fields, self.words_field, None, "the text")
+            words, _ = words_and_tags(fields, self.words_field, None, location)
             return Example(" ".join(words), words=words)
         if pair is not None and self.pair is not None:
             fields = {**fields, self.pair: pair}
@@ -200,8 +203,8 @@ class RowFormat:
             raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
         if self.pair is not None and self.pair not in fields:
             raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
-        prompt = self._fill(fields, self._template_for(fields), "the text").without_spaces_at_end()
-        second = None if self.pair is None else text_field(fields, self.pair, "the text")
+        prompt = self._fill(fields, self._template_for(fields), location).without_spaces_at_end()
+        second = None if self.pair is None else text_field(fields, self.pair, location)
         return Example(prompt.text, spans=prompt.spans, virtual_token_offsets=prompt.virtual_token_offsets, pair=second)
 
     def completion(self, label: str) -> str:

@@ -16,7 +16,7 @@ from peftly.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["NONE", "DataSource", "read_rows", "read_splits", "source_name"]
+__all__ = ["NONE", "DataSource", "is_list_of_paths", "read_rows", "read_splits", "source_name"]
 
 NONE = "none"
 """Source of a split that is left out."""
@@ -38,12 +38,12 @@ def source_name(source: DataSource, split: str) -> str | tuple[str, ...]:
         source: source of the rows.
         split: split that the rows are used for.
     """
-    if _is_list_of_paths(source):
+    if is_list_of_paths(source):
         return tuple(map(os.fspath, cast("Sequence[str]", source)))
     return os.fspath(source) if isinstance(source, str | os.PathLike) else split
 
 
-def _is_list_of_paths(source: object) -> bool:
+def is_list_of_paths(source: object) -> bool:
     """Return whether a source is a tuple of names, as in a `DataConfig`, or a list with the path of a file."""
     if not isinstance(source, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in source):
         return False
@@ -106,7 +106,7 @@ def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict
     """Return the rows of a source by the name of the split in the source."""
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
-    if _is_list_of_paths(source):
+    if is_list_of_paths(source):
         return _read_several([os.fspath(path) for path in cast("Sequence[str]", source)], split, read_file)
     library = sys.modules.get("datasets")  # whoever has a DatasetDict has imported the library
     if library is not None and isinstance(source, library.DatasetDict | library.IterableDatasetDict):

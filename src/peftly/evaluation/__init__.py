@@ -10,17 +10,19 @@ generation      answers that a model generates
 text_scores     scores of generated answers
 rows            rows in memory or in a file as examples of a model
 evaluate        evaluation on one split
+predicted       scores of predictions for rows that have targets
 ensemble        evaluation of several adapters that vote
 states          states of a frozen base that the heads of classifiers read
 logistic        logistic regression, with its strength by cross-validation
 probe           linear probes: logistic regression on these states
 """
 
-from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss
+from peftly.evaluation.ensemble import Vote, evaluate_ensemble, label_loss, vote_on
 from peftly.evaluation.evaluate import evaluate
 from peftly.evaluation.generation import check_answers, has_answers
 from peftly.evaluation.losses import target_losses
 from peftly.evaluation.metrics import Evaluation, Prediction, metrics_of, perplexity_of
+from peftly.evaluation.predicted import prediction_scores
 from peftly.evaluation.probe import Probe, choose_probe, evaluate_label_probe, evaluate_probe, fit_probes
 from peftly.evaluation.rows import data_of
 from peftly.evaluation.states import HeadName
@@ -47,6 +49,8 @@ __all__ = [
     "metrics_of",
     "missing_scores",
     "perplexity_of",
+    "prediction_scores",
     "scoring_for",
     "target_losses",
+    "vote_on",
 ]

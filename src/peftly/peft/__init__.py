@@ -11,6 +11,7 @@ wrapping         the class of a model becomes one of PEFT, and back
 attaching        adapters put on a model by a configuration, or from files
 trainable        number of parameters, and whether training changes them
 state_dict       tensors of an adapter by PEFT's names
+pickled          adapters whose weights are a pickle, as safetensors
 status           state of the adapters, by layer and together
 merging          adapters merged into the base
 adapter_methods  methods of `PeftModel` that add, choose, merge and remove adapters

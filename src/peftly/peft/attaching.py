@@ -46,7 +46,7 @@ def attach_new(model: Any, config: PeftConfig, name: str) -> None:
     """
     _check_config(config)
     method, tokenizer = method_of(config, model), tokenizer_for(config)
-    attach(model, method, name=name, tokenizer=tokenizer, seed=int(torch.randint(2**32, ())))
+    attach(model, method, name=name, tokenizer=tokenizer, seed=int(torch.randint(2**32, (), device="cpu")))
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or config.base_model_name_or_path
     _complete(config, attached(model)[name])
     if getattr(config, "modules_to_save", ()) is None and method.modules_to_save:

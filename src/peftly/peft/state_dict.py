@@ -23,6 +23,7 @@ from peftly.adapters import (
 )
 from peftly.errors import AdapterError, MethodError
 from peftly.injection import invalidate_cached_tensors
+from peftly.peft.pickled import PICKLE, in_safetensors
 from peftly.utils import warn
 
 __all__ = [
@@ -167,7 +168,7 @@ def adapter_source(
     key_mapping: object = None,
     **_: Any,
 ) -> str | Path:
-    """Return the folder of an adapter, which is fetched from the Hub if arguments of the Hub are given.
+    """Return the folder of an adapter, with weights in safetensors, fetched if arguments of the Hub are given.
 
     Raises:
         AdapterError: the Hub did not give it.
@@ -177,10 +178,10 @@ def adapter_source(
         raise MethodError("key_mapping renames tensors while they are loaded; rename those in the file instead")
     path = Path(model_id)
     if path.exists():
-        return path / (subfolder or "")
+        return in_safetensors(path / (subfolder or ""))
     if not any((subfolder, revision, token, cache_dir)):
         return model_id
-    names = [f"{subfolder}/{name}" if subfolder else name for name in (*ADAPTER_FILES, *TOKENIZER_FILES)]
+    names = [f"{subfolder}/{name}" if subfolder else name for name in (*ADAPTER_FILES, *TOKENIZER_FILES, PICKLE)]
     try:
         fetched = snapshot_download(
             str(model_id), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=names
@@ -188,7 +189,7 @@ def adapter_source(
     except Exception as error:  # also those of the client's HTTP library, whichever it is
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"{model_id} is no folder here, and the Hub did not give it: {reason}") from error
-    return Path(fetched) / (subfolder or "")
+    return in_safetensors(Path(fetched) / (subfolder or ""))
 
 
 def _adapter(model: Any, name: str) -> Any:

@@ -30,7 +30,11 @@ _PLACEHOLDERS = {
 }
 _SERIES = ("first", "second", "third")
 _SMOOTH_FROM = 60
-"""Number of points from which a curve is drawn with its running mean; shorter curves are readable without it."""
+"""Number of points from which a curve is drawn with its running mean; shorter curves are readable without it, and so
+are those that only rise."""
+
+_LARGE, _SMALL = (7.2, 3.4), (3.6, 2.3)
+"""Sizes of charts in inches."""
 
 _SHARES = (0, 0.25, 0.5, 0.75, 1)
 _SHARE_NAMES = ("0%", "25%", "50%", "75%", "100%")
@@ -42,7 +46,13 @@ Point = tuple[float, float | None]
 
 
 def line_chart(
-    series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, is_share: bool = False
+    series: Mapping[str, Sequence[Point]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    is_share: bool = False,
+    is_small: bool = False,
 ) -> Markup:
     """Draw curves with common axes.
 
@@ -52,6 +62,7 @@ def line_chart(
         x_label: name of the horizontal axis.
         y_label: name of the vertical axis.
         is_share: whether y is a share from 0 to 1, which the axis shows whole, in percent.
+        is_small: whether the chart stands beside others: its axis of y begins at 0, and names the only curve.
 
     Returns:
         An `<svg>` element; empty without points; a line of text if matplotlib is not installed.
@@ -61,10 +72,10 @@ def line_chart(
         return Markup()
     if not _has_matplotlib():
         return _missing_line()
-    figure, axes = _axes()
+    figure, axes = _axes(_SMALL if is_small else _LARGE)
     for colour, (name, points) in zip(_SERIES, curves.items(), strict=False):
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        is_smoothed = len(points) >= _SMOOTH_FROM
+        is_smoothed = len(points) >= _SMOOTH_FROM and ys != sorted(ys)
         marker = "o" if len(points) < 30 else None
         style = {"alpha": 0.35, "linewidth": 1.0} if is_smoothed else {"linewidth": 1.8, "label": name}
         axes.plot(xs, ys, color=_PLACEHOLDERS[colour], marker=marker, markersize=4, **style)
@@ -75,10 +86,13 @@ def line_chart(
     if is_share:
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks(_SHARES, _SHARE_NAMES)
+    if is_small:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
+    if not is_small:
+        axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
     description = "; ".join(
         f"{name}: {points[0][1]:.3g} at {x_label} {points[0][0]:g}, {points[-1][1]:.3g} at {points[-1][0]:g}"
         for name, points in curves.items()
@@ -102,7 +116,7 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
         return Markup()
     if not _has_matplotlib():
         return _missing_line()
-    figure, axes = _axes()
+    figure, axes = _axes(_LARGE)
     width = 0.8 / len(measures)
     for index, (colour, measure) in enumerate(zip(_SERIES, measures, strict=False)):
         positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(bars_of))]
@@ -140,10 +154,10 @@ def _missing_line() -> Markup:
     return Markup('<p class="muted">{}</p>').format(_MISSING)
 
 
-def _axes() -> tuple["Figure", "Axes"]:
+def _axes(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.set_axisbelow(True)

@@ -1,7 +1,7 @@
 """One training, from its first step or a checkpoint to its end, in a folder that no other process writes into."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from peftly.training.processes import num_processes, on_main_process, saved_exam
 from peftly.training.saved import weights_location
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
+from peftly.training.trackers import check_trackers
+from peftly.training.tracking import tracked
 from peftly.utils import (
     MARK,
     delete_file,
@@ -91,6 +93,8 @@ def run_jobs(
         callbacks: callbacks of each job.
         resume, delete_checkpoints: see `train`.
     """
+    for job in jobs.values():
+        check_trackers(job.config.report_to, together=len(jobs) > 1)
     shards = any(job.config.fsdp for job in jobs.values())
     # The blocks of a base that will be sharded move to their devices one by one.
     accelerator = make_accelerator(on_cpu=model.device.type == "cpu" and not shards)
@@ -107,7 +111,11 @@ def run_jobs(
     stops: AbstractContextManager[Sequence[int]] = stops_noted()
     if accelerator.num_processes == 1:
         stops = nullcontext(())
-    with lock, stops_raised(), stops as numbers:
+    with lock, stops_raised(), stops as numbers, ExitStack() as trackers:
+        callbacks = {
+            name: trackers.enter_context(tracked(callbacks.get(name, ()), job.config, folders[name], name=name))
+            for name, job in jobs.items()
+        }
         results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
         if delete_checkpoints and out is not None and accelerator.is_main_process:
             for file in checkpoint_files(out):

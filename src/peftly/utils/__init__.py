@@ -7,7 +7,7 @@ transactions   files of a folder replaced together, or not at all
 atomic         text files that appear complete or not at all
 output_folder  check of a folder before a command writes into it, its mark, and writing all of it
 signals        stop signals, delayed while weights change
-hardware       devices and dtypes
+hardware       devices, dtypes, and the memory of this process
 environment    versions, caches and the name of the program
 warning        warnings of the main process
 quiet          log lines and progress bars of other libraries
@@ -26,6 +26,7 @@ from peftly.utils.environment import automatic_dtype, cache_folders, environment
 from peftly.utils.file_changes import (
     append,
     delete_file,
+    delete_folder,
     make_folder,
     move,
     sync,
@@ -33,8 +34,16 @@ from peftly.utils.file_changes import (
     write_new_file,
     write_tensors,
 )
-from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
-from peftly.utils.hardware import resolve_device, resolve_dtype
+from peftly.utils.formatting import (
+    bytes_text,
+    count_text,
+    parameters_text,
+    score_rows,
+    score_text,
+    seconds_text,
+    share_text,
+)
+from peftly.utils.hardware import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from peftly.utils.locks import LOCK, folder_lock
 from peftly.utils.output_folder import (
     MARK,
@@ -68,6 +77,7 @@ __all__ = [
     "check_output_folder",
     "count_text",
     "delete_file",
+    "delete_folder",
     "drop_earlier",
     "earlier_files",
     "environment",
@@ -83,12 +93,15 @@ __all__ = [
     "mark_text",
     "move",
     "nearest_existing_parent",
+    "parameters_text",
+    "peak_memory",
     "program",
     "quiet",
     "read_mark",
     "recover",
     "replacing_file",
     "replacing_files",
+    "reset_peak_memory",
     "resolve_device",
     "resolve_dtype",
     "restore_earlier",

@@ -1,10 +1,14 @@
-"""The device and the dtype of a model."""
+"""The device and the dtype of a model, and the memory that a process uses on a device."""
 
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 import torch
 
 from peftly.errors import BaseModelError
 
-__all__ = ["resolve_device", "resolve_dtype"]
+__all__ = ["peak_memory", "reset_peak_memory", "resolve_device", "resolve_dtype"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,3 +61,49 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise BaseModelError(f"device={device!r} does not exist: torch sees no Apple GPU")
     return resolved
+
+
+def peak_memory(device: str | torch.device | None = None) -> int:
+    """Return the largest memory of this process on `device` since its start or since `reset_peak_memory`, in bytes.
+
+    On a GPU these are the bytes of tensors, without its context and the allocator's cache. On the CPU it is the
+    resident set: Python, the libraries and the pages of mapped files count too. Where the system keeps no peak (`mps`;
+    the CPU on macOS), it is the memory in use now.
+
+    Args:
+        device: device as `resolve_device` takes it.
+
+    Raises:
+        BaseModelError: torch has no such device on this machine.
+    """
+    resolved = resolve_device(device)
+    if resolved.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(resolved)
+    if resolved.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    # Not `ru_maxrss`: it cannot be reset, and a process inherits the peak of the process that started it.
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def reset_peak_memory(device: str | torch.device | None = None) -> None:
+    """Begin a new measurement for `peak_memory`, which then starts from the memory in use now.
+
+    Without effect where the system cannot do so (the CPU on other systems than Linux).
+
+    Args:
+        device: device as `resolve_device` takes it.
+
+    Raises:
+        BaseModelError: torch has no such device on this machine.
+    """
+    resolved = resolve_device(device)
+    if resolved.type in ("cuda", "xpu"):
+        torch.accelerator.reset_peak_memory_stats(resolved)
+    elif resolved.type == "cpu":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
