@@ -8,6 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.arguments import check_model
 from peftly.adapters.card import adapter_card
@@ -183,9 +185,26 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     labels = all_notes.get(LABELS, ())
     outputs = output_kind(adapter.model.config) if labels else "class"
     pooling = pooling_of(adapter.model)
-    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs, peft_limit=limit)
+    card = card or adapter_card(
+        base,
+        adapter.config,
+        labels=labels,
+        pooling=pooling,
+        outputs=outputs,
+        peft_limit=limit,
+        tags=_tags(adapter.model, base),
+        pipeline="text-generation" if peft_config["task_type"] == "CAUSAL_LM" else None,
+    )
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
+
+
+def _tags(model: Any, base: str | None) -> list[str]:
+    """Return the tags of a card besides those of the method: by them the Hub finds the adapters of a base."""
+    if not isinstance(model, PreTrainedModel):
+        return []
+    of_base = [f"base_model:adapter:{base}"] if base else []
+    return [*of_base, "transformers", *(getattr(model, "model_tags", None) or ())]
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

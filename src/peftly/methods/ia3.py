@@ -150,8 +150,13 @@ class IA3Adapter(Adapter):
         in_file = {match[1]: shape for name, shape in shapes.items() if (match := _VECTOR.fullmatch(name))}
         targets = peft_targets(model, (nn.Linear, Conv1D), peft, config.modules_to_save or (), in_file)
         if targets is None:
+            targets = list(find_targets(model, config.target_modules or (), warns=False)) if not shapes else None
+        if targets is None:
             return config
         modules: Any = config.feedforward_modules
+        if modules and not shapes:  # a new adapter: PEFT leaves names of layers that are no target layers out
+            inputs = find_targets(model, modules, warns=False)
+            modules = tuple(path for path in inputs if path in targets)
         if not peft.get("target_modules"):
             modules = tuple(path for path in targets if in_file[path][0] == 1)
         return config.model_copy(update={"target_modules": tuple(targets), "feedforward_modules": modules})

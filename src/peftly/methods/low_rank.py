@@ -176,6 +176,9 @@ class LowRankAdapter(Adapter):
             warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         ranks = by_pattern(config.rank_pattern, targets, config.rank, "rank_pattern")
         alphas = by_pattern(config.alpha_pattern, targets, config.alpha, "alpha_pattern")
+        if not setup.is_loading:
+            for setting in ("rank_pattern", "alpha_pattern"):
+                _warn_about_unused_keys(getattr(config, setting), targets, setting)
         for path, layer in targets.items():
             own_config = config.model_copy(update={"rank": ranks[path], "alpha": alphas[path]})
             low_rank_layer = cls.make_layer(layer, own_config, path, setup, with_bias=path in with_bias)
@@ -302,6 +305,12 @@ class LowRankAdapter(Adapter):
         """Return each layer that has factors, and these factors, by path."""
         layers = adapted_layers(self.model, self.name)
         return {path: (layer, adapter) for path, layer, adapter in layers if isinstance(adapter, LowRankLayer)}
+
+
+def _warn_about_unused_keys(pattern: Mapping[str, Any], paths: Mapping[str, Any], setting: str) -> None:
+    unused = [key for key in pattern if not first_matches([key], paths, setting, at_end=True)]
+    if unused:
+        warn(f"{setting} has keys that match no target layer and are passed over: {', '.join(unused)}", stacklevel=5)
 
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")

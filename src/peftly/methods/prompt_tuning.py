@@ -123,7 +123,7 @@ def initial_embeddings(model: PreTrainedModel, config: PromptTuning, setup: Setu
     generates = model.get_output_embeddings() is not None
     init = config.init or ("text" if config.init_text else "labels" if setup.answers and generates else "vocabulary")
     count = int(config.num_virtual_tokens)
-    if init != "random" and setup.tokenizer is None:
+    if init in ("text", "labels") and setup.tokenizer is None:
         raise MethodError(f"init: {init} starts from tokens: pass the tokenizer of the base, or use init: random")
     if init == "text":
         ids = text_ids(setup.tokenizer, config.init_text or "")

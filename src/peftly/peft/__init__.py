@@ -24,6 +24,8 @@ auto             `AutoPeftModel` and its classes by task
 
 import sys
 
+from peftly.errors import MethodError as NoMatchingPeftModuleError
+from peftly.errors import PeftlyError as PeftError
 from peftly.peft.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -69,7 +71,9 @@ __all__ = [
     "AutoPeftModelForTokenClassification",
     "IA3Config",
     "LoraConfig",
+    "NoMatchingPeftModuleError",
     "PeftConfig",
+    "PeftError",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftModelForFeatureExtraction",

@@ -49,6 +49,8 @@ def attach_new(model: Any, config: PeftConfig, name: str) -> None:
     attach(model, method, name=name, tokenizer=tokenizer, seed=int(torch.randint(2**32, (), device="cpu")))
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or config.base_model_name_or_path
     _complete(config, attached(model)[name])
+    if getattr(config, "modules_to_save", ()) is None and method.modules_to_save:
+        config.modules_to_save = list(method.modules_to_save)  # type: ignore[attr-defined] # those of the task
 
 
 def _complete(config: PeftConfig, adapter: Adapter) -> None:

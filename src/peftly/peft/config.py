@@ -60,8 +60,9 @@ class PeftConfig:
             ConfigError: an argument has an impossible value; the error is a ValueError.
         """
         if self.task_type is not None and self.task_type not in list(TaskType):
+            known = ", ".join(TaskType)
             raise ConfigError(
-                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {', '.join(TaskType)}"
+                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {known}."
             )
         self.peft_version = self.peft_version or PEFT_VERSION
         self.peft_type = self.method_type or self.peft_type
@@ -152,7 +153,7 @@ class PeftConfig:
         unknown = sorted(kwargs.keys() - known)
         if unknown and "peft_type" not in kwargs:
             raise TypeError(
-                f"The {cls.__name__} config that is trying to be loaded is missing required keys: peft_type"
+                f"The {cls.__name__} config that is trying to be loaded is missing required keys: {{'peft_type'}}."
             )
         if unknown:
             warn(f"Unexpected keyword arguments {unknown} for class {kind.__name__}, these are ignored.", stacklevel=3)

@@ -90,6 +90,7 @@ def prepare_model_for_kbit_training(
     model: ModelT,
     use_gradient_checkpointing: bool = True,
     gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+    auto_clear_cache: bool = True,
 ) -> ModelT:
     """Freeze a model and switch gradient checkpointing on, for training an adapter over a quantised base.
 
@@ -100,6 +101,7 @@ def prepare_model_for_kbit_training(
         model: a transformers model.
         use_gradient_checkpointing: whether to switch gradient checkpointing on.
         gradient_checkpointing_kwargs: settings of it, as for transformers.
+        auto_clear_cache: without effect: no parameter is converted, so no memory becomes free.
 
     Returns:
         The same model.

@@ -132,6 +132,10 @@ class PeftModel(AdapterMethods, FileMethods):
     def base_model(self, value: Any) -> None:
         self._modules["base_model"] = value
 
+    def prepare_model_for_gradient_checkpointing(self, model: Any = None) -> Any:
+        """Let gradients reach the adapters through checkpointed layers; the model does so by itself here."""
+        return self if model is None else model
+
     def get_base_model(self) -> Self:
         """Return the model: the base carries the adapters itself. Inside `disable_adapter` it computes without them."""
         return self
@@ -180,12 +184,20 @@ def _check_same(config: PeftConfig, of_file: PeftConfig) -> None:
     """
     common = {field.name for field in fields(PeftConfig)}
     given, expected = config.to_json(), of_file.to_json()
-    for key in given.keys() - common:
-        if key not in expected or given[key] not in (None, expected[key]):
+    for key in given.keys() - common - _OF_MODEL:
+        if key in expected and given[key] not in (None, expected[key]):
             raise MethodError(
                 f"config has {key}={given[key]!r}, and the file of the adapter {expected.get(key)!r}; leave config "
                 "out, or change the file"
             )
+
+
+_OF_MODEL = {
+    *("fan_in_fan_out", "feedforward_modules", "init_ia3_weights", "init_lora_weights", "num_attention_heads"),
+    *("num_layers", "num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text", "target_modules"),
+    *("token_dim", "tokenizer_kwargs", "tokenizer_name_or_path"),
+}
+"""Settings that say how an adapter began or which layers it found; the tensors in its file say which it has."""
 
 
 @contextmanager

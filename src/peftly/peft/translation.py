@@ -10,9 +10,11 @@ from transformers import AutoTokenizer
 
 from peftly.adapters import methods_of_peft, peft_config_of
 from peftly.errors import AdapterError, ConfigError
+from peftly.injection import first_matches, matches_path
 from peftly.methods import METHODS, MethodConfig
 from peftly.peft.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peftly.peft.names import PromptTuningInit, TaskType
+from peftly.utils import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +59,22 @@ def method_of(config: PeftConfig, model: nn.Module) -> MethodConfig:
     saved = _modules_to_save(config, model)
     method = method.model_copy(update={"modules_to_save": saved})
     method = METHODS[method.name].adapter.config_on(model, method, peft, {})
+    _warn_about_exclusion(config, model)
     return type(method)(**{**method.model_dump(), **fresh})
+
+
+def _warn_about_exclusion(config: Any, model: nn.Module) -> None:
+    """Warn if `exclude_modules` leaves no layer of the model out."""
+    excluded = getattr(config, "exclude_modules", None)
+    if not excluded:
+        return
+    paths = [path for path, _ in model.named_modules() if path]
+    if isinstance(excluded, str):
+        matched = bool(first_matches([excluded], paths, "exclude_modules"))
+    else:
+        matched = any(matches_path(name, path) for name in excluded for path in paths)
+    if not matched:
+        warn(f"You have passed exclude_modules={excluded!r} but no modules were excluded; see the names", stacklevel=4)
 
 
 def _modules_to_save(config: Any, model: nn.Module) -> tuple[str, ...] | None:

@@ -119,7 +119,8 @@ class BaseModelView:
         return type(self._body)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.model if name in _TUNER_ATTRIBUTES else self._body, name)
+        is_of_model = name in _TUNER_ATTRIBUTES or not hasattr(self._body, name)  # as PEFT's tuners pass them on
+        return getattr(self.model if is_of_model else self._body, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._body, name, value)
