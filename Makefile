@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format soak tables bench api compat wheel clean
+.PHONY: help install quickstart test lint format soak tables bench api compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -22,6 +22,7 @@ help:
 	@echo "make soak         the tests that take long"
 	@echo "make api          write docs/api.md from the docstrings"
 	@echo "make compat       part of the tests with the oldest and newest versions of the dependencies (long; fresh environments)"
+	@echo "make peft-suite   PEFT's own tests, from its source distribution, with peftly.peft in place of peft (ten minutes)"
 	@echo "make wheel        build the wheel into dist/"
 
 $(BIN)/python:
@@ -75,6 +76,9 @@ api: install
 
 compat: install
 	$(BIN)/python scripts/compat.py
+
+peft-suite: install
+	$(BIN)/python scripts/peft_suite.py
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

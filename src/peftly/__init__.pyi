@@ -48,7 +48,10 @@ from .models.loading import Base as Base
 from .models.loading import load_base as load_base
 from .models.quantization import Quantization as Quantization
 from .runs.opening import open_run as open_run
+from .runs.predict import predict as predict
 from .training.callbacks import Callback as Callback
+from .training.range_test import LearningRateTest as LearningRateTest
+from .training.range_test import find_learning_rate as find_learning_rate
 from .training.train import Job as Job
 from .training.train import TrainConfig as TrainConfig
 from .training.train import TrainResult as TrainResult

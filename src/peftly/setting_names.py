@@ -93,6 +93,7 @@ _SAME_PURPOSE = (
     ),
     ("save_total_limit", "train.keep_checkpoints", None, "checkpoints of an unfinished run"),
     ("patience early_stopping early_stopping_rounds", "train.early_stopping_patience", None, "a number of evaluations"),
+    ("early_stopping_delta min_delta early_stopping_min_delta", "train.early_stopping_threshold", None, ""),
     ("activation_checkpointing use_gradient_checkpointing", "train.gradient_checkpointing", None, ""),
     (
         "sample_packing neat_packing eval_packing eval_sample_packing padding_free",
@@ -101,6 +102,21 @@ _SAME_PURPOSE = (
         "on by default",
     ),
     ("deepspeed fsdp_config", "train.fsdp", None, "true shards the base over the processes of torchrun"),
+    ("loggers log_with tracker trackers", "train.report_to", None, "a name or a list of names"),
+    (
+        "use_wandb wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model",
+        "train.report_to",
+        None,
+        "wandb; WANDB_MODE=online in the environment sends the run, and WANDB_PROJECT names the project",
+    ),
+    (
+        "use_mlflow mlflow_tracking_uri mlflow_experiment_name",
+        "train.report_to",
+        None,
+        "mlflow; MLFLOW_TRACKING_URI names a server",
+    ),
+    ("use_swanlab swanlab_project swanlab_mode", "train.report_to", None, "swanlab; SWANLAB_MODE=online sends it"),
+    ("trackio_space_id", "train.report_to", None, "trackio; TRACKIO_SPACE_ID names a Space"),
     ("bf16 bfloat16 pure_bf16", "dtype", "bfloat16", ""),
     ("fp16 half pure_fp16 float16", "dtype", "float16", ""),
     ("torch_dtype precision mixed_precision model_dtype", "dtype", None, "auto, float32, bfloat16 or float16"),
@@ -134,6 +150,12 @@ _SAME_PURPOSE = (
         "data.train",
         None,
         "a file, a folder or a Hub id",
+    ),
+    (
+        "dataset_config_name dataset_config dataset_subset hf_dataset_subset dataset_split",
+        "data.train",
+        None,
+        "user/name:configuration[split]",
     ),
     (
         "validation_file eval_dataset eval_file val_dataset val_data valid_file validation_data dev_file test_datasets",
@@ -204,23 +226,18 @@ _NOT_NEEDED = (
         "include_num_input_tokens_seen disable_tqdm",
         "metrics.jsonl in the run folder has every step and every evaluation",
     ),
-    (
-        "report_to run_name wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model use_wandb "
-        "wandb mlflow_tracking_uri mlflow_experiment_name use_mlflow use_swanlab project trackio_space_id",
-        "report.html and metrics.jsonl in the run folder have the curves; a Callback can pass them to a tracker",
-    ),
+    ("run_name project", "a run has the name of its folder, and the project of a tracker is peftly"),
     (
         "load_best_model_at_end",
         "the weights of the best evaluation are always the result; train.metric_for_best_model says which is the best",
     ),
     ("greater_is_better", "it follows from train.metric_for_best_model"),
-    ("early_stopping_threshold early_stopping_delta min_delta", "every improvement counts"),
     ("do_train do_eval do_predict stage", "peftly train trains, and evaluates where there are other rows"),
     ("overwrite_output_dir", "type --overwrite behind peftly train"),
     ("resume_from_checkpoint auto_resume_from_checkpoints", "type peftly train --resume and the run folder"),
     (
         "push_to_hub hub_model_id hub_token hub_strategy hub_private_repo",
-        "upload the folder adapter of the run with hf upload",
+        "type peftly push, the run folder and --to user/name after the training",
     ),
     (
         "train_on_inputs completion_only_loss assistant_only_loss train_on_prompt train_on_responses_only mask_history "

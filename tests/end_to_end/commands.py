@@ -68,4 +68,4 @@ def peftly_apart(*arguments: Any, **variables: str) -> Outcome:
 
 def commands_of(app: Any) -> list[str]:
     """Return the names of the commands."""
-    return [command.callback.__name__ for command in app.registered_commands]
+    return [command.callback.__name__.replace("_", "-") for command in app.registered_commands]

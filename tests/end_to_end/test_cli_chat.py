@@ -118,7 +118,8 @@ def test_the_page_about_it(peftly, runs, monkeypatch):
     page = PAGE.read_text(encoding="utf-8")
     monkeypatch.chdir(runs.parent)
     commands = re.findall(r"^    peftly (.*)$", page, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
+    (runs.parent / "questions.jsonl").write_text('{"title": "Opening hours", "question": "And on Sunday?"}\n')
     for line in commands:
         outcome = peftly(*shlex.split(line), "--max-new-tokens", 2)
         assert (outcome.code, outcome.err) == (0, ""), line

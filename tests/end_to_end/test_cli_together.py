@@ -17,7 +17,7 @@ from peftly.errors import AdapterError
 from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config, load_config
 from peftly.runs.run import run
-from peftly.runs.side_by_side import run_together
+from peftly.runs.together import run_together
 
 FAST = ["--epochs", "4", "--learning-rate", "0.02", "--batch-size", "10"]
 # In bf16, which a base is opened in where that is fast, rounding would hide what is compared here.
@@ -217,7 +217,7 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
     file.write_text(yaml.safe_dump({**settings, "method": methods, "train": {"epochs": 6, "batch_size": 10}}))
     done = peftly("train", file, "--learning-rate", "0.02")
     assert (done.code, done.err) == (0, "")
-    said = dict(re.findall(r"method: (\w+): \w+, ([\d,]+) trained parameters", done.out))
+    said = dict(re.findall(r"method: (\w+): \w+, ([\d,]+) trainable of", done.out))
     assert list(said) == names
     whole = sum(int(count.replace(",", "")) for count in said.values())
     assert json.loads((out / "summary.json").read_text())["parameters"] == whole

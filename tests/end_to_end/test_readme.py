@@ -57,7 +57,7 @@ def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Pef
 
 def test_its_list_of_commands():
     (listed,) = re.findall(r"^`peftly --help` lists the commands: ([^.]+)\.", README, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", listed) == commands_of(app)
+    assert re.findall(r"`([\w-]+)`", listed) == commands_of(app)
 
 
 def test_its_table_of_methods():
@@ -81,7 +81,7 @@ def test_a_package_lists_its_modules(folder):
     """In its docstring; the modules of commands and of methods are in their registries."""
     listed = set(re.findall(r"\w+", ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8")))))
     listed |= {
-        "cli": set(commands_of(app)),
+        "cli": {command.replace("-", "_") for command in commands_of(app)},
         "methods": {method.adapter.__module__.rpartition(".")[2] for method in METHODS.values()},
     }.get(folder.name, set())
     assert {file.stem for file in folder.glob("*.py")} - {"__init__"} <= listed

@@ -18,6 +18,7 @@ from peftly import (
     PrefixTuning,
     PromptTuning,
     attach,
+    peft,
     set_adapters,
     trainable_parameters,
     use_adapters,
@@ -264,3 +265,12 @@ def test_forward_mode_without_functions():
     with forward_ad.dual_level():
         found = forward_ad.unpack_dual(model(forward_ad.make_dual(x, tangent))).tangent
     assert_close(found, model(x + tangent) - model(x), 1e-6)
+
+
+def test_a_compiled_model_of_peft_takes_adapter_names():
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    model = peft.get_peft_model(network, peft.LoraConfig(target_modules=["0", "2"]))
+    perturb(trainable_parameters(model).values())
+    compiled, names = torch.compile(model, backend="eager"), ["default", "__base__"]
+    assert_close(compiled(x), model(x))
+    assert_close(compiled(x, adapter_names=names), model(x, adapter_names=names))

@@ -41,6 +41,7 @@ from peftly.adapters.adapter_set import (
 )
 from peftly.adapters.attachment import attach, attach_without_values, detach
 from peftly.adapters.card import adapter_card
+from peftly.adapters.embeddings import embedding_tensors
 from peftly.adapters.files import (
     ADAPTER_FILES,
     BASE,
@@ -60,6 +61,7 @@ from peftly.adapters.folder import AdapterFolder
 from peftly.adapters.loading import load, load_adapter, load_together
 from peftly.adapters.merge import check_weightable, merge_adapters, weight_adapters
 from peftly.adapters.mergeable import check_mergeable
+from peftly.adapters.method_settings import methods_of_peft
 from peftly.adapters.own_tokenizer import (
     TOKENIZER_FILES,
     chat_template_in,
@@ -68,18 +70,21 @@ from peftly.adapters.own_tokenizer import (
     tokenizer_to_save,
 )
 from peftly.adapters.parameter_targets import with_parameter_targets
-from peftly.adapters.saving import adapter_tensors, save_adapter
+from peftly.adapters.pretrained import PushAdapters, SaveAdapters, values_of
+from peftly.adapters.saving import PEFT_VERSION, adapter_tensors, peft_config_of, save_adapter
 from peftly.adapters.state import (
     AdapterChoice,
     active_adapters,
     attached,
     num_virtual_tokens_of,
+    parameter_counts,
     set_adapters,
+    state_of,
     trainable_parameters,
     use_adapters,
     use_prompt_positions,
 )
-from peftly.adapters.tensor_names import with_plain_names
+from peftly.adapters.tensor_names import with_known_names, with_plain_names
 from peftly.adapters.version_0_1 import RENAMED_METHOD_SETTINGS, with_current_names
 
 __all__ = [
@@ -90,6 +95,7 @@ __all__ = [
     "LABELS",
     "METHOD",
     "PEFT_LIMIT",
+    "PEFT_VERSION",
     "QUANTIZATION",
     "RENAMED_METHOD_SETTINGS",
     "ROW_FORMAT",
@@ -102,6 +108,8 @@ __all__ = [
     "AdapterFolder",
     "AdapterSet",
     "AdapterSource",
+    "PushAdapters",
+    "SaveAdapters",
     "active_adapters",
     "adapter_card",
     "adapter_names",
@@ -116,23 +124,30 @@ __all__ = [
     "check_weightable",
     "correcting_adapter",
     "detach",
+    "embedding_tensors",
     "load",
     "load_adapter",
     "load_together",
     "merge_adapters",
+    "methods_of_peft",
     "num_virtual_tokens_of",
     "open_adapters",
     "open_compatible_adapters",
     "own_tokenizer",
+    "parameter_counts",
+    "peft_config_of",
     "save_adapter",
     "set_adapters",
+    "state_of",
     "tokenizer_size",
     "tokenizer_to_save",
     "trainable_parameters",
     "use_adapters",
     "use_prompt_positions",
+    "values_of",
     "weight_adapters",
     "with_current_names",
+    "with_known_names",
     "with_parameter_targets",
     "with_plain_names",
 ]

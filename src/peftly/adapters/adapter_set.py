@@ -152,7 +152,7 @@ class AdapterSet:
 
 AdapterSource = str | Path | AdapterSet
 """Adapters to open: an adapter folder, a folder of adapters that were saved together, a run folder (its `adapter` is
-opened), the Hub id of one adapter (which is downloaded), or adapters that are open already."""
+opened), the Hub id of an adapter (which is downloaded), or adapters that are open already."""
 
 
 def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
@@ -177,16 +177,28 @@ def open_adapters(source: AdapterSource, base: str | None = None) -> AdapterSet:
             return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise no_adapter(path)
-    try:
-        folder = Path(snapshot_download(str(source), allow_patterns=[*ADAPTER_FILES, *TOKENIZER_FILES]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
+    folder = _downloaded(str(source), "")
+    if not (folder / CONFIG).is_file():  # adapters that were saved together have folders of their own
+        folder = _downloaded(str(source), "*/")
     if (folder / CONFIG).is_file() and not (folder / TENSORS).is_file():
         raise no_tensors(folder, str(source))
     if not (adapters := _adapters_in(folder, notes_of)):
         raise AdapterError(f"{source} is no folder here, and on the Hub it is no adapter: it has no {CONFIG}")
     return AdapterSet(str(source), folder, MappingProxyType(adapters)).over(base)
+
+
+def _downloaded(source: str, prefix: str) -> Path:
+    """Return the folder of an adapter from the Hub, with the files whose paths begin with the pattern `prefix`.
+
+    Raises:
+        AdapterError: the Hub has no such repository, or cannot be reached.
+    """
+    names = (*ADAPTER_FILES, *TOKENIZER_FILES)
+    try:
+        return Path(snapshot_download(source, allow_patterns=[f"{prefix}{name}" for name in names]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
 
 
 def check_source(source: object) -> None:

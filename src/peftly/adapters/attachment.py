@@ -233,7 +233,7 @@ def _restore(model: nn.Module) -> None:
     if state.generation is not None:
         model.generation_config = state.generation
     remove_weight_readers(model)
-    for part in (state.reach, state.hooks, state.checkpointing, *state.handles):
+    for part in (*state.handles, state.reach, state.hooks, state.checkpointing):
         if part is not None:
             part.remove()
     restore_quantized_layers(state.patched_layers)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from peftly.methods import MethodConfig
+from peftly.methods import METHODS, MethodConfig
 from peftly.models import OutputKind, Pooling
 
 __all__ = ["adapter_card"]
@@ -17,6 +17,8 @@ def adapter_card(
     pooling: Pooling | None = None,
     outputs: OutputKind = "class",
     peft_limit: str | None = None,
+    tags: Sequence[str] = (),
+    pipeline: str | None = None,
 ) -> str:
     """Return the text of an adapter's model card.
 
@@ -28,14 +30,20 @@ def adapter_card(
         pooling: pooling in front of the head of a sequence classifier; None: the class of transformers has its own.
         outputs: meaning of the outputs of a classifier.
         peft_limit: why PEFT computes other outputs with the adapter; None: it does not.
+        tags: more tags, such as those of the base.
+        pipeline: name of the Hub for the use of the model, such as "text-generation".
     """
     settings = "\n".join(f"- {key}: {value}" for key, value in config.model_dump(mode="json").items())
     parts = "".join(f"\n- {line}" for line in made_of)
     names = "".join(f"\n{number}. `{json.dumps(label, ensure_ascii=False)}`" for number, label in enumerate(labels))
     by_number = f"{_OUTPUTS[outputs]}, by the number of the output (`id2label`):\n{names}\n\n" if labels else ""
     front_matter = f"base_model: {json.dumps(base)}\n" if base else ""
+    front_matter += f"pipeline_tag: {pipeline}\n" if pipeline else ""
+    of_peft = METHODS[config.name].adapter.peft_types[0].lower()  # by which the Hub finds adapters of a kind
+    all_tags = dict.fromkeys(["peftly", config.name, *(() if of_peft.startswith("peftly") else (of_peft,)), *tags])
+    listed = "".join(f"\n- {json.dumps(tag, ensure_ascii=False) if ':' in tag else tag}" for tag in all_tags)
     return (
-        f"---\n{front_matter}library_name: peft\ntags:\n- peftly\n- {config.name}\n---\n\n"
+        f"---\n{front_matter}library_name: peft\ntags:{listed}\n---\n\n"
         f"# A {config.name} adapter{f' for {base}' if base else ''}\n\n{settings}\n\n"
         f"{f'It is made of:{chr(10)}{parts}{chr(10)}{chr(10)}' if parts else ''}"
         f"{by_number}"

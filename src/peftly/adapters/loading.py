@@ -31,7 +31,7 @@ from peftly.adapters.tensor_names import with_known_names
 from peftly.adapters.training_quantization import other_quantization, quantization_advice, remember_training
 from peftly.adapters.vocabulary import vocabulary_size
 from peftly.errors import AdapterError, MethodError
-from peftly.injection import copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
+from peftly.injection import body_of, copied_buffers, copied_modules, copied_parameters, tied_copies, untie_copies
 from peftly.methods import METHODS, Adapter, MethodConfig
 from peftly.models import Base, Quantization, load_base, note_difference
 from peftly.utils import warn
@@ -292,7 +292,7 @@ def _load_with_base(
             load_adapter(loaded.model, one, name=name)
     finish_base(loaded.model, attached(loaded.model), opened.values(), own_tokenizer, rows)
     missing = parts_without_copy(loaded.model)
-    if missing and loaded.model.base_model is loaded.model:  # its states do not depend on a pooler
+    if missing and body_of(loaded.model) is loaded.model:  # its states do not depend on a pooler
         warn(f"{base_name} has no weights for {', '.join(missing)}: they are random", stacklevel=3)
     elif missing:
         raise AdapterError(

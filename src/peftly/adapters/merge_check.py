@@ -47,7 +47,7 @@ def check_merged_layer(path: str, layer: Any, changes: Sequence[Any]) -> None:
     adapted: Callable[..., Any] = original
     for change in changes:
         adapted = partial(change.run, layer, adapted)
-    with evaluation_mode(layer), _own_copies_of_tensors(layer):
+    with evaluation_mode(layer), _own_copies_of_tensors(layer), _wide_parameters(changes):
         x, outputs = _first_outputs(_sample_inputs(layer), original, adapted)
         for change in changes:
             change.merge_into(layer)
@@ -132,6 +132,21 @@ def _own_copies_of_tensors(layer: nn.Module) -> Iterator[None]:
     finally:
         for module, (parameters, buffers) in zip(owners, tensors, strict=True):
             module._parameters, module._buffers = parameters, buffers
+
+
+@contextmanager
+def _wide_parameters(changes: Sequence[Any]) -> Iterator[None]:
+    """Compute with the parameters of layer adapters in fp32 or wider: in fp16, rounding exceeds the limit."""
+    owners = [module for change in changes for module in change.modules()]
+    parameters = [module._parameters for module in owners]
+    try:
+        for module, own in zip(owners, parameters, strict=True):
+            if any(value is not None and value.itemsize < 4 for value in own.values()):
+                module._parameters = {name: _wide_copy(value) for name, value in own.items()}
+        yield
+    finally:
+        for module, own in zip(owners, parameters, strict=True):
+            module._parameters = own
 
 
 def _wide_copy(value: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ from peftly.errors import AdapterError
 from peftly.methods import METHODS, MethodConfig
 from peftly.utils import warn
 
-__all__ = ["has_own_format", "read_method"]
+__all__ = ["has_own_format", "methods_of_peft", "read_method"]
 
 _COMMON_KEYS = frozenset(
     {
@@ -108,13 +108,23 @@ def _disagreement(folder: Path, setting: str, noted: object, of_peft: object) ->
 
 
 def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, MethodConfig]:
-    """Return the settings of each method that PEFT's configuration may describe, by the name of the method."""
+    """Return `methods_of_peft`; the errors name the file."""
+    try:
+        return methods_of_peft(peft_config)
+    except AdapterError as error:
+        raise AdapterError(f"{folder / CONFIG}{error}") from None
+
+
+def methods_of_peft(peft_config: Mapping[str, Any]) -> dict[str, MethodConfig]:
+    """Return the settings of each method that PEFT's configuration may describe, by the name of the method.
+
+    Raises:
+        AdapterError: the configuration is unsound or not supported; the message continues the name of the file.
+    """
     peft_type = peft_config["peft_type"]
     known_types = {name: None for method in METHODS.values() for name in method.adapter.peft_types}
     if peft_type not in known_types:
-        raise AdapterError(
-            f"{folder / CONFIG} is of peft_type {escaped(repr(peft_type))}; peftly reads {', '.join(known_types)}"
-        )
+        raise AdapterError(f" is of peft_type {escaped(repr(peft_type))}; peftly reads {', '.join(known_types)}")
     candidates: dict[str, MethodConfig] = {}
     for method in METHODS.values():
         if peft_type not in method.adapter.peft_types:
@@ -122,15 +132,13 @@ def _methods_of_peft(folder: Path, peft_config: Mapping[str, Any]) -> dict[str, 
         try:
             config = method.adapter.config_from_peft(peft_config)
         except AdapterError as error:
-            raise AdapterError(f"{folder / CONFIG}: {error}") from None
+            raise AdapterError(f": {error}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise AdapterError(
-                f"{folder / CONFIG} is not a sound {peft_type} configuration: {_reason(error)}"
-            ) from None
+            raise AdapterError(f" is not a sound {peft_type} configuration: {_reason(error)}") from None
         if config is not None:
             candidates[config.name] = config
     if not candidates:
-        raise AdapterError(f"{folder / CONFIG} is not a sound {peft_type} configuration: its settings have no name")
+        raise AdapterError(f" is not a sound {peft_type} configuration: its settings have no name")
     return candidates
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, ModelCard
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import convert_file_size_to_int
 
-from peftly.adapters.files import ADAPTER_FILES, CARD
+from peftly.adapters.files import ADAPTER_FILES, CARD, CONFIG
 from peftly.adapters.saving import adapter_tensors, save_adapter
 from peftly.adapters.state import attached
 from peftly.errors import AdapterError, MethodError
@@ -22,10 +22,13 @@ from peftly.injection import owner
 from peftly.utils import bytes_text, replacing_file, write_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["PushAdapters", "SaveAdapters", "UpdateCard", "ignore_missing_base", "take_peft_names"]
+__all__ = ["PushAdapters", "SaveAdapters", "UpdateCard", "ignore_missing_base", "take_peft_names", "values_of"]
+
+Save = Callable[["nn.Module", Path], Any]
+"""Function that writes the adapters of a model to a folder."""
 
 _PUSH_SETTINGS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 _TRAINER_FOLDER = re.compile(r"checkpoint-\d+")
@@ -34,8 +37,8 @@ _TRAINER_FOLDER = re.compile(r"checkpoint-\d+")
 class SaveAdapters:
     """`save_pretrained` of an adapted model: it writes the adapters, not the base, so that checkpoints are small."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, save: Save = save_adapter) -> None:
+        self.model, self.save = model, save
 
     def __call__(
         self,
@@ -89,11 +92,12 @@ class SaveAdapters:
         if not is_main_process:
             return
         folder = Path(save_directory)
-        with _values_of(self.model, state_dict):
+        with values_of(self.model, state_dict):
             if push_to_hub:
-                _push(self.model, folder, push_settings.pop("repo_id", folder.name), token=token, **push_settings)
+                repo_id = push_settings.pop("repo_id", folder.name)
+                _push(self.model, folder, repo_id, self.save, token=token, **push_settings)
             else:
-                save_adapter(self.model, folder)
+                self.save(self.model, folder)
             if _TRAINER_FOLDER.fullmatch(folder.name):
                 _write_trainer_state(self.model, folder)
 
@@ -101,8 +105,8 @@ class SaveAdapters:
 class PushAdapters:
     """`push_to_hub` of an adapted model: it uploads the adapters, not the base."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, save: Save = save_adapter) -> None:
+        self.model, self.save = model, save
 
     def __call__(
         self,
@@ -130,7 +134,7 @@ class PushAdapters:
             raise AdapterError(f"push_to_hub of an adapted model has no setting {unknown[0]}; leave it out")
         _check_size(self.model, max_shard_size)
         with TemporaryDirectory() as folder:
-            return _push(self.model, Path(folder), repo_id, token=token, **settings)
+            return _push(self.model, Path(folder), repo_id, self.save, token=token, **settings)
 
 
 class UpdateCard:
@@ -189,7 +193,7 @@ def take_peft_names(model: PreTrainedModel, state_dict: dict[str, Tensor], prefi
     state_dict.update(values)
 
 
-def _write_trainer_state(model: PreTrainedModel, folder: Path) -> None:
+def _write_trainer_state(model: nn.Module, folder: Path) -> None:
     """Write the parameters of the adapters under their names in the model.
 
     Trainer passes the content of this file to `load_state_dict` when it resumes, and when it loads the best model.
@@ -200,7 +204,7 @@ def _write_trainer_state(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def _values_of(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None) -> Iterator[None]:
+def values_of(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> Iterator[None]:
     """Give the parameters of the adapters other values while the block runs.
 
     Raises:
@@ -223,7 +227,7 @@ def _values_of(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None) 
                 parameter.copy_(before[name])
 
 
-def _check_size(model: PreTrainedModel, max_shard_size: int | str | None) -> None:
+def _check_size(model: nn.Module, max_shard_size: int | str | None) -> None:
     """Do nothing if the file of every adapter is small enough: an adapter is one file.
 
     Raises:
@@ -242,9 +246,10 @@ def _check_size(model: PreTrainedModel, max_shard_size: int | str | None) -> Non
 
 
 def _push(
-    model: PreTrainedModel,
+    model: nn.Module,
     folder: Path,
     repo_id: str,
+    save: Save,
     *,
     private: bool | None = None,
     revision: str | None = None,
@@ -268,10 +273,10 @@ def _push(
     if revision is not None and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
     has_card = api.file_exists(repo_id, CARD, revision=revision, token=token)
-    save_adapter(model, folder)
-    adapters = attached(model)
-    inner = [f"{name}/" for name in adapters] if len(adapters) > 1 else [""]
-    tags = [*(model.model_tags or ()), *([tags] if isinstance(tags, str) else tags or ())]
+    save(model, folder)
+    parts = ("", *(f"{name}/" for name in attached(model)))
+    inner = [part for part in parts if (folder / part / CONFIG).is_file()]
+    tags = [*(getattr(model, "model_tags", None) or ()), *([tags] if isinstance(tags, str) else tags or ())]
     for path in inner if tags else ():
         _add_tags(folder / path / CARD, tags)
     return api.upload_folder(

@@ -8,6 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from peftly.adapters.adapter_set import names_saved_together
 from peftly.adapters.arguments import check_model
 from peftly.adapters.card import adapter_card
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
 
     from peftly.methods import Adapter
 
-__all__ = ["adapter_tensors", "save_adapter"]
+__all__ = ["PEFT_VERSION", "adapter_tensors", "peft_config_of", "save_adapter"]
 
 PEFT_VERSION = "0.21.2"
 """Version of PEFT whose format is written."""
@@ -167,14 +169,13 @@ def _has_written_tokenizer(folder: Path) -> bool:
 
 def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str | None, embeddings: bool | None) -> None:
     """Write the files of one adapter."""
-    config = getattr(adapter.model, "config", None)
-    base = getattr(adapter.model, "name_or_path", None) or getattr(config, "name_or_path", None) or None
+    base = _base_of(adapter)
     make_folder(folder)
     of_base = {name: tensor.detach().cpu().clone() for name, tensor in embedding_tensors(adapter, embeddings).items()}
     write_tensors(folder / TENSORS, {**of_base, **_on_cpu(adapter_tensors(adapter))}, {"format": "pt"})
     if training := _on_cpu(adapter.training_tensors()):
         write_tensors(folder / TRAINING, training, {"format": "pt"})
-    peft_config = _peft_config(adapter, base)
+    peft_config = peft_config_of(adapter)
     limit = None if has_own_format(peft_config) else peft_limit(adapter)
     if limit is not None:
         warn(f"the adapter is saved for peftly only: {limit}", stacklevel=3)
@@ -184,9 +185,26 @@ def _write(adapter: Adapter, folder: Path, notes: Mapping[str, Any], card: str |
     labels = all_notes.get(LABELS, ())
     outputs = output_kind(adapter.model.config) if labels else "class"
     pooling = pooling_of(adapter.model)
-    card = card or adapter_card(base, adapter.config, labels=labels, pooling=pooling, outputs=outputs, peft_limit=limit)
+    card = card or adapter_card(
+        base,
+        adapter.config,
+        labels=labels,
+        pooling=pooling,
+        outputs=outputs,
+        peft_limit=limit,
+        tags=_tags(adapter.model, base),
+        pipeline="text-generation" if peft_config["task_type"] == "CAUSAL_LM" else None,
+    )
     write_new_file(folder / CARD, card.encode("utf-8"))
     AdapterFolder.read(folder)  # what is written can be opened
+
+
+def _tags(model: Any, base: str | None) -> list[str]:
+    """Return the tags of a card besides those of the method: by them the Hub finds the adapters of a base."""
+    if not isinstance(model, PreTrainedModel):
+        return []
+    of_base = [f"base_model:adapter:{base}"] if base else []
+    return [*of_base, "transformers", *(getattr(model, "model_tags", None) or ())]
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,7 +222,13 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in copies.items()}
 
 
-def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
+def _base_of(adapter: Adapter) -> str | None:
+    config = getattr(adapter.model, "config", None)
+    return getattr(adapter.model, "name_or_path", None) or getattr(config, "name_or_path", None) or None
+
+
+def peft_config_of(adapter: Adapter) -> dict[str, Any]:
+    """Return the content of the `adapter_config.json` of an adapter."""
     copied = copied_modules(adapter.model, adapter.name)
     task_type = None if _keeps_head_of_base(adapter) else peft_task_type(adapter.model)
     peft_type, settings = adapter.peft_type, adapter.peft_config()
@@ -213,7 +237,7 @@ def _peft_config(adapter: Adapter, base: str | None) -> dict[str, Any]:
         peft_type, settings = f"PEFTLY_{peft_type}", {"settings": adapter.config.model_dump(mode="json")}
     peft_config = {
         "auto_mapping": auto_mapping(adapter.model) if task_type is None else None,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": _base_of(adapter),
         "inference_mode": True,
         "peft_type": peft_type,
         "peft_version": PEFT_VERSION,

@@ -29,6 +29,7 @@ from peftly.injection import (
     is_within,
     new_modules,
 )
+from peftly.kernels import num_weights
 from peftly.methods import Adapter
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ __all__ = [
     "check_names",
     "checked_names",
     "num_virtual_tokens_of",
+    "parameter_counts",
     "parts_without_copy",
     "set_adapters",
     "state_of",
@@ -217,6 +219,18 @@ def check_names(model: nn.Module, names: Sequence[str]) -> list[str]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a model that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return the number of trainable parameters of a model, and of all its parameters, each counted once.
+
+    A quantised weight counts as many parameters as before its quantisation.
+    """
+    counts: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            counts[parameter] = num_weights(module, name)
+    return sum(count for parameter, count in counts.items() if parameter.requires_grad), sum(counts.values())
 
 
 def state_of(model: nn.Module) -> AttachedAdapters:

@@ -8,6 +8,7 @@ opening  model of a run, an adapter or a base
 prompts  prompts in the format of a run
 answers  answers of a classifier, printed
 next_commands  commands to try after a training
+row_progress  a bar over rows
 tokens   tokens of an example, printed
 audit    examples of `inspect`
 
@@ -27,10 +28,13 @@ from peftly.cli.env import env
 from peftly.cli.evaluate import evaluate
 from peftly.cli.explain import explain
 from peftly.cli.export import export
+from peftly.cli.find_lr import find_lr
 from peftly.cli.generate import generate
 from peftly.cli.inspect import inspect
 from peftly.cli.merge import merge
 from peftly.cli.methods import methods
+from peftly.cli.predict import predict
+from peftly.cli.push import push
 from peftly.cli.quickstart import quickstart
 from peftly.cli.train import train
 from peftly.errors import ConfigError
@@ -50,13 +54,16 @@ app = typer.Typer(
 for _command in (
     quickstart,
     train,
+    find_lr,
     evaluate,
+    predict,
     generate,
     chat,
     combine,
     merge,
     export,
     convert,
+    push,
     inspect,
     explain,
     methods,

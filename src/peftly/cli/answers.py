@@ -9,9 +9,10 @@ from peftly.cli.console import echo
 
 if TYPE_CHECKING:
     from peftly.data import Example
+    from peftly.inference import Answer
     from peftly.runs import OpenRun
 
-__all__ = ["print_answer"]
+__all__ = ["answer_text", "print_answer"]
 
 
 def print_answer(opened: "OpenRun", example: "Example") -> None:
@@ -37,6 +38,18 @@ def print_answer(opened: "OpenRun", example: "Example") -> None:
     form = ".4g" if output_kind(opened.model.config) == "numbers" else ".1%"
     for label, score in sorted(scores.items(), key=lambda item: -item[1]):
         echo(f"{label}\t{score:{form}}")
+
+
+def answer_text(answer: "Answer") -> str:
+    """Return the answer for one of several rows as text: labels with probabilities, tags, a number, or a text."""
+    if answer.prediction is None:
+        return "(nothing to read)"
+    if answer.probabilities is not None:
+        scores = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+        return "\n".join(f"{label}\t{score:.1%}" for label, score in scores)
+    if isinstance(answer.prediction, list):
+        return " ".join(tag or "(no tag)" for tag in answer.prediction)
+    return str(answer.prediction)
 
 
 def _print_tags(opened: "OpenRun", words: Sequence[str], max_length: int) -> None:

@@ -11,6 +11,7 @@ from peftly.cli.options import (
     BaseOption,
     ChatTemplate,
     DataFile,
+    Format,
     MaxLength,
     Overrides,
     Target,
@@ -50,6 +51,7 @@ def inspect(
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    row_format: Format = None,
     chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
     overrides: Overrides = None,
@@ -78,6 +80,7 @@ def inspect(
         "test": test or None,
         "template": template,
         "target": target,
+        "format": row_format,
         "chat_template": chat_template,
         "max_length": max_length,
     }

@@ -15,15 +15,31 @@ __all__ = [
     "ChatTemplate",
     "ConfigFile",
     "DataFile",
+    "Ensemble",
+    "Epochs",
     "Field",
+    "Format",
+    "Head",
+    "LearningRate",
     "MaxLength",
     "MaxNewTokens",
+    "MethodOption",
     "MinP",
     "ModelBase",
     "MovedBase",
+    "NumBeams",
     "OptionalRun",
     "Overrides",
+    "Patience",
+    "QuantizationOption",
+    "RepetitionPenalty",
+    "RowLabels",
+    "RowLimit",
+    "RowTarget",
+    "RowTemplate",
+    "RowsFile",
     "Run",
+    "Seed",
     "Stop",
     "System",
     "Target",
@@ -32,6 +48,7 @@ __all__ = [
     "Template",
     "TestFile",
     "TopK",
+    "TopP",
     "ValidationFile",
     "Weights",
     "read_weights",
@@ -74,6 +91,15 @@ Field = Annotated[
     list[str] | None,
     typer.Option("--field", metavar="NAME=TEXT", help="A field of the template of the run. Repeatable."),
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="Named format of the rows: alpaca, alpaca-human, belle, chatml, firefly, llama-2, twitter-complaints or "
+        "vicuna.",
+    ),
+]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")
 ]
@@ -95,6 +121,30 @@ ChatTemplate = Annotated[
     typer.Option(
         "--chat-template", metavar="FILE", help="Chat template for conversations: a file. Default: the base's own."
     ),
+]
+NumBeams = Annotated[int, typer.Option("--num-beams", help="Above 1: beam search with this many beams.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: make repeated tokens less likely.")
+]
+RowsFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Rows: JSON Lines, JSON, CSV, TSV or Parquet file, folder or Hub id (its test split). Repeatable.",
+    ),
+]
+RowLimit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N rows.")]
+RowLabels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="A label to choose from, for a base without a run. Repeatable."),
+]
+RowTemplate = Annotated[
+    str | None,
+    typer.Option("--template", help="Template of the prompts, for a base without a run: '{text}\\nLabel:'."),
+]
+RowTarget = Annotated[
+    str | None, typer.Option("--target", help="Field with the answers, for scores of a base without a run.")
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
@@ -121,6 +171,7 @@ TestFile = Annotated[
         help="Test data, for the final scores; none: no test split of the data set. Repeatable.",
     ),
 ]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample from the most likely tokens with this total probability.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this number of most likely tokens.")]
 ValidationFile = Annotated[
     list[str] | None,
@@ -133,6 +184,24 @@ ValidationFile = Annotated[
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Weight of each adapter: 0.7,0.3. Only for LoRA. Default: 1 for each.")
 ]
+Ensemble = Annotated[int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
+]
+MethodOption = Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")]
+Patience = Annotated[
+    int | None,
+    typer.Option("--early-stopping-patience", help="Evaluations without progress after which training stops."),
+]
+QuantizationOption = Annotated[
+    str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")]
 
 
 def read_weights(weights: str) -> list[float]:

@@ -15,10 +15,13 @@ __all__ = [
     "description",
     "field_options",
     "input_options",
+    "is_classifier",
     "messages",
     "open_fields",
     "prompt_of",
+    "prompt_row",
     "read_fields",
+    "text_fields",
     "text_prompt",
     "with_system",
 ]
@@ -74,24 +77,51 @@ def prompt_of(opened: "OpenRun", inputs: Inputs, *, is_base: bool) -> "Example |
         ConfigError: the options do not fit the model.
     """
     from peftly.data import Example
-    from peftly.models import task_of
+
+    if inputs.prompt is not None:
+        inputs.check({"pair"} if is_classifier(opened) else (), "--prompt is a complete prompt")
+        return Example(inputs.prompt, pair=inputs.pair)
+    row_format, row = prompt_row(opened, inputs, is_base=is_base)
+    if row_format.kind == "chat":
+        conversation: list[dict[str, str]] = row[row_format.target]
+        return conversation
+    return row_format.format_prompt(row)
+
+
+def prompt_row(opened: "OpenRun", inputs: Inputs, *, is_base: bool) -> "tuple[RowFormat, dict[str, Any]]":
+    """Return the row whose prompt the options give, and its row format.
+
+    Args:
+        opened, is_base: as for `prompt_of`.
+        inputs: values of the options, without --prompt.
+
+    Raises:
+        ConfigError: the options do not fit the model.
+    """
+    from peftly.data import RowFormat
 
     row_format = opened.row_format
-    is_classifier = task_of(opened.model) in ("sequence_classification", "token_classification")
-    if inputs.prompt is not None:
-        inputs.check({"pair"} if is_classifier else (), "--prompt is a complete prompt")
-        return Example(inputs.prompt, pair=inputs.pair)
-    if row_format is None and is_classifier and inputs.text is not None:
+    if row_format is None and is_classifier(opened) and inputs.text is not None:
         inputs.check({"pair"}, "this model records no template")
-        return Example(inputs.text, pair=inputs.pair)
+        pair = None if inputs.pair is None else "text_pair"
+        row = {"text": inputs.text} if pair is None else {"text": inputs.text, pair: inputs.pair}
+        return RowFormat("completion", "{text}", "label", pair=pair), row
     if row_format.kind == "chat" if row_format else is_base and opened.tokenizer.chat_template:
         inputs.check({"system"}, 'this model answers conversations: give --text "…"')
-        return messages(str(inputs.text), inputs.system)
+        row_format = row_format or RowFormat("chat", None, "messages")
+        return row_format, {row_format.target: messages(str(inputs.text), inputs.system)}
     if row_format is None:
         chat = ", or use peftly chat" if opened.tokenizer.chat_template else ""
         raise ConfigError(f'this model records no template for --text; give the complete prompt: --prompt "…"{chat}')
     fields = with_system(row_format, inputs.field, inputs.system)
-    return text_prompt(row_format, inputs.text, fields, pair=inputs.pair)
+    return row_format, text_fields(row_format, inputs.text, fields, pair=inputs.pair)
+
+
+def is_classifier(opened: "OpenRun") -> bool:
+    """Return whether a model gives labels or tags instead of text."""
+    from peftly.models import task_of
+
+    return task_of(opened.model) in ("sequence_classification", "token_classification")
 
 
 def with_system(row_format: "RowFormat", fields: Mapping[str, Any], system: str | None) -> dict[str, Any]:
@@ -107,10 +137,22 @@ def with_system(row_format: "RowFormat", fields: Mapping[str, Any], system: str 
     return {**fields, "system": system}
 
 
-def text_prompt(
-    row_format: "RowFormat", text: str | None, fields: Mapping[str, Any], *, pair: str | None = None
-) -> "Example":
+def text_prompt(row_format: "RowFormat", text: str | None, fields: Mapping[str, Any]) -> "Example":
     """Return the prompt of a run that was trained with a template, formatted as in training.
+
+    Args:
+        row_format, text, fields: as for `text_fields`.
+
+    Raises:
+        ConfigError: as for `text_fields`.
+    """
+    return row_format.format_prompt(text_fields(row_format, text, fields))
+
+
+def text_fields(
+    row_format: "RowFormat", text: str | None, fields: Mapping[str, Any], *, pair: str | None = None
+) -> dict[str, Any]:
+    """Return the fields of a prompt of a run that was trained with a template.
 
     Args:
         row_format: row format of the run, of any kind but "chat".
@@ -132,13 +174,14 @@ def text_prompt(
         raise ConfigError(f"this run learned {description(row_format)}; give {input_options(row_format)}")
     if text is not None:
         given[missing[0]] = text
-    return row_format.format_prompt(given[missing[0]] if row_format.kind == "tags" and missing else given)
+    if row_format.kind == "tags":  # the words of a text are its parts between blanks
+        given = {name: value.split() for name, value in given.items()}
+    return given
 
 
 def open_fields(row_format: "RowFormat", given: Collection[str]) -> list[str]:
     """Return the fields of a prompt that need a value and are not among `given`."""
-    optional = {"input", "system", "history"} if row_format.kind == "alpaca" else set()
-    return [name for name in row_format.input_fields if name not in given and name not in optional]
+    return [name for name in row_format.input_fields if name not in (*given, *row_format.optional_fields)]
 
 
 def description(row_format: "RowFormat") -> str:

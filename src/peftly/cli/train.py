@@ -12,8 +12,17 @@ from peftly.cli.options import (
     ChatTemplate,
     ConfigFile,
     DataFile,
+    Ensemble,
+    Epochs,
+    Format,
+    Head,
+    LearningRate,
     MaxLength,
+    MethodOption,
     Overrides,
+    Patience,
+    QuantizationOption,
+    Seed,
     Target,
     TaskOption,
     Template,
@@ -33,32 +42,25 @@ __all__ = ["train"]
 def train(
     config: ConfigFile = None,
     base: BaseOption = None,
-    quantization: Annotated[
-        str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")
-    ] = None,
+    quantization: QuantizationOption = None,
     task: TaskOption = None,
-    head: Annotated[
-        str | None,
-        typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
-    ] = None,
+    head: Head = None,
     data: DataFile = None,
     validation: ValidationFile = None,
     test: TestFile = None,
     template: Template = None,
     target: Target = None,
+    row_format: Format = None,
     chat_template: ChatTemplate = None,
     max_length: MaxLength = None,
-    method: Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")] = None,
-    ensemble: Annotated[
-        int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")
-    ] = None,
+    method: MethodOption = None,
+    ensemble: Ensemble = None,
     out: Annotated[str | None, typer.Option("--out", help="Output folder of the run.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
-    ] = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")] = None,
+    early_stopping_patience: Patience = None,
+    seed: Seed = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     resume: Annotated[
@@ -76,6 +78,7 @@ def train(
         "test": test or None,
         "template": template,
         "target": target,
+        "format": row_format,
         "chat_template": chat_template,
         "max_length": max_length,
         "method": method,
@@ -84,6 +87,7 @@ def train(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
+        "early_stopping_patience": early_stopping_patience,
         "seed": seed,
     }
     import_libraries()
@@ -131,7 +135,7 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
 def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
     from peftly.cli.next_commands import next_commands
-    from peftly.report import comparison_table
+    from peftly.report import comparison_table, epoch_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
 
@@ -140,26 +144,36 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
         bars = {name: [bar.add_bar(name)] for name in config.parts()}
         result = run_together(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=bars)
     screen.print()
+    if (table := epoch_table({name: run.out for name, run in result.runs.items()})) is not None:
+        screen.print(table)
     screen.print(comparison_table(result.rows))
-    first = next(iter(result.runs.values()))
+    first = next(iter(result.runs.values()), None)  # none if all runs were finished before a resume
     vote: list[str] = []
-    if result.ensemble is not None:
+    if first is not None and result.ensemble is not None:
         vote = next_commands(result.out, first.row_format, has_held_out=True, is_ensemble=True)
-    _print_next(screen, result.report, [*vote, *_commands_of(first)])
+    _print_next(screen, result.report, [*vote, *(_commands_of(first) if first is not None else ())])
 
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
+    from peftly.report import epoch_table
     from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
+    training = result.training
     screen.print()
+    if (table := epoch_table({"": result.out})) is not None:
+        screen.print(table)
+    if training.best is not None:
+        best = f"best: step {training.best_step}, epoch {training.best.epoch:.3g}"
+        reason = f"; stopped early after step {training.steps} of {training.planned_steps}: {training.stop_reason}"
+        screen.print(best + (reason if training.stopped_early else f", of {training.steps} steps"))
     if result.evaluation is not None:
         scores = ", ".join(f"{name} {text}" for name, text in score_rows(vars(result.evaluation)))
         screen.print(f"{result.split}: {scores}")
     for name, baseline in result.comparable_baselines().items():
         screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(baseline))}")
     screen.print(
-        f"trained {count_text(result.parameters)} parameters in {seconds_text(result.training.seconds)}; "
-        f"the adapter takes {bytes_text(result.size)}"
+        f"trained {count_text(result.parameters)} parameters in {seconds_text(training.seconds)}, peak memory "
+        f"{bytes_text(training.peak_memory_bytes)}; the adapter takes {bytes_text(result.size)}"
     )
     _print_next(screen, result.report, _commands_of(result))
 

@@ -6,14 +6,18 @@ types          `Example` (text) and `EncodedExample` (token ids)
 config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
 arrow          rows of Parquet files and of the `datasets` library
+hub            data sets of the Hub, with their configuration and split
 text_files     lines of text files in UTF-8 or UTF-16
 tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
+in_memory      rows of objects in memory
 sources        rows of each split, from files or from objects in memory
 fields         checked values of a row's fields
+optional_parts  parts of a template that are left out where a field has no text
 templates      prompt templates, and the space between prompt and completion
 tools          tools of conversations, and their calls
 messages       conversations in rows
+presets        named row formats of tutorials and models
 formats        `RowFormat`: rule that turns a row into an example
 formatted      examples that are formatted on access
 known_formats  table of the row formats that are detected
@@ -38,6 +42,9 @@ encoded        `EncodedExamples`: encoded examples by the million
 encoding       examples to token ids, for causal language models
 encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
+prompt_rows    rows whose targets are to be predicted
+prompt_encoding  their prompts to token ids
+row_files      rows to files
 digests        digests of examples, by which a run finds them again
 notes          notes on spaces, rendered chats and long texts
 overlaps       search for examples that repeat or contradict others, in one split or two
@@ -61,13 +68,17 @@ from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, l
 from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
+from peftly.data.hub import is_hub_id
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.overlaps import prompt_key
+from peftly.data.prompt_encoding import encode_conversation, encode_label_prompts, encode_prompts
+from peftly.data.prompt_rows import check_prompt_fields, read_prompt_rows, row_prompt, row_target
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
-from peftly.data.rows import Rows, check_characters
-from peftly.data.sources import DataSource
+from peftly.data.row_files import check_row_file, write_rows
+from peftly.data.rows import Rows, check_characters, quoted
+from peftly.data.sources import DataSource, read_rows
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
 from peftly.data.task_encoding import answer_ids, encode_for, label_answers
@@ -98,13 +109,18 @@ __all__ = [
     "answer_ids",
     "chat_ends",
     "check_characters",
+    "check_prompt_fields",
+    "check_row_file",
     "collate",
     "collate_packed",
     "counted",
     "encode",
+    "encode_conversation",
     "encode_example_prompt",
     "encode_for",
+    "encode_label_prompts",
     "encode_prompt",
+    "encode_prompts",
     "encode_sources",
     "encode_split",
     "encode_words",
@@ -112,17 +128,24 @@ __all__ = [
     "epoch_steps",
     "example_digest",
     "input_lengths",
+    "is_hub_id",
     "label_answers",
     "label_ids",
     "load_data",
     "pack_digests",
     "prompt_ids",
     "prompt_key",
+    "quoted",
     "read",
     "read_data",
     "read_escapes",
+    "read_prompt_rows",
+    "read_rows",
     "record_bytes",
+    "row_prompt",
+    "row_target",
     "token_counts",
     "unpack_digests",
     "usable_rows",
+    "write_rows",
 ]

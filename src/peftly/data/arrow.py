@@ -17,7 +17,7 @@ from peftly.errors import DataError, PeftlyError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["read_hub", "read_parquet", "read_saved_dataset", "rows_of_dataset"]
+__all__ = ["import_datasets", "read_parquet", "read_saved_dataset", "rows_of_dataset", "rows_of_splits"]
 
 _INSTALL = "pip install 'peftly[datasets]'"
 
@@ -149,36 +149,13 @@ def read_saved_dataset(name: str, path: Path) -> dict[str, Rows]:
     Raises:
         DataError: the folder cannot be read, or the package datasets is missing.
     """
-    library = _import_datasets(f"{name}: folders of save_to_disk need")
+    library = import_datasets(f"{name}: folders of save_to_disk need")
     try:
         content = library.load_from_disk(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises the errors of all its readers
         reason = first_line(error)
         raise DataError(f"{name}: not a folder written by datasets' save_to_disk ({reason})") from None
-    return _rows_of_splits(name, content)
-
-
-def read_hub(name: str) -> dict[str, Rows]:
-    """Read a data set of the Hub. No code of the Hub is run.
-
-    Args:
-        name: id of the data set.
-
-    Returns:
-        Rows of each split; a data set without splits is one split with the name "".
-
-    Raises:
-        DataError: the Hub has no such data set or cannot be reached, or the package datasets is missing.
-    """
-    library = _import_datasets(f"{name}: no such file or folder, and data sets on the Hub need")
-    try:
-        content = library.load_dataset(name)
-    except Exception as error:  # noqa: BLE001 - no network, no such repository, a configuration to choose, ...
-        reason = first_line(error)
-        raise DataError(
-            f"{name}: no such file or folder, and the Hub gives no data set of that name ({reason})"
-        ) from None
-    return _rows_of_splits(name, content)
+    return rows_of_splits(name, content)
 
 
 def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDataset") -> Rows:
@@ -188,7 +165,7 @@ def rows_of_dataset(name: str, content: "datasets.Dataset | datasets.IterableDat
         name: name of the rows.
         content: data set, whose rows stay where they are; or a stream, which is read once and stored.
     """
-    library = _import_datasets(f"{name}: a Dataset needs")
+    library = import_datasets(f"{name}: a Dataset needs")
     features = content.features or {}  # the features of a stream can be unknown
     elements = {field: getattr(feature, "feature", feature) for field, feature in features.items()}
     class_names = {
@@ -221,7 +198,15 @@ def _stored(name: str, stream: "datasets.IterableDataset", class_names: Mapping[
     return rows
 
 
-def _import_datasets(need: str) -> Any:
+def import_datasets(need: str) -> Any:
+    """Return the library `datasets`.
+
+    Args:
+        need: beginning of the message about a missing package.
+
+    Raises:
+        DataError: the package is missing.
+    """
     try:
         import datasets
     except ImportError:
@@ -229,7 +214,8 @@ def _import_datasets(need: str) -> Any:
     return datasets
 
 
-def _rows_of_splits(name: str, content: "datasets.Dataset | datasets.DatasetDict") -> dict[str, Rows]:
+def rows_of_splits(name: str, content: "datasets.Dataset | datasets.DatasetDict") -> dict[str, Rows]:
+    """Return the rows of each split; a data set without splits is one split with the name ""."""
     if isinstance(content, dict):
         return {str(split): rows_of_dataset(f"{name} [{split}]", part) for split, part in content.items()}
     return {"": rows_of_dataset(name, content)}

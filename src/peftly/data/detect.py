@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from peftly.data.fields import is_missing
 from peftly.data.formats import RowFormat
 from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
 from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
+from peftly.data.report import counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template, with_optional_lines
 from peftly.data.types import TaskName
@@ -218,14 +220,21 @@ def _custom_format(rows: Rows, template: str | None, target: str | None, task: T
         notes.append(f"no template given{_template_note(template)}" + (f" with the pair {pair!r}" if pair else ""))
     parsed = Template(template)
     parsed.check(rows.fields)
+    notes += [_optional_note(rows, name) for name in parsed.optional]
     if target is None:
         target = _guess_target(rows, parsed)
         notes.append(f"no target given: {target!r} is learned")
-    if target in parsed.fields:
+    if target in parsed.names:
         raise DataError(f"template {template!r} shows the field {target!r}, which is the target to learn; take it out")
     kind = "label" if task == "sequence_classification" or has_labels(rows, target) else "completion"
     use = "its values are compared as labels" if kind == "label" else "its values are free text"
     return RowFormat(kind, template, target, pair=pair), [*notes, f"target {target!r}: {use}"]
+
+
+def _optional_note(rows: Rows, name: str) -> str:
+    """Return a note on the number of rows that have a text for an optional part of the template."""
+    count = sum(not is_missing(row.get(name)) and row[name] != [] for row in rows.rows)
+    return f"template: {counted(count, 'row')} of {len(rows)} have the optional {name!r}"
 
 
 def _usual_template(rows: Rows, target: str, task: TaskName) -> tuple[str, str | None]:
@@ -246,7 +255,7 @@ def _usual_template(rows: Rows, target: str, task: TaskName) -> tuple[str, str |
 
 def _guess_target(rows: Rows, template: Template) -> str:
     """Return the field to learn: the only field that the template does not use, or one with a usual name."""
-    others = [name for name in rows.fields if name not in template.fields]
+    others = [name for name in rows.fields if name not in template.names]
     by_lowercase = {name.lower(): name for name in reversed(others)}
     named = next((by_lowercase[name] for name in _TARGET_NAMES if name in by_lowercase), None)
     if named is not None:
@@ -262,7 +271,7 @@ def _guess_target(rows: Rows, template: Template) -> str:
 
 def _notes_on_unused(rows: Rows, row_format: RowFormat) -> list[str]:
     """Return a note on the fields that are not used, with a template for those that look like texts to read."""
-    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    used = {*row_format.input_fields, row_format.target, row_format.pair}
     if row_format.kind == "chat":
         used |= {*CONVERSATION_FIELDS, *(["prompt"] if has_opening(rows.rows[0], row_format.target) else [])}
     unused = [name for name in rows.fields if name not in used and name != mark_field(rows, row_format)]

@@ -92,7 +92,14 @@ class RowFormat:
         if self.kind in ("chat", "text"):
             return () if self.kind == "chat" else (self.target,)
         pair = () if self.pair is None else (self.pair,)
-        return tuple(dict.fromkeys((*self._template.fields, *pair)))
+        return tuple(dict.fromkeys((*self._template.names, *pair)))
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]:
+        """Names of the fields of a prompt that a row can lack."""
+        if self.kind == "alpaca":
+            return tuple(name for name in self.input_fields if name in ("input", "system", "history"))
+        return tuple(name for name in self._template.names if name not in self._template.required)
 
     @property
     def words_field(self) -> str:
@@ -104,7 +111,7 @@ class RowFormat:
         """Last line of an example of each label: the end of the template and the label, as in "Label: complaint"."""
         if self.kind != "label":
             return ()
-        cue = self._template.literals[-1].rpartition("\n")[2].strip()
+        cue = self._template.tail.rpartition("\n")[2].strip()
         return tuple(cue + (self.completion(label) if cue else label) for label in self.labels)
 
     def examples(
@@ -143,8 +150,9 @@ class RowFormat:
                 self._check_label(tag, location)
             return Example(" ".join(words), words=words, tags=tags)
         label = pair = None
-        filled = self._fill(row, location)
-        prompt = _without_spaces_at_end(filled)
+        template = self._template_for(row)
+        filled = self._fill(row, template, location)
+        prompt = filled.without_spaces_at_end()
         has_added_space = False
         if self.kind == "label":
             label = label_field(row, self.target, location)
@@ -153,9 +161,8 @@ class RowFormat:
             completion = self._completions.get(label) or self.completion(label)
         else:
             written = completion_field(row, self.target, location)
-            has_added_space = needs_space(
-                filled.text, written, self.add_space, ends_with_template=self._ends_with_template
-            )
+            ends_with_template = template.literals[-1].strip() != ""
+            has_added_space = needs_space(filled.text, written, self.add_space, ends_with_template=ends_with_template)
             completion = f" {written}" if has_added_space else move_space(filled.text, written)[1]
         return Example(
             prompt.text,
@@ -167,7 +174,9 @@ class RowFormat:
             has_added_space=has_added_space,
         )
 
-    def format_prompt(self, row: Mapping[str, Any] | str, pair: str | None = None) -> Example:
+    def format_prompt(
+        self, row: Mapping[str, Any] | str, pair: str | None = None, *, location: str = "the text"
+    ) -> Example:
         """Return the prompt of a row at inference, formatted as in training. The target can be missing.
 
         `generate` and `classify` take the returned example, with the offsets of the virtual tokens that the template
@@ -177,6 +186,7 @@ class RowFormat:
             row: fields of the template, or a bare text if the template has one field or the kind is "alpaca". A bare
                 text for kind "tags" is split into words at blanks.
             pair: second text, if the row format has one and `row` is a bare text.
+            location: location of the row, for error messages.
 
         Raises:
             DataError: a field is missing, a second text is missing or superfluous, or the kind is "chat".
@@ -185,7 +195,7 @@ class RowFormat:
             raise DataError("a conversation is not a single text; give its messages, as prompt_ids does")
         fields = self._fields_of(row)
         if self.kind == "tags":
-            words, _ = words_and_tags(fields, self.words_field, None, "the text")
+            words, _ = words_and_tags(fields, self.words_field, None, location)
             return Example(" ".join(words), words=words)
         if pair is not None and self.pair is not None:
             fields = {**fields, self.pair: pair}
@@ -193,18 +203,18 @@ class RowFormat:
             raise DataError("a second text is given, and this model was trained on one text at a time; leave it out")
         if self.pair is not None and self.pair not in fields:
             raise DataError(f"this model reads two texts; give the second, {self.pair!r}, too (--pair)")
-        prompt = _without_spaces_at_end(self._fill(fields, "the text"))
-        second = None if self.pair is None else text_field(fields, self.pair, "the text")
+        prompt = self._fill(fields, self._template_for(fields), location).without_spaces_at_end()
+        second = None if self.pair is None else text_field(fields, self.pair, location)
         return Example(prompt.text, spans=prompt.spans, virtual_token_offsets=prompt.virtual_token_offsets, pair=second)
 
     def completion(self, label: str) -> str:
         """Return the completion of a label, which is the same text for every row.
 
         Whether a space comes first depends on the template only: if the template ends with a field, `_fill` removes
-        blanks at the end of the field's value.
+        blanks at the end of the field's value. An optional part at the end counts as a field.
         """
-        tail = self._template.literals[-1]
-        if self._ends_with_template:
+        tail = self._template.tail
+        if tail.strip():
             space = " " if needs_space(tail, label, self.add_space, ends_with_template=True) else ""
             return space + move_space(tail, label)[1]
         space = " " if needs_space(f"x{tail}", label, self.add_space is not False) else ""
@@ -213,10 +223,6 @@ class RowFormat:
     @cached_property
     def _template(self) -> Template:
         return Template(self.template or "")
-
-    @cached_property
-    def _ends_with_template(self) -> bool:
-        return self._template.literals[-1].strip() != ""
 
     @cached_property
     def _templates_without(self) -> dict[tuple[str, ...], Template]:
@@ -241,18 +247,22 @@ class RowFormat:
                 f"{location}: {kind} {label!r} is in none of the training rows; they have {quoted(self.labels)}"
             )
 
-    def _fill(self, row: Mapping[str, Any], location: str) -> RenderedPrompt:
+    def _template_for(self, row: Mapping[str, Any]) -> Template:
+        """Return the template without the optional parts or lines whose fields have no text in a row."""
+        template = self._template
+        if self.kind != "alpaca" and not template.optional:
+            return template
+        names = _OPTIONAL if self.kind == "alpaca" else template.optional
+        missing = tuple(name for name in names if is_missing(row.get(name)) or row[name] == [])
+        return self._without_lines(missing) if self.kind == "alpaca" else template.without(missing)
+
+    def _fill(self, row: Mapping[str, Any], template: Template, location: str) -> RenderedPrompt:
         if self.kind == "text":
             return RenderedPrompt(text_field(row, self.target, location), ())
-        template = self._template
         earlier_spans: list[tuple[int, int]] = []
-        if self.kind == "alpaca":
-            template = self._without_lines(
-                tuple(name for name in _OPTIONAL if is_missing(row.get(name)) or row[name] == [])
-            )
-            if "history" in template.fields:
-                earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
-                row = {**row, "history": earlier}
+        if self.kind == "alpaca" and "history" in template.fields:
+            earlier, earlier_spans = self._earlier_turns(history_field(row, "history", location))
+            row = {**row, "history": earlier}
         values = {name: text_field(row, name, location) for name in template.fields}
         if self.kind == "label" and template.fields and not template.literals[-1].strip():
             values[template.fields[-1]] = values[template.fields[-1]].rstrip()
@@ -262,7 +272,7 @@ class RowFormat:
             offset = rendered.spans[index][0]
             spans = [(offset + start, offset + end) for start, end in earlier_spans]
             return rendered._replace(spans=(*rendered.spans[:index], *spans, *rendered.spans[index + 1 :]))
-        return rendered._replace(spans=()) if template.is_one_field else rendered
+        return rendered._replace(spans=()) if self._template.is_one_field else rendered
 
     def _earlier_turns(self, history: list[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
         """Return earlier instructions with their answers as text, and start and end of each of their texts."""
@@ -286,20 +296,7 @@ class RowFormat:
             return {"instruction": row}
         if self.kind == "tags":
             return {self.words_field: row.split()}
-        fields = list(dict.fromkeys(self._template.fields))
+        fields = self._template.required or self._template.names
         if len(fields) != 1:
             raise DataError(f"one bare text cannot fill the fields {quoted(fields)}; give each of them by name")
         return {fields[0]: row}
-
-
-def _without_spaces_at_end(prompt: RenderedPrompt) -> RenderedPrompt:
-    """Return the prompt without spaces at its end: generation starts at the first one."""
-    text, spans, offsets = prompt
-    bare = text.rstrip(" ")
-    if len(bare) == len(text):
-        return prompt
-    return RenderedPrompt(
-        bare,
-        tuple((min(start, len(bare)), min(end, len(bare))) for start, end in spans),
-        tuple(min(offset, len(bare)) for offset in offsets),
-    )

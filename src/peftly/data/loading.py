@@ -55,6 +55,7 @@ def load_data(
     test: DataSource | None = None,
     template: str | None = None,
     target: str | None = None,
+    format: str | None = None,  # noqa: A002 - the name of the setting
     chat_template: str | None = None,
     max_length: int = 512,
     long_texts: LongTexts = "cut",
@@ -88,6 +89,7 @@ def load_data(
             rows.
         template: template of the prompt, such as "Tweet text : {text} Label :"; None: template of the detected format.
         target: name of the field to learn; None: guessed and reported in `Data.report`.
+        format: named row format with a template of its own, such as "alpaca-human"; see `DataConfig`.
         chat_template: chat template of conversations: its text, or a file with it. None: the tokenizer's own. The
             tokenizer gets this template, so that `generate` renders conversations as training did.
         max_length: maximum number of tokens of an example.
@@ -114,6 +116,7 @@ def load_data(
         "test": test,
         "template": template,
         "target": target,
+        "format": format,
         "chat_template": chat_template,
         "max_length": max_length,
         "long_texts": long_texts,

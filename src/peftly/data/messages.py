@@ -19,6 +19,7 @@ __all__ = [
     "conversation_field",
     "has_opening",
     "read_messages",
+    "whole_conversation",
 ]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -49,7 +50,7 @@ class Conversation(NamedTuple):
     """A conversation of a row.
 
     Attributes:
-        messages: messages up to the assistant's last turn that is trained; all messages if there is none.
+        messages: the messages.
         tools: tools in OpenAI's spelling.
         untrained: indices of the assistant's turns that are not trained.
         findings: defects, as of `Example`.
@@ -62,7 +63,25 @@ class Conversation(NamedTuple):
 
 
 def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Conversation:
-    """Return the conversation in a field of a row, with the parts of it that are in other fields of the row.
+    """Return the conversation in a field of a row, up to the last turn that is trained.
+
+    Args:
+        row, field, location: as for `whole_conversation`.
+
+    Raises:
+        DataError: the field is missing or empty, or a message or a tool cannot be read.
+    """
+    messages, tools, untrained, findings = whole_conversation(row, field, location)
+    not_trained = set(untrained)
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    end = max((index + 1 for index in turns if index not in not_trained), default=len(messages))
+    if any(message["role"] != "assistant" for message in messages[end:]):
+        findings = (*findings, ("messages_after_last_turn", f"message {end + 1}"))
+    return Conversation(messages[:end], tools, tuple(index for index in untrained if index < end), findings)
+
+
+def whole_conversation(row: Mapping[str, Any], field: str, location: str) -> Conversation:
+    """Return all messages of the conversation in a field of a row, and the parts of it in other fields of the row.
 
     Args:
         row: fields and values. `tools` or `functions` holds tools, and `system` a system message. A list of messages in
@@ -99,17 +118,7 @@ def conversation_field(row: Mapping[str, Any], field: str, location: str) -> Con
         if message["role"] == "assistant" and index not in untrained and _is_empty(message):
             untrained.append(index)
             findings.append(("empty_turns", f"message {index + 1}"))
-    not_trained = set(untrained)
-    turns = [index for index, message in enumerate(read) if message["role"] == "assistant"]
-    end = max((index + 1 for index in turns if index not in not_trained), default=len(read))
-    if any(message["role"] != "assistant" for message in read[end:]):
-        findings.append(("messages_after_last_turn", f"message {end + 1}"))
-    return Conversation(
-        tuple(read[:end]),
-        tools_field(row, location),
-        tuple(index for index in untrained if index < end),
-        tuple(findings),
-    )
+    return Conversation(tuple(read), tools_field(row, location), tuple(untrained), tuple(findings))
 
 
 def has_opening(row: Mapping[str, Any], field: str) -> bool:

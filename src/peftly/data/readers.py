@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peftly.data.arrow import read_hub, read_parquet, read_saved_dataset
+from peftly.data.arrow import read_parquet, read_saved_dataset
+from peftly.data.hub import HubSource, hub_source, read_hub
 from peftly.data.report import counted
 from peftly.data.rows import Rows, StoredRows, check_characters, describe, first_line, rows_of_objects
 from peftly.data.tables import read_csv, read_tsv
@@ -27,7 +28,8 @@ def read(source: str) -> dict[str, Rows]:
 
     Args:
         source: a `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet` file, a folder written by the `datasets`
-            library's `save_to_disk`, or the id of a data set on the Hub. No code of the Hub is run.
+            library's `save_to_disk`, or a data set on the Hub: its id, or `id@revision:configuration[split]` with any
+            of these parts. No code of the Hub is run.
 
     Returns:
         Rows of each split, by the name of the split. A source without named splits is one split with the name "".
@@ -47,8 +49,8 @@ def read(source: str) -> dict[str, Rows]:
     elif path.is_dir():
         _check_saved_dataset(source, path)
         splits = read_saved_dataset(source, path)
-    elif _can_be_hub_id(source, path):
-        splits = read_hub(source)
+    elif (on_hub := _on_hub(source)) is not None:
+        splits = read_hub(on_hub)
     else:
         raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()})")
     for rows in splits.values():
@@ -68,11 +70,15 @@ def _check_saved_dataset(name: str, path: Path) -> None:
         )
 
 
-def _can_be_hub_id(source: str, path: Path) -> bool:
-    if path.suffix.lower() in _READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
-        return False
+def _on_hub(source: str) -> HubSource | None:
+    """Return the data set on the Hub that a source names; None for the name of a missing file."""
+    found = hub_source(source)
+    if found is None or Path(found.name).suffix.lower() in _READERS:
+        return None
     # "tweets.txt", or "data/tweets" next to an existing data/, is a missing file instead of an id on the Hub.
-    return not path.parent.is_dir() if "/" in source else not path.suffix
+    path = Path(found.name)
+    can_be_id = not path.parent.is_dir() if "/" in found.name else not path.suffix
+    return found if can_be_id else None
 
 
 def _read_file(name: str, path: Path) -> Rows:

@@ -6,27 +6,26 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-from peftly.data.arrow import rows_of_dataset
+from peftly.data.in_memory import RowsInMemory, rows_in_memory
 from peftly.data.readers import read
-from peftly.data.rows import Rows, describe, join_rows, quoted, rows_of_objects
+from peftly.data.rows import Rows, describe, join_rows, quoted
 from peftly.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["NONE", "DataSource", "read_splits", "source_name"]
+__all__ = ["NONE", "DataSource", "is_list_of_paths", "read_rows", "read_splits", "source_name"]
 
 NONE = "none"
 """Source of a split that is left out."""
 
 DataSource: TypeAlias = (
-    "str | os.PathLike[str] | Sequence[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict "
-    "| datasets.IterableDataset | datasets.IterableDatasetDict | Mapping[str, DataSource]"
+    "str | os.PathLike[str] | Sequence[str] | RowsInMemory | datasets.DatasetDict | datasets.IterableDatasetDict "
+    "| Mapping[str, DataSource]"
 )
-"""Rows: a file, folder or Hub id, a list of these, a list of rows, a `Dataset`, a `DatasetDict`, or a mapping of split
-name to any of these."""
+"""Rows: a file, folder or Hub id, a list of these, rows in memory, a `DatasetDict`, or a mapping of split to these."""
 
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 """Names of each split in a data set, the preferred name first."""
@@ -39,12 +38,12 @@ def source_name(source: DataSource, split: str) -> str | tuple[str, ...]:
         source: source of the rows.
         split: split that the rows are used for.
     """
-    if _is_list_of_paths(source):
+    if is_list_of_paths(source):
         return tuple(map(os.fspath, cast("Sequence[str]", source)))
     return os.fspath(source) if isinstance(source, str | os.PathLike) else split
 
 
-def _is_list_of_paths(source: object) -> bool:
+def is_list_of_paths(source: object) -> bool:
     """Return whether a source is a tuple of names, as in a `DataConfig`, or a list with the path of a file."""
     if not isinstance(source, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in source):
         return False
@@ -90,25 +89,37 @@ def read_splits(
     return rows, [*dict.fromkeys(note for part in rows.values() for note in part.notes), *notes]
 
 
+def read_rows(source: DataSource, split: str = "test") -> Rows:
+    """Return the rows of one split of a source.
+
+    Args:
+        source: source of the rows.
+        split: split that is used if the source has several.
+
+    Raises:
+        DataError: as for `read_splits`.
+    """
+    return _select(_read_source(source, split, read), split, _described(source, split))
+
+
 def _read_source(source: DataSource, split: str, read_file: Callable[[str], dict[str, Rows]]) -> dict[str, Rows]:
     """Return the rows of a source by the name of the split in the source."""
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
-    if _is_list_of_paths(source):
+    if is_list_of_paths(source):
         return _read_several([os.fspath(path) for path in cast("Sequence[str]", source)], split, read_file)
-    library = sys.modules.get("datasets")  # whoever has a Dataset has imported the library
+    library = sys.modules.get("datasets")  # whoever has a DatasetDict has imported the library
     if library is not None and isinstance(source, library.DatasetDict | library.IterableDatasetDict):
-        parts = {str(name): part for name, part in source.items()}
-        return {name: _checked(rows_of_dataset(_name_in(split, name), part)) for name, part in parts.items()}
-    if library is not None and isinstance(source, library.Dataset | library.IterableDataset):
-        return {"": _checked(rows_of_dataset(split, source))}
+        source = {str(name): part for name, part in source.items()}
+        parts = {name: rows_in_memory(_name_in(split, name), part) for name, part in source.items()}
+        return {name: _checked(part) for name, part in parts.items() if part is not None}
     if isinstance(source, Mapping):
         return _read_mapping(cast("Mapping[str, DataSource]", source), split, read_file)
-    if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
-        return {"": _checked(rows_of_objects(split, source))}
+    if (rows := rows_in_memory(split, source)) is not None:
+        return {"": _checked(rows)}
     raise DataError(
         f"the source of the {split} rows is {describe(source)}; expected a file, a folder or a Hub id, a list "
-        "of rows (dicts), a datasets.Dataset or DatasetDict, or a mapping of split names to these"
+        "of rows (dicts), a datasets.Dataset or DatasetDict, a pandas.DataFrame, or a mapping of split names to these"
     )
 
 

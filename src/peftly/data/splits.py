@@ -16,6 +16,7 @@ from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
 from peftly.data.notes import SpaceCounts, label_space_notes, rendered_notes, truncation_notes
 from peftly.data.overlaps import answer_key, find_overlaps, find_repeats, prompt_key
+from peftly.data.presets import match_preset
 from peftly.data.report import DataReport, SplitReport, counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.sources import NONE
@@ -187,7 +188,14 @@ class RawData:
 
     def target_kind(self) -> TargetKind:
         """Return the kind of the targets in the training rows: "tags", "labels" or "texts"."""
-        return detect_target_kind(self.rows["train"], self.config.template, self.config.target)
+        config = self._resolved()
+        return detect_target_kind(self.rows["train"], config.template, config.target)
+
+    def _resolved(self) -> DataConfig:
+        """Return the settings with the template and the target of the named format."""
+        if (name := self.config.format) is None:
+            return self.config
+        return self.config.model_copy(update=match_preset(name, self.rows["train"], self.config.target)._asdict())
 
     def format(self, task: TaskName) -> FormattedData:
         """Return the rows as examples of a task.
@@ -201,10 +209,13 @@ class RawData:
         """
         if task not in get_args(TaskName):
             raise ConfigError(f"task {task!r} is not known; known are {quoted(get_args(TaskName))}")
-        config, rows = self.config, dict(self.rows)
+        config, rows = self._resolved(), dict(self.rows)
         row_format, format_notes = detect_format(rows["train"], config.template, config.target, task)
         row_format = replace(row_format, add_space=config.add_space)
         notes = [*self.notes, *format_notes]
+        if config.format is not None:
+            shown = "its chat template" if row_format.template is None else f"the prompt as {row_format.template!r}"
+            notes.insert(0, f"format {config.format}: {shown}")
         if config.chat_template is not None:
             if row_format.kind == "chat":
                 row_format = replace(row_format, chat_template=config.chat_template)

@@ -3,9 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from peftly.data.config import AddSpace
+from peftly.data.optional_parts import optional_parts, resolved
 from peftly.data.rows import quoted
 from peftly.errors import DataError
 
@@ -48,47 +49,103 @@ class RenderedPrompt(NamedTuple):
     spans: tuple[tuple[int, int], ...]
     virtual_token_offsets: tuple[int, ...] = ()
 
+    def without_spaces_at_end(self) -> Self:
+        """Return the prompt without spaces at its end: generation starts at the first one."""
+        bare = self.text.rstrip(" ")
+        if len(bare) == len(self.text):
+            return self
+        return self._replace(
+            text=bare,
+            spans=tuple((min(start, len(bare)), min(end, len(bare))) for start, end in self.spans),
+            virtual_token_offsets=tuple(min(offset, len(bare)) for offset in self.virtual_token_offsets),
+        )
+
 
 class Template:
-    """A text with `{field}` placeholders; `{{` and `}}` are literal braces.
+    r"""A text with `{field}` placeholders; `{{` and `}}` are literal braces.
 
     The whole text between two braces is the name of a field, spaces and dots included. Nothing is evaluated, and braces
     in a value have no meaning. `{prompt:3}` is a mark instead of a field: three virtual tokens of a method with
     `position: template` are inserted at the mark, and the mark adds no text.
+
+    A part in brackets with a field `{field?}`, as in `{instruction}[\n{input?}]`, is left out for a row without a text
+    in this field. `{?field}` adds no text, and the part depends on the field. Brackets without such a field are text.
 
     Args:
         text: the template.
 
     Attributes:
         literals: text before the first field, between two fields, and after the last field; one more than `fields`.
+            All optional parts are shown.
         fields: names of the fields in order. A name can occur twice.
+        required: names of the fields outside of optional parts.
+        optional: names of the fields that optional parts depend on.
+        tail: text after the last field and the last optional part, which ends the prompt of every row.
         marks: for each virtual token, the index of the literal that contains the mark, and the offset in this literal.
 
     Raises:
-        DataError: a brace has no partner, or a mark has no number of tokens.
+        DataError: a brace has no partner, a mark has no number of tokens, or virtual tokens are in an optional part.
     """
 
     def __init__(self, text: str):
         self.text = text
-        self.literals: list[str] = [""]
-        self.fields: list[str] = []
-        self.marks: list[tuple[int, int]] = []
+        self.literals, self.fields, self.marks = self._read(text)
+        self.required, self.tail = list(dict.fromkeys(self.fields)), self.literals[-1]
+        self.optional: tuple[str, ...] = ()
+        self._parts = optional_parts(text)
+        self._variants: dict[tuple[str, ...], Template] = {}
+        if not self._parts:
+            return
+        if part := next((text[p.start : p.end] for p in self._parts if _MARK in text[p.start : p.end]), None):
+            raise DataError(
+                f"template {text!r} has virtual tokens in the optional part {part!r}, and every row needs all of them; "
+                "write them outside of its brackets"
+            )
+        self.literals, self.fields, self.marks = self._read(resolved(text, self._parts, ()))
+        self.optional = tuple(dict.fromkeys(name for part in self._parts for _, _, name, _ in part.marks))
+        self.required = list(dict.fromkeys(self._read(resolved(text, self._parts, self.optional))[1]))
+        self.tail = self._read(text[max(part.end for part in self._parts) :])[0][-1]
+
+    def _read(self, text: str) -> tuple[list[str], list[str], list[tuple[int, int]]]:
+        """Return the literals, the fields and the marks of a text without optional parts."""
+        literals: list[str] = [""]
+        fields: list[str] = []
+        marks: list[tuple[int, int]] = []
         for match in re.finditer(r"\{\{|\}\}|\{[^{}]+\}|[{}]|[^{}]+", text):
             piece = match[0]
             if piece in ("{{", "}}"):
-                self.literals[-1] += piece[0]
+                literals[-1] += piece[0]
             elif piece in ("{", "}"):
                 raise DataError(
-                    f"template {text!r} has a lone {piece!r} at character {match.start() + 1}; "
+                    f"template {self.text!r} has a lone {piece!r} at character {match.start() + 1}; "
                     f"write {{field}} for a field or {piece * 2!r} for a brace"
                 )
             elif piece.startswith(_MARK):
-                self.marks += [(len(self.fields), len(self.literals[-1]))] * _num_marked_tokens(piece, text)
+                marks += [(len(fields), len(literals[-1]))] * _num_marked_tokens(piece, self.text)
             elif piece.startswith("{"):
-                self.fields.append(piece[1:-1])
-                self.literals.append("")
+                fields.append(piece[1:-1])
+                literals.append("")
             else:
-                self.literals[-1] += piece
+                literals[-1] += piece
+        return literals, fields, marks
+
+    def without(self, missing: Iterable[str]) -> "Template":
+        """Return the template for a row without a text in some of the optional fields.
+
+        Args:
+            missing: names of these fields.
+        """
+        if not self._parts:
+            return self
+        names = tuple(missing)
+        if names not in self._variants:
+            self._variants[names] = Template(resolved(self.text, self._parts, names))
+        return self._variants[names]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all fields, each once, with the fields on which a part depends without showing them."""
+        return list(dict.fromkeys((*self.fields, *self.optional)))
 
     @property
     def is_one_field(self) -> bool:
@@ -102,14 +159,24 @@ class Template:
             row_fields: names of the fields that the rows have.
 
         Raises:
-            DataError: the template has no field, or a field that no row has.
+            DataError: the template has no field, or a field outside of optional parts that no row has.
         """
         if not self.fields:
             raise DataError(f"template {self.text!r} names no field, so every prompt would be the same text")
         row_fields = list(row_fields)
-        for name in self.fields:
+        for name in self.required:
             if name not in row_fields:
-                raise DataError(f"template {self.text!r} names the field {name!r}; the rows have {quoted(row_fields)}")
+                is_optional = name.strip("?") in row_fields
+                advice = f"; brackets make a part optional: [{{{name}}}]" if is_optional else ""
+                raise DataError(
+                    f"template {self.text!r} names the field {name!r}; the rows have {quoted(row_fields)}{advice}"
+                )
+        for name in self.optional:
+            if f"{name}?" in row_fields or f"?{name}" in row_fields:
+                raise DataError(
+                    f"template {self.text!r} has {name!r} as an optional field, and the rows have a field with this "
+                    "question mark in its name; rename it"
+                )
 
     def render(self, values: Mapping[str, str]) -> RenderedPrompt:
         """Return the text with every field replaced by its value.

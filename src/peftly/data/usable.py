@@ -10,7 +10,6 @@ from peftly.data.formats import RowFormat
 from peftly.data.known_formats import FORMATS
 from peftly.data.report import counted
 from peftly.data.rows import Rows
-from peftly.data.templates import Template
 from peftly.errors import DataError
 
 __all__ = ["UnusableRows", "has_no_targets", "mark_field", "usable_rows"]
@@ -108,7 +107,7 @@ def has_no_targets(rows: Rows, row_format: RowFormat) -> bool:
 def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]], str | None]:
     """Return a function that returns why a row cannot be used, as a key of `FINDING_KINDS`; None for usable rows."""
     kind, target = row_format.kind, row_format.target
-    inputs = dict.fromkeys([*Template(row_format.template or "").fields, *filter(None, [row_format.pair])])
+    inputs = dict.fromkeys(() if kind in ("chat", "text") else row_format.input_fields)
     mark = mark_field(rows, row_format)
 
     def has_no_text(row: Mapping[str, Any]) -> bool:
@@ -141,7 +140,7 @@ def mark_field(rows: Rows, row_format: RowFormat) -> str | None:
     """
     if row_format.kind not in ("completion", "alpaca", "chat"):
         return None
-    used = {*Template(row_format.template or "").fields, row_format.target, row_format.pair}
+    used = {*row_format.input_fields, row_format.target, row_format.pair}
     marks = [name for name in _MARKS if name in rows.fields and name not in used]
     return next((name for name in marks if _marks_completions(rows, name, row_format.target)), None)
 

@@ -1,7 +1,7 @@
 """Evaluation of several adapters that vote on a label (Lester et al. 2021, section 6), in one batched pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,7 +13,7 @@ from peftly.evaluation.metrics import Evaluation, Prediction, evaluate_predictio
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Ensemble", "Vote", "evaluate_ensemble", "label_loss"]
+__all__ = ["Ensemble", "Vote", "evaluate_ensemble", "label_loss", "vote_on"]
 
 Vote = Literal["majority", "mean"]
 """Rules by which the members of an ensemble choose a label."""
@@ -81,12 +81,23 @@ def evaluate_ensemble(
 
 def _vote(members: Sequence[Prediction], labels: Sequence[str], vote: Vote) -> Prediction:
     """Return the prediction of an ensemble from its members' predictions for one example."""
-    probabilities = [_probabilities(member) for member in members]
-    mean = {label: sum(values[label] for values in probabilities) / len(probabilities) for label in labels}
-    votes = {label: sum(member.predicted == label for member in members) for label in labels}
-    chosen = max(labels, key=lambda label: (votes[label] if vote == "majority" else 0, mean[label]))
+    chosen, mean = vote_on([_probabilities(member) for member in members], labels, vote)
     log_probabilities = {label: math.log(max(value, 1e-300)) for label, value in mean.items()}
     return Prediction(members[0].prompt, members[0].label, chosen, log_probabilities)
+
+
+def vote_on(members: Sequence[Mapping[str, float]], labels: Sequence[str], vote: Vote) -> tuple[str, dict[str, float]]:
+    """Return the label that the members of an ensemble choose for one example, and the mean probabilities.
+
+    Args:
+        members: probability of each label, from each member.
+        labels: the labels, in order.
+        vote: see `evaluate_ensemble`.
+    """
+    mean = {label: sum(values[label] for values in members) / len(members) for label in labels}
+    choices = [max(labels, key=values.__getitem__) for values in members]
+    chosen = max(labels, key=lambda label: (choices.count(label) if vote == "majority" else 0, mean[label]))
+    return chosen, mean
 
 
 def label_loss(predictions: Sequence[Prediction]) -> float:

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from peftly.data import RowFormat, Split
+from peftly.data import DataSource, RowFormat, Split
 from peftly.errors import DataError
 from peftly.evaluation.generation import check_answers, generate_answers
 from peftly.evaluation.metrics import Evaluation, Prediction
+from peftly.evaluation.rows import split_of
 from peftly.evaluation.tasks import scoring_for
 from peftly.evaluation.text_scores import text_scores
 from peftly.inference import check_adapters, score_labels
@@ -21,7 +22,7 @@ __all__ = ["Evaluation", "Prediction", "evaluate", "score_labels"]
 def evaluate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    split: Split,
+    split: "Split | DataSource",
     row_format: RowFormat,
     *,
     batch_size: int = 32,
@@ -33,8 +34,10 @@ def evaluate(
         model: model with the head of a task, with or without adapters. Its modes are restored afterwards.
         tokenizer: tokenizer of the model.
         split: examples, encoded for the task, with at least one target each. `split.adapters` has the active adapters
-            of each example; None: the model's active adapters for all examples.
-        row_format: format of the examples; the kind "label" adds the metrics over labels.
+            of each example; None: the model's active adapters for all examples. Or rows, as `load_data` takes them: a
+            list, a `datasets.Dataset`, a pandas frame, a file; of several splits the test split is used.
+        row_format: format of the examples; the kind "label" adds the metrics over labels. The format of the training is
+            `TrainResult.data.row_format`, or the row format of `open_run`.
         batch_size: number of examples per forward pass.
         generate: number of examples whose answers are generated, too, and compared with the expected ones. It is for
             completions and conversations, and takes much longer than the loss of the same examples.
@@ -48,6 +51,7 @@ def evaluate(
         ConfigError: `split.adapters` does not have one entry per example; or answers are to be generated for examples
             that have none.
     """
+    split = split_of(model, split, tokenizer, row_format)
     if not split.encoded:
         raise DataError("there is nothing to evaluate: the split has no examples")
     check_adapters(split.adapters, len(split.encoded), "example")

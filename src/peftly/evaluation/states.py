@@ -18,7 +18,7 @@ from peftly.inference import (
     text_positions,
     use_batch,
 )
-from peftly.injection import evaluation_mode
+from peftly.injection import body_of, evaluation_mode
 from peftly.models import POOLINGS, classifier_layer, is_encoder, pool, pooling_of, reads_padding, task_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def head_states(
     assert found is not None
     is_plain = task_of(model) == "sequence_classification" and pooling_of(model) is None
     has_poolings = pooled and is_plain and is_encoder(model.config)
-    with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(model.base_model) as outputs:
+    with evaluation_mode(model), _recorded(found[1]) as inputs, _recorded(body_of(model)) as outputs:
         lengths = [len(example.input_ids) for example in encoded]
         for chosen in by_length(lengths, batch_size, equal_lengths=reads_padding(model)):
             examples = [encoded[index] for index in chosen]

@@ -25,5 +25,7 @@ from_adapterhub    the library `adapters`
 
 from peftly.exporting.conversion import convert
 from peftly.exporting.formats import FORMATS, Exported, export
+from peftly.exporting.saved_adapter import SavedAdapter, base_notes
+from peftly.exporting.vllm import serve_command
 
-__all__ = ["FORMATS", "Exported", "convert", "export"]
+__all__ = ["FORMATS", "Exported", "SavedAdapter", "base_notes", "convert", "export", "serve_command"]

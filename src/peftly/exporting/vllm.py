@@ -31,7 +31,7 @@ from peftly.exporting.vllm_models import WITH_LORA, WITHOUT_LORA
 from peftly.methods import METHODS, lora_scaling
 from peftly.models import base_config
 
-__all__ = ["MAX_RANKS", "smallest_max_rank", "write_vllm"]
+__all__ = ["MAX_RANKS", "serve_command", "smallest_max_rank", "write_vllm"]
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that every version of vLLM accepts; newer versions accept 1 as well."""
@@ -91,6 +91,26 @@ def write_vllm(request: Request) -> list[str]:
     notes += write_own_tokenizer(request.folder, saved)
     write_adapter(request.folder, peft_config, tensors, _card(saved, name, here))
     return [*notes, f"serve it: {serve}", f"model {name!r} has the adapter, and {saved.base_name!r} is the base alone"]
+
+
+def serve_command(saved: SavedAdapter, base: str, name: str, source: str) -> str | None:
+    """Return the command by which vLLM serves an adapter from its own files; None: it needs an export, or cannot.
+
+    Args:
+        saved: the adapter.
+        base: name of its base, for vLLM.
+        name: name of the model in requests.
+        source: Hub id of the adapter.
+    """
+    peft_config = saved.peft_config
+    varies = peft_config.get("rank_pattern") or peft_config.get("alpha_pattern") or saved.has_own_tokenizer
+    if varies or _obstacle(saved) or _base_obstacle(_base_config(saved)):
+        return None
+    largest = smallest_max_rank(peft_config["r"])
+    if largest is None:
+        return None
+    command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(largest)]
+    return shlex.join([*command, "--lora-modules", f"{name}={source}"])
 
 
 def _with_paths(command: list[str], name: str, folder: Path, saved: SavedAdapter) -> list[str]:

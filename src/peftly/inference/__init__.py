@@ -8,6 +8,7 @@ classification  labels of texts and tags of words
 label_scoring   probabilities of label texts
 logits          logits at the positions that have a target
 batches         batches for passes without gradients
+predictions     predictions for rows of data
 explanation     vocabulary tokens near the embeddings of a prompt
 """
 
@@ -27,11 +28,16 @@ from peftly.inference.logits import (
     tag_logits,
     text_positions,
 )
+from peftly.inference.predictions import Answer, PredictionKind, Prompt, RowPredictor
 from peftly.inference.stopping import completion_text
 
 __all__ = [
     "IGNORED",
+    "Answer",
     "Logits",
+    "PredictionKind",
+    "Prompt",
+    "RowPredictor",
     "batches",
     "by_length",
     "check_adapters",

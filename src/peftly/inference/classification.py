@@ -19,7 +19,7 @@ from peftly.models import OutputKind, labels_of, max_input_tokens, output_kind, 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["classify", "tag_words"]
+__all__ = ["SCORES", "classify", "tag_words"]
 
 _FUNCTIONS = {
     "sequence_classification": "classify",
@@ -29,7 +29,7 @@ _FUNCTIONS = {
 }
 """Function of this package for a model of each task."""
 
-_SCORES: dict[OutputKind, Callable[[Tensor], Tensor]] = {
+SCORES: dict[OutputKind, Callable[[Tensor], Tensor]] = {
     "class": partial(torch.softmax, dim=-1),
     "labels": torch.sigmoid,
     "numbers": torch.clone,
@@ -72,7 +72,7 @@ def classify(
     examples = texts_of(texts)
     check_adapters(adapters, len(examples), "text")
     _check_task(model, "sequence_classification")
-    labels, scores_of = labels_of(model), _SCORES[output_kind(model.config)]
+    labels, scores_of = labels_of(model), SCORES[output_kind(model.config)]
     encoded = encode_sources(examples, tokenizer, max_length)
     empty = next((index for index, example in enumerate(encoded) if not example.input_ids), None)
     if empty is not None:

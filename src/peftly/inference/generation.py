@@ -49,7 +49,7 @@ def generate(
     num_beams: int = 1,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = (),
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     stream: Callable[[str], None] | None = None,
     chat: bool = False,
     batch_size: int = 16,
@@ -76,7 +76,8 @@ def generate(
         num_beams: above 1, search for the most likely completion with this number of beams; not with sampling.
         repetition_penalty: above 1, makes tokens of the prompt and of the completion so far less likely.
         stop: one text or several. A completion ends when it contains a stop text, which is not part of the result.
-        seed: seed of the draws; None: different draws in every call, also after `torch.manual_seed`.
+        seed: seed of the draws, or a seed for each prompt; None: different draws in every call, also after
+            `torch.manual_seed`.
         stream: function that receives the completion of a single prompt in pieces.
         chat: whether a text is a user's message, to be formatted with the tokenizer's chat template.
         batch_size: number of prompts per forward pass.
@@ -95,8 +96,7 @@ def generate(
     listed = prompts_of(prompts)
     sampling = sampling_settings(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     _check(max_new_tokens, num_beams, repetition_penalty, sampling)
-    if seed is not None:
-        check_seed(seed)
+    _check_seeds(seed, len(listed))
     if stream is not None and (len(listed) != 1 or num_beams > 1):
         raise ConfigError(
             f"stream needs one prompt and no beam search; got {len(listed)} prompts and num_beams={num_beams}"
@@ -168,6 +168,14 @@ def _rooms(model: "PreTrainedModel", prompt_lengths: Sequence[int], max_new_toke
         return [max_new_tokens if answer is None else min(max_new_tokens, answer)] * len(prompt_lengths)
     # The last token of a completion needs no position.
     return [max_new_tokens if limit is None else min(max_new_tokens, limit - length + 1) for length in prompt_lengths]
+
+
+def _check_seeds(seed: int | Sequence[int] | None, count: int) -> None:
+    """Raise a ConfigError for a seed out of range, or for another number of seeds than of prompts."""
+    if isinstance(seed, Sequence) and len(seed) != count:
+        raise ConfigError(f"seed is one number, or one for each prompt; got {len(seed)} for {count} prompts")
+    for each in seed if isinstance(seed, Sequence) else [] if seed is None else [seed]:
+        check_seed(each)
 
 
 def _check(max_new_tokens: int, num_beams: int, repetition_penalty: float, sampling: Sampling | None) -> None:

@@ -108,7 +108,7 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
 
 
 def prompt_generators(
-    prompts: Sequence[EncodedExample], adapters: Sequence[AdapterChoice] | None, seed: int | None
+    prompts: Sequence[EncodedExample], adapters: Sequence[AdapterChoice] | None, seed: int | Sequence[int] | None
 ) -> list[torch.Generator]:
     """Return a random generator for each prompt.
 
@@ -118,17 +118,19 @@ def prompt_generators(
     Args:
         prompts: encoded prompts.
         adapters: active adapters of each prompt; None: the same adapters for all prompts.
-        seed: seed of all draws; None: a new one from the operating system, whatever seed PyTorch has.
+        seed: seed of all draws, or of the draws of each prompt; None: a new one from the operating system, whatever
+            seed PyTorch has.
     """
     if seed is None:
         seed = torch.Generator().seed()  # torch.seed() would change the generator of the whole process
+    seeds = seed if isinstance(seed, Sequence) else [seed] * len(prompts)
     copies: defaultdict[Hashable, int] = defaultdict(int)
     generators = []
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, own_seed) in enumerate(zip(prompts, seeds, strict=True)):
         tokens = (tuple(prompt.input_ids), prompt.prompt_positions)
         choice = None if adapters is None else adapters[index]
-        key = tokens, choice if choice is None or isinstance(choice, str) else tuple(choice)
-        digest = hashlib.sha256(repr((seed, tokens, copies[key])).encode()).digest()
+        key = own_seed, tokens, choice if choice is None or isinstance(choice, str) else tuple(choice)
+        digest = hashlib.sha256(repr((own_seed, tokens, copies[key])).encode()).digest()
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
         copies[key] += 1
     return generators

@@ -45,7 +45,7 @@ from peftly.injection.caching import cache_adapter_tensors, invalidate_cached_te
 from peftly.injection.devices import bias_of, device_of
 from peftly.injection.fused_heads import refuse_fused_head
 from peftly.injection.gradient_checkpointing import Checkpointing
-from peftly.injection.heads import is_body, output_heads, parts_without, vocabulary_head
+from peftly.injection.heads import body_of, is_body, output_heads, parts_without, vocabulary_head
 from peftly.injection.insertion import reorder_cache_insertions
 from peftly.injection.layers import (
     LAYER_ADAPTERS,
@@ -150,6 +150,7 @@ __all__ = [
     "bias_layers",
     "bias_of",
     "blocks_of",
+    "body_of",
     "by_pattern",
     "cache_adapter_tensors",
     "calls_blocks_of",

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from peftly.injection.layers import base_modules
 
-__all__ = ["is_body", "output_heads", "parts_without", "vocabulary_head"]
+__all__ = ["body_of", "is_body", "output_heads", "parts_without", "vocabulary_head"]
 
 
 def _class_names(start: str) -> frozenset[str]:
@@ -29,6 +29,14 @@ def _class_names(start: str) -> frozenset[str]:
 # Models without a body of their own (ParakeetForCTC) are in the table of bodies, and some bodies are in those of tasks.
 _TASK_CLASSES = frozenset(name for name in _class_names("MODEL_FOR_") if "For" in name)
 _BODIES = frozenset(name for name in _class_names("MODEL_MAPPING") if "For" not in name)
+
+
+def body_of(model: Any) -> Any:
+    """Return the part of a model that it shares with the models of other tasks; the model itself, if it is a body.
+
+    It is the `base_model` of transformers. The models of `peftly.peft` have PEFT's `base_model` instead.
+    """
+    return getattr(model, model.base_model_prefix, model)
 
 
 def is_body(model: nn.Module) -> bool:
@@ -54,10 +62,11 @@ def output_heads(model: nn.Module) -> list[str]:
     if is_body(model):
         return []
     children = [(path, child) for path, child in model.named_children() if any(True for _ in child.parameters())]
-    if model.base_model is not model:
-        inside = {id(module) for _, module in base_modules(model.base_model)}
+    body = body_of(model)
+    if body is not model:
+        inside = {id(module) for _, module in base_modules(body)}
         outside = [(path, child) for path, child in children if id(child) not in inside]
-        heads = [path for path, child in outside if all(module is not model.base_model for module in child.modules())]
+        heads = [path for path, child in outside if all(module is not body for module in child.modules())]
         return _callable_parts(model, heads)
     if type(model).__module__.startswith("transformers.") and not _has_task(type(model)):
         return []

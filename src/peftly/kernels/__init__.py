@@ -25,6 +25,7 @@ from peftly.kernels.quantized import (
     is_bitsandbytes_layer,
     is_int8,
     is_quantized,
+    num_weights,
     quant_state,
 )
 from peftly.kernels.transforms import is_transformed, plain_gradients
@@ -48,6 +49,7 @@ __all__ = [
     "keep_probability",
     "low_rank_linear",
     "no_mask",
+    "num_weights",
     "plain_gradients",
     "quant_state",
     "rms_norm",

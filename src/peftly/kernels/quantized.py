@@ -27,6 +27,7 @@ __all__ = [
     "is_bitsandbytes_layer",
     "is_int8",
     "is_quantized",
+    "num_weights",
     "quant_state",
 ]
 
@@ -115,3 +116,15 @@ def quant_state(layer: Any) -> Any:
     """Return the state that bitsandbytes needs to dequantise a 4-bit weight (scales, block size); None for 8 bits."""
     state = getattr(layer.weight, "quant_state", None)
     return getattr(layer, "quant_state", None) if state is None else state
+
+
+def num_weights(module: nn.Module, name: str) -> int:
+    """Return the number of weights in a parameter of a module; a stored byte of a weight in 4 bits holds two.
+
+    Args:
+        module: any module.
+        name: name of one of its own parameters.
+    """
+    state = quant_state(module) if name == "weight" and is_quantized(module) else None
+    parameter: nn.Parameter = getattr(module, name)
+    return parameter.numel() if state is None else math.prod(state.shape)

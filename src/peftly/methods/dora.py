@@ -30,6 +30,8 @@ class DoRA(LowRankConfig):
     """Settings of DoRA."""
 
     name: Literal["dora"] = "dora"
+    init: Literal["kaiming", "gaussian", "random"] = "kaiming"
+    """Initial factors, as in LoRA."""
 
 
 def row_norms(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:

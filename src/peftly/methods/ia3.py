@@ -43,6 +43,8 @@ class IA3(MethodConfig):
     """Layers whose output or input is scaled. None: the layers of keys and values and the last feed-forward layers."""
     feedforward_modules: str | tuple[str, ...] | None = None
     """Layers among `target_modules` whose input is scaled. None: the last feed-forward layers; an empty list: none."""
+    init: Literal["ones", "random"] = "ones"
+    """Initial vectors: ones, or values from N(0, 1), for tests of other tools."""
 
 
 class IA3Layer(LayerAdapter):
@@ -53,11 +55,14 @@ class IA3Layer(LayerAdapter):
         on_input: whether the input is scaled.
     """
 
-    def __init__(self, layer: Any, *, on_input: bool) -> None:
+    def __init__(self, layer: Any, config: IA3, setup: Setup, *, on_input: bool) -> None:
         super().__init__()
         out_features, in_features = features(layer)
         self.on_input = on_input
-        self.factors = nn.Parameter(torch.ones(in_features if on_input else out_features, device=device_of(layer)))
+        factors = torch.ones(in_features if on_input else out_features)
+        if config.init == "random" and not setup.is_loading:
+            factors = torch.randn(factors.shape, generator=setup.generator)
+        self.factors = nn.Parameter(factors.to(device_of(layer)))
 
     def run(self, layer: Any, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output with the input or the output scaled; see `LayerAdapter.run`."""
@@ -99,7 +104,7 @@ class IA3Adapter(Adapter):
             )
         for path, layer in targets.items():
             on_input = is_part("feed-forward output", path) if modules is None else path in inputs
-            add_layer_adapter(model, layer, name, IA3Layer(layer, on_input=on_input))
+            add_layer_adapter(model, layer, name, IA3Layer(layer, config, setup, on_input=on_input))
         return cls(model, config, name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -145,8 +150,13 @@ class IA3Adapter(Adapter):
         in_file = {match[1]: shape for name, shape in shapes.items() if (match := _VECTOR.fullmatch(name))}
         targets = peft_targets(model, (nn.Linear, Conv1D), peft, config.modules_to_save or (), in_file)
         if targets is None:
+            targets = list(find_targets(model, config.target_modules or (), warns=False)) if not shapes else None
+        if targets is None:
             return config
         modules: Any = config.feedforward_modules
+        if modules and not shapes:  # a new adapter: PEFT leaves names of layers that are no target layers out
+            inputs = find_targets(model, modules, warns=False)
+            modules = tuple(path for path in inputs if path in targets)
         if not peft.get("target_modules"):
             modules = tuple(path for path in targets if in_file[path][0] == 1)
         return config.model_copy(update={"target_modules": tuple(targets), "feedforward_modules": modules})

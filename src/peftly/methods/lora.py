@@ -44,8 +44,10 @@ class LoRA(LowRankConfig):
     """Settings of LoRA."""
 
     name: Literal["lora"] = "lora"
-    init: Literal["kaiming", "pissa", "qera"] = "kaiming"
-    """Initial factors: A random and B zero (kaiming); both from the largest singular values of the weight (pissa,
+    init: Literal["kaiming", "gaussian", "random", "pissa", "qera"] = "kaiming"
+    """Initial factors: A random and B zero (kaiming); A from a normal distribution with standard deviation 1 / rank
+    (gaussian); A and B random, for tests of other tools, since the outputs then differ from those of the base (random);
+    both from the largest singular values of the weight (pissa,
     arXiv:2404.02948); for a quantised base, both from the quantisation error, given the inputs of the layers for some
     training examples (qera, arXiv:2410.06040)."""
     lora_plus_ratio: float = Field(default=1.0, gt=0)
@@ -126,6 +128,8 @@ class LoRALayer(LowRankLayer):
             # As in the released code: A, which has a column for each token, starts at zero.
             with torch.no_grad():
                 self.lora_a.zero_()
+                if config.init == "random":
+                    self.lora_a.copy_(torch.randn(self.lora_a.shape, generator=setup.generator))
                 self.lora_b.copy_(torch.randn(self.lora_b.shape, generator=setup.generator))
 
     def factors(self) -> tuple[Tensor, Tensor]:

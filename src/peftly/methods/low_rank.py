@@ -71,6 +71,8 @@ class LowRankConfig(MethodConfig):
     keys that match a layer, the first in alphabetical order holds."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict, max_length=MAX_PATTERNS)
     """Values of alpha of layers that differ from `alpha`, by keys as in `rank_pattern`."""
+    init: str = "kaiming"
+    """Initial factors."""
 
 
 def lora_scaling(alpha: float, rank: int, *, rslora: bool) -> float:
@@ -97,7 +99,7 @@ class LowRankLayer(LayerAdapter):
         scaling: factor of the update.
         dropout_module: dropout on the input of the update, or None.
         lora_a: (rank, in_features), initially Kaiming-uniform as in the released code of LoRA.
-        lora_b: (out_features, rank), initially zero, so that the layer is unchanged.
+        lora_b: (out_features, rank), initially zero, so that the layer is unchanged; with `init: random` it is not.
         bias: trained copy of the bias of the layer, (out_features,), or None.
     """
 
@@ -111,8 +113,13 @@ class LowRankLayer(LayerAdapter):
         lora_a = torch.empty(self.rank, in_features)
         if not setup.is_loading:
             nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=setup.generator)
+        lora_b = torch.zeros(out_features, self.rank)
+        if config.init == "gaussian" and not setup.is_loading:
+            nn.init.normal_(lora_a, std=1 / self.rank, generator=setup.generator)
+        elif config.init == "random" and not setup.is_loading:
+            nn.init.kaiming_uniform_(lora_b, a=math.sqrt(5), generator=setup.generator)
         self.lora_a = nn.Parameter(lora_a.to(device_of(layer)))
-        self.lora_b = nn.Parameter(torch.zeros(out_features, self.rank, device=device_of(layer)))
+        self.lora_b = nn.Parameter(lora_b.to(device_of(layer)))
         self.bias = nn.Parameter(bias_of(layer).detach().float().clone()) if with_bias else None
 
     @property
@@ -169,6 +176,9 @@ class LowRankAdapter(Adapter):
             warn(f"bias={config.bias!r} trains no bias: these layers of the model have none", stacklevel=4)
         ranks = by_pattern(config.rank_pattern, targets, config.rank, "rank_pattern")
         alphas = by_pattern(config.alpha_pattern, targets, config.alpha, "alpha_pattern")
+        if not setup.is_loading:
+            for setting in ("rank_pattern", "alpha_pattern"):
+                _warn_about_unused_keys(getattr(config, setting), targets, setting)
         for path, layer in targets.items():
             own_config = config.model_copy(update={"rank": ranks[path], "alpha": alphas[path]})
             low_rank_layer = cls.make_layer(layer, own_config, path, setup, with_bias=path in with_bias)
@@ -295,6 +305,12 @@ class LowRankAdapter(Adapter):
         """Return each layer that has factors, and these factors, by path."""
         layers = adapted_layers(self.model, self.name)
         return {path: (layer, adapter) for path, layer, adapter in layers if isinstance(adapter, LowRankLayer)}
+
+
+def _warn_about_unused_keys(pattern: Mapping[str, Any], paths: Mapping[str, Any], setting: str) -> None:
+    unused = [key for key in pattern if not first_matches([key], paths, setting, at_end=True)]
+    if unused:
+        warn(f"{setting} has keys that match no target layer and are passed over: {', '.join(unused)}", stacklevel=5)
 
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")

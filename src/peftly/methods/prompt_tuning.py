@@ -125,7 +125,7 @@ def initial_embeddings(model: PreTrainedModel, config: PromptTuning, setup: Setu
     if setup.is_loading:
         init = "random"
     count = int(config.num_virtual_tokens)
-    if init != "random" and setup.tokenizer is None:
+    if init in ("text", "labels") and setup.tokenizer is None:
         raise MethodError(f"init: {init} starts from tokens: pass the tokenizer of the base, or use init: random")
     if init == "text":
         ids = text_ids(setup.tokenizer, config.init_text or "")

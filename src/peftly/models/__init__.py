@@ -29,7 +29,7 @@ from peftly.models.contents import check_links, is_inside
 from peftly.models.gguf import gguf_config
 from peftly.models.heads import Head, classifier_layer, classifier_weights, draw_new_weights, has_new_classifier
 from peftly.models.identity import base_note, exact_difference, exact_identity, note_difference, remember_whole
-from peftly.models.loading import Base, load_base, open_original
+from peftly.models.loading import Base, load_base, open_original, tokenizer_of
 from peftly.models.padding import reads_padding
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
 from peftly.models.pooling import trained_pooling
@@ -103,6 +103,7 @@ __all__ = [
     "stored_dtype",
     "task_of",
     "task_of_peft",
+    "tokenizer_of",
     "trained_pooling",
     "vocabulary_in_files",
 ]

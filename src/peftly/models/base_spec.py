@@ -131,7 +131,7 @@ class BaseSpec:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def resolve_base(spec: str | BaseSpec) -> BaseSpec:
+def resolve_base(spec: str | Path | BaseSpec) -> BaseSpec:
     """Find the files of a base. An interrupted replacement of a merged model in a folder is completed first.
 
     Args:
@@ -144,6 +144,7 @@ def resolve_base(spec: str | BaseSpec) -> BaseSpec:
     """
     if isinstance(spec, BaseSpec):
         return spec
+    spec = str(spec)
     path = Path(spec).expanduser()
     recover(path.parent if path.suffix == ".gguf" else path)
     source = locate(spec)
@@ -154,7 +155,7 @@ def resolve_base(spec: str | BaseSpec) -> BaseSpec:
     return BaseSpec(spec, source, "folder" if Path(spec).expanduser().is_dir() else "hub")
 
 
-def base_config(spec: str | BaseSpec) -> PreTrainedConfig | None:
+def base_config(spec: str | Path | BaseSpec) -> PreTrainedConfig | None:
     """Return the config of a base without its weights; None for a GGUF file, which holds a decoder.
 
     Args:

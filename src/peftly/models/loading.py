@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from peftly.errors import BaseModelError, MethodError
+from peftly.errors import BaseModelError, ConfigError, MethodError
 from peftly.models.base_spec import BaseSpec, one_line_errors, resolve_base
 from peftly.models.checks import check_device_map, check_gguf
 from peftly.models.gguf import open_gguf
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from peftly.data import TaskName
     from peftly.models.pooled import Pooling
 
-__all__ = ["Base", "load_base", "open_original"]
+__all__ = ["Base", "load_base", "open_original", "tokenizer_of"]
+
+_TOKENIZERS: WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase] = WeakKeyDictionary()
 
 
 class Base(NamedTuple):
@@ -43,7 +46,7 @@ class Base(NamedTuple):
 
 
 def load_base(
-    spec: str | BaseSpec,
+    spec: str | Path | BaseSpec,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
@@ -117,7 +120,22 @@ def load_base(
     if task in ("sequence_classification", "token_classification"):
         # A decoder that classifies finds the end of a text by the pad token.
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    _TOKENIZERS[model] = tokenizer
     return Base(model.eval(), tokenizer)
+
+
+def tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that `load_base` returned with a model.
+
+    Args:
+        model: model, with or without adapters.
+
+    Raises:
+        ConfigError: the model was opened in another way.
+    """
+    if (tokenizer := _TOKENIZERS.get(model)) is None:
+        raise ConfigError("the tokenizer of this model is not known, since load_base did not open it; give tokenizer=…")
+    return tokenizer
 
 
 def open_original(model: PreTrainedModel) -> PreTrainedModel:

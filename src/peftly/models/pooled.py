@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from peftly.injection import output_heads
+from peftly.injection import body_of, output_heads
 
 __all__ = ["POOLINGS", "Pooling", "pool", "pooled_class", "pooled_class_named", "pooling_of"]
 
@@ -52,8 +52,9 @@ class _Pooled:
         model: Any = self
         for path in output_heads(model):
             delattr(model, path)
-        if getattr(model.base_model, "pooler", None) is not None:
-            model.base_model.pooler = nn.Identity()  # some classes call it in any case
+        body = body_of(model)
+        if getattr(body, "pooler", None) is not None:
+            body.pooler = nn.Identity()  # some classes call it in any case
         dropout = getattr(config, "classifier_dropout", None)
         self.pooled_dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.0) if dropout is None else dropout)
         self.pooled_head = nn.Linear(config.hidden_size, config.num_labels)
@@ -68,7 +69,7 @@ class _Pooled:
     ) -> Any:
         """Return the logits of each text, and the loss where there are labels."""
         model: Any = self
-        output = model.base_model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        output = body_of(model)(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         pooled = pool(output[0], attention_mask, self.pooling)
         logits = self.pooled_head(self.pooled_dropout(pooled.to(self.pooled_head.weight.dtype)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))

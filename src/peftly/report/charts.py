@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from markupsafe import Markup
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bar_chart", "line_chart"]
+__all__ = ["bar_chart", "draw_rates", "has_matplotlib", "line_chart"]
 
 # matplotlib writes colours as hexadecimal numbers. The chart is drawn in these colours, which are then replaced by the
 # CSS variables of the page.
@@ -30,7 +31,11 @@ _PLACEHOLDERS = {
 }
 _SERIES = ("first", "second", "third")
 _SMOOTH_FROM = 60
-"""Number of points from which a curve is drawn with its running mean; shorter curves are readable without it."""
+"""Number of points from which a curve is drawn with its running mean; shorter curves are readable without it, and so
+are those that only rise."""
+
+_LARGE, _SMALL = (7.2, 3.4), (3.6, 2.3)
+"""Sizes of charts in inches."""
 
 _SHARES = (0, 0.25, 0.5, 0.75, 1)
 _SHARE_NAMES = ("0%", "25%", "50%", "75%", "100%")
@@ -42,7 +47,13 @@ Point = tuple[float, float | None]
 
 
 def line_chart(
-    series: Mapping[str, Sequence[Point]], *, title: str, x_label: str, y_label: str, is_share: bool = False
+    series: Mapping[str, Sequence[Point]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    is_share: bool = False,
+    is_small: bool = False,
 ) -> Markup:
     """Draw curves with common axes.
 
@@ -52,6 +63,7 @@ def line_chart(
         x_label: name of the horizontal axis.
         y_label: name of the vertical axis.
         is_share: whether y is a share from 0 to 1, which the axis shows whole, in percent.
+        is_small: whether the chart stands beside others: its axis of y begins at 0, and names the only curve.
 
     Returns:
         An `<svg>` element; empty without points; a line of text if matplotlib is not installed.
@@ -59,12 +71,12 @@ def line_chart(
     curves = {name: finite for name, points in series.items() if (finite := _finite(points))}
     if not curves:
         return Markup()
-    if not _has_matplotlib():
+    if not has_matplotlib():
         return _missing_line()
-    figure, axes = _axes()
+    figure, axes = _axes(_SMALL if is_small else _LARGE)
     for colour, (name, points) in zip(_SERIES, curves.items(), strict=False):
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        is_smoothed = len(points) >= _SMOOTH_FROM
+        is_smoothed = len(points) >= _SMOOTH_FROM and ys != sorted(ys)
         marker = "o" if len(points) < 30 else None
         style = {"alpha": 0.35, "linewidth": 1.0} if is_smoothed else {"linewidth": 1.8, "label": name}
         axes.plot(xs, ys, color=_PLACEHOLDERS[colour], marker=marker, markersize=4, **style)
@@ -75,10 +87,13 @@ def line_chart(
     if is_share:
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks(_SHARES, _SHARE_NAMES)
+    if is_small:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
+    if not is_small:
+        axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"])
     description = "; ".join(
         f"{name}: {points[0][1]:.3g} at {x_label} {points[0][0]:g}, {points[-1][1]:.3g} at {points[-1][0]:g}"
         for name, points in curves.items()
@@ -100,9 +115,9 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
     measures = list(dict.fromkeys(measure for shares in bars_of.values() for measure in shares))
     if not measures:
         return Markup()
-    if not _has_matplotlib():
+    if not has_matplotlib():
         return _missing_line()
-    figure, axes = _axes()
+    figure, axes = _axes(_LARGE)
     width = 0.8 / len(measures)
     for index, (colour, measure) in enumerate(zip(_SERIES, measures, strict=False)):
         positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(bars_of))]
@@ -124,11 +139,40 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
     return _svg(figure, title, description)
 
 
+def draw_rates(
+    file: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> None:
+    """Draw the losses at rising learning rates as a PNG file, on a white background.
+
+    Args:
+        file: file to write.
+        rates, losses, smoothed, suggestion: fields of a `LearningRateTest`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color="#2563c9", alpha=0.35, linewidth=1, label="loss of a step")
+    axes.plot(rates, smoothed, color="#2563c9", linewidth=2, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="#c2570c", linestyle="--", label=f"suggestion: {suggestion:g}")
+    axes.set_xscale("log")
+    axes.set_ylim(top=min(max(losses), 2.5 * smoothed[0]))  # a loss that explodes would hide the fall before it
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.grid(axis="y", color="#d9dee4", linewidth=0.8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(file, format="png", dpi=150)
+
+
 def _finite(pairs: Iterable[tuple[T, float | None]]) -> list[tuple[T, float]]:
     return [(key, value) for key, value in pairs if value is not None and math.isfinite(value)]
 
 
-def _has_matplotlib() -> bool:
+def has_matplotlib() -> bool:
+    """Return whether matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -140,10 +184,10 @@ def _missing_line() -> Markup:
     return Markup('<p class="muted">{}</p>').format(_MISSING)
 
 
-def _axes() -> tuple["Figure", "Axes"]:
+def _axes(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.set_axisbelow(True)

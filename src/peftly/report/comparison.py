@@ -122,17 +122,19 @@ def write_comparison(folder: str | Path, file: str) -> Path:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the column names of a comparison. There is a loss column if some rows have no accuracy."""
+    """Return the column names: the loss if some rows have no accuracy, and the base if there are several bases."""
     scores = [name for name, key in _SHARES.items() if any(row.get(key) is not None for row in rows)]
     if any(row["accuracy"] is None for row in rows):
         scores.append("loss")
-    return [*scores, "trained parameters", "bytes on disk", "training time"]
+    bases = ["base"] if any(row.get("base") for row in rows) else []
+    return [*bases, *scores, "trained parameters", "bytes on disk", "training time"]
 
 
 def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     """Return the cells of a row."""
     cells = {
         **{name: share_text(row.get(key)) for name, key in _SHARES.items()},
+        "base": row.get("base", ""),
         "loss": score_text(row.get("loss")),
         "trained parameters": count_text(row["parameters"]) if row["parameters"] else "—",
         "bytes on disk": bytes_text(row["bytes"]) if row["bytes"] else "—",

@@ -17,6 +17,13 @@ from peftly.utils import bytes_text, count_text, score_rows, seconds_text
 
 __all__ = ["write_report"]
 
+_STEP_CHARTS = (
+    ("grad_norm", "gradient norm", "gradient norm", 1),
+    ("tokens_per_second", "speed", "tokens per second", 1),
+    ("memory_bytes", "peak memory", "peak memory so far (GB)", 1e9),
+)
+"""Charts of the steps: key of the record, name, name of the axis, and its unit."""
+
 
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` in a run folder from the other files of the run.
@@ -45,6 +52,7 @@ def write_report(run_folder: str | Path) -> Path:
         subtitle=f"{_methods(config['method'])} on {config['base']}{_best_step(summary)}",
         tiles=_tiles(summary, evaluation),
         charts=_charts(records),
+        step_charts=_step_charts(records),
         epochs=epoch_rows(records, has_tokens=counts_tokens(folder)),
         split=evaluation.get("split", ""),
         scores=score_rows(evaluation),
@@ -68,7 +76,8 @@ def _best_step(summary: dict[str, Any]) -> str:
     if not summary:
         return ""
     early = f", stopped early of {summary['planned_steps']} planned" if summary.get("stopped_early") else ""
-    return f", best after step {summary['best_step']} of {summary['steps']}{early}"
+    reason = f": {summary['stop_reason']}" if summary.get("stop_reason") else ""
+    return f", best after step {summary['best_step']} of {summary['steps']}{early}{reason}"
 
 
 def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -82,10 +91,12 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
     else:
         tiles += [(name, scores[name]) for name in ("loss", "perplexity", "ROUGE-L", "chrF") if name in scores]
     if summary:
+        peak = summary.get("peak_memory_bytes")
+        peak = f", peak memory {bytes_text(peak)}" if peak else ""
         tiles += [
             ("trained parameters", count_text(summary["parameters"])),
             ("adapter on disk", bytes_text(summary["bytes"])),
-            ("training", seconds_text(summary["seconds"])),
+            (f"training{peak}", seconds_text(summary["seconds"])),
         ]
     return tiles
 
@@ -141,3 +152,23 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[Markup]:
     )
     # Without matplotlib both are the same line of text, which is shown once.
     return list(dict.fromkeys(chart for chart in (losses, scores) if chart))
+
+
+def _step_charts(records: Sequence[dict[str, Any]]) -> list[Markup]:
+    """Return charts of the gradient norm, the speed and the memory of the steps, without empty ones."""
+    steps = [record for record in records if record["kind"] == "step"]
+    charts = [
+        line_chart(
+            {name: [(record["step"], _in_unit(record.get(key), unit)) for record in steps]},
+            title=f"{name.capitalize()} over the steps",
+            x_label="step",
+            y_label=y_label,
+            is_small=True,
+        )
+        for key, name, y_label, unit in _STEP_CHARTS
+    ]
+    return [chart for chart in charts if chart.startswith("<svg")]
+
+
+def _in_unit(value: object, unit: float) -> float | None:
+    return value / unit if isinstance(value, int | float) else None

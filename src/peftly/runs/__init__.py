@@ -1,6 +1,7 @@
 """A run: its settings, its folder, and all its steps from data to report. May import: all packages but `cli`.
 
 config           settings of a run
+jobs_config      `jobs`: runs by name, or lists of values
 config_file      YAML and flags
 yaml_text        YAML within limits
 config_mistakes  messages about mistakes in a configuration
@@ -16,9 +17,16 @@ run              one run
 results          its result, and the files written from it
 baselines        scores of the untouched base
 probing          head of a classifier, chosen by linear probes that it starts from
+learning_rate    learning rate finder
 side_by_side     several runs trained side by side
+together         several runs, on one base or on several
+row_predictions  predictions of a run for rows, batch by batch
+prediction_files  predictions on the disk
+predict          predictions of a run for rows of data
 held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
+push             an adapter to the Hub
+hub_card         its card
 version_0_1      settings of version 0.1.0
 """
 
@@ -26,19 +34,30 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig, one_run
 from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
+from peftly.runs.learning_rate import find_rate_of_run
 from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods, memory_of_process
-from peftly.runs.opening import OpenRun, open_base, open_ensemble, open_run
+from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
+from peftly.runs.predict import PredictedFile, PredictionRequest, predict, predict_file, prepare_rows
+from peftly.runs.prediction_files import row_with_answer
+from peftly.runs.push import Pushed, push
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
+from peftly.runs.row_predictions import PredictSettings, RowPredictions
 from peftly.runs.run import run
-from peftly.runs.side_by_side import TogetherResult, run_together
+from peftly.runs.side_by_side import TogetherResult
+from peftly.runs.together import run_together
 
 __all__ = [
     "AnyConfig",
     "JobsConfig",
     "MemoryEstimate",
     "OpenRun",
+    "PredictSettings",
+    "PredictedFile",
+    "PredictionRequest",
+    "Pushed",
+    "RowPredictions",
     "RunConfig",
     "RunResult",
     "TogetherResult",
@@ -47,6 +66,8 @@ __all__ = [
     "check_run_folder",
     "estimate_memory",
     "estimate_methods",
+    "find_rate_of_run",
+    "find_run",
     "held_out_examples",
     "held_out_split",
     "load_config",
@@ -55,7 +76,12 @@ __all__ = [
     "open_base",
     "open_ensemble",
     "open_run",
+    "predict",
+    "predict_file",
+    "prepare_rows",
+    "push",
     "quickstart",
+    "row_with_answer",
     "run",
     "run_together",
 ]

@@ -5,6 +5,7 @@ method, or `jobs` with their own data. Members of an ensemble and jobs are train
 them is a run with its own folder inside the output folder.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +28,7 @@ from peftly.runs.config_mistakes import first_line, joined, suggestion
 from peftly.settings import Settings, check_seed, shortened
 from peftly.training import TrainConfig
 
-__all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "one_run"]
+__all__ = ["AnyConfig", "EnsembleConfig", "JobsConfig", "RunConfig", "base_folder", "one_run"]
 
 
 def _choose_method(value: object) -> MethodConfig:
@@ -162,21 +163,51 @@ class RunConfig(Settings):
         }
 
 
+def base_folder(base: str) -> str:
+    """Return the name of the folder for the runs on a base: the last part of its name, without characters of paths."""
+    name = Path(base.rstrip("/")).name.removesuffix(".gguf")
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "base"
+
+
 class JobsConfig(Settings):
-    """The settings of runs with their own data, trained side by side on one base.
+    """The settings of runs with their own data, trained side by side on one base, or on one base after the other.
 
     Attributes:
-        jobs: runs by name. Each could be trained alone; its output folder is inside `out`.
+        jobs: runs by name. Each could be trained alone; its output folder is inside `out`, and with several bases in
+            the folder of its base.
         out: output folder of all runs.
     """
 
     jobs: dict[str, RunConfig]
     out: str
 
+    @field_validator("jobs")
+    @classmethod
+    def _check_folders_of_bases(cls, value: dict[str, RunConfig]) -> dict[str, RunConfig]:
+        bases: dict[str, str] = {}
+        for job in value.values():
+            other = bases.setdefault(base_folder(job.base).lower(), job.base)
+            if other != job.base:
+                raise ValueError(f"the bases {other} and {job.base} have one name, and it names a folder")
+        return value
+
     @property
     def base(self) -> str:
-        """The base of all runs, as `load_base` takes it."""
-        return next(iter(self.jobs.values())).base
+        """The bases of the runs, as `load_base` takes them, with commas between them."""
+        return ", ".join(dict.fromkeys(job.base for job in self.jobs.values()))
+
+    def groups(self) -> "dict[str, JobsConfig]":
+        """Return the jobs of each base, by the name of its folder; an empty dict if all jobs have one base."""
+        bases = dict.fromkeys(job.base for job in self.jobs.values())
+        if len(bases) < 2:
+            return {}
+        return {
+            base_folder(base): JobsConfig(
+                jobs={name: job for name, job in self.jobs.items() if job.base == base},
+                out=str(Path(self.out) / base_folder(base)),
+            )
+            for base in bases
+        }
 
     def parts(self) -> dict[str, RunConfig]:
         """Return the runs by name."""
@@ -196,8 +227,9 @@ def one_run(config: AnyConfig, folder: str | Path | None = None) -> RunConfig:
     Raises:
         ConfigError: the configuration describes several runs.
     """
-    parts = config.parts()
+    parts: Mapping[str, object] = config.parts()
     if isinstance(config, JobsConfig) or parts:
+        parts = (config.groups() if isinstance(config, JobsConfig) else {}) or parts
         folder = Path(config.out if folder is None else folder)
         names = joined(str(folder / name) for name in parts)
         raise ConfigError(f"{folder} holds runs that were trained side by side; name one of them: {names}")

@@ -14,9 +14,10 @@ from peftly.runs.version_0_1 import RENAMED_SETTINGS
 from peftly.setting_names import OtherName, other_name
 from peftly.settings import shortened, value_problem
 
-__all__ = ["first_line", "joined", "suggestion", "unknown_key_advice"]
+__all__ = ["JOB_SETTINGS", "first_line", "joined", "suggestion", "unknown_key_advice"]
 
-_SETTINGS_OF_JOB = ("data", "method", "train")
+JOB_SETTINGS = ("base", "data", "method", "train")
+"""Settings that may differ between jobs."""
 
 
 def first_line(
@@ -94,8 +95,8 @@ def unknown_key_advice(path: str, given: object, keys: Container[str] = (), pref
         if other.settings and not existing:
             return ""
         other = other._replace(settings=existing)
-    if job:  # jobs have their own data, method and training; they share all other settings
-        own = tuple(f"{job[0]}{name}" if name.startswith(_SETTINGS_OF_JOB) else name for name in other.settings)
+    if job:  # jobs have their own base, data, method and training; they share all other settings
+        own = tuple(f"{job[0]}{name}" if name.partition(".")[0] in JOB_SETTINGS else name for name in other.settings)
         other = other._replace(settings=own)
     return other.advice(given)
 

@@ -8,12 +8,14 @@ checkpoint-N.safetensors  state of an unfinished run after N steps
 adapter/               best adapter
 step-N/                adapter after N steps
 adapter-interrupted/   adapter at Ctrl-C
+trackers/              files of the trackers that train.report_to names
 evaluation.json        scores, predictions and samples of the test (or validation) split
 summary.json           sizes, durations, versions and hardware
 report.html            page made from the other files
 
 Runs that are trained side by side have one such folder each, inside a folder with its own mark and config.yaml,
-results.json (the scores of all runs) and report.html.
+results.json (the scores of all runs) and report.html. Runs on several bases have such a folder for each base, inside
+another one.
 """
 
 import re
@@ -22,9 +24,9 @@ from pathlib import Path
 
 from peftly.adapters import ADAPTER_FILES, CONFIG, TOKENIZER_FILES
 from peftly.errors import ConfigError
-from peftly.runs.config import AnyConfig
+from peftly.runs.config import AnyConfig, JobsConfig
 from peftly.runs.config_file import load_config
-from peftly.training import checkpoint_files
+from peftly.training import TRACKERS, checkpoint_files
 from peftly.utils import MARK, read_mark, recover
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "recover_run",
     "run_files",
     "run_of",
+    "runs_in",
 ]
 
 RUN = "a run"
@@ -88,7 +91,7 @@ def recover_run(out: Path) -> None:
         ConfigError: see `recover`.
     """
     recover(out)
-    for run in (out, *part_folders(out)):
+    for run in runs_in(out):
         recover(run)
         for folder in _adapter_paths(run):
             recover(folder)
@@ -107,13 +110,20 @@ def is_finished(out: Path) -> bool:
 
 
 def part_folders(out: Path) -> list[Path]:
-    """Return the folders of runs that are trained side by side in `out`, by its config.yaml or else by its mark."""
+    """Return the folders of runs in `out` by its config.yaml or else by its mark, or the folders of their bases."""
     if (out / "config.yaml").is_file():
         with suppress(ConfigError):
-            return [out / name for name in load_config(out / "config.yaml", stored=True).parts()]
+            config = load_config(out / "config.yaml", stored=True)
+            groups = config.groups() if isinstance(config, JobsConfig) else {}
+            return [out / name for name in groups or config.parts()]
     noted = read_mark(out).get("parts")
     names = noted if isinstance(noted, list) else []
     return [out / name for name in names if isinstance(name, str) and Path(name).name == name]
+
+
+def runs_in(out: Path) -> list[Path]:
+    """Return a run folder, and the folders of all runs inside it."""
+    return [out, *(run for part in part_folders(out) for run in runs_in(part))]
 
 
 def adapter_folders(out: Path) -> list[Path]:
@@ -129,6 +139,7 @@ def run_files(out: Path) -> list[Path]:
     files = [file for part in parts for file in run_files(part)]
     files += checkpoint_files(out)
     files += [file for folder in _adapter_paths(out) for file in adapter_files(folder)]
+    files += sorted(file for file in (out / TRACKERS).rglob("*") if not file.is_dir())
     names = [*_RUN_FILES, RESULTS] if parts else _RUN_FILES
     return [*files, *(out / name for name in reversed(names) if (out / name).is_file())]
 

@@ -1,9 +1,11 @@
 """Open the model of a run, of an ensemble, or an untouched base."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftly.adapters import AdapterSet, load, load_adapter, open_adapters
+from peftly.adapters import ADAPTER_FILES, AdapterSet, load, load_adapter, open_adapters
 from peftly.data import RowFormat
 from peftly.errors import AdapterError
 from peftly.models import load_base
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from peftly.evaluation import Vote
 
-__all__ = ["OpenEnsemble", "OpenRun", "open_base", "open_ensemble", "open_run"]
+__all__ = ["FoundRun", "OpenEnsemble", "OpenRun", "find_run", "open_base", "open_ensemble", "open_run"]
 
 
 class OpenRun(NamedTuple):
@@ -48,6 +50,84 @@ class OpenEnsemble(NamedTuple):
     vote: "Vote"
 
 
+class FoundRun(NamedTuple):
+    """A run, an adapter or an ensemble whose files were found and read, without its base.
+
+    Attributes:
+        adapters: adapters by the name that they get in the model: one, or each member of an ensemble.
+        config: configuration of the run, or of the first member; None if it was not found in a run folder.
+        vote: rule by which the members of an ensemble decide on a label; None: it is no ensemble.
+    """
+
+    adapters: Mapping[str, AdapterSet]
+    config: RunConfig | None
+    vote: "Vote | None" = None
+
+    @property
+    def first(self) -> AdapterSet:
+        """The adapter, or that of the first member."""
+        return next(iter(self.adapters.values()))
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        """Row format of the training data; None if no adapter file names one."""
+        return self.first.row_format
+
+    def digest(self) -> str:
+        """Return a digest of the files of the adapters, which changes with any training."""
+        digest = hashlib.sha256()
+        for name, adapters in self.adapters.items():
+            for folder in adapters.folders.values():
+                files = (folder.path / file for file in ADAPTER_FILES if not file.endswith(".md"))
+                for file in filter(Path.is_file, files):
+                    digest.update(f"{name}/{file.name}\n".encode())
+                    with file.open("rb") as content:
+                        digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
+
+    def open(self) -> OpenRun:
+        """Open the base with the adapters.
+
+        Raises:
+            AdapterError: an adapter does not fit the base.
+            BaseModelError: the base cannot be found or opened.
+        """
+        settings: dict[str, Any] = {}
+        if self.config is not None:  # the adapter itself records the quantization
+            settings = {key: getattr(self.config, key) for key in ("dtype", "device", "device_map")}
+        first, *others = self.adapters
+        base = load(self.adapters[first], name=first, **settings)
+        for name in others:
+            load_adapter(base.model, self.adapters[name], name=name)
+        return OpenRun(base.model, base.tokenizer, self.row_format, self.config)
+
+
+def find_run(spec: str, *, name: str = "default", base: str | None = None) -> FoundRun:
+    """Find the files of a run, an adapter or an ensemble.
+
+    Args:
+        spec: run folder, folder of an ensemble, adapter folder, or Hub id of an adapter.
+        name: name of a single adapter in the model.
+        base: as for `open_run`.
+
+    Raises:
+        AdapterError: there is no adapter, or it is damaged; or a member of an ensemble was trained again with another
+            row format.
+        ConfigError: the folder holds several runs that were trained side by side.
+    """
+    folder = Path(spec)
+    config = read_config(folder)
+    if not isinstance(config, RunConfig) or config.ensemble is None:
+        return FoundRun({name: _adapters_of(spec, base)}, None if config is None else one_run(config, spec))
+    members = {member: _adapters_of(str(folder / member), base) for member in config.parts()}
+    first, *others = members
+    for member in others:
+        if members[member].row_format != members[first].row_format:
+            raise AdapterError(f"{folder}: {member} was trained with another row format than {first}: they cannot vote")
+    own = read_config(folder / first)
+    return FoundRun(members, None if own is None else one_run(own, folder / first), config.ensemble.vote)
+
+
 def open_run(spec: str, *, name: str = "default", base: str | None = None) -> OpenRun:
     """Open a trained adapter with its base.
 
@@ -65,8 +145,10 @@ def open_run(spec: str, *, name: str = "default", base: str | None = None) -> Op
         BaseModelError: the base of the adapter cannot be found or opened.
         ConfigError: the folder holds several runs that were trained side by side.
     """
-    config = _run_config(spec)
-    return _open(_adapters_of(spec, base), config, name)
+    config = read_config(Path(spec))
+    if config is not None:
+        one_run(config, spec)
+    return find_run(spec, name=name, base=base).open()
 
 
 def open_ensemble(spec: str, *, base: str | None = None) -> OpenEnsemble | None:
@@ -82,19 +164,11 @@ def open_ensemble(spec: str, *, base: str | None = None) -> OpenEnsemble | None:
     Raises:
         AdapterError: a member is missing, or was trained again with another row format.
     """
-    folder = Path(spec)
-    config = read_config(folder)
+    config = read_config(Path(spec))
     if not isinstance(config, RunConfig) or config.ensemble is None:
         return None
-    members = {name: _adapters_of(str(folder / name), base) for name in config.parts()}
-    first, *others = members
-    for name in others:
-        if members[name].row_format != members[first].row_format:
-            raise AdapterError(f"{folder}: {name} was trained with another row format than {first}: they cannot vote")
-    opened = _open(members[first], _run_config(str(folder / first)), first)
-    for name in others:
-        load_adapter(opened.model, members[name], name=name)
-    return OpenEnsemble(opened, (first, *others), config.ensemble.vote)
+    found = find_run(spec, base=base)
+    return OpenEnsemble(found.open(), tuple(found.adapters), config.ensemble.vote)
 
 
 def open_base(spec: str) -> OpenRun:
@@ -107,11 +181,6 @@ def open_base(spec: str) -> OpenRun:
     return OpenRun(base.model, base.tokenizer)
 
 
-def _run_config(spec: str) -> RunConfig | None:
-    config = read_config(Path(spec))
-    return None if config is None else one_run(config, spec)
-
-
 def _adapters_of(spec: str, base: str | None) -> AdapterSet:
     folder = Path(spec)
     if (folder / "config.yaml").is_file() and not (folder / "adapter").is_dir():
@@ -119,11 +188,3 @@ def _adapters_of(spec: str, base: str | None) -> AdapterSet:
             f"{spec}: this run has saved no adapter yet: it is still in training, or was stopped before that"
         )
     return open_adapters(spec, base)
-
-
-def _open(adapters: AdapterSet, config: RunConfig | None, name: str) -> OpenRun:
-    settings: dict[str, Any] = {}
-    if config is not None:  # the adapter itself records the quantization
-        settings = {key: getattr(config, key) for key in ("dtype", "device", "device_map")}
-    base = load(adapters, name=name, **settings)
-    return OpenRun(base.model, base.tokenizer, adapters.row_format, config)

@@ -17,6 +17,7 @@ from peftly.runs.folder import (
     part_folders,
     recover_run,
     run_files,
+    runs_in,
 )
 from peftly.training import checkpoint_files
 from peftly.utils import (
@@ -75,8 +76,12 @@ def check_run_folder(out: Path, *, overwrite: bool = False, inputs: Iterable[str
             raise ConfigError(f"out: the new run reads {name}, which is part of the run in {out} that it would replace")
 
 
-def check_resumable(out: Path) -> None:
+def check_resumable(out: Path, *, is_part: bool = False) -> None:
     """Refuse a folder without an unfinished run. An interrupted replacement in the folder is completed first.
+
+    Args:
+        out: run folder.
+        is_part: whether the run is continued together with the runs of other folders.
 
     Raises:
         ConfigError: `out` holds no run, a finished run, or one of several runs that are trained side by side.
@@ -86,7 +91,7 @@ def check_resumable(out: Path) -> None:
         raise ConfigError(f"{out} holds no run to continue; name a run folder, which has a config.yaml and a {MARK}")
     if not (out / "config.yaml").is_file():
         raise ConfigError(f"the run in {out} has lost its config.yaml; put the file back, or train with --overwrite")
-    if out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
+    if not is_part and out.resolve() in [part.resolve() for part in part_folders(out.resolve().parent)]:
         raise ConfigError(f"{out} is one of several runs that continue together: {resume_command(out.parent)}")
     if is_finished(out):
         raise ConfigError(f"the run in {out} is finished; for a longer run, train again with more epochs")
@@ -134,7 +139,7 @@ def begin_run(out: Path, write_header: Callable[[Path], None]) -> None:
         out: run folder.
         write_header: function that writes the first files of the run, and of its parts, into the folder it is given.
     """
-    is_worth_keeping = any(adapter_folders(run) or checkpoint_files(run) for run in (out, *part_folders(out)))
+    is_worth_keeping = any(adapter_folders(run) or checkpoint_files(run) for run in runs_in(out))
     if is_worth_keeping:
         drop_earlier(out)
     earlier = _names(out, run_files(out))
@@ -176,7 +181,7 @@ def keep_or_restore(out: Path) -> None:
     a run without a single step is deleted.
     """
     recover_run(out)
-    runs = (out, *part_folders(out))
+    runs = runs_in(out)
     if any(adapter_folders(run) for run in runs):
         drop_earlier(out)
     elif any(checkpoint_files(run) for run in runs):

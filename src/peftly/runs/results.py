@@ -14,7 +14,7 @@ from peftly.runs.config_file import dump_config
 from peftly.runs.data_file import write_data_file
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.replacing import write_mark
-from peftly.training import StepRecord, TrainResult, on_main_process
+from peftly.training import TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
 
 __all__ = ["RunResult", "baseline_rows", "write_run_header", "write_run_results"]
@@ -132,8 +132,10 @@ def _write_results(
         write_json(out / "evaluation.json", scores)
     parameters, size = training.trained_parameters, folder_bytes(out / "adapter")
     summary: dict[str, Any] = {"parameters": parameters, "bytes": size, "seconds": training.seconds}
-    summary |= {"steps": training.steps, "planned_steps": _planned_steps(training), "best_step": training.best_step}
-    summary |= {"stopped_early": training.stopped_early, "metric_for_best_model": training.metric_for_best_model}
+    summary |= {"steps": training.steps, "planned_steps": training.planned_steps, "best_step": training.best_step}
+    summary |= {"stopped_early": training.stopped_early, "stop_reason": training.stop_reason}
+    summary |= {"metric_for_best_model": training.metric_for_best_model}
+    summary["peak_memory_bytes"] = training.peak_memory_bytes
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
     return RunResult(out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format)
@@ -151,11 +153,6 @@ def _comparable(baselines: Mapping[str, Evaluation], evaluation: Evaluation | No
         fields = [*names, *(["tokens", "loss", "perplexity"] if has_same_targets else [])]
         comparable[baseline] = {field: value for field in fields if (value := getattr(scores, field)) is not None}
     return comparable
-
-
-def _planned_steps(training: TrainResult) -> int:
-    """Return the number of steps that a training has unless it stops early."""
-    return max((record.steps for record in training.history if isinstance(record, StepRecord)), default=training.steps)
 
 
 def _samples(evaluation: Evaluation) -> list[dict[str, str]]:

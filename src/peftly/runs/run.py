@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peftly.adapters import attach, attached, trainable_parameters
+from peftly.adapters import attach, attached, parameter_counts
 from peftly.data import Data, counted, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
@@ -35,7 +35,9 @@ from peftly.runs.replacing import (
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
 from peftly.training import (
+    Tracking,
     best_line,
+    check_trackers,
     check_trainable,
     checkpoint_files,
     computed_with,
@@ -47,7 +49,7 @@ from peftly.training import (
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, program, stops_held, stops_raised
+from peftly.utils import is_main_process, parameters_text, program, stops_held, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +64,7 @@ __all__ = [
     "keeping_progress",
     "open_base_and_data",
     "run",
+    "tracking_of",
 ]
 
 _MANY_EXAMPLES = 100_000
@@ -110,6 +113,7 @@ def run(
     if not is_main_process():
         log = _no_log
     check_processes(config, resume=resume)
+    check_trackers(config.train.report_to)
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
@@ -119,6 +123,8 @@ def run(
         config = config.model_copy(update={"head": head})
         for name, method in config.adapters.items():
             attach_method(base, name, method, config, data, log)
+        if len(config.adapters) > 1:
+            log(f"methods together: {parameters_text(*parameter_counts(base.model))}")
         start_from(base, list(config.adapters), data, probe)
         check_trainable(base.model, data, config.train)
         log(batches_line(base.model, config.train))
@@ -129,7 +135,7 @@ def run(
             log(
                 f"layers: the first {frozen} have nothing to train; their outputs are cached per example where possible"
             )
-        with keeping_progress(out, [out], resume=resume):
+        with keeping_progress(out, [out], resume=resume), tracking_of(config, log) as tracking:
             if not resume:
                 on_main_process(partial(begin_run, out, partial(write_run_header, config=config, data=data)))
             training = train(
@@ -138,15 +144,28 @@ def run(
                 config.train,
                 tokenizer=base.tokenizer,
                 out=out,
-                callbacks=callbacks,
+                callbacks=[tracking, *callbacks],
                 resume=resume,
                 delete_checkpoints=False,
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
             baselines = computed_with(base.model, partial(baseline_scores, base, probe, data, config, log))
             result = write_run_results(out, data, training, evaluation, baselines)
+            tracking.log_final(evaluation)
         on_main_process(partial(finish_run, out))
     return result
+
+
+def tracking_of(config: RunConfig, log: Callable[[str], None], *, name: str | None = None) -> Tracking:
+    """Return the trackers of a run, which get its whole configuration.
+
+    Args:
+        config: configuration of the run.
+        log: function that receives lines for the user.
+        name: name of the run; None: that of its folder.
+    """
+    settings = config.model_dump(mode="json")
+    return Tracking(config.train.report_to, Path(config.out), name=name, settings=settings, note=log)
 
 
 def _no_log(_line: str) -> None:
@@ -241,9 +260,9 @@ def _with_epochs(config: RunConfig, base: Base, data: Data) -> RunConfig:
 def attach_method(
     base: Base, name: str, method: MethodConfig, config: RunConfig, data: Data, log: Callable[[str], None]
 ) -> None:
-    """Attach one adapter of a run, and log its number of trained parameters."""
+    """Attach one adapter of a run, and log the number of its parameters, and of those of the base with it."""
     is_first = not attached(base.model)
-    before = 0 if is_first else _count_trainable(base.model)
+    before = 0 if is_first else parameter_counts(base.model)[0]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         attach(
@@ -260,11 +279,8 @@ def attach_method(
     if (new := new_modules(base.model)) and is_first:
         log(f"new layers, saved with the adapter: {', '.join(new)}")
     prefix = "" if name == "default" else f"{name}: "
-    log(f"method: {prefix}{method.name}, {_count_trainable(base.model) - before:,} trained parameters")
-
-
-def _count_trainable(model: Any) -> int:
-    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    trainable, total = parameter_counts(base.model)
+    log(f"method: {prefix}{method.name}, {parameters_text(trainable - before, total - before)}")
 
 
 def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
@@ -274,7 +290,7 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
 
 
 @contextmanager
-def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterator[None]:
+def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool, root: Path | None = None) -> Iterator[None]:
     """Protect a run that may fail inside the block.
 
     Checkpoints and saved adapters stay, whatever the error is, and a run with a saved adapter gets its report. A run
@@ -284,6 +300,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
         out: output folder.
         runs: run folders that the training writes: `out`, or folders inside it.
         resume: whether an unfinished run is continued.
+        root: folder that is resumed; None: `out`.
 
     Raises:
         KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
@@ -301,7 +318,7 @@ def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool) -> Iterat
             if not resume:
                 with suppress(PeftlyError, OSError):  # the error that has ended the run is more important
                     keep_or_restore(out)
-        advice = f"continue with: {resume_command(out)}"
+        advice = f"continue with: {resume_command(root or out)}"
         if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
             raise
         if isinstance(error, KeyboardInterrupt):

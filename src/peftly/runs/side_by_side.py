@@ -8,6 +8,7 @@ report.html    page made from results.json
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, probe_of_next, start_from
 from peftly.runs.replacing import (
     begin_run,
@@ -41,14 +43,23 @@ from peftly.runs.run import (
     inputs_of,
     keeping_progress,
     open_base_and_data,
+    tracking_of,
 )
-from peftly.training import Job, TrainResult, best_line, check_trainable, num_processes, train_together
+from peftly.training import (
+    Job,
+    TrainResult,
+    best_line,
+    check_trackers,
+    check_trainable,
+    num_processes,
+    train_together,
+)
 from peftly.utils import environment, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
     from peftly.training import Callback
 
-__all__ = ["TogetherResult", "run_together"]
+__all__ = ["TogetherResult", "run_side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class _Part(NamedTuple):
     data: Data
 
 
-def run_together(
+def run_side_by_side(
     config: AnyConfig,
     *,
     base: Base | None = None,
@@ -85,31 +96,23 @@ def run_together(
     resume: bool = False,
     log: Callable[[str], None] = lambda _: None,
     callbacks: Mapping[str, Sequence["Callback"]] | None = None,
+    root: Path | None = None,
 ) -> TogetherResult:
-    """Train several runs in shared batches on one base. Write a run folder for each, and a comparison.
+    """Train several runs on one base; see `run_together`.
 
     Args:
-        config: configuration of an ensemble, or of jobs.
-        base: base named in `config`, if it is already open. It has the trained adapters afterwards.
-        overwrite: replace earlier runs in the output folder.
-        resume: continue the unfinished runs in the output folder, which have this configuration.
-        log: function that receives each line of progress.
-        callbacks: callbacks of the training by the name of the run, as `train_together` takes them.
-
-    Returns:
-        Results of all runs, and scores of the ensemble.
-
-    Raises:
-        ConfigError: the configuration describes one run, the runs do not fit on one base, or a folder cannot be used.
-        DataError, BaseModelError, MethodError, TrainingError: as for `run`.
+        config: configuration of an ensemble, or of jobs with one base.
+        base, overwrite, resume, log, callbacks: as for `run_together`.
+        root: folder of runs on several bases, of which these are a part; it is the one that is resumed.
     """
     if num_processes() > 1:
         raise ConfigError("runs side by side share one process; start them without the launcher, or run by run")
+    check_trackers([name for part in config.parts().values() for name in part.train.report_to], together=True)
     out = Path(config.out)
     folders = [Path(part.out) for part in config.parts().values()]
     with stops_raised(), writing_into(out):
         if resume:
-            check_resumable(out)
+            check_resumable(out, is_part=root is not None)
         else:
             inputs = [name for part in config.parts().values() for name in inputs_of(part)]
             for folder in (out, *folders):
@@ -130,7 +133,13 @@ def run_together(
         log(batches_line(model, *(part.config.train for part in parts.values())))
         for line in dict.fromkeys(best_line(part.config.train, part.data) for part in parts.values()):
             log(line)
-        with keeping_progress(out, folders, resume=resume):
+        with keeping_progress(out, folders, resume=resume, root=root), ExitStack() as stack:
+            tracking = {
+                name: stack.enter_context(
+                    tracking_of(part.config, partial(_log_of, name, log), name=f"{out.name}-{name}")
+                )
+                for name, part in parts.items()
+            }
             if not resume:
                 begin_run(out, partial(_write_headers, config=config, parts=parts))
             trained = train_together(
@@ -138,11 +147,13 @@ def run_together(
                 {name: Job(part.data, part.config.train) for name, part in parts.items()},
                 tokenizer=base.tokenizer,
                 out=out,
-                callbacks=callbacks,
+                callbacks={name: [own, *(callbacks or {}).get(name, ())] for name, own in tracking.items()},
                 resume=resume,
                 delete_checkpoints=False,
             )
             result = _write_results(config, base, parts, probes, trained, log, is_given=is_given)
+            for name, run in result.runs.items():
+                tracking[name].log_final(run.evaluation)
         finish_run(out, folders)
     return result
 
@@ -209,7 +220,7 @@ def _open_parts(
     for name, part_config in config.parts().items():
         if isinstance(config, JobsConfig):
             log(f"{name}:")
-            data = None
+            part_config, data = _with_same_data(part_config, base, config, parts, log)
         resolved, base, data = open_base_and_data(part_config, base, data, log)
         parts[name] = _Part(resolved, data)
     if base is None:
@@ -220,6 +231,21 @@ def _open_parts(
     base, head, probe = choose_head(base, first.config, first.data, log, is_given=is_given)
     update = {"head": head}
     return base, {name: _Part(part.config.model_copy(update=update), part.data) for name, part in parts.items()}, probe
+
+
+def _with_same_data(
+    config: RunConfig, base: Base | None, jobs: JobsConfig, parts: Mapping[str, _Part], log: Callable[[str], None]
+) -> tuple[RunConfig, Data | None]:
+    """Return the configuration of a job, and the data of an earlier one with the same settings and maximum length."""
+    if base is None:
+        return config, None
+    max_length = min(config.data.max_length, max_length_of(base, config))
+    settings = config.data.model_copy(update={"max_length": max_length})
+    for name, part in parts.items():
+        if jobs.jobs[name].data == config.data and part.config.data == settings:
+            log(f"the data are those of {name}")
+            return config.model_copy(update={"data": settings}), part.data
+    return config, None
 
 
 def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:

@@ -6,6 +6,7 @@ config         settings
 checks         checks of the settings against the data and the model
 loop           steps, evaluations and checkpoints, in order
 job            one adapter under training
+range_test     search for a learning rate
 run_state      progress of a job
 run_log        records of a job, and its callbacks
 steps          examples of each step, and their micro-batches
@@ -16,6 +17,7 @@ losses         losses of a micro-batch
 gradients      gradients of a step
 loss_scale     loss scaling in fp16
 frozen_layers  cache of the outputs of frozen lower layers
+memory         largest memory during a training
 optimizer      optimizers and their parameter groups
 schedule       length of a training, and learning rate schedules
 best           the best evaluation, and records of evaluations
@@ -23,6 +25,8 @@ saved          folders of saved adapters
 finite_weights copies of the weights, to go back to
 checkpoint     files from which a stopped run continues
 callbacks      records of a run, and the progress bar
+trackers       kinds of trackers of experiments
+tracking       records of a run for its trackers
 metrics        metrics.jsonl
 """
 
@@ -41,22 +45,30 @@ from peftly.training.processes import (
     num_processes,
     on_main_process,
 )
+from peftly.training.range_test import LearningRateTest, find_learning_rate
 from peftly.training.schedule import num_epochs
 from peftly.training.sharding import computed_with
+from peftly.training.trackers import check_trackers
+from peftly.training.tracking import TRACKERS, Tracking
 from peftly.training.train import Job, packs_examples, train, train_together
 
 __all__ = [
+    "TRACKERS",
     "Callback",
     "Job",
+    "LearningRateTest",
     "ProgressBar",
     "StepRecord",
+    "Tracking",
     "TrainConfig",
     "TrainResult",
     "best_line",
+    "check_trackers",
     "check_trainable",
     "checkpoint_files",
     "computed_with",
     "fast_tokens",
+    "find_learning_rate",
     "free_bytes",
     "frozen_layers",
     "is_first_report",

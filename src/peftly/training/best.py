@@ -7,7 +7,7 @@ from peftly.evaluation import Evaluation, metrics_of, perplexity_of
 from peftly.training.callbacks import EvaluationRecord
 from peftly.training.config import TrainConfig
 
-__all__ = ["best_line", "evaluation_record", "is_best", "is_improvement", "metric_of_best", "stop_text"]
+__all__ = ["best_line", "evaluation_record", "is_best", "is_improvement", "metric_of_best", "stop_reason"]
 
 
 def metric_of_best(config: TrainConfig, data: Data) -> str:
@@ -53,15 +53,20 @@ def is_best(metric: str, scores: Evaluation, best: EvaluationRecord | None) -> b
     return score > best_score or (score == best_score and metric != "loss")
 
 
-def is_improvement(metric: str, scores: Evaluation, best: EvaluationRecord | None) -> bool:
-    """Return whether the best evaluation so far is more than equal to the former one: a better score, or a lower loss.
+def is_improvement(metric: str, scores: Evaluation, best: EvaluationRecord | None, threshold: float = 0.0) -> bool:
+    """Return whether an evaluation counts as progress, so that training does not stop early.
+
+    Its score must be better than the best one so far by more than `threshold`. If that is 0, an equal score with a
+    lower loss counts too.
 
     Args:
         metric, scores, best: as for `is_best`.
+        threshold: `early_stopping_threshold`.
     """
     if best is None or not is_best(metric, scores, best):
         return is_best(metric, scores, best)
-    return _score(metric, scores) > _score(metric, best) or scores.loss < best.loss
+    gain = _score(metric, scores) - _score(metric, best)
+    return gain > threshold or (not threshold and scores.loss < best.loss)
 
 
 def _score(metric: str, scores: Evaluation | EvaluationRecord) -> float:
@@ -89,18 +94,17 @@ def evaluation_record(
     )
 
 
-def stop_text(metric: str, step: int, steps: int, evaluations: int, best: EvaluationRecord | None) -> str:
-    """Return a sentence on an early stop.
+def stop_reason(metric: str, evaluations: int, threshold: float) -> str:
+    """Return the reason of an early stop in a few words.
 
     Args:
         metric: metric by which the best evaluation is chosen.
-        step, steps: number of updates so far, and of the whole run.
-        evaluations: number of evaluations after the best one.
-        best: best evaluation.
+        evaluations: number of evaluations after the last one that counted as progress.
+        threshold: `early_stopping_threshold`.
     """
-    plural = "s" * (evaluations > 1)
-    text = f"stopped early, after step {step} of {steps}: no better {_name(metric)} in {evaluations} evaluation{plural}"
-    return text if best is None else f"{text}; the best is that of step {best.step}"
+    name, plural = _name(metric), "s" * (evaluations > 1)
+    score = f"{name} better by more than {threshold:g}" if threshold else f"better {name}"
+    return f"no {score} in {evaluations} evaluation{plural}"
 
 
 def _name(metric: str) -> str:

@@ -1,8 +1,8 @@
 """Records of a training run, and callbacks that receive them or show them as progress."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from peftly.data import Data
 from peftly.utils import is_main_process, score_text, share_text
 
 __all__ = [
@@ -38,6 +39,8 @@ class StepRecord:
         trained_tokens: number of targets of the loss: tokens, tags or classes.
         tokens_per_second: `tokens` divided by the duration of this step.
         seconds: seconds since the start of the run.
+        memory_bytes: largest memory of the process since the training began, on the device of the model; see
+            `peak_memory`. None in files of earlier versions.
     """
 
     step: int
@@ -50,6 +53,7 @@ class StepRecord:
     trained_tokens: int
     tokens_per_second: float
     seconds: float
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,10 @@ class TrainResult:
         metric_for_best_model: metric by which the best evaluation was chosen; None without validation examples.
         learning_rate: highest learning rate of the schedule.
         trained_parameters: number of trained parameters.
+        data: examples of the training, with the row format and a report.
+        stop_reason: reason of the early stop; None without one.
+        peak_memory_bytes: largest memory of the process during the training, on the device of the model; see
+            `StepRecord.memory_bytes`.
     """
 
     steps: int
@@ -124,10 +132,24 @@ class TrainResult:
     metric_for_best_model: str | None
     learning_rate: float
     trained_parameters: int
+    data: Data = field(repr=False, compare=False)
+    stop_reason: str | None = None
+    peak_memory_bytes: int | None = None
+
+    @property
+    def planned_steps(self) -> int:
+        """Number of updates that the run has unless it stops early."""
+        return max((record.steps for record in self.history if isinstance(record, StepRecord)), default=self.steps)
 
 
 class Callback:
     """Base class of callbacks of `train`; a subclass defines the events of interest."""
+
+    def on_begin(self, step: int, steps: int, history: Sequence[StepRecord | EvaluationRecord]) -> None:
+        """Called before the first step of this process, which is number `step` + 1 of `steps`.
+
+        The history has the records of earlier processes; it is empty for a new training.
+        """
 
     def on_step(self, record: StepRecord) -> None:
         """Called after an update of the trained weights."""
@@ -156,15 +178,14 @@ class ProgressBar(Callback):
 
         Args:
             console: console of the output; None: stderr.
-            lines: largest number of lines if the output is not a terminal.
+            lines: largest number of lines about steps if the output is not a terminal; each evaluation has a line.
             name: name in front of the bar, for one of several adapters.
         """
         self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._lines = lines
         self._name = f"{name}: " if name else ""
         self._speed = 0.0
-        self._steps = 0
-        self._printed: dict[str, int] = {}
+        self._parts_printed = 0
         self._bar: Progress | None = None
         if self._console.is_terminal and is_main_process():
             self._bar = Progress(
@@ -204,16 +225,13 @@ class ProgressBar(Callback):
         # The estimate uses the whole time so far, since evaluations take time too.
         left = record.seconds / record.step * (record.steps - record.step)
         facts = f"loss {record.loss:.4f}  {self._speed:,.0f} tokens/s  {_duration(left)} left"
-        self._steps = record.steps
         if self._bar is not None:
             self._bar.update(self._task, completed=record.step, total=record.steps, description=facts, visible=True)
-        elif self._is_due("step", record.step):
+        elif self._is_due(record):
             self.on_note(f"step {record.step}/{record.steps}  {facts}")
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
-        """Print the losses, perplexities and scores; at most `lines` times, and always after the last step."""
-        if not self._is_due("evaluation", record.step):
-            return
+        """Print the losses, perplexities and scores."""
         losses = {"training": (record.train_loss, record.train_perplexity)}
         losses["validation"] = (record.loss, record.perplexity)
         facts = [
@@ -225,11 +243,11 @@ class ProgressBar(Callback):
         shown = [f"{name} {share_text(score)}" for name, score in scores.items() if score is not None]
         self.on_note(f"epoch {record.epoch:.3g}  " + "  ".join([*facts, *shown[:1], *["(best)"] * record.best]))
 
-    def _is_due(self, kind: str, step: int) -> bool:
-        """Return whether the next of `lines` parts of the run is done for the first time, for events of one kind."""
-        part = step * self._lines // max(self._steps, step, 1)
-        is_due = part > self._printed.get(kind, 0)
-        self._printed[kind] = max(part, self._printed.get(kind, 0))
+    def _is_due(self, record: StepRecord) -> bool:
+        """Return whether the next of `lines` parts of the run is done for the first time."""
+        part = record.step * self._lines // record.steps
+        is_due = part > self._parts_printed
+        self._parts_printed = max(part, self._parts_printed)
         return is_due
 
     def on_resume(self, step: int, steps: int) -> None:

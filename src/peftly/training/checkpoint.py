@@ -19,6 +19,7 @@ from torch import Tensor
 
 from peftly.data import EncodedExample, record_bytes
 from peftly.errors import ConfigError, TrainingError
+from peftly.training.config import TrainConfig
 from peftly.utils import delete_file, replacing_file, write_tensors
 
 __all__ = [
@@ -227,11 +228,10 @@ def check_same_run(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         ConfigError: the states are of different runs.
     """
     for key, value in now["config"].items():
-        if value != saved["config"].get(key):
-            raise ConfigError(
-                f"the checkpoint is of a run with train.{key} {saved['config'].get(key)}, and now it is {value}; "
-                f"{_ADVICE}"
-            )
+        # A setting that the version of the checkpoint did not have had no effect, as its default has none.
+        before = saved["config"].get(key, TrainConfig.model_fields[key].default)
+        if value != before:
+            raise ConfigError(f"the checkpoint is of a run with train.{key} {before}, and now it is {value}; {_ADVICE}")
     for split, digest_now, digest_saved in zip(
         ("training", "validation"), now["examples"], saved["examples"], strict=True
     ):

@@ -1,12 +1,23 @@
 """The settings of a training run, checked without importing torch."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from peftly.settings import Seed, Settings
 
 __all__ = ["TrainConfig"]
+
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab", "csv")
+
+
+def _read_trackers(value: object) -> object:
+    """Convert the name of a tracker, none, or a list of names into a tuple."""
+    names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(name in _TRACKERS for name in names):
+        raise ValueError(f"give none, one of {', '.join(_TRACKERS)}, or a list of these")
+    return tuple(dict.fromkeys(names))
+
 
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt"]
 
@@ -84,9 +95,16 @@ class TrainConfig(Settings):
     """Evaluations without a better score, or an equal one with a lower loss, after which training stops; None: it does
     not stop early."""
 
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    """Amount by which a score must be better than the best one so far to count for `early_stopping_patience`."""
+
     metric_for_best_model: Literal["auto", "loss", "accuracy", "macro_f1", "entity_f1"] = "auto"
     """Score that decides which evaluation is the best; of equal accuracies or F1 scores it is the last one. `auto`:
     accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
+
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_read_trackers)] = ()
+    """Trackers that get the records of the run: none, one of tensorboard, wandb, mlflow, trackio, swanlab and csv, or a
+    list of these. They work offline unless their own environment variables say otherwise."""
 
     gradient_checkpointing: bool | None = None
     """Compute every block again in the backward pass instead of storing its activations: about a third slower, for a
@@ -111,5 +129,10 @@ class TrainConfig(Settings):
             raise ValueError(
                 "lr_scheduler_type constant_with_warmup needs warmup_ratio or warmup_steps above 0; without a warm-up, "
                 "set lr_scheduler_type: constant"
+            )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_threshold needs early_stopping_patience: the number of evaluations without such "
+                "progress after which training stops"
             )
         return self

@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from peftly.adapters import attached, num_virtual_tokens_of, trainable_parameters, use_adapters
 from peftly.data import Data, EncodedExample, Split
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import Evaluation, evaluate
 from peftly.injection import invalidate_cached_tensors, owner
-from peftly.training.best import evaluation_record, is_best, is_improvement, metric_of_best, stop_text
+from peftly.training.best import evaluation_record, is_best, is_improvement, metric_of_best, stop_reason
 from peftly.training.callbacks import Callback, StepRecord, TrainResult
 from peftly.training.checkpoint import digest, load_optimizer
 from peftly.training.checks import check_trainable, first_gradients_note
 from peftly.training.config import TrainConfig
 from peftly.training.finite_weights import LastFiniteWeights, assign, copies
+from peftly.training.memory import PeakMemory
 from peftly.training.optimizer import make_optimizer, optimizer_note, parameter_groups
 from peftly.training.run_log import RunLog
 from peftly.training.run_state import RunState
 from peftly.training.saved import SavedAdapters, weights_location
-from peftly.training.schedule import make_schedule, num_epochs, schedule_note
+from peftly.training.schedule import make_schedule, num_epochs, schedule_notes
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterJob"]
 
-_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples"}
+_NOT_COMPARED = {"checkpoint_steps", "keep_checkpoints", "generation_examples", "report_to"}
 """Settings that a continued run may change: no step depends on them."""
 
 
@@ -58,6 +60,7 @@ class AdapterJob:
         log: records of steps and evaluations, and the callbacks.
         saved: folders of the saved adapters.
         last_finite_weights: copy of `parameters` that is known to give finite numbers.
+        memory: measurement of the largest memory since the training began.
     """
 
     def __init__(
@@ -117,17 +120,22 @@ class AdapterJob:
         self.eval_steps = config.eval_steps or self.steps_per_epoch
         self.metric = metric_of_best(config, data)
         self.optimizer = make_optimizer(groups, config)
-        self.schedule = make_schedule(self.optimizer, config, self.steps)
+        self.schedule = self.make_schedule()
         self.state = RunState()
         eval_steps = None if data.validation is None else self.eval_steps
         self.last_finite_weights = LastFiniteWeights(self.parameters, eval_steps=eval_steps)
         self.log = RunLog(callbacks, out=out, is_main_process=accelerator.is_main_process, resume=resume)
         if not resume:
-            for note in filter(None, (optimizer_note(config, model.device), schedule_note(config, self.steps))):
+            for note in filter(None, (optimizer_note(config, model.device), *schedule_notes(config, self.steps))):
                 self.log.note(note)
         out = out if accelerator.is_main_process else None
+        self.memory = PeakMemory(model)
         self.saved = SavedAdapters(model, adapter, out, data.row_format, self.log, own_tokenizer)
         self.started = time.perf_counter()
+
+    def make_schedule(self) -> LambdaLR:
+        """Return the learning rate schedule of the configuration."""
+        return make_schedule(self.optimizer, self.config, self.steps)
 
     def remaining_steps(self) -> Iterator[list[EncodedExample]]:
         """Yield the examples of every step that is left, until the last step or an early stop."""
@@ -176,6 +184,7 @@ class AdapterJob:
             after_step_due=True,
             train_loss_sum=self.state.train_loss_sum + loss * targets,
             train_targets=self.state.train_targets + targets,
+            peak_memory_bytes=self.memory.since(self.state.peak_memory_bytes),
         )
         tokens = sum(example.num_tokens for example in examples)
         record = StepRecord(
@@ -189,6 +198,7 @@ class AdapterJob:
             trained_tokens=targets,
             tokens_per_second=tokens / seconds,
             seconds=self.seconds,
+            memory_bytes=self.state.peak_memory_bytes,
         )
         self.log.write(record)
         self.update_state()
@@ -206,7 +216,10 @@ class AdapterJob:
         evaluations = changes.get("evaluations_since_best", 0)
         stopped_early = not is_last and patience is not None and evaluations >= patience
         if stopped_early:
-            self.log.say(stop_text(self.metric, self.step, self.steps, evaluations, self.state.best))
+            best = changes.get("best", self.state.best)
+            reason = stop_reason(self.metric, evaluations, self.config.early_stopping_threshold)
+            of_best = "" if best is None else f"; the best is that of step {best.step}"
+            self.log.say(f"stopped early, after step {self.step} of {self.steps}: {reason}{of_best}")
         self.update_state(after_step_due=False, stopped_early=stopped_early, **changes)
 
     def update_state(self, **changes: Any) -> None:
@@ -228,21 +241,26 @@ class AdapterJob:
             assign(self.parameters, self.state.best_weights)
         self.saved.save("adapter")
         self.log.sync()
-        self.update_state(seconds=self.seconds)
+        peak = self.memory.since(self.state.peak_memory_bytes)
+        self.update_state(seconds=self.seconds, peak_memory_bytes=peak)
         return self.result()
 
     def result(self) -> TrainResult:
         """Return the result of a run that has finished."""
+        stopped, threshold = self.state.stopped_early, self.config.early_stopping_threshold
         return TrainResult(
             steps=self.step,
             best_step=self.step if self.state.best is None else self.state.best.step,
             best=self.state.best,
             history=tuple(self.log.history),
             seconds=self.state.seconds or self.seconds,
-            stopped_early=self.state.stopped_early,
+            stopped_early=stopped,
             metric_for_best_model=None if self.state.best is None else self.metric,
             learning_rate=self.learning_rate,
             trained_parameters=sum(parameter.numel() for parameter in self.parameters.values()),
+            data=self.data,
+            stop_reason=stop_reason(self.metric, self.state.evaluations_since_best, threshold) if stopped else None,
+            peak_memory_bytes=self.state.peak_memory_bytes,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -302,7 +320,7 @@ class AdapterJob:
         self.log.write(record)
         self.log.report(record)
         begin_again = {"train_loss_sum": 0.0, "train_targets": 0}
-        improved = is_improvement(self.metric, scores, state.best)
+        improved = is_improvement(self.metric, scores, state.best, self.config.early_stopping_threshold)
         changes = {**begin_again, "evaluations_since_best": 0 if improved else state.evaluations_since_best + 1}
         return {**changes, "best": record, "best_weights": copies(self.parameters)} if chosen else changes
 

@@ -73,6 +73,8 @@ class TrainingLoop:
 
     def run(self) -> list[TrainResult]:
         """Take steps until no job has one left, and return the results of all jobs in their order."""
+        for job in self.jobs:
+            job.log.begin(job.step, job.steps)
         with self.weights_changing():
             self.gradients.set_micro_batch_limit()
         streams = [(job, job.remaining_steps()) for job in self.jobs]

@@ -55,6 +55,11 @@ class RunLog:
         if self._writer.problem is not None and before is None:
             self.note(self._writer.problem)
 
+    def begin(self, step: int, steps: int) -> None:
+        """Report that the steps begin, after `step` of `steps`."""
+        for callback in self._callbacks:
+            callback.on_begin(step, steps, tuple(self.history))
+
     def report(self, record: StepRecord | EvaluationRecord) -> None:
         """Pass a record to the callbacks."""
         for callback in self._callbacks:

@@ -29,6 +29,7 @@ class RunState:
         metrics_bytes: size of `metrics.jsonl` in bytes.
         metrics_sha256: hash of these bytes.
         seconds: duration of the whole run; None until the run has finished.
+        peak_memory_bytes: largest memory of the process so far; None before the first step.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class RunState:
     metrics_bytes: int = 0
     metrics_sha256: str = ""
     seconds: float | None = None
+    peak_memory_bytes: int | None = None
 
     @property
     def train_loss(self) -> float | None:

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from peftly.models import TASKS, task_of
 from peftly.training.config import Schedule, TrainConfig
 
-__all__ = ["learning_rate_factor", "make_schedule", "num_epochs", "schedule_note", "warmup_steps_of"]
+__all__ = ["learning_rate_factor", "make_schedule", "num_epochs", "schedule_notes", "warmup_steps_of"]
 
 EPOCHS = 5
 """Passes over the training examples."""
@@ -81,12 +81,15 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
     return LambdaLR(optimizer, lambda updates: learning_rate_factor(name, updates + 1, steps, warmup))
 
 
-def schedule_note(config: TrainConfig, steps: int) -> str | None:
-    """Return a note to the user if the run ends before its warm-up does, else None."""
-    warmup = warmup_steps_of(config, steps)
-    if warmup <= steps:
-        return None
-    return (
-        f"train.warmup_steps is {warmup} and the run has {steps} step{'s' * (steps > 1)}: the learning rate only rises "
-        f"to {steps}/{warmup} of its peak"
-    )
+def schedule_notes(config: TrainConfig, steps: int) -> list[str]:
+    """Return notes to the user: a setting of the warm-up without effect, or a run that ends before its warm-up does."""
+    warmup, ratio = warmup_steps_of(config, steps), config.warmup_ratio
+    notes = []
+    if config.warmup_steps is not None and ratio != TrainConfig.model_fields["warmup_ratio"].default:
+        notes.append(f"train.warmup_steps {warmup} replaces train.warmup_ratio {ratio:g}: leave one of them out")
+    if warmup > steps:
+        notes.append(
+            f"train.warmup_steps is {warmup} and the run has {steps} step{'s' * (steps > 1)}: the learning rate only "
+            f"rises to {steps}/{warmup} of its peak"
+        )
+    return notes

@@ -1,7 +1,7 @@
 """One training, from its first step or a checkpoint to its end, in a folder that no other process writes into."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from peftly.training.processes import num_processes, on_main_process, saved_exam
 from peftly.training.saved import weights_location
 from peftly.training.sharding import shard_base
 from peftly.training.steps import make_accelerator
+from peftly.training.trackers import check_trackers
+from peftly.training.tracking import tracked
 from peftly.utils import (
     MARK,
     delete_file,
@@ -79,6 +81,7 @@ def run_jobs(
     *,
     resume: bool,
     delete_checkpoints: bool,
+    make_job: Callable[..., AdapterJob] = AdapterJob,
 ) -> list[TrainResult]:
     """Train all jobs, and return their results in order.
 
@@ -90,7 +93,10 @@ def run_jobs(
         folders: folder of each job.
         callbacks: callbacks of each job.
         resume, delete_checkpoints: see `train`.
+        make_job: `AdapterJob`, or a function that makes another kind of job from its arguments.
     """
+    for job in jobs.values():
+        check_trackers(job.config.report_to, together=len(jobs) > 1)
     shards = any(job.config.fsdp for job in jobs.values())
     # The blocks of a base that will be sharded move to their devices one by one.
     accelerator = make_accelerator(on_cpu=model.device.type == "cpu" and not shards)
@@ -107,8 +113,14 @@ def run_jobs(
     stops: AbstractContextManager[Sequence[int]] = stops_noted()
     if accelerator.num_processes == 1:
         stops = nullcontext(())
-    with lock, stops_raised(), stops as numbers:
-        results = _train_in(model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, resume=resume)
+    with lock, stops_raised(), stops as numbers, ExitStack() as trackers:
+        callbacks = {
+            name: trackers.enter_context(tracked(callbacks.get(name, ()), job.config, folders[name], name=name))
+            for name, job in jobs.items()
+        }
+        results = _train_in(
+            model, jobs, tokenizer, accelerator, out, folders, callbacks, numbers, make_job, resume=resume
+        )
         if delete_checkpoints and out is not None and accelerator.is_main_process:
             for file in checkpoint_files(out):
                 delete_file(file)
@@ -124,6 +136,7 @@ def _train_in(
     folders: Mapping[Any, Path | None],
     callbacks: Mapping[Any, Sequence[Callback]],
     stops: Sequence[int],
+    make_job: Callable[..., AdapterJob],
     *,
     resume: bool,
 ) -> list[TrainResult]:
@@ -137,7 +150,7 @@ def _train_in(
     own_tokenizer = tokenizer_to_save(model, tokenizer) if saves else None
     state = on_main_process(partial(_saved_state, out, tuple(folders.values()), damaged.append, resume=resume))
     adapter_jobs = [
-        AdapterJob(
+        make_job(
             model,
             job.data,
             job.config,

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftly.adapters import attached
-from peftly.data import Data
+from peftly.data import Data, DataSource
 from peftly.errors import ConfigError
+from peftly.evaluation import data_of
+from peftly.models import tokenizer_of
 from peftly.training.callbacks import Callback, TrainResult
 from peftly.training.config import TrainConfig
 from peftly.training.session import Job, packs_examples, run_jobs
@@ -19,10 +21,10 @@ __all__ = ["Job", "TrainConfig", "TrainResult", "packs_examples", "train", "trai
 
 def train(
     model: "PreTrainedModel",
-    data: Data,
+    data: "Data | DataSource",
     config: TrainConfig | None = None,
     *,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     learning_rate: float | None = None,
@@ -31,12 +33,21 @@ def train(
 ) -> TrainResult:
     """Train the trainable parameters of a model in place, and leave the best weights in the model.
 
+    Example::
+
+        model, tokenizer = peftly.load_base("smollm2-135m")
+        peftly.attach(model, peftly.LoRA())
+        result = peftly.train(model, rows)
+        peftly.evaluate(model, tokenizer, test_rows, result.data.row_format)
+
     Args:
         model: adapted model. Its other parameters do not change.
         data: training examples; the validation examples decide which weights are the best. Without validation examples
-            the last weights are the result.
+            the last weights are the result. Rows are taken as `load_data` takes them by default: a list, a
+            `datasets.Dataset` or `DatasetDict`, a pandas frame, a file; a tenth of the rows become validation rows if
+            there are no others. `load_data` has settings for their conversion, such as a template.
         config: training settings; None: the defaults.
-        tokenizer: tokenizer of the model.
+        tokenizer: tokenizer of the model; None: the one with which `load_base` opened it.
         out: folder for the best adapter (`adapter`), adapters saved on the way (`step-N`), `metrics.jsonl` and the
             checkpoints; None: nothing is written.
         callbacks: callbacks that receive steps, evaluations, saved adapters and notes, on the main process.
@@ -47,19 +58,25 @@ def train(
             disk. Nothing else deletes them: after an error or a stop they stay.
 
     Returns:
-        Number of steps, best evaluation and history of the run.
+        Number of steps, best evaluation and history of the run, and the examples with their row format.
 
     Raises:
         ConfigError: settings that the data or the model cannot serve, a checkpoint of another run, a checkpoint of an
             unfinished training without `resume`, another process that writes into `out`, or files in `out` that the
             training would replace and that no training wrote.
-        DataError: examples that are encoded for another task than the model's.
+        DataError: examples that are encoded for another task than the model's, or rows that cannot be read.
         TrainingError: a loss or a gradient that is not finite; the last copy of finite weights is in the model, and in
             `adapter` in `out`. The copy lacks at most a tenth of the steps, and at most 20 steps. Or memory that runs
             out with one example at once; the weights so far are there. Or a damaged checkpoint.
         KeyboardInterrupt: Ctrl-C, or SIGTERM, SIGHUP or SIGUSR1; the present weights are in the model, and in
             `adapter-interrupted` in `out`.
     """
+    tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
+    if not isinstance(data, Data):
+        data = data_of(model, data, tokenizer)
+        for callback in callbacks:
+            for line in data.report.lines():
+                callback.on_note(line)
     job, folder = Job(data, config or TrainConfig(), learning_rate), None if out is None else Path(out)
     (result,) = run_jobs(
         model,

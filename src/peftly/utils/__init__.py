@@ -27,6 +27,7 @@ from peftly.utils.environment import automatic_dtype, cache_folders, environment
 from peftly.utils.file_changes import (
     append,
     delete_file,
+    delete_folder,
     make_folder,
     move,
     sync,
@@ -34,7 +35,15 @@ from peftly.utils.file_changes import (
     write_new_file,
     write_tensors,
 )
-from peftly.utils.formatting import bytes_text, count_text, score_rows, score_text, seconds_text, share_text
+from peftly.utils.formatting import (
+    bytes_text,
+    count_text,
+    parameters_text,
+    score_rows,
+    score_text,
+    seconds_text,
+    share_text,
+)
 from peftly.utils.hardware import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from peftly.utils.locks import LOCK, folder_lock
 from peftly.utils.output_folder import (
@@ -71,6 +80,7 @@ __all__ = [
     "check_output_folder",
     "count_text",
     "delete_file",
+    "delete_folder",
     "drop_earlier",
     "earlier_files",
     "environment",
@@ -86,6 +96,7 @@ __all__ = [
     "mark_text",
     "move",
     "nearest_existing_parent",
+    "parameters_text",
     "peak_memory",
     "program",
     "quiet",

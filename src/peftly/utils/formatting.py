@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["bytes_text", "count_text", "score_rows", "score_text", "seconds_text", "share_text"]
+__all__ = ["bytes_text", "count_text", "parameters_text", "score_rows", "score_text", "seconds_text", "share_text"]
 
 
 def bytes_text(size: float | None) -> str:
@@ -20,6 +20,11 @@ def bytes_text(size: float | None) -> str:
 def count_text(count: int) -> str:
     """Return a count with commas between its thousands."""
     return f"{count:,}"
+
+
+def parameters_text(trainable: int, total: int) -> str:
+    """Return the trainable parameters of a model such as `921,600 trainable of 135,436,608 parameters (0.68%)`."""
+    return f"{trainable:,} trainable of {total:,} parameters ({100 * trainable / total:.3g}%)"
 
 
 def seconds_text(seconds: float) -> str:

@@ -66,9 +66,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
 def peak_memory(device: str | torch.device | None = None) -> int:
     """Return the largest memory of this process on `device` since its start or since `reset_peak_memory`, in bytes.
 
-    On a CUDA device these are the bytes of tensors, without the CUDA context and the allocator's cache. On the CPU it
-    is the resident set: Python, the libraries and the pages of mapped files count too. Where the system keeps no peak
-    (`mps`; the CPU on macOS), it is the memory in use now.
+    On a GPU these are the bytes of tensors, without its context and the allocator's cache. On the CPU it is the
+    resident set: Python, the libraries and the pages of mapped files count too. Where the system keeps no peak (`mps`;
+    the CPU on macOS), it is the memory in use now.
 
     Args:
         device: device as `resolve_device` takes it.
@@ -77,8 +77,8 @@ def peak_memory(device: str | torch.device | None = None) -> int:
         BaseModelError: torch has no such device on this machine.
     """
     resolved = resolve_device(device)
-    if resolved.type == "cuda":
-        return torch.cuda.max_memory_allocated(resolved)
+    if resolved.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(resolved)
     if resolved.type == "mps":
         return torch.mps.driver_allocated_memory()
     # Not `ru_maxrss`: it cannot be reset, and a process inherits the peak of the process that started it.
@@ -102,8 +102,8 @@ def reset_peak_memory(device: str | torch.device | None = None) -> None:
         BaseModelError: torch has no such device on this machine.
     """
     resolved = resolve_device(device)
-    if resolved.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(resolved)
+    if resolved.type in ("cuda", "xpu"):
+        torch.accelerator.reset_peak_memory_stats(resolved)
     elif resolved.type == "cpu":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

@@ -210,8 +210,8 @@ def test_a_bad_row_of_another_split_is_named():
 
 
 KINDS = (
-    "expected a file, a folder or a Hub id, a list of rows (dicts), a datasets.Dataset or DatasetDict, or a mapping of "
-    "split names to these"
+    "expected a file, a folder or a Hub id, a list of rows (dicts), a datasets.Dataset or DatasetDict, a "
+    "pandas.DataFrame, or a mapping of split names to these"
 )
 NAMES = "expected the names of splits: 'train', 'validation', 'valid', 'dev', 'test'"
 
@@ -221,7 +221,7 @@ NAMES = "expected the names of splits: 'train', 'validation', 'valid', 'dev', 't
     [
         (7, f"the source of the train rows is a number; {KINDS}"),
         (b"rows.jsonl", f"the source of the train rows is a bytes; {KINDS}"),
-        (iter(ROWS), f"the source of the train rows is a list_iterator; {KINDS}"),
+        ({"rows.jsonl"}, f"the source of the train rows is a set; {KINDS}"),
         ({}, f"the source of the train rows is a mapping with none; {NAMES}"),
         ({"text": ["a"], "label": ["b"]}, f"the source of the train rows is a mapping with 'text', 'label'; {NAMES}"),
         ({"trian": ROWS}, f"the source of the train rows is a mapping with 'trian'; {NAMES}"),

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
+from peftly import LoRA, attach, save_adapter
 from peftly.errors import BaseModelError
 from peftly.models.loading import load_base
 from peftly.utils.hardware import resolve_device, resolve_dtype
@@ -230,3 +231,9 @@ def test_loading_prints_nothing_and_restores_the_log_settings(tiny_llama_folder,
     with quiet():
         assert not logging.is_progress_bar_enabled()
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_base_by_its_path_has_a_text_for_its_name(tiny_llama_folder, tmp_path):
+    model = load_base(Path(tiny_llama_folder)).model
+    assert model.name_or_path == model.config.name_or_path == str(tiny_llama_folder)
+    save_adapter(attach(model, LoRA(rank=2)), tmp_path)  # JSON has no paths

@@ -115,23 +115,42 @@ def test_run_page_shows_everything_and_needs_no_other_file(run_folder):
 
 def test_run_page_shows_epochs_and_generated_answers(run_folder):
     records = [
-        {"kind": "step", "step": step, "epoch": step / 2, "loss": 2.0, "trained_tokens": 5} for step in (1, 2, 3)
+        {"kind": "step", "step": step, "epoch": step / 2, "loss": 2.0, "trained_tokens": 5, "seconds": 4 * step}
+        for step in (1, 2, 3)
     ]
-    records.append({"kind": "evaluation", "step": 2, "epoch": 1.0, "loss": 1.0, "best": True})
+    records.append({"kind": "evaluation", "step": 2, "epoch": 1.0, "loss": 1.0, "best": True, "seconds": 8.5})
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run_folder / "data.json").write_text('{"lines": [], "splits": {"train": {"unit": "token"}}}')
     scores = {"split": "validation", "loss": 1.0, "perplexity": 2.718, "generated": 16, "exact_match": 0.25}
     scores |= {"rouge_1": 0.5, "rouge_l": 0.456, "chrf": 61.23456, "bleu": 12.0, "bleu_tokenizer": "zh"}
     (run_folder / "evaluation.json").write_text(json.dumps(scores))
     summary = {"parameters": 1, "bytes": 1, "seconds": 1.0, "steps": 3, "planned_steps": 10, "best_step": 2}
-    (run_folder / "summary.json").write_text(json.dumps({**summary, "stopped_early": True, "environment": ENVIRONMENT}))
+    summary |= {"stopped_early": True, "stop_reason": "no better loss in 2 evaluations", "peak_memory_bytes": 1.49e9}
+    (run_folder / "summary.json").write_text(json.dumps({**summary, "environment": ENVIRONMENT}))
     text = " ".join(" ".join(Page(write_report(run_folder).read_text()).texts).split())
-    assert "best after step 2 of 3, stopped early of 10 planned" in text
+    assert "best after step 2 of 3, stopped early of 10 planned: no better loss in 2 evaluations" in text
+    assert "1.0 s training, peak memory 1.49 GB" in text
     assert "epoch step training loss training perplexity validation loss validation perplexity" in text
-    assert "1 2 2 7.389 1 2.718 best 1.5 3 2 7.389 — —" in text
+    assert "1 2 2 7.389 1 2.718 8.5 best 1.5 3 2 7.389 — — 3.5" in text
     assert "generated answers 16 exact match 25.0% ROUGE-1 50.0% ROUGE-L 45.6% chrF 61.23 BLEU 12" in text
     assert "compare 16 generated answers with the expected ones" in text
     assert "sacrebleu with its tokenizer zh" in text
+
+
+def test_run_page_has_charts_of_gradients_speed_and_memory(run_folder):
+    numbers = {"loss": 2.0, "grad_norm": 1.25, "tokens_per_second": 800.0, "memory_bytes": 1_500_000_000}
+    later = {"kind": "step", "epoch": 1.0, **numbers}
+    earlier = {key: value for key, value in later.items() if key != "memory_bytes"}  # as version 0.1.0 wrote them
+    for records, titles in (([later], 3), ([earlier], 2), ([{**earlier, "grad_norm": None}], 1)):
+        content = "".join(json.dumps({**record, "step": step}) + "\n" for record in records for step in (1, 2))
+        (run_folder / "metrics.jsonl").write_text(content)
+        source = write_report(run_folder).read_text()
+        found = [
+            text
+            for text in ("peak memory: 1.5 at step 1", "speed: 800 at step 1", "gradient norm: 1.25 at step 1")
+            if text in source
+        ]
+        assert (len(found), source.count("<svg")) == (titles, 1 + titles)
 
 
 def test_pages_without_matplotlib_name_the_package_once(run_folder, monkeypatch):

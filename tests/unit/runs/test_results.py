@@ -22,7 +22,7 @@ def trained(steps: int, best: int, *, stopped_early: bool) -> TrainResult:
         if step % 5 == 0:
             history.append(EvaluationRecord(step, step / 10, 1.0, 2.7, 0.5, None, None, step == best, 1.0))
     record = next(entry for entry in history if isinstance(entry, EvaluationRecord) and entry.best)
-    return TrainResult(steps, best, record, tuple(history), 1.0, stopped_early, "loss", 0.1, 10)
+    return TrainResult(steps, best, record, tuple(history), 1.0, stopped_early, "loss", 0.1, 10, None)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_no_entry_hides_a_setting_of_its_own_section(name):
         ("lr=1", "lr is not a setting; use train.learning_rate"),
         ("train.num_train_epochs=3", "train.num_train_epochs is not a setting; use train.epochs (a whole number; for "),
         ("train.logging_steps=10", "train.logging_steps is not a setting; leave it out: metrics.jsonl in the run "),
-        ("train.report_to=none", "train.report_to is not a setting; leave it out: report.html"),
+        ("train.use_wandb=true", "train.use_wandb is not a setting; use train.report_to (wandb; "),
         ("load_in_4bit=true", "load_in_4bit is not a setting; set quantization to nf4"),
         ("train.load_in_4bit=true", "train.load_in_4bit is not a setting; set quantization to nf4"),
         ("train.load_in_4bit=false", "train.load_in_4bit is not a setting; leave it out: false is the default"),
@@ -135,7 +135,7 @@ def test_other_names_in_jobs(tmp_path):
     file = tmp_path / "jobs.yaml"
     for job, message in (
         ("train: {lr: 3}", "jobs.a.train.lr is not a setting; use jobs.a.train.learning_rate"),
-        ("lora_r: 3", "jobs.a.lora_r is not a setting; use jobs.a.method.rank; a job has data, method, train"),
+        ("lora_r: 3", "jobs.a.lora_r is not a setting; use jobs.a.method.rank; a job has base, data, method, train"),
         ("data: {load_in_4bit: true}", "jobs.a.data.load_in_4bit is not a setting; set quantization to nf4"),
     ):
         file.write_text(f"{RUN}jobs: {{a: {{{job}}}}}\n")

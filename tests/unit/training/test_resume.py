@@ -4,7 +4,7 @@ import json
 import math
 import random
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +23,7 @@ from peftly.injection.layers import owner
 from peftly.runs.run import keeping_progress
 from peftly.training.callbacks import Callback
 from peftly.training.checkpoint import (
+    check_same_run,
     checkpoint_files,
     random_states,
     read_state,
@@ -82,10 +83,10 @@ def killed_and_resumed(make, out, kill, data=None, **settings):
 
 
 def without_times(result):
-    """Return the records and the attributes of a result, without the times."""
-    timed = {"seconds", "tokens_per_second"}
+    """Return the records and the attributes of a result, without times and memory."""
+    timed = {"seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes"}
     records = [{key: value for key, value in vars(record).items() if key not in timed} for record in result.history]
-    return records, {key: value for key, value in vars(result).items() if key not in ("history", "seconds", "best")}
+    return records, {key: value for key, value in vars(result).items() if key not in {*timed, "history", "best"}}
 
 
 def assert_same_run(run, reference):
@@ -817,3 +818,23 @@ def test_changed_checkpoints_raise_only_our_errors(tmp_path):
     for seed in range(40):
         fuzzer.run(seed)
     assert {"ConfigError", "TrainingError"} <= fuzzer.outcomes.keys() <= {"ok", "ConfigError", "TrainingError"}
+
+
+def test_a_resumed_run_has_the_largest_memory_of_all_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("peftly.training.memory.peak_memory", lambda device: 10**15)
+    with killed():
+        run(lora_model(), out=tmp_path, callbacks=[Kill(6)], checkpoint_steps=5)
+    monkeypatch.undo()
+    config = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, checkpoint_steps=5)
+    result = train(lora_model(), data_of(), config, tokenizer=IdTokenizer(), out=tmp_path, resume=True)
+    assert result.peak_memory_bytes == 10**15
+
+
+@pytest.mark.parametrize(("threshold", "is_same"), [(0.0, True), (0.1, False)])
+def test_a_checkpoint_without_a_new_setting_is_of_its_default(threshold, is_same):
+    """Checkpoints of earlier versions were refused after an update that brought a setting."""
+    same = {"examples": [None, None], "learning_rates": [], "methods": {}, "parameters": {}}
+    now = {"config": {"epochs": 3, "early_stopping_threshold": threshold}, **same}
+    refused = pytest.raises(ConfigError, match=r"train.early_stopping_threshold 0.0, and now it is 0.1")
+    with nullcontext() if is_same else refused:
+        check_same_run(now, {"config": {"epochs": 3}, **same})

@@ -108,6 +108,13 @@ def test_a_warm_up_longer_than_the_run_is_reported(recwarn):
     )
 
 
+def test_a_ratio_beside_a_number_of_warm_up_steps_is_reported(recwarn):
+    _, result = run(max_steps=2, warmup_steps=2, warmup_ratio=0.5)
+    assert [step.learning_rate for step in steps(result)] == pytest.approx([5e-3, 1e-2])
+    [note] = [str(warning.message) for warning in recwarn if "warmup_steps" in str(warning.message)]
+    assert note == "train.warmup_steps 2 replaces train.warmup_ratio 0.5: leave one of them out"
+
+
 @pytest.mark.parametrize(
     ("architecture", "task", "examples", "expected"),
     [

@@ -209,6 +209,7 @@ def test_an_early_stop_is_said(monkeypatch, tmp_path, recwarn):
     bar = ProgressBar(Console(file=text, width=200))
     _, result = run(epochs=9, eval_steps=2, early_stopping_patience=3, out=tmp_path, callbacks=[bar])
     assert (result.stopped_early, result.metric_for_best_model) == (True, "loss")
+    assert (result.stop_reason, result.planned_steps) == ("no better loss in 3 evaluations", 36)
     line = "stopped early, after step 8 of 36: no better loss in 3 evaluations; the best is that of step 2"
     assert text.getvalue().splitlines()[-1] == line
     notes = [json.loads(entry) for entry in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -221,6 +222,48 @@ def test_a_run_to_its_last_step_does_not_say_that_it_stopped(monkeypatch):
     text = io.StringIO()
     _, result = run(epochs=2, early_stopping_patience=1, callbacks=[ProgressBar(Console(file=text, width=200))])
     assert (result.steps, result.stopped_early, "stopped" in text.getvalue()) == (8, False, False)
+    assert (result.stop_reason, result.planned_steps) == (None, 8)
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(0.0, 16), (0.15, 8), (0.3, 6)])
+def test_a_small_gain_is_no_progress(monkeypatch, threshold, steps):
+    """Gains are 0.2, 0.1, 0.1, 0.4, 0.1, … over the best loss so far, which counts whatever it gained."""
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(2.0, 1.8, 1.7, 1.6, 1.2, 1.1, 1.0, 0.9))
+    settings = {"early_stopping_patience": 2, "early_stopping_threshold": threshold}
+    _, result = run(epochs=4, eval_steps=2, **settings)
+    assert (result.steps, result.best_step) == (steps, steps)
+    name = "loss better by more than 0.15" if threshold == 0.15 else "loss better by more than 0.3"
+    assert result.stop_reason == (f"no {name} in 2 evaluations" if threshold else None)
+
+
+def test_a_threshold_for_accuracies_does_not_take_an_equal_one_with_a_lower_loss(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(3.0, 2.0, 1.0, 0.5, accuracies=[0.75] * 4))
+    data = replace(data_of(), row_format=LABELLED)
+    settings = {"early_stopping_patience": 2, "early_stopping_threshold": 0.01}
+    _, result = run(data=data, epochs=9, eval_steps=2, **settings)
+    assert (result.steps, result.best_step) == (6, 6)
+
+
+def test_the_note_on_an_early_stop_names_the_last_of_equal_accuracies(monkeypatch):
+    monkeypatch.setattr("peftly.training.job.evaluate", Scores(1.0, 2.0, accuracies=[0.75] * 2))
+    text = io.StringIO()
+    bar = ProgressBar(Console(file=text, width=200))
+    data = replace(data_of(), row_format=LABELLED)
+    _, result = run(data=data, epochs=9, eval_steps=2, early_stopping_patience=1, callbacks=[bar])
+    assert text.getvalue().splitlines()[-1].endswith(f"the best is that of step {result.best_step}")
+
+
+def test_a_threshold_without_patience_is_refused():
+    with pytest.raises(ValueError, match="early_stopping_threshold needs early_stopping_patience"):
+        TrainConfig(early_stopping_threshold=0.1)
+
+
+def test_steps_and_results_have_the_largest_memory(monkeypatch):
+    sizes = iter([3, 5, 4, 2, 7])
+    monkeypatch.setattr("peftly.training.memory.peak_memory", lambda device: next(sizes))
+    _, result = run(data=data_of(16, 0), epochs=1)
+    assert [record.memory_bytes for record in steps(result)] == [3, 5, 5, 5]
+    assert result.peak_memory_bytes == 7
 
 
 @pytest.mark.parametrize("count", [16, 19])
@@ -473,22 +516,23 @@ def record_of(step: int, total: int) -> StepRecord:
 
 
 @pytest.mark.parametrize(("total", "lines"), [(7, 7), (20, 20), (1000, 20)])
-def test_progress_without_a_terminal_is_a_few_lines(total, lines):
+def test_progress_without_a_terminal_is_a_few_lines_and_one_for_each_evaluation(total, lines):
     text = io.StringIO()
     with ProgressBar(Console(file=text, width=200)) as bar:
         for step in range(1, total + 1):
             bar.on_step(record_of(step, total))
             bar.on_evaluate(EvaluationRecord(step, step / 4, 0.25, 1.3, 0.5, 0.875, 0.8, True, 1.0, None, 0.5, 1.6487))
     printed = text.getvalue().splitlines()
-    assert len(printed) == 2 * lines
+    assert len([line for line in printed if line.startswith("step")]) == lines
+    assert len([line for line in printed if line.startswith("epoch")]) == total
     assert printed[-2] == f"step {total}/{total}  loss 0.5000  1,234 tokens/s  0s left"
     assert printed[-1] == (
         f"epoch {total / 4:.3g}  training loss 0.5000 (perplexity 1.649)  validation loss 0.2500 (perplexity 1.3)  "
         "accuracy 87.5%  (best)"
     )
     if total == 1000:
-        assert "step 500/1000" in printed[18]
-        assert "16m40s left" in printed[18]
+        (middle,) = [line for line in printed if line.startswith("step 500/1000")]
+        assert "16m40s left" in middle
 
 
 def test_an_evaluation_of_classes_shows_no_perplexity():
