@@ -88,7 +88,7 @@ def test_short_of_memory_less_goes_through_at_once_and_the_weights_are_the_same(
     usual, _ = run(lora_model(torch.float64), epochs=1, batch_size=16)
     (longest,), _ = lengths_of(seen)  # the memory is measured on the longest example
     assert [len(examples) for examples in seen] == [1, 16]
-    monkeypatch.setattr(MICRO, "_free_bytes", lambda _: int(3.5 * size / MICRO.USED_SHARE))
+    monkeypatch.setattr(MICRO, "free_bytes", lambda _: int(3.5 * size / MICRO.USED_SHARE))
     short, _ = run(lora_model(torch.float64), epochs=1, batch_size=16)
     lengths = lengths_of(seen[3:])
     assert len(lengths) > 4
@@ -193,7 +193,7 @@ def short_of_memory(size: int):
 def test_if_one_example_takes_too_much_memory_blocks_are_computed_twice(monkeypatch, tmp_path):
     size = saved_bytes_of_the_longest_example()
     usual, _ = run(lora_model(torch.float64), epochs=1, batch_size=16)
-    monkeypatch.setattr(MICRO, "_free_bytes", short_of_memory(size))
+    monkeypatch.setattr(MICRO, "free_bytes", short_of_memory(size))
     model, notes = lora_model(torch.float64), Notes()
     seen = checkpointed(model)
     with pytest.warns(UserWarning, match="an example of .* tokens alone takes too much memory: every block"):
@@ -211,7 +211,7 @@ def test_if_one_example_takes_too_much_memory_blocks_are_computed_twice(monkeypa
 
 def test_blocks_are_not_computed_twice_if_the_setting_forbids_it(monkeypatch):
     size = saved_bytes_of_the_longest_example()
-    monkeypatch.setattr(MICRO, "_free_bytes", short_of_memory(size))
+    monkeypatch.setattr(MICRO, "free_bytes", short_of_memory(size))
     model = lora_model(torch.float64)
     seen = checkpointed(model)
     run(model, epochs=1, batch_size=16, gradient_checkpointing=False)
