@@ -6,7 +6,7 @@ The tools are PEFT, transformers, TRL, AdapterHub and Unsloth. Nothing here is a
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["OTHER_OBJECTS", "missing_attribute"]
+__all__ = ["OTHER_OBJECTS", "PEFT_NAMES", "missing_attribute"]
 
 OTHER_OBJECTS = {
     **dict.fromkeys(("LoraConfig", "LoraModel"), "use peftly.LoRA"),
@@ -55,6 +55,49 @@ OTHER_OBJECTS = {
 }
 """Advice by the name in another tool."""
 
+PEFT_NAMES = [
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
+    "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "AutoPeftModel",
+    "AutoPeftModelForCausalLM",
+    "AutoPeftModelForFeatureExtraction",
+    "AutoPeftModelForQuestionAnswering",
+    "AutoPeftModelForSeq2SeqLM",
+    "AutoPeftModelForSequenceClassification",
+    "AutoPeftModelForTokenClassification",
+    "IA3Config",
+    "LoraConfig",
+    "NoMatchingPeftModuleError",
+    "PeftConfig",
+    "PeftError",
+    "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
+    "PeftType",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptEncoderReparameterizationType",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "TaskType",
+    "cast_mixed_precision_params",
+    "get_layer_status",
+    "get_model_status",
+    "get_peft_config",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "inject_adapter_in_model",
+    "load_peft_weights",
+    "prepare_model_for_kbit_training",
+    "set_peft_model_state_dict",
+]
+"""Names of PEFT that `peftly.peft` has."""
+
 
 def missing_attribute(name: str, names: Iterable[str]) -> tuple[str, bool]:
     """Return a message for a name that peftly does not have, and whether another tool has it.
@@ -64,7 +107,8 @@ def missing_attribute(name: str, names: Iterable[str]) -> tuple[str, bool]:
         names: the public names of peftly.
     """
     message = f"module 'peftly' has no attribute {name!r}"
-    if advice := OTHER_OBJECTS.get(name):
+    as_in_peft = f"from peftly.peft import {name}" if name in PEFT_NAMES else ""
+    if advice := ", or ".join(filter(None, [OTHER_OBJECTS.get(name), as_in_peft])):
         return f"{message}; {advice}", True
     lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1)

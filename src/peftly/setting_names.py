@@ -6,6 +6,8 @@ Lightning and AdapterHub. Nothing here is an alias: a setting has one name, and 
 
 from typing import Any, NamedTuple
 
+from peftly.settings_not_needed import NOT_NEEDED
+
 __all__ = ["OTHER_NAMES", "OtherName", "other_name"]
 
 
@@ -92,7 +94,12 @@ _SAME_PURPOSE = (
         "a number of steps; the best adapter is always saved",
     ),
     ("save_total_limit", "train.keep_checkpoints", None, "checkpoints of an unfinished run"),
-    ("patience early_stopping early_stopping_rounds", "train.early_stopping_patience", None, "a number of evaluations"),
+    (
+        "patience early_stopping early_stopping_rounds early_stopping_steps",
+        "train.early_stopping_patience",
+        None,
+        "a number of evaluations",
+    ),
     ("early_stopping_delta min_delta early_stopping_min_delta", "train.early_stopping_threshold", None, ""),
     ("activation_checkpointing use_gradient_checkpointing", "train.gradient_checkpointing", None, ""),
     (
@@ -101,25 +108,77 @@ _SAME_PURPOSE = (
         None,
         "on by default",
     ),
-    ("deepspeed fsdp_config", "train.fsdp", None, "true shards the base over the processes of torchrun"),
+    (
+        "deepspeed fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap fsdp_final_state_dict_type",
+        "train.fsdp",
+        None,
+        "true shards the base over the processes of torchrun",
+    ),
     ("loggers log_with tracker trackers", "train.report_to", None, "a name or a list of names"),
     (
-        "use_wandb wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model",
+        "use_wandb wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model wandb_mode",
         "train.report_to",
         None,
         "wandb; WANDB_MODE=online in the environment sends the run, and WANDB_PROJECT names the project",
     ),
     (
-        "use_mlflow mlflow_tracking_uri mlflow_experiment_name",
+        "use_mlflow mlflow_tracking_uri mlflow_experiment_name hf_mlflow_log_artifacts",
         "train.report_to",
         None,
         "mlflow; MLFLOW_TRACKING_URI names a server",
     ),
-    ("use_swanlab swanlab_project swanlab_mode", "train.report_to", None, "swanlab; SWANLAB_MODE=online sends it"),
-    ("trackio_space_id", "train.report_to", None, "trackio; TRACKIO_SPACE_ID names a Space"),
+    (
+        "use_swanlab swanlab_project swanlab_mode swanlab_workspace swanlab_run_name swanlab_api_key",
+        "train.report_to",
+        None,
+        "swanlab; SWANLAB_MODE=online sends it",
+    ),
+    ("use_tensorboard", "train.report_to", None, "tensorboard"),
+    (
+        "trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "train.report_to",
+        None,
+        "trackio; TRACKIO_SPACE_ID names a Space",
+    ),
     ("bf16 bfloat16 pure_bf16", "dtype", "bfloat16", ""),
+    ("float32 fp32", "dtype", "float32", ""),
+    ("use_mps_device", "device", "mps", ""),
+    ("adafactor", "train.optimizer", "adafactor", ""),
+    (
+        "disable_gradient_checkpointing use_unsloth_gc",
+        "train.gradient_checkpointing",
+        None,
+        "true, false, or where it is needed by default",
+    ),
+    (
+        "max_memory gpu_memory_limit offload_folder quantization_device_map",
+        "device_map",
+        None,
+        "auto, or by module path",
+    ),
+    ("pretraining_dataset", "data.train", None, "rows with the field text are plain text"),
+    ("dataset_dir", "data.train", None, "paths are relative to the folder in which peftly is typed"),
+    ("truncation_strategy truncation_mode", "data.long_texts", None, "cut or pieces, for plain texts"),
+    (
+        "system default_system default_system_message",
+        "data.template",
+        None,
+        "a template with this text; in conversations a message of the role system",
+    ),
+    (
+        "predict_with_generate compute_accuracy do_causal_lm_eval eval_causal_lm_metrics include_for_metrics "
+        "include_inputs_for_metrics",
+        "train.generation_examples",
+        None,
+        "answers that are generated and scored; the other scores follow from the task",
+    ),
     ("fp16 half pure_fp16 float16", "dtype", "float16", ""),
-    ("torch_dtype precision mixed_precision model_dtype", "dtype", None, "auto, float32, bfloat16 or float16"),
+    (
+        "torch_dtype precision mixed_precision model_dtype infer_dtype",
+        "dtype",
+        None,
+        "auto, float32, bfloat16 or float16",
+    ),
     ("use_cpu no_cuda", "device", "cpu", ""),
     ("output_dir out_dir output_path save_dir default_root_dir", "out", None, ""),
     (
@@ -133,13 +192,18 @@ _SAME_PURPOSE = (
     ("load_in_4bit load_4bit", "quantization", "nf4", ""),
     ("load_in_8bit load_8bit", "quantization", "int8", ""),
     ("quantization_bit quant_bits bits", "quantization", None, "4 is nf4, 8 is int8"),
-    ("quantization_config bnb_config", "quantization", None, "nf4, fp4 or int8, or a mapping with kind"),
-    ("bnb_4bit_quant_type quant_type", "quantization.kind", None, "nf4 or fp4"),
+    (
+        "quantization_config bnb_config bnb_config_kwargs quantization_method quant_method",
+        "quantization",
+        None,
+        "nf4, fp4 or int8, or a mapping with kind",
+    ),
+    ("bnb_4bit_quant_type quant_type quantization_type", "quantization.kind", None, "nf4 or fp4"),
     ("bnb_4bit_use_double_quant double_quantization double_quant", "quantization.double", None, "true by default"),
-    ("bnb_4bit_compute_dtype", "quantization.compute_dtype", None, ""),
+    ("bnb_4bit_compute_dtype compute_dtype", "quantization.compute_dtype", None, ""),
     (
         "max_seq_length max_seq_len sequence_len seq_length seq_len cutoff_len model_max_length context_length "
-        "max_source_length max_prompt_length max_len block_size",
+        "max_source_length max_prompt_length max_prompt_len max_len block_size",
         "data.max_length",
         None,
         "tokens of an example",
@@ -181,7 +245,7 @@ _SAME_PURPOSE = (
         "prompt_template template instruction_template formatting_func prompt_style",
         "data.template",
         None,
-        "the prompt with its fields; a conversation takes the base's chat template, or data.chat_template",
+        "the prompt with its fields; a known one: data.format; a conversation takes the base's chat template",
     ),
     ("chat_template_path chat_template_jinja conversation_template", "data.chat_template", None, "a file or its text"),
     ("adapter peft_type finetuning_type train_type tuner_type peft_method", "method", None, _METHOD),
@@ -196,14 +260,24 @@ _SAME_PURPOSE = (
         None,
         "all-linear by default",
     ),
-    ("use_rslora lora_use_rslora", "method.rslora", None, ""),
+    ("use_rslora lora_use_rslora peft_use_rslora", "method.rslora", None, ""),
     ("use_dora peft_use_dora lora_use_dora", "method", "dora", "in Python peftly.DoRA"),
-    ("init_lora_weights lora_init peft_init_lora_weights", "method.init", None, ""),
+    ("init_lora_weights lora_init peft_init_lora_weights init_weights", "method.init", None, ""),
     ("pissa_init", "method.init", "pissa", ""),
     ("loftq_config", "method.init", "qera", "on a quantised base"),
-    ("freeze_trainable_layers unfrozen_parameters freeze_trainable_modules", "method", "selective", ""),
+    (
+        "freeze_trainable_layers unfrozen_parameters freeze_trainable_modules freeze_parameters trainable_parameters",
+        "method",
+        "selective",
+        "",
+    ),
     ("loraplus_lr_ratio loraplus_ratio lorap_lr_ratio", "method.lora_plus_ratio", None, ""),
-    ("additional_target lora_modules_to_save additional_trainable", "method.modules_to_save", None, ""),
+    (
+        "additional_target lora_modules_to_save additional_trainable freeze_extra_modules",
+        "method.modules_to_save",
+        None,
+        "",
+    ),
     (
         "prompt_tuning_init",
         "method.init",
@@ -220,101 +294,13 @@ _SAME_PURPOSE = (
     ("non_linearity", "method.activation", None, ""),
 )
 
-_NOT_NEEDED = (
-    (
-        "logging_steps logging_strategy logging_first_step logging_dir log_level log_steps log_interval plot_loss "
-        "include_num_input_tokens_seen disable_tqdm",
-        "metrics.jsonl in the run folder has every step and every evaluation",
-    ),
-    ("run_name project", "a run has the name of its folder, and the project of a tracker is peftly"),
-    (
-        "load_best_model_at_end",
-        "the weights of the best evaluation are always the result; train.metric_for_best_model says which is the best",
-    ),
-    ("greater_is_better", "it follows from train.metric_for_best_model"),
-    ("do_train do_eval do_predict stage", "peftly train trains, and evaluates where there are other rows"),
-    ("overwrite_output_dir", "type --overwrite behind peftly train"),
-    ("resume_from_checkpoint auto_resume_from_checkpoints", "type peftly train --resume and the run folder"),
-    (
-        "push_to_hub hub_model_id hub_token hub_strategy hub_private_repo",
-        "type peftly push, the run folder and --to user/name after the training",
-    ),
-    (
-        "train_on_inputs completion_only_loss assistant_only_loss train_on_prompt train_on_responses_only mask_history "
-        "response_template only_train_on_completions roles_to_train train_on_eos",
-        "the loss is that of completions and assistant turns only",
-    ),
-    (
-        "group_by_length length_column_name pad_to_sequence_len padding pad_to_multiple_of train_sampling_strategy",
-        "packed batches have no padding, and padded ones have examples of similar length",
-    ),
-    (
-        "remove_unused_columns label_names dataset_num_proc preprocessing_num_workers overwrite_cache tokenized_path "
-        "dataset_prepared_path dataset_kwargs dataset_processes cache_dir streaming dataset_streaming buffer_size",
-        "only the fields of the template and the target are read, on all cores",
-    ),
-    (
-        "dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor "
-        "dataloader_persistent_workers",
-        "the examples are token ids in memory, or in a temporary file",
-    ),
-    ("auto_find_batch_size", "the number of tokens at once is measured; train.micro_batch_tokens sets it"),
-    (
-        "ddp_find_unused_parameters ddp_timeout ddp_backend ddp_bucket_cap_mb local_rank num_processes num_gpus "
-        "devices accelerator strategy average_tokens_across_devices",
-        "start the processes with torchrun, as docs/processes.md says",
-    ),
-    (
-        "flash_attention flash_attn attn_implementation sdp_attention xformers_attention use_flash_attention "
-        "use_flash_attention_2 s2_attention shift_attn use_liger_kernel use_unsloth enable_liger_kernel torch_compile "
-        "torch_compile_backend torch_compile_mode unsloth use_reentrant tf32 packing_strategy activation_offloading",
-        "peftly chooses its own attention and kernels",
-    ),
-    (
-        "runtime_config gradient_checkpointing_kwargs use_cache bf16_full_eval fp16_full_eval eval_accumulation_steps",
-        "peftly sets it",
-    ),
-    (
-        "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_type model_type use_fast_tokenizer revision "
-        "model_revision trust_remote_code auto_mapping",
-        "the tokenizer and the class of the model are those of the base, and code from the Hub is not run",
-    ),
-    (
-        "token_dim num_attention_heads num_layers num_transformer_submodules inference_mode fan_in_fan_out "
-        "lora_fan_in_fan_out peft_version megatron_config megatron_core",
-        "it is read from the base",
-    ),
-    ("adam_beta1 adam_beta2 adam_epsilon optim_args betas eps", "the optimizers have the defaults of torch"),
-    (
-        "eval_table_size eval_max_new_tokens loss_watchdog_threshold rope_scaling mix_strategy loss_type use_galore "
-        "label_smoothing_factor label_smoothing neftune_noise_alpha noisy_embedding_alpha exclude_modules "
-        "layers_to_transform layers_pattern layer_replication use_qalora qalora_group_size lr_scheduler_kwargs "
-        "llm_int8_threshold bnb_4bit_quant_storage target_parameters alora_invocation_tokens lora_bias eva_config "
-        "corda_config lora_ga_config velora_config monteclora_config kasa_config arrow_config use_bdlora "
-        "ensure_weight_tying",
-        "peftly has no such setting",
-    ),
-    (
-        "max_samples max_train_samples max_eval_samples max_steps_per_epoch",
-        "the rows of the files are used; name a smaller file, or set train.max_steps",
-    ),
-    (
-        "lora_model_dir adapter_name_or_path checkpoint_dir adapter_path",
-        "a training starts from a new adapter; peftly train --resume continues an unfinished run",
-    ),
-    ("use_peft strict plugins stage_type", "every method but full trains an adapter"),
-    ("save_safetensors save_only_model save_on_each_node", "adapters are small safetensors files"),
-    ("full_determinism", "the same seed gives the same bytes"),
-    ("special_tokens add_special_tokens resize_vocab trainable_token_indices", "the vocabulary of the base stays"),
-)
-
 OTHER_NAMES: dict[str, OtherName] = {
     **{
         name: OtherName(tuple(settings.split()), value, note)
         for names, settings, value, note in _SAME_PURPOSE
         for name in names.split()
     },
-    **{name: OtherName((), None, reason) for names, reason in _NOT_NEEDED for name in names.split()},
+    **{name: OtherName((), None, reason) for names, reason in NOT_NEEDED for name in names.split()},
 }
 """Settings of peftly by the names of settings in other tools."""
 

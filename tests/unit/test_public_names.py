@@ -11,7 +11,8 @@ import peft
 import pytest
 
 import peftly
-from peftly.object_names import OTHER_OBJECTS
+import peftly.peft
+from peftly.object_names import OTHER_OBJECTS, PEFT_NAMES
 
 
 def test_names():
@@ -103,7 +104,8 @@ def test_importing_peftly_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("LoraConfig", "use peftly.LoRA"),
+        ("LoraConfig", "use peftly.LoRA, or from peftly.peft import LoraConfig"),
+        ("PromptTuningInit", "from peftly.peft import PromptTuningInit"),
         ("get_peft_model", "use peftly.attach"),
         (
             "PeftModelForCausalLM",
@@ -131,6 +133,7 @@ def test_an_import_of_a_name_of_another_tool_has_the_advice():
 def test_advised_names_exist():
     advised = {name for advice in OTHER_OBJECTS.values() for name in re.findall(r"peftly\.(\w+)", advice)}
     assert advised <= set(peftly.__all__)
+    assert set(PEFT_NAMES) == set(peftly.peft.__all__)
     assert not set(OTHER_OBJECTS) & set(peftly.__all__)
     classes = ("LoraConfig", "PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig", "IA3Config")
     assert {name for name in vars(peft) if name.startswith(("PeftModel", "AutoPeft")) or name in classes} <= set(

@@ -53,7 +53,6 @@ UNAVAILABLE = {
     **dict.fromkeys(
         ("prepare_model_for_int8_training", "prepare_model_for_training"), "use prepare_model_for_kbit_training"
     ),
-    **dict.fromkeys(("PeftError", "NoMatchingPeftModuleError"), "use peftly.errors.PeftlyError"),
     "PeftWarning": "use UserWarning",
     "find_kappa_target_modules": 'use LoraConfig(target_modules="all-linear")',
     "shift_tokens_right": "use the labels of the model, which shift them",

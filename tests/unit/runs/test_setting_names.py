@@ -1,11 +1,13 @@
 """Settings of other tools: the error names the setting of peftly, in YAML, in `--set` and in Python."""
 
 import dataclasses
+import inspect
 
 import pytest
 import transformers
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from pydantic import TypeAdapter, ValidationError
+from tool_settings import AXOLOTL, FORMER_TRAINING_ARGUMENTS, LLAMA_FACTORY, MS_SWIFT
 
 from peftly import IA3, LoRA, PrefixTuning, PromptTuning, PTuning, TrainConfig
 from peftly.data import DataConfig
@@ -186,26 +188,63 @@ def test_a_mistake_in_python_is_one_line(make, message):
 
 
 SETTINGS_OF_TOOLS = {
-    transformers.TrainingArguments: (TrainConfig, RunConfig, DataConfig),
+    transformers.Seq2SeqTrainingArguments: (TrainConfig, RunConfig, DataConfig),
     LoraConfig: (LoRA,),
     IA3Config: (IA3,),
     PromptTuningConfig: (PromptTuning,),
     PromptEncoderConfig: (PTuning,),
     PrefixTuningConfig: (PrefixTuning,),
 }
-RARE = {  # without an answer: settings that few people type
-    *("torch_empty_cache_steps", "log_level_replica", "log_on_each_node", "logging_nan_inf_filter", "eval_delay"),
-    *("prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "debug"),
-    *("include_for_metrics", "batch_eval_metrics", "enable_jit_checkpoint", "hub_always_push", "hub_revision"),
-    *("ignore_data_skip", "restore_callback_states_from_checkpoint", "accelerator_config", "parallelism_config"),
-    *("dataloader_multiprocessing_context", "dataloader_in_order", "ddp_broadcast_buffers", "ddp_static_graph"),
-    *("skip_memory_metrics", "trackio_bucket_id", "trackio_static_space_id", "activation_checkpointing_kwargs"),
-    *("liger_kernel_config", "optim_target_modules", "tokenizer_kwargs", "init_weights", "init_ia3_weights"),
-}
 
 
 @pytest.mark.parametrize("tool", SETTINGS_OF_TOOLS)
-def test_every_common_setting_of_transformers_and_peft_has_an_answer(tool):
+def test_every_setting_of_transformers_and_peft_has_an_answer(tool):
     own = {name for config in SETTINGS_OF_TOOLS[tool] for name in config.model_fields}
-    names = {field.name for field in dataclasses.fields(tool)}
-    assert not [name for name in sorted(names - own - RARE) if other_name(name) is None]
+    names = {field.name for field in dataclasses.fields(tool) if not field.name.startswith("_")}
+    assert len(names) > 10
+    assert not [name for name in sorted(names - own) if other_name(name) is None]
+
+
+def test_every_setting_of_trl_has_an_answer():
+    trl = pytest.importorskip("trl")
+    names = {field.name for field in dataclasses.fields(trl.SFTConfig) if not field.name.startswith("_")}
+    assert not [name for name in sorted(names - OWN) if other_name(name) is None]
+
+
+OWN = {name for configs in SECTIONS.values() for config in configs for name in config.model_fields}
+KEYS = {
+    "LLaMA-Factory": LLAMA_FACTORY,
+    "axolotl": AXOLOTL,
+    "ms-swift": MS_SWIFT,
+    "former TrainingArguments": FORMER_TRAINING_ARGUMENTS,
+    "bitsandbytes": [
+        name for name in inspect.signature(transformers.BitsAndBytesConfig).parameters if name != "kwargs"
+    ],
+}
+
+
+@pytest.mark.parametrize("tool", KEYS)
+def test_every_setting_of_other_tools_has_an_answer(tool):
+    assert not [name for name in KEYS[tool] if name not in OWN and other_name(name) is None]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adapter: lora", "adapter is not a setting; use method"),
+        ("datasets: [{path: tatsu-lab/alpaca, type: alpaca}]", "datasets is not a setting; use data.train"),
+        ("lora_r: 8", "lora_r is not a setting; use method.rank"),
+        ("load_in_4bit: true", "load_in_4bit is not a setting; set quantization to nf4"),
+        (
+            "stage: dpo",
+            "stage is not a setting; leave it out: peftly trains on completions, labels",
+        ),
+        ("use_galore: false", "use_galore is not a setting; leave it out"),
+        ("train: {deepspeed: ds.json}", "train.deepspeed is not a setting; use train.fsdp"),
+        ("train: {optim: adamw_torch}", "train.optim is not a setting; use train.optimizer (adamw_torch is adamw, "),
+    ],
+)
+def test_keys_of_other_tools_in_a_file(text, message, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN + text + "\n")
+    assert problem(path=file).startswith(message)
