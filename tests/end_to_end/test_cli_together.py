@@ -245,7 +245,7 @@ def test_methods_are_trained_together(methods, names, peftly: Peftly, tiny_llama
         ({"jobs": {"a": {}, "A": {}}}, "differs from another job in capitals only"),
         ({"ensemble": {"size": 2, "votes": "mean"}}, "did you mean ensemble.vote?"),
         ({"jobs": {"../a": {}}}, "'../a' cannot be the name of a job"),
-        ({"jobs": {"a": {"dat": 1}}}, "jobs.a.dat is not a setting; did you mean data?; a job has data, method, train"),
+        ({"jobs": {"a": {"dat": 1}}}, "jobs.a.dat is not a setting; did you mean data?; a job has base, data, method"),
         ({"jobs": {"a": {"method": ["lora", "ia3"]}}}, "jobs.a.method is a list"),
         (
             {"jobs": {"a": {"train": {"epoch": 1}}}},

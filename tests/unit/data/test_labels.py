@@ -306,7 +306,7 @@ def test_the_splits_of_several_data_sets_are_joined():
 
 @pytest.mark.parametrize("train", [["a", "a"], [], ["a", 5], {}, 5])
 def test_impossible_lists_of_files(train):
-    with pytest.raises(ValueError, match=r"named twice|give a file"):
+    with pytest.raises(ValueError, match=r"named twice|give a file|name is missing"):
         DataConfig(train=train)
 
 
