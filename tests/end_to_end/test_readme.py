@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -43,15 +44,21 @@ def test_its_python(here, tiny_llama_folder):
 def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Peftly, tiny_llama_folder):
     page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for name in ("test", "tickets"):
         (here / f"{name}.jsonl").write_text((here / "tweets.jsonl").read_text())
+    shutil.copytree(tiny_llama_folder, here / "larger")
+    bases = {"smollm2-135m": tiny_llama_folder, "bigscience/bloomz-560m": tiny_llama_folder}
+    bases["bigscience/bloomz-1b1"] = here / "larger"
     for block in blocks:
-        (here / "run.yaml").write_text(block.replace("smollm2-135m", str(tiny_llama_folder)))
+        for name, folder in bases.items():
+            block = block.replace(name, str(folder))
+        (here / "run.yaml").write_text(block.replace("[1, 8, 20, 100]", "[1, 8]").replace("[0, 1]", "[0]"))
         outcome = peftly("train", "run.yaml", "--epochs", "1")
         assert (outcome.code, outcome.err) == (0, ""), block
     for folder in ("vote/member_5", "both/tickets", "mam"):
         assert (here / "runs" / folder / "adapter").is_dir()
+    assert len(list((here / "runs/size-and-length").glob("*/*/adapter"))) == 2 * 2
     assert peftly("evaluate", "runs/vote").code == 0
 
 

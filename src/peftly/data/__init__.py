@@ -44,7 +44,6 @@ encoder_inputs texts that an encoder reads to token ids
 task_encoding  examples to token ids, for the other tasks
 prompt_rows    rows whose targets are to be predicted
 prompt_encoding  their prompts to token ids
-row_files      rows to files
 digests        digests of examples, by which a run finds them again
 notes          notes on spaces, rendered chats and long texts
 overlaps       search for examples that repeat or contradict others, in one split or two
@@ -76,8 +75,7 @@ from peftly.data.prompt_encoding import encode_conversation, encode_label_prompt
 from peftly.data.prompt_rows import check_prompt_fields, read_prompt_rows, row_prompt, row_target
 from peftly.data.readers import read
 from peftly.data.report import DataReport, SplitReport, counted
-from peftly.data.row_files import check_row_file, write_rows
-from peftly.data.rows import Rows, check_characters, quoted
+from peftly.data.rows import Rows, check_characters, first_line, quoted
 from peftly.data.sources import DataSource, read_rows
 from peftly.data.split import Split, encode_split
 from peftly.data.splits import Data, FormattedData
@@ -110,7 +108,6 @@ __all__ = [
     "chat_ends",
     "check_characters",
     "check_prompt_fields",
-    "check_row_file",
     "collate",
     "collate_packed",
     "counted",
@@ -127,6 +124,7 @@ __all__ = [
     "epoch_order",
     "epoch_steps",
     "example_digest",
+    "first_line",
     "input_lengths",
     "is_hub_id",
     "label_answers",
@@ -147,5 +145,4 @@ __all__ = [
     "token_counts",
     "unpack_digests",
     "usable_rows",
-    "write_rows",
 ]

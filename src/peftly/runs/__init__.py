@@ -22,6 +22,7 @@ side_by_side     several runs trained side by side
 together         several runs, on one base or on several
 row_predictions  predictions of a run for rows, batch by batch
 prediction_files  predictions on the disk
+row_files        rows to files
 predict          predictions of a run for rows of data
 held_out         examples for the evaluation of a finished run
 quickstart       the quickstart

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peftly.data import Rows, check_row_file, quoted, write_rows
+from peftly.data import Rows, quoted
 from peftly.errors import ConfigError
 from peftly.inference import Answer
+from peftly.runs.row_files import check_row_file, write_rows
 from peftly.utils import (
     append,
     delete_file,

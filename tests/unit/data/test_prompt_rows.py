@@ -1,7 +1,6 @@
 """Rows whose targets are to be predicted: prompts without them, the tokens of training, and files of rows."""
 
 import json
-import math
 
 import pytest
 from transformers import AutoTokenizer
@@ -15,15 +14,11 @@ from peftly.data import (
     encode_prompt,
     encode_prompts,
     prompt_ids,
-    read,
     read_prompt_rows,
     row_prompt,
     row_target,
-    write_rows,
 )
-from peftly.data.row_files import check_row_file
 from peftly.data.templates import ALPACA
-from peftly.errors import DataError
 
 USER, ANSWER, ASK = (
     {"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "yo"), ("user", "?"))
@@ -154,40 +149,3 @@ def test_several_files_are_joined_and_a_data_set_gives_its_test_split(tmp_path):
     assert [row["text"] for row in rows.rows] == ["a", "b"]
     splits = {"train": [{"text": "a"}], "validation": [{"text": "b"}], "test": [{"text": "c"}]}
     assert list(read_prompt_rows(splits).rows) == [{"text": "c"}]
-
-
-ROWS = [
-    {"text": 'tab\tquote "x", line\nbreak', "label": "投诉", "score": 0.25, "tags": ["O", None]},
-    {"text": "很好", "label": None, "score": None, "tags": []},
-]
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
-def test_rows_are_read_as_they_were_written(ending, tmp_path):
-    file = tmp_path / f"rows.{ending}"
-    write_rows(file, ROWS, list(ROWS[0]))
-    found = list(read(str(file))[""].rows)
-    if ending in ("csv", "tsv"):
-        cells = [
-            {name: row[name] if isinstance(row[name], str) else json.dumps(row[name]) for name in row} for row in ROWS
-        ]
-        assert found == [{name: "" if cell == "null" else cell for name, cell in row.items()} for row in cells]
-    else:
-        assert found == ROWS
-    if ending != "parquet":
-        assert "投诉" in file.read_text(encoding="utf-8")
-
-
-def test_a_number_that_json_lacks_becomes_null(tmp_path):
-    write_rows(tmp_path / "rows.jsonl", [{"text": "很", "score": math.nan}], ["text", "score"])
-    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"text": "很", "score": null}\n'
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("rows.xlsx", "known are .jsonl"), ("rows", "known are"), (".", "is a folder|says the format")],
-)
-def test_a_file_of_no_format_is_refused(name, message, tmp_path):
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match=message):
-        check_row_file(tmp_path / name)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from peftly.data.rows import first_line
+from peftly.data import first_line
 from peftly.errors import DataError
 from peftly.utils import append, replacing_file, sync, write_new_file
 
