@@ -18,6 +18,7 @@ results          its result, and the files written from it
 baselines        scores of the untouched base
 probing          head of a classifier, chosen by linear probes that it starts from
 learning_rate    learning rate finder
+parts            settings and data of runs that are trained side by side
 side_by_side     several runs trained side by side
 together         several runs, on one base or on several
 row_predictions  predictions of a run for rows, batch by batch

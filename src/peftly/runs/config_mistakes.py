@@ -64,6 +64,10 @@ def _unknown_key(path: str, given: object, model: type[BaseModel], prefix: str) 
     keys = [".".join(filter(None, [prefix, key])) for key in _keys(model)]
     if advice := unknown_key_advice(path, given, keys, prefix):
         return f"{path} is not a setting; {advice}"
+    if prefix == "method" and (
+        others := [name for name, method in METHODS.items() if leaf in method.config.model_fields]
+    ):
+        return f"{path} is not a setting of this method; {joined(others)} {'has' if len(others) == 1 else 'have'} it"
     neighbours = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
     anywhere = {key.rpartition(".")[2]: key for key in reversed([*_method_settings(), *keys])}
     if leaf in anywhere and prefix != "method":

@@ -12,21 +12,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from peftly.adapters import use_adapters
-from peftly.data import Data, counted
+from peftly.data import counted
 from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, Probe, Vote, evaluate_ensemble
-from peftly.models import TASKS, Base, draw_new_weights
+from peftly.models import Base, draw_new_weights
 from peftly.report import comparison_row, write_comparison
 from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import AnyConfig, JobsConfig, RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
-from peftly.runs.positions import max_length_of
-from peftly.runs.probing import choose_head, probe_of_next, start_from
+from peftly.runs.parts import Part, open_parts
+from peftly.runs.probing import probe_of_next, start_from
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -42,7 +42,6 @@ from peftly.runs.run import (
     evaluate_held_out,
     inputs_of,
     keeping_progress,
-    open_base_and_data,
     tracking_of,
 )
 from peftly.training import (
@@ -81,13 +80,6 @@ class TogetherResult:
     report: Path
 
 
-class _Part(NamedTuple):
-    """A run before its training: configuration with the chosen task, and data."""
-
-    config: RunConfig
-    data: Data
-
-
 def run_side_by_side(
     config: AnyConfig,
     *,
@@ -118,7 +110,7 @@ def run_side_by_side(
             for folder in (out, *folders):
                 check_run_folder(folder, overwrite=overwrite, inputs=inputs)
         is_given = base is not None
-        base, parts, chosen = _open_parts(config, base, log)
+        base, parts, chosen = open_parts(config, base, log)
         model, first = base.model, next(iter(parts.values()))
         probes: list[Probe | None] = []
         for name, part in parts.items():
@@ -158,17 +150,17 @@ def run_side_by_side(
     return result
 
 
-def _have_same_data(one: _Part, other: _Part) -> bool:
+def _have_same_data(one: Part, other: Part) -> bool:
     """Return whether two runs have equal data: those of an ensemble, or data read with the same settings."""
     return one.data is other.data or one.config.data == other.config.data
 
 
-def _share_baselines(one: _Part, other: _Part) -> bool:
+def _share_baselines(one: Part, other: Part) -> bool:
     """Return whether the scores without an adapter are the same for two runs with the same probe."""
     return _have_same_data(one, other) and one.config.baselines == other.config.baselines
 
 
-def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> None:
+def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, Part]) -> None:
     """Write the first files of all runs."""
     write_mark(folder, is_finished=False, parts=tuple(parts))
     write_text(folder / "config.yaml", dump_config(_resolved(config, parts)))
@@ -179,7 +171,7 @@ def _write_headers(folder: Path, config: AnyConfig, parts: dict[str, _Part]) -> 
 def _write_results(
     config: AnyConfig,
     base: Base,
-    parts: dict[str, _Part],
+    parts: dict[str, Part],
     probes: Sequence[Probe | None],
     trained: Mapping[str, TrainResult],
     log: Callable[[str], None],
@@ -190,7 +182,7 @@ def _write_results(
     out = Path(config.out)
     vote, evaluations = _evaluate(config, base, parts, log)
     runs = {}
-    scored: list[tuple[_Part, Probe | None, dict[str, Evaluation]]] = []
+    scored: list[tuple[Part, Probe | None, dict[str, Evaluation]]] = []
     for (name, part), probe in zip(parts.items(), probes, strict=True):
         equal = [scores for other, of_other, scores in scored if of_other is probe and _share_baselines(other, part)]
         if not equal and not is_given:  # a probe reads the new layers that the seed of its own run gives
@@ -204,69 +196,7 @@ def _write_results(
     return TogetherResult(out, runs, vote, results["rows"], write_comparison(out, RESULTS))
 
 
-def _open_parts(
-    config: AnyConfig, base: Base | None, log: Callable[[str], None]
-) -> tuple[Base, dict[str, _Part], Probe | None]:
-    """Open the base once, with the head of all runs, which the first one chooses, and the data of every run.
-
-    The members of an ensemble share their data.
-
-    Returns:
-        The base, the runs by name, and the probe of the first run.
-    """
-    is_given = base is not None
-    parts: dict[str, _Part] = {}
-    data: Data | None = None
-    for name, part_config in config.parts().items():
-        if isinstance(config, JobsConfig):
-            log(f"{name}:")
-            part_config, data = _with_same_data(part_config, base, config, parts, log)
-        resolved, base, data = open_base_and_data(part_config, base, data, log)
-        parts[name] = _Part(resolved, data)
-    if base is None:
-        raise ConfigError("there is nothing to train side by side: the configuration has neither ensemble nor jobs")
-    for name, part in parts.items():
-        _check(config, part, name, next(iter(parts.values())))
-    first = next(iter(parts.values()))
-    base, head, probe = choose_head(base, first.config, first.data, log, is_given=is_given)
-    update = {"head": head}
-    return base, {name: _Part(part.config.model_copy(update=update), part.data) for name, part in parts.items()}, probe
-
-
-def _with_same_data(
-    config: RunConfig, base: Base | None, jobs: JobsConfig, parts: Mapping[str, _Part], log: Callable[[str], None]
-) -> tuple[RunConfig, Data | None]:
-    """Return the configuration of a job, and the data of an earlier one with the same settings and maximum length."""
-    if base is None:
-        return config, None
-    max_length = min(config.data.max_length, max_length_of(base, config))
-    settings = config.data.model_copy(update={"max_length": max_length})
-    for name, part in parts.items():
-        if jobs.jobs[name].data == config.data and part.config.data == settings:
-            log(f"the data are those of {name}")
-            return config.model_copy(update={"data": settings}), part.data
-    return config, None
-
-
-def _check(config: AnyConfig, part: _Part, name: str, first: _Part) -> None:
-    """Refuse members that cannot vote, and jobs that cannot share the classification head of the first job."""
-    if isinstance(config, RunConfig) and part.data.row_format.kind != "label":
-        raise ConfigError(f"an ensemble votes on labels, but these data are of kind {part.data.row_format.kind!r}")
-    template, others = part.data.row_format.chat_template, first.data.row_format.chat_template
-    if part.data.row_format.kind == first.data.row_format.kind == "chat" and template != others:
-        raise ConfigError(
-            f"jobs.{name} has another data.chat_template than the first job, and all jobs share one tokenizer; set the "
-            "same for all, or train them in separate runs"
-        )
-    labels, shared = part.data.row_format.labels, first.data.row_format.labels
-    if part.config.task and TASKS[part.config.task].is_classification and labels != shared:
-        raise ConfigError(
-            f"jobs.{name} has the labels {', '.join(labels)}, but the first job has {', '.join(shared)}, and all jobs "
-            "share one classification head; train them in separate runs, or with task causal_lm"
-        )
-
-
-def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
+def _resolved(config: AnyConfig, parts: Mapping[str, Part]) -> AnyConfig:
     """Return the configuration with the tasks and the maximum lengths that were chosen."""
     if isinstance(config, JobsConfig):
         return config.model_copy(update={"jobs": {name: part.config for name, part in parts.items()}})
@@ -276,7 +206,7 @@ def _resolved(config: AnyConfig, parts: Mapping[str, _Part]) -> AnyConfig:
 
 
 def _evaluate(
-    config: AnyConfig, base: Base, parts: Mapping[str, _Part], log: Callable[[str], None]
+    config: AnyConfig, base: Base, parts: Mapping[str, Part], log: Callable[[str], None]
 ) -> tuple[Evaluation | None, dict[str, Evaluation]]:
     """Return the scores of the vote (None for jobs), and the scores of each run with held-out examples."""
     if isinstance(config, RunConfig) and config.ensemble is not None:
@@ -296,7 +226,7 @@ def _log_of(name: str, log: Callable[[str], None], line: str) -> None:
 
 
 def _evaluate_vote(
-    vote: Vote, base: Base, members: Mapping[str, _Part], log: Callable[[str], None]
+    vote: Vote, base: Base, members: Mapping[str, Part], log: Callable[[str], None]
 ) -> tuple[Evaluation | None, dict[str, Evaluation]]:
     """Return the scores of the vote and of each member, from one pass over their common examples."""
     first = next(iter(members.values()))
@@ -312,7 +242,7 @@ def _evaluate_vote(
 
 
 def _comparison(
-    config: AnyConfig, parts: Mapping[str, _Part], runs: Mapping[str, RunResult], vote: Evaluation | None
+    config: AnyConfig, parts: Mapping[str, Part], runs: Mapping[str, RunResult], vote: Evaluation | None
 ) -> dict[str, Any]:
     """Return the content of the comparison page as JSON values."""
     rows = [run.comparison_row(name) for name, run in runs.items()]

@@ -133,6 +133,11 @@ def test_a_setting_that_the_method_lacks_is_not_advised():
         assert line == f"method.encoder_hidden_size is not a setting; use method.{dim}"
 
 
+def test_a_setting_of_another_method_names_the_methods_that_have_it():
+    line = problem("method={name: p_tuning, init_text: 对话}")
+    assert line == "method.init_text is not a setting of this method; prompt_tuning, prefix_tuning, p_tuning_v2 have it"
+
+
 def test_other_names_in_jobs(tmp_path):
     file = tmp_path / "jobs.yaml"
     for job, message in (
