@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from peftly.adapters import LABELS, open_adapters, tokenizer_size
 from peftly.errors import AdapterError
@@ -83,7 +83,8 @@ class AutoPeftModel:
         labels = adapters.notes.get(LABELS)
         if labels and not {"num_labels", "id2label"} & kwargs.keys():
             kwargs |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        model = cls._class_of_base(peft, source).from_pretrained(base, revision=peft.get("revision"), **kwargs)
+        model_class = cls._class_of_base(peft, source, base)
+        model = model_class.from_pretrained(base, revision=peft.get("revision"), **kwargs)
         if (adapters.path / "tokenizer_config.json").is_file():
             tokens = tokenizer_size(AutoTokenizer.from_pretrained(adapters.path))
             if tokens > model.get_input_embeddings().weight.shape[0]:
@@ -91,8 +92,10 @@ class AutoPeftModel:
         return PeftModel.from_pretrained(model, adapters.path, adapter_name, is_trainable, config)
 
     @classmethod
-    def _class_of_base(cls, peft: Any, source: object) -> Any:
-        """Return the class of transformers that opens the base.
+    def _class_of_base(cls, peft: Any, source: object, base: str) -> Any:
+        """Return the class of transformers that opens the base: that of the task, or the one in the base's config.
+
+        The class of a task opens no Whisper, for example, whose files may name the task SEQ_2_SEQ_LM.
 
         Raises:
             AdapterError: the adapter is for another task, or the file names no class.
@@ -104,7 +107,10 @@ class AutoPeftModel:
             )
         mapping = peft.get("auto_mapping") or {}
         name = _AUTO_CLASSES.get(cls.task or task) or mapping.get("base_model_class")
-        found = getattr(transformers, str(name), None)
+        found: Any = getattr(transformers, str(name), None)
+        config = AutoConfig.from_pretrained(base, revision=peft.get("revision"))
+        if getattr(found, "_model_mapping", None) is not None and type(config) not in found._model_mapping:
+            found = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
         if found is None:
             raise AdapterError(f"{source} names no class of its base; open the base, and use PeftModel.from_pretrained")
         return found

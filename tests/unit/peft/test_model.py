@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers as tf
+from other_models import other_model
 from references import assert_close
 from tiny import perturb, random_token_ids, tiny_model
 from torch import nn
@@ -311,6 +312,19 @@ def test_adapter_and_base_are_opened_together(tmp_path):
         ours.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     with pytest.raises(OSError, match="from_pretrained"):
         ours.AutoPeftModel()
+
+
+@pytest.mark.parametrize("task_type", [None, "SEQ_2_SEQ_LM"])
+def test_a_base_that_the_class_of_its_task_does_not_open(task_type, tmp_path):
+    base, inputs = other_model("WhisperForConditionalGeneration")
+    base.save_pretrained(tmp_path / "base")
+    base = type(base).from_pretrained(tmp_path / "base").eval()
+    model = ours.get_peft_model(base, ours.LoraConfig(task_type=task_type, target_modules=["q_proj", "v_proj"])).eval()
+    perturb(peftly.trainable_parameters(model).values())
+    model.save_pretrained(tmp_path / "adapter")
+    opened = ours.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+    assert isinstance(opened, tf.WhisperForConditionalGeneration)
+    assert_close(opened(**inputs).logits, model(**inputs).logits)
 
 
 def test_preparing_a_quantised_base_freezes_and_checkpoints():
