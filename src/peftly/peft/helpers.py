@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from peftly.adapters import attached, check_weightable
-from peftly.errors import ConfigError, MethodError
+from peftly.errors import MethodError
 from peftly.injection import adapted_layers, invalidate_cached_tensors
 from peftly.peft.config import PeftConfig
 
@@ -20,7 +20,7 @@ def check_if_peft_model(model_name_or_path: str) -> bool:
     """Return whether a folder or a repository on the Hub holds an adapter whose method `peftly.peft` has."""
     try:
         PeftConfig.from_pretrained(model_name_or_path)
-    except ConfigError:
+    except (OSError, TypeError, ValueError):  # no file, no entry peft_type, another method
         return False
     return True
 

@@ -15,7 +15,7 @@ from torch import nn
 import peftly
 import peftly.peft as ours
 from peftly.errors import MethodError
-from peftly.peft.helpers import rescale_adapter_scale
+from peftly.peft.helpers import check_if_peft_model, rescale_adapter_scale
 
 IDS = torch.tensor(random_token_ids([7, 7]))
 LORA = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -325,6 +325,14 @@ def test_a_base_that_the_class_of_its_task_does_not_open(task_type, tmp_path):
     opened = ours.AutoPeftModel.from_pretrained(tmp_path / "adapter")
     assert isinstance(opened, tf.WhisperForConditionalGeneration)
     assert_close(opened(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("content", ['{"foo": "bar"}', '{"peft_type": "LOHA"}', "[]", "{", None])
+def test_a_folder_without_a_sound_configuration_is_no_adapter(content, tmp_path):
+    assert check_if_peft_model(tmp_path) is False
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content)
+    assert check_if_peft_model(tmp_path) is False
 
 
 def test_preparing_a_quantised_base_freezes_and_checkpoints():
