@@ -229,7 +229,7 @@ def import_libraries() -> None:
     """
     if "torch" in sys.modules:
         return
-    # oneDNN keeps code and buffers for 1,024 shapes of matrices by default: half a gigabyte for batches of many lengths.
+    # oneDNN keeps code and buffers for 1,024 shapes of matrices by default: half a gigabyte for batches of many sizes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     gc.disable()
     try:
