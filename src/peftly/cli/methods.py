@@ -80,7 +80,7 @@ def _print_estimates(config: "RunConfig", process: int, *, as_json: bool) -> Non
     estimates: dict[str, MemoryEstimate] = {}
     for name, found in estimate_methods(config, process):
         if isinstance(found, str):
-            rows.append({"method": name, "unsupported": found})
+            rows.append({"method": name, "no_estimate": found})
             table.add_row(name, "—", "—", "—", found)
             continue
         estimates[name] = found

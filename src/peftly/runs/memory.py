@@ -146,7 +146,7 @@ def estimate_memory(
 
 
 def estimate_methods(config: RunConfig, process_bytes: int) -> Iterator[tuple[str, MemoryEstimate | str]]:
-    """Yield the estimate of every method with the settings of a run, or the reason why it cannot be trained so.
+    """Yield the estimate of every method with the settings of a run, or the reason why there is none.
 
     The method of the configuration has its settings there, others have their defaults. The data are not read: every
     example has `data.max_length` tokens, and every token is trained.
@@ -165,6 +165,11 @@ def estimate_methods(config: RunConfig, process_bytes: int) -> Iterator[tuple[st
             )
         except MethodError as error:
             yield name, str(error)
+        except PeftlyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what torch cannot do without data may be any error
+            reason = str(error).split("\n")[0] or type(error).__name__
+            yield name, f"no estimate: the training cannot be simulated without weights ({reason})"
 
 
 def estimate_run(

@@ -6,12 +6,14 @@ import pytest
 import torch
 from tiny import tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 from peftly import trainable_parameters
 from peftly.adapters import attach_without_values
+from peftly.cli import app
 from peftly.errors import BaseModelError, MethodError
 from peftly.methods import METHODS
-from peftly.runs import estimate_memory
+from peftly.runs import estimate_memory, memory
 from peftly.training import TrainConfig
 from peftly.training.micro_batches import saved_bytes
 from peftly.utils import SimulatedMemory
@@ -80,3 +82,24 @@ def test_a_forward_pass_without_data_saves_the_bytes_of_a_real_one(architecture,
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(BaseModelError, match=r"no config\.json"):
         estimate_memory(str(tmp_path), METHODS["lora"].config())
+
+
+def test_the_command_prints_a_line_for_every_method_also_where_the_simulation_fails(folder, monkeypatch):
+    simulate = memory.simulate_training
+
+    def simulate_all_but_lora(model, methods, *others):
+        if "lora" in methods:
+            raise NotImplementedError("aten::odd has no meta kernel\nand a long explanation")
+        return simulate(model, methods, *others)
+
+    monkeypatch.setattr(memory, "simulate_training", simulate_all_but_lora)
+    options = ["--base", str(folder), "--max-length", "4", "--batch-size", "2", "--json"]
+    outcome = CliRunner().invoke(app, ["methods", *options], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    rows = {row["method"]: row for row in json.loads(outcome.stdout)}
+    assert rows.keys() == METHODS.keys()
+    reason = rows.pop("lora")["no_estimate"]
+    assert "aten::odd has no meta kernel" in reason
+    assert "\n" not in reason
+    assert sum("peak_bytes" in row for row in rows.values()) >= 8
+    assert all(row["peak_bytes"] > row["base_bytes"] > 0 for row in rows.values() if "peak_bytes" in row)
