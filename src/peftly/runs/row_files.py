@@ -96,8 +96,9 @@ def _table(separator: str) -> Callable[[Iterator[Row], Sequence[str]], Iterator[
 
 def _line(cells: Sequence[str], separator: str) -> str:
     text = io.StringIO()
-    csv.writer(text, delimiter=separator, lineterminator="\n").writerow(cells)
-    return text.getvalue()
+    # Before Python 3.13, csv quotes a lone carriage return only if it is part of the line terminator.
+    csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: object) -> str:

@@ -31,6 +31,15 @@ def test_rows_are_read_as_they_were_written(ending, tmp_path):
         assert "投诉" in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("text", ["old\rMac", "Windows\r\nlines", '"', "a,b;c|d", "=1+1", " x ", "\\"])
+def test_cells_of_tables_stay_in_their_row(ending, text, tmp_path):
+    rows = [{"id": "1", "text": text, "prediction": "a"}, {"id": "2", "text": "很好", "prediction": text}]
+    file = tmp_path / f"rows.{ending}"
+    write_rows(file, rows, list(rows[0]))
+    assert list(read(str(file))[""].rows) == rows
+
+
 def test_a_number_that_json_lacks_becomes_null(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [{"text": "很", "score": math.nan}], ["text", "score"])
     assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"text": "很", "score": null}\n'
