@@ -1,9 +1,10 @@
 """`jobs` in a configuration: runs by name, or lists of values of which every combination is a run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
-from itertools import product
+from itertools import chain, count, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,9 @@ def _combinations(lists: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f"jobs.{key} must be a list of values like the other settings in jobs, not {shortened(values)}"
             )
-    count = 1
-    for values in lists.values():
-        count *= len(values)
-    if count > _MAX_JOBS:
-        raise ConfigError(f"jobs has {count} combinations of values; at most {_MAX_JOBS} are trained")
+    num_jobs = prod(map(len, lists.values()))
+    if num_jobs > _MAX_JOBS:
+        raise ConfigError(f"jobs has {num_jobs} combinations of values; at most {_MAX_JOBS} are trained")
     jobs: dict[str, dict[str, Any]] = {}
     for values in product(*lists.values()):
         job: dict[str, Any] = {}
@@ -87,9 +86,14 @@ def _combinations(lists: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             is_template = key == "data.template" and isinstance(value, str)
             put(job, key, read_escapes(value) if is_template else deepcopy(value))
         name = "_".join(_named(key, value) for key, value in zip(lists, values, strict=True))
-        same = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other, re.IGNORECASE) is not None for other in jobs)
-        jobs[f"{name}-{same + 1}" if same else name] = job
+        jobs[_free_name(name, {other.lower() for other in jobs})] = job
     return jobs
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that no job has, whatever its capitals: with a number from 2 on if another job has it."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(each for each in names if each.lower() not in taken)
 
 
 def _named(key: str, value: object) -> str:

@@ -49,6 +49,8 @@ def test_lists_make_a_job_for_each_combination(tmp_path):
         ("{train.learning_rate: [3.0e-2, 1e-05]}", ["learning_rate-0-03", "learning_rate-1e-05"]),
         ("{method.rank: [2], method: [lora, dora]}", ["rank-2_lora", "rank-2_dora"]),
         ("{method: [{init: text, init_text: 投诉}, {init: text, init_text: 好}]}", ["init-text", "init-text-2"]),
+        ("{data.train: [a, A-3, a]}", ["train-a", "train-A-3", "train-a-2"]),
+        ("{data.train: [a, a-2, a]}", ["train-a", "train-a-2", "train-a-3"]),
         ("{base: [a/b, Qwen2.5-0.5B]}", ["b", "Qwen2-5-0-5B"]),
         ("{data: [{train: a.jsonl}, {train: b.jsonl}]}", ["train-a-jsonl", "train-b-jsonl"]),
     ],
