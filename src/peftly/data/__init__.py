@@ -64,10 +64,10 @@ from peftly.data.digests import example_digest, pack_digests, unpack_digests
 from peftly.data.encoded import EncodedExamples, input_lengths, record_bytes, token_counts
 from peftly.data.encoder_inputs import encode_sources, encode_words
 from peftly.data.encoding import encode, encode_example_prompt, encode_prompt, label_ids
+from peftly.data.fields import is_missing
 from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
-from peftly.data.hub import is_hub_id
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.overlaps import prompt_key
@@ -126,7 +126,7 @@ __all__ = [
     "example_digest",
     "first_line",
     "input_lengths",
-    "is_hub_id",
+    "is_missing",
     "label_answers",
     "label_ids",
     "load_data",

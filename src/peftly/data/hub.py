@@ -12,7 +12,7 @@ from peftly.data.arrow import import_datasets, rows_of_splits
 from peftly.data.rows import Rows, first_line
 from peftly.errors import DataError
 
-__all__ = ["HubSource", "hub_source", "is_hub_id", "read_hub", "spelling_of"]
+__all__ = ["HubSource", "hub_source", "read_hub", "spelling_of"]
 
 _SPELLING = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[^\[\]:/]+))?(\[(?P<split>[^\s].*)\])?"
@@ -46,12 +46,6 @@ def hub_source(source: str) -> HubSource | None:
     """Return the data set that `user/name@revision:configuration[split]` names; None if the text is no such name."""
     match = _SPELLING.fullmatch(source)
     return HubSource(**{key: match[key] for key in HubSource._fields}) if match else None
-
-
-def is_hub_id(source: str) -> bool:
-    """Return whether a source of a run that was trained is a data set on the Hub, and not a file of its name."""
-    found = hub_source(source)
-    return found is not None and "/" in found.name and not re.search(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", found.name)
 
 
 def spelling_of(source: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import re
 import shlex
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read(source: str) -> dict[str, Rows]:
         _check_saved_dataset(source, path)
         splits = read_saved_dataset(source, path)
     elif (on_hub := _on_hub(source)) is not None:
-        splits = read_hub(on_hub)
+        splits = {name: replace(rows, hub=(str(on_hub),)) for name, rows in read_hub(on_hub).items()}
     else:
         raise DataError(f"{source}: no such file or folder (looked from {Path.cwd()})")
     for rows in splits.values():

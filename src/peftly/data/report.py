@@ -97,6 +97,7 @@ class SplitReport:
         lengths: lengths of the examples.
         texts_in_pieces: number of long texts that were cut into several examples.
         pieces: number of these examples.
+        hub: data sets on the Hub that the rows are from.
     """
 
     source: str
@@ -114,6 +115,7 @@ class SplitReport:
     lengths: LengthReport | None = None
     texts_in_pieces: int = 0
     pieces: int = 0
+    hub: tuple[str, ...] = ()
 
     def line(self, name: str) -> str:
         """Return the counts in one line.

@@ -108,6 +108,7 @@ class Rows:
         notes: assumptions of the reader, one sentence each.
         class_names: names of the classes in the order of their numbers, by field, where the file or data set has them.
         locate: function that returns the location of a row by its index, for rows of several files or some of the rows.
+        hub: data sets on the Hub that the rows are from.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Rows:
     notes: tuple[str, ...] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     locate: Callable[[int], str] | None = field(default=None, compare=False)
+    hub: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -178,6 +180,7 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         notes=tuple(note for part in parts for note in part.notes),
         class_names=class_names,
         locate=locate,
+        hub=tuple(dict.fromkeys(source for part in parts for source in part.hub)),
     )
 
 

@@ -139,6 +139,7 @@ def encode_split(
         lengths=LengthReport.of(lengths, None if task == "seq2seq_lm" else max_length),
         texts_in_pieces=texts_in_pieces,
         pieces=pieces,
+        hub=examples.rows.hub,
     )
     if kind == "chat":
         return Split(examples.select(kept, num_messages), encoded), report

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from peftly.data import is_hub_id
 from peftly.exporting import SavedAdapter, serve_command
 from peftly.methods import METHODS
 from peftly.runs.config import RunConfig
@@ -64,14 +63,13 @@ class RunFacts(NamedTuple):
     def sources(self) -> dict[str, str]:
         """Names of the data of each split: a Hub id, or the name of a file without its folders."""
         splits = self.data.get("splits", {})
-        return {name: _public_names(split.get("source", "")) for name, split in splits.items()}
+        return {name: _public_names(split.get("source", ""), split.get("hub", ())) for name, split in splits.items()}
 
     @property
     def datasets(self) -> list[str]:
         """Ids of the data sets on the Hub."""
-        sources = [] if self.config is None else self.config.data.sources
-        names = [re.split(r"[@:[]", source)[0] for source in sources if _is_on_hub(source)]
-        return list(dict.fromkeys(names))
+        sources = [source for split in self.data.get("splits", {}).values() for source in split.get("hub", ())]
+        return list(dict.fromkeys(re.split(r"[@:[]", source)[0] for source in sources))
 
 
 def read_facts(folder: Path | None, config: RunConfig | None) -> RunFacts:
@@ -152,7 +150,7 @@ def _data(facts: RunFacts) -> list[str]:
     if not splits:
         return []
     rows = [
-        f"| {name} | {facts.sources[name]} | {count_text(split['rows'])} | {_sha256(facts.data, name)} |"
+        f"| {name} | {_cell(facts.sources[name])} | {count_text(split['rows'])} | {_sha256(facts.data, name)} |"
         for name, split in splits.items()
     ]
     row_format = facts.data.get("row_format", {})
@@ -234,20 +232,25 @@ def _use(saved: Mapping[str, SavedAdapter], base: str, repo: str, votes: str | N
     return ["## Use\n\n" + "\n\n".join(parts)]
 
 
-def _public_names(source: str) -> str:
-    """Return the names of sources without local folders."""
+def _public_names(source: str, hub: Sequence[str]) -> str:
+    """Return the names of sources without local folders.
+
+    Args:
+        source: names of files, folders and data sets on the Hub.
+        hub: those of the Hub. A run of an earlier version has none noted.
+    """
     names = source.split(" + ")
-    return " + ".join(name if _is_on_hub(name.partition(" [")[0]) else Path(name).name for name in names)
-
-
-def _is_on_hub(source: str) -> bool:
-    """Return whether a source was read from the Hub: a folder of this name would have been read instead."""
-    return is_hub_id(source) and not Path(source).exists()
+    return " + ".join(name if name.partition(" [")[0] in hub else Path(name).name for name in names)
 
 
 def _sha256(data: Mapping[str, Any], split: str) -> str:
     digests = data.get("digests", {}).get(split)
     return f"`{hashlib.sha256(digests.encode()).hexdigest()}`" if isinstance(digests, str) else ""
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell of a table in Markdown."""
+    return text.replace("|", "\\|")
 
 
 def _block(text: str) -> str:

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
-from peftly.data import DataConfig, is_hub_id, read_data
+from peftly.data import DataConfig, read_data
 from peftly.data.hub import HubSource, hub_source
 from peftly.data.readers import read
 from peftly.errors import ConfigError, DataError
@@ -154,14 +154,3 @@ def test_a_mapping_in_settings(hub):
 def test_a_wrong_mapping_is_refused(mapping, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(train=mapping)
-
-
-def test_sources_of_the_hub_and_files_are_told_apart():
-    assert [is_hub_id(name) for name in ("a/b", "a/b:c[train]", "b.jsonl", "data/b.jsonl", "/data/b", "b")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]

@@ -246,3 +246,15 @@ def test_data_sets_of_the_hub_are_in_the_metadata(hub, trained, tmp_path, monkey
     card = push(tmp_path / "run", "alice/tweets", base=BASE, dry_run=True).card
     assert front_matter(card)["datasets"] == ["someone/reviews"]
     assert "| someone/reviews:zh [train] |" in card
+
+
+def test_a_local_folder_is_no_data_set_of_the_hub_wherever_the_push_begins(tiny_llama_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk("clients/2024")
+    run(RunConfig.model_validate(settings(tiny_llama_folder, "clients/2024", tmp_path / "run")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    card = push(tmp_path / "run", "alice/tweets", base=BASE, dry_run=True).card
+    assert "datasets" not in front_matter(card)
+    assert "clients" not in card
+    assert "| train | 2024 [train] |" in card
