@@ -12,7 +12,7 @@ from peftly.data import EncodedExample, Example, TaskName, collate, encode_sourc
 from peftly.errors import ConfigError, DataError
 from peftly.inference.batches import by_length, check_adapters, on_device, pad_id, use_batch
 from peftly.inference.inputs import TextInput, texts_of, words_of
-from peftly.inference.logits import model_inputs
+from peftly.inference.logits import check_finite, model_inputs
 from peftly.injection import evaluation_mode
 from peftly.models import OutputKind, labels_of, max_input_tokens, output_kind, reads_padding, task_of
 
@@ -68,6 +68,7 @@ def classify(
     Raises:
         DataError: a text has no tokens, more tokens than the model has positions, half of a character, or another type.
         ConfigError: `adapters` does not have one entry per text, or the model does not classify texts.
+        AdapterError: the model computes values that are not numbers.
     """
     examples = texts_of(texts)
     check_adapters(adapters, len(examples), "text")
@@ -81,6 +82,7 @@ def classify(
     probabilities: list[dict[str, float]] = [{} for _ in encoded]
     with evaluation_mode(model):
         for chosen, logits in _logits(model, tokenizer, encoded, batch_size, adapters):
+            check_finite(logits)
             for index, values in zip(chosen, scores_of(logits).tolist(), strict=True):
                 probabilities[index] = dict(zip(labels, values, strict=True))
     return probabilities
@@ -113,6 +115,7 @@ def tag_words(
         DataError: a text is a string instead of a list of words, has more tokens than the model has positions, or has
             half of a character.
         ConfigError: `adapters` does not have one entry per text, or the model does not tag words.
+        AdapterError: the model computes values that are not numbers.
     """
     listed = words_of(texts)
     check_adapters(adapters, len(listed), "text")
@@ -126,6 +129,7 @@ def tag_words(
     _check_lengths(model, encoded)
     with evaluation_mode(model):
         for chosen, logits in _logits(model, tokenizer, encoded, batch_size, chosen_adapters):
+            check_finite(*(row[: len(encoded[number].input_ids)] for number, row in zip(chosen, logits, strict=True)))
             for number, guesses in zip(chosen, logits.argmax(-1).tolist(), strict=True):
                 index = with_words[number]
                 # Not strict: the guesses at the padding on the right have no word.

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from peftly.errors import MethodError
+from peftly.errors import AdapterError, MethodError
 from peftly.injection import use_adapters_of_elements
 
 __all__ = [
     "IGNORED",
     "Logits",
+    "check_finite",
     "class_logits",
     "decoder_logits",
     "labelled_logits",
@@ -34,6 +35,19 @@ Logits = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 The batch has the tensors of `collate`, or those of `collate_packed`, with which the model is called in `packed_call`.
 """
+
+
+def check_finite(*values: Tensor) -> None:
+    """Check the outputs of a model, since a prediction from NaN is always the first label.
+
+    Raises:
+        AdapterError: a value is not finite.
+    """
+    if not all(bool(part.isfinite().all()) for part in values):
+        raise AdapterError(
+            "the model computes values that are not numbers (NaN); its weights are damaged, or its dtype is too small: "
+            "try dtype float32"
+        )
 
 
 def labelled_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

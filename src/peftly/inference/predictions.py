@@ -1,6 +1,5 @@
 """Predictions for rows of data, for every task: labels with probabilities, tags of words, numbers, or text."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,12 +20,12 @@ from peftly.data import (
     label_answers,
     label_ids,
 )
-from peftly.errors import AdapterError, ConfigError
+from peftly.errors import ConfigError
 from peftly.inference.batches import on_device, pad_id, use_batch
 from peftly.inference.classification import SCORES
 from peftly.inference.generation import generate
 from peftly.inference.label_scoring import score_answers, score_labels
-from peftly.inference.logits import model_inputs
+from peftly.inference.logits import check_finite, model_inputs
 from peftly.models import labels_of, max_input_tokens, max_tokens, output_kind, reads_padding, task_of
 
 if TYPE_CHECKING:
@@ -183,6 +182,7 @@ class RowPredictor:
             logits: Tensor = self.model(**model_inputs(self.model, batch)).logits.double().cpu()
         names = labels_of(self.model)
         if self.kind == "tags":
+            check_finite(*(row[: len(example.input_ids)] for row, example in zip(logits, encoded, strict=True)))
             guesses = logits.argmax(-1).tolist()
             return [self._tags(prompt, tags, names) for prompt, tags in zip(prompts, guesses, strict=True)]
         scores = SCORES[output_kind(self.model.config)](logits)
@@ -217,12 +217,8 @@ class RowPredictor:
         predict: Callable[[dict[str, float]], Any],
     ) -> list[Answer]:
         answers = []
+        check_finite(scores)
         for values, example in zip(scores.tolist(), encoded, strict=True):
-            if not all(map(math.isfinite, values)):
-                raise AdapterError(
-                    "the model computes values that are not numbers (NaN); its weights are damaged, or its dtype is "
-                    "too small: try dtype float32"
-                )
             by_name = dict(zip(names, values, strict=True))
             probabilities = None if self.kind == "numbers" else by_name
             answers.append(Answer(predict(by_name), probabilities, _is_cut(example)))

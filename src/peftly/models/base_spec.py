@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Iterator
@@ -108,6 +109,15 @@ class BaseSpec:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.loading_settings)
         self.complete_tokenizer(tokenizer)
         return tokenizer
+
+    def files_digest(self) -> str:
+        """Return a digest of names, sizes and times of the files, which is empty for a base of the Hub."""
+        if self.kind == "hub":
+            return ""
+        source = Path(self.source)
+        files = [source] if source.is_file() else [file for file in sorted(source.iterdir()) if file.is_file()]
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
     def loading_settings(self) -> dict[str, bool]:

@@ -5,17 +5,18 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peftly.data import DataSource, RowFormat, Rows, read_prompt_rows, row_target
+from peftly.data import DataSource, RowFormat, Rows, counted, is_missing, read_prompt_rows, row_target
 from peftly.errors import ConfigError
 from peftly.evaluation import prediction_scores
 from peftly.inference import Answer
+from peftly.models import resolve_base
 from peftly.runs.opening import FoundRun, OpenRun, find_run, open_base
 from peftly.runs.prediction_files import (
     Form,
@@ -92,7 +93,7 @@ class PredictedFile:
         num_cut: number of rows that were cut to the maximum length.
         counts: number of rows of each predicted label, the most frequent first.
         scores: scores by the names of the fields of `Evaluation`; empty if no row has a target.
-        num_scored: number of rows with a target.
+        num_scored: number of rows with a target that is compared.
         notes: sentences on assumptions.
     """
 
@@ -291,6 +292,7 @@ def _facts(
     request: PredictionRequest, rows: Rows, row_format: RowFormat, found: FoundRun | None, settings: PredictSettings
 ) -> dict[str, Any]:
     """Return everything that the answers depend on, by its name for messages."""
+    base = resolve_base(str(request.base)) if found is None else found.first.base
     digest = hashlib.sha256()
     for row in rows.rows:
         digest.update(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
@@ -299,7 +301,8 @@ def _facts(
         "the number of rows": len(rows),
         "the data": digest.hexdigest(),
         "the adapter": None if found is None else found.digest(),
-        "the base": request.base if found is None else found.first.requirements.base,
+        "the base": base.name,
+        "the files of the base": base.files_digest(),
         "the row format": json.dumps(row_format.to_dict(), ensure_ascii=False),
         "--batch-size": settings.batch_size,
         "--max-length": settings.max_length,
@@ -319,7 +322,6 @@ def _result(
         if target is not None and answer.prediction is not None
     ]
     counts = Counter(answer.prediction for answer in ordered if predictions.kind == "label" and answer.prediction)
-    has_ids = form == "rows" or id_field(rows) is not None
     return PredictedFile(
         rows=rows,
         num_continued=num_continued,
@@ -328,5 +330,25 @@ def _result(
         counts=dict(counts.most_common()),
         scores=prediction_scores(predictions.kind, pairs, row_format.labels),
         num_scored=len(pairs),
-        notes=() if has_ids else ("no field is named ID: the IDs are the indices of the rows, from 0",),
+        notes=tuple(_notes(rows, row_format, form)),
     )
+
+
+def _notes(rows: Rows, row_format: RowFormat, form: Form) -> Iterator[str]:
+    """Yield sentences on IDs that are assumed, and on labels that are not compared."""
+    if form == "raft" and id_field(rows) is None:
+        yield "no field is named ID: the IDs are the indices of the rows, from 0"
+    if row_format.kind != "label" or not row_format.labels:
+        return
+    written = ((index, row.get(row_format.target)) for index, row in enumerate(rows.rows))
+    unknown = [
+        (index, value)
+        for index, value in written
+        if not is_missing(value) and row_target(row_format, rows.rows[index], rows.location(index)) is None
+    ]
+    if unknown:
+        index, value = unknown[0]
+        yield (
+            f"not in the scores: {counted(len(unknown), 'row')} with a {row_format.target} that the model cannot "
+            f"predict (first: {rows.location(index)}, {value!r})"
+        )

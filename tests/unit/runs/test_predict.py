@@ -1,15 +1,29 @@
 """Predictions for rows: those of the evaluation, in any form, and the same bytes after a kill."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny import perturb
 from tiny_tasks import opened, prepared, tagged_rows
 
-from peftly import LoRA, attach, classify, evaluate, evaluate_ensemble, generate, load_base, predict, save_adapter
+from peftly import (
+    LoRA,
+    attach,
+    classify,
+    evaluate,
+    evaluate_ensemble,
+    generate,
+    load_base,
+    predict,
+    save_adapter,
+    tag_words,
+)
 from peftly.data import load_data, read_prompt_rows
-from peftly.errors import ConfigError, DataError
+from peftly.errors import AdapterError, ConfigError, DataError
 from peftly.runs import OpenRun, PredictionRequest, PredictSettings, RowPredictions, predict_file
 from peftly.utils import file_changes
 
@@ -240,6 +254,31 @@ def test_another_prediction_is_not_continued(change, message, adapter, tmp_path)
         write(adapter, tmp_path / "out.jsonl")
 
 
+def test_answers_over_another_base_of_the_same_name_are_not_continued(adapter, tiny_llama_folder, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out.jsonl"
+    shutil.copytree(tiny_llama_folder, base)
+    request, source = PredictionRequest(str(adapter / "adapter"), str(base)), str(adapter / "rows.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(request, source, out, batch_size=4, on_batch=stop_after(5))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="the files of the base changed; give --overwrite to begin again"):
+        predict_file(request, source, out, batch_size=4)
+
+
+def test_no_tag_is_predicted_from_values_that_are_no_numbers(task_base, tmp_path):
+    model, tokenizer, data = prepared(
+        "token_classification", task_base("bert"), tmp_path, tagged_rows(1)[:4], validation="none"
+    )
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "classifier" in name).fill_(float("nan"))
+    rows = tagged_rows(1)[:2]
+    with pytest.raises(AdapterError, match="values that are not numbers"):
+        predict(OpenRun(model, tokenizer, data.row_format), rows)
+    with pytest.raises(AdapterError, match="values that are not numbers"):
+        tag_words(model, tokenizer, [row[data.row_format.words_field] for row in rows])
+
+
 def test_a_submission_to_raft_has_the_number_and_the_label_of_each_row(adapter, tmp_path):
     out = tmp_path / "predictions.csv"
     assert write(adapter, out, form="raft").notes == ()
@@ -260,6 +299,9 @@ def test_rows_with_targets_are_scored(adapter, tmp_path):
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     hits = sum(row["prediction"] == row["label"] for row in written[: len(LABELLED)])
     assert (result.num_scored, result.scores["accuracy"]) == (len(LABELLED), hits / len(LABELLED))
+    assert result.notes == (
+        "not in the scores: 1 row with a label that the model cannot predict (first: test: row 11, 'Unlabeled')",
+    )
     assert written[-2]["label"] == "Unlabeled"
     assert write(adapter, tmp_path / "new.jsonl").scores == {}
 
