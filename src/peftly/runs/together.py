@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftly.data import DataConfig, read_data
 from peftly.errors import ConfigError, PeftlyError, TrainingError
 from peftly.models import Base, resolve_base
 from peftly.report import write_comparison
@@ -28,6 +29,7 @@ from peftly.runs.replacing import (
 from peftly.runs.results import RunResult
 from peftly.runs.run import inputs_of
 from peftly.runs.side_by_side import TogetherResult, run_side_by_side
+from peftly.training import check_trackers
 from peftly.utils import environment, stops_held, stops_raised, write_json, write_text
 
 if TYPE_CHECKING:
@@ -71,8 +73,7 @@ def run_together(
         raise ConfigError(f"a base is given, and the jobs have several: {config.base}")
     out = Path(config.out)
     with stops_raised(), writing_into(out):
-        for group in groups.values():
-            _ = resolve_base(group.base).config  # a base that is missing is reported before the first one is trained
+        _check_groups([group for group in groups.values() if not (resume and is_finished(Path(group.out)))])
         if resume:
             check_resumable(out)
         else:
@@ -98,6 +99,23 @@ def run_together(
         report = write_comparison(out, RESULTS)
         finish_run(out)
     return TogetherResult(out, runs, None, results["rows"], report)
+
+
+def _check_groups(groups: Sequence[JobsConfig]) -> None:
+    """Report a missing base, tracker or file of data before the first base is trained.
+
+    Raises:
+        BaseModelError, ConfigError, DataError: something is missing, or the data cannot be read.
+    """
+    read: list[DataConfig] = []
+    for group in groups:
+        _ = resolve_base(group.base).config
+        trackers = [name for job in group.jobs.values() for name in job.train.report_to]
+        check_trackers(trackers, together=True)
+        for job in group.jobs.values():
+            if job.data not in read:
+                read_data(job.data)
+                read.append(job.data)
 
 
 def _write_header(folder: Path, config: JobsConfig) -> None:

@@ -5,12 +5,14 @@ import json
 import pytest
 from tiny_tasks import labelled_rows, tiny_base, write_rows
 
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import ConfigError, DataError, TrainingError
 from peftly.methods import PromptTuning
 from peftly.runs import check_run_folder, open_run, run_together
 from peftly.runs import together as together_module
+from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config, load_config
 from peftly.runs.folder import is_finished, run_files
+from peftly.training.trackers import KINDS
 
 HEAD = """
 base: big/bloomz-560m
@@ -160,5 +162,25 @@ def test_a_missing_base_is_reported_before_anything_is_trained(ablation, tmp_pat
         name: job.model_copy(update={"base": job.base.replace("large", "lost")}) for name, job in ablation.jobs.items()
     }
     with pytest.raises(Exception, match="lost"):
+        run_together(ablation.model_copy(update={"jobs": jobs}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "message"),
+    [
+        ({"data": {"train": "lost.jsonl"}}, DataError, "lost.jsonl: no such file or folder"),
+        ({"train": {"report_to": ["wandb"]}}, ConfigError, "needs a package: pip install no_such_tracker"),
+    ],
+)
+def test_what_the_last_base_lacks_is_reported_before_anything_is_trained(
+    ablation, tmp_path, monkeypatch, own, error, message
+):
+    monkeypatch.setitem(KINDS, "wandb", KINDS["wandb"]._replace(package="no_such_tracker"))
+    settings = [job.model_dump(mode="json") for job in ablation.jobs.values()]
+    for key, value in own.items():
+        settings[-1][key] |= value
+    jobs = {name: RunConfig.model_validate(job) for name, job in zip(ablation.jobs, settings, strict=True)}
+    with pytest.raises(error, match=message):
         run_together(ablation.model_copy(update={"jobs": jobs}))
     assert not (tmp_path / "run").exists()
