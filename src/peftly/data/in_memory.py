@@ -66,5 +66,11 @@ def _rows_of_frame(name: str, frame: Any, pandas: Any) -> Rows:
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with values of Python in place of those of numpy."""
-    return {name: value.tolist() if type(value).__module__ == "numpy" else value for name, value in row.items()}
+    """Return a row with the values of numpy as those of Python, and the NA of pandas as None."""
+    return {name: _plain_value(value) for name, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if type(value).__name__ == "NAType":
+        return None
+    return value.tolist() if type(value).__module__ == "numpy" else value

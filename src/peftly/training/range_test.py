@@ -138,7 +138,8 @@ def find_learning_rate(
     default = config.learning_rate or max(
         (METHODS[adapter.config.name].learning_rate for adapter in attached(model).values()), default=1e-3
     )
-    lowest, highest = min_rate or default * LOWEST, max_rate or default * HIGHEST
+    lowest = default * LOWEST if min_rate is None else min_rate
+    highest = default * HIGHEST if max_rate is None else max_rate
     if not 0 < lowest < highest < math.inf:
         raise ConfigError(
             f"the learning rates of the test must rise from above 0, and {lowest:g} to {highest:g} do not"

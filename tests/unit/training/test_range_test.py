@@ -94,7 +94,10 @@ def test_a_loss_that_does_not_fall_gives_no_suggestion():
     assert suggested_rate(rates, noisy, [sum(noisy) / 100 - 1e-3 * step / 100 for step in range(100)]) is None
 
 
-@pytest.mark.parametrize("settings", [{"min_rate": 1.0, "max_rate": 0.1}, {"steps": 5}, {"min_rate": -1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"min_rate": 1.0, "max_rate": 0.1}, {"steps": 5}, {"min_rate": -1.0}, {"min_rate": 0.0}, {"max_rate": 0.0}],
+)
 def test_rates_that_do_not_rise_and_too_few_steps_are_refused(settings):
     with pytest.raises(ConfigError, match="learning rates"):
         found(lora_model(), **settings)

@@ -96,6 +96,8 @@ def test_values_of_numpy_and_missing_values():
         {"text": "c", "label": None, "kind": "low"},
     ]
     assert rows.class_names == {"kind": ["low", "high"]}
+    plain = [{"text": "a", "label": 1}, {"text": "b", "label": pd.NA}]
+    assert list(read_rows(plain).rows) == [{"text": "a", "label": 1}, {"text": "b", "label": None}]
     (row,) = read_rows([{"label": frame["label"].to_numpy(dtype=float, na_value=-1).astype("int64")[0]}]).rows
     assert type(row["label"]) is int
 
