@@ -83,7 +83,13 @@ def read_facts(folder: Path | None, config: RunConfig | None) -> RunFacts:
 
 
 def hub_card(
-    saved: Mapping[str, SavedAdapter], base: str, repo: str, facts: Mapping[str, RunFacts], *, votes: str | None = None
+    saved: Mapping[str, SavedAdapter],
+    base: str,
+    repo: str,
+    facts: Mapping[str, RunFacts],
+    *,
+    votes: str | None = None,
+    vote_scores: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text of the card.
 
@@ -93,18 +99,20 @@ def hub_card(
         repo: Hub id of the adapter.
         facts: facts of the runs, by the same folders.
         votes: rule of the vote of an ensemble; None: the adapters are no ensemble.
+        vote_scores: scores of the vote, by the names of the fields of `Evaluation`; None: there are none.
     """
     first, run = next(iter(saved.values())), next(iter(facts.values()))
     methods = list(dict.fromkeys(adapter.config.name for adapter in saved.values()))
     sections = [
         f"# {_title(methods, base, len(saved), votes)}",
         *_data(run),
-        *_scores(facts),
+        *_scores(facts, vote_scores),
         *_training(saved, run),
         *_use(saved, base, repo, votes),
         "## Licence\n\nNo licence was chosen for this adapter. The licence of its base applies to the base.",
     ]
-    return f"---\n{_metadata(first, methods, base, repo, run)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    scores = run.evaluation if votes is None else vote_scores or {}
+    return f"---\n{_metadata(first, methods, base, repo, run, scores)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _title(methods: Sequence[str], base: str, count: int, votes: str | None) -> str:
@@ -114,11 +122,13 @@ def _title(methods: Sequence[str], base: str, count: int, votes: str | None) -> 
     return f"A {names} adapter for {base}" if count == 1 else f"Adapters ({names}) for {base}, trained together"
 
 
-def _metadata(saved: SavedAdapter, methods: Sequence[str], base: str, repo: str, facts: RunFacts) -> str:
+def _metadata(
+    saved: SavedAdapter, methods: Sequence[str], base: str, repo: str, facts: RunFacts, scores: Mapping[str, Any]
+) -> str:
     task = _PIPELINES.get(saved.files.task or "")
     split = facts.evaluation.get("split", "test")
     data = facts.sources.get(split, "")
-    values = {name: facts.evaluation.get(name) for name in _METRICS}
+    values = {name: scores.get(name) for name in _METRICS}
     results = [
         EvalResult(
             task_type=task,
@@ -162,10 +172,11 @@ def _data(facts: RunFacts) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _scores(facts: Mapping[str, RunFacts]) -> list[str]:
+def _scores(facts: Mapping[str, RunFacts], vote: Mapping[str, Any] | None) -> list[str]:
     columns = {name or "adapter": dict(score_rows(run.evaluation)) for name, run in facts.items() if run.evaluation}
     if not columns:
         return []
+    columns |= {"vote": dict(score_rows(vote))} if vote else {}
     run = next(run for run in facts.values() if run.evaluation)
     columns |= {name: dict(score_rows(scores)) for name, scores in run.evaluation.get("baselines", {}).items()}
     names = list(dict.fromkeys(name for scores in columns.values() for name in scores))

@@ -17,7 +17,7 @@ from peftly.adapters import ADAPTER_FILES, CARD, CONFIG, TOKENIZER_FILES, Adapte
 from peftly.errors import AdapterError, ConfigError
 from peftly.exporting import SavedAdapter, base_notes
 from peftly.runs.config import RunConfig, one_run
-from peftly.runs.folder import read_config, run_of
+from peftly.runs.folder import RESULTS, read_config, run_of
 from peftly.runs.hub_card import RunFacts, hub_card, read_facts
 
 __all__ = ["Pushed", "push"]
@@ -90,7 +90,8 @@ def push(
     hub_base = _hub_base(base, adapter)
     facts = {part: _facts(Path(run) / part if part else Path(run), config if part == "" else None) for part in adapters}
     votes = config.ensemble.vote if isinstance(config, RunConfig) and config.ensemble is not None else None
-    card = hub_card(saved, hub_base, to, facts, votes=votes)
+    vote_scores = None if votes is None else _vote_scores(Path(run))
+    card = hub_card(saved, hub_base, to, facts, votes=votes, vote_scores=vote_scores)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, one in saved.items():
@@ -128,6 +129,16 @@ def _adapters(run: Path, config: object) -> dict[str, AdapterSet]:
 def _facts(folder: Path, config: object) -> RunFacts:
     own = config if isinstance(config, RunConfig) else read_config(folder)
     return read_facts(run_of(folder), own if isinstance(own, RunConfig) else None)
+
+
+def _vote_scores(folder: Path) -> dict[str, Any] | None:
+    """Return the scores of the vote of an ensemble; None if it was not evaluated, or the file is missing or damaged."""
+    try:
+        rows = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["rows"]
+        vote = next(row for row in rows if row["name"] == "ensemble")
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return None
+    return {name: value for name, value in vote.items() if value is not None}
 
 
 def _hub_base(base: str | None, saved: SavedAdapter) -> str:

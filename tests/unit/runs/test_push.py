@@ -216,7 +216,13 @@ def test_members_of_an_ensemble_have_folders(hub, tiny_llama_folder, rows, tmp_p
     assert "member_1/README.md" not in pushed.files
     assert 'PeftModel.from_pretrained(base, "alice/votes", subfolder="member_1")' in pushed.card
     assert "An ensemble of 2 lora adapters" in pushed.card
-    assert "| | member_1 | member_2 |" in pushed.card
+    assert "| | member_1 | member_2 | vote |" in pushed.card
+    vote = next(
+        row for row in json.loads((tmp_path / "votes/results.json").read_text())["rows"] if row["folder"] is None
+    )
+    (result,) = front_matter(pushed.card)["model-index"][0]["results"]
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert values == pytest.approx({"Accuracy": vote["accuracy"], "Macro F1": vote["macro_f1"]}, abs=1e-6)
 
 
 def test_adapters_that_were_trained_together_open_from_their_id(hub, tiny_llama_folder, rows, tmp_path):
