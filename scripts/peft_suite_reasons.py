@@ -48,7 +48,7 @@ RULES: list[tuple[str, str, str]] = [
     (r"prefix_tuning needs a (model with a key-value|transformers)|a prefix needs keys and values of one", SCOPE,
      "a prefix on this base, refused by name"),
     (r"match(es)? no linear layer.*|'(conv\w*|mha|\w*[Cc]onv\w*)'.*target_modules", SCOPE,
-     "layers that are neither linear nor embeddings"),
+     "layers that are neither linear nor embeddings, and embeddings for DoRA and (IA)³"),
     (rf"AttributeError: .* has no attribute '({_ATTRIBUTES})'", INTERNALS, "an attribute of PEFT's layers or tuners"),
     (r"isinstance\(.*(Wrapper|Layer|Linear)|ModulesToSaveWrapper", INTERNALS, "a class of PEFT's modules"),
     (r"Regex pattern did not match", INTERNALS, "the words of an error; the type is the same"),
@@ -66,7 +66,8 @@ RULES: list[tuple[str, str, str]] = [
     (r"BaseModelView|has no attribute '(model|get_base_layer|set_adapter|enable_adapters)'|'float' object", INTERNALS,
      "PEFT's modules around the model and its layers"),
     (r"assert param.grad is None", INTERNALS, "which parameters are the adapter's, by PEFT's names; gradients agree"),
-    (r"assert torch.allclose\(output_\w+\[\d?::3\], output_mixed", INTERNALS,
+    # Not those of GPT-2 and BART, whose outputs at positions that the mask leaves differ as well.
+    (r"OPTForCausalLM.*assert torch.allclose\(output_\w+\[\d?::3\], output_mixed", INTERNALS,
      "outputs at masked positions, which nothing reads; those of all others are equal"),
     (r"allclose\(output_base, output_adapter\d, atol", OFFLINE, "the random stand-in changes too little"),
     (r"test_lora_use_dora_linear", INTERNALS, "a difference of 1e-7, one unit of rounding"),
@@ -85,10 +86,12 @@ RULES: list[tuple[str, str, str]] = [
     (r"(cayley|psoft|hotswap|mica)", SCOPE, "another method or variant"),
     (r"nested_ignores_modules_to_save|test_weight_tying|test_warning_name_custom", INTERNALS, "words of a warning"),
     (r"test_fp32_cast|auto_clear_cache_default", SCOPE, "the base stays in its own dtype, so nothing is converted"),
-    (r"test_unload_adapter|adding_multiple_adapters_with_bias|multiple_configs_with_bias|generate_pos_args|"
+    (r"MethodError: .*(changed twice by one adapter|can replace their joint effect|of this call is all padding)", SCOPE,
+     "refused, with what to do"),
+    (r"(test_unload_adapter|adding_multiple_adapters_with_bias|multiple_configs_with_bias|generate_pos_args|"
      r"requires_grad_prompt_learning|targets_module_dict_raises|overlapping_modules_to_save_raises|"
      r"same_modules_to_save_raises|pattern_and_rslora_raises|pissa_olora|test_prefix_tuning .*DID NOT RAISE|"
-     r"incompatible_mamba|with_dora_raises|training_mode_raises|merge_layers_multi", PEFT_IS_WRONG,
+     r"incompatible_mamba|with_dora_raises|training_mode_raises)\S*( \S+)* \| (Failed|AssertionError): ", PEFT_IS_WRONG,
      "PEFT raises or warns of a limit; peftly computes it"),
     (r"(weight_tying|tied|targeting_lora_to_embedding|no_tied_module|no_embed_lora).*DID NOT WARN",
      PEFT_IS_WRONG, "copies of tied modules are tied here, and merging takes care of them"),

@@ -129,6 +129,8 @@ def _load(model: nn.Module, folder: AdapterFolder, name: str, *, on: bool) -> No
             buffer.copy_(tensors.get(tensor_name, buffer))
         if training_tensors := folder.training_tensors():
             _load_training_tensors(folder, adapter, training_tensors)
+    if is_alone and folder.peft_config.get("base_model_name_or_path") == getattr(model, "name_or_path", None):
+        state_of(model).revision = folder.peft_config.get("revision")
     if on:  # not before its tensors are loaded: other threads may call the model
         state_of(model).selection.activate(name)
 

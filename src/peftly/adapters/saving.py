@@ -241,7 +241,7 @@ def peft_config_of(adapter: Adapter) -> dict[str, Any]:
         "inference_mode": True,
         "peft_type": peft_type,
         "peft_version": PEFT_VERSION,
-        "revision": None,
+        "revision": state_of(adapter.model).revision,
         "task_type": task_type,
         "modules_to_save": short_names(adapter.model, copied) if copied else None,
         **settings,

@@ -88,6 +88,7 @@ class AttachedAdapters:
         other_quantizations: quantization of the base in the training of adapters by name, where this base has another.
         hooks: hooks on the stacks of a transformers model; None for other modules.
         checkpointing: gradient checkpointing of a transformers model; None for other modules.
+        revision: commit, branch or tag of the base, for the files of the adapters; None: not known, or the main one.
         vocabulary: number of embeddings of the base before the first adapter was attached; None for other modules.
         embeddings: parameters of the base for which the file of an adapter has values; see `adapters.embeddings`.
         replaced_rows: parameters into which such embeddings were written: indices of the rows, and their own values.
@@ -104,6 +105,7 @@ class AttachedAdapters:
     other_quantizations: dict[str, TrainedOver] = field(default_factory=dict)
     hooks: ModelHooks | None = None
     checkpointing: Checkpointing | None = None
+    revision: str | None = None
     vocabulary: int | None = None
     embeddings: set[nn.Parameter] = field(default_factory=set)
     replaced_rows: list[tuple[nn.Parameter, Tensor, Tensor]] = field(default_factory=list)

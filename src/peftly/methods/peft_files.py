@@ -112,7 +112,10 @@ def lora_settings(peft: Mapping[str, Any]) -> dict[str, Any]:
     """
     unsupported = [key for key in _OTHER_COMPUTATIONS if peft.get(key)]
     if not _are_layers(peft.get("target_parameters"), peft.get("target_modules")):
-        unsupported.append("target_parameters")
+        raise AdapterError(
+            f"target_parameters={peft['target_parameters']!r} are not all weights of layers in target_modules, and "
+            "peftly adapts no others: name linear layers in target_modules, and leave target_parameters out"
+        )
     if unsupported:
         raise AdapterError(f"this LoRA adapter uses {', '.join(unsupported)}, which peftly cannot read")
     check_layer_choice(peft)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from peftly.adapters import attach, attached, load_adapter, open_adapters
+from peftly.adapters import attach, attached, load_adapter, open_adapters, state_of
 from peftly.errors import MethodError
 from peftly.peft.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peftly.peft.trainable import require_grad
@@ -47,6 +47,7 @@ def attach_new(model: Any, config: PeftConfig, name: str) -> None:
     _check_config(config)
     method, tokenizer = method_of(config, model), tokenizer_for(config)
     attach(model, method, name=name, tokenizer=tokenizer, seed=int(torch.randint(2**32, (), device="cpu")))
+    state_of(model).revision = config.revision or state_of(model).revision
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or config.base_model_name_or_path
     _complete(config, attached(model)[name])
     if getattr(config, "modules_to_save", ()) is None and method.modules_to_save:

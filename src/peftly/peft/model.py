@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peftly.adapters import use_adapters
-from peftly.errors import MethodError
-from peftly.injection import body_of
+from peftly.adapters import detach, use_adapters
+from peftly.errors import MethodError, PeftlyError
+from peftly.injection import adapted_layers, body_of, copied_modules, is_within
 from peftly.peft.adapter_methods import AdapterMethods
 from peftly.peft.attaching import check_new, finish_loading, load_new, wrap_new
 from peftly.peft.config import PeftConfig
 from peftly.peft.file_methods import FileMethods
 from peftly.peft.names import TaskType
 from peftly.peft.state_dict import adapter_source
+from peftly.peft.translation import layers_of
 from peftly.peft.wrapping import BaseModelView, Wrapping, model_class_of, reduced, wrapping_of
 
 __all__ = [
@@ -67,7 +68,7 @@ class PeftModel(AdapterMethods, FileMethods):
         """
         if adapter_names is None:
             return super().__call__(*args, **kwargs)
-        with _for_elements(self, adapter_names):
+        with _for_elements(self, adapter_names, args, kwargs):
             return super().__call__(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -76,7 +77,7 @@ class PeftModel(AdapterMethods, FileMethods):
         generate = wrapping_of(self).hidden.get("generate") or model.generate
         if adapter_names is None:
             return generate(*args, **kwargs)
-        with _for_elements(self, adapter_names):
+        with _for_elements(self, adapter_names, args, kwargs):
             return generate(*args, **kwargs)
 
     @classmethod
@@ -111,7 +112,11 @@ class PeftModel(AdapterMethods, FileMethods):
         found = load_new(model, adapter_source(str(model_id), **kwargs), adapter_name, active=True)
         first = next(iter(found))
         if config is not None:
-            _check_same(config, found[first])
+            try:
+                _check_same(model, first, config, found[first])
+            except PeftlyError:
+                detach(model)
+                raise
             found[first] = config
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(found[first].task_type, cls)
         Wrapping(model, peft_class if issubclass(peft_class, cls) else cls)
@@ -176,32 +181,62 @@ MODEL_TYPE_TO_PEFT_MODEL_MAPPING: dict[Any, type[PeftModel]] = {
 """Class of a model with adapters, by its task."""
 
 
-def _check_same(config: PeftConfig, of_file: PeftConfig) -> None:
-    """Refuse a configuration with other settings than the file of the adapter.
+def _check_same(model: nn.Module, name: str, config: PeftConfig, of_file: PeftConfig) -> None:
+    """Refuse a configuration with another method, other settings or other layers than the file of a loaded adapter.
 
     Raises:
-        MethodError: a setting of the method differs.
+        MethodError: the configuration differs.
     """
-    common = {field.name for field in fields(PeftConfig)}
+    common = {field.name for field in fields(PeftConfig)} - {"peft_type"}
     given, expected = config.to_json(), of_file.to_json()
-    for key in given.keys() - common - _OF_MODEL:
+    expected["peft_type"] = str(of_file.peft_type).removeprefix("PEFTLY_")
+    for key in given.keys() - common - _START - _CHOICE:
         if key in expected and given[key] not in (None, expected[key]):
             raise MethodError(
-                f"config has {key}={given[key]!r}, and the file of the adapter {expected.get(key)!r}; leave config "
-                "out, or change the file"
+                f"config has {key}={given[key]!r}, and the file of the adapter {expected[key]!r}; leave config out, or "
+                "change the file"
             )
+    if given.get("target_modules") is None:
+        return
+    named, copies = layers_of(config, model), copied_modules(model, name)
+    found = {path for path, *_ in adapted_layers(model, name) if not is_within(path, copies)}
+    # An adapter may train biases of other layers as well.
+    if named is not None and not (named <= found if given.get("bias") == "all" else named == found):
+        path = min(named - found or found - named)
+        has, lacks = ("config", "the file of the adapter") if path in named else ("the file of the adapter", "config")
+        raise MethodError(
+            f"config has target_modules={given['target_modules']!r}: {has} has the layer {path}, and {lacks} does not; "
+            "leave config out, or name the layers of the file"
+        )
 
 
-_OF_MODEL = {
-    *("fan_in_fan_out", "feedforward_modules", "init_ia3_weights", "init_lora_weights", "num_attention_heads"),
-    *("num_layers", "num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text", "target_modules"),
-    *("token_dim", "tokenizer_kwargs", "tokenizer_name_or_path"),
+_CHOICE = {"exclude_modules", "feedforward_modules", "layers_pattern", "layers_to_transform", "target_modules"}
+"""Settings that choose layers: other ones may choose the same."""
+
+_START = {
+    *("fan_in_fan_out", "init_ia3_weights", "init_lora_weights", "num_attention_heads", "num_layers"),
+    *("num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim", "tokenizer_kwargs"),
+    "tokenizer_name_or_path",
 }
-"""Settings that say how an adapter began or which layers it found; the tensors in its file say which it has."""
+"""Settings that say how an adapter began, or what the base is; the tensors in its file say what it has."""
 
 
 @contextmanager
-def _for_elements(model: Any, names: Sequence[str]) -> Iterator[None]:
-    """Give each batch element an adapter; `__base__` stands for none."""
+def _for_elements(
+    model: Any, names: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
+) -> Iterator[None]:
+    """Give each batch element an adapter; `__base__` stands for none.
+
+    Raises:
+        MethodError: the number of names is not that of the batch elements of a call with these arguments.
+    """
+    if isinstance(names, str):
+        raise MethodError(f"adapter_names is {names!r}; give one name for each batch element, as [{names!r}, ...]")
+    inputs = (kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds"))
+    batch = next((one for one in (*args, *inputs, *kwargs.values()) if isinstance(one, Tensor) and one.dim()), None)
+    if batch is not None and len(batch) != len(names):
+        raise MethodError(
+            f"adapter_names has {len(names)} names, and the batch {len(batch)} elements; give one for each"
+        )
     with use_adapters(model, adapters=[None if name == "__base__" else name for name in names]):
         yield

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from peftly.adapters import methods_of_peft, peft_config_of
 from peftly.errors import AdapterError, ConfigError
-from peftly.injection import first_matches, matches_path
+from peftly.injection import find_targets, first_matches, matches_path
 from peftly.methods import METHODS, MethodConfig
 from peftly.peft.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peftly.peft.names import PromptTuningInit, TaskType
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from peftly.methods import Adapter
 
-__all__ = ["config_of", "method_of", "tokenizer_for"]
+__all__ = ["config_of", "layers_of", "method_of", "tokenizer_for"]
+
 
 _HEADS = {
     TaskType.SEQ_CLS: ("classifier", "score"),
@@ -51,6 +53,25 @@ def method_of(config: PeftConfig, model: nn.Module) -> MethodConfig:
             f"{', '.join(kind.__name__ for kind in PEFT_TYPE_TO_CONFIG_MAPPING.values())}"
         )
     fresh = config.fresh_settings()
+    method = _without_start(config, model)
+    _warn_about_exclusion(config, model)
+    return type(method)(**{**method.model_dump(), **fresh})
+
+
+def layers_of(config: PeftConfig, model: nn.Module) -> set[str] | None:
+    """Return the paths of the layers of a model that a configuration chooses; None for a method without such a choice.
+
+    Raises:
+        ConfigError, MethodError: as for `method_of`.
+    """
+    method = _without_start(config, model)
+    targets = getattr(method, "target_modules", None)
+    classes = getattr(METHODS[method.name].adapter, "layer_classes", (nn.Linear, Conv1D))
+    return None if targets is None else set(find_targets(model, targets, classes, warns=False))
+
+
+def _without_start(config: PeftConfig, model: nn.Module) -> MethodConfig:
+    """Return the settings of a method that a configuration describes, but those of `fresh_settings`."""
     peft = json.loads(json.dumps({**config.to_json(), **config.entries_on(model)}))
     try:
         method = next(iter(methods_of_peft(peft).values()))
@@ -58,9 +79,7 @@ def method_of(config: PeftConfig, model: nn.Module) -> MethodConfig:
         raise ConfigError(f"{type(config).__name__}{error}") from None
     saved = _modules_to_save(config, model)
     method = method.model_copy(update={"modules_to_save": saved})
-    method = METHODS[method.name].adapter.config_on(model, method, peft, {})
-    _warn_about_exclusion(config, model)
-    return type(method)(**{**method.model_dump(), **fresh})
+    return METHODS[method.name].adapter.config_on(model, method, peft, {})
 
 
 def _warn_about_exclusion(config: Any, model: nn.Module) -> None:

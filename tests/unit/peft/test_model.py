@@ -291,8 +291,71 @@ def test_loading_freezes_and_reloads(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
     model.save_pretrained(tmp_path / "one", selected_adapters=["second"])
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["second"]
-    with pytest.raises(MethodError, match="config has r=9"):
-        ours.PeftModel.from_pretrained(llama(), tmp_path, config=ours.LoraConfig(r=9, task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ours.LoraConfig(r=9, task_type="CAUSAL_LM"), "config has r=9"),
+        (ours.LoraConfig(**LORA | {"target_modules": ["k_proj"]}), "config has the layer .*k_proj"),
+        (ours.LoraConfig(**LORA | {"target_modules": ["q_proj"]}), "the file of the adapter has the layer .*v_proj"),
+        (ours.LoraConfig(**LORA, layers_to_transform=[0]), "config does not"),
+        (ours.IA3Config(task_type="CAUSAL_LM"), "peft_type"),
+    ],
+    ids=["rank", "other layers", "fewer layers", "one block", "other method"],
+)
+def test_a_config_that_differs_from_the_file_is_refused(config, message, tmp_path):
+    with_lora().save_pretrained(tmp_path)
+    model = llama()
+    with pytest.raises(MethodError, match=message):
+        ours.PeftModel.from_pretrained(model, tmp_path, config=config)
+    assert not peftly.attached(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ours.LoraConfig(**LORA),
+        ours.LoraConfig(**LORA | {"target_modules": None}),
+        ours.LoraConfig(**LORA | {"target_modules": r".*\.(q|v)_proj"}, init_lora_weights="gaussian"),
+        ours.LoraConfig(**LORA, layers_to_transform=[0]),
+        ours.LoraConfig(**LORA | {"target_modules": "all-linear"}, exclude_modules=["k_proj"]),
+        ours.LoraConfig(**LORA, bias="all"),
+        ours.LoraConfig(**LORA, modules_to_save=["down_proj"]),
+        ours.LoraConfig(**LORA | {"target_modules": ["q_proj", "embed_tokens"]}, use_dora=True),
+        ours.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "embed_tokens"], feedforward_modules=[]),
+    ],
+    ids=["names", "default", "expression", "one block", "all but some", "biases", "copies", "DoRA", "(IA)³"],
+)
+def test_a_config_that_chooses_the_layers_of_the_file_is_taken(config, tmp_path):
+    given = copy.deepcopy(config)
+    base = tiny_model("llama", torch.float32, attention_bias=True).eval()
+    model = ours.get_peft_model(copy.deepcopy(base), config).eval()
+    perturb(peftly.trainable_parameters(model).values())
+    model.save_pretrained(tmp_path)
+    loaded = ours.PeftModel.from_pretrained(base, tmp_path, config=given)
+    assert loaded.peft_config["default"] is given
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_revision_of_the_base_is_kept(again, tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = ours.get_peft_model(base, ours.LoraConfig(**LORA), revision="v2.0.0")
+    model.save_pretrained(tmp_path / "adapter")
+    if again:
+        loaded = ours.PeftModel.from_pretrained(model.unload(), tmp_path / "adapter")
+        loaded.save_pretrained(tmp_path / "adapter")
+    assert ours.PeftConfig.from_pretrained(tmp_path / "adapter").revision == "v2.0.0"
+
+
+@pytest.mark.parametrize("names", [["default"], ["default", "__base__", "default"], "default"])
+def test_names_of_adapters_are_one_for_each_element(names):
+    model = with_lora()
+    for call in (lambda: model(IDS, adapter_names=names), lambda: model.generate(IDS, adapter_names=names)):
+        with pytest.raises(MethodError, match="adapter_names"):
+            call()
 
 
 def test_adapter_and_base_are_opened_together(tmp_path):
