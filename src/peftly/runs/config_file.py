@@ -79,13 +79,28 @@ def load_config(
             value = parse_yaml(text, "the value")
         except ConfigError as error:
             raise ConfigError(f"--set {override}: {error}; quote it") from error
-        _set(settings, key.strip(), value)
+        _set(settings, key.strip(), text.strip() if _is_plain_text(text, value) else value)
     if "jobs" in settings:
         return read_jobs(settings, FLAGS)
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(first_line(error, RunConfig, flags=FLAGS)) from error
+
+
+def _is_plain_text(text: str, value: object) -> bool:
+    """Return whether the value of `--set` is the text as it was typed.
+
+    YAML takes `#` behind a space for a comment, and a text with `:` at its end or in front of a space for a mapping.
+
+    Args:
+        text: value as it was typed.
+        value: the same, read as YAML.
+    """
+    typed = text.strip()
+    if "\n" in typed or not typed or typed[0] in "[{\"'|>&*!?-":
+        return False
+    return isinstance(value, (str, Mapping)) or typed[0] == "#"
 
 
 def _set(settings: dict[str, Any], key: str, value: object) -> None:

@@ -69,6 +69,29 @@ def test_naming_the_method_of_the_file_again_keeps_its_settings(tmp_path):
     assert load_config(file, flags={"method": "prompt_tuning"}).method.name == "prompt_tuning"
 
 
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("Classify if the tweet is a complaint or not:", "Classify if the tweet is a complaint or not:"),
+        ("Is this #tweet a complaint?", "Is this #tweet a complaint?"),
+        ("#投诉 还是不是:", "#投诉 还是不是:"),
+        (" Tweet: good or bad ", "Tweet: good or bad"),
+        ("'a # b: '", "a # b: "),
+    ],
+)
+def test_a_text_behind_set_is_as_it_was_typed(typed, text):
+    """The colon at its end made it a mapping, and its words behind a # were lost without a word."""
+    flags = {**FULL, "method": "prompt_tuning"}
+    method = load_config(None, ["method.init=text", f"method.init_text={typed}"], flags).method
+    assert method.init_text == text
+
+
+def test_other_values_behind_set_are_yaml():
+    overrides = ["train.epochs=3  # three", "train.max_grad_norm=", "train.report_to=[csv]"]
+    config = load_config(None, overrides, FULL).train
+    assert (config.epochs, config.max_grad_norm, config.report_to) == (3, None, ("csv",))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_dumped_loads_as_the_same(tmp_path, name):
     config = load_config(None, ["data.template='{text} → {x}'", "train.max_grad_norm=null"], {**FULL, "method": name})
