@@ -29,6 +29,7 @@ from peftly.models import (
     is_encoder,
     open_skeleton,
     resolve_base,
+    trained_pooling,
 )
 from peftly.runs.config import RunConfig
 from peftly.runs.simulated_training import SimulatedTraining, simulate_training
@@ -156,6 +157,7 @@ def estimate_methods(config: RunConfig, process_bytes: int) -> Iterator[tuple[st
         process_bytes: memory of the process without the base.
     """
     spec = resolve_base(config.base)
+    config = config.model_copy(update={"head": _expected_head(config, spec)})
     for name, method in METHODS.items():
         settings = next((own for own in config.adapters.values() if own.name == name), None) or method.config(name=name)
         try:
@@ -242,6 +244,14 @@ def memory_of_process() -> int:
 def _default_task(base: BaseSpec, config: Any) -> TaskName:
     """Return the task of a base for data that are not known: labels for an encoder, texts for another base."""
     return choose_task(None, config, "labels" if is_encoder(config) else "texts", base.name)[0]
+
+
+def _expected_head(config: RunConfig, base: BaseSpec) -> str:
+    """Return the head that a training takes unless the probes of its data are clearly better on other states."""
+    task = config.task or _default_task(base, config_without_weights(base))
+    if config.head != "auto" or task != "sequence_classification":
+        return config.head
+    return trained_pooling(base) or "transformers"
 
 
 def _tokenizer(base: BaseSpec) -> Any:

@@ -13,7 +13,7 @@ from peftly.adapters import attach_without_values
 from peftly.cli import app
 from peftly.errors import BaseModelError, MethodError
 from peftly.methods import METHODS
-from peftly.runs import estimate_memory, memory
+from peftly.runs import RunConfig, estimate_memory, memory
 from peftly.training import TrainConfig
 from peftly.training.micro_batches import saved_bytes
 from peftly.utils import SimulatedMemory
@@ -103,3 +103,19 @@ def test_the_command_prints_a_line_for_every_method_also_where_the_simulation_fa
     assert "\n" not in reason
     assert sum("peak_bytes" in row for row in rows.values()) >= 8
     assert all(row["peak_bytes"] > row["base_bytes"] > 0 for row in rows.values() if "peak_bytes" in row)
+
+
+@pytest.mark.parametrize(("head", "expected"), [("auto", "mean"), ("transformers", "transformers"), ("first", "first")])
+def test_the_head_of_an_estimate_is_that_of_a_training(monkeypatch, head, expected):
+    """The head of transformers was counted, with 147,840 parameters that a training of MiniLM leaves out."""
+    chosen = []
+    monkeypatch.setattr(memory, "resolve_base", lambda base: base)
+    monkeypatch.setattr(memory, "trained_pooling", lambda base: "mean")
+    monkeypatch.setattr(memory, "config_without_weights", lambda base: tiny_config("bert"))
+    monkeypatch.setattr(memory, "estimate_memory", lambda *args, pooling, **rest: chosen.append(pooling))
+    config = RunConfig(base="b", data={"train": "d"}, method="lora", out="o", head=head, task="sequence_classification")
+    assert [name for name, _ in memory.estimate_methods(config, 0)] == list(METHODS)
+    assert set(chosen) == {None if expected == "transformers" else expected}
+    chosen.clear()
+    list(memory.estimate_methods(config.model_copy(update={"task": "token_classification", "head": "auto"}), 0))
+    assert set(chosen) == {None}
