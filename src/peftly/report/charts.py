@@ -34,8 +34,11 @@ _SMOOTH_FROM = 60
 """Number of points from which a curve is drawn with its running mean; shorter curves are readable without it, and so
 are those that only rise."""
 
-_LARGE, _SMALL = (7.2, 3.4), (3.6, 2.3)
+_LARGE, _TALL, _SMALL = (7.2, 3.4), (7.2, 5.2), (3.6, 2.3)
 """Sizes of charts in inches."""
+
+_ROOM_FOR_BARS, _ROOM_FOR_NAMES = 12, 60
+"""Number of bars, and of characters of their names, that stand side by side on a large chart."""
 
 _SHARES = (0, 0.25, 0.5, 0.75, 1)
 _SHARE_NAMES = ("0%", "25%", "50%", "75%", "100%")
@@ -88,7 +91,8 @@ def line_chart(
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks(_SHARES, _SHARE_NAMES)
     if is_small:
-        axes.set_ylim(bottom=0)
+        highest = max(y for points in curves.values() for _, y in points)
+        axes.set_ylim(0, 1.08 * highest if highest > 0 else 1)  # the margin of a narrow range would cut the curve
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
@@ -117,7 +121,8 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
         return Markup()
     if not has_matplotlib():
         return _missing_line()
-    figure, axes = _axes(_LARGE)
+    is_slanted = sum(map(len, bars_of)) > _ROOM_FOR_NAMES
+    figure, axes = _axes(_TALL if is_slanted else _LARGE)
     width = 0.8 / len(measures)
     for index, (colour, measure) in enumerate(zip(_SERIES, measures, strict=False)):
         positions = [group + (index - (len(measures) - 1) / 2) * width for group in range(len(bars_of))]
@@ -126,12 +131,20 @@ def bar_chart(groups: Mapping[str, Mapping[str, float | None]], *, title: str) -
             positions, [height or 0 for height in heights], width * 0.92, color=_PLACEHOLDERS[colour], label=measure
         )
         labels = ["" if height is None else f"{height:.0%}" for height in heights]
-        axes.bar_label(bars, labels, color=_PLACEHOLDERS["ink"], padding=2)
-    axes.set_xticks(range(len(bars_of)), list(bars_of), parse_math=False)  # a name may have dollar signs
+        size = 10 if len(bars_of) * len(measures) <= _ROOM_FOR_BARS else 6
+        axes.bar_label(bars, labels, color=_PLACEHOLDERS["ink"], padding=2, fontsize=size)
+    axes.set_xticks(
+        range(len(bars_of)),
+        list(bars_of),
+        parse_math=False,  # a name may have dollar signs
+        rotation=30 if is_slanted else 0,
+        ha="right" if is_slanted else "center",
+    )
     axes.set_yticks(_SHARES, _SHARE_NAMES)
     axes.set_ylim(0, 1.22)
     axes.grid(axis="y", color=_PLACEHOLDERS["line"], linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"], loc="upper left", ncols=len(measures))
+    legend = {"loc": "lower left", "bbox_to_anchor": (0, 1)} if is_slanted else {"loc": "upper left"}
+    axes.legend(frameon=False, labelcolor=_PLACEHOLDERS["ink"], ncols=len(measures), **legend)
     description = "; ".join(
         f"{name}: " + ", ".join(f"{measure} {share:.1%}" for measure, share in shares.items())
         for name, shares in bars_of.items()
@@ -157,7 +170,9 @@ def draw_rates(
     if suggestion is not None:
         axes.axvline(suggestion, color="#c2570c", linestyle="--", label=f"suggestion: {suggestion:g}")
     axes.set_xscale("log")
-    axes.set_ylim(top=min(max(losses), 2.5 * smoothed[0]))  # a loss that explodes would hide the fall before it
+    top, bottom = min(max(losses), 2.5 * smoothed[0]), min(losses)  # a loss that explodes would hide the fall before it
+    margin = 0.05 * abs(top - bottom)
+    axes.set_ylim(bottom - margin, top + margin)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
     axes.grid(axis="y", color="#d9dee4", linewidth=0.8)

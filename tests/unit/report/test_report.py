@@ -8,7 +8,7 @@ import pytest
 
 from peftly.errors import ConfigError
 from peftly.report import write_comparison, write_report
-from peftly.report.charts import bar_chart, line_chart
+from peftly.report.charts import bar_chart, draw_rates, line_chart
 from peftly.report.comparison import pick_samples
 
 ENVIRONMENT = {
@@ -308,3 +308,43 @@ def test_lines_that_a_disk_has_damaged_are_left_out_of_the_charts(run_folder):
     file.write_bytes(b"\n".join([b'{"kind": "step", "step": 1, "los', b"\xff", b"[]", *lines[1:]]))
     source = write_report(run_folder).read_text()
     assert "training: 1.5 at step 2" in source
+
+
+def _limits(monkeypatch, draw):
+    """Return the limits of the vertical axis of a chart."""
+    from matplotlib.figure import Figure
+
+    axes = []
+    add_subplot = Figure.add_subplot
+    monkeypatch.setattr(Figure, "add_subplot", lambda self: axes.append(add_subplot(self)) or axes[-1])
+    draw()
+    return axes[0].get_ylim()
+
+
+def test_a_loss_that_diverges_leaves_room_for_the_losses_before_it(tmp_path, monkeypatch):
+    """The axis began as far below zero as the last loss was high, and the curve was a line at the top."""
+    losses = [0.012, 0.009, 0.0, 22.9]
+    rates = [1e-6, 1e-5, 1e-4, 1e-3]
+    low, high = _limits(monkeypatch, lambda: draw_rates(tmp_path / "a.png", rates, losses, losses, None))
+    assert -0.003 < low < 0
+    assert 0.03 < high < 0.032
+
+
+def test_a_small_chart_of_near_values_has_room_above_them(monkeypatch):
+    """The highest values were cut."""
+    points = {"memory": [(1, 0.84), (2, 0.878)]}
+    labels = {"title": "Memory", "x_label": "step", "y_label": "GB"}
+    assert _limits(monkeypatch, lambda: line_chart(points, is_small=True, **labels)) == (
+        0,
+        pytest.approx(0.948, abs=1e-3),
+    )
+    monkeypatch.undo()
+    assert _limits(monkeypatch, lambda: line_chart({"a": [(1, 0.0)]}, is_small=True, **labels)) == (0, 1)
+
+
+def test_long_names_below_bars_are_slanted():
+    """The names of a grid were written on top of each other."""
+    for count, is_slanted in ((2, False), (8, True)):
+        names = [f"prompt_tuning_smollm2-135m_{index}" for index in range(count)]
+        bars = bar_chart({name: {"accuracy": 0.5} for name in names}, title="Scores")
+        assert ("rotate(-30" in bars) is is_slanted
