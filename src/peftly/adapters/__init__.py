@@ -36,6 +36,7 @@ from peftly.adapters.adapter_set import (
     check_number_of_weights,
     check_source,
     correcting_adapter,
+    not_fetched,
     open_adapters,
     open_compatible_adapters,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "load_together",
     "merge_adapters",
     "methods_of_peft",
+    "not_fetched",
     "num_virtual_tokens_of",
     "open_adapters",
     "open_compatible_adapters",

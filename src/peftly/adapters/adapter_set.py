@@ -31,6 +31,7 @@ __all__ = [
     "check_source",
     "correcting_adapter",
     "names_saved_together",
+    "not_fetched",
     "open_adapters",
     "open_compatible_adapters",
 ]
@@ -197,8 +198,18 @@ def _downloaded(source: str, prefix: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=[f"{prefix}{name}" for name in names]))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
+        raise not_fetched(source, error) from error
+
+
+def not_fetched(source: str, error: Exception) -> AdapterError:
+    """Return the error for an adapter that is no folder, and that the Hub did not give.
+
+    Args:
+        source: path or Hub id, as it was typed.
+        error: error of the Hub's client.
+    """
+    reason = str(error).strip().splitlines()[0].removeprefix("Got: ")
+    return AdapterError(f"{source} is no folder (looked from {Path.cwd()}), and the Hub did not give it: {reason}")
 
 
 def check_source(source: object) -> None:

@@ -102,7 +102,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         message = _option_advice(error) or error.format_message()
-        _print_error(message + (f" (see {context.command_path} --help)" if context else ""))
+        _print_error(message.removesuffix(".") + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         if is_main_process():  # a signal stops all processes

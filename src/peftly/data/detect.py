@@ -11,6 +11,7 @@ from peftly.data.inputs import input_fields, is_identifier, template_option
 from peftly.data.known_formats import FORMATS, KnownFormat
 from peftly.data.labels import are_truth_values, can_be_labels, has_labels, labels_in
 from peftly.data.messages import CONVERSATION_FIELDS, are_messages, has_opening
+from peftly.data.presets import PRESETS, fits_preset
 from peftly.data.report import counted
 from peftly.data.rows import Rows, quoted
 from peftly.data.templates import Template, with_optional_lines
@@ -162,7 +163,8 @@ def _known_format(rows: Rows, task: TaskName) -> tuple[RowFormat, list[str]]:
 def _unknown_fields(rows: Rows, formats: str) -> DataError:
     if not rows.fields:
         return DataError(f"{rows.name}: the rows have no fields")
-    advice = f"give a template and a target{_advice(rows)}"
+    named = [f"--format {name}" for name in PRESETS if fits_preset(name, rows)]
+    advice = " or ".join([*(f"give {format_}" for format_ in named), f"give a template and a target{_advice(rows)}"])
     return DataError(f"{rows.name}: the rows have {quoted(rows.fields)}, which is {formats}; {advice}")
 
 

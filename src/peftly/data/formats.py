@@ -244,7 +244,8 @@ class RowFormat:
         if self.labels and label not in self._completions:
             kind = "tag" if self.kind == "tags" else "label"
             raise DataError(
-                f"{location}: {kind} {label!r} is in none of the training rows; they have {quoted(self.labels)}"
+                f"{location}: {kind} {label!r} is in none of the training rows; they have {quoted(self.labels)}; "
+                "rows without a known label are for peftly predict"
             )
 
     def _template_for(self, row: Mapping[str, Any]) -> Template:

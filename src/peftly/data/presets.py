@@ -7,7 +7,7 @@ from peftly.data.messages import are_messages
 from peftly.data.rows import Rows, quoted
 from peftly.errors import DataError
 
-__all__ = ["PRESETS", "Preset", "PresetMatch", "match_preset"]
+__all__ = ["PRESETS", "Preset", "PresetMatch", "fits_preset", "match_preset"]
 
 
 class Preset(NamedTuple):
@@ -103,6 +103,15 @@ PRESETS = {
     ),
 }
 """Named row formats by their names in `data.format`."""
+
+
+def fits_preset(name: str, rows: Rows) -> bool:
+    """Return whether rows have the fields of a named format; see `match_preset`."""
+    try:
+        match_preset(name, rows, None)
+    except DataError:
+        return False
+    return True
 
 
 def match_preset(name: str, rows: Rows, target: str | None) -> PresetMatch:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from peftly.adapters import CONFIG, TENSORS, AdapterFolder
+from peftly.adapters import CONFIG, TENSORS, AdapterFolder, not_fetched
 from peftly.errors import AdapterError, PeftlyError
 from peftly.exporting.foreign import Reader
 from peftly.exporting.formats import Exported
@@ -89,8 +89,7 @@ def _folder_of(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS)))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{source} is no folder here, and the Hub did not give it: {reason}") from error
+        raise not_fetched(str(source), error) from error
 
 
 def _card(base: object, source: str) -> str:

@@ -18,6 +18,7 @@ from peftly.adapters import (
     adapter_tensors,
     attached,
     embedding_tensors,
+    not_fetched,
     open_adapters,
     peft_config_of,
     values_of,
@@ -200,8 +201,7 @@ def _fetched(model_id: str, subfolder: str | None, files: Iterable[str], hub: Ma
     try:
         return Path(snapshot_download(model_id, allow_patterns=names, **hub)) / (subfolder or "")
     except Exception as error:  # also those of the client's HTTP library, whichever it is
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{model_id} is no folder here, and the Hub did not give it: {reason}") from error
+        raise not_fetched(model_id, error) from error
 
 
 def _adapter(model: Any, name: str) -> Any:

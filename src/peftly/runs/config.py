@@ -41,7 +41,7 @@ def _choose_method(value: object) -> MethodConfig:
         raise ConfigError(f"method must be a name or a mapping with a name, not {got}; there are {joined(METHODS)}")
     name = settings["name"]
     if name not in METHODS:
-        raise ConfigError(f"method {name!r} does not exist{suggestion(name, METHODS)}; there are {joined(METHODS)}")
+        raise ConfigError(f"method {name!r} does not exist; there are {joined(METHODS)}{suggestion(name, METHODS)}")
     config_class = METHODS[name].config
     try:
         return config_class.model_validate(settings)

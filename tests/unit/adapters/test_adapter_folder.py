@@ -203,3 +203,19 @@ def test_an_adapter_of_an_unknown_type_is_refused_before_its_base_is_opened(fold
     monkeypatch.setattr("peftly.adapters.loading.load_base", lambda *_, **__: pytest.fail("the base was opened"))
     with pytest.raises(AdapterError, match=r"peft_type 'LOHA'; peftly reads"):
         load(folders["a"])
+
+
+def test_a_run_that_is_not_here_is_named_with_the_folder_it_was_looked_from(tmp_path, monkeypatch):
+    """The line said "Got: ConnectError", and not where a run folder was looked for."""
+
+    def unreachable(*_args, **_options):
+        raise OSError("Got: ConnectError: no network\nmore lines")
+
+    monkeypatch.setattr("peftly.adapters.adapter_set.snapshot_download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdapterError) as error:
+        open_adapters("runs/tweet")
+    expected = (
+        f"runs/tweet is no folder (looked from {tmp_path}), and the Hub did not give it: ConnectError: no network"
+    )
+    assert str(error.value) == expected

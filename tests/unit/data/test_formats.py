@@ -262,7 +262,8 @@ def test_values_that_are_labels(value, label):
         ),
         (
             {"text": "a", "label": "maybe"},
-            "row 2: label 'maybe' is in none of the training rows; they have 'no', 'yes'",
+            "row 2: label 'maybe' is in none of the training rows; they have 'no', 'yes'; rows "
+            "without a known label are for peftly predict",
         ),
     ],
 )

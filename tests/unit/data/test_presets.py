@@ -150,3 +150,9 @@ def test_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["inspect", str(path), "--format", "alpaka", "--base", "x"])
     assert result.exit_code == 2
     assert "data.format: there is no such format; there are alpaca, " in result.output
+
+
+def test_rows_of_a_named_format_get_its_name():
+    """The error named a template alone."""
+    with pytest.raises(DataError, match="give --format twitter-complaints or give a template and a target"):
+        load_data([{"ID": "1", "Tweet text": "late", "Label": "complaint"}], family("byte_level_start"))

@@ -234,7 +234,10 @@ def test_a_test_split_without_labels_is_left_out_unless_it_was_asked_for():
 def test_a_label_never_seen_in_training():
     write("a.jsonl", tweets(8))
     write("b.jsonl", [*tweets(2), {"text": "x", "label": "maybe"}])
-    expected = "b.jsonl: line 3: label 'maybe' is in none of the training rows; they have 'no', 'yes'"
+    expected = (
+        "b.jsonl: line 3: label 'maybe' is in none of the training rows; they have 'no', 'yes'; rows "
+        "without a known label are for peftly predict"
+    )
     assert refusal(train="a.jsonl", validation="b.jsonl") == expected
     assert refusal(train="a.jsonl", validation="a.jsonl", test="b.jsonl") == expected
 
