@@ -137,8 +137,8 @@ def _calls_methods(modules: Mapping[str, nn.Module], outer: str, inner: str, pat
     kind: Any = type(modules[inner])
     outer_kind: Any = type(modules[outer])
     names = _names(modules[inner]) if inner == path else [_relative(path, inner).partition(".")[0]]
-    places, used = (_relative(inner, outer), ANY), attributes_used(outer_kind)
-    return any(f"{place}.{method}" in used for method in methods_with(kind, frozenset(names)) for place in places)
+    prefixes, used = (_relative(inner, outer), ANY), attributes_used(outer_kind)
+    return any(f"{prefix}.{method}" in used for method in methods_with(kind, frozenset(names)) for prefix in prefixes)
 
 
 def _names(layer: nn.Module) -> list[str]:

@@ -120,7 +120,7 @@ class IA3Config(PeftConfig):
         target_modules: names of layers, a regular expression for whole paths, or "all-linear"; None: the layers that
             PEFT has for the type of the model.
         exclude_modules: names of layers, or a regular expression, that are left out.
-        feedforward_modules: names among `target_modules` of layers whose input is scaled, in place of the output.
+        feedforward_modules: names among `target_modules` of layers whose input is scaled, not the output.
         fan_in_fan_out: not used; peftly sees how a layer stores its weight.
         modules_to_save: names of modules of which trained copies are saved.
         init_ia3_weights: whether the vectors start at one; False: they are random.

@@ -69,7 +69,7 @@ class LoraConfig(PeftConfig):
         layers_pattern: name of the list of layers that these indices count.
         rank_pattern: ranks of layers that differ from `r`.
         alpha_pattern: values of alpha of layers that differ from `lora_alpha`.
-        use_dora: DoRA in place of LoRA.
+        use_dora: DoRA instead of LoRA.
         target_parameters: names of parameters to adapt; those of linear layers in `target_modules` only.
         ensure_weight_tying: not used; copies of tied modules share their parameters in peftly.
     """

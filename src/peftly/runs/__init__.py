@@ -13,6 +13,7 @@ memory           peak memory of a training, estimated without weights
 simulated_training  training without data, to count its memory
 launch           settings and the processes of a launch
 opening          model of a finished run
+progress         progress of a run that fails is kept
 run              one run
 results          its result, and the files written from it
 baselines        scores of the untouched base
@@ -24,6 +25,7 @@ together         several runs, on one base or on several
 row_predictions  predictions of a run for rows, batch by batch
 prediction_files  predictions on the disk
 row_files        rows to files
+prediction_request  model and rows of a prediction, checked before the model is opened
 predict          predictions of a run for rows of data
 held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
@@ -39,8 +41,9 @@ from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.learning_rate import find_rate_of_run
 from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods, memory_of_process
 from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
-from peftly.runs.predict import PredictedFile, PredictionRequest, predict, predict_file, prepare_rows
+from peftly.runs.predict import PredictedFile, predict, predict_file
 from peftly.runs.prediction_files import row_with_answer
+from peftly.runs.prediction_request import PredictionRequest, prepare_rows
 from peftly.runs.push import Pushed, push
 from peftly.runs.quickstart import quickstart
 from peftly.runs.replacing import check_resumable, check_run_folder

@@ -2,8 +2,7 @@
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,26 +10,23 @@ from typing import TYPE_CHECKING
 
 from peftly.adapters import attach, attached, parameter_counts
 from peftly.data import Data, counted, read_data
-from peftly.errors import ConfigError, PeftlyError, TrainingError
+from peftly.errors import ConfigError
 from peftly.evaluation import Evaluation, evaluate, has_answers, missing_scores
 from peftly.injection import new_modules
 from peftly.methods import MethodConfig
 from peftly.models import TASKS, Base, choose_task, max_tokens, resolve_base, task_of
-from peftly.report import write_report
 from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
-from peftly.runs.folder import adapter_folders
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
 from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, open_with_head, start_from
+from peftly.runs.progress import keeping_progress
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
     check_run_folder,
     finish_run,
-    keep_or_restore,
-    resume_command,
     writing_into,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
@@ -39,17 +35,15 @@ from peftly.training import (
     best_line,
     check_trackers,
     check_trainable,
-    checkpoint_files,
     computed_with,
     frozen_layers,
     join_processes,
-    lost_process,
     num_epochs,
     on_main_process,
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, parameters_text, program, stops_held, stops_raised
+from peftly.utils import is_main_process, parameters_text, program, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +55,6 @@ __all__ = [
     "batches_line",
     "evaluate_held_out",
     "inputs_of",
-    "keeping_progress",
     "open_base_and_data",
     "run",
     "tracking_of",
@@ -287,49 +280,3 @@ def batches_line(model: "PreTrainedModel", *configs: "TrainConfig") -> str:
     """Return a line on how training puts examples into batches."""
     packs = packs_examples(model, *configs)
     return "batches: " + ("packed examples, without padding" if packs else "examples padded to the longest")
-
-
-@contextmanager
-def keeping_progress(out: Path, runs: Sequence[Path], *, resume: bool, root: Path | None = None) -> Iterator[None]:
-    """Protect a run that may fail inside the block.
-
-    Checkpoints and saved adapters stay, whatever the error is, and a run with a saved adapter gets its report. A run
-    without either is deleted, unless it was resumed, and the earlier run that it was to replace is restored.
-
-    Args:
-        out: output folder.
-        runs: run folders that the training writes: `out`, or folders inside it.
-        resume: whether an unfinished run is continued.
-        root: folder that is resumed; None: `out`.
-
-    Raises:
-        KeyboardInterrupt: as in the block, with the command that continues the run if there is a checkpoint.
-        TrainingError: any other error, with the same command.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not is_main_process():
-            raise
-        with stops_held():
-            for folder in runs:
-                if adapter_folders(folder):
-                    _write_report_if_possible(folder)
-            if not resume:
-                with suppress(PeftlyError, OSError):  # the error that has ended the run is more important
-                    keep_or_restore(out)
-        advice = f"continue with: {resume_command(root or out)}"
-        if not checkpoint_files(out) or isinstance(error, (SystemExit, TrainingError, ConfigError)):
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            raise type(error)("; ".join(filter(None, [str(error), advice]))) from error
-        reported = lost_process(error) or error
-        name = "" if isinstance(reported, (PeftlyError, OSError)) else f"{type(error).__name__}: "
-        reason = str(reported).strip().split("\n")[0]
-        raise TrainingError(f"{name}{reason}; {advice}") from error
-
-
-def _write_report_if_possible(folder: Path) -> None:
-    """Write the report of an unfinished run. The error that has ended the run is more important than one here."""
-    with suppress(PeftlyError, OSError):
-        write_report(folder)

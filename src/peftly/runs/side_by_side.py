@@ -27,6 +27,7 @@ from peftly.runs.folder import RESULTS
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.parts import Part, open_parts
 from peftly.runs.probing import probe_of_next, start_from
+from peftly.runs.progress import keeping_progress
 from peftly.runs.replacing import (
     begin_run,
     check_resumable,
@@ -41,7 +42,6 @@ from peftly.runs.run import (
     batches_line,
     evaluate_held_out,
     inputs_of,
-    keeping_progress,
     tracking_of,
 )
 from peftly.training import (

@@ -20,7 +20,7 @@ from peftly import IA3, LoRA, PromptTuning, attach, load_adapter
 from peftly.data import Data, Split
 from peftly.errors import ConfigError, DataError, Stopped, TrainingError
 from peftly.injection.layers import owner
-from peftly.runs.run import keeping_progress
+from peftly.runs.progress import keeping_progress
 from peftly.training.callbacks import Callback
 from peftly.training.checkpoint import (
     check_same_run,
@@ -768,7 +768,7 @@ def test_a_training_replaces_files_of_a_training_only(tmp_path):
 @pytest.mark.parametrize("saved", [None, "step-1/adapter_config.json", "checkpoint-1.safetensors"])
 def test_a_failed_training_keeps_adapters_and_checkpoints(saved, error, resume, monkeypatch, tmp_path):
     pages, out = [], tmp_path / "run"
-    monkeypatch.setattr(import_module("peftly.runs.run"), "write_report", pages.append)
+    monkeypatch.setattr(import_module("peftly.runs.progress"), "write_report", pages.append)
 
     def fail():
         with keeping_progress(out, [out], resume=resume):
