@@ -22,7 +22,6 @@ from peftly.injection.overrides import override_method, restore_method
 from peftly.injection.positions import Positions, positions_behind_padding
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
-from peftly.injection.selection import selection_of
 from peftly.injection.stack_calls import close_call, open_call
 from peftly.injection.text_stacks import Role, role_of, text_stack
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
@@ -154,7 +153,7 @@ class StackHooks:
         packing.pack_call(self, call)
         insert_prefixes(self, call)
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
-        if call.is_changed or len(selection_of(self.model).active.sets) > 1:
+        if call.is_changed:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
         elif (
             arguments.get("position_ids") is None  # `generate` gives them, so its steps need not wait for the mask

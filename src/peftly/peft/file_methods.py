@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peftly.adapters import PushAdapters, SaveAdapters, attached, save_adapter
 from peftly.errors import AdapterError, MethodError
+from peftly.peft.state_dict import adapter_of
 from peftly.peft.status import ModelStatus, TunerLayerStatus, get_layer_status, get_model_status
 from peftly.peft.trainable import number_of_parameters
 
@@ -105,10 +106,10 @@ def _prompt_of(model: Any, name: str) -> Tensor:
     """Return the prompt of an adapter as its file holds it.
 
     Raises:
-        MethodError: the adapter has none.
+        MethodError: there is no such adapter, or it has no prompt.
     """
-    adapter = attached(model)[name]
-    prompt = adapter.file_tensors().get("prompt_embeddings")
+    adapter = adapter_of(model, name)
+    prompt: Tensor | None = adapter.file_tensors().get("prompt_embeddings")
     if prompt is None:
         raise MethodError(
             f"{name!r} is {adapter.config.name}, which has no prompt; see get_peft_model_state_dict(model)"

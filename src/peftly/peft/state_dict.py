@@ -31,6 +31,7 @@ from peftly.utils import warn
 
 __all__ = [
     "IncompatibleKeys",
+    "adapter_of",
     "adapter_source",
     "get_peft_model_state_dict",
     "load_peft_weights",
@@ -71,7 +72,7 @@ def get_peft_model_state_dict(
         MethodError: there is no such adapter, or `state_dict` lacks a parameter.
     """
     model = getattr(model, "_orig_mod", model) if unwrap_compiled else model
-    adapter = _adapter(model, adapter_name)
+    adapter = adapter_of(model, adapter_name)
     always = None if save_embedding_layers == "auto" else bool(save_embedding_layers)
     with values_of(model, state_dict):
         tensors = {**embedding_tensors(adapter, always), **adapter_tensors(adapter)}
@@ -102,7 +103,7 @@ def set_peft_model_state_dict(
         MethodError: there is no such adapter.
         AdapterError: a tensor has another shape.
     """
-    adapter = _adapter(model, adapter_name)
+    adapter = adapter_of(model, adapter_name)
     own = adapter_tensors(adapter)
     known = with_known_names(peft_model_state_dict, own, "the state dict")
     embeddings = embedding_tensors(adapter, always=True)
@@ -204,7 +205,12 @@ def _fetched(model_id: str, subfolder: str | None, files: Iterable[str], hub: Ma
         raise not_fetched(model_id, error) from error
 
 
-def _adapter(model: Any, name: str) -> Any:
+def adapter_of(model: Any, name: str) -> Any:
+    """Return an adapter of a model by its name.
+
+    Raises:
+        MethodError: there is no such adapter.
+    """
     adapters = attached(model)
     if name not in adapters:
         raise MethodError(f"this model has no adapter {name!r}; it has {', '.join(map(repr, adapters)) or 'none'}")

@@ -3,10 +3,20 @@
 import pytest
 import torch
 import transformers as tf
-from tiny import padded, random_token_ids, tiny_model
+from references import assert_close
+from tiny import padded, perturb, random_token_ids, tiny_model
 from tiny_tasks import tiny_tokenizer
 
-from peftly import LoRA, PromptTuning, attach, classify, generate, tag_words
+from peftly import (
+    LoRA,
+    PromptTuning,
+    attach,
+    classify,
+    generate,
+    tag_words,
+    trainable_parameters,
+    use_adapters,
+)
 from peftly.errors import ConfigError
 from peftly.models import reads_padding
 
@@ -111,3 +121,19 @@ def test_positions_count_tokens_where_a_prompt_was_inserted():
     with torch.no_grad():
         in_batch = model(input_ids=IDS, attention_mask=LEFT).logits[0, -4:]
         torch.testing.assert_close(in_batch, model(input_ids=IDS[:1, -4:]).logits[0])
+
+
+@pytest.mark.parametrize(
+    "mask", [[1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], ids=["hole", "left", "right"]
+)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bloom", "bert", "bart"])
+def test_a_name_for_each_element_gives_the_outputs_of_one_name_for_all(architecture, mask):
+    """A batch with names counted tokens behind holes, and in left-padded encoders: logits differed by 1.5."""
+    model = attach(tiny_model(architecture, torch.float32).eval(), LoRA(rank=2))
+    perturb(trainable_parameters(model).values())
+    ids, masks = torch.tensor(random_token_ids([6, 6])), torch.tensor([[int(bit) for bit in mask], [1] * 6])
+    with torch.no_grad():
+        expected = model(ids, attention_mask=masks).logits
+        with use_adapters(model, adapters=["default", "default"]):
+            found = model(ids, attention_mask=masks).logits
+    assert_close(found[masks.bool()], expected[masks.bool()])

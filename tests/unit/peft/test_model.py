@@ -408,6 +408,24 @@ def test_preparing_a_quantised_base_freezes_and_checkpoints():
     assert not ours.prepare_model_for_kbit_training(llama(), use_gradient_checkpointing=False).is_gradient_checkpointing
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.get_prompt_embedding_to_save("wrong"),
+        lambda model: model.set_adapter("wrong"),
+        lambda model: model.delete_adapter("wrong"),
+        lambda model: model.merge_and_unload(adapter_names=["wrong"]),
+        lambda model: model.save_pretrained("unused", selected_adapters=["wrong"]),
+        lambda model: ours.get_peft_model_state_dict(model, adapter_name="wrong"),
+    ],
+)
+def test_a_wrong_name_is_an_error_of_peftly(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((MethodError, ValueError), match="wrong"):
+        call(with_lora())
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_is_refused():
     model = with_lora()
     with pytest.raises(MethodError, match=r"model\.unload\(\) first"):
