@@ -40,6 +40,7 @@ from peftly.adapters.adapter_set import (
     open_adapters,
     open_compatible_adapters,
 )
+from peftly.adapters.arguments import check_model
 from peftly.adapters.attachment import attach, attach_without_values, detach
 from peftly.adapters.card import adapter_card
 from peftly.adapters.embeddings import embedding_tensors
@@ -120,6 +121,7 @@ __all__ = [
     "attached",
     "chat_template_in",
     "check_mergeable",
+    "check_model",
     "check_number_of_weights",
     "check_source",
     "check_weightable",

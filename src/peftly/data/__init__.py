@@ -83,7 +83,7 @@ from peftly.data.task_encoding import answer_ids, encode_for, label_answers
 from peftly.data.templates import Template
 from peftly.data.turn_ends import chat_ends
 from peftly.data.types import EncodedExample, Example, TaskName
-from peftly.data.usable import usable_rows
+from peftly.data.usable import is_without_target, usable_rows
 
 __all__ = [
     "FINDING_KINDS",
@@ -127,6 +127,7 @@ __all__ = [
     "first_line",
     "input_lengths",
     "is_missing",
+    "is_without_target",
     "label_answers",
     "label_ids",
     "load_data",

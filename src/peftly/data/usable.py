@@ -12,7 +12,7 @@ from peftly.data.report import counted
 from peftly.data.rows import Rows
 from peftly.errors import DataError
 
-__all__ = ["UnusableRows", "has_no_targets", "mark_field", "usable_rows"]
+__all__ = ["UnusableRows", "has_no_targets", "is_without_target", "mark_field", "usable_rows"]
 
 _MAX_SAMPLES = 3
 _MARKS = ("label", "kto_tag")
@@ -96,12 +96,14 @@ def has_no_targets(rows: Rows, row_format: RowFormat) -> bool:
     if row_format.kind in ("chat", "text"):
         return False
 
-    def is_known(value: object) -> bool:
-        text = str(value).strip()
-        is_placeholder = row_format.kind == "label" and text not in row_format.labels and text.lower() in _UNLABELLED
-        return not is_missing(value) and not is_placeholder
+    return all(is_without_target(row.get(row_format.target), row_format) for row in rows.rows)
 
-    return not any(is_known(row.get(row_format.target)) for row in rows.rows)
+
+def is_without_target(value: object, row_format: RowFormat) -> bool:
+    """Return whether the value of the target field is missing, or a word of benchmarks for "no label"."""
+    text = str(value).strip()
+    is_placeholder = row_format.kind == "label" and text not in row_format.labels and text.lower() in _UNLABELLED
+    return is_missing(value) or is_placeholder
 
 
 def _defects(rows: Rows, row_format: RowFormat) -> Callable[[Mapping[str, Any]], str | None]:

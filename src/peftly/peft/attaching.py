@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from peftly.adapters import attach, attached, load_adapter, open_adapters, state_of
+from peftly.adapters import attach, attached, check_model, load_adapter, open_adapters, state_of
 from peftly.errors import MethodError
 from peftly.peft.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peftly.peft.trainable import require_grad
@@ -74,11 +74,12 @@ def _check_config(config: object) -> None:
 
 
 def check_new(model: nn.Module) -> None:
-    """Refuse a model that has adapters already.
+    """Refuse an argument that is no model, and a model that has adapters already.
 
     Raises:
-        MethodError: the model has adapters.
+        MethodError: the argument is no model, or the model has adapters.
     """
+    check_model(model)
     if is_wrapped(model):
         raise MethodError(
             f"this model has the adapter {', '.join(map(repr, attached(model)))} already; call model.unload() first to "

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peftly.data import DataSource, RowFormat, Rows, counted, is_missing, read_prompt_rows, row_target
+from peftly.data import DataSource, RowFormat, Rows, counted, is_without_target, read_prompt_rows, row_target
 from peftly.errors import ConfigError
 from peftly.evaluation import prediction_scores
 from peftly.inference import Answer
@@ -275,7 +275,8 @@ def _notes(rows: Rows, row_format: RowFormat, form: Form) -> Iterator[str]:
     unknown = [
         (index, value)
         for index, value in written
-        if not is_missing(value) and row_target(row_format, rows.rows[index], rows.location(index)) is None
+        if not is_without_target(value, row_format)
+        and row_target(row_format, rows.rows[index], rows.location(index)) is None
     ]
     if unknown:
         index, value = unknown[0]

@@ -427,6 +427,8 @@ def test_a_wrong_name_is_an_error_of_peftly(call, tmp_path, monkeypatch):
 
 
 def test_what_is_refused():
+    with pytest.raises(MethodError, match="'gpt2' is no model"):
+        ours.get_peft_model("gpt2", ours.LoraConfig())
     model = with_lora()
     with pytest.raises(MethodError, match=r"model\.unload\(\) first"):
         ours.get_peft_model(model, ours.LoraConfig(**LORA))

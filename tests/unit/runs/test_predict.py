@@ -294,13 +294,13 @@ def test_a_submission_to_raft_has_the_number_and_the_label_of_each_row(adapter, 
 
 
 def test_rows_with_targets_are_scored(adapter, tmp_path):
-    unknown = [{"text": "late", "label": "Unlabeled"}, {"text": "late"}]
+    unknown = [{"text": "late", "label": "other"}, {"text": "late", "label": "Unlabeled"}, {"text": "late"}]
     result = write(adapter, tmp_path / "out.jsonl", source=[*LABELLED, *unknown])
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     hits = sum(row["prediction"] == row["label"] for row in written[: len(LABELLED)])
     assert (result.num_scored, result.scores["accuracy"]) == (len(LABELLED), hits / len(LABELLED))
     assert result.notes == (
-        "not in the scores: 1 row with a label that the model cannot predict (first: test: row 11, 'Unlabeled')",
+        "not in the scores: 1 row with a label that the model cannot predict (first: test: row 11, 'other')",
     )
     assert written[-2]["label"] == "Unlabeled"
     assert write(adapter, tmp_path / "new.jsonl").scores == {}
