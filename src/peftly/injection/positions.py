@@ -15,7 +15,7 @@ from peftly.errors import MethodError
 from peftly.injection.layers import LAYER_ADAPTERS
 from peftly.injection.stack_calls import current_call
 
-__all__ = ["Positions", "positions_behind_padding", "positions_of"]
+__all__ = ["Positions", "columns_of", "positions_behind_padding", "positions_of"]
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -27,15 +27,23 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0) * mask.ne(0)
 
 
+def columns_of(mask: Tensor) -> Tensor:
+    """Return the column of each token, (batch, length): the positions of models that count padding.
+
+    Args:
+        mask: (batch, length), 0 for padding.
+    """
+    return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+
+
 def positions_behind_padding(mask: Tensor) -> Tensor:
     """Return the positions of texts with padding in front, (batch, length); those of all others are the columns.
 
     Args:
         mask: (batch, length), 0 for padding. A text with padding between its tokens keeps the columns, too.
     """
-    columns = torch.arange(mask.shape[1], device=mask.device)
     is_in_front = (mask.ne(0).long().diff(dim=1) >= 0).all(1, keepdim=True)
-    return torch.where(is_in_front, positions_of(mask), columns)
+    return torch.where(is_in_front, positions_of(mask), columns_of(mask))
 
 
 class Positions:

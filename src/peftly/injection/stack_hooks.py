@@ -19,9 +19,10 @@ from peftly.injection import packing
 from peftly.injection.caching import cache_adapter_tensors
 from peftly.injection.insertion import cache_insertions
 from peftly.injection.overrides import override_method, restore_method
-from peftly.injection.positions import Positions, positions_behind_padding
+from peftly.injection.positions import Positions, columns_of, positions_behind_padding
 from peftly.injection.prefix_calls import checkpointing_with_prefix, insert_prefixes, restore_cache
 from peftly.injection.prefixes import has_prefixes, max_prefix_length
+from peftly.injection.selection import selection_of
 from peftly.injection.stack_calls import close_call, open_call
 from peftly.injection.text_stacks import Role, role_of, text_stack
 from peftly.injection.virtual_token_calls import extend_encoder_mask, insert_virtual_tokens, remove_virtual_tokens
@@ -155,6 +156,10 @@ class StackHooks:
         call.contexts.enter_context(checkpointing_with_prefix(self, call))
         if call.is_changed:
             call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1]))
+        elif len(selection_of(self.model).active.sets) > 1 and self._shares_positions():
+            # Elements that share their positions could not have tables of positions of their own.
+            derive = positions_behind_padding if self._moves_padded_texts() else columns_of
+            call.contexts.enter_context(self.positions.applied(arguments, call.inputs.shape[1], derive))
         elif (
             arguments.get("position_ids") is None  # `generate` gives them, so its steps need not wait for the mask
             and self._moves_padded_texts()
@@ -179,6 +184,10 @@ class StackHooks:
     def _moves_padded_texts(self) -> bool:
         """Whether left-padded texts without insertions get positions of their own. Encoders keep those of the base."""
         return self.role == "decoder" and not self.positions.counts_tokens
+
+    def _shares_positions(self) -> bool:
+        """Whether all batch elements share their positions, which OPT and RoBERTa compute for each element."""
+        return not self.positions.counts_tokens and self.positions.first == 0
 
     def _with_positions(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """Return the arguments of a call that torch.compile traces, with the positions of left-padded texts."""

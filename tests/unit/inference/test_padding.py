@@ -126,7 +126,7 @@ def test_positions_count_tokens_where_a_prompt_was_inserted():
 @pytest.mark.parametrize(
     "mask", [[1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], ids=["hole", "left", "right"]
 )
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bloom", "bert", "bart"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bloom", "bert", "roberta", "bart"])
 def test_a_name_for_each_element_gives_the_outputs_of_one_name_for_all(architecture, mask):
     """A batch with names counted tokens behind holes, and in left-padded encoders: logits differed by 1.5."""
     model = attach(tiny_model(architecture, torch.float32).eval(), LoRA(rank=2))
