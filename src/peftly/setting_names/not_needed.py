@@ -1,4 +1,4 @@
-"""Settings of other tools that peftly has no use for, with the reason; see `setting_names`."""
+"""Settings of other tools that peftly has no use for, with the reason; see `names`."""
 
 __all__ = ["NOT_NEEDED"]
 

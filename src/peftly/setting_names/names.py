@@ -6,7 +6,7 @@ Lightning and AdapterHub. Nothing here is an alias: a setting has one name, and 
 
 from typing import Any, NamedTuple
 
-from peftly.settings_not_needed import NOT_NEEDED
+from peftly.setting_names.not_needed import NOT_NEEDED
 
 __all__ = ["OTHER_NAMES", "OtherName", "other_name"]
 
