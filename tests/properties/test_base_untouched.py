@@ -82,8 +82,9 @@ def test_an_adapter_that_is_refused_leaves_the_model_as_it_was():
         attach(model, LoRA(target_modules=("nothing",)))
     with pytest.raises(MethodError, match="matches no linear layer"):
         attach(model, LoRA(target_modules="nothing.*"))
-    with pytest.raises(MethodError, match="without dots"):
-        attach(model, LoRA(), name="a.b")
+    for name in ("a.b", "", 5, None):
+        with pytest.raises(MethodError, match="without dots"):
+            attach(model, LoRA(), name=name)
     with pytest.raises(MethodError, match="carries no adapter"):
         detach(model)
     assert observable_state(model) == before

@@ -143,10 +143,10 @@ def install(model: nn.Module, config: MethodConfig, name: str, create: Callable[
     Raises:
         MethodError: as for `attach`.
     """
+    if not isinstance(name, str) or not name or "." in name:
+        raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if name in attached(model):
         raise MethodError(f"this model has an adapter {name!r} already; detach it first, or give this one another name")
-    if not name or "." in name:
-        raise MethodError(f"an adapter's name is a non-empty string without dots, got {name!r}")
     if hasattr(nn.ModuleDict(), name):
         raise MethodError(f"an adapter cannot be called {name!r}: every torch module has an attribute of this name")
     if isinstance(model, torch.jit.ScriptModule):

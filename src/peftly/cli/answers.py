@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from peftly.cli.console import echo
+from peftly.cli.console import echo, without_cut_character
 
 if TYPE_CHECKING:
     from peftly.data import Example
@@ -49,7 +49,7 @@ def answer_text(answer: "Answer") -> str:
         return "\n".join(f"{label}\t{score:.1%}" for label, score in scores)
     if isinstance(answer.prediction, list):
         return " ".join(tag or "(no tag)" for tag in answer.prediction)
-    return str(answer.prediction)
+    return without_cut_character(str(answer.prediction))
 
 
 def _print_tags(opened: "OpenRun", words: Sequence[str], max_length: int) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "prepare_streams",
     "silence_libraries",
     "silence_other_processes",
+    "without_cut_character",
 ]
 
 
@@ -185,15 +186,18 @@ def echo(text: str = "", *, nl: bool = True) -> None:
 def echo_pieces() -> "Callable[[str], None]":
     """Return a function that prints the pieces of an answer, without the blanks in front of it.
 
-    Where a prompt ends without a space, the answer that was learned begins with one.
+    Where a prompt ends without a space, the answer that was learned begins with one. An answer that was cut at a
+    limit of tokens can end inside a character, of which nothing is printed.
     """
-    has_begun = False
+    has_begun, held = False, ""
 
     def write(piece: str) -> None:
-        nonlocal has_begun
-        piece = piece if has_begun else piece.lstrip()
+        nonlocal has_begun, held
+        piece = held + (piece if has_begun else piece.lstrip())
         has_begun = has_begun or bool(piece)
-        echo(piece, nl=False)
+        whole = without_cut_character(piece)
+        held = piece[len(whole) :]
+        echo(whole, nl=False)
 
     return write
 
@@ -207,6 +211,11 @@ def console(*, is_progress: bool = False) -> "Console":
     from peftly.cli.screen import Screen
 
     return Screen(is_progress=is_progress)
+
+
+def without_cut_character(text: str) -> str:
+    """Return an answer without the sign for bytes that are no character at its end."""
+    return text.rstrip("\ufffd")
 
 
 _ESCAPE = "backslashreplace"
@@ -229,8 +238,10 @@ def import_libraries() -> None:
     """
     if "torch" in sys.modules:
         return
-    # oneDNN keeps code and buffers for 1,024 shapes of matrices by default: half a gigabyte for batches of many sizes.
+    # On a CPU, oneDNN and torch's layer above it each keep code for 1,024 shapes of matrices by default: half a
+    # gigabyte for batches of many sizes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
     gc.disable()
     try:
         import peftly.runs  # noqa: F401 -- imports torch, transformers and most packages

@@ -1,5 +1,6 @@
 """Detection of the row format from the fields of the rows, or from the user's template and target."""
 
+import difflib
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -222,6 +223,11 @@ def _custom_format(rows: Rows, template: str | None, target: str | None, task: T
         notes.append(f"no template given{_template_note(template)}" + (f" with the pair {pair!r}" if pair else ""))
     parsed = Template(template)
     parsed.check(rows.fields)
+    for name in parsed.optional:
+        if name not in rows.fields and (close := difflib.get_close_matches(name, rows.fields, n=1)):
+            raise DataError(
+                f"template {template!r}: no row has the optional field {name!r}; the rows have {close[0]!r}"
+            )
     notes += [_optional_note(rows, name) for name in parsed.optional]
     if target is None:
         target = _guess_target(rows, parsed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from peftly.data.hub import hub_source
 from peftly.data.in_memory import RowsInMemory, rows_in_memory
 from peftly.data.readers import read
 from peftly.data.rows import Rows, describe, join_rows, quoted
@@ -44,10 +45,14 @@ def source_name(source: DataSource, split: str) -> str | tuple[str, ...]:
 
 
 def is_list_of_paths(source: object) -> bool:
-    """Return whether a source is a tuple of names, as in a `DataConfig`, or a list with the path of a file."""
+    """Return whether a source is a tuple of names, as in a `DataConfig`, or a list of paths and Hub ids."""
     if not isinstance(source, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in source):
         return False
-    return any(map(os.path.exists, source)) if isinstance(source, list) else bool(source)
+    if isinstance(source, tuple):
+        return bool(source)
+    # Hub ids have a user's name: a list of words is a list of rows that are no mappings, which has its own error.
+    are_ids = all("/" in os.fspath(path) and hub_source(os.fspath(path)) for path in source)
+    return any(map(os.path.exists, source)) or (bool(source) and are_ids)
 
 
 def _described(source: DataSource, split: str) -> str:

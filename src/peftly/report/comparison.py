@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from peftly.report.charts import bar_chart
@@ -59,7 +59,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         rows: rows as `comparison_row` makes them.
     """
     columns = _columns(rows)
-    table = Table("")
+    table = Table(Column("", overflow="fold"))  # long names differ at their ends
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:

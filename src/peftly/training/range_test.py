@@ -20,6 +20,7 @@ from peftly.training.config import TrainConfig
 from peftly.training.finite_weights import assign, copies
 from peftly.training.job import AdapterJob
 from peftly.training.session import Job, run_jobs
+from peftly.utils import same_random_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ def find_learning_rate(
     """Test which learning rates train a model: the rate rises exponentially over a few steps, until the loss diverges.
 
     The steps are those of `train`, without clipping, warm-up and evaluations. Afterwards the model has the weights that
-    it had before, and nothing was written.
+    it had before, and the global random generators have their states; nothing was written.
 
     Args:
         model: adapted model.
@@ -149,7 +150,8 @@ def find_learning_rate(
     tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
     data = data if isinstance(data, Data) else data_of(model, data, tokenizer)
     growth = (highest / lowest) ** (1 / (steps - 1))
-    losses = _losses(model, data, _of_test(config, lowest, steps), tokenizer, growth, callbacks)
+    with same_random_states():
+        losses = _losses(model, data, _of_test(config, lowest, steps), tokenizer, growth, callbacks)
     rates = tuple(lowest * growth**step for step in range(len(losses)))
     smoothed = _smoothed(losses, math.log10(growth))
     has_diverged = len(losses) < steps or _has_diverged(losses)

@@ -8,6 +8,7 @@ atomic         text files that appear complete or not at all
 output_folder  check of a folder before a command writes into it, its mark, and writing all of it
 signals        stop signals, delayed while weights change
 simulated_memory  memory of a computation that is not run
+random_states  global random generators, left as they were
 hardware       devices, dtypes, and the memory of this process
 environment    versions, caches and the name of the program
 warning        warnings of the main process
@@ -55,6 +56,7 @@ from peftly.utils.output_folder import (
     write_folder,
 )
 from peftly.utils.quiet import quiet
+from peftly.utils.random_states import same_random_states
 from peftly.utils.signals import stops_held, stops_noted, stops_raised
 from peftly.utils.simulated_memory import SimulatedMemory
 from peftly.utils.transactions import (
@@ -108,6 +110,7 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "restore_earlier",
+    "same_random_states",
     "says_disk_full",
     "score_rows",
     "score_text",

@@ -2,8 +2,9 @@
 
 from tiny_tasks import opened
 
-from peftly.cli.answers import print_answer
+from peftly.cli.answers import answer_text, print_answer
 from peftly.data import Example
+from peftly.inference import Answer
 from peftly.runs import OpenRun
 
 
@@ -23,3 +24,7 @@ def test_a_text_that_is_cut_says_so(task_base, capsys):
     assert "is cut to 160" in err
     print_answer(classifier, Example("again"))
     assert not capsys.readouterr().err
+
+
+def test_an_answer_of_one_of_several_rows_has_no_cut_character_either():
+    assert answer_text(Answer("好\ufffd")) == "好"

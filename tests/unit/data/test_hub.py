@@ -154,3 +154,12 @@ def test_a_mapping_in_settings(hub):
 def test_a_wrong_mapping_is_refused(mapping, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(train=mapping)
+
+
+def test_a_list_of_ids_is_read_like_a_tuple(hub):
+    """A list was taken for rows in memory, unless a file of the name of an id was there."""
+    ids = ["someone/tweets:推文[train]", "someone/tweets:b[train]"]
+    counts = [len(read_data(source).rows["train"]) for source in (ids, tuple(ids))]
+    assert counts == [26, 26]
+    with pytest.raises(DataError, match="row 1"):
+        read_data(["one", "two"])

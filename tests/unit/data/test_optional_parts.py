@@ -117,3 +117,10 @@ def test_rows_that_lack_the_field_are_read_and_counted():
     assert "template: 1 row of 2 have the optional 'input'" in notes
     data = load_data([*rows.rows] * 3, family("byte_level"), template=HUMAN, validation_fraction=0)
     assert len(data.train.encoded) == 6
+
+
+def test_a_misspelt_optional_field_is_refused():
+    """It was empty in every row, and only a count of 0 rows said so."""
+    rows = Rows("rows", [{"instruction": "a", "input": "b", "output": "c"}])
+    with pytest.raises(DataError, match=r"no row has the optional field 'inptu'; the rows have 'input'"):
+        detect_format(rows, "{instruction}[\n{inptu?}]", "output", "causal_lm")

@@ -8,9 +8,11 @@ import datasets
 import pytest
 import yaml
 from hub_server import hub_server
+from typer.testing import CliRunner
 
 import peftly
 from peftly.adapters import open_adapters
+from peftly.cli import app
 from peftly.errors import AdapterError, ConfigError
 from peftly.runs import open_run, push, run, run_together
 from peftly.runs.config import JobsConfig, RunConfig
@@ -84,6 +86,28 @@ def test_a_pushed_run_opens_from_its_id(hub, trained, tiny_llama_folder):
     assert there.row_format == here.row_format
     texts = [peftly.generate(one.model, one.tokenizer, "迟到了", max_new_tokens=4) for one in (here, there)]
     assert texts[0] == texts[1]
+
+
+def test_the_command_shows_what_it_would_upload_and_uploads_it(hub, trained):
+    def command(*options):
+        outcome = CliRunner().invoke(app, ["push", str(trained), *options], catch_exceptions=False)
+        return outcome.exit_code, (outcome.stdout or outcome.stderr).splitlines()
+
+    target = ["--to", "alice/notes", "--base", BASE, "--private", "--revision", "draft", "--message", "说明"]
+    code, lines = command(*target, "--dry-run")
+    assert code == 0
+    assert lines[-1] == "nothing was uploaded to alice/notes (--dry-run)"
+    assert f"base_model: {BASE}" in lines
+    assert not hub.requests
+    code, lines = command(*target)
+    assert code == 0
+    assert [commit[:3] for commit in hub.commits] == [("alice/notes", "draft", "说明")]
+    assert hub.repos["alice/notes"]["private"]
+    assert lines[-1].startswith(f"pushed to {hub.url}/alice/notes/commit/")
+    assert {line.split()[0] for line in lines[:-1] if line.startswith("  ")} == set(hub.files("alice/notes", "draft"))
+    code, lines = command("--to", "not an id")
+    assert code == 2
+    assert len(lines) == 1
 
 
 def test_the_card(hub, trained):

@@ -1,7 +1,9 @@
 """The learning rate range test."""
 
 import math
+import random
 
+import numpy
 import pytest
 import torch
 from references import METHOD_CELLS, adapted
@@ -24,12 +26,16 @@ def test_the_model_is_as_before(architecture, method):
     model, _ = adapted(architecture, method)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
+    generators = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
     result = found(model, steps=20, min_rate=1e-4, max_rate=10.0)
     assert len(result.losses) == len(result.rates) == len(result.smoothed) > 10
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert repr(numpy.random.get_state()) == repr(generators[1])
+    assert random.getstate() == generators[2]
 
 
 def test_the_rates_rise_to_the_last_and_the_steps_are_those_of_training():
