@@ -67,6 +67,7 @@ tables: install
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
+	$(BIN)/python benchmarks/memory.py
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))

@@ -129,7 +129,9 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
     screen = console(is_progress=True)
     with ProgressBar(screen) as bar:
-        result = run(config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=[bar])
+        result = run(
+            config, overwrite=overwrite, resume=resume, log=screen.print, callbacks=[bar], estimates_memory=True
+        )
     _print_summary(screen, result)
 
 
@@ -171,9 +173,10 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         screen.print(f"{result.split}: {scores}")
     for name, baseline in result.comparable_baselines().items():
         screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(baseline))}")
+    estimated = f" (estimated: {bytes_text(result.estimate.steps_bytes)})" if result.estimate is not None else ""
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(training.seconds)}, peak memory "
-        f"{bytes_text(training.peak_memory_bytes)}; the adapter takes {bytes_text(result.size)}"
+        f"{bytes_text(training.peak_memory_bytes)}{estimated}; the adapter takes {bytes_text(result.size)}"
     )
     _print_next(screen, result.report, _commands_of(result))
 

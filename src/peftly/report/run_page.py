@@ -93,6 +93,8 @@ def _tiles(summary: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[st
     if summary:
         peak = summary.get("peak_memory_bytes")
         peak = f", peak memory {bytes_text(peak)}" if peak else ""
+        if peak and (estimated := summary.get("estimated_memory_bytes")):
+            peak += f" (estimated: {bytes_text(estimated)})"
         tiles += [
             ("trained parameters", count_text(summary["parameters"])),
             ("adapter on disk", bytes_text(summary["bytes"])),

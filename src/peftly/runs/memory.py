@@ -7,7 +7,7 @@ which also holds Python, the libraries, mapped pages of the weights, and memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,17 +33,27 @@ from peftly.models import (
 )
 from peftly.runs.config import RunConfig
 from peftly.runs.simulated_training import SimulatedTraining, simulate_training
-from peftly.training import TrainConfig, free_bytes
-from peftly.utils import resolve_device, resolve_dtype
+from peftly.training import TrainConfig, free_bytes, num_processes
+from peftly.utils import bytes_text, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from peftly.data import Data, TaskName
     from peftly.methods import MethodConfig
 
-__all__ = ["MemoryEstimate", "estimate_memory", "estimate_methods", "estimate_run", "memory_of_process"]
+__all__ = [
+    "MemoryEstimate",
+    "estimate_before_training",
+    "estimate_memory",
+    "estimate_methods",
+    "estimate_run",
+    "memory_of_process",
+]
 
-LIBRARIES_BYTES = 60e6
+LIBRARIES_BYTES = 80e6
 """Memory of a CPU's process that comes with the first model: tokenizer, and code pages of kernels."""
+
+PROBE_BYTES = 110e6
+"""Memory of a CPU's process that comes with the linear probe from which a new classifier starts: scikit-learn."""
 
 SLACK = 1.5
 """Memory that glibc's allocator takes from the system for each byte that a step allocates and frees again: holes
@@ -80,9 +90,14 @@ class MemoryEstimate:
     device: str
 
     @property
+    def steps_bytes(self) -> int:
+        """Peak of the steps and of the evaluations between them."""
+        return max(self.training_bytes, self.evaluation_bytes)
+
+    @property
     def peak_bytes(self) -> int:
         """Peak of the whole run."""
-        return max(self.loading_bytes, self.training_bytes, self.evaluation_bytes)
+        return max(self.loading_bytes, self.steps_bytes)
 
 
 def estimate_memory(
@@ -142,7 +157,11 @@ def estimate_memory(
     stored = _stored_bytes(spec, base_config, found.base_parameters)
     is_mapped = quantized is None and spec.kind != "gguf" and _stored_dtype(base_config) == weights_dtype
     return _estimate(
-        found, resolved_device, process_bytes, stored_bytes=0 if is_mapped else stored, is_mapped=is_mapped
+        found,
+        resolved_device,
+        process_bytes,
+        stored_bytes=0 if is_mapped else stored,
+        has_probe=TASKS[task].is_classification,
     )
 
 
@@ -170,8 +189,7 @@ def estimate_methods(config: RunConfig, process_bytes: int) -> Iterator[tuple[st
         except PeftlyError:
             raise
         except Exception as error:  # noqa: BLE001 - what torch cannot do without data may be any error
-            reason = str(error).split("\n")[0] or type(error).__name__
-            yield name, f"no estimate: the training cannot be simulated without weights ({reason})"
+            yield name, _no_estimate(error)
 
 
 def estimate_run(
@@ -201,8 +219,50 @@ def estimate_run(
     )
 
 
+def estimate_before_training(
+    config: RunConfig, data: Data, process_bytes: int, log: Callable[[str], None]
+) -> MemoryEstimate | None:
+    """Estimate the peak memory of a run whose data are encoded, and log it. A missing estimate never stops a run.
+
+    Args:
+        config: settings of the run, with its task and head.
+        data: data of the run.
+        process_bytes: memory of the process before the base was opened.
+        log: function that receives the lines.
+
+    Returns:
+        The estimate; None where there is none: several processes, a base on several devices, or operations that torch
+        cannot simulate.
+    """
+    if config.device_map is not None or num_processes() > 1:
+        return None
+    try:
+        spec = resolve_base(config.base)
+        labels = data.row_format.labels
+        found = estimate_run(config, spec, config.adapters, data, labels=labels, process_bytes=process_bytes)
+    except Exception as error:  # noqa: BLE001 - what torch cannot do without data may be any error
+        log(f"memory: {_no_estimate(error)}")
+        return None
+    free = free_bytes(resolve_device(config.device))
+    free += memory_of_process() if found.device == "cpu" else found.base_bytes
+    line = f"memory: {bytes_text(found.steps_bytes)} at the peak, estimated, of {bytes_text(free)}"
+    if found.steps_bytes > free:
+        line += (
+            ", which is too little: lower train.batch_size or data.max_length, set train.gradient_checkpointing: true "
+            "or quantization: nf4"
+        )
+    log(line)
+    return found
+
+
+def _no_estimate(error: Exception) -> str:
+    """Return a line for an operation that torch cannot do without data."""
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return f"no estimate: the training cannot be simulated without weights ({reason})"
+
+
 def _estimate(
-    found: SimulatedTraining, device: torch.device, process: int, *, stored_bytes: int, is_mapped: bool
+    found: SimulatedTraining, device: torch.device, process: int, *, stored_bytes: int, has_probe: bool
 ) -> MemoryEstimate:
     """Return the estimate for a device from the bytes of tensors.
 
@@ -211,16 +271,15 @@ def _estimate(
         device: device of the training.
         process: memory of the process without the base, on a CPU.
         stored_bytes: bytes of the files that are read while the base is opened.
-        is_mapped: whether the weights are pages of the files, which are in memory once they are read.
+        has_probe: whether a linear probe is fitted before the training.
     """
     is_cpu = device.type == "cpu"
     slack = SLACK if is_cpu else 1.0
-    fixed = process + int(LIBRARIES_BYTES) if is_cpu else 0
-    resident = found.base - (found.untouched if is_cpu and is_mapped else 0)
+    fixed = process + int(LIBRARIES_BYTES + (PROBE_BYTES if has_probe else 0)) if is_cpu else 0
 
     def peak(tensors: int) -> int:
         kept = min(found.kept, tensors)
-        return fixed + resident + kept - found.base + int(slack * (tensors - kept))
+        return fixed + kept + int(slack * (tensors - kept))
 
     return MemoryEstimate(
         trained_parameters=found.parameters,
@@ -228,7 +287,7 @@ def _estimate(
         adapter_bytes=found.adapter,
         base_bytes=found.base,
         process_bytes=process if is_cpu else 0,
-        loading_bytes=fixed + resident + (stored_bytes if is_cpu else 0),
+        loading_bytes=fixed + found.base + (stored_bytes if is_cpu else 0),
         training_bytes=peak(found.training),
         evaluation_bytes=peak(found.evaluation),
         tokens=found.tokens,

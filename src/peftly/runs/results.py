@@ -13,6 +13,7 @@ from peftly.runs.config import RunConfig
 from peftly.runs.config_file import dump_config
 from peftly.runs.data_file import write_data_file
 from peftly.runs.held_out import evaluation_split
+from peftly.runs.memory import MemoryEstimate
 from peftly.runs.replacing import write_mark
 from peftly.training import TrainResult, on_main_process
 from peftly.utils import environment, folder_bytes, write_json, write_text
@@ -36,6 +37,7 @@ class RunResult:
         size: size of the saved adapter in bytes.
         report: path of the HTML report.
         row_format: format of the rows.
+        estimate: memory that was estimated before the training; None: there was no estimate.
     """
 
     out: Path
@@ -47,6 +49,7 @@ class RunResult:
     size: int
     report: Path
     row_format: RowFormat
+    estimate: MemoryEstimate | None = None
 
     def comparable_baselines(self) -> dict[str, dict[str, Any]]:
         """Return the numbers of the baselines, by name and field, that can be compared with those of the adapter."""
@@ -103,6 +106,7 @@ def write_run_results(
     training: TrainResult,
     evaluation: Evaluation | None,
     baselines: Mapping[str, Evaluation],
+    estimate: MemoryEstimate | None = None,
 ) -> RunResult:
     """Write the last files of a run folder, on the main process: evaluation, summary and report.
 
@@ -112,9 +116,10 @@ def write_run_results(
         training: result of the training.
         evaluation: scores on the held-out examples; None if there are none.
         baselines: scores on the same examples without the adapter, by name.
+        estimate: memory that was estimated before the training.
     """
     split_name, _ = evaluation_split(data)
-    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, baselines))
+    return on_main_process(partial(_write_results, out, data, split_name, training, evaluation, baselines, estimate))
 
 
 def _write_results(
@@ -124,6 +129,7 @@ def _write_results(
     training: TrainResult,
     evaluation: Evaluation | None,
     baselines: Mapping[str, Evaluation],
+    estimate: MemoryEstimate | None,
 ) -> RunResult:
     write_data_file(out, data)  # again: a disk may have damaged the file of a run that was continued
     if evaluation is not None:
@@ -136,9 +142,11 @@ def _write_results(
     summary |= {"stopped_early": training.stopped_early, "stop_reason": training.stop_reason}
     summary |= {"metric_for_best_model": training.metric_for_best_model}
     summary["peak_memory_bytes"] = training.peak_memory_bytes
+    summary["estimated_memory_bytes"] = estimate and estimate.steps_bytes
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    return RunResult(out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format)
+    found = (split_name, evaluation, baselines, parameters, size, report, data.row_format, estimate)
+    return RunResult(out, training, *found)
 
 
 def _comparable(baselines: Mapping[str, Evaluation], evaluation: Evaluation | None) -> dict[str, dict[str, Any]]:

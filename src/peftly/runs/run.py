@@ -19,6 +19,7 @@ from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
+from peftly.runs.memory import estimate_before_training, memory_of_process
 from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, open_with_head, start_from
 from peftly.runs.progress import keeping_progress
@@ -73,6 +74,7 @@ def run(
     resume: bool = False,
     log: Callable[[str], None] = lambda _: None,
     callbacks: Sequence["Callback"] = (),
+    estimates_memory: bool = False,
 ) -> RunResult:
     """Train one adapter, or several that work together, and write the run folder.
 
@@ -88,6 +90,8 @@ def run(
         resume: continue the unfinished run in the output folder, which has this configuration.
         log: function that receives each line of progress, on the main process.
         callbacks: callbacks of the training, as `train` takes them.
+        estimates_memory: estimate the peak memory before the training, as `estimate_memory` does, which takes a second
+            or less; a base that is already open has no estimate.
 
     Returns:
         Scores, sizes and paths of the run.
@@ -110,7 +114,7 @@ def run(
     with stops_raised(), writing_into(out):
         check = partial(check_run_folder, out, overwrite=overwrite, inputs=inputs_of(config))
         on_main_process(partial(check_resumable, out) if resume else check)
-        is_given = base is not None
+        is_given, process_bytes = base is not None, memory_of_process()
         config, base, data = open_base_and_data(config, base, data, log)
         base, head, probe = choose_head(base, config, data, log, is_given=is_given)
         config = config.model_copy(update={"head": head})
@@ -120,6 +124,9 @@ def run(
             log(f"methods together: {parameters_text(*parameter_counts(base.model))}")
         start_from(base, list(config.adapters), data, probe)
         check_trainable(base.model, data, config.train)
+        estimate = None
+        if estimates_memory and not is_given:
+            estimate = estimate_before_training(config, data, process_bytes, log)
         log(batches_line(base.model, config.train))
         log(best_line(config.train, data))
         if line := processes_line(config):
@@ -143,7 +150,7 @@ def run(
             )
             evaluation = computed_with(base.model, partial(evaluate_held_out, base, data, config, log))
             baselines = computed_with(base.model, partial(baseline_scores, base, probe, data, config, log))
-            result = write_run_results(out, data, training, evaluation, baselines)
+            result = write_run_results(out, data, training, evaluation, baselines, estimate)
             tracking.log_final(evaluation)
         on_main_process(partial(finish_run, out))
     return result

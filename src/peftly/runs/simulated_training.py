@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 
 from peftly.adapters import (
@@ -21,10 +18,9 @@ from peftly.adapters import (
     trainable_parameters,
 )
 from peftly.data import Data, EncodedExample, Example, RowFormat, Split, token_counts
-from peftly.injection import embedding_in
 from peftly.models import max_tokens, task_of
-from peftly.training import Callback, StepRecord, TrainConfig, fast_tokens, memory_of_device, train
-from peftly.utils import SimulatedMemory
+from peftly.training import Callback, StepRecord, TrainConfig, fast_tokens, memory_of_device, stored_bytes, train
+from peftly.utils import SimulatedMemory, same_random_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +45,6 @@ class SimulatedTraining:
         total_parameters: number of parameters of the model with its adapters.
         adapter: bytes of the tensors in the files of the adapters.
         base: bytes of the base.
-        untouched: of these, bytes of the input embedding, of which a training reads few rows.
         kept: bytes that live between two steps, the base included.
         training: largest number of bytes in a step.
         evaluation: largest number of bytes afterwards, in an evaluation.
@@ -61,7 +56,6 @@ class SimulatedTraining:
     total_parameters: int
     adapter: int
     base: int
-    untouched: int
     kept: int
     training: int
     evaluation: int
@@ -94,24 +88,23 @@ def simulate_training(
     """
     memory = SimulatedMemory([*model.parameters(), *model.buffers(), *_quantization_tensors(model)])
     base, base_parameters = memory.live, _count(model)
-    embedding = embedding_in(model)
-    with memory, _same_random_states():
+    with memory, same_random_states():
         for name, method in methods.items():
             attach_without_values(model, method, name=name, tokenizer=tokenizer)
         if isinstance(data, int):
             length = min(data, max_tokens(model) or data)
             data = _longest_case(model, length, _num_examples(config, length, device), config.evaluation_batch_size)
         else:
-            data = _longest(data, config, device)
+            all_examples, data = data.train.encoded, _longest(data, config, device)
+            if _settings(config, data).frozen_layers_once:
+                others = stored_bytes(model, all_examples) - stored_bytes(model, data.train.encoded)
+                states = torch.empty(max(0, others), dtype=torch.uint8, device="meta")
+                memory.count(states)
         longest = max(token_counts(data.train.encoded))
         steps = _Peaks(memory)
         with memory_of_device(device, lambda: max(0, free - memory.live)):
             train(model, data, _settings(config, data), tokenizer=tokenizer or _NO_TOKENIZER, callbacks=[steps])
     trained = trainable_parameters(model)
-    weight = None if embedding is None else getattr(embedding, "weight", None)
-    output = model.get_output_embeddings()
-    is_read = output is not None and getattr(output, "weight", None) is weight
-    is_trained = any("embed" in name for name in trained)
     return SimulatedTraining(
         parameters=sum(parameter.numel() for parameter in trained.values()),
         base_parameters=base_parameters,
@@ -120,7 +113,6 @@ def simulate_training(
             tensor.nbytes for adapter in attached(model).values() for tensor in adapter_tensors(adapter).values()
         ),
         base=base,
-        untouched=0 if weight is None or is_read or is_trained else weight.nbytes,
         kept=steps.kept,
         training=steps.training,
         evaluation=memory.peak,
@@ -182,7 +174,8 @@ def _longest(data: Data, config: TrainConfig, device: torch.device) -> Data:
 def _chosen(split: Split, count: int) -> Split:
     counts = token_counts(split.encoded)
     indices = sorted(range(len(counts)), key=lambda index: -counts[index])[:count]
-    return Split([split.examples[index] for index in indices], [split.encoded[index] for index in indices])
+    encoded = [replace(split.encoded[index]) for index in indices]  # without their places in the split
+    return Split([split.examples[index] for index in indices], encoded)
 
 
 def _longest_case(model: Any, length: int, *counts: int) -> Data:
@@ -231,15 +224,3 @@ def _quantization_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
             scales += [state.absmax, state.code]
             state = state.state2
         yield from (tensor for tensor in scales if tensor is not None)
-
-
-@contextmanager
-def _same_random_states() -> Iterator[None]:
-    """Leave the global random generators as they were: a training seeds them."""
-    states = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])

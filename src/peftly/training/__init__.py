@@ -35,7 +35,7 @@ from peftly.training.callbacks import Callback, ProgressBar, StepRecord, TrainRe
 from peftly.training.checkpoint import checkpoint_files
 from peftly.training.checks import check_trainable
 from peftly.training.config import TrainConfig
-from peftly.training.frozen_layers import frozen_layers
+from peftly.training.frozen_layers import frozen_layers, stored_bytes
 from peftly.training.micro_batches import fast_tokens, free_bytes, memory_of_device
 from peftly.training.processes import (
     is_first_report,
@@ -80,6 +80,7 @@ __all__ = [
     "num_processes",
     "on_main_process",
     "packs_examples",
+    "stored_bytes",
     "train",
     "train_together",
 ]

@@ -26,7 +26,7 @@ from peftly.injection import LAYER_ADAPTERS, blocks_of, current_packing
 if TYPE_CHECKING:
     from peftly.data import EncodedExample
 
-__all__ = ["FrozenLayers", "frozen_layers"]
+__all__ = ["FrozenLayers", "frozen_layers", "stored_bytes"]
 
 MEMORY_BYTES = 2**30
 """Hidden states of more bytes than this are stored in a file."""
@@ -206,6 +206,14 @@ class FrozenLayers:
         self.folder = tempfile.TemporaryDirectory(prefix="peftly-states-")
         file = str(Path(self.folder.name) / "states")
         return torch.from_file(file, shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
+
+
+def stored_bytes(model: Any, examples: Sequence[EncodedExample]) -> int:
+    """Return the memory that the hidden states of these examples take; 0 if nothing is cached, or it is in a file."""
+    if not frozen_layers(model):
+        return 0
+    size = sum(input_lengths(examples)) * int(model.config.get_text_config().hidden_size) * model.dtype.itemsize
+    return size if size <= MEMORY_BYTES else 0
 
 
 def _token_indices(examples: Sequence[EncodedExample], states: Tensor) -> list[Tensor]:

@@ -2,14 +2,16 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from peftly.errors import ConfigError
 from peftly.report import write_comparison, write_report
 from peftly.report.charts import bar_chart, draw_rates, line_chart
-from peftly.report.comparison import pick_samples
+from peftly.report.comparison import comparison_row, comparison_table, pick_samples
 
 ENVIRONMENT = {
     "versions": {"python": "3.11.7", "peftly": "0.1.0", "torch": "2.13.0", "bitsandbytes": None},
@@ -126,10 +128,11 @@ def test_run_page_shows_epochs_and_generated_answers(run_folder):
     (run_folder / "evaluation.json").write_text(json.dumps(scores))
     summary = {"parameters": 1, "bytes": 1, "seconds": 1.0, "steps": 3, "planned_steps": 10, "best_step": 2}
     summary |= {"stopped_early": True, "stop_reason": "no better loss in 2 evaluations", "peak_memory_bytes": 1.49e9}
+    summary |= {"estimated_memory_bytes": 1.23e9}
     (run_folder / "summary.json").write_text(json.dumps({**summary, "environment": ENVIRONMENT}))
     text = " ".join(" ".join(Page(write_report(run_folder).read_text()).texts).split())
     assert "best after step 2 of 3, stopped early of 10 planned: no better loss in 2 evaluations" in text
-    assert "1.0 s training, peak memory 1.49 GB" in text
+    assert "1.0 s training, peak memory 1.49 GB (estimated: 1.23 GB)" in text
     assert "epoch step training loss training perplexity validation loss validation perplexity" in text
     assert "1 2 2 7.389 1 2.718 8.5 best 1.5 3 2 7.389 — — 3.5" in text
     assert "generated answers 16 exact match 25.0% ROUGE-1 50.0% ROUGE-L 45.6% chrF 61.23 BLEU 12" in text
@@ -348,3 +351,13 @@ def test_long_names_below_bars_are_slanted():
         names = [f"prompt_tuning_smollm2-135m_{index}" for index in range(count)]
         bars = bar_chart({name: {"accuracy": 0.5} for name in names}, title="Scores")
         assert ("rotate(-30" in bars) is is_slanted
+
+
+def test_names_that_differ_at_their_ends_can_be_told_apart_on_a_narrow_screen():
+    """They were cut, and all jobs of an ablation looked alike."""
+    names = [f"num_virtual_tokens=100,init=text,base=smollm2-135m,seed={seed}" for seed in (1, 2)]
+    rows = [comparison_row(name, None, parameters=10, size=100, seconds=1.0) for name in names]
+    screen = Console(file=StringIO(), width=60)
+    screen.print(comparison_table(rows))
+    cells = [line.split("│")[1].strip() for line in screen.file.getvalue().splitlines() if "│" in line]
+    assert "".join(cells) == "".join(names)

@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 from tiny import tiny_config
+from tiny_tasks import labelled_rows, opened, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from peftly import trainable_parameters
+from peftly import load_data, trainable_parameters
 from peftly.adapters import attach_without_values
 from peftly.cli import app
 from peftly.errors import BaseModelError, MethodError
 from peftly.methods import METHODS
-from peftly.runs import RunConfig, estimate_memory, memory
+from peftly.runs import RunConfig, estimate_memory, memory, run
 from peftly.training import TrainConfig
 from peftly.training.micro_batches import saved_bytes
-from peftly.utils import SimulatedMemory
+from peftly.utils import SimulatedMemory, bytes_text
 
 AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
 
@@ -119,3 +120,84 @@ def test_the_head_of_an_estimate_is_that_of_a_training(monkeypatch, head, expect
     chosen.clear()
     list(memory.estimate_methods(config.model_copy(update={"task": "token_classification", "head": "auto"}), 0))
     assert set(chosen) == {None}
+
+
+def configured(base, tmp_path, **settings):
+    rows = write_rows(tmp_path / "rows.jsonl", labelled_rows())
+    train = {"max_steps": 2, "batch_size": 4, **settings.pop("train", {})}
+    values = {"base": str(base), "data": {"train": str(rows)}, "method": "lora", "out": str(tmp_path / "run")}
+    return RunConfig.model_validate(values | {"train": train, "dtype": "float32", "baselines": False} | settings)
+
+
+def summary_of(tmp_path):
+    return json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("method", "architecture"), [("lora", "llama"), ("selective", "bert")])
+def test_a_run_estimates_its_memory_before_the_training(method, architecture, task_base, tmp_path):
+    """A run of `selective`, which caches the outputs of frozen layers by the places of examples, had no estimate."""
+    lines = []
+    config = configured(task_base(architecture), tmp_path, method=method)
+    result = run(config, log=lines.append, estimates_memory=True)
+    summary = summary_of(tmp_path)
+    assert summary["estimated_memory_bytes"] == result.estimate.steps_bytes
+    assert summary["peak_memory_bytes"] == result.training.peak_memory_bytes
+    (line,) = [line for line in lines if line.startswith("memory: ")]
+    assert line.startswith(f"memory: {bytes_text(result.estimate.steps_bytes)} at the peak, estimated, of ")
+    assert "too little" not in line
+
+
+def test_too_little_memory_is_said_before_the_training(task_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(memory, "memory_of_process", lambda: 1)
+    lines = []
+    run(configured(task_base("llama"), tmp_path), log=lines.append, estimates_memory=True)
+    (line,) = [line for line in lines if line.startswith("memory: ")]
+    assert "which is too little: lower train.batch_size" in line
+
+
+def test_a_training_that_cannot_be_simulated_goes_on(task_base, tmp_path, monkeypatch):
+    def simulate(*_):
+        raise NotImplementedError("aten::odd has no meta kernel")
+
+    monkeypatch.setattr(memory, "simulate_training", simulate)
+    lines = []
+    result = run(configured(task_base("llama"), tmp_path), log=lines.append, estimates_memory=True)
+    assert result.estimate is None
+    assert summary_of(tmp_path)["estimated_memory_bytes"] is None
+    assert any("no estimate" in line and "aten::odd" in line for line in lines)
+
+
+def test_an_estimate_changes_no_step(task_base, tmp_path):
+    """The simulation seeds generators and replaces attributes of torch meanwhile."""
+    losses = []
+    for name, estimates in (("with", True), ("without", False)):
+        (tmp_path / name).mkdir()
+        config = configured(task_base("llama"), tmp_path / name, train={"max_steps": 3})
+        run(config, estimates_memory=estimates)
+        lines = (tmp_path / name / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses.append([json.loads(line).get("loss") for line in lines])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 3
+
+
+def test_the_stored_outputs_of_frozen_layers_of_all_examples_count(task_base, tmp_path):
+    estimates = []
+    for count, name in ((20, "few"), (4000, "many")):
+        (tmp_path / name).mkdir()
+        rows = write_rows(tmp_path / name / "rows.jsonl", labelled_rows(count))
+        model, tokenizer = opened(task_base("bert"), task="sequence_classification", labels=["a", "b"])
+        data = load_data(str(rows), tokenizer, task="sequence_classification", validation_fraction=0.1)
+        settings = {"data": data, "task": "sequence_classification", "labels": data.row_format.labels}
+        found = estimate_memory(
+            str(task_base("bert")),
+            METHODS["selective"].config(last_layers=1),
+            TrainConfig(batch_size=4),
+            process_bytes=0,
+            dtype="float32",
+            **settings,
+        )
+        width = model.config.hidden_size
+        estimates.append((found.training_bytes, sum(len(e.input_ids) for e in data.train.encoded) * width * 4))
+    (few, stored_few), (many, stored_many) = estimates
+    assert many - few == pytest.approx(stored_many - stored_few, rel=0.1)
