@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from peftly.adapters.state import ATTRIBUTE, AttachedAdapters
 from peftly.injection import LAYER_ADAPTERS, OriginalForward, base_modules, invalidate_cached_tensors
-from peftly.utils import stops_held
+from peftly.utils import available_memory, stops_held
 
 __all__ = ["ReplacedValues", "restored_on_failure"]
 
@@ -98,7 +97,7 @@ class ReplacedValues:
 
     def __init__(self, size: int) -> None:
         """Create an empty collection; `size` is the number of bytes of all tensors that may be replaced."""
-        fits = size < USED_SHARE * psutil.virtual_memory().available
+        fits = size < USED_SHARE * available_memory()
         on_disk = not fits and shutil.disk_usage(tempfile.gettempdir()).free > size
         self._file: IO[bytes] = tempfile.TemporaryFile() if on_disk else io.BytesIO()  # noqa: SIM115 -- see __exit__
         self._kept: list[tuple[Tensor, Tensor, int]] = []

@@ -118,6 +118,7 @@ def evaluate_tokens(
         loss += token_cross_entropy(logits, targets).double().sum().item()
         hits += int((logits.argmax(-1) == targets.to(logits.device)).sum())
         tokens += targets.numel()
+        del logits  # the next batch has its own, which can be as large as the base
     return Evaluation(rows=len(split.encoded), tokens=tokens, **_token_metrics(loss, hits, tokens))
 
 

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
+
+from peftly.utils import available_memory
 
 __all__ = ["MicroBatchSplitter", "fast_tokens", "fitting_tokens", "free_bytes", "memory_of_device", "saved_bytes"]
 
@@ -133,4 +134,4 @@ def free_bytes(device: torch.device) -> int:
         # Memory in torch's allocator that no tensor uses is free as well.
         cached = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
         return int(free + cached)
-    return int(psutil.virtual_memory().available)
+    return available_memory()

@@ -45,7 +45,14 @@ from peftly.utils.formatting import (
     seconds_text,
     share_text,
 )
-from peftly.utils.hardware import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
+from peftly.utils.hardware import (
+    available_memory,
+    peak_memory,
+    reset_peak_memory,
+    resolve_device,
+    resolve_dtype,
+    return_free_memory,
+)
 from peftly.utils.locks import LOCK, folder_lock
 from peftly.utils.output_folder import (
     MARK,
@@ -77,6 +84,7 @@ __all__ = [
     "SimulatedMemory",
     "append",
     "automatic_dtype",
+    "available_memory",
     "bytes_text",
     "cache_folders",
     "check_output_folder",
@@ -110,6 +118,7 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "restore_earlier",
+    "return_free_memory",
     "same_random_states",
     "says_disk_full",
     "score_rows",

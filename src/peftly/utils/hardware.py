@@ -1,5 +1,7 @@
 """The device and the dtype of a model, and the memory that a process uses on a device."""
 
+import ctypes
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +10,14 @@ import torch
 
 from peftly.errors import BaseModelError
 
-__all__ = ["peak_memory", "reset_peak_memory", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "available_memory",
+    "peak_memory",
+    "reset_peak_memory",
+    "resolve_device",
+    "resolve_dtype",
+    "return_free_memory",
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,6 +70,51 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise BaseModelError(f"device={device!r} does not exist: torch sees no Apple GPU")
     return resolved
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+"""Folder in which Linux shows the limits of a container."""
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that this process can still take, within the limit of its container.
+
+    Memory that only caches files is free.
+    """
+    available = int(psutil.virtual_memory().available)
+    for folder, limit, used in (
+        (_CGROUPS, "memory.max", "memory.current"),
+        (_CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such container, or no limit: "max"
+            continue
+        inactive = cached.get("total_inactive_file") or cached.get("inactive_file") or 0
+        available = min(available, max(0, left + int(inactive)))
+    return available
+
+
+def return_free_memory() -> None:
+    """Return memory that nothing uses from the heap of this process to the system, where the C library is glibc.
+
+    Blocks of other sizes find no room in the holes of a heap, which stay in memory.
+    """
+    if _trim is not None:
+        _trim(0)
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's function `malloc_trim`; None in other systems."""
+    try:
+        function: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):
+        return None
+    return function
+
+
+_trim = _malloc_trim()
 
 
 def peak_memory(device: str | torch.device | None = None) -> int:
