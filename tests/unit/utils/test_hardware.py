@@ -1,10 +1,11 @@
 """The memory that this process uses on a device."""
 
+import psutil
 import pytest
 import torch
 
 from peftly.errors import BaseModelError
-from peftly.utils import available_memory, hardware, peak_memory, reset_peak_memory
+from peftly.utils import available_memory, hardware, peak_memory, reset_peak_memory, return_free_memory
 
 SIZE = 100_000_000
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
@@ -47,3 +48,13 @@ def test_the_limit_of_a_container_counts(names, cached, tmp_path, monkeypatch):
     for text in ("max\n", "9223372036854771712\n"):
         limit.write_text(text)
         assert available_memory() == pytest.approx(machine, rel=0.2)
+
+
+@pytest.mark.skipif(hardware._trim is None, reason="another C library than glibc")
+def test_free_blocks_of_the_heap_go_back_to_the_system():
+    blocks = [torch.ones(20_000) for _ in range(3000)]  # 80 KB each: in the heap, not in pages of their own
+    blocks = blocks[::100]
+    before = psutil.Process().memory_info().rss
+    return_free_memory()
+    assert before - psutil.Process().memory_info().rss > 0.8 * 3000 * 80_000
+    assert all(bool((block == 1).all()) for block in blocks)
