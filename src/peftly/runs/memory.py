@@ -245,13 +245,9 @@ def estimate_before_training(
         return None
     free = free_bytes(resolve_device(config.device))
     free += memory_of_process() if found.device == "cpu" else found.base_bytes
-    line = f"memory: {bytes_text(found.steps_bytes)} at the peak, estimated, of {bytes_text(free)}"
-    if found.steps_bytes > free:
-        line += (
-            ", which is too little: lower train.batch_size or data.max_length, set train.gradient_checkpointing: true "
-            "or quantization: nf4"
-        )
-    log(line)
+    line = f"memory: about {bytes_text(found.steps_bytes)} at the peak; {bytes_text(free)} are free"
+    advice = "lower train.batch_size or data.max_length, or set train.gradient_checkpointing: true or quantization: nf4"
+    log(f"{line}, which is too little: {advice}" if found.steps_bytes > free else line)
     return found
 
 

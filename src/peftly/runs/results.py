@@ -145,8 +145,9 @@ def _write_results(
     summary["estimated_memory_bytes"] = estimate and estimate.steps_bytes
     write_json(out / "summary.json", {**summary, "environment": environment()})
     report = write_report(out)
-    found = (split_name, evaluation, baselines, parameters, size, report, data.row_format, estimate)
-    return RunResult(out, training, *found)
+    return RunResult(
+        out, training, split_name, evaluation, baselines, parameters, size, report, data.row_format, estimate
+    )
 
 
 def _comparable(baselines: Mapping[str, Evaluation], evaluation: Evaluation | None) -> dict[str, dict[str, Any]]:

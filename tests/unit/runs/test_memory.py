@@ -143,7 +143,7 @@ def test_a_run_estimates_its_memory_before_the_training(method, architecture, ta
     assert summary["estimated_memory_bytes"] == result.estimate.steps_bytes
     assert summary["peak_memory_bytes"] == result.training.peak_memory_bytes
     (line,) = [line for line in lines if line.startswith("memory: ")]
-    assert line.startswith(f"memory: {bytes_text(result.estimate.steps_bytes)} at the peak, estimated, of ")
+    assert line.startswith(f"memory: about {bytes_text(result.estimate.steps_bytes)} at the peak; ")
     assert "too little" not in line
 
 
