@@ -81,6 +81,14 @@ def test_the_page_of_qlora_has_the_tables_of_the_results():
     assert module.with_tables(page, results) == page
 
 
+def test_the_page_of_the_memory_has_the_tables_of_the_results():
+    module = script("memory")
+    content = json.loads(module.RESULTS.read_text(encoding="utf-8"))
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_tables(page, content) == page
+    assert all(abs(error) <= module.LIMIT for error in module.errors(content["results"]))
+
+
 def test_several_seeds_are_shown_as_their_mean_and_range():
     spread = script("qlora").spread
     assert spread([0.25, 0.5, 0.75], ".2f") == "0.50 (0.25 to 0.75)"
