@@ -43,9 +43,14 @@ def _talk(peftly, monkeypatch):
     return talk
 
 
-def answers(run, *prompts):
+def answer(run, prompt):
     opened = open_run(str(run))
-    return "\n".join(generate(opened.model, opened.tokenizer, prompt, max_new_tokens=4)[0] for prompt in prompts)
+    return generate(opened.model, opened.tokenizer, prompt, max_new_tokens=4)[0]
+
+
+def printed(text):
+    """Return an answer as it is printed, without the sign for a character that was cut at its end."""
+    return text.rstrip("\ufffd").strip()
 
 
 def test_a_run_on_instructions_is_asked_as_it_was_trained(talk, runs):
@@ -53,10 +58,10 @@ def test_a_run_on_instructions_is_asked_as_it_was_trained(talk, runs):
     outcome = talk(run)
     assert (outcome.code, outcome.err) == (0, "")
     asked = [f"Instruction: {line}\nAnswer:" for line in ("late again", "thanks")]
-    assert outcome.out.rstrip().endswith(answers(run, *asked).rstrip())
+    assert outcome.out.rstrip().endswith("\n".join(printed(answer(run, prompt)) for prompt in asked))
     assert "a line is 'instruction'; it sees no earlier lines" in outcome.out
     with_input = talk(run, "--field", "input=the app", lines=["late again"])
-    assert answers(run, "Instruction: late again\nInput: the app\nAnswer:").rstrip() in with_input.out
+    assert printed(answer(run, "Instruction: late again\nInput: the app\nAnswer:")) in with_input.out
 
 
 def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(talk, runs, peftly):
@@ -64,11 +69,11 @@ def test_a_run_on_conversations_reads_the_system_message_and_the_turns_before(ta
     outcome = talk(run, "--system", "Be brief")
     assert (outcome.code, outcome.err) == (0, "")
     turns = [system, {"role": "user", "content": "late again"}]
-    first = answers(run, turns)
-    second = answers(run, [*turns, {"role": "assistant", "content": first}, {"role": "user", "content": "thanks"}])
-    assert outcome.out.rstrip().endswith(f"{first.lstrip()}\n{second.lstrip()}".rstrip())
+    first = answer(run, turns)
+    second = answer(run, [*turns, {"role": "assistant", "content": first}, {"role": "user", "content": "thanks"}])
+    assert outcome.out.rstrip().endswith(f"{printed(first)}\n{printed(second)}")
     alone = peftly("generate", run, "--text", "late again", "--system", "Be brief", "--max-new-tokens", 4)
-    assert (alone.code, alone.out) == (0, first.lstrip() + "\n")
+    assert (alone.code, alone.out) == (0, printed(first) + "\n")
     assert alone.out != peftly("generate", run, "--text", "late again", "--max-new-tokens", 4).out
 
 
@@ -94,7 +99,7 @@ def test_what_cannot_be_a_conversation_is_one_line(talk, runs, name, options, wo
 def test_a_field_given_once_leaves_the_other_to_the_lines(talk, runs):
     run = runs / "questions"
     outcome = talk(run, "--field", "title=App", lines=["late again"])
-    assert outcome.out.rstrip().endswith(answers(run, "App: late again").rstrip())
+    assert outcome.out.rstrip().endswith(printed(answer(run, "App: late again")))
 
 
 def test_a_prompt_for_a_classifier_is_used_without_its_template(peftly, task_base, tmp_path):

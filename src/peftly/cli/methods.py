@@ -41,7 +41,8 @@ def methods(
         _print_methods(as_json=as_json)
         return
     import_libraries()
-    from peftly.runs import load_config, memory_of_process, one_run
+    from peftly.runs import load_config, one_run
+    from peftly.utils import memory_of_process
 
     silence_libraries()
     process = memory_of_process()

@@ -39,7 +39,7 @@ from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.learning_rate import find_rate_of_run
-from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods, memory_of_process
+from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods
 from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
 from peftly.runs.predict import PredictedFile, predict, predict_file
 from peftly.runs.prediction_files import row_with_answer
@@ -76,7 +76,6 @@ __all__ = [
     "held_out_examples",
     "held_out_split",
     "load_config",
-    "memory_of_process",
     "one_run",
     "open_base",
     "open_ensemble",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from peftly.errors import MethodError, PeftlyError
@@ -34,7 +33,7 @@ from peftly.models import (
 from peftly.runs.config import RunConfig
 from peftly.runs.simulated_training import SimulatedTraining, simulate_training
 from peftly.training import TrainConfig, free_bytes, num_processes
-from peftly.utils import bytes_text, resolve_device, resolve_dtype
+from peftly.utils import bytes_text, memory_of_process, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from peftly.data import Data, TaskName
@@ -46,7 +45,6 @@ __all__ = [
     "estimate_memory",
     "estimate_methods",
     "estimate_run",
-    "memory_of_process",
 ]
 
 LIBRARIES_BYTES = 80e6
@@ -289,11 +287,6 @@ def _estimate(
         tokens=found.tokens,
         device=device.type,
     )
-
-
-def memory_of_process() -> int:
-    """Return the resident set of this process, in bytes."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def _default_task(base: BaseSpec, config: Any) -> TaskName:

@@ -19,7 +19,7 @@ from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
-from peftly.runs.memory import estimate_before_training, memory_of_process
+from peftly.runs.memory import estimate_before_training
 from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, open_with_head, start_from
 from peftly.runs.progress import keeping_progress
@@ -44,7 +44,7 @@ from peftly.training import (
     packs_examples,
     train,
 )
-from peftly.utils import is_main_process, parameters_text, program, stops_raised
+from peftly.utils import is_main_process, memory_of_process, parameters_text, program, stops_raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

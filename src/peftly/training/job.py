@@ -31,7 +31,6 @@ from peftly.training.saved import SavedAdapters, weights_location
 from peftly.training.schedule import make_schedule, num_epochs, schedule_notes
 from peftly.training.sharding import computed_with
 from peftly.training.steps import examples_of_steps, steps_per_epoch
-from peftly.utils import return_free_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -307,11 +306,11 @@ class AdapterJob:
     def evaluate(self, split: Split) -> dict[str, Any]:
         """Evaluate the weights, and return the changes of the state: whether these weights are the best so far."""
         # An evaluation has blocks of other sizes than a step, for which there is no room in the holes of the heap.
-        return_free_memory()
+        self.memory.return_free()
         # One process decides which weights are the best: last digits may differ between processes.
         with self.active():
             scores = computed_with(self.model, partial(self._scores, split))
-        return_free_memory()
+        self.memory.return_free()
         state, chosen = self.state, is_best(self.metric, scores, self.state.best)
         record = evaluation_record(
             scores,

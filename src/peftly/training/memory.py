@@ -3,9 +3,13 @@
 import torch
 from torch import nn
 
-from peftly.utils import peak_memory, reset_peak_memory
+from peftly.utils import memory_of_process, peak_memory, reset_peak_memory, return_free_memory
 
 __all__ = ["PeakMemory"]
+
+
+GROWN_BYTES = 64e6
+"""Memory that a process takes since the beginning of its training, from which on the free part is given back."""
 
 
 class PeakMemory:
@@ -23,6 +27,7 @@ class PeakMemory:
         """
         devices = {parameter.device for parameter in model.parameters()}
         self.devices = {device for device in devices if device.type not in ("cpu", "meta")} or {torch.device("cpu")}
+        self._at_begin = memory_of_process()
         for device in self.devices:
             reset_peak_memory(device)
 
@@ -33,3 +38,8 @@ class PeakMemory:
             earlier: largest memory of an earlier part of the training, in another process; None: there is none.
         """
         return max(earlier or 0, sum(peak_memory(device) for device in self.devices))
+
+    def return_free(self) -> None:
+        """Return the free memory of the heap to the system, unless the process has hardly grown."""
+        if memory_of_process() - self._at_begin > GROWN_BYTES:
+            return_free_memory()

@@ -47,6 +47,7 @@ from peftly.utils.formatting import (
 )
 from peftly.utils.hardware import (
     available_memory,
+    memory_of_process,
     peak_memory,
     reset_peak_memory,
     resolve_device,
@@ -104,6 +105,7 @@ __all__ = [
     "json_values",
     "make_folder",
     "mark_text",
+    "memory_of_process",
     "move",
     "nearest_existing_parent",
     "parameters_text",

@@ -12,6 +12,7 @@ from peftly.errors import BaseModelError
 
 __all__ = [
     "available_memory",
+    "memory_of_process",
     "peak_memory",
     "reset_peak_memory",
     "resolve_device",
@@ -94,6 +95,11 @@ def available_memory() -> int:
         inactive = cached.get("total_inactive_file") or cached.get("inactive_file") or 0
         available = min(available, max(0, left + int(inactive)))
     return available
+
+
+def memory_of_process() -> int:
+    """Return the resident set of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def return_free_memory() -> None:
