@@ -59,7 +59,8 @@ ROWS = {
 PAGES = [
     page
     for page in english_pages()
-    if any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
+    if page.name != "README.md"
+    and any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
 ]
 
 
@@ -140,6 +141,15 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
 def test_the_blocks_of_a_page_run(page, here, peftly):
+    run_page(page, here, peftly)
+
+
+def test_the_blocks_of_the_readme_run(here, peftly):
+    run_page(ROOT / "README.md", here, peftly)
+    assert Path("my-adapter/adapter_model.safetensors").is_file()
+
+
+def run_page(page: Path, here: dict[str, Path], peftly: Peftly) -> None:
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.reason is None:

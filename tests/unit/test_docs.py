@@ -89,6 +89,20 @@ def test_the_page_of_the_memory_has_the_tables_of_the_results():
     assert all(abs(error) <= module.LIMIT for error in module.errors(content["results"]))
 
 
+def test_the_readme_has_the_memory_of_known_bases():
+    module = script("memory_of_bases")
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_table(page, module.read()) == page
+    assert "Llama-2-7B" in page
+
+
+def test_the_readme_has_the_figures_beside_peft():
+    module = script("beside_peft")
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_lines(page) == page
+    assert len(module.lines()) == 5
+
+
 def test_several_seeds_are_shown_as_their_mean_and_range():
     spread = script("qlora").spread
     assert spread([0.25, 0.5, 0.75], ".2f") == "0.50 (0.25 to 0.75)"
