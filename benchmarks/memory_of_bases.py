@@ -72,15 +72,17 @@ def estimates(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the table of the page: a line for each method, a column for each base and number of bits."""
+    """Return the table of the page: a line for each base and number of bits, a column for each method."""
     memory = {(one["base"], one["bits"], one["method"]): one["bytes"] for one in results}
-    columns = [(base, bits) for base in BASES for bits in BITS]
-    lines = ["| | " + " | ".join(f"{base}, {bits} bits" for base, bits in columns) + " |", "|---" * 9 + "|"]
-    for method in METHODS:
-        cells = [memory.get((base, bits, method)) for base, bits in columns]
-        lines.append(
-            f"| `{method}` | " + " | ".join("" if cell is None else f"{cell / 1e9:.1f}" for cell in cells) + " |"
-        )
+    lines = [
+        "| base | bits | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
+        "|---" * (len(METHODS) + 2) + "|",
+    ]
+    for base in BASES:
+        for bits in BITS:
+            cells = [memory.get((base, bits, method)) for method in METHODS]
+            texts = ["" if cell is None else f"{cell / 1e9:.1f}" for cell in cells]
+            lines.append(f"| {base} | {bits} | " + " | ".join(texts) + " |")
     return "\n" + "\n".join(lines) + "\n\n"
 
 
