@@ -18,6 +18,7 @@ from peftly.runs.config_file import load_config
 
 SHORT_NAMES = {"smollm2-135m": "llama", "minilm-l6": "bert"}
 ON_THE_HUB = {
+    "HuggingFaceTB/SmolLM2-135M": "llama",
     "Langboat/bloom-1b4-zh": "llama",
     "bigscience/bloomz-1b1": "llama",
     "bigscience/bloomz-560m": "llama",
