@@ -5,13 +5,11 @@
 `make test` checks that the page is up to date.
 """
 
-import ast
 import inspect
 import re
 import textwrap
 import typing
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 import peftly
 from peftly.errors import PeftlyError
+from peftly.runs import setting_texts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 
@@ -191,24 +190,12 @@ def _listed(block: list[str]) -> Iterator[str]:
 
 def _settings(model: type[BaseModel]) -> Iterator[str]:
     """Yield the fields of a settings class as a table."""
-    meanings = meanings_of(model)
+    meanings = setting_texts(model)
     yield from ("", "| setting | default | meaning |", "|---|---|---|")
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
-        meaning = " ".join(meanings.get(name, "").split()).replace("|", "\\|")
+        meaning = meanings.get(name, "").replace("|", "\\|")
         yield f"| `{name}` | {default} | {meaning} |"
-
-
-def meanings_of(model: type[BaseModel]) -> dict[str, str]:
-    """Return the text below each field of a settings class. pydantic could collect it, in a quarter of the import."""
-    found = {}
-    for owner in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
-        (class_node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        for field, text in pairwise(typing.cast(ast.ClassDef, class_node).body):
-            is_described = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_described:
-                found[field.target.id] = str(text.value.value)
-    return {name: text for name, text in found.items() if name in model.model_fields}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import peftly
+from peftly.runs import JobsConfig, RunConfig, setting_texts
+from peftly.runs.config import EnsembleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,4 +33,5 @@ def test_every_public_name_has_an_entry_that_says_something():
 
 
 def test_every_setting_is_described():
-    assert script().meanings_of(peftly.TrainConfig).keys() == peftly.TrainConfig.model_fields.keys()
+    for model in (RunConfig, JobsConfig, EnsembleConfig, peftly.TrainConfig, peftly.DataConfig, peftly.Quantization):
+        assert setting_texts(model).keys() == model.model_fields.keys() - {"section"}

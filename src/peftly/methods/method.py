@@ -33,6 +33,7 @@ class MethodConfig(Settings):
     section: ClassVar[str] = "method"
 
     name: str
+    """Name of the method."""
     modules_to_save: tuple[str, ...] | None = None
     """Ends of the paths of modules of which trained copies are saved with the adapter. None: the classifier."""
 

@@ -12,9 +12,19 @@ from peftly.injection import QUANTIZATION, make_plain, quantization_settings
 from peftly.kernels import is_bitsandbytes_layer, is_quantized
 from peftly.settings import Settings
 
-__all__ = ["Quantization", "as_quantization", "finish_quantization", "quantization_of", "read_quantization"]
+__all__ = [
+    "Quantization",
+    "QuantizationName",
+    "as_quantization",
+    "finish_quantization",
+    "quantization_of",
+    "read_quantization",
+]
 
 Kind = Literal["nf4", "fp4", "int8"]
+
+QuantizationName = Literal["nf4", "fp4", "int8", "none"]
+"""Short form of the setting in a configuration."""
 
 
 class Quantization(Settings):
