@@ -1,6 +1,6 @@
 """Write docs/api.md from the docstrings of the public names.
 
-    make api
+    make reference
 
 `make test` checks that the page is up to date.
 """
@@ -87,7 +87,7 @@ def page() -> str:
     lines = [
         "# Python API",
         "",
-        "Every name is imported from `peftly`. This page is made from the docstrings by `make api`.",
+        "Every name is imported from `peftly`. This page is made from the docstrings by `make reference`.",
     ]
     for title, names in sections.items():
         lines += ["", f"## {title}", ""]

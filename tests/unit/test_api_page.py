@@ -19,7 +19,7 @@ def script():
 
 
 def test_the_page_is_made_from_the_docstrings():
-    """After a change of a docstring: make api."""
+    """After a change of a docstring: make reference."""
     module = script()
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 

@@ -27,7 +27,7 @@ def merge(
         str,
         typer.Option(
             "--into",
-            help="For an adapter from QLoRA: merge into the quantized base (trained) or into the original base (original).",
+            help="For an adapter from QLoRA: merge into the quantized base (trained) or the original one (original).",
         ),
     ] = "trained",
     text: Annotated[

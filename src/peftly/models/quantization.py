@@ -33,8 +33,8 @@ class Quantization(Settings):
     section: ClassVar[str] = "quantization"
 
     kind: Kind
-    """4-bit codes for normally distributed weights (arXiv:2305.14314), 4-bit floats, or 8-bit integers with a scale for
-    each row of the weight (arXiv:2208.07339)."""
+    """Kind: 4-bit codes for normally distributed weights (nf4, arXiv:2305.14314), 4-bit floats (fp4), or 8-bit integers
+    with a scale for each row of the weight (int8, arXiv:2208.07339)."""
 
     double: bool = True
     """Quantize the scales of 4-bit blocks to 8 bits, too: 4.127 bits per weight instead of 4.5."""

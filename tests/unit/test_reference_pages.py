@@ -1,0 +1,60 @@
+"""The pages that are written from the code are up to date in both languages. After a change: make reference."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftly.methods import METHODS
+from peftly.runs import config_schema
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def script(name):
+    """Import a script; it may import other scripts of its folder."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.mark.parametrize("name", ["settings_page"])
+def test_the_pages_are_written_from_the_code(name):
+    for file, text in script(name).current().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name}: make reference"
+
+
+def test_every_chinese_text_is_used_and_differs_from_the_english_one():
+    reference = script("reference")
+    used = set()
+    for name in ("settings_page",):
+        translate = reference.Translator()
+        for _ in script(name).lines(translate):
+            pass
+        used |= translate.used.keys()
+    texts = reference.catalogue()
+    assert texts.keys() - used == set()
+    same = {english for english, chinese in texts.items() if not re.search(r"[\u4e00-\u9fff]", chinese)}
+    assert same <= {"{}", "; ", "tensorboard", "user/name:configuration[split]"}
+
+
+def test_a_text_without_a_translation_is_an_error(monkeypatch):
+    reference = script("reference")
+    texts = reference.catalogue()
+    texts.pop("Rank of the update.")
+    monkeypatch.setattr(reference, "catalogue", lambda: texts)
+    with pytest.raises(SystemExit, match=r"Rank of the update\."):
+        script("settings_page").current()
+
+
+def test_every_setting_and_every_method_is_on_the_page_of_the_settings():
+    page = (SCRIPTS.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+    schema = config_schema()
+    assert set(re.findall(r"^### `(\w+)`", page, re.MULTILINE)) == METHODS.keys()
+    rows = re.findall(r"^\| `(\w+)`", page.partition("{#other-names}")[0], re.MULTILINE)
+    names = [name for part in schema["definitions"].values() for name in part["properties"]]
+    assert set(names) | schema["properties"].keys() - {"$schema", "jobs"} == set(rows)
