@@ -81,7 +81,9 @@ bench: install
 reference: install
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/command_line_page.py
 	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/command_line_page.py
 
 compat: install
 	$(BIN)/python scripts/compat.py

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import commands_of, peftly_here
 
+from peftly.cli import app
 from peftly.methods import METHODS
 from peftly.runs import config_schema
 
@@ -22,7 +24,10 @@ def script(name):
         sys.path.pop(0)
 
 
-@pytest.mark.parametrize("name", ["settings_page"])
+PAGES = ("settings_page", "command_line_page")
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_pages_are_written_from_the_code(name):
     for file, text in script(name).current().items():
         assert file.read_text(encoding="utf-8") == text, f"{file.name}: make reference"
@@ -31,7 +36,7 @@ def test_the_pages_are_written_from_the_code(name):
 def test_every_chinese_text_is_used_and_differs_from_the_english_one():
     reference = script("reference")
     used = set()
-    for name in ("settings_page",):
+    for name in PAGES:
         translate = reference.Translator()
         for _ in script(name).lines(translate):
             pass
@@ -58,3 +63,15 @@ def test_every_setting_and_every_method_is_on_the_page_of_the_settings():
     rows = re.findall(r"^\| `(\w+)`", page.partition("{#other-names}")[0], re.MULTILINE)
     names = [name for part in schema["definitions"].values() for name in part["properties"]]
     assert set(names) | schema["properties"].keys() - {"$schema", "jobs"} == set(rows)
+
+
+def test_every_option_is_on_the_page_of_the_command_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    page = (SCRIPTS.parent / "docs" / "command_line.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^## `peftly ([\w-]+)`.*?\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(parts) == commands_of(app)
+    for name, part in parts.items():
+        outcome = peftly_here(name, "--help")
+        options = set(re.findall(r"^[│ ] *(--[\w-]+)", outcome.out, re.MULTILINE)) - {"--help"}
+        assert options
+        assert set(re.findall(r"^\| `(--[\w-]+)", part, re.MULTILINE)) == options, name

@@ -84,7 +84,7 @@ DataFile = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id. Repeatable.",
+        help="Training data: JSON Lines, JSON, CSV, TSV or Parquet file, folder or Hub id. Repeatable.",
     ),
 ]
 Field = Annotated[
