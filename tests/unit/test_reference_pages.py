@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+import peftly
 from peftly.cli import app
 from peftly.methods import METHODS
-from peftly.runs import config_schema
+from peftly.runs import JobsConfig, RunConfig, config_schema, setting_texts
+from peftly.runs.config import EnsembleConfig
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -24,7 +26,7 @@ def script(name):
         sys.path.pop(0)
 
 
-PAGES = ("settings_page", "command_line_page")
+PAGES = ("api_page", "settings_page", "command_line_page")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -74,3 +76,25 @@ def test_every_option_is_on_the_page_of_the_command_line():
         known = {option for parameter in commands[name].params for option in parameter.opts if option.startswith("--")}
         assert known
         assert set(re.findall(r"^\| `(--[\w-]+)", part, re.MULTILINE)) == known, name
+
+
+def test_every_public_name_has_an_entry_that_says_something():
+    for name in ("api.md", "api.zh.md"):
+        page = (SCRIPTS.parent / "docs" / name).read_text(encoding="utf-8")
+        entries = dict(re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+        assert set(entries) == set(peftly.__all__) - {"__version__"}
+        for entry, text in entries.items():
+            assert len(text.split()) > 8, entry
+
+
+def test_the_docstrings_become_lists_and_blocks():
+    """No line of reStructuredText, and no indented code, which MkDocs would show without colours."""
+    page = (SCRIPTS.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    outside = re.sub(r"^```.*?^```|<!--.*?-->", "", page, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"::$|^    |^(Args|Attributes|Returns|Raises|Yields|Example):$", outside, re.MULTILINE)
+    assert not re.search(r"<[a-zA-Z/]", re.sub(r"`[^`\n]*`", "", outside))
+
+
+def test_every_setting_is_described():
+    for model in (RunConfig, JobsConfig, EnsembleConfig, peftly.TrainConfig, peftly.DataConfig, peftly.Quantization):
+        assert setting_texts(model).keys() == model.model_fields.keys()
