@@ -61,7 +61,7 @@ def parameters(name: str) -> Iterator[Row]:
     yield ["model", *(["method"] if len(methods) > 1 else []), "settings", "calculation", "trained", "of all"]
     for found in read("parameter_counts")["results"]:
         if found["method"] in methods and "trained" in found:
-            share = f"{100 * found['trained'] / found['total']:.4g}%"
+            share = f"{100 * found['trained'] / found['total']:.4f}%"
             label = [f"`{found['method']}`"] if len(methods) > 1 else []
             yield [found["model"], *label, found["settings"], found["formula"], f"{found['trained']:,}", share]
 
@@ -184,6 +184,8 @@ def _spread(values: list[float], digits: str) -> str:
 def main() -> None:
     """Write the tables of all pages."""
     for name in ("index", *METHODS_OF):
+        if not page(name).exists():
+            continue
         text = page(name).read_text(encoding="utf-8")
         page(name).write_text(with_tables(name, text), encoding="utf-8")
 
