@@ -142,6 +142,7 @@ TABLES = {
     "speed": speed,
     "bytes": lambda name: quantised_bytes(name),
     "quantised": quantised_runs,
+    "overview": lambda name: overview(),
 }
 
 
@@ -168,7 +169,7 @@ def with_tables(name: str, text: str) -> str:
     """
 
     def written(match: re.Match[str]) -> str:
-        rows = list(overview() if name == "index" else TABLES[match[1]](name))
+        rows = list(TABLES[match[1]](name))
         lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
         table = "\n".join("|" + "|".join(row) + "|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in lines)
         return f"<!-- table: {match[1]} -->\n\n{table}\n\n<!-- end of table -->"
