@@ -74,6 +74,8 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parameter_counts.py
+	$(BIN)/python benchmarks/concept_pages.py
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))

@@ -2,8 +2,8 @@
 
     python benchmarks/concept_pages.py
 
-Nothing is measured here. The figures are those of benchmarks/results/: parameter_counts.json, methods.json, memory.json,
-speed.json and qlora.json. `make test` compares the pages with them.
+Nothing is measured here. The figures are those of benchmarks/results/: parameter_counts.json, methods.json,
+memory.json, speed.json and qlora.json. `make test` compares the pages with them.
 """
 
 import json
@@ -150,7 +150,10 @@ def overview() -> Iterator[Row]:
     """Yield the rows of the table on the first page of the concepts: each method with its default settings."""
     from peftly import METHODS
 
-    found = {(result["model"], result["method"], result["settings"]): result for result in read("parameter_counts")["results"]}
+    found = {
+        (result["model"], result["method"], result["settings"]): result
+        for result in read("parameter_counts")["results"]
+    }
     models = list(read("parameter_counts")["models"])
     yield ["method", *models, "can be merged"]
     for name, method in METHODS.items():

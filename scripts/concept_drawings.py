@@ -44,7 +44,9 @@ class Drawing:
     ) -> None:
         """Draw a box with words in its middle; the fill `none` leaves only its frame."""
         stroke = f' stroke="{LINE}" stroke-width="1.5"' if fill == "none" else ""
-        rect = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" fill="{fill}"{stroke}/>'
+        rect = (
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" fill="{fill}"{stroke}/>'
+        )
         self.parts.append(rect)
         colour = LINE if fill == "none" else LIGHT
         lines = self.word(words).split("\n")
@@ -53,17 +55,24 @@ class Drawing:
             self.text(x + width / 2, middle, line, fill=colour, size=size)
 
     def text(
-        self, x: float, y: float, words: str | tuple[str, str], *, fill: str = LINE, size: float = 16, anchor: str = "middle"
+        self,
+        x: float,
+        y: float,
+        words: str | tuple[str, str],
+        *,
+        fill: str = LINE,
+        size: float = 16,
+        anchor: str = "middle",
     ) -> None:
         """Write words around the height y."""
         if self.word(words):
-            place = f'x="{x:g}" y="{y + size * 0.35:g}" text-anchor="{anchor}" font-size="{size:g}" font-weight="600"'
-            self.parts.append(f'<text {place} fill="{fill}">{escape(self.word(words))}</text>')
+            position = f'x="{x:g}" y="{y + size * 0.35:g}" text-anchor="{anchor}" font-size="{size:g}" font-weight="600"'
+            self.parts.append(f'<text {position} fill="{fill}">{escape(self.word(words))}</text>')
 
     def cell(self, x: float, y: float, width: float, height: float) -> None:
         """Draw a vector that the frozen model computes, inside a box of frozen numbers."""
-        place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3"'
-        self.parts.append(f'<rect {place} fill="none" stroke="{LIGHT}" stroke-width="1.3" stroke-opacity="0.75"/>')
+        position = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3"'
+        self.parts.append(f'<rect {position} fill="none" stroke="{LIGHT}" stroke-width="1.3" stroke-opacity="0.75"/>')
 
     def path(self, commands: str, *, fill: str = "none", arrow: bool = False, dashed: bool = False) -> None:
         """Draw a line or a filled shape."""
@@ -95,8 +104,12 @@ class Drawing:
             '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
             f'orient="auto-start-reverse"><path d="M0 0 L8 4 L0 8 z" fill="{LINE}"/></marker></defs>'
         )
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        return "\n".join([f'{head} font-family="{FONT}" role="img">', self.parts[0], marker, *self.parts[1:], "</svg>\n"])
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        )
+        return "\n".join(
+            [f'{head} font-family="{FONT}" role="img">', self.parts[0], marker, *self.parts[1:], "</svg>\n"]
+        )
 
 
 WORDS = (("where", "我的"), ("is", "快递"), ("my", "到"), ("parcel", "哪里"), ("?", "了"))
@@ -167,7 +180,13 @@ def p_tuning(d: Drawing) -> None:
     y = prompt_like(d, at_embedding=True, in_blocks=False, head=False, top=16)
     d.arrow((LEFT + 116, y + 22), (LEFT + 116, y - 16))
     d.box(LEFT, y + 24, 232, 40, ("prompt encoder: MLP or LSTM", "提示编码器：MLP 或 LSTM"), fill=TRAINED, size=14)
-    d.text(LEFT + 256, y + 44, ("only in training; its outputs are saved", "只在训练时使用，保存的是它的输出"), anchor="start", size=15)
+    d.text(
+        LEFT + 256,
+        y + 44,
+        ("only in training; its outputs are saved", "只在训练时使用，保存的是它的输出"),
+        anchor="start",
+        size=15,
+    )
     d.legend(20, y + 92)
 
 
@@ -280,10 +299,20 @@ def qlora(d: Drawing) -> None:
     for index in range(1, 13):
         d.parts.append(f'<path d="M84 {16 + index * 10} H234" stroke="{LIGHT}" stroke-opacity="0.25"/>')
     d.box(106, 56, 106, 50, ("4 bits: NF4\ncodes", "4 比特：NF4\n编码"), size=14)
-    d.text(76, 168, ("64 weights share a scale of 8 bits", "每 64 个权重共用一个 8 比特的缩放"), anchor="start", size=14)
+    d.text(
+        76, 168, ("64 weights share a scale of 8 bits", "每 64 个权重共用一个 8 比特的缩放"), anchor="start", size=14
+    )
     d.arrow((234, 80), (322, 80))
     d.text(278, 62, ("dequantise", "反量化"), size=14)
-    d.box(324, 16, 130, 130, ("W in 16 bits,\nonly while the\nlayer computes", "16 比特的 W，\n只在该层\n计算时存在"), fill="none", size=14)
+    d.box(
+        324,
+        16,
+        130,
+        130,
+        ("W in 16 bits,\nonly while the\nlayer computes", "16 比特的 W，\n只在该层\n计算时存在"),
+        fill="none",
+        size=14,
+    )
     d.arrow((454, 96), (560, 96))
     d.box(354, 234, 120, 44, "A", fill=TRAINED, size=17)
     d.arrow((474, 256), (502, 256))
@@ -342,45 +371,44 @@ def mini(d: Drawing, x: float, y: float, name: str | tuple[str, str], marks: Seq
         name: name of the method.
         marks: what is trained.
     """
-    everything = "all" in marks
-
-    def fill(*names: str) -> str:
-        return TRAINED if everything or any(each in marks for each in names) else FROZEN
-
-    d.text(x + 13 + MINI / 2, y, name, size=15)
     bar, body = x + 26, MINI - 26
-    d.box(bar, y + 18, body, 16, fill=fill("head"), radius=3)
+    everything = TRAINED if "all" in marks else FROZEN
+    d.text(x + 13 + MINI / 2, y, name, size=15)
+    d.box(bar, y + 18, body, 16, fill=TRAINED if "head" in marks else everything, radius=3)
     for block in range(3):
         top = y + 40 + 54 * block
-        colour = fill("last" if block == 0 else "-")
-        for offset in (0, 27):
-            wide = body - (30 if "bottleneck" in marks else 0)
-            d.box(bar, top + offset, wide, 22, fill=colour, radius=3)
-            if "bottleneck" in marks:
-                bow_tie(d, bar + wide + 5, top + offset + 11, 24, 22)
-            if "factors" in marks or "magnitude" in marks or "codes" in marks:
-                d.box(bar + 30, top + offset + 4, 5, 14, fill=TRAINED, radius=1)
-                d.box(bar + 38, top + offset + 8, 22, 5, fill=TRAINED, radius=1)
-            if "magnitude" in marks:
-                d.box(bar + 68, top + offset + 4, 6, 14, fill=TRAINED, radius=1)
-            if "codes" in marks:
-                for line in range(1, 7):
-                    place = f"M{bar + 15 * line:g} {top + offset:g} V{top + offset + 22:g}"
-                    d.parts.append(f'<path d="{place}" stroke="{LIGHT}" stroke-opacity="0.35"/>')
-            if "biases" in marks:
-                d.box(bar, top + offset + 18, body, 4, fill=TRAINED, radius=1)
-            if "vectors" in marks:
-                for position in (40, 66) if offset == 0 else (53,):
-                    d.box(bar + position, top + offset + 3, 5, 16, fill=TRAINED, radius=1)
-        if "keys" in marks:
-            for position in (0, 9):
-                d.box(x + position, top, 7, 22, fill=TRAINED, radius=2)
-    d.box(bar, y + 202, body, 16, fill=fill("-"), radius=3)
-    if "tokens" in marks:
-        for position in (0, 9):
-            d.box(x + position, y + 202, 7, 16, fill=TRAINED, radius=2)
+        fill = TRAINED if "last" in marks and block == 0 else everything
+        _mini_layer(d, bar, top, fill, marks, (40, 66))
+        _mini_layer(d, bar, top + 27, fill, marks, (53,))
+        for position in (0, 9) if "keys" in marks else ():
+            d.box(x + position, top, 7, 22, fill=TRAINED, radius=2)
+    d.box(bar, y + 202, body, 16, fill=everything, radius=3)
+    for position in (0, 9) if "tokens" in marks else ():
+        d.box(x + position, y + 202, 7, 16, fill=TRAINED, radius=2)
     if "network" in marks:
         d.box(x, y + 222, 44, 18, "MLP", fill=TRAINED, size=12, radius=3)
+
+
+def _mini_layer(d: Drawing, x: float, y: float, fill: str, marks: Sequence[str], vectors: Sequence[float]) -> None:
+    """Draw the attention or the feed-forward layer of a small model; `vectors` are the positions of trained vectors."""
+    body = MINI - 26
+    wide = body - (30 if "bottleneck" in marks else 0)
+    d.box(x, y, wide, 22, fill=fill, radius=3)
+    shapes: list[tuple[str, float, float, float, float]] = [
+        ("factors", 30, 4, 5, 14),
+        ("factors", 38, 8, 22, 5),
+        ("magnitude", 68, 4, 6, 14),
+        ("biases", 0, 18, body, 4),
+        *(("vectors", position, 3, 5, 16) for position in vectors),
+    ]
+    for mark, left, top, width, height in shapes:
+        if mark in marks:
+            d.box(x + left, y + top, width, height, fill=TRAINED, radius=1)
+    if "bottleneck" in marks:
+        bow_tie(d, x + wide + 5, y + 11, 24, 22)
+    for line in range(1, 7) if "codes" in marks else ():
+        position = f"M{x + 15 * line:g} {y:g} V{y + 22:g}"
+        d.parts.append(f'<path d="{position}" stroke="{LIGHT}" stroke-opacity="0.35"/>')
 
 
 OVERVIEW: tuple[tuple[str | tuple[str, str], tuple[str, ...]], ...] = (
@@ -391,8 +419,8 @@ OVERVIEW: tuple[tuple[str | tuple[str, str], tuple[str, ...]], ...] = (
     (("adapter", "适配器"), ("bottleneck",)),
     ("(IA)³", ("vectors",)),
     ("LoRA", ("factors",)),
-    ("DoRA", ("magnitude",)),
-    ("QLoRA", ("codes",)),
+    ("DoRA", ("factors", "magnitude")),
+    ("QLoRA", ("factors", "codes")),
     ("BitFit", ("biases",)),
     (("selective", "部分微调"), ("last",)),
     (("full", "全量微调"), ("all",)),
