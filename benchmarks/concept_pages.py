@@ -1,9 +1,9 @@
-"""Write the tables of docs/concepts/: parameters of four known models, and the measured figures of each method.
+"""Write the tables of docs/concepts/ and docs/which_method.md: parameters of known models, and measured figures.
 
     python benchmarks/concept_pages.py
 
 Nothing is measured here. The figures are those of benchmarks/results/: parameter_counts.json, methods.json,
-memory.json, speed.json and qlora.json. `make test` compares the pages with them.
+memory.json, speed.json, qlora.json and encoders.json. `make test` compares the pages with them.
 """
 
 import json
@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from encoders import gain
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ROOT / "docs" / "concepts"
+DOCS = ROOT / "docs"
 METHODS_OF = {
     "prompt_tuning": ("prompt_tuning",),
     "p_tuning": ("p_tuning",),
@@ -41,6 +43,11 @@ JOBS = {
 KINDS = {"none": "no quantisation", "int8": "8 bits", "nf4": "NF4", "nf4, init: qera": "NF4, `init: qera`"}
 """Quantisations of qlora.json, in words."""
 PROBE = "linear probe"
+WHICH = "which_method"
+"""Page that compares the methods."""
+
+SENTENCES = ("films", "products", "editorials", "posts")
+"""Data sets of encoders.json on which every method was trained."""
 
 Row = list[str]
 
@@ -52,7 +59,7 @@ def read(name: str) -> Any:
 
 def page(name: str) -> Path:
     """Return the file of a page."""
-    return PAGES / f"{name}.md"
+    return DOCS / f"{name}.md" if name.startswith(WHICH) else DOCS / "concepts" / f"{name}.md"
 
 
 def parameters(name: str) -> Iterator[Row]:
@@ -135,6 +142,94 @@ def quantised_runs(name: str) -> Iterator[Row]:
         yield [KINDS[kind], *cells, f"{statistics.mean(run['seconds'] for run in group):.0f}"]
 
 
+def _gains(data: str, rows: int, method: str) -> list[float]:
+    """Return the points over the linear probe of trainings with 5 epochs and the default settings."""
+    return [
+        gain(result)
+        for result in read("encoders")["results"]
+        if (result["data"], result["rows"], result["method"], result["settings"]) == (data, rows, method, {})
+        and result["head"] == "mean"
+    ]
+
+
+def classifiers(name: str) -> Iterator[Row]:
+    """Yield the rows of the table of gains of classifiers over the linear probe, with 200 examples."""
+    from peftly import METHODS
+
+    yield ["method", *SENTENCES, "mean"]
+    for method in METHODS:
+        means = [statistics.mean(_gains(data, 200, method)) for data in SENTENCES]
+        yield [f"`{method}`", *(f"{value:+.1f}" for value in means), f"{statistics.mean(means):+.1f}"]
+
+
+def amounts(name: str) -> Iterator[Row]:
+    """Yield the rows of the table of gains by the number of examples: means over three data sets."""
+    sets = ("films", "products", "posts")
+    yield ["examples", PROBE, "`prompt_tuning`", "`lora`"]
+    for rows in (50, 200, 500):
+        results = [result for result in read("encoders")["results"] if result["rows"] == rows]
+        probes = [
+            statistics.mean(100 * result["probe_accuracy"] for result in results if result["data"] == data)
+            for data in sets
+        ]
+        cells = []
+        for method in ("prompt_tuning", "lora"):
+            groups = [_gains(data, rows, method) for data in sets]
+            cells.append(f"{statistics.mean(map(statistics.mean, groups)):+.1f}" if all(groups) else "-")
+        yield [str(rows), f"{statistics.mean(probes):.1f}", *cells]
+
+
+def generators(name: str) -> Iterator[Row]:
+    """Yield the rows of the table of a causal language model that writes labels, with default settings."""
+    from peftly import METHODS
+
+    results = [result for result in read("methods")["results"] if result["base"] == "smollm2-135m"]
+    yield ["method", "tweets", "docstrings", "training seconds", "bytes"]
+    for method in ("untouched base", PROBE, *METHODS):
+        rate = METHODS[method].learning_rate if method in METHODS else None
+        found = {
+            data: [
+                result
+                for result in results
+                if (result["data"], result["method"], result["learning_rate"]) == (data, method, rate)
+            ]
+            for data in ("tweets", "docstrings")
+        }
+        if all(found.values()):
+            cells = [_spread([100 * result["accuracy"] for result in group], ".1f") for group in found.values()]
+            first = found["tweets"][0]
+            seconds = f"{first['seconds']:.0f}" if first.get("seconds") else "-"
+            size = f"{first['bytes']:,}" if "bytes" in first else "-"
+            yield [f"`{method}`" if method in METHODS else method, *cells, seconds, size]
+
+
+def peaks(name: str) -> Iterator[Row]:
+    """Yield the rows of the table of measured peaks of memory of all methods."""
+    from peftly import METHODS
+
+    columns = (("minilm-l6", "long"), ("smollm2-135m", "long"), ("smollm2-135m", "tweets"))
+    results = read("memory")["results"]
+    yield ["method", "minilm-l6, 128 tokens", "smollm2-135m, 128 tokens", "smollm2-135m, tweets"]
+    variants = [(method, "") for method in METHODS] + [("lora", "checkpointing"), ("lora", "nf4")]
+    for method, variant in variants:
+        found = {
+            (result["base"], result["rows"]): f"{result['measured'] / 1e6:,.0f} MB"
+            for result in results
+            if (result["method"], result["variant"]) == (method, variant)
+        }
+        yield [f"`{method}`" + (f", {variant}" if variant else ""), *(found.get(column, "-") for column in columns)]
+
+
+def tenants(name: str) -> Iterator[Row]:
+    """Yield the rows of the table of generation with several adapters in a batch."""
+    yield ["job", "dtype", "PEFT", "peftly", "times as fast"]
+    for result in read("speed")["results"]:
+        if result["job"] == "W7":
+            seconds = [f"{statistics.median(result['seconds'][who]):.2f} s" for who in ("PEFT, classic", "peftly")]
+            ratio = f"{result['ratios']['PEFT, classic']['median']:.2f}"
+            yield [result["description"], result["dtype"], *seconds, ratio]
+
+
 TABLES = {
     "parameters": parameters,
     "accuracy": accuracy,
@@ -143,6 +238,11 @@ TABLES = {
     "bytes": lambda name: quantised_bytes(name),
     "quantised": quantised_runs,
     "overview": lambda name: overview(),
+    "classifiers": classifiers,
+    "amounts": amounts,
+    "generators": generators,
+    "peaks": peaks,
+    "tenants": tenants,
 }
 
 
@@ -187,7 +287,7 @@ def _spread(values: list[float], digits: str) -> str:
 
 def main() -> None:
     """Write the tables of all pages."""
-    for name in ("index", *METHODS_OF):
+    for name in ("index", WHICH, *METHODS_OF):
         if not page(name).exists():
             continue
         text = page(name).read_text(encoding="utf-8")

@@ -183,7 +183,7 @@ def p_tuning(d: Drawing) -> None:
     d.text(
         LEFT + 256,
         y + 44,
-        ("only in training; its outputs are saved", "只在训练时使用，保存的是它的输出"),
+        ("only in training; inference reads its outputs", "只在训练时使用，推理读取它的输出"),
         anchor="start",
         size=15,
     )

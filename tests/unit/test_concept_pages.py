@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from peftly import METHODS
+from peftly import METHODS, attach, export, load_base, save_adapter
+from peftly.errors import AdapterError, MethodError
+from peftly.exporting import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -20,13 +22,54 @@ RESULTS = counts.read()["results"]
 LIGHT_GROUND, DARK_GROUND = "#ffffff", "#1e2129"
 
 
-@pytest.mark.parametrize("name", ["index", *pages.METHODS_OF])
+@pytest.mark.parametrize("name", ["index", pages.WHICH, *pages.METHODS_OF])
 def test_a_page_has_the_tables_of_the_results(name):
     page = pages.page(name).read_text(encoding="utf-8")
     assert pages.with_tables(name, page) == page
     tables = re.findall(r"<!-- table: (\w+) -->", page)
     assert tables
     assert ("speed" in tables) == (name in pages.JOBS)
+
+
+def test_the_reasons_to_choose_a_method_are_those_of_the_results():
+    """Figures in sentences of the page, as far as they are results of ours."""
+    text = pages.page(pages.WHICH).read_text(encoding="utf-8")
+    rows = {row[0]: row for row in pages.generators("")}
+    size = {method: int(rows[f"`{method}`"][4].replace(",", "")) for method in ("lora", "ia3", "full", "prompt_tuning")}
+    assert round(size["lora"] / size["ia3"]) == 40
+    assert "a fortieth of LoRA's bytes" in text
+    assert f"with {size['full'] / size['lora']:.0f} times LoRA's bytes" in text
+    assert f"a prompt of {size['prompt_tuning'] / 1000:.0f} kB is enough" in text
+    scores = {name: [float(cell.split()[0]) for cell in row[1:3]] for name, row in rows.items() if row[0] != "method"}
+    easy = [name for name, (_, docstrings) in scores.items() if docstrings < scores[pages.PROBE][1] - 5]
+    assert easy == ["untouched base", "`selective`"]
+    inside = min(scores[f"`{name}`"][0] for name in ("lora", "dora", "ia3", "full"))
+    assert inside > 5 + max(scores[f"`{name}`"][0] for name in ("prompt_tuning", "p_tuning", "prefix_tuning", "adapter"))
+    gains = {row[0]: float(row[-1]) for row in list(pages.classifiers(""))[1:]}
+    assert sorted(gains, key=gains.__getitem__)[-2:] == ["`lora`", "`full`"]
+    plain, quantised = (next(row for row in pages.quantised_bytes("") if row[0] == "Llama-2-7B")[i] for i in (2, 3))
+    assert f"{quantised} instead of {plain}" in text
+
+
+def test_the_table_of_exports_is_what_export_does(tiny_llama_folder, tmp_path):
+    text = pages.page(pages.WHICH).read_text(encoding="utf-8")
+    section = text[text.index("{#use}") :]
+    rows = re.findall(r"^\| `(\w+)` \| " + r" \| ".join([r"(yes|no)"] * 5) + r" \|$", section, re.MULTILINE)
+    assert len(rows) == 9
+    formats = ("peft", "vllm", "prompt-embeddings", "gguf-lora")
+    assert formats == tuple(name for name in FORMATS if name != "gguf")
+    for method, merged, *exported in rows:
+        assert (merged == "yes") == METHODS[method].mergeable
+        model, tokenizer = load_base(str(tiny_llama_folder))
+        attach(model, METHODS[method].config(), tokenizer=tokenizer)
+        folder = save_adapter(model, tmp_path / method)
+        for target, expected in zip(formats, exported, strict=True):
+            out = tmp_path / f"{method}-{target}"
+            if expected == "yes":
+                assert export(folder, target, out).folder.is_dir()
+            else:
+                with pytest.raises((AdapterError, MethodError)):
+                    export(folder, target, out)
 
 
 def test_every_method_has_a_page_and_a_picture():
