@@ -1,4 +1,4 @@
-"""Write the tables of docs/concepts/ and docs/which_method.md: parameters of known models, and measured figures.
+"""Write the tables of docs/concepts/, docs/which_method.md and docs/how_it_works.md from the committed results.
 
     python benchmarks/concept_pages.py
 
@@ -38,13 +38,14 @@ JOBS = {
     "lora": ("W3", "W5", "W8"),
     "dora": ("W4", "W4D"),
     "qlora": ("W3Q",),
+    "how_it_works": ("W1", "W1L", "W8"),
 }
 """Jobs of speed.json of each page."""
 KINDS = {"none": "no quantisation", "int8": "8 bits", "nf4": "NF4", "nf4, init: qera": "NF4, `init: qera`"}
 """Quantisations of qlora.json, in words."""
 PROBE = "linear probe"
-WHICH = "which_method"
-"""Page that compares the methods."""
+WHICH, INSIDE = "which_method", "how_it_works"
+"""Pages outside of docs/concepts: the comparison of the methods, and how peftly works inside."""
 
 SENTENCES = ("films", "products", "editorials", "posts")
 """Data sets of encoders.json on which every method was trained."""
@@ -59,7 +60,7 @@ def read(name: str) -> Any:
 
 def page(name: str) -> Path:
     """Return the file of a page."""
-    return DOCS / f"{name}.md" if name.startswith(WHICH) else DOCS / "concepts" / f"{name}.md"
+    return DOCS / f"{name}.md" if name.startswith((WHICH, INSIDE)) else DOCS / "concepts" / f"{name}.md"
 
 
 def parameters(name: str) -> Iterator[Row]:
@@ -287,7 +288,7 @@ def _spread(values: list[float], digits: str) -> str:
 
 def main() -> None:
     """Write the tables of all pages."""
-    for name in ("index", WHICH, *METHODS_OF):
+    for name in ("index", WHICH, INSIDE, *METHODS_OF):
         if not page(name).exists():
             continue
         text = page(name).read_text(encoding="utf-8")

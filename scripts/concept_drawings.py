@@ -1,4 +1,6 @@
-"""Draw the pictures of docs/concepts/ in English and Chinese: python scripts/concept_drawings.py
+"""Draw the pictures of docs/concepts/ and docs/how_it_works.md in English and Chinese.
+
+    python scripts/concept_drawings.py
 
 Each picture shows which numbers a method trains. All colours have enough contrast on white and on dark ground.
 """
@@ -66,7 +68,9 @@ class Drawing:
     ) -> None:
         """Write words around the height y."""
         if self.word(words):
-            position = f'x="{x:g}" y="{y + size * 0.35:g}" text-anchor="{anchor}" font-size="{size:g}" font-weight="600"'
+            position = (
+                f'x="{x:g}" y="{y + size * 0.35:g}" text-anchor="{anchor}" font-size="{size:g}" font-weight="600"'
+            )
             self.parts.append(f'<text {position} fill="{fill}">{escape(self.word(words))}</text>')
 
     def cell(self, x: float, y: float, width: float, height: float) -> None:
@@ -447,6 +451,65 @@ def others(d: Drawing) -> None:
     d.legend(12, 262)
 
 
+def hooks(d: Drawing) -> None:
+    """The way of a batch through a model with virtual tokens."""
+    rows = (
+        (("labels, losses, generate, Trainer", "标签、损失、generate、Trainer"), "none", False),
+        (("output head", "输出头"), FROZEN, False),
+        (("hook: takes the columns out again", "钩子：再取出这些列"), "none", None),
+        (("blocks 1 to L", "第 1 至 L 层"), FROZEN, True),
+        (("embedding: hook looks up ids past its last row", "嵌入：钩子查出末行之后的 id"), FROZEN, True),
+        (("hook: inserts ids, mask and positions", "钩子：插入 id、掩码和位置"), "none", None),
+        (("input_ids of the caller", "调用者的 input_ids"), "none", False),
+    )
+    for index, (words, fill, has_prompt) in enumerate(rows):
+        y = 14 + index * 58
+        d.box(20, y, 400, 42, words, fill=fill, size=15)
+        for column in range(3 + 5) if has_prompt is not None else ():
+            is_virtual = column < 3
+            x = 450 + 40 * column
+            if has_prompt or not is_virtual:
+                colour = TRAINED if is_virtual else FROZEN
+                d.box(x, y + 6, 32, 30, f"v{column + 1}" if is_virtual else f"t{column - 2}", fill=colour, size=13)
+        if index:
+            d.arrow((220, y - 2), (220, y - 14))
+    d.text(450, 14 + 2 * 58 + 21, ("t: tokens of the text", "t：文本的 token"), anchor="start", size=15)
+    d.text(450, 14 + 5 * 58 + 21, ("v: virtual tokens", "v：虚拟标记"), anchor="start", size=15)
+
+
+def packing(d: Drawing) -> None:
+    """A padded batch, and the same examples packed with a shared prompt."""
+    lengths, cell = (3, 6, 4), 34.0
+    d.text(20, 20, ("padded batch: 36 columns", "填充的批次：36 列"), anchor="start")
+    for row, length in enumerate(lengths):
+        y = 38 + row * 40
+        padding = max(lengths) - length
+        for column in range(6 + max(lengths)):
+            x = 20 + column * cell
+            if column < padding:
+                d.box(x, y, cell - 5, 30, "", fill="none", radius=3)
+            elif column < padding + 6:
+                d.box(x, y, cell - 5, 30, f"v{column - padding + 1}", fill=TRAINED, size=12, radius=3)
+            else:
+                d.box(x, y, cell - 5, 30, "abc"[row] + str(column - padding - 5), size=12, radius=3)
+    d.text(460, 38 + 55, ("empty: padding", "空白：填充"), anchor="start", size=15)
+    d.text(20, 186, ("packed, the prompt once: 19 columns", "打包，提示只算一次：19 列"), anchor="start")
+    names = [f"v{index + 1}" for index in range(6)]
+    names += ["abc"[row] + str(index + 1) for row, length in enumerate(lengths) for index in range(length)]
+    for column, name in enumerate(names):
+        d.box(
+            20 + column * cell, 204, cell - 5, 30, name, fill=TRAINED if name[0] == "v" else FROZEN, size=12, radius=3
+        )
+    d.text(
+        20,
+        262,
+        ("attention: each of a, b, c reads v and itself", "注意力：a、b、c 各自只读 v 和自己"),
+        anchor="start",
+        size=15,
+    )
+    d.legend(20, 296)
+
+
 PICTURES: dict[str, tuple[Callable[[Drawing], None], int, int, tuple[str, str]]] = {
     "methods_overview": (overview, 800, 860, ("Trained numbers of each method", "各方法训练的数字所在的位置")),
     "method_prompt_tuning": (prompt_tuning, 872, 404, ("Prompt tuning", "提示微调")),
@@ -458,6 +521,8 @@ PICTURES: dict[str, tuple[Callable[[Drawing], None], int, int, tuple[str, str]]]
     "method_dora": (dora, 790, 256, ("DoRA", "DoRA")),
     "method_qlora": (qlora, 680, 364, ("QLoRA", "QLoRA")),
     "method_ia3": (ia3, 840, 390, ("(IA)³", "(IA)³")),
+    "how_hooks": (hooks, 790, 424, ("Virtual tokens inside a model", "模型内部的虚拟标记")),
+    "how_packing": (packing, 690, 316, ("Padded and packed batches", "填充与打包的批次")),
     "method_others": (others, 640, 284, ("BitFit, selective and full tuning", "BitFit、部分微调与全量微调")),
 }
 """Function, size and title of each picture."""

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ RESULTS = counts.read()["results"]
 LIGHT_GROUND, DARK_GROUND = "#ffffff", "#1e2129"
 
 
-@pytest.mark.parametrize("name", ["index", pages.WHICH, *pages.METHODS_OF])
+@pytest.mark.parametrize("name", ["index", pages.WHICH, pages.INSIDE, *pages.METHODS_OF])
 def test_a_page_has_the_tables_of_the_results(name):
     page = pages.page(name).read_text(encoding="utf-8")
     assert pages.with_tables(name, page) == page
@@ -44,7 +45,9 @@ def test_the_reasons_to_choose_a_method_are_those_of_the_results():
     easy = [name for name, (_, docstrings) in scores.items() if docstrings < scores[pages.PROBE][1] - 5]
     assert easy == ["untouched base", "`selective`"]
     inside = min(scores[f"`{name}`"][0] for name in ("lora", "dora", "ia3", "full"))
-    assert inside > 5 + max(scores[f"`{name}`"][0] for name in ("prompt_tuning", "p_tuning", "prefix_tuning", "adapter"))
+    assert inside > 5 + max(
+        scores[f"`{name}`"][0] for name in ("prompt_tuning", "p_tuning", "prefix_tuning", "adapter")
+    )
     gains = {row[0]: float(row[-1]) for row in list(pages.classifiers(""))[1:]}
     assert sorted(gains, key=gains.__getitem__)[-2:] == ["`lora`", "`full`"]
     plain, quantised = (next(row for row in pages.quantised_bytes("") if row[0] == "Llama-2-7B")[i] for i in (2, 3))
@@ -113,6 +116,29 @@ def test_the_counts_are_those_that_peft_prints_in_tutorials():
     lora = found["Llama-2-7B", "lora", "rank 16, all linear layers"]
     assert (lora["trained"], lora["total"]) == (39_976_960, 6_778_392_576)
     assert found["mt0-large", "lora", "rank 8, layers of query and value"]["trained"] == 2_359_296
+
+
+def test_the_part_of_the_head_in_the_work_of_a_tutorial():
+    """bloomz-560m: 24 blocks with 12 width² weights each, and a head of vocabulary x width."""
+    text = pages.page(pages.INSIDE).read_text(encoding="utf-8")
+    width, vocabulary = 1024, 250_880
+    head = vocabulary * width
+    assert f"{head / (head + 24 * 12 * width**2):.0%} of the forward\nproducts" in text
+    assert f"{vocabulary:,} tokens" in text
+
+
+def test_the_list_of_packages_is_complete_and_runs_from_the_ground_up():
+    text = pages.page(pages.INSIDE).read_text(encoding="utf-8")
+    section = text[text.index("{#packages}") : text.index("| beside the package")]
+    shown = [
+        name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE)
+    ]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" | ")) for layer in reversed(contract["layers"])]
+    assert sorted(shown) == sorted(name for layer in layers for name in layer)
+    heights = [next(height for height, layer in enumerate(layers) if name in layer) for name in shown]
+    assert heights == sorted(heights)
 
 
 def test_pictures_are_those_of_the_script():
