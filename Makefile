@@ -76,6 +76,10 @@ tables: install
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/parameter_counts.py
 	$(BIN)/python benchmarks/concept_pages.py
+	$(BIN)/python benchmarks/memory_of_bases.py
+	$(BIN)/python benchmarks/padding.py
+	$(BIN)/python benchmarks/beside_peft.py
+	$(BIN)/python scripts/zh_tables.py
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))

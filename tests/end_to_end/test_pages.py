@@ -18,6 +18,7 @@ from peftly.runs.config_file import load_config
 
 SHORT_NAMES = {"smollm2-135m": "llama", "minilm-l6": "bert"}
 ON_THE_HUB = {
+    "HuggingFaceTB/SmolLM2-135M": "llama",
     "Langboat/bloom-1b4-zh": "llama",
     "bigscience/bloomz-1b1": "llama",
     "bigscience/bloomz-560m": "llama",
@@ -59,7 +60,8 @@ ROWS = {
 PAGES = [
     page
     for page in english_pages()
-    if any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
+    if page.name != "README.md"
+    and any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
 ]
 
 
@@ -140,6 +142,15 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
 def test_the_blocks_of_a_page_run(page, here, peftly):
+    run_page(page, here, peftly)
+
+
+def test_the_blocks_of_the_readme_run(here, peftly):
+    run_page(ROOT / "README.md", here, peftly)
+    assert Path("my-adapter/adapter_model.safetensors").is_file()
+
+
+def run_page(page: Path, here: dict[str, Path], peftly: Peftly) -> None:
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.reason is None:
