@@ -122,14 +122,16 @@ def memory(name: str) -> Iterator[Row]:
 
 
 def speed(name: str) -> Iterator[Row]:
-    """Yield the rows of the table of the seconds of a step, beside PEFT's best setting."""
-    yield ["job", "dtype", "PEFT, best", "peftly", "times as fast", "memory of PEFT", "memory of peftly"]
+    """Yield the rows of the table of the seconds and the memory of a step, beside PEFT's best setting."""
+    yield ["job", "dtype", "PEFT, best", "peftly", "times as fast"]
     for result in read("speed")["results"]:
         if result["job"] in JOBS[name]:
-            seconds = [f"{statistics.median(result['seconds'][who]):.2f} s" for who in ("PEFT, best", "peftly")]
-            peaks = [f"{result['memory'][who] / 2**20:,.0f} MiB" for who in ("PEFT, best", "peftly")]
             ratio = f"{result['ratios']['PEFT, best']['median']:.2f}"
-            yield [result["description"], result["dtype"], *seconds, ratio, *peaks]
+            cells = [
+                f"{statistics.median(result['seconds'][who]):.2f} s, {result['memory'][who] / 2**20:,.0f} MiB"
+                for who in ("PEFT, best", "peftly")
+            ]
+            yield [result["description"], result["dtype"], *cells, ratio]
 
 
 def quantised_runs(name: str) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 import importlib
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -125,20 +124,6 @@ def test_the_part_of_the_head_in_the_work_of_a_tutorial():
     head = vocabulary * width
     assert f"{head / (head + 24 * 12 * width**2):.0%} of the forward\nproducts" in text
     assert f"{vocabulary:,} tokens" in text
-
-
-def test_the_list_of_packages_is_complete_and_runs_from_the_ground_up():
-    text = pages.page(pages.INSIDE).read_text(encoding="utf-8")
-    section = text[text.index("{#packages}") : text.index("| beside the package")]
-    shown = [
-        name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE)
-    ]
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = settings["tool"]["importlinter"]["contracts"]
-    layers = [set(layer.split(" | ")) for layer in reversed(contract["layers"])]
-    assert sorted(shown) == sorted(name for layer in layers for name in layer)
-    heights = [next(height for height, layer in enumerate(layers) if name in layer) for name in shown]
-    assert heights == sorted(heights)
 
 
 def test_pictures_are_those_of_the_script():
