@@ -74,6 +74,8 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parameter_counts.py
+	$(BIN)/python benchmarks/concept_pages.py
 	$(BIN)/python benchmarks/memory_of_bases.py
 	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/beside_peft.py
