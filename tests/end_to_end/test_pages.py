@@ -30,6 +30,8 @@ ON_THE_HUB = {
     "Qwen/Qwen2.5-0.5B-Instruct": "llama",
     "THUDM/glm-4-9b-chat-hf": "llama",
 }
+DEFAULTS = {"data": {"train": "tweets.jsonl"}, "method": "lora", "out": "runs/page"}
+"""Settings that a page may leave out of a block of YAML."""
 SHELL = ("pip", "python", "make", "git", "cd", "export", "source", "tensorboard", "unset", "ls", "du", "curl")
 """Commands beside `peftly` that pages show and that do not run here."""
 
@@ -134,7 +136,7 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
             named = re.match(r"# (\S+\.ya?ml)\n", block.code)
             file = Path(named[1] if named else "block.yaml")
             file.write_text(code, encoding="utf-8")
-            load_config(file, defaults={"base": str(bases["smollm2-135m"]), "data": {"train": "tweets.jsonl"}})
+            load_config(file, defaults=DEFAULTS | {"base": str(bases["smollm2-135m"])})
         case "json":
             json.loads(code)
 
