@@ -1,7 +1,7 @@
 """What the tests of the recipes share: the command line, and the scripts of `examples/` on tiny bases.
 
-Each test runs the whole path of its recipe in seconds: the YAML file of `examples/` by its command, with a tiny base and
-few steps, and the script by its `main`. The real measurement is `make recipes`.
+Each test runs the whole path of its recipe in seconds: the YAML file of `examples/` by its command, with a tiny base
+and few steps, and the script by its `main`. The real measurement is `make recipes`.
 """
 
 import importlib
