@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format soak tables bench api compat peft-suite wheel clean
+.PHONY: help install quickstart test lint format soak tables recipes bench api compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint         formatting, lint and types"
 	@echo "make format       apply formatting and safe lint fixes"
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
+	@echo "make recipes      run every recipe of docs/recipes on its real base and check its result (long; RECIPE=NAME: one)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
 	@echo "make api          write docs/api.md from the docstrings"
@@ -68,6 +69,9 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+
+recipes: install
+	$(BIN)/python benchmarks/recipes.py $(RECIPE)
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
