@@ -88,7 +88,7 @@ def scores(run: Path) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     kept = {key: evaluation.get(key) for key in ("split", "accuracy", "macro_f1", "loss", "entity_f1")}
     kept |= {key: summary[key] for key in ("parameters", "bytes", "seconds", "steps", "best_step", "peak_memory_bytes")}
-    kept |= {"examples": evaluation["examples"], "baselines": evaluation["baselines"]}
+    kept |= {"rows": evaluation["rows"], "baselines": evaluation["baselines"]}
     return {key: value for key, value in kept.items() if value is not None}
 
 
