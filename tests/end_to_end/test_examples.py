@@ -32,9 +32,14 @@ def run(name, **settings):
 
 def test_every_example_is_tested_here():
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "chinese_instructions.py",
+        "chinese_instructions.yaml",
         "digits_lora.py",
         "lightning_prompt.py",
+        "opt_adapter.py",
         "qlora_llama.yaml",
+        "role_play.py",
+        "role_play.yaml",
         "sentence_embeddings.py",
         "slurm.sh",
         "trainer_lora.py",
