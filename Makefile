@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format docs soak tables bench api compat peft-suite wheel clean
+.PHONY: help install quickstart test lint format docs soak tables recipes bench api compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -19,6 +19,7 @@ help:
 	@echo "make format       apply formatting and safe lint fixes"
 	@echo "make docs         build the site of the documentation, in English and Chinese, into site/"
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
+	@echo "make recipes      run every recipe of docs/recipes on its real base and check its result (long; RECIPE=NAME: one)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
 	@echo "make api          write docs/api.md from the docstrings"
@@ -74,6 +75,9 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+
+recipes: install
+	$(BIN)/python benchmarks/recipes.py $(RECIPE)
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
