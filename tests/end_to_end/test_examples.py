@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from page_blocks import blocks, command_lines
 
 import peftly
 from peftly import dequantize, generate, load, load_base, merge, trainable_parameters
@@ -76,7 +77,9 @@ def check_qlora(peftly, tmp_path, monkeypatch, options, layers):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "qlora.md").read_text(encoding="utf-8")
-    train, merging = (shlex.split(command) for command in re.findall(r"^    peftly (.+)$", page, re.MULTILINE))
+    lines = [line for block in blocks(page) if block.language == "bash" for line in command_lines(block.code)]
+    beginnings = ("peftly train examples/qlora_llama.yaml --base smollm2-135m", "peftly merge runs/qlora")
+    train, merging = (shlex.split(line)[1:] for line in lines if line.startswith(beginnings))
     write = ["generate", "--base", "merged/qlora", "--prompt", "Tweet text : late again Label :"]
     rows = Path("src/peftly/sample_data/complaints/test.jsonl").read_text().splitlines()[:3]
     Path("few.jsonl").write_text("\n".join(rows))
