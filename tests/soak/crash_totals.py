@@ -106,7 +106,7 @@ def with_tables(page: str, results: dict[str, Any]) -> str:
     for name, text in (("crashes", table(results)), ("flips", undetected(results))):
         begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
         before, rest = page.split(begin)
-        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}"
+        page = f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
     return page
 
 
