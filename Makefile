@@ -86,8 +86,7 @@ reference: install
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/settings_page.py
 	$(BIN)/python scripts/command_line_page.py
-	$(BIN)/python scripts/settings_page.py
-	$(BIN)/python scripts/command_line_page.py
+	$(BIN)/python scripts/coming_from_page.py
 
 compat: install
 	$(BIN)/python scripts/compat.py

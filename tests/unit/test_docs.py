@@ -104,7 +104,7 @@ def test_the_readme_has_the_figures_beside_peft():
 
 
 def test_the_page_for_users_of_other_tools_has_the_names_that_peftly_knows():
-    """After a change of these names: make api."""
+    """After a change of these names: make reference."""
     module = script("coming_from_page", "scripts")
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.with_tables(page) == page
