@@ -1,6 +1,6 @@
 """Write the tables of docs/coming_from.md: options of other tools, and the settings of peftly with the same purpose.
 
-    make api
+    make reference
 
 The names are those that peftly knows when somebody types them (`peftly.setting_names`), and those that are equal.
 """

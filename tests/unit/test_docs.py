@@ -120,11 +120,21 @@ def test_the_readme_has_the_figures_beside_peft():
 
 
 def test_the_page_for_users_of_other_tools_has_the_names_that_peftly_knows():
-    """After a change of these names: make api."""
+    """After a change of these names: make reference."""
     module = script("coming_from_page", "scripts")
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.with_tables(page) == page
     assert len(module.TABLE.findall(page)) == len(module.options()) == 6
+
+
+def test_the_page_of_the_file_format_names_the_types_of_each_method():
+    from peftly.methods import METHODS
+
+    page = (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    for name, method in METHODS.items():
+        assert set(re.findall(r"`((?:PEFTLY_)?[A-Z0-9_]{3,})`", rows[name])) <= set(method.adapter.peft_types), name
+        assert method.adapter.peft_types[0] in rows[name], name
 
 
 def test_several_seeds_are_shown_as_their_mean_and_range():
