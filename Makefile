@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format docs soak tables bench reference compat peft-suite wheel clean
+.PHONY: help install quickstart test lint format docs soak tables recipes bench reference compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -19,6 +19,7 @@ help:
 	@echo "make format       apply formatting and safe lint fixes"
 	@echo "make docs         build the site of the documentation, in English and Chinese, into site/"
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
+	@echo "make recipes      run every recipe of docs/recipes on its real base and check its result (long; RECIPE=NAME: one)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
 	@echo "make reference    write the pages about settings, command line and API from the code"
@@ -74,10 +75,15 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parameter_counts.py
+	$(BIN)/python benchmarks/concept_pages.py
 	$(BIN)/python benchmarks/memory_of_bases.py
 	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/beside_peft.py
 	$(BIN)/python scripts/zh_tables.py
+
+recipes: install
+	$(BIN)/python benchmarks/recipes.py $(RECIPE)
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
@@ -87,6 +93,7 @@ reference: install
 	$(BIN)/python scripts/settings_page.py
 	$(BIN)/python scripts/command_line_page.py
 	$(BIN)/python scripts/coming_from_page.py
+	$(BIN)/python scripts/zh_tables.py
 
 compat: install
 	$(BIN)/python scripts/compat.py

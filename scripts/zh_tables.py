@@ -1,7 +1,7 @@
 """Write the tables of results of the Chinese pages from those of the English pages, with docs/zh_words.yaml.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Each of its lines and cells for which the file
-has a phrase is translated, and other cells stay as they are. In a phrase `{}` stands for any text and `{#}` for a
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Each of its lines and cells for which the
+file has a phrase is translated, and other cells stay as they are. In a phrase `{}` stands for any text and `{#}` for a
 number; in the Chinese phrase `{0}` and `{1}` may stand in another order.
 """
 

@@ -39,6 +39,22 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "peftly", *map(str, arguments)]
 
 
+def captured(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Peftly:
+    """Return a function that runs a command in this process, with the fixtures of a test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("PEFTLY_DEBUG", raising=False)
+
+    def run(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["peftly", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            peftly.cli.main()
+        out, err = capfd.readouterr()
+        return Outcome(int(end.value.code or 0), out, err)
+
+    return run
+
+
 def peftly_here(*arguments: Any) -> Outcome:
     """Run a command in this process, which has imported torch already; for fixtures that tests share."""
     out, err = io.StringIO(), io.StringIO()

@@ -1,31 +1,16 @@
 """The command line in this process, and rows to train on."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import Outcome, Peftly
-
-import peftly.cli
+from commands import Peftly, captured
 
 
 @pytest.fixture(name="peftly")
 def _peftly(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Peftly:
     """Run a command in this process, which has imported torch already, as `peftly` would."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("PEFTLY_DEBUG", raising=False)
-
-    def run(*arguments: Any) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["peftly", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            peftly.cli.main()
-        out, err = capfd.readouterr()
-        return Outcome(int(end.value.code or 0), out, err)
-
-    return run
+    return captured(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="session")

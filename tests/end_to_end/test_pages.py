@@ -30,6 +30,8 @@ ON_THE_HUB = {
     "Qwen/Qwen2.5-0.5B-Instruct": "llama",
     "THUDM/glm-4-9b-chat-hf": "llama",
 }
+DEFAULTS = {"data": {"train": "tweets.jsonl"}, "method": "lora", "out": "runs/page"}
+"""Settings that a page may leave out of a block of YAML."""
 SHELL = ("pip", "python", "make", "git", "cd", "export", "source", "tensorboard", "unset", "ls", "du", "curl")
 """Commands beside `peftly` that pages show and that do not run here."""
 
@@ -88,9 +90,13 @@ def _prepared(tmp_path_factory, tweets, tiny_llama_folder, task_base) -> Path:
 def _here(prepared, tmp_path, monkeypatch, tiny_llama_folder, task_base) -> dict[str, Path]:
     """Go to a folder for one page; return the folders of the bases."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    for name in ("examples", "src", "benchmarks"):
+    for name in ("src", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     kinds = {"llama": tiny_llama_folder}
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for file in (tmp_path / "examples").glob("*.yaml"):
+        bases = {name: kinds.get(kind) or task_base(kind) for name, kind in SHORT_NAMES.items()}
+        file.write_text(with_bases(file.read_text("utf-8"), bases), encoding="utf-8")
     for name, kind in ON_THE_HUB.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(kinds.get(kind) or task_base(kind))
@@ -115,7 +121,7 @@ def run_command(line: str, peftly: Peftly) -> None:
         if program == "python" and words[0].endswith(".py"):
             assert Path(words[0]).is_file(), line
         return
-    has_file = any(word.endswith((".yaml", ".yml")) for word in words)
+    has_file = any(word.endswith((".yaml", ".yml")) and not word.startswith("examples/") for word in words)
     if words[0] == "train" and not has_file and "--resume" not in words and "max_steps" not in line:
         words += ["--set", "train.max_steps=4"]
     outcome = peftly(*words)
@@ -134,7 +140,7 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
             named = re.match(r"# (\S+\.ya?ml)\n", block.code)
             file = Path(named[1] if named else "block.yaml")
             file.write_text(code, encoding="utf-8")
-            load_config(file, defaults={"base": str(bases["smollm2-135m"]), "data": {"train": "tweets.jsonl"}})
+            load_config(file, defaults=DEFAULTS | {"base": str(bases["smollm2-135m"])})
         case "json":
             json.loads(code)
 

@@ -111,6 +111,16 @@ def test_the_page_for_users_of_other_tools_has_the_names_that_peftly_knows():
     assert len(module.TABLE.findall(page)) == len(module.options()) == 6
 
 
+def test_the_page_of_the_file_format_names_the_types_of_each_method():
+    from peftly.methods import METHODS
+
+    page = (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    for name, method in METHODS.items():
+        assert set(re.findall(r"`((?:PEFTLY_)?[A-Z0-9_]{3,})`", rows[name])) <= set(method.adapter.peft_types), name
+        assert method.adapter.peft_types[0] in rows[name], name
+
+
 def test_several_seeds_are_shown_as_their_mean_and_range():
     spread = script("qlora").spread
     assert spread([0.25, 0.5, 0.75], ".2f") == "0.50 (0.25 to 0.75)"

@@ -1,0 +1,67 @@
+"""The pages of the recipes: tables and pictures of the committed results, which are inside of their bounds."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+recipes = importlib.import_module("recipes")
+
+
+def test_every_recipe_has_results_a_page_in_both_languages_and_a_fast_test():
+    assert {file.stem for file in recipes.RESULTS.glob("*.json")} == set(recipes.RECIPES)
+    for name in recipes.RECIPES:
+        assert recipes.page_of(name).is_file()
+        assert recipes.page_of(name).with_suffix(".zh.md").is_file()
+        assert (recipes.ROOT / "tests" / "recipes" / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_the_page_and_the_pictures_are_those_of_the_results(name):
+    module, content = recipes.recipe(name), recipes.read(name)
+    assert content["recipe"] == name
+    assert content["base"] == module.BASE
+    assert module.BOUNDS
+    assert recipes.outside(content["result"], module.BOUNDS) == []
+    for path, text in recipes.files_of(name).items():
+        assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_result_outside_its_bounds_is_named():
+    result = {"lora": {"accuracy": 0.5}, "epochs": [{"loss": 2.0}]}
+    assert recipes.outside(result, {"lora.accuracy": (0.5, None), "epochs.0.loss": (1, 2)}) == []
+    assert recipes.outside(result, {"lora.accuracy": (0.6, None)}) == ["lora.accuracy is 0.5, outside 0.6 to None"]
+    assert recipes.outside(result, {"epochs.0.loss": (None, 1)}) == ["epochs.0.loss is 2, outside None to 1"]
+    assert recipes.outside({"loss": float("nan")}, {"loss": (None, 1)})
+
+
+def test_a_table_stands_between_its_marks_and_a_page_without_them_is_refused():
+    page = "a\n<!-- table: one -->\nold\n<!-- end of table -->\nb\n"
+    new = recipes.with_tables(page, {"one": "| x |\n|---|\n"})
+    assert new == "a\n<!-- table: one -->\n\n| x |\n|---|\n\n<!-- end of table -->\nb\n"
+    assert recipes.with_tables(new, {"one": "| x |\n|---|\n"}) == new
+    with pytest.raises(ValueError, match="table: two"):
+        recipes.with_tables(page, {"two": ""})
+
+
+def test_a_measurement_outside_of_its_bounds_is_an_error(monkeypatch):
+    class Module:
+        BASE, BOUNDS = "a base", {"loss": (None, 1)}
+
+        @staticmethod
+        def measure(folder):
+            (folder / "file").write_text("written")
+            return {"loss": 0.5 + len(list(folder.iterdir())) * Module.extra}
+
+    monkeypatch.setattr(recipes, "recipe", lambda _name: Module)
+    Module.extra = 0
+    content = recipes.measure("any")
+    assert content["result"] == {"loss": 0.5}
+    assert content["peak_memory_bytes"] > 1e6
+    assert "a base" in recipes.machine(content)
+    Module.extra = 1
+    with pytest.raises(SystemExit, match=r"any: loss is 1.5, outside None to 1"):
+        recipes.measure("any")
