@@ -16,9 +16,9 @@ DOCS = ROOT / "docs"
 FILE = DOCS / "llms.txt"
 HEADER = """# peftly
 
-> Parameter-efficient fine-tuning of language models (soft prompts, adapters, LoRA, DoRA, QLoRA, (IA)³): a Python package
-> and a command line, from raw data to an adapter in the format of Hugging Face PEFT. Begin with agents.md, which has the
-> commands, the settings and the usual mistakes. Each page is also there in Chinese (NAME.zh.md).
+> Parameter-efficient fine-tuning of language models (soft prompts, adapters, LoRA, DoRA, QLoRA, (IA)³): a Python
+> package and a command line, from raw data to an adapter in the format of Hugging Face PEFT. Begin with agents.md,
+> which has the commands, the settings and the usual mistakes. Each page is also there in Chinese (NAME.zh.md).
 """
 
 
