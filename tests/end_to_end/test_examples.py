@@ -35,7 +35,7 @@ def test_every_example_is_named_by_a_test():
     text = "\n".join(file.read_text(encoding="utf-8") for file in tests)
     examples = [file for file in EXAMPLES.iterdir() if file.is_file()]
     assert len(examples) >= 20
-    assert [file.name for file in examples if f'"{file.name}"' not in text and f'"{file.stem}"' not in text] == []
+    assert [file.name for file in examples if not re.search(rf"\b{file.stem}\b", text)] == []
 
 
 def test_digits(capsys):
