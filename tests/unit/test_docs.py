@@ -127,6 +127,16 @@ def test_the_page_for_users_of_other_tools_has_the_names_that_peftly_knows():
     assert len(module.TABLE.findall(page)) == len(module.options()) == 6
 
 
+def test_the_list_of_pages_for_programs_is_that_of_the_site():
+    """After a change of the navigation or of a first sentence: make reference."""
+    module = script("llms_page", "scripts")
+    content = module.FILE.read_text(encoding="utf-8")
+    assert content == module.text()
+    listed = {(ROOT / "docs" / name).resolve() for name in re.findall(r"\]\(([^)]+\.md)\)", content)}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if not page.stem.endswith(".zh")}
+    assert listed == pages - {ROOT / "docs" / "index.md"}
+
+
 def test_the_page_of_the_file_format_names_the_types_of_each_method():
     from peftly.methods import METHODS
 
