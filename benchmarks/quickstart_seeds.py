@@ -160,17 +160,23 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="measure the seconds of the messages in float32 only")
     parser.add_argument("--pages", action="store_true", help="measure nothing, write the tables from the JSON")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
     if not arguments.pages and not arguments.float32:
         for task in arguments.tasks:
             results[task] = measure(task)
+            write(results)
     if not arguments.pages and TASKS[0] in arguments.tasks:
         _, seconds = timed(TASKS[0], SEEDS[0], "float32")
         results[TASKS[0]]["float32"] = {"seed": SEEDS[0], "seconds": seconds}
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    write(results)
     for task in results:
         print(table(results[task]))
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the JSON and the tables of the page."""
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":
