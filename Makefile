@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format docs soak tables recipes bench api compat peft-suite wheel clean
+.PHONY: help install quickstart test lint format docs soak tables recipes bench reference compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
@@ -22,7 +22,7 @@ help:
 	@echo "make recipes      run every recipe of docs/recipes on its real base and check its result (long; RECIPE=NAME: one)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
-	@echo "make api          write docs/api.md from the docstrings"
+	@echo "make reference    write the pages about settings, command line and API from the code"
 	@echo "make compat       part of the tests with the oldest and newest versions of the dependencies (long; fresh environments)"
 	@echo "make peft-suite   PEFT's own tests, from its source distribution, with peftly.peft in place of peft (ten minutes)"
 	@echo "make wheel        build the wheel into dist/"
@@ -75,6 +75,12 @@ tables: install
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parameter_counts.py
+	$(BIN)/python benchmarks/concept_pages.py
+	$(BIN)/python benchmarks/memory_of_bases.py
+	$(BIN)/python benchmarks/padding.py
+	$(BIN)/python benchmarks/beside_peft.py
+	$(BIN)/python scripts/zh_tables.py
 
 recipes: install
 	$(BIN)/python benchmarks/recipes.py $(RECIPE)
@@ -82,8 +88,13 @@ recipes: install
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
 
-api: install
+reference: install
 	$(BIN)/python scripts/api_page.py
+	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/command_line_page.py
+	$(BIN)/python scripts/coming_from_page.py
+	$(BIN)/python scripts/llms_page.py
+	$(BIN)/python scripts/zh_tables.py
 
 compat: install
 	$(BIN)/python scripts/compat.py

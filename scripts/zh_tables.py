@@ -1,8 +1,8 @@
 """Write the tables of results of the Chinese pages from those of the English pages, with docs/zh_words.yaml.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Each of its lines, and each cell, that the
-file of phrases has is translated; `{}` in a phrase stands for any text;
-in the Chinese phrase `{0}`, `{1}` may stand in another order. Other cells stay as they are.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Each of its lines and cells for which the
+file has a phrase is translated, and other cells stay as they are. In a phrase `{}` stands for any text and `{#}` for a
+number; in the Chinese phrase `{0}` and `{1}` may stand in another order.
 """
 
 import re
@@ -21,12 +21,14 @@ TABLE = re.compile(r"<!-- table: (.+?) -->\n(.*?)<!-- end of table -->", re.DOTA
 def phrases() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
     """Return the phrases without and with placeholders."""
     words: dict[str, str] = yaml.safe_load(WORDS.read_text(encoding="utf-8")) or {}
-    plain = {english: chinese for english, chinese in words.items() if "{}" not in english}
-    patterns = [
-        (re.compile("(.+?)".join(map(re.escape, english.split("{}")))), chinese)
-        for english, chinese in words.items()
-        if "{}" in english
-    ]
+    patterns, plain = [], {}
+    for english, chinese in words.items():
+        escaped = re.escape(english)
+        pattern = escaped.replace(r"\{\}", "(.+?)").replace(r"\{\#\}", r"([\d.,]+)")
+        if pattern == escaped:
+            plain[english] = str(chinese)
+        else:
+            patterns.append((re.compile(pattern), str(chinese).replace("{#}", "{}")))
     return plain, patterns
 
 

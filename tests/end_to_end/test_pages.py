@@ -18,6 +18,7 @@ from peftly.runs.config_file import load_config
 
 SHORT_NAMES = {"smollm2-135m": "llama", "minilm-l6": "bert"}
 ON_THE_HUB = {
+    "HuggingFaceTB/SmolLM2-135M": "llama",
     "Langboat/bloom-1b4-zh": "llama",
     "bigscience/bloomz-1b1": "llama",
     "bigscience/bloomz-560m": "llama",
@@ -29,6 +30,8 @@ ON_THE_HUB = {
     "Qwen/Qwen2.5-0.5B-Instruct": "llama",
     "THUDM/glm-4-9b-chat-hf": "llama",
 }
+DEFAULTS = {"data": {"train": "tweets.jsonl"}, "method": "lora", "out": "runs/page"}
+"""Settings that a page may leave out of a block of YAML."""
 SHELL = ("pip", "python", "make", "git", "cd", "export", "source", "tensorboard", "unset", "ls", "du", "curl")
 """Commands beside `peftly` that pages show and that do not run here."""
 
@@ -59,7 +62,8 @@ ROWS = {
 PAGES = [
     page
     for page in english_pages()
-    if any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
+    if page.name != "README.md"
+    and any(block.language in ("bash", "python", "yaml") for block in blocks(page.read_text("utf-8")))
 ]
 
 
@@ -136,7 +140,7 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
             named = re.match(r"# (\S+\.ya?ml)\n", block.code)
             file = Path(named[1] if named else "block.yaml")
             file.write_text(code, encoding="utf-8")
-            load_config(file, defaults={"base": str(bases["smollm2-135m"]), "data": {"train": "tweets.jsonl"}})
+            load_config(file, defaults=DEFAULTS | {"base": str(bases["smollm2-135m"])})
         case "json":
             json.loads(code)
 
@@ -144,10 +148,32 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
 def test_the_blocks_of_a_page_run(page, here, peftly):
+    run_page(page, here, peftly)
+
+
+def test_the_blocks_of_the_readme_run(here, peftly):
+    run_page(ROOT / "README.md", here, peftly)
+    assert Path("my-adapter/adapter_model.safetensors").is_file()
+
+
+def run_page(page: Path, here: dict[str, Path], peftly: Peftly) -> None:
     names: dict[str, object] = {"__name__": "page"}
-    for block in blocks(page.read_text(encoding="utf-8")):
-        if block.reason is None:
+    found = blocks(page.read_text(encoding="utf-8"))
+    for number, block in enumerate(found):
+        if block.fails:
+            check_refusal(block, found[number + 1], here, peftly)
+        elif block.reason is None:
             run_block(block, here, names, peftly)
+
+
+def check_refusal(block: Block, message: Block, bases: dict[str, Path], peftly: Peftly) -> None:
+    """Check that a command is refused with the message that the page shows."""
+    (line,) = command_lines(with_bases(block.code, bases))
+    outcome = peftly(*shlex.split(line)[1:])
+    shown = outcome.err
+    for name, folder in bases.items():
+        shown = shown.replace(str(folder), name)
+    assert (outcome.code, message.code.strip() in shown) == (2, True), (line, shown)
 
 
 def test_every_block_names_its_language():

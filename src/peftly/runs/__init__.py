@@ -32,6 +32,7 @@ held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
 push             an adapter to the Hub
 hub_card         its card
+schema           JSON Schema of a configuration
 version_0_1      settings of version 0.1.0
 """
 
@@ -52,6 +53,7 @@ from peftly.runs.results import RunResult
 from peftly.runs.row_predictions import PredictSettings, RowPredictions
 from peftly.runs.run import run
 from peftly.runs.run_memory import estimate_methods
+from peftly.runs.schema import config_schema, setting_texts
 from peftly.runs.side_by_side import TogetherResult
 from peftly.runs.together import run_together
 
@@ -71,6 +73,7 @@ __all__ = [
     "changed_rows_line",
     "check_resumable",
     "check_run_folder",
+    "config_schema",
     "estimate_memory",
     "estimate_methods",
     "find_rate_of_run",
@@ -90,4 +93,5 @@ __all__ = [
     "row_with_answer",
     "run",
     "run_together",
+    "setting_texts",
 ]
