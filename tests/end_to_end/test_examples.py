@@ -36,6 +36,7 @@ def test_every_example_is_tested_here_or_with_its_recipe():
         "chinese_instructions.yaml",
         "digits_lightning.py",
         "digits_lora.py",
+        "image_classifier.py",
         "film_reviews.py",
         "film_reviews.yaml",
         "lightning_prompt.py",
