@@ -56,8 +56,8 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
         "",
         f"Trained: {result['share of parameters trained']:.1%} of the parameters.",
         "",
-        f"The tutorials' ViT-Base has {vit['total']:,} parameters with 101 labels. {vit['trained']:,} are trained: LoRA, and "
-        f"the {vit['classifier']:,} of the classifier.",
+        f"The tutorials' ViT-Base has {vit['total']:,} parameters with 101 labels. {vit['trained']:,} are trained: "
+        f"LoRA, and the {vit['classifier']:,} of the classifier.",
         "",
         f"Measured in float32 with 1 thread of a CPU ({content['environment']['cpu']}).",
     ]
