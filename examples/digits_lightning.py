@@ -1,7 +1,7 @@
 """LoRA in Lightning: a network that knows the digits 0 to 4 learns 5 to 9, with the usual tools of Lightning.
 
 These are a CSV logger, the learning rate finder and early stopping. A small callback keeps the best adapter, since
-early stopping leaves the last weights in the model. Run it with `pip install 'peftly[interop]'` and
+early stopping leaves the last weights in the model. Run it with `pip install '.[interop]'` and
 `python examples/digits_lightning.py` (a minute on a CPU).
 """
 

@@ -1,6 +1,6 @@
 """Prompt tuning in Lightning: the optimizer gets the trainable parameters, everything else is Lightning as usual.
 
-Run it with `pip install 'peftly[interop]'` and `python examples/lightning_prompt.py` (two minutes on two CPU cores).
+Run it with `pip install '.[interop]'` and `python examples/lightning_prompt.py` (two minutes on two CPU cores).
 """
 
 import lightning

@@ -1,6 +1,6 @@
 """QLoRA from rows to a model that other tools open: train over 4 bits, merge, write GGUF, generate with transformers.
 
-Run it with `pip install 'peftly[quant]'` and `python examples/llama_qlora.py` (two minutes on two CPU cores). With
+Run it with `pip install '.[quant]'` and `python examples/llama_qlora.py` (two minutes on two CPU cores). With
 `BASE = "meta-llama/Llama-2-7b-hf"` and your own rows it is the job of the Llama-2 tutorials, on one GPU.
 """
 

@@ -1,6 +1,6 @@
 """LoRA in sentence-transformers: an embedding model learns which requests of customers are about the same topic.
 
-Run it with `pip install 'peftly[interop]'` and `python examples/sentence_embeddings.py` (a minute on a CPU). The scores
+Run it with `pip install '.[interop]'` and `python examples/sentence_embeddings.py` (a minute on a CPU). The scores
 are those of requests that are not in the training.
 """
 

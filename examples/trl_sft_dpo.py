@@ -1,6 +1,6 @@
 """LoRA in TRL: supervised training on packed texts, then DPO from the trained adapter as its own reference.
 
-Run it with `pip install 'peftly[interop]'` and `python examples/trl_sft_dpo.py` (ten minutes on two CPU cores).
+Run it with `pip install '.[interop]'` and `python examples/trl_sft_dpo.py` (ten minutes on two CPU cores).
 """
 
 from datasets import Dataset

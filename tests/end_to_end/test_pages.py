@@ -32,7 +32,7 @@ ON_THE_HUB = {
 }
 DEFAULTS = {"data": {"train": "tweets.jsonl"}, "method": "lora", "out": "runs/page"}
 """Settings that a page may leave out of a block of YAML."""
-SHELL = ("pip", "python", "make", "git", "cd", "export", "source", "tensorboard", "unset", "ls", "du", "curl")
+SHELL = ("pip", "cp", "python", "make", "git", "cd", "export", "source", "tensorboard", "unset", "ls", "du", "curl")
 """Commands beside `peftly` that pages show and that do not run here."""
 
 ROWS = {
