@@ -50,10 +50,11 @@ def lines() -> list[str]:
         f"{times(('W3',), 'PEFT, best')} and {times(('W4D',), 'PEFT, best')}.",
         f"- **Less memory** above the loaded base: prompt tuning {memory('W1')}, DoRA {memory('W4D')}. LoRA takes "
         f"{memory('W3')}, because more examples are computed at once.",
-        f"- **Nothing is lost.** A killed run continues to the same bytes. In {cases:,} tried kills, power cuts and "
-        f"full disks, {lost} results were lost.",
-        f"- **The same files and names.** PEFT reads and writes the adapters; `from peftly.peft import ...` passes "
-        f"{peft_suite['totals']['passed']:,} of PEFT's own tests.",
+        f"- **Nothing is lost.** A killed run continues to the same bytes. In {cases:,} tried kills, power cuts, full "
+        f"disks and other faults, {lost} results were lost.",
+        f"- **The same files and names.** PEFT reads and writes the adapters of its methods; `from peftly.peft import "
+        f"...` passes {peft_suite['totals']['passed']:,} of PEFT's own tests; most of the others test other methods or "
+        "PEFT's internals.",
     ]
 
 
