@@ -10,18 +10,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 LLAMA := $(VENV)/llama
 
-.PHONY: help install quickstart test lint format soak tables recipes bench api compat peft-suite wheel clean
+.PHONY: help install quickstart test lint format docs soak tables recipes bench reference compat peft-suite wheel clean
 
 help:
 	@echo "make quickstart   set up, fetch a real base, train two adapters on it, show what they gain"
 	@echo "make test         set up and run the tests"
 	@echo "make lint         formatting, lint and types"
 	@echo "make format       apply formatting and safe lint fixes"
+	@echo "make docs         build the site of the documentation, in English and Chinese, into site/"
 	@echo "make tables       measure the figures that the docs quote (long; writes benchmarks/results/*.json)"
 	@echo "make recipes      run every recipe of docs/recipes on its real base and check its result (long; RECIPE=NAME: one)"
 	@echo "make bench        measure the speed beside PEFT and the frozen base (long); make bench JOB=W1: one job"
 	@echo "make soak         the tests that take long"
-	@echo "make api          write docs/api.md from the docstrings"
+	@echo "make reference    write the pages about settings, command line and API from the code"
 	@echo "make compat       part of the tests with the oldest and newest versions of the dependencies (long; fresh environments)"
 	@echo "make peft-suite   PEFT's own tests, from its source distribution, with peftly.peft in place of peft (ten minutes)"
 	@echo "make wheel        build the wheel into dist/"
@@ -33,7 +34,7 @@ $(BIN)/python:
 
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,interop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,interop]'
 	@touch $@
 
 install: $(INSTALLED)
@@ -64,11 +65,22 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install
+	$(BIN)/python scripts/zh_tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 tables: install
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qlora.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parameter_counts.py
+	$(BIN)/python benchmarks/concept_pages.py
+	$(BIN)/python benchmarks/memory_of_bases.py
+	$(BIN)/python benchmarks/padding.py
+	$(BIN)/python benchmarks/beside_peft.py
+	$(BIN)/python scripts/zh_tables.py
 
 recipes: install
 	$(BIN)/python benchmarks/recipes.py $(RECIPE)
@@ -76,8 +88,13 @@ recipes: install
 bench: install
 	$(BIN)/python benchmarks/speed.py $(if $(JOB),--jobs $(JOB))
 
-api: install
+reference: install
 	$(BIN)/python scripts/api_page.py
+	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/command_line_page.py
+	$(BIN)/python scripts/coming_from_page.py
+	$(BIN)/python scripts/llms_page.py
+	$(BIN)/python scripts/zh_tables.py
 
 compat: install
 	$(BIN)/python scripts/compat.py
@@ -89,4 +106,4 @@ wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache

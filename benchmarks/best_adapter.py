@@ -108,14 +108,14 @@ def train_once(table: str, method: str, seed: int, evaluations: int | None) -> C
         evaluations: evaluations in an epoch; None: 1 in a run of many epochs, 3 in one of two.
     """
     from peftly.runs.config import RunConfig
-    from peftly.runs.quickstart import METHODS as QUICKSTART
+    from peftly.runs.quickstart import TASKS
     from peftly.runs.run import run
 
     base, _, data = table.partition("/")
     base, data = ("smollm2-135m", "tweets") if table == "quickstart" else (base, data)
     settings, chosen = dict(BASES[base]["train"]), method
-    if table == "quickstart" and method in QUICKSTART:
-        _, chosen, settings = QUICKSTART[method]
+    if table == "quickstart" and method in ("prompt_tuning", "lora"):
+        chosen, settings = getattr(TASKS["tweets"], method)
     with data_files(data) as paths, tempfile.TemporaryDirectory() as folder:
         rows = len(Path(paths["train"]).read_text(encoding="utf-8").splitlines())
         per_epoch = math.ceil(rows / settings["batch_size"])

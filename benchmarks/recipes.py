@@ -2,6 +2,7 @@
 
     make recipes                              # every recipe, each in a process of its own (long)
     python benchmarks/recipes.py NAME ...     # some of them, in this process
+    python benchmarks/recipes.py --folder F NAME   # keep the files in F/NAME; a finished run there is not trained again
     python benchmarks/recipes.py --pages      # only the tables and pictures, from the committed JSON
 
 A recipe is a file `benchmarks/recipe_NAME.py` with
@@ -19,9 +20,9 @@ of benchmarks/results/recipes/NAME.json is
 
     recipe, base, result, seconds, cpu_seconds, peak_memory_bytes, dtype, environment
 
-Seconds and peak memory are those of the whole recipe. A result outside its bounds is an error, and nothing is written.
-The table X of docs/recipes/NAME.md stands between `<!-- table: X -->` and `<!-- end of table -->`. `make test` compares
-the page, the pictures and the bounds with the JSON.
+Seconds and peak memory are those of the whole recipe; seconds are null if a run of an earlier call was used. A result
+outside its bounds is an error, and nothing is written. The table X of docs/recipes/NAME.md stands between
+`<!-- table: X -->` and `<!-- end of table -->`. `make test` compares page, pictures and bounds with the JSON.
 """
 
 import argparse
@@ -45,6 +46,9 @@ PAGES = ROOT / "docs" / "recipes"
 PICTURES = ROOT / "docs" / "img"
 RECIPES = tuple(sorted(file.stem.removeprefix("recipe_") for file in Path(__file__).parent.glob("recipe_*.py")))
 """Names of all recipes."""
+
+REUSED: list[Path] = []
+"""Folders of the runs of an earlier call that this process has used."""
 
 
 def recipe(name: str) -> ModuleType:
@@ -75,20 +79,23 @@ def train(config: str, out: Path, *options: object) -> Path:
 
     Args:
         config: path of the YAML file in the repository.
-        out: run folder.
+        out: run folder. If a finished run is there, it is the result.
         options: further options of the command.
     """
-    peftly("train", config, "--out", out, *options)
+    if any((out / name).is_file() for name in ("summary.json", "results.json")):
+        REUSED.append(out)
+    else:
+        peftly("train", config, "--out", out, "--overwrite", *options)
     return out
 
 
 def scores(run: Path) -> dict[str, Any]:
-    """Return the numbers of a finished run: scores on its held-out examples, sizes, seconds, baselines."""
+    """Return the numbers of a finished run: scores on its held-out `examples`, sizes, seconds, baselines."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    kept = {key: evaluation.get(key) for key in ("split", "accuracy", "macro_f1", "loss", "entity_f1")}
+    kept = {key: evaluation.get(key) for key in ("split", "accuracy", "macro_f1", "loss", "perplexity", "entity_f1")}
     kept |= {key: summary[key] for key in ("parameters", "bytes", "seconds", "steps", "best_step", "peak_memory_bytes")}
-    kept |= {"rows": evaluation["rows"], "baselines": evaluation["baselines"]}
+    kept |= {"examples": evaluation["rows"], "baselines": evaluation["baselines"]}
     return {key: value for key, value in kept.items() if value is not None}
 
 
@@ -109,8 +116,12 @@ def outside(result: dict[str, Any], bounds: dict[str, tuple[float | None, float 
     return lines
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     """Run a recipe and return the content of its JSON.
+
+    Args:
+        name: name of the recipe.
+        folder: folder for its files; None: a temporary one.
 
     Raises:
         SystemExit: a number is outside its bounds.
@@ -119,14 +130,15 @@ def measure(name: str) -> dict[str, Any]:
 
     module = recipe(name)
     start, cpu_start = time.perf_counter(), cpu_seconds()
-    with tempfile.TemporaryDirectory() as folder:
-        result = json.loads(json.dumps(module.measure(Path(folder))))
+    with tempfile.TemporaryDirectory() as temporary:
+        result = json.loads(json.dumps(module.measure(folder or Path(temporary))))
+    is_whole = not REUSED
     content = {
         "recipe": name,
         "base": module.BASE,
         "result": result,
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(cpu_seconds() - cpu_start, 1),
+        "seconds": round(time.perf_counter() - start, 1) if is_whole else None,
+        "cpu_seconds": round(cpu_seconds() - cpu_start, 1) if is_whole else None,
         "peak_memory_bytes": peak_memory(),
         "dtype": automatic_dtype(),
         "environment": environment(),
@@ -146,7 +158,10 @@ def cpu_seconds() -> float:
 def peak_memory() -> int:
     """Return the largest resident set so far of this process or of one of its finished children, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    summaries = [json.loads(file.read_text("utf-8")) for run in REUSED for file in run.rglob("summary.json")]
+    earlier = [summary["peak_memory_bytes"] for summary in summaries]
+    return max([unit * resource.getrusage(who).ru_maxrss for who in processes] + earlier)
 
 
 def results_of(name: str) -> Path:
@@ -200,10 +215,10 @@ def machine(content: dict[str, Any]) -> str:
     """Return a line on the machine, the time and the memory of a measurement, to stand under a table."""
     of = content["environment"]
     threads = f"{of['threads']} thread{'s' if of['threads'] != 1 else ''}"
+    time = f"{content['cpu_seconds']:.0f} CPU seconds for the whole recipe, " if content["cpu_seconds"] else ""
     return (
-        f"Measured on {content['base']} in {content['dtype']} with {threads} of a CPU ({of['cpu']}): "
-        f"{content['cpu_seconds']:.0f} CPU seconds for the whole recipe, peak memory "
-        f"{content['peak_memory_bytes'] / 2**20:,.0f} MiB."
+        f"Measured on {content['base']} in {content['dtype']} with {threads} of a CPU ({of['cpu']}): {time}"
+        f"peak memory {content['peak_memory_bytes'] / 2**20:,.0f} MiB."
     )
 
 
@@ -211,6 +226,7 @@ def main() -> None:
     """Measure the recipes, and write their JSON and pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"recipes: {', '.join(RECIPES)}")
+    parser.add_argument("--folder", type=Path, help="keep the files of each recipe in a folder inside of this one")
     parser.add_argument("--pages", action="store_true", help="write the pages from the committed JSON only")
     options = parser.parse_args()
     if unknown := set(options.names) - set(RECIPES):
@@ -222,8 +238,12 @@ def main() -> None:
     if not options.names:
         failed = [name for name in RECIPES if subprocess.run([sys.executable, __file__, name], check=False).returncode]
         raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
+    sys.modules.setdefault("recipes", sys.modules[__name__])  # the files of the recipes import this one by its name
     for name in options.names:
-        content = measure(name)
+        folder = options.folder and (options.folder / name).resolve()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        content = measure(name, folder)
         results_of(name).parent.mkdir(parents=True, exist_ok=True)
         results_of(name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_files(name)

@@ -1,27 +1,29 @@
-"""Write docs/api.md from the docstrings of the public names.
+"""Write the names of docs/api.md and docs/api.zh.md from the docstrings of the public names.
 
-    make api
+    make reference
 
-`make test` checks that the page is up to date.
+`make test` checks that the pages are up to date. The Chinese page has Chinese tables, and the docstrings as they are.
 """
 
-import ast
 import inspect
 import re
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reference import Translator, pages, table, write
+
 import peftly
 from peftly.errors import PeftlyError
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+from peftly.runs import setting_texts
 
 SECTIONS = {
     "Base models and data": ("load_base", "Base", "Quantization", "dequantize", "load_data", "DataConfig"),
@@ -79,23 +81,48 @@ SECTIONS = {
 """The public names by subject; the errors are added from their tree."""
 
 
-def page() -> str:
-    """Return the page."""
+INTRODUCTIONS = {
+    "Base models and data": "Open a base, and turn rows into batches of token ids.",
+    "Adapters": "Put adapters on a model, choose the active ones, save them, load them, and take them off.",
+    "Methods": "A class of settings for each method, such as `LoRA(rank=16)`, which `attach` takes.",
+    "Training": "Train the adapters of a model.",
+    "Use and evaluation": "Generate, classify and score with an adapted model.",
+    "Merging and exporting": "Turn adapters into a plain model, or into the files of other tools.",
+    "Errors": "`except peftly.PeftlyError` catches all errors that you can remedy; the message says how.",
+}
+
+_METHODS = "Mapping of the name of each method to its `Method`; `peftly methods` prints it."
+_PROGRAM = "a signature"
+
+
+def lines(translate: Translator) -> Iterator[str]:
+    """Yield the lines of the written part of a page."""
     sections = {**SECTIONS, "Errors": tuple(name for name in sorted(peftly.__all__) if _is_error(name))}
     missing = set(peftly.__all__) - {"__version__"} - {name for names in sections.values() for name in names}
     if missing:
         raise SystemExit(f"error: {', '.join(sorted(missing))} is in no section of scripts/api_page.py")
-    lines = [
-        "# Python API",
-        "",
-        "Every name is imported from `peftly`. This page is made from the docstrings by `make api`.",
-    ]
     for title, names in sections.items():
-        lines += ["", f"## {title}", ""]
-        lines += [f"[`{name}`](#{name.lower()})" + (" ·" if name != names[-1] else "") for name in names]
+        yield from ("", f"## {translate(title)}", "", translate(INTRODUCTIONS[title]), "")
+        rows = [(f"[`{name}`](#{name.lower()})", translate(_summary(name))) for name in names]
+        yield from table([translate("name"), translate("what it does")], rows)
         for name in names:
-            lines += ["", f"### {name}", "", *_entry(name, getattr(peftly, name))]
-    return "\n".join(lines) + "\n"
+            yield from ("", f"### {name}", "")
+            yield from _without_repeated_blanks(_entry(name, getattr(peftly, name), translate))
+
+
+def _summary(name: str) -> str:
+    return _METHODS if name == "METHODS" else _first_line(getattr(peftly, name))
+
+
+def _without_repeated_blanks(text: Iterator[str]) -> list[str]:
+    """Return lines without a blank line after another one or at the end."""
+    found: list[str] = []
+    for line in text:
+        if line.strip() or (found and found[-1]):
+            found.append(line.rstrip())
+    while found and not found[-1]:
+        found.pop()
+    return found
 
 
 def _is_error(name: str) -> bool:
@@ -103,19 +130,20 @@ def _is_error(name: str) -> bool:
     return inspect.isclass(value) and issubclass(value, PeftlyError)
 
 
-def _entry(name: str, value: Any) -> Iterator[str]:
+def _entry(name: str, value: Any, translate: Translator) -> Iterator[str]:
     """Yield the lines of one name: its signature, its docstring and its settings."""
     if name == "METHODS":
-        yield "Mapping of the name of each method to its `Method`; `peftly methods` prints it."
+        yield _METHODS
         return
     if inspect.isclass(value) and issubclass(value, BaseModel):
-        yield from _docstring(value)
-        yield from _settings(value)
+        yield from _docstring(value, translate)
+        yield from _settings(value, translate)
         return
     if not (inspect.isclass(value) and issubclass(value, Exception)):
-        yield from ("```python", _signature(name, value), "```", "")
-    yield from _docstring(value)
+        yield from (f"<!-- not run: {_PROGRAM} -->", "```python", _signature(name, value), "```", "")
+    yield from _docstring(value, translate)
     if inspect.isclass(value) and name == "Callback":
+        yield ""
         for method, function in inspect.getmembers(value, inspect.isfunction):
             if not method.startswith("_"):
                 yield f"- `{_signature(method, function)}`: {_first_line(function)}"
@@ -160,22 +188,26 @@ def _first_line(value: Any) -> str:
     return (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
 
 
-def _docstring(value: Any) -> Iterator[str]:
-    """Yield a docstring as Markdown: `Args:` and the like become lists."""
-    lines = (inspect.getdoc(value) or "").splitlines()
+def _docstring(value: Any, translate: Translator) -> Iterator[str]:
+    """Yield a docstring as Markdown: `Args:` and the like become lists, and indented code a block."""
+    text = (inspect.getdoc(value) or "").splitlines()
     at = 0
-    while at < len(lines):
-        section = re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", lines[at])
-        if section is None:
-            yield lines[at]
+    while at < len(text):
+        section = re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", text[at])
+        is_code = text[at].startswith("    ")
+        if section is None and not is_code:
+            yield f"**{translate('Example')}**" if text[at] == "Example::" else text[at]
             at += 1
             continue
-        end = next((i for i in range(at + 1, len(lines)) if lines[i] and not lines[i].startswith(" ")), len(lines))
-        block = textwrap.dedent("\n".join(lines[at + 1 : end])).strip().splitlines()
-        yield f"**{section[1]}**"
-        yield ""
-        yield from _listed(block) if section[1] not in ("Returns", "Yields") else block
-        yield ""
+        start = at + (section is not None)
+        end = next((i for i in range(start, len(text)) if text[i] and not text[i].startswith(" ")), len(text))
+        block = textwrap.dedent("\n".join(text[start:end])).strip().splitlines()
+        if section is None:
+            yield from ("```python", *block, "```", "")
+        else:
+            yield from (f"**{translate(section[1])}**", "")
+            yield from _listed(block) if section[1] not in ("Returns", "Yields") else block
+            yield ""
         at = end
 
 
@@ -189,27 +221,23 @@ def _listed(block: list[str]) -> Iterator[str]:
             yield f"  {line.strip()}" if line.strip() else ""
 
 
-def _settings(model: type[BaseModel]) -> Iterator[str]:
+def _settings(model: type[BaseModel], translate: Translator) -> Iterator[str]:
     """Yield the fields of a settings class as a table."""
-    meanings = meanings_of(model)
-    yield from ("", "| setting | default | meaning |", "|---|---|---|")
+    texts = setting_texts(model)
+    rows = []
     for name, field in model.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
-        meaning = " ".join(meanings.get(name, "").split()).replace("|", "\\|")
-        yield f"| `{name}` | {default} | {meaning} |"
+        required = field.default is PydanticUndefined and field.default_factory is None
+        default = translate("required") if required else f"`{field.get_default(call_default_factory=True)!r}`"
+        in_yaml = translate(texts.get(name, "").replace("None:", "`null`:"))  # the texts of the page about the settings
+        rows.append((f"`{name}`", default, re.sub("`null`([:：])", r"None\1", in_yaml)))
+    yield ""
+    yield from table([translate(word) for word in ("setting", "default", "what it does")], rows)
 
 
-def meanings_of(model: type[BaseModel]) -> dict[str, str]:
-    """Return the text below each field of a settings class. pydantic could collect it, in a quarter of the import."""
-    found = {}
-    for owner in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
-        (class_node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        for field, text in pairwise(typing.cast(ast.ClassDef, class_node).body):
-            is_described = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_described:
-                found[field.target.id] = str(text.value.value)
-    return {name: text for name, text in found.items() if name in model.model_fields}
+def current() -> dict[Path, str]:
+    """Return the pages as they should be, by file."""
+    return pages("api", lines)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write(current())

@@ -24,7 +24,7 @@ def quickstart_folder(told) -> Path:
     return told[0]
 
 
-def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told):
+def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told, tiny_llama_folder):
     quickstart_folder, out = told
     for words in (
         "untouched base",
@@ -33,6 +33,9 @@ def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told):
         "LoRA",
         "accuracy",
         "macro-F1",
+        "Answers before and after training",
+        "prompt tuning: ",
+        " beside a base of ",
         "report: ",
         "Next:",
     ):
@@ -41,8 +44,11 @@ def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told):
     results = json.loads((quickstart_folder.parent / "results.json").read_text())
     assert results == json.loads((quickstart_folder / "quickstart.json").read_text())
     base, probe, prompt_tuning, lora = results["rows"]
-    assert (base["parameters"], base["bytes"]) == (probe["parameters"], probe["bytes"]) == (0, 0)
-    assert prompt_tuning["parameters"] == 8 * 32
+    assert (base["parameters"], probe["parameters"], probe["bytes"]) == (0, 0, 0)
+    assert base["bytes"] == (tiny_llama_folder / "model.safetensors").stat().st_size
+    assert results["task"] == "messages"
+    assert set(results["gold"]) == {"billing", "delivery", "jobs", "technical"}
+    assert prompt_tuning["parameters"] == 10 * 32
     assert lora["parameters"] > prompt_tuning["parameters"]
     assert all(
         len(row["predictions"]) == len(results["gold"]) == len(results["texts"]) == 24 for row in results["rows"]
@@ -64,6 +70,15 @@ def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told):
         assert peftly(*words, *shorter).code == 0, command
 
 
+def test_the_page_shows_the_commands_that_it_names(told):
+    folder, out = told
+    page = (Path(__file__).resolve().parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    shown = [shlex.split(line) for line in page.splitlines() if line.startswith("peftly ")]
+    commands = [line.replace(str(folder), "runs/quickstart") for line in out.partition("Next:")[2].splitlines()]
+    for command in [shlex.split(line)[1:] for line in commands if line.strip()][:3]:
+        assert ["peftly", *command] in shown
+
+
 def test_both_start_from_the_same_base(quickstart_folder, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
     """LoRA after prompt tuning gives the same adapter as LoRA alone."""
     import torch
@@ -83,10 +98,11 @@ def test_both_start_from_the_same_base(quickstart_folder, peftly: Peftly, tiny_l
 def test_a_second_quickstart_replaces_the_first_only(peftly: Peftly, tiny_llama_folder, quickstart_folder):
     (quickstart_folder / "notes.txt").write_text("mine")
     (quickstart_folder / "data" / "more.jsonl").write_text("mine")
-    arguments = ["quickstart", "--base", tiny_llama_folder, "--out", quickstart_folder, "--epochs", "1", "--limit", "8"]
-    outcome = peftly(*arguments)
+    flags = ["--base", tiny_llama_folder, "--out", quickstart_folder, "--epochs", "1", "--limit", "8"]
+    outcome = peftly("quickstart", "--task", "tweets", *flags)
     assert outcome.code == 0, outcome.err
     assert "replacing the earlier quickstart" in outcome.out
-    assert len(json.loads((quickstart_folder / "quickstart.json").read_text())["gold"]) == 8
+    gold = json.loads((quickstart_folder / "quickstart.json").read_text())["gold"]
+    assert sorted(gold) == ["complaint"] * 4 + ["no complaint"] * 4
     assert (quickstart_folder / "notes.txt").read_text() == "mine"
     assert (quickstart_folder / "data" / "more.jsonl").read_text() == "mine"

@@ -1,8 +1,7 @@
-"""The commands, the code, the lists and the tree of the README, with a tiny base instead of the real one."""
+"""The lists of the README and of the pages about the code, and the configurations of a page."""
 
 import ast
 import re
-import shlex
 import shutil
 import tomllib
 from pathlib import Path
@@ -15,6 +14,7 @@ from peftly.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 PACKAGES = sorted(file.parent for file in (ROOT / "src" / "peftly").glob("*/__init__.py"))
 
 
@@ -25,22 +25,7 @@ def _here(tmp_path, tweets, monkeypatch):
     return tmp_path
 
 
-def test_its_commands(here, peftly: Peftly, tiny_llama_folder, task_base):
-    bases = {"smollm2-135m": tiny_llama_folder, "minilm-l6": task_base("bert")}
-    commands = re.findall(r"^    peftly (.+)$", README, re.MULTILINE)
-    assert len(commands) == 4
-    for command in commands:
-        outcome = peftly(*(str(bases.get(word, word)) for word in shlex.split(command)))
-        assert outcome.code == 0, (command, outcome.err)
-
-
-def test_its_python(here, tiny_llama_folder):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
-    exec(compile(blocks[0].replace("smollm2-135m", str(tiny_llama_folder)), "README.md", "exec"), {})
-    assert (here / "my-adapter" / "adapter_model.safetensors").is_file()
-
-
+@pytest.mark.soak
 def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Peftly, tiny_llama_folder):
     page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
@@ -67,14 +52,23 @@ def test_its_list_of_commands():
     assert re.findall(r"`([\w-]+)`", listed) == commands_of(app)
 
 
+def test_its_list_of_commands_in_chinese():
+    (listed,) = re.findall(r"^`peftly --help` 会列出全部命令：([^。]+)。", CHINESE, re.MULTILINE)
+    assert re.findall(r"`([\w-]+)`", listed) == commands_of(app)
+
+
 def test_its_table_of_methods():
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (\S+) \|$", README, re.MULTILINE)
     assert rows == [(name, method.summary, method.paper) for name, method in METHODS.items()]
 
 
-def test_its_tree_names_every_package_from_the_ground_up():
-    tree = README[README.index("    src/peftly/") : README.index("    tests/")]
-    shown = [name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^ {6}(\S+)", tree, re.MULTILINE)]
+@pytest.mark.parametrize("name", ["how_it_works.md", "how_it_works.zh.md"])
+def test_the_list_of_packages_names_each_one_from_the_ground_up(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    section = page[page.index("{#packages}") : page.index("| `tests/` |")]
+    shown = [
+        name.removesuffix(".py").removesuffix("/") for name in re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE)
+    ]
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (contract,) = settings["tool"]["importlinter"]["contracts"]
     layers = [set(layer.split(" | ")) for layer in reversed(contract["layers"])]

@@ -5,10 +5,12 @@ and few steps, and the script by its `main`. The real measurement is `make recip
 """
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from commands import Peftly, captured
@@ -31,3 +33,20 @@ def example() -> Callable[[str], ModuleType]:
         return importlib.import_module("recipes").example
     finally:
         sys.path.pop(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[str], list[dict[str, Any]]]:
+    """Read the rows of `examples/data/NAME.jsonl`."""
+
+    def read(name: str) -> list[dict[str, Any]]:
+        lines = (ROOT / "examples" / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    return read

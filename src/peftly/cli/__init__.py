@@ -36,6 +36,7 @@ from peftly.cli.methods import methods
 from peftly.cli.predict import predict
 from peftly.cli.push import push
 from peftly.cli.quickstart import quickstart
+from peftly.cli.schema import schema
 from peftly.cli.train import train
 from peftly.errors import ConfigError
 
@@ -67,6 +68,7 @@ for _command in (
     inspect,
     explain,
     methods,
+    schema,
     env,
 ):
     app.command(cls=Command)(_command)

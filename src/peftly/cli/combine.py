@@ -24,7 +24,7 @@ def combine(
     rank: Annotated[int | None, typer.Option("--rank", help="Rank for svd. Default: the largest rank.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in --out.")] = False,
 ) -> None:
-    """Combine several LoRA adapters into one, their weighted sum, in a folder that PEFT opens, too."""
+    """Add several LoRA adapters, with a weight for each, into one adapter that PEFT opens, too."""
     numbers = None if weights is None else read_weights(weights)
     silence_libraries()
     from peftly.merging import save_combined

@@ -60,10 +60,12 @@ def find_lr(
     early_stopping_patience: Patience = None,
     seed: Seed = None,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option("--steps", min=20, help="Number of steps, unless the loss diverges.")] = 100,
+    steps: Annotated[
+        int, typer.Option("--steps", min=20, help="Number of steps; the test ends earlier if the loss diverges.")
+    ] = 100,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier test in --out.")] = False,
 ) -> None:
-    """Suggest a learning rate for train, with the options of train: a short test with a rising rate."""
+    """Suggest a learning rate: train some steps with a rising rate. Takes the settings and options of train."""
     flags = {
         "base": base,
         "quantization": quantization,

@@ -61,7 +61,7 @@ def inspect(
         typer.Option("--examples", min=1, help="Number of examples to show. Default: 3, and 10 on the page."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="KIND", help="Show examples with this kind of finding.")
+        str | None, typer.Option("--only", metavar="KIND", help="Show only examples with this kind of finding.")
     ] = None,
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE.html", help="Write the findings and examples as a page, too.")

@@ -24,7 +24,11 @@ def merge(
     ] = None,
     weights: Weights = None,
     into: Annotated[
-        str, typer.Option("--into", help="Base of an adapter from QLoRA: trained (quantized) or original.")
+        str,
+        typer.Option(
+            "--into",
+            help="For an adapter from QLoRA: merge into the quantized base (trained) or the original one (original).",
+        ),
     ] = "trained",
     text: Annotated[
         str | None,
@@ -33,7 +37,10 @@ def merge(
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Maximum size of a weights file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a merged model in --out.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep a model that differs by more than rounding explains.")
+        bool,
+        typer.Option(
+            "--force", help="Keep the merged model even if its outputs differ by more than rounding explains."
+        ),
     ] = False,
     report: Annotated[
         str | None, typer.Option("--report", metavar="FILE", help="JSON file for the comparison.")

@@ -27,7 +27,7 @@ def methods(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the methods; with a base, their parameters and memory on it, from its config alone."""
+    """List the methods. With a base: the parameters and the memory of each on it, from its config alone."""
     flags = {
         "base": base,
         "quantization": quantization,

@@ -84,12 +84,12 @@ DataFile = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Training data: JSON Lines, JSON, CSV or Parquet file, folder or Hub id. Repeatable.",
+        help="Training data: JSON Lines, JSON, CSV, TSV or Parquet file, folder or Hub id. Repeatable.",
     ),
 ]
 Field = Annotated[
     list[str] | None,
-    typer.Option("--field", metavar="NAME=TEXT", help="A field of the template of the run. Repeatable."),
+    typer.Option("--field", metavar="NAME=TEXT", help="Value for a field of the template of the run. Repeatable."),
 ]
 Format = Annotated[
     str | None,
@@ -101,12 +101,13 @@ Format = Annotated[
     ),
 ]
 MaxLength = Annotated[
-    int | None, typer.Option("--max-length", help="Maximum tokens of an example; longer ones are truncated.")
+    int | None,
+    typer.Option("--max-length", help="Maximum number of tokens of an example; longer examples are truncated."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Maximum number of tokens to generate.")]
 MinP = Annotated[
     float | None,
-    typer.Option("--min-p", help="Sample from tokens with at least this fraction of the highest probability."),
+    typer.Option("--min-p", help="Sample only from tokens with at least this fraction of the highest probability."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -114,7 +115,7 @@ Overrides = Annotated[
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End the completion in front of this text. Repeatable."),
+    typer.Option("--stop", metavar="TEXT", help="End the answer in front of this text. Repeatable."),
 ]
 ChatTemplate = Annotated[
     str | None,
@@ -147,7 +148,7 @@ RowTarget = Annotated[
     str | None, typer.Option("--target", help="Field with the answers, for scores of a base without a run.")
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
-Target = Annotated[str | None, typer.Option("--target", help="Field to predict.")]
+Target = Annotated[str | None, typer.Option("--target", help="Field to learn. Default: guessed from the rows.")]
 TaskOption = Annotated[
     str | None,
     typer.Option(
@@ -168,35 +169,43 @@ TestFile = Annotated[
     typer.Option(
         "--test",
         metavar="FILE",
-        help="Test data, for the final scores; none: no test split of the data set. Repeatable.",
+        help="Test data for the final scores; none: no test, even if the data set has a test split. Repeatable.",
     ),
 ]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from the most likely tokens with this total probability.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this number of most likely tokens.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", help="Sample only from the most likely tokens that have this total probability.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Sample only from this number of most likely tokens.")]
 ValidationFile = Annotated[
     list[str] | None,
     typer.Option(
         "--validation",
         metavar="FILE",
-        help="Validation data; none: no validation. Default: a tenth of the training data. Repeatable.",
+        help="Validation data; none: no validation. Default: the validation split of the data set, or a tenth of the "
+        "training data. Repeatable.",
     ),
 ]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Weight of each adapter: 0.7,0.3. Only for LoRA. Default: 1 for each.")
 ]
-Ensemble = Annotated[int | None, typer.Option("--ensemble", help="Number of adapters that vote, as an ensemble.")]
+Ensemble = Annotated[
+    int | None, typer.Option("--ensemble", help="Train this number of adapters, which vote on the label (an ensemble).")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
 Head = Annotated[
     str | None,
     typer.Option("--head", help="New head of a sequence classifier: auto, transformers, mean or first."),
 ]
 LearningRate = Annotated[
-    float | None, typer.Option("--learning-rate", help="Peak learning rate. Default: as in peftly methods.")
+    float | None,
+    typer.Option("--learning-rate", help="Peak learning rate. Default: that of the method, see peftly methods."),
 ]
 MethodOption = Annotated[str | None, typer.Option("--method", help="Method to train; see peftly methods.")]
 Patience = Annotated[
     int | None,
-    typer.Option("--early-stopping-patience", help="Evaluations without progress after which training stops."),
+    typer.Option(
+        "--early-stopping-patience", help="Stop the training after this number of evaluations without a better score."
+    ),
 ]
 QuantizationOption = Annotated[
     str | None, typer.Option("--quantization", help="Quantization of the base's linear layers: nf4, fp4 or int8.")

@@ -71,7 +71,7 @@ def predict(
         bool, typer.Option("--overwrite", help="Replace an existing file, and begin again after an interruption.")
     ] = False,
 ) -> None:
-    """Predict the label, tags, number or answer of every row of a file. The same command continues after a kill."""
+    """Predict the label, tags, number or answer of every row of a file. After a stop, the same command continues."""
     if data is None or out is None:
         raise ConfigError("give the rows with --data, and the file to write with --out predictions.jsonl")
     silence_libraries()

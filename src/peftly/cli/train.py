@@ -64,7 +64,8 @@ def train(
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Folder of an unfinished run to continue. Takes --base only.")
+        Path | None,
+        typer.Option("--resume", help="Folder of an unfinished run to continue. Only --base can be given with it."),
     ] = None,
 ) -> None:
     """Train an adapter on your data, with settings from a YAML file, from options, or from both."""

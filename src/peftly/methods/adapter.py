@@ -45,11 +45,12 @@ class AdapterConfig(MethodConfig):
 
     name: Literal["adapter"] = "adapter"
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    """After attention and feed-forward layer, after the feed-forward layer only, or parallel to it."""
+    """Networks after the attention and the feed-forward layer of each block (houlsby), after the feed-forward layer
+    only (pfeiffer), or parallel to the feed-forward layer (parallel)."""
     bottleneck_dim: Size | None = None
-    """Bottleneck dimension."""
+    """Bottleneck dimension. None: by `reduction_factor`."""
     reduction_factor: float | None = Field(default=None, gt=0)
-    """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. Without both: 16."""
+    """Width of the layer divided by the bottleneck dimension, instead of `bottleneck_dim`. None: 16."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """Activation between the two projections."""
     scaling: float | None = Field(default=None, gt=0)
@@ -57,7 +58,7 @@ class AdapterConfig(MethodConfig):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability on the adapter's output, in training."""
     layer_norms: bool | None = None
-    """Whether copies of the normalisation layers are trained too. None: with `houlsby`, as in its paper."""
+    """Train copies of the normalisation layers, too. None: only with `houlsby`, as in its paper."""
     init: Literal["identity", "near_identity"] = "identity"
     """Initial weights: zero for the up projection (identity); or both projections from a normal distribution with a
     standard deviation of 0.01, truncated at two standard deviations (near_identity, as in Houlsby et al.)."""
@@ -227,8 +228,7 @@ class Bottleneck(LayerAdapter):
         self.activation = config.activation
         # A module, so that tools which disable dropout find it (TRL's trainers do).
         self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
-        default = 4.0 if config.placement == "parallel" else 1.0
-        self.scaling = default if config.scaling is None else config.scaling
+        self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
 
     @property
     def dropout(self) -> float:

@@ -57,15 +57,17 @@ class LowRankConfig(MethodConfig):
     rank: Size = 8
     """Rank of the update."""
     alpha: float = Field(default=16.0, gt=0)
-    """The update is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
+    """Scale of the update: it is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability on the input of the update, in training."""
     target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """`all-linear` (all linear layers but the output head), ends of paths, or a regular expression for whole paths."""
+    """Layers that get an update: `all-linear` (all linear layers but the output head), ends of paths in a list, or a
+    regular expression for whole paths."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Biases of which copies are trained too: none, all of the model, or those of the target layers."""
+    """Biases of which copies are trained, too: none, all of the model (all), or those of the target layers
+    (lora_only)."""
     rslora: bool = False
-    """Rank-stabilised scaling (arXiv:2312.03732)."""
+    """Multiply the update by alpha / sqrt(rank) instead of alpha / rank (rank-stabilised LoRA, arXiv:2312.03732)."""
     rank_pattern: dict[str, Size] = Field(default_factory=dict, max_length=MAX_PATTERNS)
     """Ranks of layers that differ from `rank`, by the end of a path or a regular expression for this end. Of several
     keys that match a layer, the first in alphabetical order holds."""

@@ -33,8 +33,10 @@ class MethodConfig(Settings):
     section: ClassVar[str] = "method"
 
     name: str
+    """Name of the method."""
     modules_to_save: tuple[str, ...] | None = None
-    """Ends of the paths of modules of which trained copies are saved with the adapter. None: the classifier."""
+    """Modules that are trained as full copies and saved with the adapter, by the ends of their paths. None: the
+    classifier."""
 
     @classmethod
     def from_json(cls, settings: Any) -> Self:

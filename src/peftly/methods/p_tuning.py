@@ -23,7 +23,7 @@ class PTuning(MethodConfig):
     num_virtual_tokens: Size = 20
     """Number of virtual tokens."""
     encoder: Literal["lstm", "mlp"] = "mlp"
-    """Network: a bidirectional LSTM and two linear layers, or three linear layers."""
+    """Network: a bidirectional LSTM and two linear layers (lstm), or three linear layers (mlp)."""
     encoder_dim: Size | None = None
     """Hidden dimension of the network. None: the width of the embeddings."""
     encoder_layers: int = Field(default=2, ge=1, le=100)
@@ -31,8 +31,8 @@ class PTuning(MethodConfig):
     encoder_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability between the layers of the LSTM."""
     position: Position | None = None
-    """Position of the virtual tokens: in front of the text, after its first token, or where the template of the data
-    marks them, as `{prompt:3}`. None: in front; in encoders after the first token."""
+    """Position of the virtual tokens: in front of the text (front), after its first token (after_cls), or where the
+    template of the data marks them, as `{prompt:3}` (template). None: front; in encoders after_cls."""
 
     @property
     def num_marked_tokens(self) -> int:

@@ -50,15 +50,15 @@ class PrefixTuning(MethodConfig):
     num_virtual_tokens: Length = 20
     """Number of keys and values in each layer; `text`: as many as `init_text` has tokens."""
     init: Literal["text", "vocabulary", "random", "zero"] | None = None
-    """Initial keys and values: keys and values of the tokens of `init_text`, of common tokens of the vocabulary, random
-    ones with the standard deviation of the latter, or zero. None: `text` with `init_text`, else `vocabulary`; with
-    `projection`, `random`."""
+    """Initial keys and values: those of the tokens of `init_text` (text), of common tokens of the vocabulary
+    (vocabulary), random ones with the standard deviation of these (random), or zero. None: `text` with `init_text`,
+    else `vocabulary`; with `projection`, `random`."""
     init_text: str | None = None
-    """Text for `init: text`, whose tokens are repeated or cut to `num_virtual_tokens`; a warning says so."""
+    """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`, with a warning."""
     projection: bool = False
     """Train a network that computes the prefix (the reparameterisation of the paper)."""
     projection_dim: Size | None = None
-    """Hidden dimension of this network. None: key heads x head_dim."""
+    """Hidden dimension of this network. None: number of key heads x head_dim."""
 
     @model_validator(mode="after")
     def _init_fits(self) -> Self:

@@ -25,17 +25,16 @@ class PromptTuning(MethodConfig):
     num_virtual_tokens: Length = 20
     """Number of virtual tokens; `text`: as many as `init_text` has tokens."""
     init: Literal["text", "vocabulary", "random", "labels"] | None = None
-    """Initial embeddings: embeddings of the tokens of `init_text`, of common tokens of the vocabulary, random ones with
-    the standard deviation of the latter, or embeddings of the answers of a labelled task ("Label: complaint", an answer
-    per line). None: `text` with `init_text`; else `labels` if the model generates the answers of a labelled task; else
-    `vocabulary`."""
+    """Initial embeddings: those of the tokens of `init_text` (text), of common tokens of the vocabulary (vocabulary),
+    random ones with the standard deviation of these (random), or those of the labels, one per line (labels). None:
+    `text` with `init_text`; else `labels` if the model generates the labels of the data; else `vocabulary`."""
     init_text: str | None = None
-    """Text for `init: text`, whose tokens are repeated or cut to `num_virtual_tokens`; a warning says so."""
+    """Text for `init: text`. Its tokens are repeated or cut to `num_virtual_tokens`, with a warning."""
     residual_dim: Size | None = None
     """Hidden dimension of a residual network through which the embeddings are trained. None: no such network."""
     position: Position | None = None
-    """Position of the virtual tokens: in front of the text, after its first token, or where the template of the data
-    marks them, as `{prompt:3}`. None: in front; in encoders after the first token."""
+    """Position of the virtual tokens: in front of the text (front), after its first token (after_cls), or where the
+    template of the data marks them, as `{prompt:3}` (template). None: front; in encoders after_cls."""
 
     @property
     def num_marked_tokens(self) -> int:

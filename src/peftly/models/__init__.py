@@ -34,7 +34,13 @@ from peftly.models.padding import reads_padding
 from peftly.models.pooled import POOLINGS, Pooling, pool, pooling_of
 from peftly.models.pooling import trained_pooling
 from peftly.models.positions import max_answer_tokens, max_input_tokens, max_tokens
-from peftly.models.quantization import Quantization, as_quantization, quantization_of, read_quantization
+from peftly.models.quantization import (
+    Quantization,
+    QuantizationName,
+    as_quantization,
+    quantization_of,
+    read_quantization,
+)
 from peftly.models.skeleton import config_without_weights, open_skeleton
 from peftly.models.tasks import (
     TASKS,
@@ -63,6 +69,7 @@ __all__ = [
     "OutputKind",
     "Pooling",
     "Quantization",
+    "QuantizationName",
     "as_quantization",
     "auto_mapping",
     "base_config",

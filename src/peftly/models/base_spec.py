@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from peftly.errors import BaseModelError, PeftlyError
-from peftly.models.contents import check_config, check_index
+from peftly.models.contents import check_config, check_index, weights_files
 from peftly.models.files import check_files, file_names, locate
 from peftly.models.gguf import gguf_config, gguf_tokenizer
 from peftly.models.wheels import WHEEL_BASES
@@ -118,6 +118,16 @@ class BaseSpec:
         files = [source] if source.is_file() else [file for file in sorted(source.iterdir()) if file.is_file()]
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def weights_bytes(self) -> int | None:
+        """Return the size of the files that hold the weights; None if they are not here, or are no safetensors."""
+        if self.kind == "gguf":
+            return Path(self.source).stat().st_size
+        try:
+            files = weights_files(self.file_names, self.source)
+            return sum(file.stat().st_size for file in files) or None
+        except (OSError, ValueError):
+            return None
 
     @property
     def loading_settings(self) -> dict[str, bool]:

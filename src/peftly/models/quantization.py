@@ -12,9 +12,19 @@ from peftly.injection import QUANTIZATION, make_plain, quantization_settings
 from peftly.kernels import is_bitsandbytes_layer, is_quantized
 from peftly.settings import Settings
 
-__all__ = ["Quantization", "as_quantization", "finish_quantization", "quantization_of", "read_quantization"]
+__all__ = [
+    "Quantization",
+    "QuantizationName",
+    "as_quantization",
+    "finish_quantization",
+    "quantization_of",
+    "read_quantization",
+]
 
 Kind = Literal["nf4", "fp4", "int8"]
+
+QuantizationName = Literal["nf4", "fp4", "int8", "none"]
+"""Short form of the setting in a configuration."""
 
 
 class Quantization(Settings):
@@ -23,8 +33,8 @@ class Quantization(Settings):
     section: ClassVar[str] = "quantization"
 
     kind: Kind
-    """4-bit codes for normally distributed weights (arXiv:2305.14314), 4-bit floats, or 8-bit integers with a scale for
-    each row of the weight (arXiv:2208.07339)."""
+    """Kind: 4-bit codes for normally distributed weights (nf4, arXiv:2305.14314), 4-bit floats (fp4), or 8-bit integers
+    with a scale for each row of the weight (int8, arXiv:2208.07339)."""
 
     double: bool = True
     """Quantize the scales of 4-bit blocks to 8 bits, too: 4.127 bits per weight instead of 4.5."""

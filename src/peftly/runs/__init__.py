@@ -10,6 +10,7 @@ data_file        data.json: report on the data, and digests of the rows
 positions        length of examples for which the base has positions
 replacing        check, replace and clean a run folder
 memory           peak memory of a training, estimated without weights
+run_memory       the same for the settings of a run
 simulated_training  training without data, to count its memory
 launch           settings and the processes of a launch
 opening          model of a finished run
@@ -31,6 +32,7 @@ held_out         examples for the evaluation of a finished run
 quickstart       the quickstart
 push             an adapter to the Hub
 hub_card         its card
+schema           JSON Schema of a configuration
 version_0_1      settings of version 0.1.0
 """
 
@@ -39,7 +41,7 @@ from peftly.runs.config_file import load_config
 from peftly.runs.data_file import changed_rows_line
 from peftly.runs.held_out import held_out_examples, held_out_split
 from peftly.runs.learning_rate import find_rate_of_run
-from peftly.runs.memory import MemoryEstimate, estimate_memory, estimate_methods
+from peftly.runs.memory import MemoryEstimate, estimate_memory
 from peftly.runs.opening import OpenRun, find_run, open_base, open_ensemble, open_run
 from peftly.runs.predict import PredictedFile, predict, predict_file
 from peftly.runs.prediction_files import row_with_answer
@@ -50,6 +52,8 @@ from peftly.runs.replacing import check_resumable, check_run_folder
 from peftly.runs.results import RunResult
 from peftly.runs.row_predictions import PredictSettings, RowPredictions
 from peftly.runs.run import run
+from peftly.runs.run_memory import estimate_methods
+from peftly.runs.schema import config_schema, setting_texts
 from peftly.runs.side_by_side import TogetherResult
 from peftly.runs.together import run_together
 
@@ -69,6 +73,7 @@ __all__ = [
     "changed_rows_line",
     "check_resumable",
     "check_run_folder",
+    "config_schema",
     "estimate_memory",
     "estimate_methods",
     "find_rate_of_run",
@@ -88,4 +93,5 @@ __all__ = [
     "row_with_answer",
     "run",
     "run_together",
+    "setting_texts",
 ]

@@ -23,7 +23,7 @@ from peftly.data import DataConfig, TaskName
 from peftly.errors import ConfigError
 from peftly.evaluation import Vote
 from peftly.methods import METHODS, MethodConfig
-from peftly.models import Quantization, read_quantization
+from peftly.models import Quantization, QuantizationName, read_quantization
 from peftly.runs.config_mistakes import first_line, joined, suggestion
 from peftly.settings import Settings, check_seed, shortened
 from peftly.training import TrainConfig
@@ -59,16 +59,17 @@ def _choose_methods(value: object) -> MethodConfig | tuple[MethodConfig, ...]:
     return methods if len(methods) > 1 else methods[0]
 
 
+EnsembleSize = Annotated[int, Field(ge=2, le=1000)]
+
+
 class EnsembleConfig(Settings):
-    """Adapters of one method that learn the same examples and vote on labels (Lester et al. 2021, section 6).
+    """Adapters of one method that learn the same examples and vote on labels (Lester et al. 2021, section 6)."""
 
-    Attributes:
-        size: number of members. The seed of member i (from 0) is `train.seed` + i.
-        vote: rule of the vote: the label that most members predict, or the label with the highest mean probability.
-    """
-
-    size: int = Field(ge=2, le=1000)
+    size: EnsembleSize
+    """Number of members. The seed of member i (from 0) is `train.seed` + i."""
     vote: Vote = "majority"
+    """Rule of the vote: the label that most members predict (majority), or the label with the highest mean probability
+    (mean)."""
 
 
 def _choose_ensemble(value: object) -> object:
@@ -77,41 +78,48 @@ def _choose_ensemble(value: object) -> object:
 
 
 class RunConfig(Settings):
-    """The settings of a run.
-
-    Attributes:
-        base: base as `load_base` takes it: a short name, a Hub id, a folder or a `.gguf` file.
-        task: task of the model; None: the task that fits base and data, which is reported.
-        head: new head of a sequence classifier: `transformers` (that of its class, which other tools load), or one
-            linear layer on the `mean` of the token states or on the `first` one; `auto`: the first one, unless
-            linear probes of the base are clearly better on other states.
-        dtype: dtype of the computation; `auto` is bfloat16 where the hardware multiplies in it, otherwise float32.
-        device: `cpu`, `cuda:1`, …; None: the accelerator if there is one.
-        device_map: distribution of the base over devices, memory and disk, instead of `device`; see `load_base`.
-        quantization: storage of the base's linear layers, such as `nf4`; None: as in its files.
-        data: files of the data, and their conversion into text.
-        method: configuration of a method in `METHODS`, or of several methods that are trained together.
-        ensemble: size and vote of an ensemble of such adapters; None: no ensemble.
-        train: settings of the training.
-        baselines: whether the untouched base, and for labels a linear probe of it, are scored beside the adapter.
-        out: output folder.
-    """
+    """The settings of a run."""
 
     base: str = Field(min_length=1)
+    """Base model: a short name such as `smollm2-135m`, a Hub id, a folder or a `.gguf` file."""
     task: TaskName | None = None
+    """Task of the model. None: the task that fits the base and the data, which is reported."""
     head: Literal["auto", "transformers", "mean", "first"] = "auto"
+    """New head of a sequence classifier: that of its class in transformers, which other tools load (transformers), or
+    one linear layer on the mean of the token states (mean) or on the first token state (first). `auto`: the head of
+    transformers, unless linear probes of the base are clearly better on other states."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the computation. `auto`: bfloat16 where the hardware multiplies in it, else float32."""
     device: str | None = None
+    """Device, such as `cpu` or `cuda:1`. None: the accelerator if there is one, else the CPU."""
     device_map: str | dict[str, str | int] | None = None
-    quantization: Annotated[Quantization | None, BeforeValidator(read_quantization)] = None
+    """Distribution of the base over devices, memory and disk, instead of `device`: `auto`, or devices by module
+    path."""
+    quantization: Annotated[
+        Quantization | None,
+        BeforeValidator(read_quantization, json_schema_input_type=Quantization | QuantizationName | None),
+    ] = None
+    """Quantization of the base's linear layers: a kind such as `nf4`, or a mapping with `kind` and its settings. None:
+    the weights stay as they are in the files."""
     data: DataConfig
+    """Files of the data, and their conversion into text."""
     method: Annotated[
         SerializeAsAny[MethodConfig] | tuple[SerializeAsAny[MethodConfig], ...], BeforeValidator(_choose_methods)
     ]
-    ensemble: Annotated[EnsembleConfig | None, BeforeValidator(_choose_ensemble)] = None
+    """Method: a name, a mapping with `name` and the settings of this method, or a list of methods that are trained
+    together."""
+    ensemble: Annotated[
+        EnsembleConfig | None,
+        BeforeValidator(_choose_ensemble, json_schema_input_type=EnsembleConfig | EnsembleSize | None),
+    ] = None
+    """Several adapters of one method that vote on labels: their number, or a mapping with `size` and `vote`. None: one
+    adapter."""
     train: TrainConfig = Field(default_factory=TrainConfig)
+    """Settings of the training."""
     baselines: bool = True
+    """Score the untouched base, and for labels a linear probe of it, beside the adapter."""
     out: str = Field(min_length=1)
+    """Output folder of the run."""
 
     @field_validator("method")
     @classmethod
@@ -170,16 +178,13 @@ def base_folder(base: str) -> str:
 
 
 class JobsConfig(Settings):
-    """The settings of runs with their own data, trained side by side on one base, or on one base after the other.
-
-    Attributes:
-        jobs: runs by name. Each could be trained alone; its output folder is inside `out`, and with several bases in
-            the folder of its base.
-        out: output folder of all runs.
-    """
+    """The settings of runs with their own data, trained side by side on one base, or on one base after the other."""
 
     jobs: dict[str, RunConfig]
+    """Runs by name. Each could be trained alone; its output folder is inside `out`, and with several bases in the
+    folder of its base."""
     out: str
+    """Output folder of all runs."""
 
     @field_validator("jobs")
     @classmethod

@@ -64,6 +64,7 @@ def load_config(
     """
     written = {} if path is None else read_yaml(Path(path))
     written = _with_templates(written, read_escapes)
+    written.pop("$schema", None)  # an editor's
     settings = {**(defaults or {}), **(with_current_settings(written) if stored else written)}
     for flag, value in (flags or {}).items():
         if value is not None:

@@ -7,15 +7,14 @@ which also holds Python, the libraries, mapped pages of the weights, and memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftly.errors import MethodError, PeftlyError
-from peftly.methods import METHODS
+from peftly.errors import PeftlyError
 from peftly.models import (
     TASKS,
     BaseSpec,
@@ -28,24 +27,16 @@ from peftly.models import (
     is_encoder,
     open_skeleton,
     resolve_base,
-    trained_pooling,
 )
-from peftly.runs.config import RunConfig
 from peftly.runs.simulated_training import SimulatedTraining, simulate_training
-from peftly.training import TrainConfig, free_bytes, num_processes
-from peftly.utils import bytes_text, memory_of_process, resolve_device, resolve_dtype
+from peftly.training import TrainConfig, free_bytes
+from peftly.utils import memory_of_process, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from peftly.data import Data, TaskName
     from peftly.methods import MethodConfig
 
-__all__ = [
-    "MemoryEstimate",
-    "estimate_before_training",
-    "estimate_memory",
-    "estimate_methods",
-    "estimate_run",
-]
+__all__ = ["MemoryEstimate", "default_task", "estimate_memory"]
 
 LIBRARIES_BYTES = 80e6
 """Memory of a CPU's process that comes with the first model: tokenizer, and code pages of kernels."""
@@ -111,6 +102,7 @@ def estimate_memory(
     device: str | torch.device | None = None,
     quantization: Quantization | str | None = None,
     process_bytes: int | None = None,
+    available_bytes: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of training an adapter on a base. No weights are needed, the config of the base is.
 
@@ -125,6 +117,8 @@ def estimate_memory(
         task, labels, pooling, dtype, device, quantization: as `load_base` takes them. Without a task the one that fits
             the base is taken, and a classifier without labels has two.
         process_bytes: on a CPU, memory of the process without the base; None: its memory now.
+        available_bytes: memory of the device that is free before the base is opened, which decides how many examples
+            a training computes at once; None: the memory that is free now.
 
     Raises:
         BaseModelError: the base or its config cannot be found or read.
@@ -137,7 +131,7 @@ def estimate_memory(
     weights_dtype, quantized = resolve_dtype(dtype, resolved_device), as_quantization(quantization)
     spec = resolve_base(base)
     base_config = config_without_weights(spec)
-    task = task or _default_task(spec, base_config)
+    task = task or default_task(spec, base_config)
     if TASKS[task].is_classification and not labels:
         labels = ("0", "1")
     head = Head(task, tuple(labels), pooling=pooling)
@@ -150,7 +144,7 @@ def estimate_memory(
         data,
         _tokenizer(spec),
         resolved_device,
-        free_bytes(resolved_device),
+        free_bytes(resolved_device) if available_bytes is None else available_bytes,
     )
     stored = _stored_bytes(spec, base_config, found.base_parameters)
     is_mapped = quantized is None and spec.kind != "gguf" and _stored_dtype(base_config) == weights_dtype
@@ -161,98 +155,6 @@ def estimate_memory(
         stored_bytes=0 if is_mapped else stored,
         has_probe=TASKS[task].is_classification,
     )
-
-
-def estimate_methods(config: RunConfig, process_bytes: int) -> Iterator[tuple[str, MemoryEstimate | str]]:
-    """Yield the estimate of every method with the settings of a run, or the reason why there is none.
-
-    The method of the configuration has its settings there, others have their defaults. The data are not read: every
-    example has `data.max_length` tokens, and every token is trained.
-
-    Args:
-        config: settings of the run.
-        process_bytes: memory of the process without the base.
-    """
-    spec = resolve_base(config.base)
-    config = config.model_copy(update={"head": _expected_head(config, spec)})
-    for name, method in METHODS.items():
-        settings = next((own for own in config.adapters.values() if own.name == name), None) or method.config(name=name)
-        try:
-            yield (
-                name,
-                estimate_run(config, spec, {name: settings}, config.data.max_length, process_bytes=process_bytes),
-            )
-        except MethodError as error:
-            yield name, str(error)
-        except PeftlyError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what torch cannot do without data may be any error
-            yield name, _no_estimate(error)
-
-
-def estimate_run(
-    config: RunConfig,
-    base: BaseSpec,
-    methods: Mapping[str, MethodConfig],
-    data: Data | int,
-    *,
-    task: TaskName | None = None,
-    labels: Sequence[str] = (),
-    process_bytes: int | None = None,
-) -> MemoryEstimate:
-    """Return the estimate for the settings of a run; see `estimate_memory` for the arguments and errors."""
-    pooling: Pooling | None = config.head if config.head in ("mean", "first") else None
-    return estimate_memory(
-        base,
-        methods,
-        config.train,
-        data=data,
-        task=task or config.task,
-        labels=labels,
-        pooling=pooling,
-        dtype=config.dtype,
-        device=config.device,
-        quantization=config.quantization,
-        process_bytes=process_bytes,
-    )
-
-
-def estimate_before_training(
-    config: RunConfig, data: Data, process_bytes: int, log: Callable[[str], None]
-) -> MemoryEstimate | None:
-    """Estimate the peak memory of a run whose data are encoded, and log it. A missing estimate never stops a run.
-
-    Args:
-        config: settings of the run, with its task and head.
-        data: data of the run.
-        process_bytes: memory of the process before the base was opened.
-        log: function that receives the lines.
-
-    Returns:
-        The estimate; None where there is none: several processes, a base on several devices, or operations that torch
-        cannot simulate.
-    """
-    if config.device_map is not None or num_processes() > 1:
-        return None
-    try:
-        spec = resolve_base(config.base)
-        labels = data.row_format.labels
-        found = estimate_run(config, spec, config.adapters, data, labels=labels, process_bytes=process_bytes)
-    except Exception as error:  # noqa: BLE001 - what torch cannot do without data may be any error
-        log(f"memory: {_no_estimate(error)}")
-        return None
-    free = free_bytes(resolve_device(config.device))
-    free += memory_of_process() if found.device == "cpu" else found.base_bytes
-    line = f"memory: about {bytes_text(found.steps_bytes)} at the peak; {bytes_text(free)} are free"
-    advice = "lower train.batch_size or data.max_length, or set train.gradient_checkpointing: true or quantization: nf4"
-    log(f"{line}, which is too little: {advice}" if found.steps_bytes > free else line)
-    return found
-
-
-def _no_estimate(error: Exception) -> str:
-    """Return a line for an operation that torch cannot do without data."""
-    reason = str(error).split("\n")[0] or type(error).__name__
-    return f"no estimate: the training cannot be simulated without weights ({reason})"
 
 
 def _estimate(
@@ -289,17 +191,9 @@ def _estimate(
     )
 
 
-def _default_task(base: BaseSpec, config: Any) -> TaskName:
+def default_task(base: BaseSpec, config: Any) -> TaskName:
     """Return the task of a base for data that are not known: labels for an encoder, texts for another base."""
     return choose_task(None, config, "labels" if is_encoder(config) else "texts", base.name)[0]
-
-
-def _expected_head(config: RunConfig, base: BaseSpec) -> str:
-    """Return the head that a training takes unless the probes of its data are clearly better on other states."""
-    task = config.task or _default_task(base, config_without_weights(base))
-    if config.head != "auto" or task != "sequence_classification":
-        return config.head
-    return trained_pooling(base) or "transformers"
 
 
 def _tokenizer(base: BaseSpec) -> Any:

@@ -19,7 +19,6 @@ from peftly.runs.baselines import baseline_scores
 from peftly.runs.config import RunConfig
 from peftly.runs.held_out import evaluation_split
 from peftly.runs.launch import check_processes, processes_line
-from peftly.runs.memory import estimate_before_training
 from peftly.runs.positions import max_length_of
 from peftly.runs.probing import choose_head, open_with_head, start_from
 from peftly.runs.progress import keeping_progress
@@ -31,6 +30,7 @@ from peftly.runs.replacing import (
     writing_into,
 )
 from peftly.runs.results import RunResult, write_run_header, write_run_results
+from peftly.runs.run_memory import estimate_before_training
 from peftly.training import (
     Tracking,
     best_line,

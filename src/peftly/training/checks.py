@@ -1,11 +1,12 @@
 """Checks of a training run's settings against its data and model, before anything is written."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from peftly.adapters import attached
+from peftly.adapters import attached, use_adapters
 from peftly.data import Data
 from peftly.errors import ConfigError, TrainingError
 from peftly.evaluation import check_lengths, metrics_of
@@ -18,7 +19,7 @@ from peftly.utils import count_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_trainable", "first_gradients_note"]
+__all__ = ["adapters_of_job", "check_trainable", "first_gradients_note"]
 
 
 def check_trainable(
@@ -43,11 +44,22 @@ def check_trainable(
         DataError: an example has more tokens than the model has positions.
     """
     _check(config, data)
-    for split in filter(None, [data.train, data.validation]):
-        check_lengths(model, split)
+    with adapters_of_job(model, adapter):
+        for split in filter(None, [data.train, data.validation]):
+            check_lengths(model, split)
     methods = [attached_adapter.config for name, attached_adapter in attached(model).items() if adapter in (None, name)]
     _check_marks([method for method in methods if method.num_marked_tokens], data.row_format.num_marked_tokens)
     parameter_groups(model, config, learning_rate)
+
+
+def adapters_of_job(model: "PreTrainedModel", adapter: str | None) -> AbstractContextManager[None]:
+    """Activate the adapter of one job inside a block. The virtual tokens of other jobs take no positions of its texts.
+
+    Args:
+        model: adapted model.
+        adapter: name of the adapter; None: the adapters that are active.
+    """
+    return nullcontext() if adapter is None else use_adapters(model, adapter)
 
 
 def first_gradients_note(parameters: Mapping[str, nn.Parameter]) -> str | None:

@@ -1,6 +1,6 @@
 """The settings of a training run, checked without importing torch."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -8,14 +8,15 @@ from peftly.settings import Seed, Settings
 
 __all__ = ["TrainConfig"]
 
-_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab", "csv")
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "csv"]
+_NoTracker = Literal["none"] | None
 
 
 def _read_trackers(value: object) -> object:
     """Convert the name of a tracker, none, or a list of names into a tuple."""
     names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(name in _TRACKERS for name in names):
-        raise ValueError(f"give none, one of {', '.join(_TRACKERS)}, or a list of these")
+    if not isinstance(names, list | tuple) or not all(name in get_args(Tracker) for name in names):
+        raise ValueError(f"give none, one of {', '.join(get_args(Tracker))}, or a list of these")
     return tuple(dict.fromkeys(names))
 
 
@@ -102,7 +103,9 @@ class TrainConfig(Settings):
     """Score that decides which evaluation is the best; of equal accuracies or F1 scores it is the last one. `auto`:
     accuracy for examples with labels, F1 of entities (or macro-F1) for tags, else the loss."""
 
-    report_to: Annotated[tuple[str, ...], BeforeValidator(_read_trackers)] = ()
+    report_to: Annotated[
+        tuple[str, ...], BeforeValidator(_read_trackers, json_schema_input_type=Tracker | list[Tracker] | _NoTracker)
+    ] = ()
     """Trackers that get the records of the run: none, one of tensorboard, wandb, mlflow, trackio, swanlab and csv, or a
     list of these. They work offline unless their own environment variables say otherwise."""
 

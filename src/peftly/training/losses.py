@@ -12,6 +12,7 @@ from peftly.evaluation import scoring_for, target_losses
 from peftly.inference import IGNORED
 from peftly.injection import packed_call, role_of, virtual_token_ids
 from peftly.kernels import Packing
+from peftly.training.checks import adapters_of_job
 from peftly.training.job import AdapterJob
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class MicroBatchLosses:
         Raises:
             DataError: the examples are encoded for another task.
         """
-        scorings = [scoring_for(model, job.data.train, job.data.row_format) for job in jobs]
+        scorings = []
+        for job in jobs:
+            with adapters_of_job(model, job.adapter):
+                scorings.append(scoring_for(model, job.data.train, job.data.row_format))
         self._model, self._logits_of = model, scorings[0].logits
         # The head of a sequence classifier reads a batch, so the hooks pack and pad inside the stack.
         self.is_packed = packed and all(job.data.train.encoded[0].label is None for job in jobs)

@@ -56,8 +56,9 @@ def test_sound_data_have_no_findings():
     assert found(texts(20), test=texts(30)[20:], split="test") == {}
 
 
-def test_the_sample_data_have_no_findings():
-    sample = Path(load_data.__code__.co_filename).parents[1] / "sample_data" / "complaints"
+@pytest.mark.parametrize("name", ["complaints", "messages"])
+def test_the_sample_data_have_no_findings(name):
+    sample = Path(load_data.__code__.co_filename).parents[1] / "sample_data" / name
     report = load_data(
         sample / "train.jsonl", PLAIN, validation=sample / "validation.jsonl", test=sample / "test.jsonl"
     ).report

@@ -111,3 +111,23 @@ def test_a_head_leaves_the_config_of_the_base_alone(tiny_llama_folder):
     assert classifier.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert base.config.id2label == labels
     assert load_base(base).model.config.architectures == ["LlamaForCausalLM"]
+
+
+def test_the_size_of_the_weights_is_that_of_their_files(tiny_llama_folder, folder_without_weights, tmp_path):
+    whole = (tiny_llama_folder / "model.safetensors").read_bytes()
+    assert resolve_base(tiny_llama_folder).weights_bytes() == len(whole)
+    assert resolve_base(folder_without_weights).weights_bytes() is None
+
+    shards = shutil.copytree(folder_without_weights, tmp_path / "shards")
+    (shards / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name, size in zip(names, (1000, 500), strict=True):
+        (shards / name).write_bytes(bytes(size))
+    index = {"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert resolve_base(shards).weights_bytes() == 1500
+    (shards / names[1]).unlink()
+    assert resolve_base(shards).weights_bytes() is None
+
+    (tmp_path / "base.gguf").write_bytes(whole)
+    assert resolve_base(tmp_path / "base.gguf").weights_bytes() == len(whole)

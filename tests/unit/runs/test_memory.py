@@ -14,10 +14,10 @@ from peftly.adapters import attach_without_values
 from peftly.cli import app
 from peftly.errors import BaseModelError, MethodError
 from peftly.methods import METHODS
-from peftly.runs import RunConfig, estimate_memory, memory, run
+from peftly.runs import RunConfig, estimate_memory, memory, run, run_memory
 from peftly.training import TrainConfig
 from peftly.training.micro_batches import saved_bytes
-from peftly.utils import SimulatedMemory, bytes_text
+from peftly.utils import SimulatedMemory, bytes_text, memory_of_process
 
 AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
 
@@ -110,15 +110,15 @@ def test_the_command_prints_a_line_for_every_method_also_where_the_simulation_fa
 def test_the_head_of_an_estimate_is_that_of_a_training(monkeypatch, head, expected):
     """The head of transformers was counted, with 147,840 parameters that a training of MiniLM leaves out."""
     chosen = []
-    monkeypatch.setattr(memory, "resolve_base", lambda base: base)
-    monkeypatch.setattr(memory, "trained_pooling", lambda base: "mean")
-    monkeypatch.setattr(memory, "config_without_weights", lambda base: tiny_config("bert"))
-    monkeypatch.setattr(memory, "estimate_memory", lambda *args, pooling, **rest: chosen.append(pooling))
+    monkeypatch.setattr(run_memory, "resolve_base", lambda base: base)
+    monkeypatch.setattr(run_memory, "trained_pooling", lambda base: "mean")
+    monkeypatch.setattr(run_memory, "config_without_weights", lambda base: tiny_config("bert"))
+    monkeypatch.setattr(run_memory, "estimate_memory", lambda *args, pooling, **rest: chosen.append(pooling))
     config = RunConfig(base="b", data={"train": "d"}, method="lora", out="o", head=head, task="sequence_classification")
-    assert [name for name, _ in memory.estimate_methods(config, 0)] == list(METHODS)
+    assert [name for name, _ in run_memory.estimate_methods(config, 0)] == list(METHODS)
     assert set(chosen) == {None if expected == "transformers" else expected}
     chosen.clear()
-    list(memory.estimate_methods(config.model_copy(update={"task": "token_classification", "head": "auto"}), 0))
+    list(run_memory.estimate_methods(config.model_copy(update={"task": "token_classification", "head": "auto"}), 0))
     assert set(chosen) == {None}
 
 
@@ -148,12 +148,29 @@ def test_a_run_estimates_its_memory_before_the_training(method, architecture, ta
 
 
 def test_too_little_memory_is_said_before_the_training(task_base, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
-    monkeypatch.setattr(memory, "memory_of_process", lambda: 1)
+    monkeypatch.setattr(run_memory, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(run_memory, "memory_of_process", lambda: 1)
     lines = []
     run(configured(task_base("llama"), tmp_path), log=lines.append, estimates_memory=True)
     (line,) = [line for line in lines if line.startswith("memory: ")]
     assert "which is too little: lower train.batch_size" in line
+
+
+def test_the_memory_of_the_open_base_counts_as_free_before_it(task_base, tmp_path, monkeypatch):
+    """The base was subtracted from the free memory twice, so that the estimate had smaller micro-batches."""
+    simulate, free = memory.simulate_training, []
+
+    def recorded(*arguments):
+        free.append(arguments[-1])
+        return simulate(*arguments)
+
+    monkeypatch.setattr(memory, "simulate_training", recorded)
+    monkeypatch.setattr(run_memory, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(run_memory, "memory_of_process", lambda: 10**12)
+    lines = []
+    run(configured(task_base("llama"), tmp_path), log=lines.append, estimates_memory=True)
+    assert 10**12 < free[0] + memory_of_process() < 10**12 + 10**10
+    assert any(f"; {bytes_text(10**12 + 10**9)} are free" in line for line in lines)
 
 
 def test_a_training_that_cannot_be_simulated_goes_on(task_base, tmp_path, monkeypatch):

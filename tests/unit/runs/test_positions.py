@@ -9,7 +9,7 @@ from peftly.errors import ConfigError, DataError, MethodError
 from peftly.inference import classify, generate
 from peftly.methods import LoRA, PrefixTuning, PromptTuning
 from peftly.models import max_answer_tokens, max_input_tokens
-from peftly.runs import RunConfig, held_out_split, open_run, run
+from peftly.runs import JobsConfig, RunConfig, held_out_split, open_run, run, run_together
 from peftly.training import TrainConfig, check_trainable
 
 NUM_POSITIONS = 40
@@ -119,6 +119,32 @@ def test_a_run_with_long_rows_stays_within_the_positions(bases, name, method, tm
     evaluate(reopened.model, reopened.tokenizer, split.split, split.row_format)
     if name == "bert":
         assert len(classify(reopened.model, reopened.tokenizer, split.split.examples[:1], max_length=limit)) == 1
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_runs_side_by_side_have_the_positions_that_their_own_virtual_tokens_leave(bases, name, tmp_path):
+    methods = {"prefix": PrefixTuning(num_virtual_tokens=5), "prompt": PromptTuning(num_virtual_tokens=3)}
+    methods = {"first": LoRA(rank=2), **methods, "last": LoRA(rank=2)}
+    rows = [{"text": "late again " * 30 + str(n), "label": "no" if n % 2 else "yes"} for n in range(8)]
+    data = {"train": str(write_rows(tmp_path / "rows.jsonl", rows)), "validation_fraction": 0.25}
+    jobs = {
+        job: RunConfig(
+            base=str(bases[name]),
+            data=data,
+            method=method,
+            train={"epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+            out=str(tmp_path / "jobs" / job),
+            dtype="float32",
+            device="cpu",
+        )
+        for job, method in methods.items()
+    }
+    together = run_together(JobsConfig(jobs=jobs, out=str(tmp_path / "jobs")))
+    for job, method in methods.items():
+        limit = NUM_POSITIONS - getattr(method, "num_virtual_tokens", 0)
+        assert open_run(tmp_path / "jobs" / job).config.data.max_length == limit
+        alone = run(jobs[job].model_copy(update={"out": str(tmp_path / "alone" / job)}))
+        assert together.runs[job].training.best.loss == pytest.approx(alone.training.best.loss, rel=1e-4)
 
 
 def test_rows_past_the_positions_are_one_line_before_a_training(bases):
