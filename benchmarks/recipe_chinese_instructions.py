@@ -16,10 +16,12 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "runs.text.loss": (None, 2.45),
     "runs.prefix.loss": (None, 2.36),
     "runs.lora.loss": (None, 2.39),
+    "runs.p_tuning_more_steps.loss": (None, 2.45),
     "padding.peftly.largest_error": (None, 1e-5),
     "padding.peftly.changed": (0, 0),
     "padding.peft.largest_error": (0.05, None),
 }
+P_TUNING = ("--method", "p_tuning", "--set", "method.num_virtual_tokens=10")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "text": (),
     "random": (
@@ -30,9 +32,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set",
         "method.num_virtual_tokens=10",
     ),
-    "p_tuning": ("--method", "p_tuning", "--set", "method.num_virtual_tokens=10"),
+    "p_tuning": P_TUNING,
     "prefix": ("--method", "prefix_tuning", "--set", "method.num_virtual_tokens=10"),
     "lora": ("--method", "lora"),
+    "p_tuning_more_steps": (*P_TUNING, "--set", "train.gradient_accumulation_steps=1"),
 }
 """Options of `peftly train` behind the YAML file, by the name of the run."""
 
@@ -42,6 +45,7 @@ NAMES = {
     "p_tuning": "P-tuning (MLP), 10 virtual tokens",
     "prefix": "prefix tuning, 10 virtual tokens",
     "lora": "LoRA",
+    "p_tuning_more_steps": "P-tuning (MLP), 10 virtual tokens, 60 steps of 4 examples",
 }
 QUICK = ("--set", "train.generation_examples=0")
 QUESTIONS = 8
