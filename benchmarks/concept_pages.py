@@ -142,7 +142,7 @@ def quantised_runs(name: str) -> Iterator[Row]:
         group = [run for run in runs if run["kind"] == kind]
         cells = [f"{group[0]['base_bytes'] / 1e6:.0f}", _spread([run["loss"] for run in group], ".3f")]
         cells += [_spread([100 * run["accuracy"] for run in group], ".0f")]
-        yield [KINDS[kind], *cells, f"{statistics.mean(run['seconds'] for run in group):.0f}"]
+        yield [KINDS[kind], *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"]
 
 
 def _gains(data: str, rows: int, method: str) -> list[float]:

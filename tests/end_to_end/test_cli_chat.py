@@ -1,10 +1,7 @@
 """`peftly chat` and `peftly generate` use the format that a run was trained with."""
 
 import io
-import re
-import shlex
 import sys
-from pathlib import Path
 
 import pytest
 from tiny import perturb
@@ -12,7 +9,6 @@ from tiny import perturb
 from peftly import LoRA, attach, generate, load_base, open_run, save_adapter, trainable_parameters
 from peftly.data import RowFormat
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "generating.md"
 FORMATS = {
     "instructions": RowFormat("alpaca", "Instruction: {instruction}\nInput: {input}\nAnswer:", "output"),
     "conversations": RowFormat("chat", None, "messages"),
@@ -117,18 +113,3 @@ def test_a_prompt_for_a_classifier_is_used_without_its_template(peftly, task_bas
         refused.code,
         f'gives labels and writes no text; use peftly generate {tmp_path} --text "…"' in refused.err,
     ) == (2, True)
-
-
-def test_the_page_about_it(peftly, runs, monkeypatch):
-    page = PAGE.read_text(encoding="utf-8")
-    monkeypatch.chdir(runs.parent)
-    commands = re.findall(r"^    peftly (.*)$", page, re.MULTILINE)
-    assert len(commands) == 5
-    (runs.parent / "questions.jsonl").write_text('{"title": "Opening hours", "question": "And on Sunday?"}\n')
-    for line in commands:
-        outcome = peftly(*shlex.split(line), "--max-new-tokens", 2)
-        assert (outcome.code, outcome.err) == (0, ""), line
-    names: dict = {}
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(code, "generating.md", "exec"), names)
-    assert len(set(names["texts"])) == 2

@@ -104,9 +104,9 @@ def undetected(results: dict[str, Any]) -> str:
 def with_tables(page: str, results: dict[str, Any]) -> str:
     """Return the page with the tables of the results."""
     for name, text in (("crashes", table(results)), ("flips", undetected(results))):
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
         before, rest = page.split(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+        page = f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
     return page
 
 

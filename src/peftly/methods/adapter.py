@@ -228,8 +228,7 @@ class Bottleneck(LayerAdapter):
         self.activation = config.activation
         # A module, so that tools which disable dropout find it (TRL's trainers do).
         self.dropout_module = nn.Dropout(config.dropout) if config.dropout else None
-        default = 4.0 if config.placement == "parallel" else 1.0
-        self.scaling = default if config.scaling is None else config.scaling
+        self.scaling = config.scaling or (4.0 if config.placement == "parallel" else 1.0)
 
     @property
     def dropout(self) -> float:
