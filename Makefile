@@ -93,6 +93,7 @@ reference: install
 	$(BIN)/python scripts/settings_page.py
 	$(BIN)/python scripts/command_line_page.py
 	$(BIN)/python scripts/coming_from_page.py
+	$(BIN)/python scripts/llms_page.py
 	$(BIN)/python scripts/zh_tables.py
 
 compat: install

@@ -1,64 +1,74 @@
-"""Run the quickstart with three seeds, test the gains over the base, and write the results into the docs.
+"""Run both tasks of the quickstart with three seeds, test the gains over the base, and write the results into the docs.
 
     make tables
 
-writes benchmarks/results/quickstart.json, the table in docs/quickstart.md, which `make test` compares with the JSON,
-and the picture in the README.
+writes benchmarks/results/quickstart.json, the tables in docs/quickstart.md, which `make test` compares with the JSON,
+and the picture in the README. `python benchmarks/quickstart_seeds.py --tasks messages` measures one task,
+`--float32` only the seconds of the messages in float32, and `--pages` writes the tables from the JSON.
 """
 
+import argparse
 import io
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
 PAGE = ROOT / "docs" / "quickstart.md"
 PICTURE = ROOT / "docs" / "quickstart.svg"
-BEGIN, END = "<!-- table: quickstart -->\n", "<!-- end of table -->\n"
+END = "<!-- end of table -->\n"
 SEEDS = (0, 1, 2)
+TASKS: tuple[Literal["messages", "tweets"], ...] = ("messages", "tweets")
 BASE = "untouched base"
 
 
-def measure() -> dict[str, Any]:
-    """Run the quickstart with every seed, and return the figures of the table."""
-    from rich.console import Console
-
-    from peftly.runs.quickstart import quickstart
+def measure(task: Literal["messages", "tweets"]) -> dict[str, Any]:
+    """Run the quickstart of a task with every seed, and return the figures of its table."""
     from peftly.utils.environment import automatic_dtype, environment
 
-    screen = Console()
     runs = []
     for seed in SEEDS:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            results = quickstart(
-                Path(folder) / "quickstart",
-                base_spec="smollm2-135m",
-                seed=seed,
-                epochs=None,
-                limit=None,
-                json_file=None,
-                screen=screen,
-            )
-            if seed == SEEDS[0]:
-                draw(results)
-            runs.append(summary(seed, results, time.perf_counter() - start))
+        results, seconds = timed(task, seed, "auto")
+        if (task, seed) == (TASKS[0], SEEDS[0]):
+            draw(results)
+        runs.append(summary(seed, results, seconds))
     return {"environment": environment(), "dtype": automatic_dtype(), "runs": runs}
 
 
-def draw(results: dict[str, Any]) -> None:
-    """Write the picture of the README: the table that the quickstart prints."""
+def timed(
+    task: Literal["messages", "tweets"], seed: int, dtype: Literal["auto", "float32"]
+) -> tuple[dict[str, Any], float]:
+    """Run the quickstart once, and return its results and its seconds, from the opening of the base to the report."""
     from rich.console import Console
 
-    from peftly.report import comparison_table
+    from peftly.runs.quickstart import quickstart
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        results = quickstart(
+            Path(folder) / "quickstart",
+            task=task,
+            base_spec="smollm2-135m",
+            dtype=dtype,
+            seed=seed,
+            screen=Console(),
+        )
+        return results, time.perf_counter() - start
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Write the picture of the README: the tables that the quickstart ends with."""
+    from rich.console import Console
+
+    from peftly.runs.quickstart import print_summary
 
     screen = Console(record=True, width=100, file=io.StringIO())
-    screen.print(comparison_table(results["rows"]))
-    PICTURE.write_text(screen.export_svg(title="make quickstart"), encoding="utf-8")
+    print_summary(results, screen)
+    PICTURE.write_text(screen.export_svg(title="peftly quickstart"), encoding="utf-8")
 
 
 def summary(seed: int, results: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -117,6 +127,9 @@ def table(results: dict[str, Any]) -> str:
     cpu = f"{machine['cpu_cores']} cores ({machine['cpu']}, bf16 instructions: {machine['cpu_bf16'] or 'none'})"
     note = f"Seeds {seeds}; {runs[0]['test_examples']} test examples. "
     note += f"The whole quickstart took {whole:.0f} seconds (median) in {results['dtype']} on {cpu}."
+    if "float32" in results:
+        note += f" In float32 on the same cores, seed {results['float32']['seed']} took"
+        note += f" {results['float32']['seconds']:.0f} seconds."
     return "\n".join([*lines, "", note, ""])
 
 
@@ -130,19 +143,40 @@ def _spread(values: list[float]) -> str:
 
 
 def with_table(page: str, results: dict[str, Any]) -> str:
-    """Return the page with a new table."""
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    return head + BEGIN + "\n" + table(results) + "\n" + END + tail
+    """Return the page with a new table of each task that was measured."""
+    for task in TASKS:
+        if task in results:
+            begin = f"<!-- table: quickstart {task} -->\n"
+            head, rest = page.split(begin)
+            _, tail = rest.split(END, 1)
+            page = head + begin + "\n" + table(results[task]) + "\n" + END + tail
+    return page
 
 
 def main() -> None:
     """Measure all seeds, and write the JSON and the page."""
-    results = measure()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--float32", action="store_true", help="measure the seconds of the messages in float32 only")
+    parser.add_argument("--pages", action="store_true", help="measure nothing, write the tables from the JSON")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if not arguments.pages and not arguments.float32:
+        for task in arguments.tasks:
+            results[task] = measure(task)
+            write(results)
+    if not arguments.pages and TASKS[0] in arguments.tasks:
+        _, seconds = timed(TASKS[0], SEEDS[0], "float32")
+        results[TASKS[0]]["float32"] = {"seed": SEEDS[0], "seconds": seconds}
+    write(results)
+    for task in results:
+        print(table(results[task]))
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the JSON and the tables of the page."""
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    print(table(results))
 
 
 if __name__ == "__main__":

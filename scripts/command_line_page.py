@@ -93,15 +93,21 @@ def _parameters(function: Any, translate: Translator) -> Iterator[str]:
 
 def _form(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
     """Return an argument or an option with the name of its value."""
-    parts = [part for part in (typing.get_args(kind) or (kind,)) if part is not types.NoneType]
-    inner = (typing.get_args(parts[0]) or (parts[0],))[0]
     if isinstance(info, ArgumentInfo):
         several = " …" if typing.get_origin(kind) is list else ""
         return f"`{info.metavar}{several}`"
     assert isinstance(info, OptionInfo)
-    value = "" if inner is bool else f" {info.metavar or VALUES[inner]}"
+    value = "" if kind is bool else f" {info.metavar or _value(kind)}"
     names = [name for name in (info.default, *info.param_decls) if isinstance(name, str)]  # Typer takes the first so
     return f"`{', '.join(names)}{value}`"
+
+
+def _value(kind: Any) -> str:
+    """Return the name of a value of a type, or the values of a list of choices, for the usage of an option."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(map(str, choices)) + "}"
+    return _value(next(part for part in choices if part is not types.NoneType)) if choices else VALUES[kind]
 
 
 def _default(parameter: inspect.Parameter, translate: Translator) -> str:

@@ -2,10 +2,10 @@
 
     python scripts/screenshots.py FOLDER [PAGE ...]
 
-Each page of site/ (or only those named, such as `quickstart.html`) is photographed from top to bottom in Chromium, on a wide
-window and on a phone, light and dark: FOLDER/quickstart.wide.light.png and so on. Printed are the pages that scroll sideways,
-and pictures and errors of scripts that a browser reports. The exit status is 1 if there are any. Nothing is needed but
-Chromium: the script speaks its DevTools protocol over a pipe.
+Each page of site/ (or only those named, such as `quickstart.html`) is photographed from top to bottom in Chromium, on a
+wide window and on a phone, light and dark: FOLDER/quickstart.wide.light.png and so on. Printed are the pages that
+scroll sideways, pictures that are missing and errors of scripts; the exit status is 1 if there are any. Nothing is
+needed but Chromium: the script speaks its DevTools protocol over a pipe.
 """
 
 import argparse
@@ -29,10 +29,9 @@ FAULTS = """(() => {
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const boxes = wide > 0 ? [...document.querySelectorAll('.md-content *')].filter(box =>
       box.getBoundingClientRect().right > innerWidth + 1 && !box.closest('.md-typeset__scrollwrap, pre, math')) : [];
-  return [
-    ...(wide > 0 ? [`${wide} px too wide: ` + boxes.slice(0, 3).map(box => box.outerHTML.slice(0, 80)).join(' | ')] : []),
-    ...[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => `no picture ${image.src}`),
-  ];
+  const names = boxes.slice(0, 3).map(box => box.outerHTML.slice(0, 80)).join(' | ');
+  const missing = [...document.images].filter(image => image.complete && !image.naturalWidth);
+  return [...(wide > 0 ? [`${wide} px too wide: ${names}`] : []), ...missing.map(image => `no picture ${image.src}`)];
 })()"""
 
 
@@ -98,14 +97,14 @@ class Browser:
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
         # The theme's scripts get time to work, and nothing fades in while the picture is taken.
-        style = "document.head.append(Object.assign(document.createElement('style'), {textContent: '* {transition: none !important}'}))"
-        self.evaluate(f"{style}; new Promise(done => setTimeout(done, 150))")
+        style = "Object.assign(document.createElement('style'), {textContent: '* {transition: none !important}'})"
+        self.evaluate(f"document.head.append({style}); new Promise(done => setTimeout(done, 150))")
         errors = [event["params"] for event in self.events if event.get("method") == "Runtime.exceptionThrown"]
         logged = [event["params"]["entry"] for event in self.events if event.get("method") == "Log.entryAdded"]
         return [error["exceptionDetails"]["text"] for error in errors] + [
             f"{entry['text']} {entry.get('url', '')}"
             for entry in logged
-            # The theme asks for the list of pages of the other language, which a browser refuses for a page from a folder.
+            # The theme asks for a list of pages, which a browser refuses for a page from a folder.
             if entry["level"] == "error" and "/sitemap.xml" not in entry["text"] + entry.get("url", "")
         ]
 
@@ -142,6 +141,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     site = arguments.site.resolve()
     pages = arguments.pages or sorted(str(path.relative_to(site)) for path in site.rglob("*.html"))
+    pages = [page for page in pages if page != "404.html"]  # which needs a web server
     faults = 0
     with Browser() as browser:
         for size in WINDOWS:

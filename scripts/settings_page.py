@@ -68,12 +68,13 @@ def lines(translate: Translator) -> Iterator[str]:
     own = {name: value for name, value in schema["properties"].items() if name not in ("$schema", "jobs")}
     yield from _settings(translate, own, "", schema["else"]["required"])
     yield from _section(translate, "Data: {}", "data", "`data`")
+    yield from (translate("See [data](data.md) for the formats, and [templates](templates.md)."), "")
     yield from _settings(translate, definitions["DataConfig"], "data.", ["train"])
     yield from _methods(translate, definitions)
     yield from _section(translate, "Training: {}", "train", "`train`")
     yield translate(
         "A step is one update of the trained weights: `batch_size` × `gradient_accumulation_steps` examples on every "
-        "process."
+        "process. See [training](training.md)."
     )
     if listed := set(definitions["TrainConfig"]) ^ {name for names in TRAINING.values() for name in names}:
         raise SystemExit(f"error: TRAINING of scripts/settings_page.py does not fit: {', '.join(sorted(listed))}")
@@ -81,11 +82,14 @@ def lines(translate: Translator) -> Iterator[str]:
         yield from ("", f"### {translate(title)}", "")
         yield from _settings(translate, {name: definitions["TrainConfig"][name] for name in names}, "train.")
     yield from _section(translate, "Quantization: {}", "quantization", "`quantization`")
-    yield translate("A name such as `quantization: nf4`, or a mapping with these settings:")
+    yield translate("A name such as `quantization: nf4`, or a mapping with these settings. See [QLoRA](qlora.md).")
     yield ""
     yield from _settings(translate, definitions["Quantization"], "quantization.", ["kind"])
     yield from _section(translate, "Ensemble: {}", "ensemble", "`ensemble`")
-    yield translate("A number of members such as `ensemble: 5`, or a mapping with these settings:")
+    yield translate(
+        "A number of members such as `ensemble: 5`, or a mapping with these settings. See [several adapters]"
+        "(composition.md)."
+    )
     yield ""
     yield from _settings(translate, definitions["EnsembleConfig"], "ensemble.", ["size"])
     yield from _other_names(translate)
@@ -98,7 +102,10 @@ def _section(translate: Translator, title: str, anchor: str, *values: str, level
 def _methods(translate: Translator, definitions: Mapping[str, Properties]) -> Iterator[str]:
     """Yield the lines about the methods: a list of them, what they share, and the settings of each."""
     yield from _section(translate, "Method: {}", "method", "`method`")
-    yield translate("A name such as `method: lora`, or a mapping with the name and the settings of this method.")
+    yield translate(
+        "A name such as `method: lora`, or a mapping with the name and the settings of this method. See "
+        "[the methods](methods.md)."
+    )
     yield ""
     yield from table(
         [translate(word) for word in ("method", "trains", "default learning rate", "paper")],
@@ -212,7 +219,8 @@ def _other_names(translate: Translator) -> Iterator[str]:
     yield from _section(translate, "Names in other tools", "other-names")
     yield translate(
         "peftly has one name for each setting. A name of transformers, TRL, PEFT, bitsandbytes, axolotl, "
-        "LLaMA-Factory, ms-swift, Unsloth, Lightning or AdapterHub is an error that says the name to use:"
+        "LLaMA-Factory, ms-swift, Unsloth, Lightning or AdapterHub is an error that says the name to use. See [coming "
+        "from other tools](coming_from.md) for whole jobs."
     )
     yield ""
     groups: dict[tuple[Any, ...], list[str]] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import Peftly
+from page_blocks import blocks, command_lines
 from tiny import perturb
 
 from peftly import LoRA, PromptTuning, attach, load_base, save_adapter, trainable_parameters
@@ -37,10 +38,11 @@ def _here(tmp_path_factory, tiny_llama_folder):
 def test_the_commands_of_its_page(here, peftly: Peftly, tiny_llama_folder, monkeypatch):
     monkeypatch.chdir(here)
     page = PAGE.read_text(encoding="utf-8")
-    commands = re.findall(r"^    peftly (export .+)$", page, re.MULTILINE)
+    commands = [line for block in blocks(page) if block.language == "bash" for line in command_lines(block.code)]
+    commands = [line for line in commands if line.startswith("peftly export ")]
     assert len(commands) == len(WRITTEN)
     for command in commands:
-        words = [str(tiny_llama_folder) if word == "smollm2-135m" else word for word in shlex.split(command)]
+        words = [str(tiny_llama_folder) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
         outcome = peftly(*words)
         assert (outcome.code, outcome.err) == (0, ""), command
         out = words[words.index("--out") + 1]

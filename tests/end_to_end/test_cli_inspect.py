@@ -1,8 +1,6 @@
 """`peftly inspect`: data before a training, on the screen and as a page."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -71,14 +69,3 @@ def test_mistakes_end_with_code_2(peftly: Peftly, folder, tiny_llama_folder, arg
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert (folder / "good.jsonl").read_bytes() == before
-
-
-def test_the_commands_of_the_page(peftly: Peftly, tweets, tiny_llama_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tweets.jsonl").write_text(tweets.read_text())
-    page = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    peftly (.+)$", page, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        outcome = peftly(*shlex.split(command.replace("smollm2-135m", str(tiny_llama_folder))))
-        assert (outcome.code, outcome.err) == (0, ""), outcome.out

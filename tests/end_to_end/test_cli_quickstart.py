@@ -70,6 +70,15 @@ def test_quickstart_compares_four_and_names_next_commands(peftly: Peftly, told, 
         assert peftly(*words, *shorter).code == 0, command
 
 
+def test_the_page_shows_the_commands_that_it_names(told):
+    folder, out = told
+    page = (Path(__file__).resolve().parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    shown = [shlex.split(line) for line in page.splitlines() if line.startswith("peftly ")]
+    commands = [line.replace(str(folder), "runs/quickstart") for line in out.partition("Next:")[2].splitlines()]
+    for command in [shlex.split(line)[1:] for line in commands if line.strip()][:3]:
+        assert ["peftly", *command] in shown
+
+
 def test_both_start_from_the_same_base(quickstart_folder, peftly: Peftly, tiny_llama_folder, tweets, tmp_path):
     """LoRA after prompt tuning gives the same adapter as LoRA alone."""
     import torch

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ from tiny_tasks import answer_rows, labelled_rows, write_rows
 
 from peftly import open_run, use_prompt_positions
 from peftly.data import RowFormat, encode_example_prompt
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "templates.md"
 
 TEMPLATE = "{prompt:3}{text}{prompt:3}\nLabel:{prompt:3}"
 
@@ -108,23 +104,3 @@ def test_mistakes_are_one_line_and_leave_nothing(options, words, peftly, setting
     for word in words:
         assert word in outcome.err
     assert not (tmp_path / "run").exists()
-
-
-def test_the_page_about_them(peftly: Peftly, tiny_llama_folder, tweets, tmp_path, monkeypatch):
-    page = PAGE.read_text(encoding="utf-8").replace("smollm2-135m", str(tiny_llama_folder))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tweets.jsonl").write_text(tweets.read_text())
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "marked.yaml").write_text(block)
-    commands = re.findall(r"^    peftly (.*)$", page, re.MULTILINE)
-    assert len(commands) == 4
-    for line in commands:
-        outcome = peftly(*shlex.split(line))
-        assert (outcome.code, outcome.err) == (0, ""), line
-    names: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
-    for code in blocks:
-        exec(compile(code, "templates.md", "exec"), names)
-    assert len(names["answers"]) == 2
-    assert names["logits"].shape[1] == len(names["encoded"].input_ids)

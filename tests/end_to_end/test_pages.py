@@ -145,7 +145,7 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
             json.loads(code)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
 def test_the_blocks_of_a_page_run(page, here, peftly):
     run_page(page, here, peftly)
@@ -158,9 +158,22 @@ def test_the_blocks_of_the_readme_run(here, peftly):
 
 def run_page(page: Path, here: dict[str, Path], peftly: Peftly) -> None:
     names: dict[str, object] = {"__name__": "page"}
-    for block in blocks(page.read_text(encoding="utf-8")):
-        if block.reason is None:
+    found = blocks(page.read_text(encoding="utf-8"))
+    for number, block in enumerate(found):
+        if block.fails:
+            check_refusal(block, found[number + 1], here, peftly)
+        elif block.reason is None:
             run_block(block, here, names, peftly)
+
+
+def check_refusal(block: Block, message: Block, bases: dict[str, Path], peftly: Peftly) -> None:
+    """Check that a command is refused with the message that the page shows."""
+    (line,) = command_lines(with_bases(block.code, bases))
+    outcome = peftly(*shlex.split(line)[1:])
+    shown = outcome.err
+    for name, folder in bases.items():
+        shown = shown.replace(str(folder), name)
+    assert (outcome.code, message.code.strip() in shown) == (2, True), (line, shown)
 
 
 def test_every_block_names_its_language():

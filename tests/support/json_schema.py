@@ -14,7 +14,7 @@ _TYPES: dict[str, Any] = {
     "object": lambda value: isinstance(value, dict),
 }
 _NOTES = {"description", "default", "title", "$schema", "definitions", "enumDescriptions", "then", "else"}
-_KEYWORDS = _NOTES | {"$ref", "type", "enum", "const", "anyOf", "allOf", "if", "properties", "patternProperties"}
+_KEYWORDS = _NOTES | {"$ref", "type", "enum", "const", "anyOf", "allOf", "not", "if", "properties", "patternProperties"}
 _KEYWORDS |= {"additionalProperties", "propertyNames", "required", "items", "minimum", "maximum", "exclusiveMinimum"}
 _KEYWORDS |= {"exclusiveMaximum", "minLength", "minItems", "minProperties", "maxProperties", "pattern"}
 
@@ -49,6 +49,7 @@ def fits(value: Any, schema: Any, root: dict[str, Any]) -> bool:
         "const" not in schema or text == json.dumps(schema["const"]),
         "anyOf" not in schema or any(fits(value, each, root) for each in schema["anyOf"]),
         every(schema.get("allOf", [])),
+        "not" not in schema or not every([schema["not"]]),
     ]
     if "if" in schema:
         checks.append(every([schema["then" if every([schema["if"]]) else "else"]]))

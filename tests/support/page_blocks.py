@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n+)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^ *```$"
+    r"(?:<!-- (?:not run: (?P<reason>[^\n]+?)|(?P<fails>fails)) -->\n+)?"
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^ *```$"
     r"|^<!-- setup\n(?P<setup>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
@@ -21,11 +22,13 @@ class Block:
         language: language after the fence.
         code: text of the block.
         reason: reason why the block is not run; None: it is run.
+        fails: whether its command is refused, with the next block as the message.
     """
 
     language: str
     code: str
     reason: str | None = None
+    fails: bool = False
 
 
 def blocks(page: str) -> list[Block]:
@@ -37,7 +40,7 @@ def blocks(page: str) -> list[Block]:
             continue
         indent = len(match["indent"])
         code = "".join(line[indent:] if line.strip() else line for line in match["code"].splitlines(keepends=True))
-        found.append(Block(match["language"], code, match["reason"]))
+        found.append(Block(match["language"], code, match["reason"], bool(match["fails"])))
     return found
 
 

@@ -54,9 +54,25 @@ def test_the_readme_shows_the_picture_of_the_results(tables, results):
     assert tables.PICTURE.relative_to(ROOT).as_posix() in readme
     picture = tables.PICTURE.read_text(encoding="utf-8")
     assert picture.lstrip().startswith("<svg")
-    for row in results["runs"][0]["rows"]:
+    for row in results["messages"]["runs"][0]["rows"]:
         for value in (f"{row['accuracy']:.1%}", f"{row['macro_f1']:.1%}"):
             assert value in picture, (row["name"], value)
+
+
+def test_a_small_prompt_takes_the_quickstart_from_near_chance_to_the_accuracy_of_lora(results):
+    """The aims of the task for newcomers, as measured: means over the seeds."""
+    runs = results["messages"]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    rows = {row["name"]: [] for row in runs[0]["rows"]}
+    for run in runs:
+        for row in run["rows"]:
+            rows[row["name"]].append(row)
+    mean = {name: sum(row["accuracy"] for row in found) / len(found) for name, found in rows.items()}
+    assert mean["untouched base"] < 0.4  # one of four labels is right by chance
+    assert mean["prompt tuning"] >= 0.9
+    assert mean["LoRA"] - mean["prompt tuning"] <= 0.02
+    assert max(row["bytes"] for row in rows["prompt tuning"]) < 30_000
+    assert rows["untouched base"][0]["bytes"] > 250_000_000
 
 
 def test_mcnemar_counts_examples_that_only_one_model_predicts_correctly(tables):
@@ -109,6 +125,16 @@ def test_the_page_for_users_of_other_tools_has_the_names_that_peftly_knows():
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.with_tables(page) == page
     assert len(module.TABLE.findall(page)) == len(module.options()) == 6
+
+
+def test_the_list_of_pages_for_programs_is_that_of_the_site():
+    """After a change of the navigation or of a first sentence: make reference."""
+    module = script("llms_page", "scripts")
+    content = module.FILE.read_text(encoding="utf-8")
+    assert content == module.text()
+    listed = {(ROOT / "docs" / name).resolve() for name in re.findall(r"\]\(([^)]+\.md)\)", content)}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if not page.stem.endswith(".zh")}
+    assert listed == pages - {ROOT / "docs" / "index.md"}
 
 
 def test_the_page_of_the_file_format_names_the_types_of_each_method():

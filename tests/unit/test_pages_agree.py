@@ -13,7 +13,10 @@ from page_blocks import DOCS, ROOT, blocks, english_pages
 ENGLISH_ONLY = {DOCS / "log.md"}
 """The log of experiments is written for people who change the code, in the language of the code."""
 
-PAGES = [page for page in english_pages() if page not in ENGLISH_ONLY]
+HOME = DOCS / "index.md"
+"""README.md takes its place in the site."""
+
+PAGES = [page for page in english_pages() if page not in {*ENGLISH_ONLY, HOME}]
 
 
 def script(name):

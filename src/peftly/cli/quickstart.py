@@ -17,7 +17,9 @@ def quickstart(
     task: Annotated[
         Literal["messages", "tweets"],
         typer.Option(
-            "--task", help="messages: find the department of a message. tweets: find complaints, which is hard."
+            "--task",
+            metavar="TASK",
+            help="messages: find the department of a message. tweets: find complaints, which is hard.",
         ),
     ] = "messages",
     base: Annotated[

@@ -253,8 +253,8 @@ def _samples(results: dict[str, Any]) -> Table:
 
 def _sizes(rows: list[dict[str, Any]]) -> list[str]:
     """Return a line for each adapter with its size beside that of the base."""
-    base = next(row for row in rows if row["name"] == BASE)
-    if not base["bytes"]:  # the files are not here, or not safetensors
+    base = rows[0]
+    if not base["bytes"]:  # the base's files are not safetensors
         return []
     return [
         f"{row['name']}: {bytes_text(row['bytes'])} beside a base of {bytes_text(base['bytes'])}, "

@@ -40,7 +40,8 @@ def config_schema() -> dict[str, Any]:
     """
     run = _object(RunConfig)
     properties = run["properties"]
-    properties["method"] = {"description": properties["method"]["description"], "anyOf": _methods(is_run=True)}
+    several = {"type": "array", "items": {"anyOf": _methods()}, "minItems": 1}
+    properties["method"] = {"description": properties["method"]["description"], "anyOf": [*_methods(), several]}
     definitions = {name: _object(model) for name, model in _SECTIONS.items()}
     # Jobs share parts of their data settings, so that the file of the training data may be missing at one level.
     definitions["DataConfig"].pop("required")
@@ -118,21 +119,22 @@ def _method(name: str) -> dict[str, Any]:
     return {**schema, "description": text, "required": ["name"]}
 
 
-def _methods(*, is_run: bool) -> list[dict[str, Any]]:
-    """Return the forms of `method`: a name, settings, and for a run a list; a job may leave out the name."""
+def _methods() -> list[dict[str, Any]]:
+    """Return the forms of one method: a name, or the settings of a method."""
     names = {"enum": list(METHODS), "enumDescriptions": [method.summary for method in METHODS.values()]}
-    forms: list[dict[str, Any]] = [names, *({"$ref": f"#/definitions/{name}"} for name in METHODS)]
-    if is_run:
-        return [*forms, {"type": "array", "items": {"anyOf": forms}, "minItems": 1}]
-    settings: dict[str, Any] = {
-        key: {} for name in METHODS for key in METHODS[name].config.model_fields if key != "name"
-    }
-    return [*forms, {"type": "object", "properties": settings, "additionalProperties": False}]
+    return [names, *({"$ref": f"#/definitions/{name}"} for name in METHODS)]
 
 
 def _job_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
-    own = {name: properties[name] for name in JOB_SETTINGS}
-    return {**own, "method": {"description": own["method"]["description"], "anyOf": _methods(is_run=False)}}
+    """Return the settings of a job. Its method may have no name: it is then that of the file."""
+    settings: dict[str, Any] = {key: {} for name in METHODS for key in METHODS[name].config.model_fields}
+    method = {
+        "description": properties["method"]["description"],
+        "if": {"type": "object", "not": {"required": ["name"]}},
+        "then": {"type": "object", "properties": settings, "additionalProperties": False},
+        "else": {"anyOf": _methods()},
+    }
+    return {name: properties[name] for name in JOB_SETTINGS} | {"method": method}
 
 
 def _jobs(properties: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
