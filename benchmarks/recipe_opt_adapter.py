@@ -133,5 +133,5 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
         ("written", "the adapter that `save_adapter` wrote, in PEFT"),
         ("merged", "the merged model, in plain transformers"),
     ):
-        lines.append(f"| {title} | {result[key]:.1e} |")
+        lines.append(f"| {title} | {f'{result[key]:.1e}' if result[key] else '0'} |")
     return {"opt": "\n".join(lines)}

@@ -25,6 +25,7 @@ def _here(tmp_path, tweets, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.soak
 def test_the_configurations_of_the_page_about_several_adapters(here, peftly: Peftly, tiny_llama_folder):
     page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

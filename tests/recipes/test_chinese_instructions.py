@@ -1,6 +1,7 @@
 """The recipe of Chinese instructions on a tiny base: data, command, checkpoint, answers, script."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -120,7 +121,10 @@ def test_lora_is_merged_and_a_soft_prompt_is_not(peftly, tiny_llama_folder, tmp_
 
 def test_the_script(example, tiny_llama_folder, tmp_path, in_root):
     module = example("chinese_instructions")
-    module.BASE = str(tiny_llama_folder)
+    module.BASE = str(shutil.copytree(tiny_llama_folder, tmp_path / "base"))
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    longer = config | {"max_position_embeddings": 512}  # a character is up to three tokens here
+    (tmp_path / "base" / "config.json").write_text(json.dumps(longer))
     found = module.main(str(tmp_path / "run"), epochs=1, new_tokens=6)
     assert found["after"] < found["before"]
     assert found["pipeline"].strip() == found["answer"].strip()
