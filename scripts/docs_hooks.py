@@ -5,6 +5,7 @@
 - Formulas in LaTeX become MathML, which browsers show without any script.
 - The line under a title that links to the other language is left out: the site has a menu for it.
 - Columns of tables with long texts are marked for the style sheet.
+- Lines of Chinese texts are joined without a space.
 - A heading of a Chinese page has the anchor of the same heading in the English page.
 """
 
@@ -38,6 +39,10 @@ TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 CELL = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.DOTALL)
 LONG = 30
 """Width of a text from which its column in a table is wide, in Latin letters."""
+
+CHINESE_BREAK = re.compile(
+    "(?<=[\u4e00-\u9fff])\n(?=[\u4e00-\u9fff])|(?<=[\u3001-\u303f\uff00-\uffef])\n(?=[\u4e00-\u9fff]|\\w|<(?:code|a|strong|em)\\b)"
+)
 
 HEADING = re.compile(r"^(#{1,6}) +(.+?)(?: +\{#([^}]+)\})? *$")
 
@@ -85,7 +90,14 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         display = "block" if match["kind"] == "[" else "inline"
         return convert(html.unescape(match["latex"]).strip(), display=display)
 
-    return TABLE.sub(_with_long_columns, FORMULA.sub(mathml, content))
+    content = TABLE.sub(_with_long_columns, FORMULA.sub(mathml, content))
+    return _joined_lines(content) if page.file.src_uri.endswith(".zh.md") else content
+
+
+def _joined_lines(content: str) -> str:
+    """Join the lines of Chinese texts, between which a browser would show a space; code blocks stay."""
+    parts = re.split(r"(<pre\b.*?</pre>)", content, flags=re.DOTALL)
+    return "".join(part if part.startswith("<pre") else CHINESE_BREAK.sub("", part) for part in parts)
 
 
 def _with_long_columns(table: re.Match[str]) -> str:
