@@ -1,7 +1,7 @@
 """Small charts as SVG: lines and bars, in colours that are readable on light and on dark ground."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -26,18 +26,18 @@ class Line(NamedTuple):
 
 
 def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line]) -> str:
-    """Return a chart of lines. The x values are whole numbers, each of which has a tick."""
+    """Return a chart of lines with a logarithmic y axis. The x values are whole numbers, each of which has a tick."""
     ticks = sorted({x for line in lines for x, _ in line.points})
     values = [y for line in lines for _, y in line.points]
-    levels = _ticks(min(values), max(values))
-    low, high = levels[0], levels[-1]
+    levels = _logarithmic_ticks(min(values), max(values))
+    low, high = math.log(levels[0]), math.log(levels[-1])
 
     def at(x: float, y: float) -> tuple[float, float]:
         span = (ticks[-1] - ticks[0]) or 1
-        return LEFT + 20 + (x - ticks[0]) / span * (WIDTH - LEFT - RIGHT - 40), _height(y, low, high)
+        return LEFT + 20 + (x - ticks[0]) / span * (WIDTH - LEFT - RIGHT - 40), _height(math.log(y), low, high)
 
-    parts = _axes(title, x_name, y_name, levels)
-    parts += [_text(at(tick, low)[0], HEIGHT - BOTTOM + 18, f"{tick:g}", "middle") for tick in ticks]
+    parts = _axes(title, x_name, y_name, {level: _height(math.log(level), low, high) for level in levels})
+    parts += [_text(at(tick, levels[0])[0], HEIGHT - BOTTOM + 18, f"{tick:g}", "middle") for tick in ticks]
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
         points = [at(x, y) for x, y in line.points]
@@ -64,7 +64,7 @@ def bar_chart(
     values = [value for _, value in bars] + ([reference[1]] if reference else [])
     levels = _ticks(0, max(values))
     low, high = levels[0], levels[-1]
-    parts = _axes(title, "", y_name, levels)
+    parts = _axes(title, "", y_name, {level: _height(level, low, high) for level in levels})
     step = (WIDTH - LEFT - RIGHT) / len(bars)
     for number, (name, value) in enumerate(bars):
         middle, y = LEFT + (number + 0.5) * step, _height(value, low, high)
@@ -96,15 +96,23 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten from at most `low` to at least `high`."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [round(factor * 10.0**power, 10) for power in powers for factor in (1, 2, 5)]
+    first = max(index for index, tick in enumerate(ticks) if tick <= low)
+    last = min(index for index, tick in enumerate(ticks) if tick >= high)
+    return ticks[first : max(last, first + 1) + 1]
+
+
 def _height(value: float, low: float, high: float) -> float:
     return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(title: str, x_name: str, y_name: str, levels: Sequence[float]) -> list[str]:
-    """Return title, names of the axes, and grid lines with their values."""
+def _axes(title: str, x_name: str, y_name: str, levels: Mapping[float, float]) -> list[str]:
+    """Return title, names of the axes, and grid lines; `levels` has their heights by value."""
     parts = [_text(WIDTH / 2, 18, title, "middle", weight="600")]
-    for value in levels:
-        y = _height(value, levels[0], levels[-1])
+    for value, y in levels.items():
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" stroke-opacity="0.35"/>'
         )

@@ -13,6 +13,7 @@ BOUNDS      bounds of the result: `{"lora.accuracy": (0.85, None)}` for `result[
 measure     `measure(folder: Path) -> dict`: runs the whole job, with all files in an empty temporary folder, and
             returns the result as JSON values
 tables      `tables(content: dict) -> dict[str, str]`: Markdown tables by name, from the content of the JSON
+PAGE        optional: name of the page, if it is not that of the recipe
 pictures    optional, `pictures(content: dict) -> dict[str, str]`: SVG files by their name in docs/img
 
 `measure` may call `train`, `peftly`, `scores` and `example` of this file, and `tables` may call `machine`. The content
@@ -21,7 +22,7 @@ of benchmarks/results/recipes/NAME.json is
     recipe, base, result, seconds, cpu_seconds, peak_memory_bytes, dtype, environment
 
 Seconds and peak memory are those of the whole recipe; seconds are null if a run of an earlier call was used. A result
-outside its bounds is an error, and nothing is written. The table X of docs/recipes/NAME.md stands between
+outside its bounds is an error, and nothing is written. The table X of docs/recipes/PAGE.md stands between
 `<!-- table: X -->` and `<!-- end of table -->`. `make test` compares page, pictures and bounds with the JSON.
 """
 
@@ -171,7 +172,7 @@ def results_of(name: str) -> Path:
 
 def page_of(name: str) -> Path:
     """Return the path of the English page of a recipe."""
-    return PAGES / f"{name}.md"
+    return PAGES / f"{getattr(recipe(name), 'PAGE', name)}.md"
 
 
 def read(name: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ BEGIN, END = "<!-- table: speed -->\n", "<!-- end of table -->\n"
 CLASSIC, BEST, OURS, FLOOR = "PEFT, classic", "PEFT, best", "peftly", "floor"
 """Names of the contenders."""
 
-COLOURS = {BEST: "#b0b7bf", OURS: "#2f6fb0", FLOOR: "#dfe3e8"}
-INK = "#5c6570"
+COLOURS = {BEST: "#8c96a3", OURS: "#3b82c4", FLOOR: "#c3cad3"}
+INK = "#78838f"  # read on white and on the ground of dark pages
 
 Result = dict[str, Any]
 """Measurements of a job with one dtype on one device, as in the JSON."""
@@ -167,7 +167,7 @@ def picture(results: list[Result]) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed", "font.family": "DejaVu Sans"}):
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=metadata)
+        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     svg = buffer.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
     return "".join(f"{line.rstrip()}\n" for line in svg[svg.index("<svg") :].splitlines())
 

@@ -511,7 +511,7 @@ def packing(d: Drawing) -> None:
 
 
 PICTURES: dict[str, tuple[Callable[[Drawing], None], int, int, tuple[str, str]]] = {
-    "methods_overview": (overview, 800, 860, ("Trained numbers of each method", "各方法训练的数字所在的位置")),
+    "methods_overview": (overview, 800, 860, ("Trained numbers of each method", "各方法训练的参数所在的位置")),
     "method_prompt_tuning": (prompt_tuning, 872, 404, ("Prompt tuning", "提示微调")),
     "method_p_tuning": (p_tuning, 872, 462, ("P-tuning", "P-Tuning")),
     "method_prefix_tuning": (prefix_tuning, 872, 404, ("Prefix tuning", "前缀微调")),

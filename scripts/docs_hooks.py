@@ -4,12 +4,15 @@
 - Links to files outside of docs/ lead to copies of these files in the site.
 - Formulas in LaTeX become MathML, which browsers show without any script.
 - The line under a title that links to the other language is left out: the site has a menu for it.
+- Columns of tables with long texts are marked for the style sheet.
+- Lines of Chinese texts are joined without a space.
 - A heading of a Chinese page has the anchor of the same heading in the English page.
 """
 
 import html
 import posixpath
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -32,6 +35,15 @@ LINK = re.compile(r"(\]\(|(?:src|href)=\")([^)\s\"]+)")
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+CELL = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.DOTALL)
+LONG = 30
+"""Width of a text from which its column in a table is wide, in Latin letters."""
+
+CHINESE_BREAK = re.compile(
+    "(?<=[\u4e00-\u9fff])\n(?=[\u4e00-\u9fff])|(?<=[\u3001-\u303f\uff00-\uffef])\n(?=[\u4e00-\u9fff]|\\w|<(?:code|a|strong|em)\\b)"
+)
+
 HEADING = re.compile(r"^(#{1,6}) +(.+?)(?: +\{#([^}]+)\})? *$")
 
 
@@ -49,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Prepare the text of a page."""
     uri = page.file.src_uri
+    if uri in HOME:
+        page.meta["hide"] = ["navigation"]  # it has nothing but this page
     markdown = LANGUAGE_LINK.sub(r"\1", _text(uri, markdown), count=1)
     here = posixpath.dirname(uri)
 
@@ -70,13 +84,34 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the formulas of a page into MathML."""
+    """Turn the formulas of a page into MathML, and mark the columns of tables that have long texts."""
 
     def mathml(match: re.Match[str]) -> str:
         display = "block" if match["kind"] == "[" else "inline"
         return convert(html.unescape(match["latex"]).strip(), display=display)
 
-    return FORMULA.sub(mathml, content)
+    content = TABLE.sub(_with_long_columns, FORMULA.sub(mathml, content))
+    return _joined_lines(content) if page.file.src_uri.endswith(".zh.md") else content
+
+
+def _joined_lines(content: str) -> str:
+    """Join the lines of Chinese texts, between which a browser would show a space; code blocks stay."""
+    parts = re.split(r"(<pre\b.*?</pre>)", content, flags=re.DOTALL)
+    return "".join(part if part.startswith("<pre") else CHINESE_BREAK.sub("", part) for part in parts)
+
+
+def _with_long_columns(table: re.Match[str]) -> str:
+    """Give the class "long" to the headings of columns with long texts: the style sheet keeps these wide."""
+    rows = [[_width(cell) for cell in CELL.findall(row)] for row in table.group().split("</tr>")]
+    widths = iter([max(column) for column in zip_longest(*rows, fillvalue=0)])
+    return re.sub(
+        r"<th\b", lambda head: head.group() + (' class="long"' if next(widths, 0) > LONG else ""), table.group()
+    )
+
+
+def _width(cell: str) -> int:
+    """Return the width of the text of a cell in Latin letters; a Chinese one is as wide as two."""
+    return sum(2 if letter > "\u2e80" else 1 for letter in html.unescape(re.sub(r"<[^>]+>", "", cell)))
 
 
 def headings(markdown: str) -> list[re.Match[str]]:

@@ -36,7 +36,7 @@ def entry(name: str) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     title, *paragraphs = re.split(r"\n\s*\n", text.strip())
     first = next(part for part in paragraphs if re.match(r"[A-Z`*(]", part) and not part.startswith("```"))
-    sentence = re.split(r"(?<=[.?!:])\s", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split())))[0]
+    sentence = re.split(r"(?<=\.)\s", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split())))[0]
     return f"- [{title.removeprefix('# ')}]({name}): {sentence}"
 
 

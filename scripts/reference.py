@@ -14,6 +14,9 @@ __all__ = ["CATALOGUE", "DOCS", "Translator", "catalogue", "cell", "pages", "tab
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CATALOGUE = DOCS / "reference_zh.yaml"
 
+_SPACE = re.compile(r"(?<=[\u4e00-\u9fff]) (?=[\u4e00-\u9fff])")
+"""A space between two Chinese characters, which have none."""
+
 _PART = re.compile(r"(?<=<!-- reference -->\n).*?(?=<!-- end of reference -->)", re.DOTALL)
 
 
@@ -78,6 +81,7 @@ def pages(name: str, lines: Callable[[Translator], Iterable[str]]) -> dict[Path,
         if translate.missing:
             missing = "\n".join(translate.missing)
             raise SystemExit(f"error: write the Chinese texts for {name}.zh.md into {CATALOGUE.name}:\n{missing}")
+        part = _SPACE.sub("", part)
         page = file.read_text(encoding="utf-8")
         if len(_PART.findall(page)) != 1:
             raise SystemExit(f"error: {file} needs the marks <!-- reference --> and <!-- end of reference --> once")

@@ -58,6 +58,7 @@ def test_the_data_are_300_different_instructions_with_answers(in_root):
         assert any("\u4e00" <= letter <= "\u9fff" for letter in row["instruction"])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_by_the_command(method, peftly, tiny_llama_folder, tmp_path):
     run = tmp_path / "run"
@@ -94,6 +95,7 @@ def test_the_tokens_are_those_of_the_tutorial(in_root, tiny_llama_folder):
         assert tokenizer.decode(trained) == " " + row["output"] + tokenizer.eos_token
 
 
+@pytest.mark.soak
 def test_p_tuning_continues_from_its_checkpoint_to_the_same_bytes(peftly, tiny_llama_folder, tmp_path):
     words = ["train", CONFIG, "--base", tiny_llama_folder, *METHODS["p_tuning"], "--set", "train.checkpoint_steps=1"]
     words += ["--set", "train.max_steps=12", "--set", "baselines=false", "--set", "train.generation_examples=0"]

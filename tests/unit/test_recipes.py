@@ -1,6 +1,7 @@
 """The pages of the recipes: tables and pictures of the committed results, which are inside of their bounds."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def test_every_recipe_has_results_a_page_in_both_languages_and_a_fast_test():
     for name in recipes.RECIPES:
         assert recipes.page_of(name).is_file()
         assert recipes.page_of(name).with_suffix(".zh.md").is_file()
-        assert (recipes.ROOT / "tests" / "recipes" / f"test_{name}.py").is_file()
+        assert (recipes.ROOT / "tests" / "recipes" / f"test_{recipes.page_of(name).stem}.py").is_file()
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -65,3 +66,14 @@ def test_a_measurement_outside_of_its_bounds_is_an_error(monkeypatch):
     Module.extra = 1
     with pytest.raises(SystemExit, match=r"any: loss is 1.5, outside None to 1"):
         recipes.measure("any")
+
+
+def test_a_chart_has_round_ticks_around_its_values_and_escapes_its_words():
+    charts = importlib.import_module("charts")
+    bars = charts.bar_chart("a < b", "share", [("one", 58), ("two\nlines", 60)], reference=("mean", 59))
+    assert "a &lt; b" in bars
+    assert re.findall(r'text-anchor="end"[^>]*>([\d.]+)<', bars) == ["0", "20", "40", "60"]
+    lines = charts.line_chart("t", "x", "y", [charts.Line("train", [(1, 132.3), (2, 1.2)])])
+    assert re.findall(r'text-anchor="end"[^>]*>([\d.]+)<', lines) == ["1", "2", "5", "10", "20", "50", "100", "200"]
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', lines)]
+    assert heights == sorted(heights)
