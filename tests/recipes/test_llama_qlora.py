@@ -31,6 +31,18 @@ def test_the_yaml_by_its_command(peftly, tiny_llama_folder, tmp_path):
         assert outcome.code == 0, outcome.err
 
 
+def test_the_yaml_with_rows_of_your_own(peftly, tiny_llama_folder, tmp_path):
+    """The comment of the file and docs/qlora.md: other labels than those of its validation tweets."""
+    rows = tmp_path / "your_rows.jsonl"
+    rows.write_text("".join(f'{{"text": "text {n}", "label": "{"xy"[n % 2]}"}}\n' for n in range(20)))
+    for file in ("examples/qlora_llama.yaml", "docs/qlora.md", "docs/qlora.zh.md"):
+        assert "--set data.validation=null" in Path(file).read_text(encoding="utf-8")
+    options = ("--base", tiny_llama_folder, "--data", rows, "--out", tmp_path / "run")
+    settings = ("--set", "train.max_steps=1", "--set", "baselines=false")
+    outcome = peftly("train", "examples/qlora_llama.yaml", *options, *settings, "--set", "data.validation=null")
+    assert outcome.code == 0, outcome.err
+
+
 def test_the_script(example, tiny_llama_folder, tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()
