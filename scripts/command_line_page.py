@@ -52,15 +52,15 @@ def lines(translate: Translator) -> Iterator[str]:
     functions = {_name(function): function for function in (each.callback for each in app.registered_commands)}
     if wrong := functions.keys() ^ EXAMPLES.keys():
         raise SystemExit(f"error: EXAMPLES of scripts/command_line_page.py does not fit: {', '.join(sorted(wrong))}")
-    yield from ("", f"## {translate('The commands')} {{#commands}}", "")
+    yield from ("", f"## {translate('The commands')}", "")
     yield from table(
         [translate("command"), translate("what it does")],
-        [(f"[`{name}`](#{name})", _summary(function, translate)) for name, function in functions.items()],
+        [(f"[`{name}`](#peftly-{name})", _summary(function, translate)) for name, function in functions.items()],
     )
     yield from ("", translate("Options in front of the command:"), "")
     yield from _parameters(app.registered_callback.callback, translate)
     for name, function in functions.items():
-        yield from ("", f"## `peftly {name}` {{#{name}}}", "", _summary(function, translate), "")
+        yield from ("", f"## `peftly {name}`", "", _summary(function, translate), "")
         example, reason = EXAMPLES[name]
         yield from [f"<!-- not run: {reason} -->"] * bool(reason)
         yield from ("```bash", example, "```", "")

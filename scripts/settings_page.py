@@ -51,7 +51,12 @@ TRAINING = {
 }
 """Settings of the training by subject."""
 
-ANCHORS = {"DataConfig": "data", "TrainConfig": "train", "Quantization": "quantization", "EnsembleConfig": "ensemble"}
+ANCHORS = {
+    "DataConfig": "data-data",
+    "TrainConfig": "training-train",
+    "Quantization": "quantization-quantization",
+    "EnsembleConfig": "ensemble-ensemble",
+}
 """Anchors of the sections by the definition in the schema."""
 
 OF_ALL_METHODS = ("name", "modules_to_save")
@@ -64,14 +69,14 @@ def lines(translate: Translator) -> Iterator[str]:
     """Yield the lines of the written part of a page."""
     schema = config_schema()
     definitions = {name: part["properties"] for name, part in schema["definitions"].items()}
-    yield from _section(translate, "The run", "run")
+    yield from _section(translate, "The run")
     own = {name: value for name, value in schema["properties"].items() if name not in ("$schema", "jobs")}
     yield from _settings(translate, own, "", schema["else"]["required"])
-    yield from _section(translate, "Data: {}", "data", "`data`")
+    yield from _section(translate, "Data: {}", "`data`")
     yield from (translate("See [data](data.md) for the formats, and [templates](templates.md)."), "")
     yield from _settings(translate, definitions["DataConfig"], "data.", ["train"])
     yield from _methods(translate, definitions)
-    yield from _section(translate, "Training: {}", "train", "`train`")
+    yield from _section(translate, "Training: {}", "`train`")
     yield translate(
         "A step is one update of the trained weights: `batch_size` × `gradient_accumulation_steps` examples on every "
         "process. See [training](training.md)."
@@ -81,11 +86,11 @@ def lines(translate: Translator) -> Iterator[str]:
     for title, names in TRAINING.items():
         yield from ("", f"### {translate(title)}", "")
         yield from _settings(translate, {name: definitions["TrainConfig"][name] for name in names}, "train.")
-    yield from _section(translate, "Quantization: {}", "quantization", "`quantization`")
+    yield from _section(translate, "Quantization: {}", "`quantization`")
     yield translate("A name such as `quantization: nf4`, or a mapping with these settings. See [QLoRA](qlora.md).")
     yield ""
     yield from _settings(translate, definitions["Quantization"], "quantization.", ["kind"])
-    yield from _section(translate, "Ensemble: {}", "ensemble", "`ensemble`")
+    yield from _section(translate, "Ensemble: {}", "`ensemble`")
     yield translate(
         "A number of members such as `ensemble: 5`, or a mapping with these settings. See [several adapters]"
         "(composition.md)."
@@ -95,13 +100,13 @@ def lines(translate: Translator) -> Iterator[str]:
     yield from _other_names(translate)
 
 
-def _section(translate: Translator, title: str, anchor: str, *values: str, level: int = 2) -> Iterator[str]:
-    yield from ("", f"{'#' * level} {translate(title, *values)} {{#{anchor}}}", "")
+def _section(translate: Translator, title: str, *values: str, level: int = 2) -> Iterator[str]:
+    yield from ("", f"{'#' * level} {translate(title, *values)}", "")
 
 
 def _methods(translate: Translator, definitions: Mapping[str, Properties]) -> Iterator[str]:
     """Yield the lines about the methods: a list of them, what they share, and the settings of each."""
-    yield from _section(translate, "Method: {}", "method", "`method`")
+    yield from _section(translate, "Method: {}", "`method`")
     yield translate(
         "A name such as `method: lora`, or a mapping with the name and the settings of this method. See "
         "[the methods](methods.md)."
@@ -120,7 +125,7 @@ def _methods(translate: Translator, definitions: Mapping[str, Properties]) -> It
     yield from _settings(translate, shared, "method.", ["name"])
     tables: dict[str, str] = {}
     for name in METHODS:
-        yield from _section(translate, "{}", name, f"`{name}`", level=3)
+        yield from _section(translate, "{}", f"`{name}`", level=3)
         own = {key: value for key, value in definitions[name].items() if key not in OF_ALL_METHODS}
         same = tables.setdefault(json.dumps(own), name)
         if not own:
@@ -216,7 +221,7 @@ def _range(schema: Mapping[str, Any], translate: Translator) -> str:
 
 def _other_names(translate: Translator) -> Iterator[str]:
     """Yield the lines of the table of names in other tools."""
-    yield from _section(translate, "Names in other tools", "other-names")
+    yield from _section(translate, "Names in other tools")
     yield translate(
         "peftly has one name for each setting. A name of transformers, TRL, PEFT, bitsandbytes, axolotl, "
         "LLaMA-Factory, ms-swift, Unsloth, Lightning or AdapterHub is an error that says the name to use. See [coming "

@@ -8,7 +8,7 @@ from commands import peftly_here
 from page_blocks import DOCS, ROOT, blocks
 
 SAMPLE = ROOT / "src" / "peftly" / "sample_data" / "complaints"
-MASKS = (DOCS / "data.md").read_text(encoding="utf-8").split("{#loss-mask}")[1].split("\n## Files")[0]
+MASKS = (DOCS / "data.md").read_text(encoding="utf-8").split("## Which tokens are trained\n")[1].split("\n## Files")[0]
 SHOWN = [
     (json.loads(row.code), tokens.code)
     for row, tokens in zip(blocks(MASKS), blocks(MASKS)[1:], strict=False)

@@ -55,7 +55,7 @@ def test_the_reasons_to_choose_a_method_are_those_of_the_results():
 
 def test_the_table_of_exports_is_what_export_does(tiny_llama_folder, tmp_path):
     text = pages.page(pages.WHICH).read_text(encoding="utf-8")
-    section = text[text.index("{#use}") :]
+    section = text[text.index("## By what happens with the adapter") :]
     rows = re.findall(r"^\| `(\w+)` \| " + r" \| ".join([r"(yes|no)"] * 5) + r" \|$", section, re.MULTILINE)
     assert len(rows) == 9
     formats = ("peft", "vllm", "prompt-embeddings", "gguf-lora")
@@ -86,8 +86,9 @@ def test_all_pages_have_one_form():
     forms = set()
     for name in pages.METHODS_OF:
         text = pages.page(name).read_text(encoding="utf-8")
-        forms.add(tuple(re.findall(r"^## .* \{#(\w+)\}$", text, re.MULTILINE)))
-    assert forms == {("idea", "formula", "parameters", "measured", "limits", "when", "api")}
+        forms.add(tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)))
+    form = "Idea", "Formula", "Number of trained parameters", "What we measured", "Limits", "When to choose it"
+    assert forms == {(*form, "Settings and API")}
 
 
 def test_calculations_give_the_trained_numbers():

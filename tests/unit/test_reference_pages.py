@@ -62,7 +62,7 @@ def test_every_setting_and_every_method_is_on_the_page_of_the_settings():
     page = (SCRIPTS.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     schema = config_schema()
     assert set(re.findall(r"^### `(\w+)`", page, re.MULTILINE)) == METHODS.keys()
-    rows = re.findall(r"^\| `(\w+)`", page.partition("{#other-names}")[0], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`", page.partition("## Names in other tools")[0], re.MULTILINE)
     names = [name for part in schema["definitions"].values() for name in part["properties"]]
     assert set(names) | schema["properties"].keys() - {"$schema", "jobs"} == set(rows)
 
