@@ -62,7 +62,9 @@ def test_its_table_of_methods():
     assert rows == [(name, method.summary, method.paper) for name, method in METHODS.items()]
 
 
-@pytest.mark.parametrize(("name", "title"), [("how_it_works.md", "## The packages"), ("how_it_works.zh.md", "## 各个包")])
+@pytest.mark.parametrize(
+    ("name", "title"), [("how_it_works.md", "## The packages"), ("how_it_works.zh.md", "## 各个包")]
+)
 def test_the_list_of_packages_names_each_one_from_the_ground_up(name, title):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     section = page[page.index(title) : page.index("| `tests/` |")]

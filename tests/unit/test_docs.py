@@ -75,6 +75,14 @@ def test_a_small_prompt_takes_the_quickstart_from_near_chance_to_the_accuracy_of
     assert rows["untouched base"][0]["bytes"] > 250_000_000
 
 
+def test_the_quickstart_takes_the_minutes_that_the_pages_say(results):
+    """Two to four minutes, in bf16 and in float32."""
+    measured = results["messages"]
+    seconds = [run["seconds"] for run in measured["runs"]] + [measured["float32"]["seconds"]]
+    assert all(60 < value < 4 * 60 for value in seconds)
+    assert "2 to 4 minutes on two cores" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_mcnemar_counts_examples_that_only_one_model_predicts_correctly(tables):
     test = tables.mcnemar(list("aaaab"), list("abbba"), list("baaab"))
     assert (test["gained"], test["lost"]) == (4, 1)
