@@ -72,7 +72,7 @@ def weighted_sum(base, weights):
 
 
 def test_the_commands_of_the_page(peftly: Peftly, here, tiny_llama_folder):
-    commands = re.findall(r"^    peftly (combine .+)$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^peftly (combine adapters/a .+)$", PAGE, re.MULTILINE)
     assert len(commands) == 2
     outcomes = [peftly(*shlex.split(command)) for command in commands]
     assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, ""), (0, "")]
@@ -149,7 +149,7 @@ def test_an_adapter_is_replaced_with_overwrite_only(peftly: Peftly, here):
 
 
 def test_the_options_of_the_page_are_those_of_the_command(peftly: Peftly):
-    section = PAGE.partition("## One adapter of several")[2].partition("\n## ")[0]
+    section = PAGE.partition("## Several adapters")[2].partition("\n## ")[0]
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", peftly("combine", "--help").out)) - {"--help"}
     assert options == set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section)) - {"--prompt"}
 
