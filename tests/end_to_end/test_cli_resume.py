@@ -129,6 +129,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(peftly, 
     assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in whole.iterdir())
 
 
+@pytest.mark.soak
 def test_runs_side_by_side(peftly, rows, killed_ensemble, tmp_path):
     assert peftly(*rows, *SETTINGS, "--ensemble", 2, "--out", tmp_path / "whole").code == 0
     shutil.copytree(killed_ensemble, tmp_path / "run")

@@ -145,7 +145,7 @@ def run_block(block: Block, bases: dict[str, Path], names: dict[str, object], pe
             json.loads(code)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
 def test_the_blocks_of_a_page_run(page, here, peftly):
     run_page(page, here, peftly)

@@ -60,7 +60,7 @@ def choices(method):
     return [method, None, (method, "prompt 2", "lora 2"), "prompt 2", ("lora 2", method)]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
 class TestAdaptersOfEachElement:
     def test_logits_and_gradients_are_those_of_the_element_alone(self, architecture, method):

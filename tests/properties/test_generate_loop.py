@@ -18,7 +18,7 @@ def continued(generated):
     return [trimmed(ids, text) for ids, text in zip(generated, TEXTS, strict=True)]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
 class TestGenerate:
     def test_greedy_batched_with_left_padding(self, architecture, method):
@@ -35,7 +35,7 @@ class TestGenerate:
         assert continued(generated) == expected
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("architecture", "method"), METHOD_CELLS)
 class TestOptions:
     @pytest.fixture

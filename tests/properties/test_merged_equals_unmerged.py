@@ -75,7 +75,7 @@ def test_the_cells_are_counted():
     assert {cell.method for cell in CELLS} == set(MERGEABLE)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_every_mergeable_method(cell, tmp_path):
     model = adapted(cell.task, cell.architecture, cell.config())

@@ -77,7 +77,7 @@ def gradients(model, loss):
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters, retain_graph=True)])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("architecture", "method"), CAUSAL)
 class TestDecoders:
     def test_single_texts_equal_the_concatenation(self, architecture, method):

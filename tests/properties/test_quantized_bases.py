@@ -94,7 +94,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("cell", "kind", "check"),
     [
@@ -108,7 +108,7 @@ def test_cell(cell, kind, check):
     check(cell, *pair_of(cell, kind))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("cell", "kind"), CELLS, ids=str)
 def test_a_file_holds_the_whole_adapter(cell, kind, tmp_path):
     model, _ = pair_of(cell, kind)

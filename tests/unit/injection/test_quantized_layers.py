@@ -260,6 +260,7 @@ IMPORTS = (
 )
 
 
+@pytest.mark.soak
 def test_no_package_downloads_binaries(tmp_path):
     """bitsandbytes downloads them from the Hub if `kernels` is installed."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs):\n    raise SystemExit('downloaded')\n")

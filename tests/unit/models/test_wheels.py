@@ -252,6 +252,7 @@ def test_killed_halfway_and_run_again(offer, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == b"whole"
 
 
+@pytest.mark.soak
 def test_two_processes_at_once_fetch_once(offer, tmp_path):
     entry = offer({"tiny_test/model/config.json": b"{}", "tiny_test/model/model.safetensors": b"whole"})
     first = child(tmp_path, entry)

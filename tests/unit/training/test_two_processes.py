@@ -120,6 +120,7 @@ def whole_and_stopped(out):
     return weights(whole), weights(resumed)
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_same_weights_as_one(task_base, tmp_path):
     bases = [task_base(architecture) for architecture in TASKS.values()]
     processes = launch([sys.executable, __file__, tmp_path, *bases], PYTHONPATH=os.pathsep.join(sys.path))
