@@ -239,3 +239,10 @@ def test_debug_shows_the_traceback(peftly, options, tmp_path, monkeypatch):
     assert outcome.code == 2
     assert "Traceback" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_value_that_is_none_of_the_choices_is_said_in_plain_words(peftly: Peftly):
+    """The line said "Value error, 'foo' is not one of ..."."""
+    outcome = peftly("quickstart", "--task", "foo")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: Invalid value for '--task': 'foo' is not one of 'messages', 'tweets'")

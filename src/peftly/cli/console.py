@@ -103,6 +103,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         message = _option_advice(error) or error.format_message()
+        message = message.replace(": Value error, ", ": ")  # pydantic's words for a value that is none of the choices
         _print_error(message.removesuffix(".") + (f" (see {context.command_path} --help)" if context else ""))
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
