@@ -80,6 +80,8 @@ tables: install
 	$(BIN)/python benchmarks/memory_of_bases.py
 	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/beside_peft.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/guide_outputs.py
 	$(BIN)/python scripts/zh_tables.py
 
 recipes: install

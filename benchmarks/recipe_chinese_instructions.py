@@ -22,6 +22,7 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "padding.peft.largest_error": (0.05, None),
 }
 P_TUNING = ("--method", "p_tuning", "--set", "method.num_virtual_tokens=10")
+PREFIX = ("--method", "prefix_tuning", "--set", "method.num_virtual_tokens=10")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "text": (),
     "random": (
@@ -33,7 +34,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "method.num_virtual_tokens=10",
     ),
     "p_tuning": P_TUNING,
-    "prefix": ("--method", "prefix_tuning", "--set", "method.num_virtual_tokens=10"),
+    "p_tuning_lstm": (*P_TUNING, "--set", "method.encoder=lstm"),
+    "prefix": PREFIX,
+    "prefix_projection": (*PREFIX, "--set", "method.projection=true"),
     "lora": ("--method", "lora"),
     "p_tuning_more_steps": (*P_TUNING, "--set", "train.gradient_accumulation_steps=1"),
 }
@@ -43,38 +46,43 @@ NAMES = {
     "text": "prompt tuning, text",
     "random": "prompt tuning, random, 10 virtual tokens",
     "p_tuning": "P-tuning (MLP), 10 virtual tokens",
+    "p_tuning_lstm": "P-tuning (LSTM), 10 virtual tokens",
     "prefix": "prefix tuning, 10 virtual tokens",
+    "prefix_projection": "prefix tuning with a projection, 10 virtual tokens",
     "lora": "LoRA",
     "p_tuning_more_steps": "P-tuning (MLP), 10 virtual tokens, 60 steps of 4 examples",
 }
+HEADLINES = {f"held-out loss, {title}": (f"runs.{name}.loss", ".3f") for name, title in NAMES.items()}
 QUICK = ("--set", "train.generation_examples=0")
 QUESTIONS = 8
 NEW_TOKENS = 16
 
 
-def measure(folder: Path, base: Sequence[object] = ()) -> dict[str, Any]:
+def measure(folder: Path, base: Sequence[object] = (), seed: int = 0) -> dict[str, Any]:
     """Train every variant, and compare answers alone and in a batch with those of PEFT.
 
     Args:
         folder: folder of the runs.
         base: further options of `peftly train`, such as another base.
+        seed: seed of the trainings.
     """
-    runs = {name: measure_run(folder / name, options, base) for name, options in VARIANTS.items()}
+    runs = {name: measure_run(folder / name, options, base, seed) for name, options in VARIANTS.items()}
     loss = runs["text"]["baselines"]["untouched base"]["loss"]
     return {"base": {"loss": loss, "perplexity": math.exp(loss)}, "runs": runs, "padding": padding(folder / "text")}
 
 
-def measure_run(run: Path, options: Sequence[str], base: Sequence[object] = ()) -> dict[str, Any]:
+def measure_run(run: Path, options: Sequence[str], base: Sequence[object] = (), seed: int = 0) -> dict[str, Any]:
     """Train one variant, and return its results.
 
     Args:
         run: run folder, whose name is that of the variant.
         options: options of the variant.
         base: further options of `peftly train`.
+        seed: seed of the training.
     """
     start = cpu_seconds()
     baselines = () if run.name == "text" else ("--set", "baselines=false")
-    found = scores(train(CONFIG, run, *options, *QUICK, *baselines, *base))
+    found = scores(train(CONFIG, run, *options, *QUICK, *baselines, *base, seed=seed))
     return found | {"cpu_seconds": round(cpu_seconds() - start, 1), "perplexity": math.exp(found["loss"])}
 
 

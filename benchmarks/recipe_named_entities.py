@@ -16,11 +16,15 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "predicted.rows": (50, 50),
     "predicted.words": (0.85, None),
 }
+HEADLINES = {
+    "F1 of entities, linear probe": ("lora.baselines.linear probe.entity_f1", ".1%"),
+    **{f"F1 of entities, {title}": (f"{name}.entity_f1", ".1%") for name, title in METHODS.items()},
+}
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Train both methods, and write the tags of the test sentences with the first one."""
-    out = train("examples/named_entities.yaml", folder / "run")
+    out = train("examples/named_entities.yaml", folder / "run", seed=seed)
     result: dict[str, Any] = {name: scores(out / name) for name in METHODS}
     file = folder / "tags.jsonl"
     peftly("predict", out / "lora", "--data", TEST, "--out", file, "--overwrite")

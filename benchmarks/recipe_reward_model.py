@@ -13,11 +13,12 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "before": (None, 0.75),
     "longer": (0.45, 0.55),
 }
+HEADLINES = {"held-out pairs that are right, LoRA": ("held_out", ".1%")}
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Run the script, and read the size of its adapter."""
-    found = example("reward_model").main(folder=str(folder))
+    found = example("reward_model").main(folder=str(folder), seed=seed)
     adapter = folder / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())

@@ -10,6 +10,7 @@ from recipes import example, machine, scores, train
 BASE = "smollm2-135m"
 CONFIG = "examples/role_play.yaml"
 BOUNDS: dict[str, tuple[float | None, float | None]] = {"base.loss": (3.2, 3.6), "lora.loss": (None, 2.95)}
+HEADLINES = {"held-out loss, LoRA on the attention": ("lora.loss", ".3f")}
 QUESTIONS = (
     "你会下棋吗？",
     "我有点想家。",
@@ -26,16 +27,17 @@ QUESTIONS = (
 NEW_TOKENS = 40
 
 
-def measure(folder: Path, base: Sequence[object] = ()) -> dict[str, Any]:
+def measure(folder: Path, base: Sequence[object] = (), seed: int = 0) -> dict[str, Any]:
     """Train the part, and answer new questions with and without it.
 
     Args:
         folder: folder of the run.
         base: further options of `peftly train`, such as another base.
+        seed: seed of the training.
     """
     import peftly
 
-    run = train(CONFIG, folder / "role", "--set", "train.generation_examples=0", *base)
+    run = train(CONFIG, folder / "role", "--set", "train.generation_examples=0", *base, seed=seed)
     found = scores(run)
     model, tokenizer = peftly.load(run)
     system = {"role": "system", "content": example("role_play").SYSTEM}

@@ -15,6 +15,7 @@ BOUNDS = {
     "memory.q_proj, v_proj, rank 8.trained_parameters": (4194304, 4194304),
 }
 SMALL = ("train.gradient_accumulation_steps=4", "train.warmup_steps=4", "train.epochs=3")
+HEADLINES = {"loss, LoRA": ("run.loss", ".2f"), "exact answers, LoRA": ("exact", ".0%")}
 LLAMA_2_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 CASES = {
     "q_proj, v_proj, rank 8": (("q_proj", "v_proj"), 8, 15.57),
@@ -25,10 +26,10 @@ CASES = {
 """Target modules, rank, and the peak in GB that torchtune's page gives; its "all layers" includes the output head."""
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Train with smaller steps than torchtune's, and estimate the memory of Llama-2-7B."""
     options = [word for setting in SMALL for word in ("--set", setting)]
-    out = recipes.train("examples/torchtune_llama2.yaml", folder / "run", *options)
+    out = recipes.train("examples/torchtune_llama2.yaml", folder / "run", *options, seed=seed)
     run = recipes.scores(out)
     exact = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["exact_match"]
     untouched = run["baselines"]["untouched base"]["loss"]

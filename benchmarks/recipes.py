@@ -3,6 +3,7 @@
     make recipes                              # every recipe, each in a process of its own (long)
     python benchmarks/recipes.py NAME ...     # some of them, in this process
     python benchmarks/recipes.py --folder F NAME   # keep the files in F/NAME; a finished run there is not trained again
+    python benchmarks/recipes.py --seeds 1 2 NAME  # the whole job with other seeds, beside the results
     python benchmarks/recipes.py --pages      # only the tables and pictures, from the committed JSON
 
 A recipe is a file `benchmarks/recipe_NAME.py` with
@@ -14,6 +15,8 @@ measure     `measure(folder: Path) -> dict`: runs the whole job, with all files 
             returns the result as JSON values
 tables      `tables(content: dict) -> dict[str, str]`: Markdown tables by name, from the content of the JSON
 PAGE        optional: name of the page, if it is not that of the recipe
+HEADLINES   optional: paths and forms of the numbers that are also given for other seeds, by their names in the page:
+            `{"accuracy of LoRA": ("lora.accuracy", ".1%")}`; `measure` then takes `seed`
 pictures    optional, `pictures(content: dict) -> dict[str, str]`: SVG files by their name in docs/img
 
 `measure` may call `train`, `peftly`, `scores` and `example` of this file, and `tables` may call `machine`. The content
@@ -21,6 +24,7 @@ of benchmarks/results/recipes/NAME.json is
 
     recipe, base, result, seconds, cpu_seconds, peak_memory_bytes, dtype, environment
 
+and `other_seeds`, the headlines of each other seed that was measured; they stand in the table `NAME seeds` of the page.
 Seconds and peak memory are those of the whole recipe; seconds are null if a run of an earlier call was used. A result
 outside its bounds is an error, and nothing is written. The table X of docs/recipes/PAGE.md stands between
 `<!-- table: X -->` and `<!-- end of table -->`. `make test` compares page, pictures and bounds with the JSON.
@@ -75,18 +79,19 @@ def peftly(*arguments: object) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def train(config: str, out: Path, *options: object) -> Path:
+def train(config: str, out: Path, *options: object, seed: int = 0) -> Path:
     """Run `peftly train` with a YAML file of the repository, and return the run folder.
 
     Args:
         config: path of the YAML file in the repository.
         out: run folder. If a finished run is there, it is the result.
         options: further options of the command.
+        seed: seed of the training.
     """
     if any((out / name).is_file() for name in ("summary.json", "results.json")):
         REUSED.append(out)
     else:
-        peftly("train", config, "--out", out, "--overwrite", *options)
+        peftly("train", config, "--out", out, "--overwrite", "--seed", seed, *options)
     return out
 
 
@@ -150,6 +155,30 @@ def measure(name: str, folder: Path | None = None) -> dict[str, Any]:
     return content
 
 
+def headlines(name: str, seed: int, folder: Path | None = None) -> dict[str, float]:
+    """Run a recipe with another seed, and return its headlines.
+
+    Raises:
+        SystemExit: a number is outside its bounds.
+    """
+    module = recipe(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        result = json.loads(json.dumps(module.measure(folder or Path(temporary), seed=seed)))
+    if lines := outside(result, module.BOUNDS):
+        raise SystemExit("\n".join(f"{name}, seed {seed}: {line}" for line in lines))
+    return {title: value_of(result, path) for title, (path, _) in module.HEADLINES.items()}
+
+
+def seeds_table(module: ModuleType, content: dict[str, Any]) -> str:
+    """Return the table of the headlines: a line for each number, a column for each seed."""
+    seeds = content["other_seeds"]
+    lines = [f"| | seed 0 | {' | '.join(f'seed {seed}' for seed in seeds)} |", "|---|---" + "|---" * len(seeds) + "|"]
+    for title, (path, form) in module.HEADLINES.items():
+        values = [value_of(content["result"], path), *(found[title] for found in seeds.values())]
+        lines.append(f"| {title} | {' | '.join(format(value, form) for value in values)} |")
+    return "\n".join(lines)
+
+
 def cpu_seconds() -> float:
     """Return the processor time of this process and of its finished children."""
     times = os.times()
@@ -200,7 +229,10 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 def files_of(name: str) -> dict[Path, str]:
     """Return the page and the pictures of a recipe as its JSON gives them, by path."""
     module, content = recipe(name), read(name)
-    files = {page_of(name): with_tables(page_of(name).read_text(encoding="utf-8"), module.tables(content))}
+    tables = module.tables(content)
+    if content.get("other_seeds"):
+        tables |= {f"{name} seeds": seeds_table(module, content)}
+    files = {page_of(name): with_tables(page_of(name).read_text(encoding="utf-8"), tables)}
     draw = getattr(module, "pictures", None)
     return files | {PICTURES / file: svg for file, svg in (draw(content) if draw else {}).items()}
 
@@ -228,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"recipes: {', '.join(RECIPES)}")
     parser.add_argument("--folder", type=Path, help="keep the files of each recipe in a folder inside of this one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="other seeds than 0; end the list by --")
     parser.add_argument("--pages", action="store_true", help="write the pages from the committed JSON only")
     options = parser.parse_args()
     if unknown := set(options.names) - set(RECIPES):
@@ -244,7 +277,13 @@ def main() -> None:
         folder = options.folder and (options.folder / name).resolve()
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        content = measure(name, folder)
+        if options.seeds:
+            content = read(name)
+            found = {str(seed): headlines(name, seed, folder and folder / f"seed-{seed}") for seed in options.seeds}
+            content["other_seeds"] = dict(sorted((content.get("other_seeds", {}) | found).items()))
+        else:
+            earlier = read(name).get("other_seeds") if results_of(name).is_file() else None
+            content = measure(name, folder) | ({"other_seeds": earlier} if earlier else {})
         results_of(name).parent.mkdir(parents=True, exist_ok=True)
         results_of(name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_files(name)

@@ -1,25 +1,29 @@
-"""Tables of the speed benchmark for each device and dtype in the docs, and a chart of the first device and dtype."""
+"""Tables of the speed benchmark for each device and dtype in the docs, and charts of the first device and dtype."""
 
 import io
 import json
 import re
 import statistics
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from speed_jobs import JOBS
 
-__all__ = ["BEST", "CLASSIC", "FLOOR", "OURS", "PAGE", "PICTURE", "RESULTS", "picture", "read", "with_table", "write"]
+__all__ = ["BEST", "CLASSIC", "FLOOR", "OURS", "PAGE", "PICTURES", "RESULTS", "picture", "read", "with_table", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 PAGE = ROOT / "docs" / "speed.md"
-PICTURE = ROOT / "docs" / "speed.svg"
+PICTURES = {"en": ROOT / "docs" / "speed.svg", "zh": ROOT / "docs" / "speed.zh.svg"}
+"""Chart of each language."""
 BEGIN, END = "<!-- table: speed -->\n", "<!-- end of table -->\n"
 CLASSIC, BEST, OURS, FLOOR = "PEFT, classic", "PEFT, best", "peftly", "floor"
 """Names of the contenders."""
 
+CHINESE = {"times as fast as PEFT's classic setting": "PEFT 常见设置的多少倍", BEST: "PEFT 最快设置", FLOOR: "下限"}
+"""Chinese of the texts of the chart."""
 COLOURS = {BEST: "#8c96a3", OURS: "#3b82c4", FLOOR: "#c3cad3"}
 INK = "#78838f"  # read on white and on the ground of dark pages
 
@@ -40,7 +44,8 @@ def write(results: list[Result]) -> None:
     text = re.sub(r"\[\s+([^\[\]{}\"]+?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
     RESULTS.write_text(text + "\n", encoding="utf-8")
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), ordered), encoding="utf-8")
-    PICTURE.write_text(picture(ordered), encoding="utf-8")
+    for language, file in PICTURES.items():
+        file.write_text(picture(ordered, language), encoding="utf-8")
 
 
 def groups(results: list[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
@@ -136,7 +141,7 @@ def _equality(result: Result) -> str:
     return f"{result['curve']['first_difference']:.0e}, {result['curve']['largest_difference']:.0e}"
 
 
-def picture(results: list[Result]) -> str:
+def picture(results: list[Result], language: str) -> str:
     """Return a bar chart of the speeds on the first device and dtype, relative to PEFT's classic setting, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -169,6 +174,10 @@ def picture(results: list[Result]) -> str:
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     svg = buffer.getvalue().replace("'DejaVu Sans'", "system-ui, sans-serif")
+    if language == "zh":
+        # The texts are replaced in the SVG, since matplotlib's own font has no Chinese characters.
+        for english, chinese in CHINESE.items():
+            svg = re.sub(rf"(>\s*){re.escape(escape(english, quote=False))}(?=[ <])", rf"\g<1>{chinese}", svg)
     return "".join(f"{line.rstrip()}\n" for line in svg[svg.index("<svg") :].splitlines())
 
 

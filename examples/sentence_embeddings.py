@@ -17,7 +17,7 @@ import peftly
 DATA = Path(__file__).parent / "data" / "support_topics.jsonl"
 
 
-def main(folder: str = "runs/embeddings", steps: int = 100, base: str = "minilm-l6") -> dict[str, float]:
+def main(folder: str = "runs/embeddings", steps: int = 100, base: str = "minilm-l6", seed: int = 0) -> dict[str, float]:
     """Train, save, open with sentence-transformers alone, and return the scores of all three."""
     model = SentenceTransformer(peftly.load_base(base).model.config.name_or_path)  # the folder of the base
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
@@ -33,13 +33,14 @@ def main(folder: str = "runs/embeddings", steps: int = 100, base: str = "minilm-
         return {f"{name}: accuracy": accuracy, f"{name}: similarity": own}
 
     found = scores(model, "before")
-    peftly.attach(model[0].model, peftly.LoRA(rank=8))  # the body of transformers inside the first module
+    peftly.attach(model[0].model, peftly.LoRA(rank=8), seed=seed)  # the body of transformers inside the first module
     arguments = SentenceTransformerTrainingArguments(
         folder,
         max_steps=steps,
         per_device_train_batch_size=16,
         learning_rate=1e-3,
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # a topic that is twice in a batch would be its own wrong answer
+        seed=seed,
         report_to=[],
     )
     train = [row for row in rows if row["split"] == "train"]

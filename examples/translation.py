@@ -33,7 +33,7 @@ def main(base: str = BASE, pairs: str = PAIRS, folder: str = "runs/translation",
         answers = [prediction.predicted for prediction in found.predictions[:3]]
         return {"loss": found.loss, "exact": found.exact_match, "answers": answers}
 
-    peftly.attach(model, peftly.LoRA(rank=8, alpha=32, dropout=0.1))
+    peftly.attach(model, peftly.LoRA(rank=8, alpha=32, dropout=0.1), seed=settings.get("seed", 0))
     with peftly.use_adapters(model):
         before = scores()
     tutorial: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}

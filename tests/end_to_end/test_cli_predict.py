@@ -66,6 +66,30 @@ def test_rows_with_labels_are_scored_at_the_end(run, peftly, tmp_path):
     assert written[4] == {"text": " ", "prediction": None, "probabilities": None}
 
 
+def test_the_targets_may_have_another_name_and_a_missing_one_is_said(run, peftly, tmp_path):
+    """A test file with `Label` instead of `label` got no score, without a word."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": row["text"] + "!", "Label": row["label"]} for row in labelled_rows(1)[:4]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("predict", run, "--data", file, "--out", tmp_path / "out.json", "--overwrite")
+    outcome = peftly(*words)
+    assert "no scores: the rows have no field 'label' (--target names another one)" in outcome.out
+    outcome = peftly(*words, "--target", "Label")
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert "4 rows with a target" in outcome.out
+    outcome = peftly(*words, "--target", "mood")
+    assert (outcome.code, "target 'mood' is no field of the rows" in outcome.err) == (2, True)
+
+
+def test_scores_of_rows_that_were_trained_on_are_said_to_be(run, peftly, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [*labelled_rows(1)[:3], {"text": "never seen", "label": labelled_rows(1)[0]["label"]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = peftly("predict", run, "--data", file, "--out", tmp_path / "out.json")
+    assert "of 4 rows have a prompt that the adapter was trained on (first: " in outcome.out
+    assert f"{file}: line 4" not in outcome.out
+
+
 def test_the_answers_to_several_texts_follow_their_texts(run, peftly):
     options = ("--max-new-tokens", 4)
     texts = ["迟到了", "two\nlines"]

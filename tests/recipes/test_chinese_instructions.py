@@ -1,9 +1,11 @@
 """The recipe of Chinese instructions on a tiny base: data, command, checkpoint, answers, script."""
 
+import importlib
 import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,21 +19,9 @@ DATA = "examples/data/chinese_instructions.jsonl"
 CONFIG = "examples/chinese_instructions.yaml"
 FEW = ["--set", "train.max_steps=3", "--set", "train.gradient_accumulation_steps=2", "--set", "baselines=false"]
 FEW += ["--set", "train.generation_examples=2"]
-METHODS = {
-    "text": [],
-    "random": [
-        "--set",
-        "method.init=random",
-        "--set",
-        "method.init_text=null",
-        "--set",
-        "method.num_virtual_tokens=10",
-    ],
-    "p_tuning": ["--method", "p_tuning", "--set", "method.num_virtual_tokens=10"],
-    "p_tuning_lstm": ["--method", "p_tuning", "--set", "method.encoder=lstm"],
-    "prefix": ["--method", "prefix_tuning", "--set", "method.num_virtual_tokens=10"],
-    "lora": ["--method", "lora"],
-}
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+VARIANTS = importlib.import_module("recipe_chinese_instructions").VARIANTS
+del sys.path[0]
 
 
 def read_rows():
@@ -59,10 +49,10 @@ def test_the_data_are_300_different_instructions_with_answers(in_root):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_by_the_command(method, peftly, tiny_llama_folder, tmp_path):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_by_the_command(variant, peftly, tiny_llama_folder, tmp_path):
     run = tmp_path / "run"
-    outcome = peftly("train", CONFIG, "--base", tiny_llama_folder, "--out", run, *FEW, *METHODS[method])
+    outcome = peftly("train", CONFIG, "--base", tiny_llama_folder, "--out", run, *FEW, *VARIANTS[variant])
     assert outcome.code == 0, outcome.err
     assert "240 rows" in outcome.out
     assert "60 rows" in outcome.out
@@ -97,7 +87,7 @@ def test_the_tokens_are_those_of_the_tutorial(in_root, tiny_llama_folder):
 
 @pytest.mark.soak
 def test_p_tuning_continues_from_its_checkpoint_to_the_same_bytes(peftly, tiny_llama_folder, tmp_path):
-    words = ["train", CONFIG, "--base", tiny_llama_folder, *METHODS["p_tuning"], "--set", "train.checkpoint_steps=1"]
+    words = ["train", CONFIG, "--base", tiny_llama_folder, *VARIANTS["p_tuning"], "--set", "train.checkpoint_steps=1"]
     words += ["--set", "train.max_steps=12", "--set", "baselines=false", "--set", "train.generation_examples=0"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert peftly(*words, "--out", whole).code == 0
@@ -114,7 +104,7 @@ def test_p_tuning_continues_from_its_checkpoint_to_the_same_bytes(peftly, tiny_l
 
 def test_lora_is_merged_and_a_soft_prompt_is_not(peftly, tiny_llama_folder, tmp_path):
     for name in ("lora", "text"):
-        words = ["train", CONFIG, "--base", tiny_llama_folder, "--out", tmp_path / name, *FEW, *METHODS[name]]
+        words = ["train", CONFIG, "--base", tiny_llama_folder, "--out", tmp_path / name, *FEW, *VARIANTS[name]]
         assert peftly(*words).code == 0
     assert peftly("merge", tmp_path / "lora", "--out", tmp_path / "merged").code == 0
     assert peftly("generate", "--base", tmp_path / "merged", "--prompt", "Human: 你好", "--max-new-tokens", 2).code == 0

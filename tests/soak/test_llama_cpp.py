@@ -6,6 +6,7 @@ f32 there too, since its default is f16.
 
 import random
 
+import llama_cpp_figures
 import numpy as np
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_chat(ours, merged):
 
 
 @pytest.mark.parametrize("kind", ["merged", "beside"])
-def test_logits_and_greedy_text(kind, ours, request, capsys):
+def test_logits_and_greedy_text(kind, ours, request):
     llama = request.getfixturevalue(kind)
     largest = 0.0
     for prompt in PROMPTS:
@@ -173,24 +174,22 @@ def test_logits_and_greedy_text(kind, ours, request, capsys):
         effect = difference(our_logits(ours.model, ids), expected := their_logits(llama, ids))
     assert len(expected) == len(ids)
     texts = generate(*ours, PROMPTS, max_new_tokens=32)
-    with capsys.disabled():
-        print(f"\n{kind}: logits differ by up to {largest:.1e} of their norm; the adapter changes them by {effect:.1e}")
     assert largest < 1e-5
     assert effect > 0.01
     assert [their_text(llama, prompt) for prompt in PROMPTS] == texts
+    llama_cpp_figures.write(kind, largest)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("f16", 2e-3), ("bf16", 3e-2), ("q8_0", 8e-2)])
-def test_other_dtypes(dtype, bound, here, ours, capsys):
+def test_other_dtypes(dtype, bound, here, ours):
     export(here / "adapter", "gguf", here / dtype, dtype=dtype)
     llama = opened(here / dtype / f"{dtype}-{dtype}.gguf")
     ids = ours.tokenizer(PROMPTS[0]).input_ids
     found = difference(their_logits(llama, ids), our_logits(ours.model, ids))
     llama.close()
     (here / dtype / f"{dtype}-{dtype}.gguf").unlink()
-    with capsys.disabled():
-        print(f"\n{dtype}: logits differ by {found:.1e} of their norm")
     assert 1e-5 < found < bound
+    llama_cpp_figures.write(dtype, found)
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import crash_totals
+import llama_cpp_figures
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,8 +187,10 @@ def test_the_page_of_the_speed_has_the_table_and_the_picture_of_the_results():
     assert results
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.with_table(page, results) == page
-    assert f"({module.PICTURE.name})" in page
-    assert module.picture(results) == module.PICTURE.read_text(encoding="utf-8")
+    for language, file in module.PICTURES.items():
+        page = (module.PAGE if language == "en" else module.PAGE.with_suffix(".zh.md")).read_text(encoding="utf-8")
+        assert f"({file.name})" in page
+        assert module.picture(results, language) == file.read_text(encoding="utf-8")
 
 
 def test_an_aim_of_the_speed_is_reached_from_its_value_on():
@@ -243,6 +246,21 @@ def test_the_page_of_the_crashes_has_the_counts_of_the_results():
     assert results
     assert results.keys() <= crash_totals.FAMILIES.keys()
     assert all(counts["lost"] == 0 for counts in results.values())
+
+
+def test_the_page_of_the_exports_has_the_differences_of_llama_cpp():
+    results = llama_cpp_figures.read()
+    page = llama_cpp_figures.PAGE.read_text(encoding="utf-8")
+    assert llama_cpp_figures.with_table(page, results) == page
+    assert results.keys() == llama_cpp_figures.FILES.keys()
+
+
+def test_the_page_of_the_processes_has_the_table_of_the_results():
+    module = script("processes")
+    results = json.loads(module.RESULTS.read_text(encoding="utf-8"))["results"]
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert module.with_table(page, results) == page
+    assert max(value for result in results for value in result["differences"].values()) < 1e-5
 
 
 def test_the_page_of_the_models_has_the_tables_of_the_results_and_no_class_has_a_fault():

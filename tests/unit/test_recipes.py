@@ -31,6 +31,22 @@ def test_the_page_and_the_pictures_are_those_of_the_results(name):
         assert path.read_text(encoding="utf-8") == text
 
 
+def test_other_seeds_stand_beside_the_result(monkeypatch):
+    class Module:
+        BOUNDS, HEADLINES = {"loss": (None, 1)}, {"held-out loss": ("loss", ".2f")}
+
+        @staticmethod
+        def measure(_folder, seed):
+            return {"loss": seed / 10}
+
+    monkeypatch.setattr(recipes, "recipe", lambda _name: Module)
+    content = {"result": {"loss": 0.123}, "other_seeds": {str(seed): recipes.headlines("any", seed) for seed in (1, 2)}}
+    lines = ["| | seed 0 | seed 1 | seed 2 |", "|---|---|---|---|", "| held-out loss | 0.12 | 0.10 | 0.20 |"]
+    assert recipes.seeds_table(Module, content).splitlines() == lines
+    with pytest.raises(SystemExit, match=r"any, seed 11: loss is 1\.1, outside None to 1"):
+        recipes.headlines("any", 11)
+
+
 def test_a_result_outside_its_bounds_is_named():
     result = {"lora": {"accuracy": 0.5}, "epochs": [{"loss": 2.0}]}
     assert recipes.outside(result, {"lora.accuracy": (0.5, None), "epochs.0.loss": (1, 2)}) == []

@@ -138,7 +138,7 @@ def _train(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
 
 def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> None:
     from peftly.cli.next_commands import next_commands
-    from peftly.report import comparison_table, epoch_table
+    from peftly.report import comparison_note, comparison_table, epoch_table
     from peftly.runs import run_together
     from peftly.training import ProgressBar
 
@@ -150,6 +150,8 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
     if (table := epoch_table({name: run.out for name, run in result.runs.items()})) is not None:
         screen.print(table)
     screen.print(comparison_table(result.rows))
+    if note := comparison_note(result.rows):
+        screen.print(note)
     first = next(iter(result.runs.values()), None)  # none if all runs were finished before a resume
     vote: list[str] = []
     if first is not None and result.ensemble is not None:

@@ -7,6 +7,7 @@ config         `DataConfig`: settings of the data of a run
 rows           `Rows`: rows with the location of each row
 arrow          rows of Parquet files and of the `datasets` library
 hub            data sets of the Hub, with their configuration and split
+hub_access     whether the Hub answers, and its caches alone
 text_files     lines of text files in UTF-8 or UTF-16
 tables         rows of CSV and TSV files
 readers        rows of JSON files, folders and the Hub
@@ -68,6 +69,7 @@ from peftly.data.fields import is_missing
 from peftly.data.findings import FINDING_KINDS, Finding
 from peftly.data.formats import RowFormat
 from peftly.data.formatted import FormattedExamples
+from peftly.data.hub_access import hub_answers, hub_problem
 from peftly.data.inputs import read_escapes
 from peftly.data.loading import load_data, read_data
 from peftly.data.overlaps import prompt_key
@@ -125,6 +127,8 @@ __all__ = [
     "epoch_steps",
     "example_digest",
     "first_line",
+    "hub_answers",
+    "hub_problem",
     "input_lengths",
     "is_missing",
     "is_without_target",

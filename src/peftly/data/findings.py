@@ -20,6 +20,9 @@ class FindingKind:
 
 
 FINDING_KINDS: dict[str, FindingKind] = {
+    "mostly_unknown": FindingKind(
+        "example with a text of which the tokenizer knows less than half; take a base for its language", is_problem=True
+    ),
     "unknown_characters": FindingKind("example with characters that the tokenizer does not know", is_problem=False),
     "doubled_special_token": FindingKind("example that begins or ends with one special token twice", is_problem=True),
     "no_end_token": FindingKind("example with an answer that has no end token, so it never stops", is_problem=True),

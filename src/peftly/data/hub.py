@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFolder
 
 from peftly.data.arrow import import_datasets, rows_of_splits
+from peftly.data.hub_access import hub_answers, hub_problem, only_cached
 from peftly.data.rows import Rows, first_line
 from peftly.errors import DataError
 
@@ -81,17 +83,26 @@ def read_hub(source: HubSource) -> dict[str, Rows]:
             is missing.
     """
     library = import_datasets(f"{source}: no such file or folder, and data sets on the Hub need")
+    answers = hub_answers()
     try:
-        try:
-            content = _loaded(library, source.name, source.config, split=source.split, revision=source.revision)
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error) or source.revision:
-                raise
-            return _read_parquet_copy(library, source)
+        with nullcontext() if answers else only_cached():
+            return _read(library, source)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - no network, no such repository, a configuration to choose, ...
+        if not answers:
+            raise DataError(f"{source}: no such file or folder, and {hub_problem()}") from None
         raise DataError(_problem(source, error)) from None
+
+
+def _read(library: Any, source: HubSource) -> dict[str, Rows]:
+    """Return the rows of each split."""
+    try:
+        content = _loaded(library, source.name, source.config, split=source.split, revision=source.revision)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error) or source.revision:
+            raise
+        return _read_parquet_copy(library, source)
     return rows_of_splits(str(source), content)
 
 

@@ -25,7 +25,7 @@ from peftly.data.text_findings import is_rendered
 from peftly.data.types import TaskName
 from peftly.data.usable import UnusableRows, has_no_targets
 from peftly.data.validation import choose_validation
-from peftly.errors import ConfigError
+from peftly.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -227,6 +227,8 @@ class RawData:
             if name == "test" or row_format.target in rows[name].fields:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
+        for name, split in rows.items():
+            _check_fields(name, split, row_format)
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
@@ -238,6 +240,19 @@ class RawData:
             notes.append(note)
         return FormattedData(
             task, row_format, config.max_length, splits, [*notes, *space_notes], long_texts=config.long_texts
+        )
+
+
+def _check_fields(name: str, rows: Rows, row_format: RowFormat) -> None:
+    """Refuse a split of which no row has a field of the training rows: it is often a file of other data."""
+    if name == "train" or row_format.template is None:
+        return
+    needed = [*row_format.input_fields, row_format.target]
+    lacking = [field for field in needed if field not in (*rows.fields, *row_format.optional_fields)]
+    if lacking:
+        raise DataError(
+            f"{rows.name}: the {name} rows have no field {lacking[0]!r}, which the training rows have; they have "
+            f"{quoted(rows.fields)}: give other rows with --{name}, or --{name} none"
         )
 
 

@@ -1,6 +1,7 @@
 """Lines of text files in UTF-8, or in UTF-16 with a byte order mark, as Excel and PowerShell write them."""
 
 import codecs
+import shlex
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
@@ -44,7 +45,7 @@ def text_lines(name: str, path: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode().lstrip(BYTE_ORDER_MARK)
             except UnicodeDecodeError as error:
-                raise _line_error(name, number, error) from None
+                raise _line_error(name, number, path, error) from None
 
 
 def decoding_error(name: str, path: Path, error: UnicodeError) -> DataError:
@@ -63,9 +64,20 @@ def decoding_error(name: str, path: Path, error: UnicodeError) -> DataError:
             try:
                 line.decode()
             except UnicodeDecodeError as error_of_line:
-                return _line_error(name, number, error_of_line)
+                return _line_error(name, number, path, error_of_line)
     return DataError(f"{name}: not UTF-8 text ({reason}); save the file as UTF-8")
 
 
-def _line_error(name: str, number: int, error: UnicodeDecodeError) -> DataError:
-    return DataError(f"{name}: line {number} is not UTF-8 text ({error.reason}); save the file as UTF-8")
+def _line_error(name: str, number: int, path: Path, error: UnicodeDecodeError) -> DataError:
+    advice = "save the file as UTF-8 (Excel: as 'CSV UTF-8')"
+    if _may_be_gbk(error.object):
+        advice += f"; if it is GBK, convert it: iconv -f GBK -t UTF-8 {shlex.quote(name)} > utf8{path.suffix}"
+    return DataError(f"{name}: line {number} is not UTF-8 text ({error.reason}); {advice}")
+
+
+def _may_be_gbk(line: bytes) -> bool:
+    """Return whether a line can be read as GBK, as which Excel on Chinese Windows writes a CSV file."""
+    try:
+        return any("\u4e00" <= character <= "\u9fff" for character in line.decode("gb18030"))
+    except UnicodeDecodeError:
+        return False

@@ -130,7 +130,10 @@ class TextChecks:
             text: the text.
             ids: token ids of the text.
         """
-        return self._unknown_characters("unknown_characters", text, ids)
+        num_unknown = sum(token == self._vocabulary.unknown for token in ids)
+        return self._unknown_characters(
+            "mostly_unknown" if 2 * num_unknown > len(ids) else "unknown_characters", text, ids
+        )
 
     def target_findings(self, text: str, ids: Sequence[int]) -> Findings:
         """Return the findings of characters of a target that its tokens do not stand for.

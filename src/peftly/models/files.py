@@ -5,6 +5,7 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
+from peftly.data import hub_answers, hub_problem
 from peftly.errors import BaseModelError
 from peftly.models.wheels import WHEEL_BASES, wheel_base
 
@@ -34,33 +35,19 @@ def locate(spec: str) -> Path | str:
         raise BaseModelError(f"there is no base {spec!r}: did you mean {close[0]!r}?")
     if path.suffix == ".gguf" or not _HUB_ID.fullmatch(spec) or spec.startswith("."):
         raise BaseModelError(f"there is no base {spec!r}: give a folder, a .gguf file, a Hub id, or {_SHORT_NAMES}")
-    return spec if _hub_answers() else _cached(spec)
-
-
-def _hub_answers() -> bool:
-    """Return whether the Hub (or HF_ENDPOINT) answers: else its client would try each file for half a minute."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # noqa: BLE001 - errors of the client's HTTP library, whichever it is; HF_HUB_OFFLINE raises, too
-        return False
-    return True
+    return spec if hub_answers() else _cached(spec)
 
 
 def _cached(spec: str) -> Path:
     """Return the folder of `spec` in the Hub's cache."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(spec, "config.json")
     if isinstance(config, str):
         return Path(config).parent
-    hub = "the Hub does not answer: check the network"
-    if constants.is_offline_mode():
-        hub = "HF_HUB_OFFLINE forbids the Hub: unset it"
     raise BaseModelError(
-        f"{spec} is neither a folder nor in the Hub's cache here, and {hub}, "
-        f"try HF_ENDPOINT (a mirror) or HTTPS_PROXY, or use {_SHORT_NAMES}, which come from the package index"
+        f"{spec} is neither a folder nor in the Hub's cache here, and {hub_problem()}, or use {_SHORT_NAMES}, which "
+        "come from the package index"
     )
 
 

@@ -13,7 +13,7 @@ page         templates, JSON files, and the description of a machine
 """
 
 from peftly.report.audit_page import ShownExample, finding_rows, length_rows, write_audit
-from peftly.report.comparison import comparison_row, comparison_table, pick_samples, write_comparison
+from peftly.report.comparison import comparison_note, comparison_row, comparison_table, pick_samples, write_comparison
 from peftly.report.epochs import epoch_table
 from peftly.report.learning_rates import rate_lines, write_rates
 from peftly.report.page import machine_lines
@@ -24,6 +24,7 @@ __all__ = [
     "ShownExample",
     "TokenUnit",
     "answer_units",
+    "comparison_note",
     "comparison_row",
     "comparison_table",
     "epoch_table",

@@ -1,5 +1,6 @@
 """A page, and a table for the screen, that compare several runs: quickstart, ensemble, jobs."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from peftly.utils import bytes_text, count_text, score_text, seconds_text, share
 if TYPE_CHECKING:
     from peftly.evaluation import Evaluation
 
-__all__ = ["comparison_row", "comparison_table", "pick_samples", "write_comparison"]
+__all__ = ["comparison_note", "comparison_row", "comparison_table", "pick_samples", "write_comparison"]
 
 _SAMPLES = 14
 _SHARES = {"accuracy": "accuracy", "macro-F1": "macro_f1", "entity F1": "entity_f1"}
@@ -25,6 +26,7 @@ def comparison_row(
     name: str,
     evaluation: "Evaluation | None",
     *,
+    split: str | None = None,
     folder: str | None = None,
     parameters: int = 0,
     size: int = 0,
@@ -35,6 +37,7 @@ def comparison_row(
     Args:
         name: name of the row.
         evaluation: scores; None if there are none.
+        split: split of the scores, "test" or "validation"; None: not known.
         folder: name of the run folder, for a link; None for a row without a run, such as the vote of an ensemble.
         parameters: number of trained parameters.
         size: size of the adapter on disk in bytes.
@@ -43,6 +46,8 @@ def comparison_row(
     return {
         "name": name,
         "folder": folder,
+        "split": split,
+        "examples": evaluation.rows if evaluation else None,
         **{key: getattr(evaluation, key, None) for key in _SHARES.values()},
         "loss": evaluation.loss if evaluation else None,
         "parameters": parameters,
@@ -50,6 +55,29 @@ def comparison_row(
         "seconds": seconds,
         "predictions": [prediction.predicted for prediction in evaluation.predictions] if evaluation else [],
     }
+
+
+def comparison_note(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return a line on the examples of the scores, and on how much an accuracy varies; None if the runs differ in them.
+
+    Args:
+        rows: rows as `comparison_row` makes them.
+    """
+    sources = {(row["split"], row["examples"]) for row in rows if row.get("split")}
+    if len(sources) != 1:
+        return None
+    ((split, count),) = sources
+    if not count:
+        return None
+    line = f"scores of {count:,} {split} examples"
+    if split == "validation":
+        line += ", which also chose the best weights, so new examples have lower scores on average"
+    accuracies = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
+    if error := max((math.sqrt(share * (1 - share) / count) for share in accuracies), default=0.0):
+        line += f"; two standard errors of an accuracy are {200 * error:.0f} points"
+    if any(row.get("is_together") for row in rows):
+        line += "; the training time is that of all runs together"
+    return line
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -105,6 +133,7 @@ def write_comparison(folder: str | Path, file: str) -> Path:
         "comparison.html.jinja",
         title=results["title"],
         subtitle=results["subtitle"],
+        note=comparison_note(rows),
         columns=columns,
         rows=[
             {

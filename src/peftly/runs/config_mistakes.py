@@ -34,7 +34,8 @@ def first_line(
     keys_first = ("extra_forbidden", "invalid_key")
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] not in keys_first)
     line = _describe(problems[0], model, prefix, flags or {})
-    return line if len(problems) == 1 else f"{line} (and {len(problems) - 1} more)"
+    others = dict.fromkeys(".".join([prefix] * bool(prefix) + [str(key) for key in p["loc"]]) for p in problems[1:])
+    return f"{line} (also wrong: {joined(filter(None, others))})" if any(others) else line
 
 
 def _describe(problem: ErrorDetails, model: type[BaseModel], prefix: str, flags: Mapping[str, str]) -> str:

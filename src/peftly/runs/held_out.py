@@ -5,7 +5,7 @@ after a change of the data, a new split by `data.seed` could choose rows that th
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from peftly.data import (
     Data,
     DataConfig,
     EncodedExample,
+    Example,
     FormattedExamples,
     RowFormat,
     Split,
@@ -35,7 +36,7 @@ from peftly.runs.data_file import DataFile, read_data_file
 from peftly.runs.folder import read_config, run_of
 from peftly.runs.opening import OpenRun
 
-__all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split"]
+__all__ = ["HeldOut", "evaluation_split", "held_out_examples", "held_out_split", "trained_lines"]
 
 _ADVICE = "give the rows to evaluate on with --data"
 
@@ -141,7 +142,7 @@ def _find(opened: OpenRun, config: RunConfig, row_format: RowFormat, stored: Dat
     settings = config.data
     split, _ = encode_split(held_out, task, opened.tokenizer, settings.max_length, long_texts=settings.long_texts)
     lines = [f"{counted(len(split.examples), f'{name} example')} of the run"]
-    return HeldOut(name, split, row_format, [*lines, *_trained_lines(held_out, stored)])
+    return HeldOut(name, split, row_format, [*lines, *trained_lines(held_out, held_out.location, stored)])
 
 
 def _digests(examples: FormattedExamples) -> Iterator[tuple[int, int]]:
@@ -184,7 +185,10 @@ def _read_again(opened: OpenRun, config: RunConfig, stored: DataFile) -> HeldOut
 def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
     """Read new data in the row format of the adapter."""
     if opened.row_format is None:
-        raise ConfigError("this adapter records no row format, so its data cannot be read; evaluate it from Python")
+        raise ConfigError(
+            "this adapter records no row format, so its data cannot be read; peftly predict scores it, with --template "
+            "and --target (and --label for each label)"
+        )
     splits = read(source)
     name = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     table = splits[name]
@@ -200,11 +204,17 @@ def _read_source(opened: OpenRun, source: str, stored: DataFile) -> HeldOut:
             f"{report.truncated} truncated to {max_length} tokens, {report.dropped} dropped (no trained token left)"
         )
     lines += [finding.line() for finding in findings]
-    return HeldOut(table.name, split, opened.row_format, [*lines, *_trained_lines(examples, stored)])
+    return HeldOut(table.name, split, opened.row_format, [*lines, *trained_lines(examples, examples.location, stored)])
 
 
-def _trained_lines(examples: FormattedExamples, stored: DataFile) -> list[str]:
-    """Return a line on the examples whose prompt is among the training rows of the run."""
+def trained_lines(examples: Sequence[Example], location: Callable[[int], str], stored: DataFile) -> list[str]:
+    """Return a line on the examples whose prompt is among the training rows of a run.
+
+    Args:
+        examples: the examples.
+        location: function from the index of an example to its location, for the line.
+        stored: digests of the training rows.
+    """
     if stored.problem is not None:
         return [f"{stored.problem}, so rows that were trained on are not counted"]
     if "train" not in stored.digests:
@@ -215,5 +225,5 @@ def _trained_lines(examples: FormattedExamples, stored: DataFile) -> list[str]:
         return []
     return [
         f"{len(indices):,} of {counted(len(examples), 'row')} have a prompt that the adapter was trained on "
-        f"(first: {examples.location(indices[0])}), so these scores say little about new rows"
+        f"(first: {location(indices[0])}), so these scores say little about new rows"
     ]

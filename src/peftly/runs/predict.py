@@ -12,11 +12,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peftly.data import DataSource, RowFormat, Rows, counted, is_without_target, read_prompt_rows, row_target
+from peftly.data import (
+    DataSource,
+    RowFormat,
+    Rows,
+    counted,
+    is_without_target,
+    read_prompt_rows,
+    row_prompt,
+    row_target,
+)
 from peftly.errors import ConfigError
 from peftly.evaluation import prediction_scores
 from peftly.inference import Answer
 from peftly.models import resolve_base
+from peftly.runs.data_file import DataFile, read_data_file
+from peftly.runs.folder import run_of
+from peftly.runs.held_out import trained_lines
 from peftly.runs.opening import FoundRun, OpenRun, open_base
 from peftly.runs.prediction_files import (
     Form,
@@ -195,7 +207,8 @@ def predict_file(
             raise type(stop)("; ".join(filter(None, [str(stop), kept]))) from stop
         write_predictions(out, rows, answers, form)
         journal.remove()
-    return _result(predictions, answers, num_continued, form)
+    stored = read_data_file(run_of(Path(request.run)) if request.run is not None else None)
+    return _result(predictions, answers, num_continued, form, stored)
 
 
 def _report(on_batch: OnBatch | None, answers: Mapping[int, Answer], rows: Rows) -> None:
@@ -242,7 +255,7 @@ def _facts(
 
 
 def _result(
-    predictions: RowPredictions, answers: Mapping[int, Answer], num_continued: int, form: Form
+    predictions: RowPredictions, answers: Mapping[int, Answer], num_continued: int, form: Form, stored: DataFile
 ) -> PredictedFile:
     rows, row_format = predictions.rows, predictions.row_format
     ordered = [answers[index] for index in range(len(rows))]
@@ -261,14 +274,25 @@ def _result(
         counts=dict(counts.most_common()),
         scores=prediction_scores(predictions.kind, pairs, row_format.labels),
         num_scored=len(pairs),
-        notes=tuple(_notes(rows, row_format, form)),
+        notes=(*_notes(rows, row_format, form), *(_trained_notes(rows, row_format, stored) if pairs else ())),
     )
 
 
+def _trained_notes(rows: Rows, row_format: RowFormat, stored: DataFile) -> list[str]:
+    """Return a sentence on scored rows that the run was trained on."""
+    if row_format.template is None:  # a conversation without its last turn has another digest
+        return []
+    found = [(index, row_prompt(row_format, row, rows.location(index))) for index, row in enumerate(rows.rows)]
+    prompts = [(index, prompt) for index, prompt in found if prompt is not None]
+    return trained_lines([prompt for _, prompt in prompts], lambda i: rows.location(prompts[i][0]), stored)
+
+
 def _notes(rows: Rows, row_format: RowFormat, form: Form) -> Iterator[str]:
-    """Yield sentences on IDs that are assumed, and on labels that are not compared."""
+    """Yield sentences on IDs that are assumed, and on targets that are missing or not compared."""
     if form == "raft" and id_field(rows) is None:
         yield "no field is named ID: the IDs are the indices of the rows, from 0"
+    if form == "rows" and row_format.kind != "text" and row_format.target not in rows.fields:
+        yield f"no scores: the rows have no field {row_format.target!r} (--target names another one)"
     if row_format.kind != "label" or not row_format.labels:
         return
     written = ((index, row.get(row_format.target)) for index, row in enumerate(rows.rows))

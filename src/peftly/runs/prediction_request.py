@@ -1,9 +1,9 @@
 """What is to predict: a model and the form of its prompts, and rows that are checked before it is opened."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from peftly.data import DataSource, RowFormat, Rows, read_prompt_rows
-from peftly.errors import ConfigError
+from peftly.data import DataSource, RowFormat, Rows, quoted, read_prompt_rows
+from peftly.errors import ConfigError, DataError
 from peftly.runs.opening import FoundRun, find_run
 from peftly.runs.row_predictions import format_of_rows, unreadable_rows
 
@@ -17,7 +17,8 @@ class PredictionRequest:
     Attributes:
         run: run folder, folder of an ensemble, adapter folder, or Hub id of an adapter; None: an untouched base.
         base: base of the run, if it has moved; without a run, the base.
-        template, target, labels: see `format_of_rows`; only for a model that records no row format.
+        template, labels: see `format_of_rows`; only for a model that records no row format.
+        target: see `format_of_rows`; for a run, a field with the targets of another name than in the training rows.
     """
 
     run: str | None
@@ -48,11 +49,17 @@ class PredictionRequest:
         """
         if recorded is None:
             return format_of_rows(rows, self.template, self.target, self.labels)
-        given = {"template": self.template, "target": self.target, "label": self.labels}
+        given = {"template": self.template, "label": self.labels}
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--{name} does not fit: {self.run} records the format of its rows; leave it out")
-        return recorded
+        if self.target is not None and recorded.template is None:
+            raise ConfigError(f"--target does not fit: {self.run} was trained without a template; leave it out")
+        if self.target is not None and self.target not in rows.fields:
+            raise DataError(
+                f"{rows.name}: target {self.target!r} is no field of the rows; they have {quoted(rows.fields)}"
+            )
+        return recorded if self.target is None else replace(recorded, target=self.target)
 
 
 def prepare_rows(

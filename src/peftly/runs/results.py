@@ -64,6 +64,7 @@ class RunResult:
         return comparison_row(
             name,
             self.evaluation,
+            split=self.split,
             folder=self.out.name,
             parameters=self.parameters,
             size=self.size,

@@ -245,7 +245,7 @@ def _comparison(
     config: AnyConfig, parts: Mapping[str, Part], runs: Mapping[str, RunResult], vote: Evaluation | None
 ) -> dict[str, Any]:
     """Return the content of the comparison page as JSON values."""
-    rows = [run.comparison_row(name) for name, run in runs.items()]
+    rows = [run.comparison_row(name) | {"is_together": len(runs) > 1} for name, run in runs.items()]
     rows += baseline_rows(runs)
     lines = [f"{name}: {line}" for name, part in parts.items() for line in part.data.report.lines()]
     results = {

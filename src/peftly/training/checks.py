@@ -8,7 +8,7 @@ from torch import nn
 
 from peftly.adapters import attached, use_adapters
 from peftly.data import Data
-from peftly.errors import ConfigError, TrainingError
+from peftly.errors import ConfigError, DataError, TrainingError
 from peftly.evaluation import check_lengths, metrics_of
 from peftly.injection import layers_without_gradient, some_paths
 from peftly.methods import MethodConfig
@@ -41,9 +41,11 @@ def check_trainable(
 
     Raises:
         ConfigError: settings that the data or the adapters cannot serve.
-        DataError: an example has more tokens than the model has positions.
+        DataError: an example has more tokens than the model has positions, or the tokenizer does not know most of the
+            text of most training examples.
     """
     _check(config, data)
+    _check_tokens(data)
     with adapters_of_job(model, adapter):
         for split in filter(None, [data.train, data.validation]):
             check_lengths(model, split)
@@ -102,6 +104,18 @@ def _check(config: TrainConfig, data: Data) -> None:
         raise ConfigError(
             f"train.metric_for_best_model {metric} is no score of examples of kind "
             f"{data.row_format.kind!r}; they have {', '.join(metrics)}"
+        )
+
+
+def _check_tokens(data: Data) -> None:
+    """Refuse texts in a language that the tokenizer does not know: the model would see unknown tokens only."""
+    findings = data.report.findings if data.report else []
+    found = next((f for split, f in findings if (split, f.kind) == ("train", "mostly_unknown")), None)
+    total = len(data.train.encoded)
+    if found is not None and 2 * found.count >= total:
+        raise DataError(
+            f"the tokenizer of this base does not know most of the text in {found.count:,} of {total:,} training "
+            f"examples (first: {found.samples[0]}): choose a base for this language"
         )
 
 

@@ -25,6 +25,7 @@ configs:
 def hub(tmp_path, monkeypatch):
     """A data set with two configurations, in a folder that stands for its repository on the Hub."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peftly.data.hub.hub_answers", lambda: True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     repository = tmp_path / "repository"
     for part, count in (("a/train", 20), ("a/test", 4), ("b/train", 6)):
@@ -84,6 +85,7 @@ def test_configurations_and_splits_are_read(hub, source, counts):
 
 def test_a_revision_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peftly.data.hub.hub_answers", lambda: True)
     asked = []
     rows = datasets.Dataset.from_list([{"text": "a"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or rows)
@@ -110,6 +112,7 @@ def test_what_there_is_is_listed_in_one_line(hub, source, message):
 
 def test_a_data_set_with_a_loading_script_is_read_from_its_copy_in_parquet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peftly.data.hub.hub_answers", lambda: True)
     asked = []
 
     def load_dataset(name, *arguments, **options):

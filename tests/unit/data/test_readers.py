@@ -7,6 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,9 +141,33 @@ def test_a_hub_id_that_does_not_exist(here, monkeypatch):
         raise FileNotFoundError("Couldn't find it.\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("peftly.data.hub.hub_answers", lambda: True)
     assert refusal("someone/tweets") == (
         "someone/tweets: no such file or folder, and the Hub gives no data set of that name (Couldn't find it)"
     )
+
+
+def test_a_hub_that_does_not_answer_is_the_reason_and_its_cache_is_read(here, monkeypatch):
+    asked = []
+
+    def load_dataset(name, **options):
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise ConnectionError("Couldn't reach it on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("peftly.data.hub.hub_answers", lambda: False)
+    message = refusal("someone/tweets")
+    assert message.startswith("someone/tweets: no such file or folder, and the Hub does not answer: check the network")
+    assert "HF_ENDPOINT" in message
+    assert (asked, constants.HF_HUB_OFFLINE) == ([True], False)
+
+
+def test_a_csv_file_of_excel_on_chinese_windows_is_refused_with_the_command_that_converts_it(here):
+    file = Path("my reviews.csv")
+    file.write_bytes("review,label\n很好看的电影，推荐,1\n".encode("gbk"))
+    message = refusal(str(file))
+    assert message.startswith("my reviews.csv: line 2 is not UTF-8 text")
+    assert message.endswith("iconv -f GBK -t UTF-8 'my reviews.csv' > utf8.csv")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +192,7 @@ GOOD = '{"text": "a"}\n' * 6
         (
             "t.jsonl",
             b'{"a": 1}\n{"a": "\xff"}',
-            "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8",
+            "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8 (Excel: as 'CSV UTF-8')",
         ),
         ("t.jsonl", "", "the file is empty"),
         ("t.jsonl", " \n\n", "holds no rows; there is nothing to train on"),
@@ -190,7 +215,11 @@ GOOD = '{"text": "a"}\n' * 6
         ("t.csv", 'text,label\n"a" b,x\n', "line 2 is not valid CSV (',' expected after '\"')"),
         ("t.csv", 'text,label\n"a,x\n', "line 2 is not valid CSV (unexpected end of data)"),
         ("t.csv", "text,text\na,b\n", "the header names a field twice (text, text)"),
-        ("t.csv", b"text,label\n\xff,x\n", "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8"),
+        (
+            "t.csv",
+            b"text,label\n\xff,x\n",
+            "line 2 is not UTF-8 text (invalid start byte); save the file as UTF-8 (Excel: as 'CSV UTF-8')",
+        ),
         (
             "t.jsonl",
             '{"text": "a", "label": "x", "label": "y"}',

@@ -257,7 +257,10 @@ def test_a_bad_row_is_named_with_its_file_and_line():
     assert refusal(train="a.jsonl") == "a.jsonl: line 4 has no field 'label'; it has 'text'"
     write("b.jsonl", tweets(3))
     Path("c.csv").write_text("txt,label\na,yes\n")
-    assert refusal(train="b.jsonl", validation="c.csv") == "c.csv: line 2 has no field 'text'; it has 'txt', 'label'"
+    assert refusal(train="b.jsonl", validation="c.csv") == (
+        "c.csv: the validation rows have no field 'text', which the training rows have; they have 'txt', 'label': give "
+        "other rows with --validation, or --validation none"
+    )
 
 
 def test_every_label_leaves_the_same_part_of_a_long_prompt():

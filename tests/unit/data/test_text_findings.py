@@ -124,9 +124,11 @@ def test_unknown_characters_are_counted_in_inputs_and_in_targets():
     assert found["unknown_target"].is_problem
     assert found["unknown_target"].samples[0].startswith('train: row 2: { " ')
     assert found["changed_target"].samples[0] == "train: row 2: '\\n'"
-    sources = encode_sources([Example("late 🙂 中"), Example("late")], tiny_tokenizer("bert"))
-    assert [source.findings for source in sources] == [(("unknown_characters", "🙂 中"),), ()]
-    assert kinds(encode(Example("late 🙂", " 中 late"), family("unigram_prefix"), 50)) == [
+    texts = [Example("late 🙂 中"), Example("late"), Example("🙂 中 🙂 🙂 🙂 🙂 late")]
+    sources = encode_sources(texts, tiny_tokenizer("bert"))
+    expected = [(("unknown_characters", "🙂 中"),), (), (("mostly_unknown", "🙂 中"),)]
+    assert [source.findings for source in sources] == expected
+    assert kinds(encode(Example("late late late 🙂", " 中 late"), family("unigram_prefix"), 50)) == [
         "unknown_characters",
         "unknown_target",
     ]

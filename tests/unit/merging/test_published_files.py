@@ -113,7 +113,7 @@ def test_the_hub_is_asked_once_for_the_card_and_the_licences(base, monkeypatch, 
         return str(base)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr("peftly.models.files._hub_answers", lambda: True)
+    monkeypatch.setattr("peftly.models.files.hub_answers", lambda: True)
     spec = resolve_base("some/base-of-the-hub")
     parity = SimpleNamespace(dtype="float32", rows=list)
     assert "license: mit" in merged_card(spec, ["lora"], [], parity)

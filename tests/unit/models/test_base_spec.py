@@ -80,7 +80,7 @@ def hub(tiny_llama_folder, tmp_path, monkeypatch):
         asked.append(f"files of {name}")
         return [path.name for path in snapshot.iterdir()]
 
-    monkeypatch.setattr(files, "_hub_answers", answers)
+    monkeypatch.setattr(files, "hub_answers", answers)
     monkeypatch.setattr("huggingface_hub.list_repo_files", list_repo_files)
     return asked
 

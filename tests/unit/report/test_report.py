@@ -11,7 +11,7 @@ from rich.console import Console
 from peftly.errors import ConfigError
 from peftly.report import write_comparison, write_report
 from peftly.report.charts import bar_chart, draw_rates, line_chart
-from peftly.report.comparison import comparison_row, comparison_table, pick_samples
+from peftly.report.comparison import comparison_note, comparison_row, comparison_table, pick_samples
 
 ENVIRONMENT = {
     "versions": {"python": "3.11.7", "peftly": "0.1.0", "torch": "2.13.0", "bitsandbytes": None},
@@ -351,6 +351,24 @@ def test_long_names_below_bars_are_slanted():
         names = [f"prompt_tuning_smollm2-135m_{index}" for index in range(count)]
         bars = bar_chart({name: {"accuracy": 0.5} for name in names}, title="Scores")
         assert ("rotate(-30" in bars) is is_slanted
+
+
+def test_a_comparison_says_on_which_examples_and_how_much_an_accuracy_varies():
+    """Twelve validation examples, which had chosen the epoch, looked like a test."""
+
+    def row(split, count, accuracy):
+        return comparison_row("a", None, split=split) | {"examples": count, "accuracy": accuracy}
+
+    note = comparison_note([row("validation", 12, 0.75), row("validation", 12, 0.5), comparison_row("probe", None)])
+    assert note == (
+        "scores of 12 validation examples, which also chose the best weights, so new examples have lower scores on "
+        "average; two standard errors of an accuracy are 29 points"
+    )
+    assert comparison_note([row("test", 300, 1.0) | {"is_together": True}]) == (
+        "scores of 300 test examples; the training time is that of all runs together"
+    )
+    assert comparison_note([row("test", 300, 1.0), row("test", 200, 1.0)]) is None
+    assert comparison_note([row("test", None, None)]) is None
 
 
 def test_names_that_differ_at_their_ends_can_be_told_apart_on_a_narrow_screen():

@@ -164,7 +164,7 @@ def test_a_validator_of_a_method_names_the_path():
 
 def test_several_mistakes_are_counted_and_the_unknown_key_comes_first():
     line = problem(["train.epochs=0", "train.sed=1"])
-    assert line == "train.sed is not a setting; did you mean train.seed? (and 1 more)"
+    assert line == "train.sed is not a setting; did you mean train.seed? (also wrong: train.epochs)"
 
 
 def test_what_is_missing_is_named_with_its_flag():

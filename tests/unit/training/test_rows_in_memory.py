@@ -52,6 +52,17 @@ def open_adapted(base):
     return peftly.attach(model, peftly.LoRA(rank=2)), tokenizer
 
 
+def test_texts_that_the_tokenizer_does_not_know_are_refused(tmp_path):
+    """An English encoder trained on Chinese reviews, two thirds of whose tokens were unknown."""
+    model, tokenizer = peftly.load_base(
+        str(tiny_base("bert", tmp_path / "bert")), task="sequence_classification", labels=["0", "1"]
+    )
+    peftly.attach(model, peftly.LoRA(rank=2))
+    rows = [{"text": f"很好看的电影推荐 {'late ' * (number % 4)}", "label": str(number % 2)} for number in range(12)]
+    with pytest.raises(DataError, match=r"does not know most of the text in \d+ of \d+ training examples .*row"):
+        peftly.train(model, rows, peftly.TrainConfig(max_steps=1), tokenizer=tokenizer)
+
+
 def test_every_source_gives_the_same_examples(folder, base):
     _, tokenizer = open_adapted(base)
     expected = ids(load_data(ROWS, tokenizer))
