@@ -43,7 +43,7 @@ def options() -> dict[str, list[str]]:
     configs = (peft.LoraConfig, peft.PromptTuningConfig, peft.PromptEncoderConfig, peft.PrefixTuningConfig)
     return {
         "PEFT": list(dict.fromkeys(field.name for config in configs for field in fields(config))),
-        "Trainer": trainer,
+        "Trainer": [*trainer, "evaluation_strategy"],  # its name before transformers 4.46
         "TRL": [field.name for field in fields(SFTConfig) if field.name not in trainer],
         "LLaMA-Factory": tool_settings.LLAMA_FACTORY,
         "axolotl": tool_settings.AXOLOTL,

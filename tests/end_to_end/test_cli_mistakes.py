@@ -81,6 +81,11 @@ def test_a_template_field_that_no_row_has(train):
         (["--set", "bf16=true"], ["bf16", "set dtype to bfloat16"]),
         (["--lr", "1e-4"], ["No such option: --lr", "use train.learning_rate", "--set KEY=VALUE"]),
         (["--lora-r", "8"], ["No such option: --lora-r", "use method.rank", "--set KEY=VALUE"]),
+        (
+            ["--set", "train.optimizer=paged_adamw_32bit"],
+            ["train.optimizer", "write paged_adamw for paged_adamw_32bit"],
+        ),
+        (["--set", "train.max_steps=-1"], ["train.max_steps: leave it out for a training without this limit", "-1"]),
         (["--epochs", "0"], ["train.epochs", "greater than or equal to 1", "0"]),
         (["--set", "method.rank=lots"], ["method.rank", "integer", "'lots'"]),
         (

@@ -165,3 +165,16 @@ def test_hostile_rows_through_every_command(peftly, tiny_llama_folder, tmp_path,
 
 
 job_evaluate = job.evaluate
+
+
+@pytest.mark.parametrize(("held_out", "is_worse"), [("zebra quilt 0", True), ("late late late", False)])
+def test_an_adapter_that_is_worse_than_its_base_is_said_to_be(held_out, is_worse, peftly, tiny_llama_folder, tmp_path):
+    for name, text in (("train", "late late late"), ("test", held_out)):
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps({"text": text}) + "\n" + json.dumps({"text": text + "."}) + "\n"
+        )
+    files = ["--data", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl", "--validation", "none"]
+    words = ["--method", "lora", "--learning-rate", "1", "--set", "train.max_steps=30", "--out", tmp_path / "run"]
+    outcome = peftly("train", "--base", tiny_llama_folder, *files, *words)
+    assert outcome.code == 0, outcome.err
+    assert ("warning: the loss of the untouched base, " in outcome.out) is is_worse

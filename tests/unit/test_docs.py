@@ -294,3 +294,9 @@ def test_the_rules_for_the_best_adapter_on_a_curve_by_hand():
         "last": 0.8,
     }
     assert module.kept(curve, "last", 2) == pytest.approx(0.8)
+
+
+def test_the_navigation_of_the_site_has_every_page_once():
+    listed = re.findall(r"^ +- ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [file.relative_to(ROOT / "docs") for file in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(page.as_posix() for page in pages if not page.stem.endswith(".zh"))

@@ -76,18 +76,18 @@ def _print_estimates(config: "RunConfig", process: int, *, as_json: bool) -> Non
     from peftly.runs import estimate_methods
     from peftly.utils import bytes_text, count_text
 
-    table = Table("method", "trained parameters", "of all", "adapter", "peak memory")
+    table = Table("method", "trained parameters", "of all", "adapter", "opening", "training")
     rows: list[dict[str, Any]] = []
     estimates: dict[str, MemoryEstimate] = {}
     for name, found in estimate_methods(config, process):
         if isinstance(found, str):
             rows.append({"method": name, "no_estimate": found})
-            table.add_row(name, "—", "—", "—", found)
+            table.add_row(name, "—", "—", "—", "—", found)
             continue
         estimates[name] = found
         rows.append({"method": name, **vars(found), "peak_bytes": found.peak_bytes})
         share = f"{found.trained_parameters / found.total_parameters:.4%}"
-        sizes = (bytes_text(found.adapter_bytes), bytes_text(found.peak_bytes))
+        sizes = map(bytes_text, (found.adapter_bytes, found.loading_bytes, found.steps_bytes))
         table.add_row(name, count_text(found.trained_parameters), share, *sizes)
     if as_json:
         echo(json.dumps(rows, indent=2))
@@ -98,9 +98,12 @@ def _print_estimates(config: "RunConfig", process: int, *, as_json: bool) -> Non
         first = next(iter(estimates.values()))
         train = config.train
         screen.print(
-            f"{config.base}: {bytes_text(first.base_bytes)} in memory. Peak of training {train.batch_size} examples of "
-            f"{config.data.max_length} tokens a batch, {train.optimizer}, evaluation of {train.evaluation_batch_size}."
+            f"{config.base}: {bytes_text(first.base_bytes)} in memory. Peaks while it is opened, and while it is "
+            f"trained on batches of {train.batch_size} examples of {config.data.max_length} tokens ({train.optimizer}) "
+            f"and evaluated on batches of {train.evaluation_batch_size}."
         )
         screen.print(
-            "On a CPU it is the memory of the whole process." if first.device == "cpu" else "It is the GPU's memory."
+            "On a CPU they are the memory of the whole process."
+            if first.device == "cpu"
+            else "They are the bytes of tensors on the GPU, which were compared with no measurement."
         )

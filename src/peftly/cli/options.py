@@ -145,7 +145,10 @@ RowTemplate = Annotated[
     typer.Option("--template", help="Template of the prompts, for a base without a run: '{text}\\nLabel:'."),
 ]
 RowTarget = Annotated[
-    str | None, typer.Option("--target", help="Field with the answers, for scores of a base without a run.")
+    str | None,
+    typer.Option(
+        "--target", help="Field with the answers, for scores. Default: that of the training, or a usual name."
+    ),
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message of the conversation.")]
 Target = Annotated[str | None, typer.Option("--target", help="Field to learn. Default: guessed from the rows.")]

@@ -161,7 +161,7 @@ def _train_together(config: "AnyConfig", *, overwrite: bool, resume: bool) -> No
 
 def _print_summary(screen: "Console", result: "RunResult") -> None:
     from peftly.report import epoch_table
-    from peftly.utils import bytes_text, count_text, score_rows, seconds_text
+    from peftly.utils import bytes_text, count_text, score_rows, score_text, seconds_text
 
     training = result.training
     screen.print()
@@ -176,12 +176,25 @@ def _print_summary(screen: "Console", result: "RunResult") -> None:
         screen.print(f"{result.split}: {scores}")
     for name, baseline in result.comparable_baselines().items():
         screen.print(f"{name}: {', '.join(f'{score} {text}' for score, text in score_rows(baseline))}")
+    if (loss := _loss_above_base(result)) is not None:
+        screen.print(
+            f"warning: the loss of the untouched base, {score_text(loss)}, is lower: the adapter makes it worse; lower "
+            "--learning-rate, or train for more steps"
+        )
     estimated = f" (estimated: {bytes_text(result.estimate.steps_bytes)})" if result.estimate is not None else ""
     screen.print(
         f"trained {count_text(result.parameters)} parameters in {seconds_text(training.seconds)}, peak memory "
         f"{bytes_text(training.peak_memory_bytes)}{estimated}; the adapter takes {bytes_text(result.size)}"
     )
     _print_next(screen, result.report, _commands_of(result))
+
+
+def _loss_above_base(result: "RunResult") -> float | None:
+    """Return the loss of the untouched base if that of the adapter is higher; else None."""
+    base = result.comparable_baselines().get("untouched base", {}).get("loss")
+    if base is None or result.evaluation is None or not result.evaluation.loss > base:
+        return None
+    return float(base)
 
 
 def _commands_of(result: "RunResult") -> list[str]:

@@ -69,6 +69,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
     "hidden_tools": FindingKind("example with tools that the chat template does not show", is_problem=True),
     "text_arguments": FindingKind("example with arguments of a tool call that are no JSON object", is_problem=True),
     "special_tokens_in_text": FindingKind("example with special tokens inside a text or a message", is_problem=True),
+    "foreign_special_tokens": FindingKind(
+        "example with a special token of other models, which is several tokens here and is learned as letters",
+        is_problem=True,
+    ),
     "special_tokens_removed": FindingKind(
         "example with start or end tokens around the text of a message, which are removed", is_problem=False
     ),

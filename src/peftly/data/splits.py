@@ -227,8 +227,7 @@ class RawData:
             if name == "test" or row_format.target in rows[name].fields:
                 notes.append(f"{rows[name].name} has no value in {row_format.target!r}, so it is no {name} split")
                 del rows[name]
-        for name, split in rows.items():
-            _check_fields(name, split, row_format)
+        _check_fields(rows, row_format)
         splits = {name: _format_rows(split, row_format) for name, split in rows.items()}
         spaces = splits["train"].spaces
         space_notes = spaces.notes(config.add_space) if spaces is not None and task == "causal_lm" else []
@@ -243,17 +242,16 @@ class RawData:
         )
 
 
-def _check_fields(name: str, rows: Rows, row_format: RowFormat) -> None:
+def _check_fields(splits: Mapping[str, Rows], row_format: RowFormat) -> None:
     """Refuse a split of which no row has a field of the training rows: it is often a file of other data."""
-    if name == "train" or row_format.template is None:
-        return
-    needed = [*row_format.input_fields, row_format.target]
-    lacking = [field for field in needed if field not in (*rows.fields, *row_format.optional_fields)]
-    if lacking:
-        raise DataError(
-            f"{rows.name}: the {name} rows have no field {lacking[0]!r}, which the training rows have; they have "
-            f"{quoted(rows.fields)}: give other rows with --{name}, or --{name} none"
-        )
+    needed = [] if row_format.template is None else [*row_format.input_fields, row_format.target]
+    for name, rows in splits.items():
+        lacking = [field for field in needed if field not in (*rows.fields, *row_format.optional_fields)]
+        if lacking and name != "train":
+            raise DataError(
+                f"{rows.name}: the {name} rows have no field {lacking[0]!r}, which the training rows have; they have "
+                f"{quoted(rows.fields)}: give other rows with --{name}, or --{name} none"
+            )
 
 
 def _format_rows(rows: Rows, row_format: RowFormat) -> _FormattedSplit:

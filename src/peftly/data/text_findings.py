@@ -89,7 +89,7 @@ class TextChecks:
             prompt: token ids of the prompt.
             answer: token ids of the completion.
         """
-        findings: Findings = ()
+        findings = self._foreign_tokens(example.prompt, example.completion)
         if not self._special.isdisjoint(prompt) or not self._special.isdisjoint(answer):
             findings = self.special_tokens(example.prompt, example.completion)
             findings += self.input_findings(example.prompt, prompt) + self.unknown_target(example.completion, answer)
@@ -105,10 +105,15 @@ class TextChecks:
             ids: token ids of the text.
             num_added: number of special tokens that the tokenizer adds to a text.
         """
-        if sum(map(self._special.__contains__, ids)) <= num_added:
-            return ()
         texts = (example.prompt,) if example.pair is None else (example.prompt, example.pair)
-        return self.special_tokens(*texts) + self.input_findings("\n".join(texts), ids)
+        foreign = self._foreign_tokens(*texts)
+        if sum(map(self._special.__contains__, ids)) <= num_added:
+            return foreign
+        return foreign + self.special_tokens(*texts) + self.input_findings("\n".join(texts), ids)
+
+    def _foreign_tokens(self, *texts: str) -> Findings:
+        match = next(filter(None, map(self._vocabulary.foreign_pattern.search, texts)), None)
+        return () if match is None else (("foreign_special_tokens", match[0].strip()),)
 
     def special_inside(self, texts: Sequence[str]) -> Findings:
         """Return the finding of special tokens inside texts."""

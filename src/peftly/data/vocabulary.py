@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["Vocabulary", "check_has_offsets", "is_proper_prefix", "token_positions"]
 
 
+_SPECIAL_TOKENS = (
+    *("<s>", "</s>", "<bos>", "<eos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+"""Special tokens of common models, which their chat templates write into texts."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer with the special tokens that it adds to a text.
@@ -67,6 +75,17 @@ class Vocabulary:
         """Pattern of the text of any special token."""
         texts = sorted(filter(None, self.tokenizer.convert_ids_to_tokens(sorted(self.special))), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+    @cached_property
+    def foreign_pattern(self) -> re.Pattern[str]:
+        """Pattern of a special token of other models that is several tokens here.
+
+        `<s>` counts at the start of a text and `</s>` at its end or in front of `<s>`, since both are marks of HTML.
+        """
+        unknown = self.tokenizer.unk_token_id
+        foreign = [t for t in _SPECIAL_TOKENS if self.tokenizer.convert_tokens_to_ids(t) in (None, unknown)]
+        patterns = {"<s>": r"^\s*<s>", "</s>": r"</s>(?=\s*(?:<s>|$))"}
+        return re.compile("|".join(patterns.get(token, re.escape(token)) for token in foreign) or "(?!)")
 
     @cached_property
     def unknown(self) -> int | None:

@@ -129,7 +129,7 @@ class Parity:
             gap = "" if self.gap is None else f" (first other token preferred by {self.gap:.2g})"
             rows.append(("greedy continuation is equal", f"{self.same_texts} of {self.continuations}{gap}"))
         if self.perplexity is not None:
-            rows.append(("perplexity before, after", ", ".join(map(score_text, self.perplexity))))
+            rows.append(("perplexity of the whole texts", ", ".join(map(score_text, self.perplexity))))
         if self.quantized is not None:
             difference, perplexity = self.quantized
             suffix = "" if perplexity is None else f", perplexity {score_text(perplexity)}"

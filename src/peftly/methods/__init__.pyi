@@ -14,6 +14,7 @@ from .prefix_tuning import PTuningV2 as PTuningV2
 from .prompt_tuning import PromptTuning as PromptTuning
 from .registry import METHODS as METHODS
 from .registry import Method as Method
+from .registry import default_learning_rate as default_learning_rate
 from .selective import Full as Full
 from .selective import Selective as Selective
 from .soft_prompt import PromptAdapter as PromptAdapter

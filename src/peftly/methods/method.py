@@ -53,6 +53,11 @@ class MethodConfig(Settings):
         return 0
 
     @property
+    def learning_rate_factor(self) -> float:
+        """Factor of the method's default learning rate for these settings."""
+        return 1.0
+
+    @property
     def corrects_quantization(self) -> bool:
         """Whether the adapter corrects the quantisation error of its base, so that it fits no other base."""
         return False

@@ -39,6 +39,11 @@ class PTuning(MethodConfig):
         """See `MethodConfig.num_marked_tokens`."""
         return self.num_virtual_tokens if self.position == "template" else 0
 
+    @property
+    def learning_rate_factor(self) -> float:
+        """See `MethodConfig.learning_rate_factor`. With the rate of the MLP, the LSTM diverged (docs/log.md)."""
+        return 0.1 if self.encoder == "lstm" else 1.0
+
 
 class PTuningEncoder(nn.Module):
     """Prompt encoder: a network that computes the embeddings of the virtual tokens.

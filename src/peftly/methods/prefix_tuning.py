@@ -69,6 +69,11 @@ class PrefixTuning(MethodConfig):
             raise ValueError("projection_dim is not used without projection: true")
         return self
 
+    @property
+    def learning_rate_factor(self) -> float:
+        """See `MethodConfig.learning_rate_factor`. At the rate of plain prefixes the network diverged (docs/log.md)."""
+        return 0.1 if self.projection else 1.0
+
 
 class PTuningV2(PrefixTuning):
     """Settings of P-tuning v2, the same as for prefix tuning."""

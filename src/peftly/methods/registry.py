@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftly.methods.method import Adapter, MethodConfig
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "default_learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -159,3 +159,8 @@ METHODS: dict[str, Method] = {
         identity_at_init=True,
     ),
 }
+
+
+def default_learning_rate(config: MethodConfig) -> float:
+    """Return the default learning rate of a method with given settings, for AdamW."""
+    return METHODS[config.name].learning_rate * config.learning_rate_factor

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from peftly.exporting import SavedAdapter, serve_command
-from peftly.methods import METHODS
+from peftly.methods import default_learning_rate
 from peftly.runs.config import RunConfig
 from peftly.training import TrainConfig
 from peftly.utils import count_text, score_rows, seconds_text
@@ -194,7 +194,7 @@ def _training(saved: Mapping[str, SavedAdapter], facts: RunFacts) -> list[str]:
         lines.append(f"- {f'`{name}`: ' if name else ''}{adapter.config.name} ({shown})")
     if facts.config is not None:
         train, method = facts.config.train, next(iter(facts.config.adapters.values()))
-        rate = train.learning_rate or METHODS[method.name].learning_rate
+        rate = train.learning_rate or default_learning_rate(method)
         defaults = TrainConfig().model_dump(mode="json")
         changed = {
             key: value

@@ -50,6 +50,10 @@ between blocks stay. Chosen by measurements on both real bases (docs/log.md); wi
 larger."""
 
 
+_ENOUGH_BYTES = 1 << 40
+"""Free memory of a GPU that is planned: a training computes as many examples at once as it does on any large GPU."""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Estimate for one method.
@@ -115,7 +119,7 @@ def estimate_memory(
         data: encoded data, of which the longest examples count; or the number of tokens of every example, which are
             all trained and are a whole batch in an evaluation.
         task, labels, pooling, dtype, device, quantization: as `load_base` takes them. Without a task the one that fits
-            the base is taken, and a classifier without labels has two.
+            the base is taken, and a classifier without labels has two. The device may be a GPU that this machine lacks.
         process_bytes: on a CPU, memory of the process without the base; None: its memory now.
         available_bytes: memory of the device that is free before the base is opened, which decides how many examples
             a training computes at once; None: the memory that is free now.
@@ -125,7 +129,11 @@ def estimate_memory(
         MethodError: the method does not fit the base.
         ConfigError: the settings do not fit base or data.
     """
-    resolved_device = resolve_device(device)
+    is_planned = _is_missing_gpu(device)
+    resolved_device = torch.device("cuda") if is_planned else resolve_device(device)
+    if is_planned:  # a GPU of this age multiplies in bfloat16, and its free memory is the question
+        dtype = "bfloat16" if dtype == "auto" else dtype
+        available_bytes = _ENOUGH_BYTES if available_bytes is None else available_bytes
     if process_bytes is None:
         process_bytes = memory_of_process()
     weights_dtype, quantized = resolve_dtype(dtype, resolved_device), as_quantization(quantization)
@@ -155,6 +163,11 @@ def estimate_memory(
         stored_bytes=0 if is_mapped else stored,
         has_probe=TASKS[task].is_classification,
     )
+
+
+def _is_missing_gpu(device: str | torch.device | None) -> bool:
+    """Return whether a device is a CUDA GPU on a machine without one, for which a training can still be planned."""
+    return str(device).split(":")[0] == "cuda" and not torch.cuda.is_available()
 
 
 def _estimate(

@@ -152,6 +152,7 @@ def _settings(config: TrainConfig, data: Data) -> TrainConfig:
         "metric_for_best_model": "loss",
         "early_stopping_patience": None,
         "fsdp": False,
+        "report_to": (),
     }
     return config.model_copy(update=changes)
 

@@ -20,6 +20,29 @@ def _read_trackers(value: object) -> object:
     return tuple(dict.fromkeys(names))
 
 
+_OPTIMIZERS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw",
+}
+"""Optimizers of other tools: their names here."""
+
+
+def _known_optimizer(value: object) -> object:
+    if isinstance(value, str) and value in _OPTIMIZERS:
+        raise ValueError(f"write {_OPTIMIZERS[value]} for {value}")
+    return value
+
+
+def _no_limit(value: object) -> object:
+    """Refuse -1, which is no limit in other tools, with advice."""
+    if value == -1:
+        raise ValueError("leave it out for a training without this limit")
+    return value
+
+
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt"]
 
 
@@ -35,7 +58,7 @@ class TrainConfig(Settings):
     """Passes over the training examples. None: 5; for heads of classifiers as many as make 2,000 examples, at least 5
     and at most 15."""
 
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Annotated[int | None, BeforeValidator(_no_limit)] = Field(default=None, ge=1)
     """Number of steps; it replaces `epochs`. None: `epochs` decides."""
 
     batch_size: int = Field(default=8, ge=1)
@@ -51,7 +74,10 @@ class TrainConfig(Settings):
     learning_rate: float | None = Field(default=None, gt=0)
     """Highest learning rate; None: the default of the method."""
 
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "sgd"],
+        BeforeValidator(_known_optimizer),
+    ] = "adamw"
     """Optimizer. `8bit` stores AdamW's moments in 8 bits, and `paged` moves them to the CPU's memory when the GPU's is
     full; both need bitsandbytes, and are plain AdamW without it."""
 

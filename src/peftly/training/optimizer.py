@@ -11,7 +11,7 @@ from peftly.adapters import attached, trainable_parameters
 from peftly.errors import ConfigError
 from peftly.injection import is_within, owner, task_modules
 from peftly.kernels import has_bitsandbytes, import_bitsandbytes, without_kernels
-from peftly.methods import METHODS, Adapter
+from peftly.methods import Adapter, default_learning_rate
 from peftly.training.config import TrainConfig
 
 __all__ = ["make_optimizer", "optimizer_note", "parameter_groups"]
@@ -68,7 +68,7 @@ def _default_rate(adapter: Adapter | None, config: TrainConfig) -> float:
         raise ConfigError(
             "train.learning_rate is missing; the method's default is for adamw and adafactor, not for sgd"
         )
-    return METHODS[adapter.config.name].learning_rate
+    return default_learning_rate(adapter.config)
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

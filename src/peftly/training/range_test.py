@@ -13,7 +13,7 @@ from peftly.data import Data, DataSource
 from peftly.errors import ConfigError
 from peftly.evaluation import data_of
 from peftly.injection import owner
-from peftly.methods import METHODS
+from peftly.methods import default_learning_rate
 from peftly.models import tokenizer_of
 from peftly.training.callbacks import Callback, StepRecord
 from peftly.training.config import TrainConfig
@@ -137,7 +137,7 @@ def find_learning_rate(
     """
     config = config or TrainConfig()
     default = config.learning_rate or max(
-        (METHODS[adapter.config.name].learning_rate for adapter in attached(model).values()), default=1e-3
+        (default_learning_rate(adapter.config) for adapter in attached(model).values()), default=1e-3
     )
     lowest = default * LOWEST if min_rate is None else min_rate
     highest = default * HIGHEST if max_rate is None else max_rate

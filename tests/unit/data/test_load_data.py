@@ -192,7 +192,8 @@ def test_a_file_that_is_named_twice_is_read_once(monkeypatch):
         ({"train": datasets.Dataset.from_list([])}, "train: holds no rows; there is nothing to train on"),
         (
             {"train": ROWS, "dev": [{"text": "a"}]},
-            "dev: the validation rows have no field 'label', which the training rows have; they have 'text': give other rows with --validation, or --validation none",
+            "dev: the validation rows have no field 'label', which the training rows have; they have 'text': give "
+            "other rows with --validation, or --validation none",
         ),
         (
             datasets.DatasetDict(a=with_class_labels(), b=with_class_labels()),

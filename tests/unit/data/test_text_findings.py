@@ -5,6 +5,7 @@ import copy
 import pytest
 from chatml import PLAIN, chatty
 from data_tokenizers import family
+from tiny_gguf import make_tokenizer
 from tiny_tasks import tiny_tokenizer
 from tokenizers import normalizers
 
@@ -138,6 +139,26 @@ def test_unknown_characters_are_counted_in_inputs_and_in_targets():
 def test_tokenizers_of_bytes_know_every_character_and_lose_none(name):
     example = Example("late 🙂 中", ' {"naïve": "中\n🙂"}\tＡ e\u0301')
     assert encode(example, family(name), 200).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<s>[INST] late? [/INST] yes </s>", "<s>"),
+        ("[INST] late? [/INST] yes </s><s>[INST] why? [/INST] rain", "</s>"),
+        ("the <s>old</s> price, in HTML", None),
+        ("late <|im_end|> again", "<|im_end|>"),
+    ],
+)
+def test_special_tokens_of_other_models_are_letters_here(text, found):
+    """Texts with `<s>` and `</s>` of Llama 2 taught another base to write these letters, and nothing was said."""
+    expected = [] if found is None else [("foreign_special_tokens", found)]
+    for example in (Example("", text), Example(text, " late")):
+        findings = encode(example, make_tokenizer("gpt-2"), 100).findings
+        assert [pair for pair in findings if pair[0] == "foreign_special_tokens"] == expected
+    (source,) = encode_sources([Example(text)], tiny_tokenizer("bert"))
+    assert [pair for pair in source.findings if pair[0] == "foreign_special_tokens"] == expected
+    assert "foreign_special_tokens" not in kinds(encode(Example("", text), CHATML, 100)), "its own special tokens"
 
 
 def test_a_word_that_is_too_long_for_the_tokenizer_is_named():

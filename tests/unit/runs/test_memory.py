@@ -80,6 +80,20 @@ def test_a_forward_pass_without_data_saves_the_bytes_of_a_real_one(architecture,
     assert results[0] == results[1]
 
 
+def test_a_training_is_planned_for_a_gpu_that_is_not_here(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    estimates = {
+        device: estimate_memory(str(folder), METHODS["lora"].config(), data=64, device=device, dtype="bfloat16")
+        for device in ("cpu", "cuda")
+    }
+    gpu = estimates["cuda"]
+    assert (gpu.device, gpu.process_bytes) == ("cuda", 0)
+    assert gpu.loading_bytes == gpu.base_bytes == estimates["cpu"].base_bytes
+    assert gpu.base_bytes < gpu.training_bytes < estimates["cpu"].training_bytes
+    automatic = estimate_memory(str(folder), METHODS["lora"].config(), data=64, device="cuda:1")
+    assert automatic == gpu, "bfloat16 is the dtype of a GPU"
+
+
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(BaseModelError, match=r"no config\.json"):
         estimate_memory(str(tmp_path), METHODS["lora"].config())
@@ -135,9 +149,9 @@ def summary_of(tmp_path):
 
 @pytest.mark.parametrize(("method", "architecture"), [("lora", "llama"), ("selective", "bert")])
 def test_a_run_estimates_its_memory_before_the_training(method, architecture, task_base, tmp_path):
-    """A run of `selective`, which caches the outputs of frozen layers by the places of examples, had no estimate."""
+    """A run of `selective`, which caches outputs of frozen layers, and one with a tracker had no estimate."""
     lines = []
-    config = configured(task_base(architecture), tmp_path, method=method)
+    config = configured(task_base(architecture), tmp_path, method=method, train={"report_to": ["csv"]})
     result = run(config, log=lines.append, estimates_memory=True)
     summary = summary_of(tmp_path)
     assert summary["estimated_memory_bytes"] == result.estimate.steps_bytes

@@ -4,7 +4,18 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from peftly import METHODS, Full, LoRA, PromptTuning, TrainConfig, attach, attached, trainable_parameters
+from peftly import (
+    METHODS,
+    Full,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    TrainConfig,
+    attach,
+    attached,
+    trainable_parameters,
+)
 from peftly.errors import ConfigError
 from peftly.training.optimizer import HEAD_RATE, make_optimizer, optimizer_note, parameter_groups
 
@@ -21,6 +32,20 @@ def test_methods_that_are_trained_together_have_their_own_learning_rates():
     assert found.keys() == trainable_parameters(model).keys()
     assert {rate for name, rate in found.items() if ".a." in name} == {METHODS["prompt_tuning"].learning_rate}
     assert {rate for name, rate in found.items() if ".b." in name} == {METHODS["lora"].learning_rate}
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [
+        (PTuning(), 1e-2),
+        (PTuning(encoder="lstm"), 1e-3),
+        (PrefixTuning(), 1e-2),
+        (PrefixTuning(projection=True), 1e-3),
+    ],
+)
+def test_networks_that_diverge_at_the_rate_of_their_method_have_a_lower_default(method, rate):
+    (found,) = set(rates(attach(tiny_model("llama"), method)).values())
+    assert found == pytest.approx(rate)
 
 
 def test_a_configured_learning_rate_replaces_the_default():
