@@ -105,5 +105,5 @@ def _print_estimates(config: "RunConfig", process: int, *, as_json: bool) -> Non
         screen.print(
             "On a CPU they are the memory of the whole process."
             if first.device == "cpu"
-            else "They are the bytes of tensors on the GPU, which were compared with no measurement."
+            else "They are the bytes of tensors on the GPU. With more free memory, more examples are computed at once."
         )

@@ -50,10 +50,6 @@ between blocks stay. Chosen by measurements on both real bases (docs/log.md); wi
 larger."""
 
 
-_ENOUGH_BYTES = 1 << 40
-"""Free memory of a GPU that is planned: a training computes as many examples at once as it does on any large GPU."""
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Estimate for one method.
@@ -119,7 +115,8 @@ def estimate_memory(
         data: encoded data, of which the longest examples count; or the number of tokens of every example, which are
             all trained and are a whole batch in an evaluation.
         task, labels, pooling, dtype, device, quantization: as `load_base` takes them. Without a task the one that fits
-            the base is taken, and a classifier without labels has two. The device may be a GPU that this machine lacks.
+            the base is taken, and a classifier without labels has two. The device may be a GPU that this machine
+            lacks: then the estimate is the least memory with which the training runs.
         process_bytes: on a CPU, memory of the process without the base; None: its memory now.
         available_bytes: memory of the device that is free before the base is opened, which decides how many examples
             a training computes at once; None: the memory that is free now.
@@ -131,9 +128,11 @@ def estimate_memory(
     """
     is_planned = _is_missing_gpu(device)
     resolved_device = torch.device("cuda") if is_planned else resolve_device(device)
-    if is_planned:  # a GPU of this age multiplies in bfloat16, and its free memory is the question
+    config = config or TrainConfig()
+    if is_planned:
         dtype = "bfloat16" if dtype == "auto" else dtype
-        available_bytes = _ENOUGH_BYTES if available_bytes is None else available_bytes
+    if is_planned and available_bytes is None:  # one example at once
+        available_bytes, config = 0, config.model_copy(update={"micro_batch_tokens": 1})
     if process_bytes is None:
         process_bytes = memory_of_process()
     weights_dtype, quantized = resolve_dtype(dtype, resolved_device), as_quantization(quantization)
@@ -148,7 +147,7 @@ def estimate_memory(
     found = simulate_training(
         model,
         methods,
-        config or TrainConfig(),
+        config,
         data,
         _tokenizer(spec),
         resolved_device,

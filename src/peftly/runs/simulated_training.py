@@ -143,7 +143,7 @@ def _settings(config: TrainConfig, data: Data) -> TrainConfig:
     changes = {
         "max_steps": _STEPS,
         "epochs": None,
-        "eval_steps": _STEPS,
+        "eval_steps": None if data.validation is None else _STEPS,
         "save_steps": None,
         "batch_size": len(data.train.encoded),
         "gradient_accumulation_steps": 1,

@@ -161,6 +161,15 @@ def test_a_run_estimates_its_memory_before_the_training(method, architecture, ta
     assert "too little" not in line
 
 
+def test_a_run_without_validation_rows_has_an_estimate(task_base, tmp_path):
+    lines = []
+    config = configured(task_base("llama"), tmp_path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"validation": "none"})})
+    run(config, log=lines.append, estimates_memory=True)
+    (line,) = [line for line in lines if line.startswith("memory: ")]
+    assert line.startswith("memory: about ")
+
+
 def test_too_little_memory_is_said_before_the_training(task_base, tmp_path, monkeypatch):
     monkeypatch.setattr(run_memory, "free_bytes", lambda device: 1)
     monkeypatch.setattr(run_memory, "memory_of_process", lambda: 1)
