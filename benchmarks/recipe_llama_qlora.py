@@ -17,6 +17,14 @@ BOUNDS = {
     "memory.nf4.base_bytes": (3.5e9, 4.2e9),
 }
 LLAMA_2_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+GPUS = (
+    ("as little as possible, one example at once", None, None),
+    ("16 GB", 16 * 10**9, None),
+    ("24 GB", 24 * 10**9, None),
+    ("ample", 10**12, None),
+    ("ample, gradient checkpointing", 10**12, True),
+)
+"""Name, free bytes and gradient checkpointing of each estimate for a GPU."""
 ROWS = str(recipes.ROOT / "src/peftly/sample_data/complaints")
 
 
@@ -29,7 +37,7 @@ def measure(folder: Path) -> dict[str, Any]:
     result["q_proj, v_proj"] = {"adapter": script.score(model, tokenizer, data)}
     result["gguf"] = gguf(folder / "all")
     result["parameters"] = {name: adapter_parameters(folder / name) for name in ("all", "two")}
-    return result | {"memory": memory(folder / "llama")}
+    return result | {"memory": memory(folder / "llama"), "gpu": gpu_memory(folder / "llama")}
 
 
 def adapter_parameters(run: Path) -> int:
@@ -83,6 +91,25 @@ def memory(folder: Path) -> dict[str, Any]:
     return found
 
 
+def gpu_memory(folder: Path) -> dict[str, int]:
+    """Return the estimated peaks of the steps on a GPU, of Llama-2-7B in NF4, by the free memory of the GPU."""
+    import peftly
+    from peftly.runs import estimate_memory
+
+    return {
+        name: estimate_memory(
+            str(folder),
+            peftly.LoRA(rank=64, alpha=16),
+            peftly.TrainConfig(batch_size=4, gradient_checkpointing=checkpointing),
+            data=512,
+            device="cuda",
+            available_bytes=free,
+            quantization=peftly.Quantization(kind="nf4", double=True),
+        ).steps_bytes
+        for name, free, checkpointing in GPUS
+    }
+
+
 def tables(content: dict[str, Any]) -> dict[str, str]:
     """Return the tables of scores, and the estimates for Llama-2-7B."""
     result = content["result"]
@@ -123,4 +150,6 @@ def tables(content: dict[str, Any]) -> dict[str, str]:
         "Estimates for batches of 4 examples with 512 tokens, from the config alone; "
         f"{trained['trained_parameters']:,} trained parameters, {trained['adapter_bytes'] / 1e6:.0f} MB in the file.",
     ]
-    return {"llama-qlora": "\n".join(lines), "llama-memory": "\n".join(costs)}
+    gpus = ["| free memory of the GPU | peak of the steps |", "|---|---|"]
+    gpus += [f"| {name} | {bytes_ / 1e9:.1f} GB |" for name, bytes_ in result["gpu"].items()]
+    return {"llama-qlora": "\n".join(lines), "llama-memory": "\n".join(costs), "llama-gpu": "\n".join(gpus)}
