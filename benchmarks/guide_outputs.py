@@ -64,8 +64,11 @@ PAGES: dict[str, tuple[Command, ...]] = {
         Command(
             f"{TRAIN} {ENCODER} --test test.jsonl --out runs/tweets_lora",
             {
-                "decisions of train": [("base:", "test:"), ("validation is", "memory:")],
-                "results of train": [("epoch", "report:")],
+                "decisions of train": [
+                    *(("base:", "test:"), ("validation is", "validation is"), ("epochs:", "epochs:")),
+                    ("new layers", "memory:"),
+                ],
+                "results of train": [("epoch training", "report:")],
             },
         ),
         Command(f"peftly methods {ENCODER}", {"methods of minilm-l6": WHOLE}),
@@ -84,7 +87,7 @@ PAGES: dict[str, tuple[Command, ...]] = {
     "predicting": (
         Command(
             "peftly predict runs/labels --data test.jsonl --out predictions.csv && echo && head -n 3 predictions.csv",
-            {"predict": WHOLE},
+            {"predict": [("300 rows of", "Tracking page")]},
         ),
     ),
     "generating": (
@@ -302,15 +305,12 @@ def selected(output: str, parts: Parts) -> str:
 
 
 def python_page(folder: Path) -> dict[str, dict[str, str]]:
-    """Run the blocks of docs/python.md in one process, and return what each of them printed."""
+    """Run the blocks of docs/python.md in one process, and return what those printed whose output is shown."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from page_blocks import blocks
 
-    codes = [
-        block.code
-        for block in blocks((DOCS / "python.md").read_text(encoding="utf-8"))
-        if block.language in ("python", "setup") and block.reason is None
-    ]
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    codes = [block.code for block in blocks(page) if block.language in ("python", "setup") and block.reason is None]
     between = "\x1e"
     script = "".join(f"print({between!r}, end='')\n{code}\n" for code in codes)
     print(f"docs/python.md: {len(codes)} blocks", flush=True)
@@ -322,7 +322,7 @@ def python_page(folder: Path) -> dict[str, dict[str, str]]:
     return {
         f"python {number}": {"page": "python", "command": code, "text": selected(text, WHOLE)}
         for number, (code, text) in enumerate(zip(codes, output.split(between)[1:], strict=True), 1)
-        if text.strip()
+        if f"<!-- output: python {number} -->" in page
     }
 
 
