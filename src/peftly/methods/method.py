@@ -53,7 +53,7 @@ class MethodConfig(Settings):
         return 0
 
     @property
-    def learning_rate_factor(self) -> float:
+    def default_rate_factor(self) -> float:
         """Factor of the method's default learning rate for these settings."""
         return 1.0
 

@@ -40,8 +40,8 @@ class PTuning(MethodConfig):
         return self.num_virtual_tokens if self.position == "template" else 0
 
     @property
-    def learning_rate_factor(self) -> float:
-        """See `MethodConfig.learning_rate_factor`. With the rate of the MLP, the LSTM diverged (docs/log.md)."""
+    def default_rate_factor(self) -> float:
+        """See `MethodConfig.default_rate_factor`. With the rate of the MLP, the LSTM diverged (docs/log.md)."""
         return 0.1 if self.encoder == "lstm" else 1.0
 
 

@@ -70,8 +70,8 @@ class PrefixTuning(MethodConfig):
         return self
 
     @property
-    def learning_rate_factor(self) -> float:
-        """See `MethodConfig.learning_rate_factor`. At the rate of plain prefixes the network diverged (docs/log.md)."""
+    def default_rate_factor(self) -> float:
+        """See `MethodConfig.default_rate_factor`. At the rate of plain prefixes the network diverged (docs/log.md)."""
         return 0.1 if self.projection else 1.0
 
 

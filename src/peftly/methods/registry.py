@@ -163,4 +163,4 @@ METHODS: dict[str, Method] = {
 
 def default_learning_rate(config: MethodConfig) -> float:
     """Return the default learning rate of a method with given settings, for AdamW."""
-    return METHODS[config.name].learning_rate * config.learning_rate_factor
+    return METHODS[config.name].learning_rate * config.default_rate_factor
