@@ -184,6 +184,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.sample(4)
 def test_a_mistake_is_one_line(peftly: Peftly, here, tiny_llama_folder, case):
     arguments, words = MISTAKES[case]
     adapter_of(tiny_llama_folder, "prompt", PromptTuning(num_virtual_tokens=2, init="random"))

@@ -84,6 +84,7 @@ def logits_of(model, task):
 
 
 @pytest.mark.parametrize(("task", "architecture", "case"), CELLS)
+@pytest.mark.sample(4)
 def test_theirs_loads_here(task, architecture, case, tmp_path):
     theirs = peft.get_peft_model(fresh(architecture, task), their_config(architecture, task, case)).eval()
     perturb([parameter for parameter in theirs.parameters() if parameter.requires_grad])
@@ -108,6 +109,7 @@ def test_theirs_loads_here(task, architecture, case, tmp_path):
 
 
 @pytest.mark.parametrize(("task", "architecture", "case"), CELLS)
+@pytest.mark.sample(4)
 def test_ours_loads_there(task, architecture, case, tmp_path):
     model = attach(fresh(architecture, task), OURS[case])
     if task == "seq2seq_lm" and "prefix" in case:

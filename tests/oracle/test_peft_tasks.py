@@ -61,6 +61,7 @@ def their_parameters(model):
 
 
 @pytest.mark.parametrize(("task", "architecture", "case"), CELLS)
+@pytest.mark.sample(4)
 def test_both_ways(task, architecture, case, tmp_path):
     config = copy.deepcopy(their_config(architecture, task, case))
     theirs = peft.get_peft_model(fresh(architecture, task), config).eval()

@@ -249,6 +249,7 @@ CACHING = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("method", CACHING)
+@pytest.mark.sample(4)
 def test_no_method_answers_from_weights_that_were_changed(method, change):
     """`generate`, `evaluate` and a block of the user's have cached tensors of the former weights."""
     model = tiny_model("llama")

@@ -23,7 +23,7 @@ def test_a_cell_is_left_out_for_a_reason_that_the_method_gives():
     assert len(CELLS) > 0.85 * len(ALL)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 @pytest.mark.parametrize(("cell", "name"), checks_of(CELLS))
 def test_cell(cell, name, tmp_path):
     check(cell, name, tmp_path)

@@ -17,8 +17,7 @@ import peftly as library
 
 DATA = "examples/data/chinese_instructions.jsonl"
 CONFIG = "examples/chinese_instructions.yaml"
-FEW = ["--set", "train.max_steps=3", "--set", "train.gradient_accumulation_steps=2", "--set", "baselines=false"]
-FEW += ["--set", "train.generation_examples=2"]
+FEW = ["--set", "train.max_steps=3", "--set", "baselines=false", "--set", "train.generation_examples=2"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 VARIANTS = importlib.import_module("recipe_chinese_instructions").VARIANTS
 del sys.path[0]

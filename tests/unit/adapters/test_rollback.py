@@ -89,6 +89,7 @@ def lines_of(call) -> int:
 
 @pytest.mark.parametrize("method", ARCHITECTURE_OF)
 @pytest.mark.parametrize("others", [False, True], ids=["first adapter", "second adapter"])
+@pytest.mark.sample(4)
 def test_an_interrupted_load_changes_nothing(method, others, tmp_path):
     architecture = ARCHITECTURE_OF[method]
     folder = saved(METHODS[method].config(**DEFAULTS[method]), tmp_path / "adapter", architecture)
@@ -162,6 +163,7 @@ def adapted_for_merge(case):
 @pytest.mark.filterwarnings("ignore:untied, as merging")
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
 @pytest.mark.parametrize("case", MERGED)
+@pytest.mark.sample(4)
 def test_an_interrupted_merge_changes_nothing(case, on_disk, monkeypatch):
     if on_disk:
         monkeypatch.setattr("peftly.adapters.rollback.USED_SHARE", 0)

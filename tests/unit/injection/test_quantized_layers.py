@@ -57,6 +57,7 @@ def test_the_codes_are_those_of_the_paper():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sample(3)
 def test_weights_are_those_of_bitsandbytes(kind, dtype):
     layer = layer_of(quantized("llama", dtype=dtype, **KINDS[kind]))
     if kind == "int8":

@@ -35,6 +35,7 @@ def _lora(tiny_llama_folder, tmp_path) -> Path:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "selective", "full"])
+@pytest.mark.sample(4)
 def test_a_correct_merge_is_written(tiny_llama_folder, method, dtype, tmp_path):
     adapter = adapter_of(tiny_llama_folder, METHODS[method].config(**DEFAULTS[method]), tmp_path / "adapter")
     parity = save_merged(adapter, tmp_path / "merged", dtype=dtype)

@@ -11,14 +11,20 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "peft.md").read_text(enco
 
 def test_its_script(tiny_llama_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    block, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(block.replace("HuggingFaceTB/SmolLM2-135M", str(tiny_llama_folder)), "peft.md", "exec"), {})
     assert capsys.readouterr().out.startswith("trainable params: ")
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_its_names():
-    rows = dict(re.findall(r"^\| ([^|]+) \| (`[^|]+) \|$", PAGE[: PAGE.index("## The model is")], re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| ([^|]+) \| (`[^|]+) \|$",
+            PAGE[PAGE.index("## What there is") : PAGE.index("## The model is")],
+            re.MULTILINE,
+        )
+    )
     owners = {"methods of a model": ours.PeftModel, "`peftly.peft.helpers`": helpers}
     assert len(rows) == 5
     for title, names in rows.items():

@@ -76,6 +76,7 @@ def test_the_architectures():
 
 
 @pytest.mark.parametrize(("architecture", "method"), PACKED_CELLS)
+@pytest.mark.sample(4)
 def test_losses_and_gradients(architecture, method):
     model, _ = adapted(architecture, method)
     virtual = DEFAULTS[method].get("num_virtual_tokens", 0) if method != "prefix_tuning" else 0

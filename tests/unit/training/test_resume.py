@@ -111,6 +111,7 @@ def test_every_method_ends_with_the_same_bytes(architecture, method, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "sgd"])
 @pytest.mark.parametrize(("step", "at_evaluation"), [(1, False), (4, True), (8, False), (8, True)])
+@pytest.mark.sample(4)
 def test_optimizers_dropout_and_any_moment(optimizer, step, at_evaluation, tmp_path):
     settings = {
         "optimizer": optimizer,

@@ -31,6 +31,7 @@ def weights(model):
 
 
 @pytest.mark.parametrize(("task", "architecture"), TASK_CELLS)
+@pytest.mark.sample(4)
 def test_accumulated_batches_are_one_large_batch(task, architecture, task_base, tmp_path):
     """1 x 8 = 8 x 1, one example after the other or all at once; the last step of an epoch is short."""
     found = []
