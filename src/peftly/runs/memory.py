@@ -7,6 +7,7 @@ which also holds Python, the libraries, mapped pages of the weights, and memory 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def estimate_memory(
 
 def _is_missing_gpu(device: str | torch.device | None) -> bool:
     """Return whether a device is a CUDA GPU on a machine without one, for which a training can still be planned."""
-    return str(device).split(":")[0] == "cuda" and not torch.cuda.is_available()
+    return re.fullmatch(r"cuda(:\d+)?", str(device)) is not None and not torch.cuda.is_available()
 
 
 def _estimate(

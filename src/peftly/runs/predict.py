@@ -280,7 +280,7 @@ def _result(
 
 def _trained_notes(rows: Rows, row_format: RowFormat, stored: DataFile) -> list[str]:
     """Return a sentence on scored rows that the run was trained on."""
-    if row_format.template is None:  # a conversation without its last turn has another digest
+    if row_format.template is None or stored == DataFile():  # a conversation without its last turn has another digest
         return []
     found = [(index, row_prompt(row_format, row, rows.location(index))) for index, row in enumerate(rows.rows)]
     prompts = [(index, prompt) for index, prompt in found if prompt is not None]

@@ -92,6 +92,8 @@ def test_a_training_is_planned_for_a_gpu_that_is_not_here(folder, monkeypatch):
     assert gpu.base_bytes < gpu.training_bytes < estimates["cpu"].training_bytes
     automatic = estimate_memory(str(folder), METHODS["lora"].config(), data=64, device="cuda:1")
     assert automatic == gpu, "bfloat16 is the dtype of a GPU"
+    with pytest.raises(BaseModelError, match="device='cuda:x' is not a device"):
+        estimate_memory(str(folder), METHODS["lora"].config(), device="cuda:x")
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
